@@ -1,0 +1,397 @@
+"""Deep Q-learning on Atari 2600 games.
+
+  python -m experiments.atari --flagfile=experiments/flagfiles/quickstart.flags
+  python -m experiments.atari \\
+      --flagfile=experiments/flagfiles/nature_dqn.flags --game=breakout
+
+Trains in --run_dir, which then holds flags, metrics, TensorBoard events, a
+curve and checkpoints. The same command resumes a run that was stopped or
+killed. Flag files for published agents lie in experiments/flagfiles.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+from experiments import devices
+from experiments.flags import (
+    FRACTION, NOT_NEGATIVE, POSITIVE, RATE, RunError, UsageError, as_flags,
+    as_json, group, one_of, option, run, usage_errors)
+
+_AGENTS = ('dqn', 'double_dqn')
+_RULES = ('hard', 'soft', 'periodic_soft', 'frozen', 'self')
+# Options that may differ between a run and its resumption.
+_WHERE = ('run_dir', 'platform', 'overwrite', 'checkpoint_period_s')
+
+
+@dataclasses.dataclass(frozen=True)
+class AtariConfig:
+  """The options; their defaults are Nature DQN's (Mnih et al. 2015)."""
+
+  _run: Any = group('The run')
+  run_dir: str | None = option(
+      None, 'Folder of the run; runs/GAME-AGENT-SEED if not given.')
+  overwrite: bool = option(
+      False, 'Start afresh where the folder holds a run already.')
+  seed: int = option(0, 'Everything random follows from it.', NOT_NEGATIVE)
+  platform: str | None = option(
+      None, 'Device; the best that JAX finds if not given',
+      one_of(devices.PLATFORMS))
+  frames: int = option(
+      200_000_000, 'Emulator frames of the whole run.', POSITIVE)
+  iteration_frames: int = option(
+      1_000_000, 'Emulator frames of training from one row of metrics.csv, '
+      'evaluation and checkpoint to the next.', POSITIVE)
+  checkpoint_period_s: float = option(
+      600, 'Seconds between two checkpoints inside an iteration.', POSITIVE)
+
+  _protocol: Any = group('The game')
+  game: str = option('pong', 'Any spelling: ms_pacman, MsPacman.')
+  num_envs: int = option(
+      1, 'Emulators stepped in parallel; must divide --train_period or be a '
+      'multiple of it.', POSITIVE)
+  sticky_action_probability: float = option(
+      0.0, 'Chance per frame that the emulator repeats the last action.',
+      FRACTION)
+  noop_max: int = option(
+      30, 'No-op frames at most at the start of an episode.', NOT_NEGATIVE)
+  fire_on_reset: bool = option(False, 'Press FIRE to start an episode.')
+  frame_skip: int = option(4, 'Emulator frames per env step.', POSITIVE)
+  frame_cap: int = option(
+      108_000, 'Emulator frames per episode, at most; a truncation.', POSITIVE)
+  full_action_set: bool = option(
+      False, 'All 18 actions rather than those that the game knows.')
+
+  _agent: Any = group('The agent')
+  agent: str = option('dqn', 'Bootstrap', one_of(_AGENTS))
+  head: str = option(
+      'linear', 'Last layers', one_of(('linear', 'shared_bias', 'dueling')))
+  padding: str = option(
+      'VALID', 'Padding of the convolutions', one_of(('VALID', 'SAME')))
+  initializer: str = option(
+      'torch_uniform', 'Initial weights',
+      one_of(('lecun_normal', 'xavier_uniform', 'torch_uniform')))
+  discount: float = option(0.99, 'Per env step.', FRACTION)
+  n_step: int = option(1, 'Rewards before the bootstrap.', POSITIVE)
+  reward_clip: float = option(
+      1.0, 'Rewards are clipped to plus or minus this for learning; 0 for no '
+      'clipping. Reported returns never are.', NOT_NEGATIVE)
+  life_loss_terminates: bool = option(
+      True, 'A lost life ends the return for learning; the game goes on.')
+
+  _twin: Any = group('The twin')
+  target_update: str = option('hard', 'How the twin moves', one_of(_RULES))
+  target_period: int = option(
+      10_000, 'From one target update to the next, for the rules hard and '
+      'periodic_soft; the others move at every gradient step or never.',
+      POSITIVE)
+  target_period_unit: str = option(
+      'env_steps', 'Unit of --target_period',
+      one_of(('frames', 'env_steps', 'gradient_steps')))
+  tau: float | None = option(
+      None, 'Weight on the online parameters, for the rules soft and '
+      'periodic_soft', RATE)
+
+  _learning: Any = group('Learning')
+  optimizer: str = option(
+      'rmsprop_centred', 'Optimiser',
+      one_of(('adam', 'rmsprop', 'rmsprop_centred')))
+  learning_rate: float = option(2.5e-4, 'Step size.', POSITIVE)
+  optimizer_eps: float = option(
+      0.01, 'Inside the square root for RMSProp, outside for Adam.', POSITIVE)
+  rmsprop_decay: float = option(0.95, "Of RMSProp's averages.", FRACTION)
+  td_loss: str = option(
+      'clipped', 'Loss of a TD error', one_of(('squared', 'huber', 'clipped')))
+  error_bound: float = option(
+      1.0, 'Where huber and clipped bound the gradient in a TD error.',
+      POSITIVE)
+  batch_reduction: str = option(
+      'sum', 'Over the losses of a batch', one_of(('mean', 'sum')))
+  batch_size: int = option(32, 'Transitions per gradient step.', POSITIVE)
+  train_period: int = option(4, 'Env steps per gradient step.', POSITIVE)
+  min_replay: int = option(
+      50_000, 'Env steps before the first gradient step.', POSITIVE)
+  replay_capacity: int = option(
+      1_000_000, 'Transitions; 7.1 kB of memory each, taken as it fills.',
+      POSITIVE)
+
+  _acting: Any = group('Acting')
+  acting: str = option(
+      'exact', 'exact: with the newest parameters. overlapped: with those of '
+      'one round before, while the learner works', one_of(
+          ('exact', 'overlapped')))
+  epsilon_start: float = option(
+      1.0, 'Chance of a random action at first.', FRACTION)
+  epsilon_end: float = option(0.1, 'The same in the end.', FRACTION)
+  epsilon_hold: int = option(
+      50_000, 'Env steps before it begins to decay.', NOT_NEGATIVE)
+  epsilon_decay: int = option(
+      1_000_000, 'Env steps that the decay lasts.', POSITIVE)
+
+  _evaluation: Any = group('Evaluation, after each iteration')
+  eval_frames: int = option(
+      500_000, 'Frames to play; the episodes that end within them count. 0: '
+      'see --eval_episodes.', NOT_NEGATIVE)
+  eval_episodes: int = option(
+      0, 'Episodes to play. With --eval_frames=0 too: no evaluation.',
+      NOT_NEGATIVE)
+  eval_epsilon: float = option(0.05, 'Chance of a random action.', FRACTION)
+  eval_envs: int = option(1, 'Emulators stepped in parallel.', POSITIVE)
+  video: bool = option(
+      False, 'Record the first episode of each evaluation as a GIF.')
+
+  @property
+  def evaluates(self) -> bool:
+    """Whether there is an evaluation."""
+    return self.eval_frames > 0 or self.eval_episodes > 0
+
+  def env_steps(self, frames: int) -> int:
+    """Frames as env steps."""
+    return frames // self.frame_skip
+
+
+def main(config: AtariConfig) -> None:
+  """Trains an agent as the options say."""
+  game = _resolve_game(config.game)
+  run_dir = config.run_dir or f'runs/{game}-{config.agent}-{config.seed}'
+  config = dataclasses.replace(config, game=game, run_dir=run_dir)
+  _check(config)
+  devices.configure(config.platform)
+
+  # Not before the device is chosen: these import JAX.
+  from experiments import host_run
+  from siamrl.report.run_folder import (
+      RunFolder, RunFolderError, open_run_folder)
+
+  with usage_errors():
+    parts, derived = _build(config, RunFolder(pathlib.Path(run_dir)))
+  try:
+    folder, _ = open_run_folder(
+        run_dir, as_flags(config), as_json(config) | {'derived': derived},
+        overwrite=config.overwrite, ignore=_WHERE)
+  except RunFolderError as error:
+    raise RunError(f'--run_dir={error}') from error
+  with folder:
+    host_run.run(folder, parts)
+
+
+def _resolve_game(name: str) -> str:
+  from siamrl.envs import ale
+  try:
+    return ale.resolve_game(name)
+  except ValueError as error:
+    raise UsageError(f'--game={name}: {error}') from error
+  except ImportError as error:
+    raise RunError(str(error)) from error
+
+
+def _check(config: AtariConfig) -> None:
+  """Raises UsageError for options that do not go together."""
+  from siamrl.replay.host import HostReplay
+
+  def refuse(name: str, must: str) -> None:
+    raise UsageError(f'--{name}={getattr(config, name)} must {must}')
+
+  round_frames = config.frame_skip * max(config.num_envs, config.train_period)
+  for name in ('frames', 'iteration_frames'):
+    if getattr(config, name) % round_frames:
+      refuse(name, f'be a multiple of {round_frames}, the frames of a round '
+             '(--frame_skip times the larger of --train_period and '
+             '--num_envs)')
+  if config.eval_frames and config.eval_episodes:
+    refuse('eval_episodes', 'be 0 where --eval_frames is not')
+  if config.video and not config.evaluates:
+    refuse('video', 'go with an evaluation: --eval_frames or --eval_episodes')
+  # Before the first gradient step, n transitions of each emulator are not yet
+  # whole.
+  needed = config.batch_size + config.num_envs * config.n_step
+  if config.min_replay < needed:
+    refuse('min_replay', f'be at least {needed}, enough for a batch of '
+           f'--batch_size={config.batch_size}')
+  if config.replay_capacity < config.min_replay:
+    refuse('replay_capacity', f'be at least --min_replay={config.min_replay}')
+  nbytes = HostReplay.estimate_nbytes(config.replay_capacity, (84, 84))
+  memory = devices.memory_bytes()
+  if nbytes > 0.9 * memory:
+    refuse('replay_capacity', f'fit the memory: it takes {nbytes / 1e9:.1f} GB '
+           f'of {memory / 1e9:.1f} GB, and 90 % may be taken')
+
+
+def _build(
+    config: AtariConfig, folder: Any) -> tuple[Any, dict[str, Any]]:
+  """Makes all parts of the run; returns them and what to record of them.
+
+  Raises:
+    ValueError: options that do not go together.
+  """
+  import jax
+
+  from experiments import host_run
+  from siamrl import learner, schedule, twins
+  from siamrl.replay.host import HostReplay
+  from siamrl.runners import host
+
+  sync = 1
+  if twins.RULES[config.target_update].takes_period:
+    sync = schedule.to_gradient_steps(
+        config.target_period, config.target_period_unit,
+        train_period=config.train_period,
+        frames_per_env_step=config.frame_skip)
+  speeds = schedule.make_schedule(config.num_envs, config.train_period, sync)
+  rule = twins.make_rule(config.target_update, tau=config.tau)
+  optimizer = learner.make_optimizer(
+      config.optimizer, learning_rate=config.learning_rate,
+      eps=config.optimizer_eps, decay=config.rmsprop_decay)
+  agent = make_agent(config)
+  init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+  state = learner.init_state(agent, optimizer, init_key)
+  replay = HostReplay(
+      config.replay_capacity, frame_shape=(84, 84), num_envs=config.num_envs,
+      n_step=config.n_step, discount=config.discount)
+  loop = host.LoopConfig(
+      schedule=speeds,
+      total_env_steps=config.env_steps(config.frames),
+      iteration_env_steps=config.env_steps(config.iteration_frames),
+      warmup_env_steps=config.min_replay,
+      batch_size=config.batch_size,
+      epsilon=functools.partial(
+          schedule.linear_epsilon, start=config.epsilon_start,
+          end=config.epsilon_end, begin=config.epsilon_hold,
+          decay=config.epsilon_decay),
+      reward_clip=config.reward_clip or None,
+      life_loss_terminates=config.life_loss_terminates,
+      overlapped=config.acting == 'overlapped')
+  train = functools.partial(
+      host.train, loop, agent=agent,
+      regress=learner.make_regress(agent, optimizer, rule, sync),
+      replay=replay, make_environments=functools.partial(_environments, config),
+      seed=config.seed, act_key=act_key)
+  parts = host_run.Parts(
+      state=state, replay=replay, loop=train,
+      evaluate=functools.partial(_evaluate, config, folder, agent, eval_key)
+      if config.evaluates else None,
+      draw=functools.partial(_draw, config, folder), frames=config.frames,
+      frames_per_env_step=config.frame_skip, num_envs=config.num_envs,
+      seed=config.seed, checkpoint_period_s=config.checkpoint_period_s)
+  return parts, {
+      'schedule': speeds._asdict(),
+      'parameters': sum(x.size for x in jax.tree.leaves(state.online_params))}
+
+
+def make_agent(config: AtariConfig) -> Any:
+  """The agent that the options describe."""
+  import numpy as np
+
+  from siamrl.agents.q import make_q_agent
+  from siamrl.networks.q_network import nature_network
+
+  environments = _environments(config, seed=0)
+  num_actions = environments.num_actions
+  environments.close()
+  network = nature_network(
+      num_actions, head=config.head, padding=config.padding,
+      initializer=config.initializer)
+  return make_q_agent(
+      network, np.zeros((1, 4, 84, 84), np.uint8), name=config.agent,
+      td_loss=config.td_loss, error_bound=config.error_bound,
+      batch_reduction=config.batch_reduction)
+
+
+def _environments(
+    config: AtariConfig, seed: int, *, num_envs: int | None = None,
+    colour: bool = False) -> Any:
+  from siamrl.envs.ale import AtariEnvironments, AtariProtocol
+  protocol = AtariProtocol(
+      sticky_action_probability=config.sticky_action_probability,
+      noop_max=config.noop_max, frame_skip=config.frame_skip,
+      frame_cap=config.frame_cap, full_action_set=config.full_action_set,
+      fire_on_reset=config.fire_on_reset)
+  return AtariEnvironments(
+      config.game, num_envs or config.num_envs, seed=seed, protocol=protocol,
+      colour=colour)
+
+
+def _evaluate(
+    config: AtariConfig, folder: Any, agent: Any, key: Any, params: Any,
+    iteration: int) -> Iterator[None]:
+  """Yields while it plays; returns the evaluation's columns."""
+  import jax
+  import numpy as np
+
+  from siamrl.report.human_normalised import human_normalised
+  from siamrl.runners import evaluation, host
+
+  begun = time.perf_counter()
+  seed = host.environment_seed(config.seed, iteration, evaluation=True)
+  make = functools.partial(
+      _environments, config, seed, num_envs=config.eval_envs)
+  with contextlib.ExitStack() as stack:
+    environments = stack.enter_context(contextlib.closing(make()))
+    film = None
+    if config.video:
+      film = _Film(stack.enter_context(contextlib.closing(make(colour=True))))
+    result = None
+    for result in evaluation.evaluate(
+        host.make_act(agent), params, environments,
+        jax.random.fold_in(key, iteration), config.eval_epsilon,
+        episodes=config.eval_episodes,
+        env_steps=config.env_steps(config.eval_frames),
+        watch=film.watch if film else None):
+      yield
+    assert result is not None
+  if film:
+    film.write(folder.videos / f'iteration_{iteration:04}.gif', config)
+  score = float(np.mean(result.returns)) if result.returns else float('nan')
+  return {
+      'eval_episodes': len(result.returns),
+      'eval_return': score,
+      'eval_human_normalised': human_normalised(config.game, score),
+      'eval_frames': result.env_steps * config.frame_skip,
+      'eval_s': time.perf_counter() - begun}
+
+
+class _Film:
+  """Records the first episode of the first emulator, in colour.
+
+  A second set of emulators with the same seed, fed the same actions, plays the
+  same episodes; the one that the agent sees is grey and small.
+  """
+  _MOST = 1_800  # frames; two minutes of play at 4 emulator frames a step
+
+  def __init__(self, environments: Any):
+    self._environments = environments
+    self._frames = [environments.reset()[0, -1]]
+    self._running = True
+
+  def watch(self, actions: Any) -> None:
+    """Plays on by one action of each emulator."""
+    if not self._running:
+      return
+    self._environments.send(actions)
+    step = self._environments.recv()
+    self._frames.append(step.final_obs[0, -1])
+    ended = step.terminated[0] or step.truncated[0]
+    self._running = not ended and len(self._frames) < self._MOST
+
+  def write(self, path: pathlib.Path, config: AtariConfig) -> None:
+    """Writes what was recorded, at the speed of play."""
+    import numpy as np
+
+    from siamrl.report.video import write_gif
+    path.parent.mkdir(exist_ok=True)
+    write_gif(path, np.stack(self._frames), fps=60 / config.frame_skip)
+
+
+def _draw(config: AtariConfig, folder: Any) -> None:
+  from siamrl.report.curves import plot_run
+  plot_run(
+      folder.metrics, folder.curve,
+      title=f'{config.game}, {config.agent}, seed {config.seed}')
+
+
+if __name__ == '__main__':
+  run(AtariConfig, __doc__, main)

@@ -1,0 +1,134 @@
+"""What must be settled before JAX starts: platform, XLA's options, caches."""
+
+import contextlib
+import importlib.util
+import mmap
+import os
+import pathlib
+import signal
+import threading
+import zlib
+
+from absl import logging
+
+from experiments.flags import RunError, UsageError
+
+PLATFORMS = ('cpu', 'gpu', 'tpu')
+
+# What measures best on a CPU, see BUILD_NOTES.md.
+CPU_XLA_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=dot,reduce',)
+
+
+def configure(platform: str | None) -> str:
+  """Chooses the device, and has JAX compile well for it.
+
+  Call it before anything is computed. XLA reads its options once, from the
+  environment: they are set here unless the user set the same ones.
+
+  Args:
+    platform: one of `PLATFORMS`, or None for the best that JAX finds.
+
+  Returns:
+    The platform in use.
+
+  Raises:
+    UsageError: JAX has no such device here.
+  """
+  _add_xla_flags()
+  import jax  # not before XLA_FLAGS stands
+
+  if platform:
+    jax.config.update('jax_platforms', platform)
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    jax.config.update('jax_compilation_cache_dir', str(_cache_directory()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  # Without a GPU, JAX warns about the one that it looked for.
+  logging.set_verbosity(logging.ERROR)
+  try:
+    return jax.default_backend()
+  except RuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise UsageError(
+        f'--platform={platform} is not available here: {reason}') from error
+
+
+def _add_xla_flags() -> None:
+  given = os.environ.get('XLA_FLAGS', '')
+  added = [
+      flag for flag in CPU_XLA_FLAGS
+      if flag.partition('=')[0] not in given and _xla_knows(flag)]
+  if added:
+    os.environ['XLA_FLAGS'] = ' '.join([given, *added]).strip()
+
+
+def _xla_knows(flag: str) -> bool:
+  """Whether the installed XLA has an option: an unknown one ends the process.
+
+  The options of a release are written nowhere but in its library.
+  """
+  spec = importlib.util.find_spec('jaxlib')
+  if spec is None or not spec.submodule_search_locations:
+    return False
+  name = flag.partition('=')[0].removeprefix('--').encode()
+  for folder in spec.submodule_search_locations:
+    for library in pathlib.Path(folder).glob('*.so'):
+      with open(library, 'rb') as file, mmap.mmap(
+          file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(name) >= 0:
+          return True
+  return False
+
+
+def _cache_directory() -> pathlib.Path:
+  """Where compiled programs are kept; a folder for each kind of processor.
+
+  A program compiled for one processor can fail on another, and home
+  directories are shared.
+  """
+  base = pathlib.Path(
+      os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+  kind = ''
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    kind = next((line for line in lines if line.startswith('flags')), '')
+  return base / 'siamrl' / f'{zlib.crc32(kind.encode()):08x}'
+
+
+def memory_bytes() -> int:
+  """Memory of this machine, or of the container that holds the process."""
+  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  with contextlib.suppress(OSError, ValueError):
+    limit = pathlib.Path('/sys/fs/cgroup/memory.max').read_text()
+    total = min(total, int(limit))
+  return total
+
+
+class StopRequest:
+  """Hears SIGTERM and Ctrl-C, for the run to stop at its next good moment.
+
+  A second Ctrl-C interrupts at once.
+  """
+
+  def __init__(self) -> None:
+    self._event = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._hear)
+
+  def _hear(self, number: int, frame: object) -> None:
+    del frame
+    self._event.set()
+    if number == signal.SIGINT:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+
+  def __bool__(self) -> bool:
+    return self._event.is_set()
+
+
+def check_room(folder: pathlib.Path, needed_bytes: int) -> None:
+  """Raises RunError if a disk has less room than a run's checkpoints need."""
+  stats = os.statvfs(folder)
+  free = stats.f_bavail * stats.f_frsize
+  if free < needed_bytes:
+    raise RunError(
+        f'--run_dir={folder}: {free / 1e9:.2f} GB are free on this disk, and '
+        f'checkpoints need about {needed_bytes / 1e9:.2f} GB')

@@ -1,0 +1,194 @@
+"""Flags from frozen dataclasses: each default is written once, in its field.
+
+A launcher describes its options as a frozen dataclass whose fields are made by
+`option`. `run` turns them into absl flags, parses the command line, checks every
+value and calls the launcher with the finished record. Below this package no
+flag is read.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import sys
+import textwrap
+import types
+import typing
+from typing import Any, NamedTuple
+
+from absl import app
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+
+class UsageError(Exception):
+  """The command line asks for something that cannot be; exit code 2."""
+
+
+class RunError(Exception):
+  """Something outside the command line is in the way; exit code 1."""
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+  """Has the ValueErrors of the library speak of flags.
+
+  Their messages begin with `name=value`, and names are those of the flags.
+  """
+  try:
+    yield
+  except ValueError as error:
+    raise UsageError(f'--{error}') from error
+
+
+class Bound(NamedTuple):
+  """What a value must be: a test, and its words after 'must be'."""
+  holds: Callable[[Any], bool]
+  text: str
+
+
+POSITIVE = Bound(lambda x: x > 0, 'positive')
+NOT_NEGATIVE = Bound(lambda x: x >= 0, '0 or more')
+FRACTION = Bound(lambda x: 0 <= x <= 1, 'in [0, 1]')
+RATE = Bound(lambda x: 0 < x <= 1, 'in (0, 1]')
+ANYTHING = Bound(lambda x: True, '')
+
+
+def one_of(names: Sequence[str]) -> Bound:
+  """The bound of an option that takes one of some names."""
+  return Bound(lambda x: x in names, f'one of {", ".join(names)}')
+
+
+def option(default: Any, help: str, bound: Bound = ANYTHING) -> Any:
+  """A dataclass field that becomes a flag.
+
+  Args:
+    default: its value where the flag is not given.
+    help: one sentence or two, with the unit.
+    bound: what values are allowed.
+  """
+  return dataclasses.field(
+      default=default, metadata={'help': help, 'bound': bound})
+
+
+def group(title: str) -> Any:
+  """A field that becomes no flag, but a heading in the help text."""
+  return dataclasses.field(default=None, init=False, metadata={'group': title})
+
+
+def _options(cls: type) -> list[tuple[dataclasses.Field, type]]:
+  """The fields that are flags, each with the type of a value that is given."""
+  hints = typing.get_type_hints(cls)
+  found = []
+  for field in dataclasses.fields(cls):
+    if 'help' in field.metadata:
+      hint = hints[field.name]
+      if isinstance(hint, types.UnionType):  # X | None
+        hint = next(t for t in typing.get_args(hint) if t is not type(None))
+      found.append((field, hint))
+  return found
+
+
+def define(cls: type) -> None:
+  """Defines an absl flag for every option of a dataclass."""
+  makers = {
+      int: flags.DEFINE_integer, float: flags.DEFINE_float,
+      str: flags.DEFINE_string, bool: flags.DEFINE_bool}
+  for field, kind in _options(cls):
+    makers[kind](field.name, field.default, field.metadata['help'])
+
+
+def read(cls: type) -> Any:
+  """The record that the parsed flags make, every value checked.
+
+  Raises:
+    UsageError: a value is not allowed; names the flag, the value and what is.
+  """
+  values = {}
+  for field, _ in _options(cls):
+    value, bound = FLAGS[field.name].value, field.metadata['bound']
+    if value is not None and not bound.holds(value):
+      raise UsageError(f'--{field.name}={value} must be {bound.text}')
+    values[field.name] = value
+  return cls(**values)
+
+
+def as_flags(config: Any) -> dict[str, str]:
+  """Every option with its value as a flag file has it; None is left out."""
+  result = {}
+  for field, kind in _options(type(config)):
+    value = getattr(config, field.name)
+    if value is not None:
+      result[field.name] = str(value).lower() if kind is bool else str(value)
+  return result
+
+
+def as_json(config: Any) -> dict[str, Any]:
+  """Every option with its value."""
+  return {f.name: getattr(config, f.name) for f, _ in _options(type(config))}
+
+
+def help_text(cls: type, intro: str) -> str:
+  """The answer to --help: options under their headings, in written order."""
+  lines = [intro.strip(), '']
+  for field in dataclasses.fields(cls):
+    if 'group' in field.metadata:
+      lines += ['', f'{field.metadata["group"]}:']
+    elif 'help' in field.metadata:
+      default = field.default
+      if isinstance(default, bool):
+        head = f'--[no]{field.name}  (default: {str(default).lower()})'
+      else:
+        head = f'--{field.name}  (default: {default})'
+      text = field.metadata['help']
+      bound = field.metadata['bound'].text
+      if bound:
+        text = f'{text.rstrip(".")}; {bound}.'
+      lines.append(f'  {head}')
+      lines += textwrap.wrap(
+          text, 76, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+  lines += ['', '--flagfile reads options from a file; later ones win.']
+  return '\n'.join(lines)
+
+
+def run(cls: type, intro: str, main: Callable[[Any], None]) -> None:
+  """Parses the command line into `cls` and calls `main` with it.
+
+  Exits with 0 after success or --help, with 2 after a usage error and with 1
+  where something else is in the way; errors that have an explanation end in
+  one line, not in a traceback.
+
+  Args:
+    cls: a frozen dataclass of options.
+    intro: the first paragraphs of the help text.
+    main: the launcher.
+  """
+  define(cls)
+
+  def parse(argv: Sequence[str]) -> list[str]:
+    if '--help' in argv or '-h' in argv or '-help' in argv:
+      print(help_text(cls, intro))
+      sys.exit(0)
+    try:
+      rest = FLAGS(argv)
+    except (flags.Error, OSError) as error:
+      _fail(2, error)
+    if len(rest) > 1:
+      _fail(2, f'{rest[1]!r} is no flag; flags are written --name=value')
+    return rest
+
+  def launch(argv: Sequence[str]) -> None:
+    del argv
+    try:
+      main(read(cls))
+    except UsageError as error:
+      _fail(2, error)
+    except RunError as error:
+      _fail(1, error)
+
+  app.run(launch, flags_parser=parse)
+
+
+def _fail(code: int, error: Any) -> typing.NoReturn:
+  print(f'error: {error}', file=sys.stderr)
+  sys.exit(code)

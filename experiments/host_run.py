@@ -1,0 +1,207 @@
+"""One run of the host loop in its folder: resume, show, evaluate, save, stop."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from experiments import devices
+from experiments.flags import RunError
+from siamrl.replay.host import HostReplay
+from siamrl.report.checkpoint import CheckpointError, Checkpoints
+from siamrl.report.metrics import MetricsWriter
+from siamrl.report.progress import Progress
+from siamrl.report.run_folder import RunFolder
+from siamrl.runners import host
+from siamrl.types import TrainState
+
+# Compressed Atari frames are 5 to 20 times smaller than raw ones.
+_REPLAY_COMPRESSION = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What a launcher has built.
+
+  Attributes:
+    state: the learner's fresh state.
+    replay: empty.
+    loop: (state) -> generator of the host loop's progress.
+    evaluate: (online params, iteration) -> generator that yields None while it
+      plays and returns the evaluation's columns; None for no evaluation.
+    draw: writes the curve.
+    frames: of the whole run.
+    frames_per_env_step: emulator frames per env step.
+    num_envs: environments stepped at once.
+    seed: the run's.
+    checkpoint_period_s: seconds between two checkpoints, at most, up to the
+      length of a chunk; one is also written after each iteration.
+  """
+  state: TrainState
+  replay: HostReplay
+  loop: Callable[[host.LoopState], Iterator[host.Progress]]
+  evaluate: Callable[[Any, int], Iterator[None]] | None
+  draw: Callable[[], None]
+  frames: int
+  frames_per_env_step: int
+  num_envs: int
+  seed: int
+  checkpoint_period_s: float
+
+
+class _Stopped(Exception):
+  """The user asked the run to stop; it has been saved."""
+
+
+def run(folder: RunFolder, parts: Parts) -> None:
+  """Trains to the end, or until SIGTERM or Ctrl-C, from wherever it stands.
+
+  Args:
+    folder: the run's, opened and locked.
+    parts: what to run.
+
+  Raises:
+    RunError: a checkpoint cannot be read or written, or the learner diverged.
+  """
+  state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.state))
+  devices.check_room(
+      folder.path, 3 * state_bytes + parts.replay.nbytes // _REPLAY_COMPRESSION)
+  stop = devices.StopRequest()
+  try:
+    with _Run(folder, parts, stop) as position:
+      position.train()
+  except _Stopped:
+    pass
+  except (CheckpointError, host.NonFiniteError) as error:
+    raise RunError(str(error)) from error
+  except OSError as error:
+    raise RunError(f'--run_dir={folder.path}: {error}') from error
+
+
+class _Run:
+  """The position of a run in its folder."""
+
+  def __init__(
+      self, folder: RunFolder, parts: Parts, stop: devices.StopRequest):
+    self._folder, self._parts, self._stop = folder, parts, stop
+    self._checkpoints = Checkpoints(folder.checkpoints, max_to_keep=1)
+    self._saves = 0
+    self._pending: dict[str, float] | None = None
+    rows = self._restore()
+    if folder.metrics.exists():
+      MetricsWriter.truncate(folder.metrics, rows)
+    self._writer = MetricsWriter(folder.metrics, folder.events)
+    self._progress = Progress(parts.frames, self._frames)
+    self._saved_at = time.monotonic()
+
+  def __enter__(self) -> '_Run':
+    self._progress.__enter__()
+    return self
+
+  def __exit__(self, *exc) -> None:
+    self._progress.close()
+    self._writer.close()
+
+  @property
+  def _frames(self) -> int:
+    return self._state.env_steps * self._parts.frames_per_env_step
+
+  def _restore(self) -> int:
+    """Goes to the newest checkpoint; returns the rows of metrics it knows."""
+    parts = self._parts
+    found = self._checkpoints.restore(parts.state)
+    if found is None:
+      self._state = host.LoopState.start(
+          parts.state, seed=parts.seed, num_envs=parts.num_envs)
+      return 0
+    train, extra, self._saves = found
+    try:
+      self._state = host.LoopState.from_json(train, extra['loop'])
+      parts.replay.load(self._folder.replay, extra['replay'])
+      self._pending = extra['pending']
+      return extra['rows']
+    except (KeyError, TypeError, ValueError) as error:
+      raise RunError(
+          f'{self._folder.checkpoints}: not a readable checkpoint: {error!r}'
+      ) from error
+
+  def train(self) -> None:
+    """Goes on from the newest checkpoint to the end."""
+    if self._saves:
+      self._progress.message(
+          f'resuming {self._folder.path} at frame {self._frames:,}')
+    if self._pending is not None:
+      self._finish_iteration(self._pending)
+    for _, metrics in self._parts.loop(self._state):
+      returns = self._state.statistics.returns
+      self._progress.update(self._frames, returns[-1] if returns else None)
+      if metrics is not None:
+        self._finish_iteration(metrics)
+      elif self._stop:
+        self._save_and_stop()
+      elif self._overdue():
+        self._save()
+    self._progress.message(f'finished: {self._folder.path}')
+
+  def _finish_iteration(self, row: dict[str, float]) -> None:
+    """Evaluates, writes the row, draws, saves."""
+    self._pending = row
+    if self._parts.evaluate is not None:
+      row = row | self._evaluate(int(row['iteration']))
+    self._pending = None
+    self._writer.write(row)
+    self._progress.message(_line(row))
+    self._save()
+    self._parts.draw()
+    if self._stop:
+      raise _Stopped
+
+  def _evaluate(self, iteration: int) -> dict[str, float]:
+    assert self._parts.evaluate is not None
+    evaluation = self._parts.evaluate(
+        self._state.train.online_params, iteration)
+    while True:
+      try:
+        next(evaluation)
+      except StopIteration as end:
+        return end.value
+      if self._stop:
+        self._save_and_stop()
+
+  def _overdue(self) -> bool:
+    waited = time.monotonic() - self._saved_at
+    return waited >= self._parts.checkpoint_period_s
+
+  def _save(self) -> None:
+    """Writes a checkpoint: segments of the replay first, then what names them.
+
+    Killed in between, the run finds the checkpoint before and its segments.
+    """
+    replay_folder: pathlib.Path = self._folder.replay
+    manifest = self._parts.replay.save(replay_folder)
+    self._saves += 1
+    self._checkpoints.save(self._saves, self._state.train, {
+        'loop': self._state.to_json(), 'replay': manifest,
+        'rows': self._writer.position, 'pending': self._pending})
+    HostReplay.prune(replay_folder, manifest)
+    self._saved_at = time.monotonic()
+
+  def _save_and_stop(self) -> None:
+    self._save()
+    self._progress.message(
+        f'stopped at frame {self._frames:,} and saved; the same command '
+        'resumes')
+    raise _Stopped
+
+
+def _line(row: dict[str, float]) -> str:
+  parts = [
+      f'iteration {row["iteration"]:.0f}', f'{row["frames"]:,.0f} frames',
+      f'training return {row["train_return"]:.4g} '
+      f'({row["train_episodes"]:.0f} episodes)']
+  if 'eval_return' in row:
+    parts.append(f'evaluation {row["eval_return"]:.4g}')
+  return ', '.join(parts)

@@ -1,0 +1,1 @@
+"""siamrl: the twin networks of value-based deep reinforcement learning."""

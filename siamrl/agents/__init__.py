@@ -1,0 +1,1 @@
+"""Agents: records of pure functions, one file a family."""

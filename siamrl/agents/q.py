@@ -1,0 +1,122 @@
+"""Q-learning agents: DQN and Double DQN as pure functions."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from siamrl.losses import td
+from siamrl.types import Agent, Metrics, Params, Transition
+
+REDUCTIONS: dict[str, Callable[[chex.Array], chex.Array]] = {
+    'mean': jnp.mean, 'sum': jnp.sum}
+
+
+def _q_learning_errors(apply, online_params, target_params, batch):
+  q_tm1 = apply(online_params, batch.obs_tm1)
+  q_t = apply(target_params, batch.obs_t)
+  errors = jax.vmap(td.q_learning)(
+      q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t)
+  return errors, q_tm1
+
+
+def _double_q_learning_errors(apply, online_params, target_params, batch):
+  q_tm1 = apply(online_params, batch.obs_tm1)
+  q_t_value = apply(target_params, batch.obs_t)
+  q_t_selector = apply(online_params, batch.obs_t)
+  errors = jax.vmap(td.double_q_learning)(
+      q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t_value, q_t_selector)
+  return errors, q_tm1
+
+
+# Each: (apply, online_params, target_params, batch) -> (TD errors [B],
+# online values [B, A]).
+AGENTS: dict[str, Callable[..., tuple[chex.Array, chex.Array]]] = {
+    'dqn': _q_learning_errors, 'double_dqn': _double_q_learning_errors}
+
+
+def epsilon_greedy(
+    q_values: chex.Array, key: chex.PRNGKey, epsilon: chex.Numeric
+) -> chex.Array:
+  """Acts greedily, or with probability epsilon uniformly at random.
+
+  Args:
+    q_values: [B, A]; a tie goes to the lowest index.
+    key: consumed.
+    epsilon: [] or [B], in [0, 1].
+
+  Returns:
+    int32 [B] actions.
+  """
+  explore_key, action_key = jax.random.split(key)
+  batch_size, num_actions = q_values.shape
+  explore = jax.random.uniform(explore_key, (batch_size,)) < epsilon
+  anything = jax.random.randint(action_key, (batch_size,), 0, num_actions)
+  greedy = jnp.argmax(q_values, axis=-1).astype(jnp.int32)
+  return jnp.where(explore, anything, greedy)
+
+
+def make_q_agent(
+    network: nn.Module,
+    example_obs: chex.Array,
+    *,
+    name: str = 'dqn',
+    td_loss: str = 'huber',
+    error_bound: float = 1.0,
+    batch_reduction: str = 'mean',
+) -> Agent:
+  """Builds a Q-learning agent.
+
+  Args:
+    network: maps [B, S, ...] observations to [B, A] values.
+    example_obs: [B, S, ...], of any content; gives `init` its shapes.
+    name: 'dqn' or 'double_dqn', a key of `AGENTS`.
+    td_loss: a key of `losses.td.FORMS`.
+    error_bound: where the gradient of 'huber' and 'clipped' in one TD error is
+      clipped, > 0.
+    batch_reduction: 'mean' or 'sum' (Nature DQN's) over the batch.
+
+  Returns:
+    An agent whose `loss` reports `loss`, `q_tm1_mean` (the mean over the batch
+    of the value of the action taken) and `td_error_abs_mean`.
+
+  Raises:
+    ValueError: a name is unknown, or the bound is not positive.
+  """
+  for field, value, allowed in (
+      ('agent', name, AGENTS), ('td_loss', td_loss, td.FORMS),
+      ('batch_reduction', batch_reduction, REDUCTIONS)):
+    if value not in allowed:
+      raise ValueError(
+          f'{field}={value!r} is unknown; choose from {", ".join(allowed)}')
+  if not error_bound > 0:
+    raise ValueError(f'error_bound={error_bound} must be positive')
+  td_errors, form = AGENTS[name], td.FORMS[td_loss]
+  reduce = REDUCTIONS[batch_reduction]
+
+  def init(key: chex.PRNGKey) -> Params:
+    return network.init(key, example_obs)
+
+  def act(
+      params: Params, obs: chex.Array, key: chex.PRNGKey, epsilon: chex.Numeric
+  ) -> chex.Array:
+    return epsilon_greedy(network.apply(params, obs), key, epsilon)
+
+  def loss(
+      online_params: Params, target_params: Params, batch: Transition,
+      key: chex.PRNGKey,
+  ) -> tuple[chex.Array, Metrics]:
+    del key
+    errors, q_tm1 = td_errors(
+        network.apply, online_params, target_params, batch)
+    value = reduce(jax.vmap(lambda error: form(error, error_bound))(errors))
+    q_a_tm1 = jnp.take_along_axis(q_tm1, batch.a_tm1[:, None], axis=-1)
+    return value, {
+        'loss': value,
+        'q_tm1_mean': jnp.mean(q_a_tm1),
+        'td_error_abs_mean': jnp.mean(jnp.abs(errors)),
+    }
+
+  return Agent(init, act, loss)

@@ -1,0 +1,118 @@
+"""The learner: a TrainState, and the function that takes its gradient steps."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from siamrl import twins
+from siamrl.types import Agent, Metrics, TargetUpdate, TrainState, Transition
+
+OPTIMIZERS = ('adam', 'rmsprop', 'rmsprop_centred')
+
+Regress = Callable[[TrainState, Transition], tuple[TrainState, Metrics]]
+
+
+def make_optimizer(
+    name: str, *, learning_rate: chex.Numeric, eps: float, decay: float = 0.95
+) -> optax.GradientTransformation:
+  """Builds one of the optimisers of the DQN literature.
+
+  Args:
+    name: one of `OPTIMIZERS`. 'rmsprop_centred' divides by the root of an
+      estimated *variance*, as Mnih et al. (2015) do.
+    learning_rate: step size.
+    eps: what keeps the divisor from 0: added to the root by Adam, inside the
+      root by RMSProp.
+    decay: of RMSProp's averages; Adam's are 0.9 and 0.999.
+
+  Raises:
+    ValueError: the name is unknown.
+  """
+  if name == 'adam':
+    return optax.adam(learning_rate, eps=eps)
+  if name in OPTIMIZERS:
+    return optax.rmsprop(
+        learning_rate, decay=decay, eps=eps, eps_in_sqrt=True,
+        centered=name == 'rmsprop_centred')
+  raise ValueError(
+      f'optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
+
+
+def init_state(
+    agent: Agent, optimizer: optax.GradientTransformation, key: chex.PRNGKey
+) -> TrainState:
+  """A fresh TrainState: twins born equal, in buffers of their own.
+
+  Args:
+    agent: gives the parameters.
+    optimizer: gives the optimiser's state.
+    key: split once, into the parameters' key and the state's.
+  """
+  init_key, state_key = jax.random.split(key)
+  online_params = agent.init(init_key)
+  return TrainState(
+      online_params=online_params,
+      target_params=twins.copy(online_params),
+      opt_state=optimizer.init(online_params),
+      gradient_steps=jnp.zeros((), jnp.int32),
+      key=state_key)
+
+
+def make_regress(
+    agent: Agent,
+    optimizer: optax.GradientTransformation,
+    target_update: TargetUpdate,
+    sync: chex.Numeric = 1,
+) -> Regress:
+  """Builds one gradient step followed, when it is due, by a target update.
+
+  The function is pure and not jitted, for callers to scan, vmap or jit.
+
+  Args:
+    agent: gives the loss.
+    optimizer: gives the update.
+    target_update: moves the twin.
+    sync: gradient steps per target update; may be traced.
+
+  Returns:
+    (state, batch) -> (state, metrics); `metrics` are those of the loss.
+  """
+  follow = twins.periodic(sync, target_update)
+
+  def regress(
+      state: TrainState, batch: Transition
+  ) -> tuple[TrainState, Metrics]:
+    key, loss_key = jax.random.split(state.key)
+    grads, metrics = jax.grad(agent.loss, has_aux=True)(
+        state.online_params, state.target_params, batch, loss_key)
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.online_params)
+    online_params = optax.apply_updates(state.online_params, updates)
+    gradient_steps = state.gradient_steps + 1
+    target_params = follow(online_params, state.target_params, gradient_steps)
+    return TrainState(
+        online_params, target_params, opt_state, gradient_steps, key), metrics
+
+  return regress
+
+
+def make_regress_many(regress: Regress) -> Regress:
+  """Several gradient steps in one dispatch.
+
+  Args:
+    regress: takes one gradient step.
+
+  Returns:
+    (state, batches) -> (state, metrics) where every leaf of `batches` leads
+    with [K, B], and of `metrics` with [K]: one entry a gradient step. The steps
+    are unrolled: convolutions inside a loop are slow on CPU.
+  """
+  def many(
+      state: TrainState, batches: Transition
+  ) -> tuple[TrainState, Metrics]:
+    return jax.lax.scan(regress, state, batches, unroll=True)
+
+  return many

@@ -1,0 +1,1 @@
+"""Networks: torsos that see, heads that value."""

@@ -1,0 +1,75 @@
+"""Action-value networks: a torso and a head, chosen by name."""
+
+from collections.abc import Sequence
+
+import chex
+from flax import linen as nn
+
+from siamrl.networks.heads import HEADS
+from siamrl.networks.initializers import INITIALIZERS
+from siamrl.networks.torsos import MLP, NatureCNN
+
+
+class QNetwork(nn.Module):
+  """Maps observations [B, S, ...] to action values float32 [B, A]."""
+  torso: nn.Module
+  head: nn.Module
+
+  def __call__(self, obs: chex.Array) -> chex.Array:
+    return self.head(self.torso(obs))
+
+
+def nature_network(
+    num_actions: int,
+    *,
+    head: str = 'linear',
+    padding: str = 'VALID',
+    initializer: str = 'lecun_normal',
+) -> QNetwork:
+  """The network of Nature DQN for 84 x 84 frames (Mnih et al. 2015).
+
+  Args:
+    num_actions: A.
+    head: a key of `HEADS`; its hidden layer has 512 units.
+    padding: of the convolutions, see `NatureCNN`.
+    initializer: a key of `INITIALIZERS`.
+
+  Raises:
+    ValueError: a name is unknown.
+  """
+  _check('head', head, HEADS)
+  _check('padding', padding, ('VALID', 'SAME'))
+  _check('initializer', initializer, INITIALIZERS)
+  return QNetwork(
+      NatureCNN(padding, initializer),
+      HEADS[head](num_actions, 512, initializer))
+
+
+def mlp_network(
+    num_actions: int,
+    *,
+    sizes: Sequence[int] = (120, 84),
+    head: str = 'linear',
+    initializer: str = 'lecun_normal',
+) -> QNetwork:
+  """Dense layers for vector observations; the default sizes are CleanRL's.
+
+  Args:
+    num_actions: A.
+    sizes: units of each hidden layer.
+    head: a key of `HEADS`; it has no hidden layer of its own.
+    initializer: a key of `INITIALIZERS`.
+
+  Raises:
+    ValueError: a name is unknown.
+  """
+  _check('head', head, HEADS)
+  _check('initializer', initializer, INITIALIZERS)
+  return QNetwork(
+      MLP(tuple(sizes), initializer), HEADS[head](num_actions, 0, initializer))
+
+
+def _check(name: str, value: str, allowed) -> None:
+  if value not in allowed:
+    raise ValueError(
+        f'{name}={value!r} is unknown; choose from {", ".join(allowed)}')

@@ -1,0 +1,1 @@
+"""Replay: rings of past transitions, on the host and on the device."""

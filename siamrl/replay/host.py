@@ -1,0 +1,599 @@
+"""A ring of transitions in host memory that stores each frame once.
+
+Stacked observations share all but one of their frames with the next, and an
+n-step successor is itself an observation. So the ring stores single frames and
+rebuilds stacks, successors and n-step returns when a batch is drawn: an 84x84
+transition costs about its 7,056 bytes instead of eight times as much.
+
+Each environment has a ring of its own. A *slot* of it is one observation:
+
+* its newest frame, and its *age*: how many earlier frames of the same episode
+  belong to its stack (at most stack - 1);
+* the action taken there, the reward and whether the task terminated with it.
+
+The slot is written when the frame arrives and is *open* until the action is
+answered, then *closed*. An episode's final observation becomes a *last* slot: a
+successor for those before it, never the start of a transition.
+"""
+
+import hashlib
+import math
+import os
+import pathlib
+import re
+import secrets
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from siamrl import types
+
+# What a slot is; a slot never written has no flag. _TERMINATED joins _CLOSED.
+_OPEN, _CLOSED, _LAST, _TERMINATED = 1, 2, 4, 8
+_NO_ACTION = -1  # stands in open and last slots
+
+_FORMAT = 1
+# Bytes of slots to a segment file before compression: this bounds the memory
+# that a save or load takes, and lets a full ring drop old files piecemeal.
+_SEGMENT_NBYTES = 32 * 2**20
+# Measured on Atari frames, one core: 450 to 600 MB/s and a 30th to a 70th of
+# the size, where a disk took the raw bytes at 340 MB/s.
+_ZLIB_LEVEL = 1
+_SEGMENT_NAME = re.compile(r'replay-[0-9a-f]{32}\.z(\.tmp)?')
+
+
+class HostReplay:
+  """A uniform replay on the host: N rings of T slots, T = capacity / N.
+
+  Not thread-safe: calls must not overlap.
+
+  Attributes:
+    capacity: slots in all rings together. A stored episode takes one slot per
+      transition and one for its final observation.
+    num_envs: N, environments that write, each to its own ring.
+    stack: S, frames in an observation.
+    n_step: rewards summed in a transition.
+    discount: the discount per env step.
+  """
+
+  def __init__(self, capacity: int, *, frame_shape: Sequence[int],
+               frame_dtype: npt.DTypeLike = np.uint8, num_envs: int = 1,
+               stack: int = 4, n_step: int = 1, discount: float = 0.99):
+    """Reserves the rings; their memory is committed as they fill.
+
+    Args:
+      capacity: slots in all, a multiple of `num_envs` with at least
+        `stack + n_step` to each environment.
+      frame_shape: shape of one frame, without the stack axis.
+      frame_dtype: dtype of the frames; bool or a number.
+      num_envs: N, at least 1.
+      stack: S, 1 to 256 frames.
+      n_step: rewards to a transition, at least 1.
+      discount: per env step, in [0, 1].
+
+    Raises:
+      ValueError: if an argument is outside what is allowed above.
+    """
+    shape = tuple(int(d) for d in frame_shape)
+    dtype = np.dtype(frame_dtype)
+    if num_envs < 1:
+      raise ValueError(f'num_envs={num_envs}: must be at least 1')
+    if not 1 <= stack <= 256:
+      raise ValueError(f'stack={stack}: must be 1 to 256')
+    if n_step < 1:
+      raise ValueError(f'n_step={n_step}: must be at least 1')
+    if not 0.0 <= discount <= 1.0:
+      raise ValueError(f'discount={discount}: must be in [0, 1]')
+    if any(d < 1 for d in shape):
+      raise ValueError(f'frame_shape={shape}: every size must be at least 1')
+    if dtype.kind not in 'biuf':
+      raise ValueError(f'frame_dtype={dtype}: must be bool, integer or float')
+    if capacity % num_envs:
+      raise ValueError(f'capacity={capacity}: must be a multiple of '
+                       f'num_envs={num_envs}')
+    if capacity < num_envs * (stack + n_step):
+      raise ValueError(
+          f'capacity={capacity}: must be at least num_envs * (stack + n_step) '
+          f'= {num_envs * (stack + n_step)}')
+    self.capacity, self.num_envs = capacity, num_envs
+    self.stack, self.n_step, self.discount = stack, n_step, discount
+    self._frame_shape, self._frame_dtype = shape, dtype
+    self._length = capacity // num_envs  # T
+
+    # [N * T, ...], slot t of environment i at i * T + t. np.zeros leaves the
+    # pages to be committed by their first write.
+    self._frames = np.zeros((capacity, math.prod(shape)), dtype)
+    self._actions = np.zeros(capacity, np.int32)
+    self._rewards = np.zeros(capacity, np.float32)
+    self._flags = np.zeros(capacity, np.uint8)
+    self._ages = np.zeros(capacity, np.uint8)
+
+    self._envs = np.arange(num_envs)
+    self._rows = self._envs * self._length  # [N] where each ring begins
+    # [N] slots written so far; the newest, slot written - 1, is the open one.
+    self._written = np.zeros(num_envs, np.int64)
+    # [N] closed slots whose n-step successor is still to come: they are always
+    # the ones just before the open slot.
+    self._pending = np.zeros(num_envs, np.int64)
+    self._size = 0
+
+    # Tables, so that the calls below need not build them.
+    self._back = np.arange(stack)                              # [S]
+    self._next_age = np.minimum(self._back + 1, stack - 1)     # [S]
+    self._ahead = np.arange(n_step)                            # [n]
+    self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
+
+    # What is already in files, as in a manifest.
+    self._segments: list[dict[str, Any]] = []
+
+  @staticmethod
+  def estimate_nbytes(capacity: int, frame_shape: Sequence[int],
+                      frame_dtype: npt.DTypeLike = np.uint8) -> int:
+    """Bytes that a full replay of `capacity` slots holds."""
+    frame = math.prod(frame_shape) * np.dtype(frame_dtype).itemsize
+    return capacity * (frame + 4 + 4 + 1 + 1)  # action, reward, flags, age
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes reserved for the slots; all are in use once the rings are full."""
+    return sum(a.nbytes for a in self._arrays())
+
+  @property
+  def bytes_per_transition(self) -> float:
+    """Bytes per slot."""
+    return self.nbytes / self.capacity
+
+  @property
+  def size(self) -> int:
+    """How many transitions can be sampled now."""
+    return self._size
+
+  def start(self, frames: npt.ArrayLike) -> None:
+    """Begins an episode everywhere; one still running ends as truncated.
+
+    Args:
+      frames: [N, *frame_shape] first frame of each new episode.
+
+    Raises:
+      ValueError: if the frames have another shape or dtype.
+    """
+    rows = self._check_frames('frames', frames)
+    if self._written[0]:
+      self._flags[self._newest()] = _LAST
+      self._size += int(self._pending.sum())
+      self._pending[:] = 0
+    self._append(self._envs, rows, 0)
+
+  def add(self, a_tm1: npt.ArrayLike, r_t: npt.ArrayLike,
+          terminated: npt.ArrayLike, ended: npt.ArrayLike,
+          frames: npt.ArrayLike, first_frames: npt.ArrayLike) -> None:
+    """Stores the answer to one action in each environment.
+
+    Args:
+      a_tm1: integer [N] action taken at the newest observation, 0 or more.
+      r_t: float [N] reward that followed.
+      terminated: bool [N] no value lies beyond this step. With `ended` False it
+        is a lost life: the episode, and its stack of frames, go on.
+      ended: bool [N] the episode is over, terminated or truncated.
+      frames: [N, *frame_shape] newest frame of the next observation; where
+        `ended`, of the final one.
+      first_frames: [N, *frame_shape] first frame of the next episode where
+        `ended`; ignored elsewhere.
+
+    Raises:
+      ValueError: if an argument has another shape or dtype, or an action is
+        negative; nothing is stored then.
+      RuntimeError: before the first `start`.
+    """
+    if not self._written[0]:
+      raise RuntimeError('add() before the first start()')
+    action = self._check_vector('a_tm1', a_tm1, 'iu')
+    reward = self._check_vector('r_t', r_t, 'f')
+    terminal = self._check_vector('terminated', terminated, 'b')
+    over = self._check_vector('ended', ended, 'b')
+    rows = self._check_frames('frames', frames)
+    first_rows = self._check_frames('first_frames', first_frames)
+    if action.min() < 0:
+      raise ValueError(f'a_tm1={action}: must be 0 or more')
+
+    slots = self._newest()
+    self._actions[slots] = action
+    self._rewards[slots] = reward
+    self._flags[slots] = _CLOSED + _TERMINATED * terminal
+
+    # Whatever waited for a successor has one where something ended; elsewhere
+    # only the slot n steps back has. This must precede _append, which takes
+    # back what it overwrites.
+    waiting = self._pending + 1
+    ready = np.where(terminal | over, waiting, waiting == self.n_step)
+    self._pending = waiting - ready
+    self._size += int(ready.sum())
+
+    self._append(self._envs, rows, self._next_age[self._ages[slots]])
+    if over.any():
+      envs = np.flatnonzero(over)
+      self._flags[self._newest()[envs]] = _LAST
+      self._append(envs, first_rows[envs], 0)
+
+  def sample(self, rng: np.random.Generator,
+             batch_size: int) -> types.Transition:
+    """Draws transitions uniformly, with replacement.
+
+    Args:
+      rng: the source of randomness; equal states give equal batches.
+      batch_size: B, 1 to `size`.
+
+    Returns:
+      A Transition of fresh NumPy arrays, which no later call touches:
+      observations [B, S, *frame_shape], int32 [B], float32 [B], float32 [B].
+
+    Raises:
+      ValueError: if `batch_size` is below 1 or above `size`.
+    """
+    if not 1 <= batch_size <= self._size:
+      raise ValueError(f'batch_size={batch_size}: must be 1 to '
+                       f'size={self._size}')
+    # The rings fill at much the same pace, so draw from the longest and reject.
+    filled = int(min(self._written.max(), self._length))
+    places = self.num_envs * filled
+    index = np.zeros(0, np.int64)
+    while len(index) < batch_size:
+      missing = batch_size - len(index)
+      # Enough that one round mostly suffices.
+      draws = int(1.1 * missing * places / self._size) + 16
+      drawn = rng.integers(places, size=draws)
+      drawn += drawn // filled * (self._length - filled)
+      drawn = drawn[self._valid(drawn)][:missing]
+      index = np.concatenate([index, drawn]) if len(index) else drawn
+    return self._gather(index)
+
+  def check(self) -> None:
+    """Verifies what must always hold, in time proportional to the capacity.
+
+    Raises:
+      ValueError: naming the invariant that is broken.
+    """
+    length, written = self._length, self._written[:, None]
+    flags = self._flags.reshape(self.num_envs, length)
+    ages = self._ages.reshape(self.num_envs, length).astype(np.int64)
+    actions = self._actions.reshape(self.num_envs, length)
+
+    def hold(ok: npt.ArrayLike, what: str) -> None:
+      if not np.all(ok):
+        count = np.size(ok) - np.count_nonzero(ok)
+        raise ValueError(f'broken replay: {what} ({count} times)')
+
+    slot = np.arange(length)[None]
+    back = (written - 1 - slot) % length           # [N, T] 0: the newest
+    live = back < np.minimum(written, length)
+    hold((written > 0) == (written[0] > 0), 'some environments never started')
+    hold(live | (flags == 0), 'a slot never written has flags')
+    hold(~live | np.isin(flags, (_OPEN, _CLOSED, _LAST, _CLOSED | _TERMINATED)),
+         'a slot is not exactly one of open, closed and last')
+    hold((flags == _OPEN) == (live & (back == 0)),
+         'the newest slot, and no other, must be open')
+    closed = flags & _CLOSED > 0
+    hold(~live | ((actions >= 0) == closed),
+         'closed slots, and no others, must have an action')
+
+    # Time order: column t of `order` is the slot written - T + t.
+    order = (written + slot) % length
+    flags = np.take_along_axis(flags, order, 1)
+    ages = np.take_along_axis(ages, order, 1)
+    live = np.take_along_axis(live, order, 1)
+    after_last = flags[:, :-1] == _LAST
+    expected = np.where(after_last, 0,
+                        np.minimum(ages[:, :-1] + 1, self.stack - 1))
+    hold(~live[:, :-1] | (ages[:, 1:] == expected), 'ages do not follow')
+    hold(ages < self.stack, 'an age reaches beyond the stack')
+    never_full = (written[:, 0] > 0) & (written[:, 0] <= length)
+    first = ages[self._envs, (length - written[:, 0]) % length]
+    hold(~never_full | (first == 0), 'the first slot ever has an age')
+    # Closed slots since something ended, the open one's predecessor first.
+    running = (flags == _CLOSED)[:, ::-1][:, 1:self.n_step]
+    running = np.cumprod(running, axis=1).sum(axis=1)
+    hold(self._pending == running, 'pending counts are wrong')
+    valid = int(np.count_nonzero(self._valid(np.arange(self.capacity))))
+    hold(self._size == valid, f'size is {self._size}, not {valid}')
+
+  def save(self, directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Writes what is new since this object's last save or load.
+
+    Files are only ever added. The state is that of the returned manifest: keep
+    it (it is JSON), and call `prune` once it is safely stored. The directory
+    belongs to this replay. If it lacks a file that an earlier save wrote (it
+    may be another directory), everything is written afresh.
+
+    Args:
+      directory: where the segment files go; made if missing.
+
+    Returns:
+      The manifest: format, settings, counters and the segments needed.
+
+    Raises:
+      OSError: if a file cannot be written; the next save tries again.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    oldest = np.maximum(self._written - self._length, 0)
+    # A segment of which every slot has been overwritten is not needed.
+    segments = [s for s in self._segments
+                if np.any(s['end'] > np.maximum(s['begin'], oldest))]
+    if any(not _has_size(directory / s['name'], s['nbytes']) for s in segments):
+      segments = []
+    # The open slot will change, so a segment that holds it is followed by one
+    # that begins with it: later segments win.
+    begin = oldest
+    if segments:
+      begin = np.maximum(begin, np.asarray(segments[-1]['end']) - 1)
+    slot_nbytes = self.nbytes // self.capacity
+    quota = max(1, _SEGMENT_NBYTES // (slot_nbytes * self.num_envs))
+    # Of nothing but the same open slots there is no news.
+    if segments and np.array_equal(segments[-1]['end'], self._written):
+      begin = self._written
+    while np.any(begin < self._written):
+      end = np.minimum(begin + quota, self._written)
+      segments.append(self._write_segment(directory, begin, end))
+      begin = end
+    _sync_directory(directory)
+    self._segments = segments
+    return {
+        'format': _FORMAT,
+        'settings': self._settings(),
+        'written': self._written.tolist(),
+        'pending': self._pending.tolist(),
+        'size': self._size,
+        'segments': [dict(s) for s in segments],
+    }
+
+  def load(self, directory: str | os.PathLike[str],
+           manifest: dict[str, Any]) -> None:
+    """Restores the state that a manifest of `save` describes.
+
+    Args:
+      directory: where the segment files are.
+      manifest: what `save` returned, also after a trip through JSON.
+
+    Raises:
+      ValueError: if this replay is not empty or was built with other settings,
+        if the manifest is of another format, or if a segment is missing,
+        truncated or corrupt. The replay stays empty then.
+    """
+    directory = pathlib.Path(directory)
+    if self._written.any():
+      raise ValueError('load() needs a fresh replay; this one holds slots')
+    if manifest.get('format') != _FORMAT:
+      raise ValueError(f"manifest format={manifest.get('format')!r}: must be "
+                       f'{_FORMAT}')
+    saved, own = manifest['settings'], self._settings()
+    different = [f'{k}: saved {saved.get(k)!r}, here {own.get(k)!r}'
+                 for k in sorted({*saved, *own}) if saved.get(k) != own.get(k)]
+    if different:
+      raise ValueError('replay settings differ: ' + '; '.join(different))
+    written = np.asarray(manifest['written'], np.int64)
+    oldest = np.maximum(written - self._length, 0)
+    try:
+      reached = oldest
+      for segment in manifest['segments']:
+        begin, end = np.asarray(segment['begin']), np.asarray(segment['end'])
+        if np.any((begin > reached) & (end > reached)):
+          raise ValueError(f"segments before {segment['name']} are missing")
+        self._read_segment(directory, segment, oldest)
+        reached = np.maximum(reached, end)
+      if not np.array_equal(reached, written):
+        raise ValueError('the manifest does not list every segment')
+      self._written = written
+      self._pending = np.asarray(manifest['pending'], np.int64)
+      self._size = int(manifest['size'])
+      self.check()
+    except Exception:
+      self._flags[:] = 0
+      self._written, self._pending = np.zeros((2, self.num_envs), np.int64)
+      self._size = 0
+      raise
+    self._segments = [dict(s) for s in manifest['segments']]
+
+  @staticmethod
+  def prune(directory: str | os.PathLike[str],
+            manifest: dict[str, Any]) -> None:
+    """Deletes the segment files that the manifest does not list.
+
+    Only call it with the newest manifest, once that one is safely stored: older
+    ones can no longer be loaded afterwards. Other files are left alone.
+
+    Args:
+      directory: where the segment files are.
+      manifest: what `save` returned.
+    """
+    needed = {s['name'] for s in manifest['segments']}
+    for path in pathlib.Path(directory).iterdir():
+      if _SEGMENT_NAME.fullmatch(path.name) and path.name not in needed:
+        path.unlink()
+
+  def _arrays(self) -> tuple[np.ndarray, ...]:
+    """The slots' arrays, [N * T, ...] each, in the order of a segment file."""
+    return (self._frames, self._actions, self._rewards, self._flags, self._ages)
+
+  def _settings(self) -> dict[str, Any]:
+    return {
+        'capacity': self.capacity, 'num_envs': self.num_envs,
+        'frame_shape': list(self._frame_shape),
+        'frame_dtype': self._frame_dtype.str,  # names the byte order, too
+        'stack': self.stack, 'n_step': self.n_step, 'discount': self.discount,
+    }
+
+  def _check_vector(self, name: str, value: npt.ArrayLike,
+                    kinds: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.shape != (self.num_envs,) or array.dtype.kind not in kinds:
+      kind = {'iu': 'integer', 'f': 'float', 'b': 'bool'}[kinds]
+      raise ValueError(f'{name} is {array.dtype} {array.shape}: must be {kind} '
+                       f'{(self.num_envs,)}')
+    return array
+
+  def _check_frames(self, name: str, value: npt.ArrayLike) -> np.ndarray:
+    """Returns the frames as rows [N, size of a frame]."""
+    array = np.asarray(value)
+    shape = (self.num_envs, *self._frame_shape)
+    if array.shape != shape or array.dtype != self._frame_dtype:
+      raise ValueError(f'{name} is {array.dtype} {array.shape}: must be '
+                       f'{self._frame_dtype} {shape}')
+    return array.reshape(self.num_envs, -1)
+
+  def _newest(self) -> np.ndarray:
+    """Flat index [N] of the slot that each environment wrote last."""
+    return self._rows + (self._written - 1) % self._length
+
+  def _append(self, envs: np.ndarray, rows: np.ndarray,
+              ages: np.ndarray | int) -> None:
+    """Opens a slot in each of `envs` [E], for frames `rows` [E, P]."""
+    written = self._written[envs]
+    slots = self._rows[envs] + written % self._length
+    # The slot overwritten is the oldest frame of those stacks that are as old
+    # as they lie after it. (In a ring not yet full nothing matches: a slot
+    # reached around its end would need an age greater than its position.)
+    near = (written[:, None] + self._back) % self._length
+    near += self._rows[envs, None]                             # [E, S]
+    lost = (self._ages[near] == self._back) & (self._flags[near] & _CLOSED > 0)
+    self._size -= int(np.count_nonzero(lost))
+
+    self._frames[slots] = rows
+    self._actions[slots] = _NO_ACTION
+    self._rewards[slots] = 0.0
+    self._flags[slots] = _OPEN
+    self._ages[slots] = ages
+    self._written[envs] = written + 1
+
+  def _valid(self, index: np.ndarray) -> np.ndarray:
+    """Which flat indices [B] can start a transition; bool [B]."""
+    env = index // self._length
+    back = (self._written[env] - 1 - index) % self._length  # rows drop out
+    return ((self._flags[index] & _CLOSED > 0)
+            & (back > self._pending[env])                   # successor known
+            & (back + self._ages[index] < self._length))    # stack still there
+
+  def _gather(self, index: np.ndarray) -> types.Transition:
+    """The transitions that start at valid flat indices [B]."""
+    length = self._length
+    row = index // length * length
+    slot = index - row
+    if self.n_step == 1:
+      terminated = self._flags[index] & _TERMINATED > 0
+      reward = self._rewards[index]
+      steps: Any = 1
+    else:
+      window = (slot[:, None] + self._ahead) % length + row[:, None]  # [B, n]
+      flags = self._flags[window]
+      # Steps count up to the first that terminated or led to a last slot.
+      ends = flags & _TERMINATED > 0
+      ends[:, :-1] |= flags[:, 1:] == _LAST
+      ends[:, -1] = True
+      final = ends.argmax(axis=1)
+      steps = final + 1
+      terminated = flags[np.arange(len(index)), final] & _TERMINATED > 0
+      weights = np.where(self._ahead < steps[:, None], self._powers[:-1], 0.0)
+      reward = (self._rewards[window] * weights).sum(axis=1)
+    discount = np.where(terminated, 0.0, self._powers[steps])
+
+    newest = np.stack([slot, (slot + steps) % length])         # [2, B]
+    ages = self._ages[newest + row]
+    # An episode's first frame stands in for those before it.
+    stacks = newest[..., None] - np.minimum(self._back[::-1], ages[..., None])
+    stacks = stacks % length + row[:, None]                    # [2, B, S]
+    # One array for both observations: the allocator tends to hand out a block
+    # that it got back, where two are mapped anew each time, and faulting their
+    # pages in costs several times what copying does.
+    obs = self._frames.take(stacks, axis=0)
+    obs = obs.reshape(*stacks.shape, *self._frame_shape)
+    return types.Transition(
+        obs_tm1=obs[0], a_tm1=self._actions[index],
+        r_t=reward.astype(np.float32),
+        discount_t=discount.astype(np.float32), obs_t=obs[1])
+
+  def _runs(self, env: int, begin: int, end: int) -> list[slice]:
+    """Flat slices, without wrap-around, of a ring's slots begin to end."""
+    runs = []
+    while begin < end:
+      slot = begin % self._length
+      count = min(end - begin, self._length - slot)
+      start = env * self._length + slot
+      runs.append(slice(start, start + count))
+      begin += count
+    return runs
+
+  def _write_segment(self, directory: pathlib.Path, begin: np.ndarray,
+                     end: np.ndarray) -> dict[str, Any]:
+    """Writes slots begin[i] to end[i] of each environment i to a new file."""
+    # Never a name that an earlier process may have used, and left half-written.
+    name = f'replay-{secrets.token_hex(16)}.z'
+    temporary = directory / f'{name}.tmp'
+    digest, nbytes = hashlib.sha256(), 0
+    compressor = zlib.compressobj(_ZLIB_LEVEL)
+    runs = [run for env in range(self.num_envs)
+            for run in self._runs(env, int(begin[env]), int(end[env]))]
+    with open(temporary, 'xb') as file:
+      for array in self._arrays():
+        for run in runs:
+          chunk = compressor.compress(array[run].data)
+          digest.update(chunk)
+          nbytes += file.write(chunk)
+      chunk = compressor.flush()
+      digest.update(chunk)
+      nbytes += file.write(chunk)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, directory / name)
+    return {'name': name, 'nbytes': nbytes, 'sha256': digest.hexdigest(),
+            'begin': begin.tolist(), 'end': end.tolist()}
+
+  def _read_segment(self, directory: pathlib.Path, segment: dict[str, Any],
+                    oldest: np.ndarray) -> None:
+    """Reads a segment's slots, but for those overwritten (before `oldest`)."""
+    name = segment['name']
+    if not _SEGMENT_NAME.fullmatch(name):
+      raise ValueError(f'segment {name!r}: not the name of a segment file')
+    try:
+      packed = (directory / name).read_bytes()
+    except FileNotFoundError:
+      raise ValueError(f'segment {name} is missing in {directory}') from None
+    if len(packed) != segment['nbytes']:
+      raise ValueError(f'segment {name} has {len(packed)} bytes: must be '
+                       f"{segment['nbytes']}")
+    if hashlib.sha256(packed).hexdigest() != segment['sha256']:
+      raise ValueError(f'segment {name} is corrupt: its checksum differs')
+    raw = zlib.decompress(packed)
+    spans = list(zip(segment['begin'], segment['end'], oldest.tolist(),
+                     strict=True))
+    count = sum(end - begin for begin, end, _ in spans)
+    if len(raw) != count * (self.nbytes // self.capacity):
+      raise ValueError(f'segment {name} holds {len(raw)} bytes: these are not '
+                       f'{count} slots')
+    position = 0
+    for array in self._arrays():
+      part = np.frombuffer(raw, array.dtype, count * array[0].size, position)
+      position += part.nbytes
+      part = part.reshape(count, *array.shape[1:])
+      for env, (begin, end, first) in enumerate(spans):
+        first = min(max(begin, first), end)
+        source, part = part[first - begin:end - begin], part[end - begin:]
+        for run in self._runs(env, first, end):
+          size = run.stop - run.start
+          array[run], source = source[:size], source[size:]
+
+
+def _has_size(path: pathlib.Path, nbytes: int) -> bool:
+  return path.is_file() and path.stat().st_size == nbytes
+
+
+def _sync_directory(directory: pathlib.Path) -> None:
+  """Makes the names of new files durable, where the system can do that."""
+  if os.name != 'posix':
+    return
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

@@ -1,0 +1,253 @@
+"""Checkpoints of a run: the learner's pytree and a few facts beside it.
+
+Orbax does the writing: a step is built in a temporary directory and renamed
+when it is whole, so a process killed in mid-save leaves the step before it.
+Arrays are stored as raw chunks and everything else as JSON: nothing is pickled,
+so reading somebody else's checkpoint runs none of their code.
+
+What Orbax leaves to its caller is done here: it would silently cast a dtype and
+ignore the shape of some leaves, so both are checked; it flushes arrays but not
+its own small files to the disk; and it leaves half-written steps lying about.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+_Tree = TypeVar('_Tree')
+
+# The ending of the directories in which Orbax builds what is not yet whole.
+_UNFINISHED = '.orbax-checkpoint-tmp'
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint cannot be written, or is not what the run expects."""
+
+
+class Checkpoints:
+  """The checkpoints of one run, a directory for each step.
+
+  One process writes at a time (a run folder's lock sees to it); any number may
+  read. Nothing is held open between calls.
+  """
+
+  def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2):
+    """Names the directory; neither creates it nor looks at it.
+
+    Args:
+      directory: where the checkpoints are.
+      max_to_keep: how many of the newest ones to keep.
+
+    Raises:
+      ValueError: if `max_to_keep` is less than 1.
+    """
+    if max_to_keep < 1:
+      raise ValueError(f'max_to_keep must be at least 1, not {max_to_keep}')
+    self._directory = pathlib.Path(directory).absolute()
+    self._max_to_keep = max_to_keep
+
+  def latest_step(self) -> int | None:
+    """The newest complete checkpoint's step; None if there is none.
+
+    Raises:
+      CheckpointError: if the directory holds something else than checkpoints.
+    """
+    try:
+      names = os.listdir(self._directory)
+    except FileNotFoundError:
+      return None
+    except OSError as error:
+      raise CheckpointError(f'{self._directory}: {error.strerror}') from error
+    steps = [int(name) for name in names if name.isdecimal()]
+    foreign = [name for name in names
+               if not name.startswith('.') and not name.endswith(_UNFINISHED)]
+    if not steps and foreign:
+      raise CheckpointError(
+          f'{self._directory}: not a directory of checkpoints, it holds '
+          f'{min(foreign)!r}')
+    return max(steps, default=None)
+
+  def save(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
+    """Writes a checkpoint; it is on the disk when this returns.
+
+    Steps only grow. A step names one state of the run, so saving the newest
+    step once more does nothing.
+
+    Args:
+      step: the clock by which checkpoints are ordered, at least 0.
+      learner: pytree whose leaves are arrays, typed keys among them.
+      extra: what JSON can hold, string keys and no tuples. Floats, NaN and
+        integers of any size come back exactly.
+
+    Raises:
+      CheckpointError: if it could not be written, as on a full disk. The
+        checkpoints before it are then as they were.
+      TypeError: if JSON cannot hold `extra`.
+      ValueError: if `step` is negative or below the newest one.
+    """
+    json.dumps(extra)  # a TypeError now rather than from inside Orbax
+    latest = self.latest_step()
+    if step == latest:
+      return
+    if step < 0 or latest is not None and step < latest:
+      raise ValueError(f'step {step}, after checkpoints up to {latest}')
+    try:
+      self._remove_unfinished()
+      self._write(step, learner, extra)
+      _flush(self._directory / str(step))
+    except Exception as error:
+      # The half of a checkpoint may be what filled the disk.
+      with contextlib.suppress(OSError):
+        self._remove_unfinished()
+      raise CheckpointError(
+          f'{self._directory}: step {step} cannot be saved: {_line(error)}'
+      ) from error
+
+  def restore(
+      self, template: _Tree) -> tuple[_Tree, dict[str, Any], int] | None:
+    """Reads the newest complete checkpoint.
+
+    Args:
+      template: pytree of arrays with the structure, shapes, dtypes and devices
+        to come back; its values are not read.
+
+    Returns:
+      (learner, extra, step), or None if there is no checkpoint.
+
+    Raises:
+      CheckpointError: if the checkpoint cannot be read, or if a leaf is missing
+        or has another shape or dtype than the template's.
+    """
+    step = self.latest_step()
+    if step is None:
+      return None
+    path = self._directory / str(step)
+    expected = _descriptions(template)
+    try:
+      with self._manager(read_only=True) as manager:
+        _check_stored(manager.item_metadata(step)['learner'], expected)
+        learner, extra = self._read(manager, step, template)
+      _check_keys(learner, template)
+    except _Mismatch as error:
+      raise CheckpointError(f'{path}: {error}') from error
+    except Exception as error:
+      raise CheckpointError(
+          f'{path}: not a readable checkpoint: {_line(error)}') from error
+    return learner, extra, step
+
+  def _write(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
+    with self._manager() as manager:
+      from orbax.checkpoint import args
+      manager.save(step, args=args.Composite(
+          learner=args.StandardSave(learner), extra=args.JsonSave(extra)))
+
+  def _read(
+      self, manager: Any, step: int, template: _Tree,
+  ) -> tuple[_Tree, dict[str, Any]]:
+    from orbax.checkpoint import args
+    restored = manager.restore(step, args=args.Composite(
+        learner=args.StandardRestore(template), extra=args.JsonRestore()))
+    return restored['learner'], restored['extra']
+
+  @contextlib.contextmanager
+  def _manager(self, read_only: bool = False) -> Iterator[Any]:
+    """An Orbax manager, opened anew for each call (some 10 ms)."""
+    with _quiet():
+      import orbax.checkpoint as ocp  # a third of a second, so not at start-up
+      options = ocp.CheckpointManagerOptions(
+          max_to_keep=self._max_to_keep, enable_async_checkpointing=False,
+          read_only=read_only, create=not read_only)
+      handlers = {'learner': ocp.StandardCheckpointHandler(),
+                  'extra': ocp.JsonCheckpointHandler()}
+      with ocp.CheckpointManager(
+          self._directory, options=options, item_handlers=handlers) as manager:
+        yield manager
+
+  def _remove_unfinished(self) -> None:
+    """Removes what a killed or failed save left behind."""
+    for path in self._directory.glob(f'*{_UNFINISHED}'):
+      shutil.rmtree(path)
+
+
+class _Mismatch(Exception):
+  """A leaf of the checkpoint is not what the template says."""
+
+
+def _describe(leaf: Any) -> str:
+  """The dtype and shape of a leaf as they are stored."""
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.eval_shape(jax.random.key_data, leaf)
+  return f'{np.dtype(leaf.dtype).name} {list(getattr(leaf, "shape", ()))}'
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  """Leaves by name, e.g. 'opt_state.0.count'."""
+  with_path, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+          for path, leaf in with_path}
+
+
+def _descriptions(tree: Any) -> dict[str, str]:
+  return {name: _describe(leaf) for name, leaf in _leaves(tree).items()}
+
+
+def _check_stored(metadata: Any, expected: dict[str, str]) -> None:
+  """Holds what the checkpoint says of its leaves against the template's."""
+  if metadata is None:
+    raise ValueError('it has no learner')
+  stored = _descriptions(metadata.tree)
+  for name in expected | stored:
+    found = stored.get(name, 'nothing')
+    wanted = expected.get(name, 'nothing')
+    if found != wanted:
+      raise _Mismatch(f'{name}: found {found}, expected {wanted}')
+
+
+def _check_keys(learner: Any, template: Any) -> None:
+  """Sees what only the arrays tell: the kind of a key (threefry, rbg, ...)."""
+  found, expected = _leaves(learner), _leaves(template)
+  for name, leaf in expected.items():
+    if found[name].dtype != leaf.dtype:
+      raise _Mismatch(
+          f'{name}: found {found[name].dtype}, expected {leaf.dtype}')
+
+
+def _flush(path: pathlib.Path) -> None:
+  """Has the disk hold a checkpoint and its name, not just the page cache."""
+  paths = [path.parent, path, *path.rglob('*')]
+  for each in paths:
+    descriptor = os.open(each, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+
+
+def _line(error: Exception) -> str:
+  """An exception on one line, of a length that one can read."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return text if len(text) <= 400 else f'{text[:200]} ... {text[-200:]}'
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps Orbax, some 40 log lines a save, out of the run's own log.
+
+  Its errors too: they are raised, and would be printed a second time.
+  """
+  def is_ours(record: logging.LogRecord) -> bool:
+    return f'{os.sep}orbax{os.sep}' not in record.pathname
+  logger = logging.getLogger('absl')
+  logger.addFilter(is_ours)
+  try:
+    yield
+  finally:
+    logger.removeFilter(is_ours)

@@ -1,0 +1,307 @@
+"""Run folders: where a run keeps what it writes, and who may write there.
+
+A folder belongs to one set of flags. It is resumed by the same flags, refused
+to others, and locked while a process writes there. What is not a run folder is
+never written to.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Collection, Mapping
+from typing import Any, Self
+
+# The first line of flags.txt tells a run folder from any other. absl reads it
+# as a comment.
+_MARK = '# siamrl run folder; python ... --flagfile=<this file> runs it again'
+_LOCK = '.lock'
+_TEMPORARY = '.tmp'
+
+# Distributions whose versions can change a run's numbers.
+_DISTRIBUTIONS = (
+    'siamrl', 'jax', 'jaxlib', 'flax', 'optax', 'chex', 'numpy',
+    'orbax-checkpoint', 'gymnasium', 'ale-py', 'gymnax', 'mujoco')
+
+# Flags that say where a run happens, not which run it is.
+WHERE_FLAGS = ('platform', 'run_folder', 'overwrite', 'flagfile')
+
+
+class RunFolderError(RuntimeError):
+  """A run folder cannot be used; the message says why, for the user."""
+
+
+class RunFolder:
+  """The names of a run's files. Reading needs no lock and creates nothing.
+
+  Attributes:
+    path: the folder.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Names the folder, which need not exist; `open_run_folder` creates it."""
+    self.path = pathlib.Path(path)
+    self._lock: int | None = None
+
+  @property
+  def flags(self) -> pathlib.Path:
+    """The run's flags, one `--name=value` a line: an absl flag file."""
+    return self.path / 'flags.txt'
+
+  @property
+  def config(self) -> pathlib.Path:
+    """The resolved configuration, JSON."""
+    return self.path / 'config.json'
+
+  @property
+  def versions(self) -> pathlib.Path:
+    """Versions and devices, JSON: a list, one record for each start."""
+    return self.path / 'versions.json'
+
+  @property
+  def metrics(self) -> pathlib.Path:
+    """One row an iteration, CSV."""
+    return self.path / 'metrics.csv'
+
+  @property
+  def events(self) -> pathlib.Path:
+    """Directory of TensorBoard events."""
+    return self.path / 'events'
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    """Directory of checkpoints."""
+    return self.path / 'checkpoints'
+
+  @property
+  def replay(self) -> pathlib.Path:
+    """Directory of the stored replay memory."""
+    return self.path / 'replay'
+
+  @property
+  def curve(self) -> pathlib.Path:
+    """Learning curve, PNG."""
+    return self.path / 'curve.png'
+
+  @property
+  def videos(self) -> pathlib.Path:
+    """Directory of videos."""
+    return self.path / 'videos'
+
+  def read_flags(self) -> dict[str, str] | None:
+    """The flags of the run; None if this is not a run folder."""
+    try:
+      lines = self.flags.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError):
+      return None
+    if lines[:1] != [_MARK]:
+      return None
+    pairs = (line.removeprefix('--').partition('=') for line in lines[1:])
+    return {name: value for name, _, value in pairs}
+
+  def close(self) -> None:
+    """Lets go of the lock, if this object holds it. Twice does no harm."""
+    if self._lock is not None:
+      os.close(self._lock)
+      self._lock = None
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *unused_error: object) -> None:
+    self.close()
+
+
+def open_run_folder(
+    path: str | os.PathLike[str],
+    flags: Mapping[str, str],
+    config: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    ignore: Collection[str] = WHERE_FLAGS,
+) -> tuple[RunFolder, bool]:
+  """Creates a run folder, or opens the one of the same run, and locks it.
+
+  The lock is held until `close`, or until the process ends in whatever way.
+
+  Args:
+    path: the folder; it and its parents are created if need be.
+    flags: the flags of the run by name, as text.
+    config: what else to record; JSON can hold it.
+    overwrite: start afresh where a run folder is: what siamrl wrote there is
+      deleted, other files in it stay.
+    ignore: flags that may differ between a run and its resumption. They are
+      recorded, not compared.
+
+  Returns:
+    (folder, resumed): `resumed` is False if the run starts from nothing.
+
+  Raises:
+    RunFolderError: if the folder is another run's, in use, not a run folder, or
+      cannot be written. What a run or a user wrote there is then unchanged.
+    TypeError: if JSON cannot hold `config`.
+    ValueError: if a flag's value cannot stand in a flag file.
+  """
+  flag_lines = _flag_lines(flags)
+  config_text = json.dumps(config, indent=2, sort_keys=True) + '\n'
+  folder = RunFolder(path)
+  try:
+    if folder.path.exists() and not folder.path.is_dir():
+      raise RunFolderError(f'{folder.path}: not a directory')
+    folder.path.mkdir(parents=True, exist_ok=True)
+    _check_ours(folder)
+    folder._lock = _lock(folder.path / _LOCK)
+    _check_ours(folder)  # it may have changed before it was locked
+    resumed = False
+    known = folder.read_flags()
+    if known is not None and overwrite:
+      _remove_contents(folder)
+    elif known is not None:
+      _check_flags(folder, known, flags, ignore)
+      resumed = True
+    if not resumed:
+      # First, since it makes the folder one of ours: a process killed after
+      # this line leaves a folder that can be resumed.
+      write_atomically(folder.flags, flag_lines.encode())
+    if not resumed or not folder.config.exists():
+      write_atomically(folder.config, config_text.encode())
+    _record_versions(folder)
+  except OSError as error:
+    folder.close()
+    raise RunFolderError(
+        f'{folder.path}: cannot be written: {error.strerror or error}'
+    ) from error
+  except BaseException:
+    folder.close()
+    raise
+  return folder, resumed
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file so that a reader, or a crash, sees the old or the new one.
+
+  Args:
+    path: the file; its directory exists.
+    content: all of it.
+
+  Raises:
+    OSError: if it cannot be written; the old file is then as it was.
+  """
+  temporary = path.with_name(f'.{path.name}{_TEMPORARY}')
+  try:
+    with open(temporary, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise
+  directory = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(directory)  # the new name too
+  finally:
+    os.close(directory)
+
+
+def versions() -> dict[str, Any]:
+  """What the numbers of a run may depend on: versions and the device."""
+  import jax  # starts the backend, so not on import
+  now = datetime.datetime.now().astimezone()
+  record: dict[str, Any] = {
+      'time': now.isoformat(timespec='seconds'),
+      'python': platform.python_version(),
+      'system': f'{platform.system()} {platform.machine()}',
+      'backend': jax.default_backend(),
+      'device': jax.devices()[0].device_kind,
+      'devices': jax.device_count(),
+  }
+  for name in _DISTRIBUTIONS:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      record[name] = importlib.metadata.version(name)
+  return record
+
+
+def _flag_lines(flags: Mapping[str, str]) -> str:
+  for name, value in flags.items():
+    if value != value.strip() or len(value.splitlines()) > 1:
+      # absl strips the lines of a flag file, so such a value would change.
+      raise ValueError(f'--{name}={value!r} cannot stand in a flag file')
+  lines = [f'--{name}={value}' for name, value in sorted(flags.items())]
+  return '\n'.join([_MARK, *lines]) + '\n'
+
+
+def _check_ours(folder: RunFolder) -> None:
+  """Raises unless the folder is empty, a run folder, or barely begun."""
+  if folder.read_flags() is not None:
+    return
+  barely_begun = {_LOCK, f'.{folder.flags.name}{_TEMPORARY}'}
+  others = set(os.listdir(folder.path)) - barely_begun
+  if others:
+    raise RunFolderError(
+        f'{folder.path}: not empty and not a run folder (it holds '
+        f'{min(others)!r}); name another one')
+
+
+def _lock(path: pathlib.Path) -> int:
+  """Locks a file for this process; returns the descriptor that holds it."""
+  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f'{platform.node()} {os.getpid()}\n'.encode(), 0)
+  except BlockingIOError as error:
+    holder = os.pread(descriptor, 200, 0).decode(errors='replace').split()
+    os.close(descriptor)
+    raise RunFolderError(
+        f'{path.parent}: in use by another process '
+        f'(host and process id: {" ".join(holder) or "unknown"})') from error
+  except OSError:
+    os.close(descriptor)
+    raise
+  return descriptor
+
+
+def _check_flags(
+    folder: RunFolder, known: Mapping[str, str], flags: Mapping[str, str],
+    ignore: Collection[str],
+) -> None:
+  """Raises if the folder's flags are not those given now."""
+  names = sorted((known.keys() | flags.keys()) - set(ignore))
+  differences = [
+      f'  --{name}: {known.get(name, "(absent)")} in the folder, '
+      f'{flags.get(name, "(absent)")} now'
+      for name in names if known.get(name) != flags.get(name)]
+  if differences:
+    raise RunFolderError('\n'.join([
+        f'{folder.path}: holds a run with other flags:', *differences]))
+
+
+def _remove_contents(folder: RunFolder) -> None:
+  """Deletes what runs write, save flags.txt: it marks the folder as ours."""
+  for path in (
+      folder.checkpoints, folder.replay, folder.metrics, folder.events,
+      folder.curve, folder.videos, folder.config, folder.versions):
+    if path.is_dir() and not path.is_symlink():
+      shutil.rmtree(path)
+    else:
+      path.unlink(missing_ok=True)
+
+
+def _record_versions(folder: RunFolder) -> None:
+  """Appends this start to the list of versions.json."""
+  try:
+    records = json.loads(folder.versions.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    records = []
+  except ValueError as error:
+    raise RunFolderError(f'{folder.versions}: not JSON: {error}') from error
+  records.append(versions())
+  text = json.dumps(records, indent=2) + '\n'
+  write_atomically(folder.versions, text.encode())

@@ -1,0 +1,83 @@
+"""Videos of episodes, as animated GIFs."""
+
+import io
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from siamrl.report.run_folder import write_atomically
+
+_MAX_FPS = 50  # players slow down what is shown for less than 20 ms
+_COLOURS = 256  # in one GIF palette
+
+
+def write_gif(
+    path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
+  """Writes frames as an animated GIF that repeats for ever.
+
+  Frames of at most 256 colours in all, as those of most Atari games are, and
+  grey ones come back exactly; others are reduced to 256 colours a frame.
+
+  Args:
+    path: the file; its directory exists.
+    frames: uint8 [T, H, W, 3] colours or [T, H, W] grey levels, T at least 1.
+    fps: frames per second, at most 50. GIF counts in hundredths of a second,
+      so single frames are rounded and the whole keeps its length.
+
+  Raises:
+    ImportError: if Pillow is not installed.
+    OSError: if the file cannot be written.
+    ValueError: if the frames or `fps` are not of that kind.
+  """
+  frames = np.asarray(frames)
+  if frames.dtype != np.uint8 or frames.size == 0 or not (
+      frames.ndim == 3 or frames.ndim == 4 and frames.shape[-1] == 3):
+    raise ValueError(
+        'frames must be uint8 [T, H, W, 3] or [T, H, W] and not empty, not '
+        f'{frames.dtype} {list(frames.shape)}')
+  if not 0 < fps <= _MAX_FPS:
+    raise ValueError(f'fps must be above 0 and at most {_MAX_FPS}, not {fps}')
+  images = _images(frames)
+  content = io.BytesIO()
+  images[0].save(
+      content, format='GIF', save_all=True, append_images=images[1:],
+      duration=_durations_ms(len(images), fps), loop=0, optimize=True)
+  write_atomically(pathlib.Path(path), content.getvalue())
+
+
+def _durations_ms(count: int, fps: float) -> list[int]:
+  """Milliseconds of each frame, in whole hundredths of a second."""
+  ends = np.round(np.arange(count + 1) * (100.0 / fps)).astype(int)
+  return [int(hundredths) * 10 for hundredths in np.diff(ends)]
+
+
+def _images(frames: np.ndarray) -> list[Any]:
+  """Pillow images, with one palette for all of them where that is exact."""
+  try:
+    from PIL import Image
+  except ImportError as error:
+    raise ImportError(
+        'videos need Pillow: pip install siamrl[plots]') from error
+  if frames.ndim == 3:
+    return [Image.fromarray(frame) for frame in frames]
+  seen = np.zeros(1 << 24, bool)  # by colour: faster than sorting the pixels
+  for frame in frames:
+    seen[_packed(frame)] = True
+  colours = np.flatnonzero(seen)
+  if len(colours) > _COLOURS:
+    return [Image.fromarray(frame).quantize(_COLOURS) for frame in frames]
+  index = np.zeros(1 << 24, np.uint8)
+  index[colours] = np.arange(len(colours))
+  palette = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], -1)
+  images = [Image.fromarray(index[_packed(frame)]) for frame in frames]
+  for image in images:
+    image.putpalette(palette.astype(np.uint8).tobytes())
+  return images
+
+
+def _packed(frame: np.ndarray) -> np.ndarray:
+  """Colours [H, W, 3] as one number each, [H, W]."""
+  wide = frame.astype(np.uint32)
+  return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]

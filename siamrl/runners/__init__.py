@@ -1,0 +1,1 @@
+"""Runners: generators that drive collect, sync and regress, and yield."""

@@ -1,0 +1,93 @@
+"""Evaluation: full episodes under a fixed policy, learning nothing."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from siamrl.types import Environments, Params
+
+
+class Evaluation(NamedTuple):
+  """What has been evaluated so far.
+
+  Attributes:
+    env_steps: taken so far, over all environments.
+    returns: undiscounted, unclipped score of each counted episode.
+    lengths: env steps of each.
+    done: whether this is the result.
+  """
+  env_steps: int
+  returns: list[float]
+  lengths: list[int]
+  done: bool
+
+
+def evaluate(
+    act: Callable[..., jax.Array],
+    params: Params,
+    environments: Environments,
+    key: jax.Array,
+    epsilon: float,
+    *,
+    episodes: int = 0,
+    env_steps: int = 0,
+    chunk_env_steps: int = 256,
+    watch: Callable[[np.ndarray], None] | None = None,
+) -> Iterator[Evaluation]:
+  """Plays a number of episodes, or as many as end within a budget of steps.
+
+  With a number of episodes, each of the N environments has its share of them
+  (quotas that differ by one at most), so that short episodes are not counted
+  more often than long ones. With a budget, the episodes that end within it are
+  counted and the running ones are not.
+
+  Args:
+    act: (params, obs, key, step, epsilon) -> int32 [N], see `host.make_act`.
+    params: of the network that acts.
+    environments: fresh ones.
+    key: for exploration.
+    epsilon: probability of a random action.
+    episodes: how many to play, or 0.
+    env_steps: the budget, over all environments, or 0.
+    chunk_env_steps: env steps between two yields, about.
+    watch: called with the int32 [N] actions of every step, before they are
+      sent; for recording.
+
+  Yields:
+    `Evaluation`; the last one is `done`.
+
+  Raises:
+    ValueError: not exactly one of `episodes` and `env_steps` is positive.
+  """
+  if (episodes > 0) == (env_steps > 0):
+    raise ValueError('give either episodes or env_steps')
+  num_envs = environments.num_envs
+  quotas = [
+      episodes // num_envs + (i < episodes % num_envs) if episodes
+      else env_steps for i in range(num_envs)]
+  returns: list[float] = []
+  lengths: list[int] = []
+  score, length = np.zeros(num_envs), np.zeros(num_envs, int)
+  obs, taken, last_yield = environments.reset(), 0, 0
+  while any(quotas) and not 0 < env_steps <= taken:
+    actions = np.asarray(
+        act(params, obs, key, np.uint32(taken), np.float32(epsilon)))
+    if watch is not None:
+      watch(actions)
+    environments.send(actions)
+    step = environments.recv()
+    obs, taken = step.obs, taken + num_envs
+    score, length = score + step.reward, length + 1
+    ended = step.terminated | step.truncated
+    for i in np.flatnonzero(ended):
+      if quotas[i]:
+        quotas[i] -= 1
+        returns.append(float(score[i]))
+        lengths.append(int(length[i]))
+    score, length = score * ~ended, length * ~ended
+    if taken - last_yield >= chunk_env_steps:
+      last_yield = taken
+      yield Evaluation(taken, returns, lengths, False)
+  yield Evaluation(taken, returns, lengths, True)

@@ -1,0 +1,139 @@
+"""The shared vocabulary: what flows between the parts of siamrl.
+
+Four clocks run in every experiment, and each quantity names the one it counts:
+
+* `frames`: frames that the emulator advanced (4 to an env step on Atari);
+* `env_steps`: decisions of the agent, summed over parallel environments;
+* `gradient_steps`: applications of the optimiser;
+* `rounds`: passes of the collect -> regress -> sync cycle.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax
+import numpy as np
+import optax
+from flax import struct
+
+Params = chex.ArrayTree
+Metrics = dict[str, chex.Array]
+
+# (online, target, gradient_steps) -> target
+TargetUpdate = Callable[[Params, Params, chex.Numeric], Params]
+
+
+class Transition(NamedTuple):
+  """A batch of n-step transitions; every leaf leads with [B].
+
+  Attributes:
+    obs_tm1: [B, S, ...] observation acted upon, S stacked frames, oldest first.
+    a_tm1: int32 [B] action taken.
+    r_t: float32 [B] sum of the n discounted rewards that followed.
+    discount_t: float32 [B] discount**n, and 0 where the episode terminated.
+    obs_t: [B, S, ...] observation n steps later (fewer where the episode was
+      truncated before); never one from after a reset.
+  """
+  obs_tm1: Any
+  a_tm1: Any
+  r_t: Any
+  discount_t: Any
+  obs_t: Any
+
+
+class TrainState(struct.PyTreeNode):
+  """All that learning changes: a checkpoint of the learner is this pytree.
+
+  Attributes:
+    online_params: the parameters that gradients move.
+    target_params: the twin; same structure, never the same buffers.
+    opt_state: the optimiser's state.
+    gradient_steps: int32 [] optimiser steps applied so far.
+    key: the key from which each gradient step splits its own.
+  """
+  online_params: Params
+  target_params: Params
+  opt_state: optax.OptState
+  gradient_steps: jax.Array
+  key: jax.Array
+
+
+class Agent(NamedTuple):
+  """A learner as pure functions; it holds no arrays.
+
+  Attributes:
+    init: key -> params.
+    act: (params, obs [B, S, ...], key, epsilon) -> int32 [B] actions.
+    loss: (online_params, target_params, batch, key) -> (scalar, metrics). The
+      twin is an argument of its own, so `jax.grad` over the first one never
+      differentiates it: the stop-gradient is an argument position.
+  """
+  init: Callable[[chex.PRNGKey], Params]
+  act: Callable[[Params, Any, chex.PRNGKey, chex.Numeric], chex.Array]
+  loss: Callable[
+      [Params, Params, Transition, chex.PRNGKey], tuple[chex.Array, Metrics]]
+
+
+class Schedule(NamedTuple):
+  """Relative speeds of the three processes, each with its unit.
+
+  Attributes:
+    collect: env steps per round.
+    regress: gradient steps per round.
+    sync: gradient steps per target update.
+  """
+  collect: int
+  regress: int
+  sync: int
+
+
+class Timestep(NamedTuple):
+  """What N parallel environments answer to one action each.
+
+  An environment whose episode ended has already begun the next one: `obs` is
+  then the first observation of the new episode, and `final_obs` holds the last
+  one of the old.
+
+  Attributes:
+    obs: [N, S, ...] the observations to act on next.
+    reward: float32 [N] raw rewards, never clipped.
+    terminated: bool [N] the task itself ended: no value beyond it.
+    truncated: bool [N] cut from outside (a cap on frames): values go on.
+    life_lost: bool [N] a life was lost in this step, whether or not the game
+      ended with it. All False where there are no lives.
+    final_obs: [N, S, ...] the old episode's last observation where
+      `terminated | truncated`, and the rows of `obs` elsewhere.
+  """
+  obs: np.ndarray
+  reward: np.ndarray
+  terminated: np.ndarray
+  truncated: np.ndarray
+  life_lost: np.ndarray
+  final_obs: np.ndarray
+
+
+class Environments(Protocol):
+  """N environments on the host, stepped together, without blocking.
+
+  The order of calls is `reset`, then `send`, `recv` in turns. The same seed and
+  actions give the same answers, bit for bit.
+  """
+  num_envs: int
+  num_actions: int
+  frame_shape: tuple[int, ...]   # of one frame, without the stack axis
+  frame_dtype: np.dtype
+  stack: int                     # S, frames in an observation
+  frames_per_step: int           # emulator frames per env step
+
+  def reset(self) -> np.ndarray:
+    """Starts N new episodes; returns observations [N, S, ...]."""
+
+  def send(self, actions: np.ndarray) -> None:
+    """Hands over int32 [N] actions and returns without waiting."""
+
+  def recv(self) -> Timestep:
+    """Waits for the answer to the last `send`."""
+
+  def close(self) -> None:
+    """Frees what the environments hold; nothing may be called after."""
