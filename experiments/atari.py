@@ -9,7 +9,7 @@ curve and checkpoints. The same command resumes a run that was stopped or
 killed. Flag files for published agents lie in experiments/flagfiles.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 import dataclasses
 import functools
@@ -317,7 +317,7 @@ def _environments(
 
 def _evaluate(
     config: AtariConfig, folder: Any, agent: Any, key: Any, params: Any,
-    iteration: int) -> Iterator[None]:
+    iteration: int) -> Generator[None, None, dict[str, float]]:
   """Yields while it plays; returns the evaluation's columns."""
   import jax
   import numpy as np

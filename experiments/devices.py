@@ -16,7 +16,7 @@ from experiments.flags import RunError, UsageError
 PLATFORMS = ('cpu', 'gpu', 'tpu')
 
 # What measures best on a CPU, see BUILD_NOTES.md.
-CPU_XLA_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=dot,reduce',)
+CPU_XLA_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce',)
 
 
 def configure(platform: str | None) -> str:

@@ -1,7 +1,7 @@
-"""Flags from frozen dataclasses: each default is written once, in its field.
+"""Flags from frozen dataclasses: a default is written once, in its field.
 
-A launcher describes its options as a frozen dataclass whose fields are made by
-`option`. `run` turns them into absl flags, parses the command line, checks every
+A launcher describes its options as a frozen dataclass whose fields are made
+by `option`. `run` turns them into absl flags, parses the command line, checks every
 value and calls the launcher with the finished record. Below this package no
 flag is read.
 """
@@ -89,16 +89,18 @@ def _options(cls: type) -> list[tuple[dataclasses.Field, type]]:
   return found
 
 
-def define(cls: type) -> None:
+def define(cls: type, flag_values: flags.FlagValues = FLAGS) -> None:
   """Defines an absl flag for every option of a dataclass."""
-  makers = {
+  makers: dict[type, Callable[..., Any]] = {
       int: flags.DEFINE_integer, float: flags.DEFINE_float,
       str: flags.DEFINE_string, bool: flags.DEFINE_bool}
   for field, kind in _options(cls):
-    makers[kind](field.name, field.default, field.metadata['help'])
+    makers[kind](
+        field.name, field.default, field.metadata['help'],
+        flag_values=flag_values)
 
 
-def read(cls: type) -> Any:
+def read(cls: type, flag_values: flags.FlagValues = FLAGS) -> Any:
   """The record that the parsed flags make, every value checked.
 
   Raises:
@@ -106,11 +108,29 @@ def read(cls: type) -> Any:
   """
   values = {}
   for field, _ in _options(cls):
-    value, bound = FLAGS[field.name].value, field.metadata['bound']
+    value, bound = flag_values[field.name].value, field.metadata['bound']
     if value is not None and not bound.holds(value):
       raise UsageError(f'--{field.name}={value} must be {bound.text}')
     values[field.name] = value
   return cls(**values)
+
+
+def from_arguments(cls: type, *arguments: str) -> Any:
+  """The record that a command line would make, as `run` reads it.
+
+  Args:
+    cls: a frozen dataclass of options.
+    *arguments: such as '--flagfile=...'.
+
+  Raises:
+    UsageError: a value is not allowed.
+    absl.flags.Error: an argument is no option.
+  """
+  flag_values = flags.FlagValues()
+  flags.DEFINE_string('flagfile', '', '', flag_values=flag_values)
+  define(cls, flag_values)
+  flag_values(['', *arguments])
+  return read(cls, flag_values)
 
 
 def as_flags(config: Any) -> dict[str, str]:

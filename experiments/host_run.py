@@ -1,6 +1,6 @@
 """One run of the host loop in its folder: resume, show, evaluate, save, stop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 import dataclasses
 import pathlib
 import time
@@ -43,7 +43,8 @@ class Parts:
   state: TrainState
   replay: HostReplay
   loop: Callable[[host.LoopState], Iterator[host.Progress]]
-  evaluate: Callable[[Any, int], Iterator[None]] | None
+  evaluate: Callable[
+      [Any, int], Generator[None, None, dict[str, float]]] | None
   draw: Callable[[], None]
   frames: int
   frames_per_env_step: int

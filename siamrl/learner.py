@@ -108,7 +108,7 @@ def make_regress_many(regress: Regress) -> Regress:
   Returns:
     (state, batches) -> (state, metrics) where every leaf of `batches` leads
     with [K, B], and of `metrics` with [K]: one entry a gradient step. The steps
-    are unrolled: convolutions inside a loop are slow on CPU.
+    are unrolled: a convolution inside a loop is several times slower on CPU.
   """
   def many(
       state: TrainState, batches: Transition

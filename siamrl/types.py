@@ -9,7 +9,7 @@ Four clocks run in every experiment, and each quantity names the one it counts:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import chex
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import struct
 
-Params = chex.ArrayTree
+Params: TypeAlias = chex.ArrayTree
 Metrics = dict[str, chex.Array]
 
 # (online, target, gradient_steps) -> target

@@ -7,6 +7,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
+from siamrl.networks.conv import Conv
 from siamrl.networks.initializers import INITIALIZERS
 
 
@@ -44,7 +45,7 @@ class NatureCNN(nn.Module):
     x = jnp.moveaxis(obs, 1, -1).astype(jnp.float32) / 255
     for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
       fan_in = math.prod((size, size, x.shape[-1]))
-      x = nn.relu(nn.Conv(
+      x = nn.relu(Conv(
           features, (size, size), (stride, stride), padding=self.padding,
           kernel_init=chosen.kernel, bias_init=chosen.bias(fan_in))(x))
     return x.reshape(x.shape[0], -1)

@@ -374,14 +374,13 @@ class HostReplay:
     if different:
       raise ValueError('replay settings differ: ' + '; '.join(different))
     written = np.asarray(manifest['written'], np.int64)
-    oldest = np.maximum(written - self._length, 0)
     try:
-      reached = oldest
+      reached = np.maximum(written - self._length, 0)
       for segment in manifest['segments']:
         begin, end = np.asarray(segment['begin']), np.asarray(segment['end'])
         if np.any((begin > reached) & (end > reached)):
           raise ValueError(f"segments before {segment['name']} are missing")
-        self._read_segment(directory, segment, oldest)
+        self._read_segment(directory, segment)
         reached = np.maximum(reached, end)
       if not np.array_equal(reached, written):
         raise ValueError('the manifest does not list every segment')
@@ -462,7 +461,6 @@ class HostReplay:
 
     self._frames[slots] = rows
     self._actions[slots] = _NO_ACTION
-    self._rewards[slots] = 0.0
     self._flags[slots] = _OPEN
     self._ages[slots] = ages
     self._written[envs] = written + 1
@@ -494,8 +492,9 @@ class HostReplay:
       final = ends.argmax(axis=1)
       steps = final + 1
       terminated = flags[np.arange(len(index)), final] & _TERMINATED > 0
-      weights = np.where(self._ahead < steps[:, None], self._powers[:-1], 0.0)
-      reward = (self._rewards[window] * weights).sum(axis=1)
+      counted = self._ahead < steps[:, None]
+      rewards = np.where(counted, self._rewards[window], 0.0)  # no inf * 0
+      reward = (rewards * self._powers[:-1]).sum(axis=1)
     discount = np.where(terminated, 0.0, self._powers[steps])
 
     newest = np.stack([slot, (slot + steps) % length])         # [2, B]
@@ -549,9 +548,9 @@ class HostReplay:
     return {'name': name, 'nbytes': nbytes, 'sha256': digest.hexdigest(),
             'begin': begin.tolist(), 'end': end.tolist()}
 
-  def _read_segment(self, directory: pathlib.Path, segment: dict[str, Any],
-                    oldest: np.ndarray) -> None:
-    """Reads a segment's slots, but for those overwritten (before `oldest`)."""
+  def _read_segment(self, directory: pathlib.Path,
+                    segment: dict[str, Any]) -> None:
+    """Reads a segment into its slots, over what an older one put there."""
     name = segment['name']
     if not _SEGMENT_NAME.fullmatch(name):
       raise ValueError(f'segment {name!r}: not the name of a segment file')
@@ -564,24 +563,23 @@ class HostReplay:
                        f"{segment['nbytes']}")
     if hashlib.sha256(packed).hexdigest() != segment['sha256']:
       raise ValueError(f'segment {name} is corrupt: its checksum differs')
-    raw = zlib.decompress(packed)
-    spans = list(zip(segment['begin'], segment['end'], oldest.tolist(),
-                     strict=True))
-    count = sum(end - begin for begin, end, _ in spans)
-    if len(raw) != count * (self.nbytes // self.capacity):
+    spans = list(zip(segment['begin'], segment['end'], strict=True))
+    count = sum(end - begin for begin, end in spans)
+    nbytes = count * (self.nbytes // self.capacity)
+    raw = zlib.decompress(packed, bufsize=max(nbytes, 1))
+    if len(raw) != nbytes:
       raise ValueError(f'segment {name} holds {len(raw)} bytes: these are not '
                        f'{count} slots')
+    runs = [run for env, span in enumerate(spans)
+            for run in self._runs(env, *span)]
     position = 0
     for array in self._arrays():
       part = np.frombuffer(raw, array.dtype, count * array[0].size, position)
       position += part.nbytes
       part = part.reshape(count, *array.shape[1:])
-      for env, (begin, end, first) in enumerate(spans):
-        first = min(max(begin, first), end)
-        source, part = part[first - begin:end - begin], part[end - begin:]
-        for run in self._runs(env, first, end):
-          size = run.stop - run.start
-          array[run], source = source[:size], source[size:]
+      for run in runs:
+        size = run.stop - run.start
+        array[run], part = part[:size], part[size:]
 
 
 def _has_size(path: pathlib.Path, nbytes: int) -> bool:

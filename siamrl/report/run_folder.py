@@ -29,7 +29,7 @@ _DISTRIBUTIONS = (
     'orbax-checkpoint', 'gymnasium', 'ale-py', 'gymnax', 'mujoco')
 
 # Flags that say where a run happens, not which run it is.
-WHERE_FLAGS = ('platform', 'run_folder', 'overwrite', 'flagfile')
+WHERE_FLAGS = ('run_dir', 'platform', 'overwrite')
 
 
 class RunFolderError(RuntimeError):

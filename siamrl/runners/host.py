@@ -224,8 +224,8 @@ def train(
     act_key: for exploration, folded with the env step.
 
   Yields:
-    `Progress`, at least every `config.chunk_env_steps` env steps and once at
-    the end of each iteration.
+    `Progress`, at least every `config.chunk_env_steps` env steps, after the
+    first round that learns, and once at the end of each iteration.
 
   Raises:
     NonFiniteError: a loss or a parameter is not finite; names the gradient
@@ -253,6 +253,8 @@ def train(
         chunk_end = min(target, state.env_steps + config.chunk_env_steps)
         while state.env_steps < chunk_end:
           collector.round()
+          if collector.began_to_learn:
+            break
         collector.settle()
         yield Progress(state, None)
     finally:
@@ -286,6 +288,13 @@ class _Collector:
           jax.random.fold_in(key, step), (num_envs,), 0, num_actions, jnp.int32)
 
     self._explore = explore
+
+  @property
+  def began_to_learn(self) -> bool:
+    """Whether the round that has just ended was the first to learn."""
+    first = self._config.warmup_env_steps + self._config.schedule.collect
+    return first <= self._state.env_steps < (
+        first + self._config.schedule.collect)
 
   def begin(self) -> None:
     """Starts the iteration, or returns to where it had been left."""

@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-ale_py = pytest.importorskip('ale_py')
-
 from siamrl.envs import ale
+
+ale_py = pytest.importorskip('ale_py')
 
 PLAIN = ale.AtariProtocol(sticky_action_probability=0.0)
 

@@ -263,6 +263,17 @@ def test_termination_does_not_bootstrap():
       ((1, 1), 0, 2.0, 0.0, (2, 3)), ((1, 2), 0, 2.0, 0.0, (2, 3))]
 
 
+def test_a_reward_that_is_not_finite_stays_where_it_counts():
+  replay = HostReplay(64, frame_shape=_SHAPE, n_step=3)
+  replay.start(_frames([1]))
+  for i in range(6):
+    ended = np.array([i == 1])
+    replay.add([0], np.full(1, np.inf if i > 1 else 1.0), ended, ended,
+               _frames([i]), _frames([i]))
+  returns = replay._gather(np.arange(2)).r_t
+  np.testing.assert_allclose(returns, [1.99, 1.0])
+
+
 def test_a_lost_life_stops_the_sum_but_not_the_stack():
   steps = [(False, False), (True, False), (False, False)]
   assert _hand_fed(2, [*steps, (False, False)]) == [
@@ -344,7 +355,7 @@ def test_the_generator_decides_the_batch():
   assert one == same != other
 
 
-def test_batches_have_the_vocabulary_s_shapes_and_are_never_overwritten():
+def test_batches_have_the_right_shapes_and_are_never_overwritten():
   pair = _full_pair()
   rng = np.random.default_rng(0)
   batch = pair.replay.sample(rng, 8)
@@ -571,6 +582,15 @@ def test_a_save_costs_what_is_new(tmp_path, monkeypatch):
   assert _loaded(pair, tmp_path, first).size == first['size'] < pair.replay.size
 
 
+def test_a_first_save_of_a_full_ring_writes_each_slot_once(tmp_path):
+  pair = _Pair(num_envs=2, stack=2, n_step=1, spare=17)  # 20 slots each
+  pair.start()
+  for _ in range(95):
+    pair.step()
+  segment, = pair.replay.save(tmp_path)['segments']
+  assert (segment['begin'], segment['end']) == ([76, 76], [96, 96])
+
+
 def test_the_open_slot_is_saved_again_once_closed(tmp_path):
   pair = _Pair(stack=2, n_step=1, spare=20)
   pair.start()
@@ -689,8 +709,16 @@ def test_damaged_segments_are_refused(tmp_path, damage, message, which):
 def test_other_settings_are_refused_by_name(tmp_path, settings):
   pair = _full_pair(20)
   manifest = _through_json(pair.replay.save(tmp_path))
-  with pytest.raises(ValueError, match=f'differ: {next(iter(settings))}: saved'):
+  name, = settings
+  with pytest.raises(ValueError, match=f'differ: {name}: saved'):
     HostReplay(**(pair.settings | settings)).load(tmp_path, manifest)
+
+
+def test_another_byte_order_is_refused(tmp_path):
+  big, little = (
+      HostReplay(10, frame_shape=(), frame_dtype=t) for t in ('>i2', '<i2'))
+  with pytest.raises(ValueError, match='frame_dtype'):
+    little.load(tmp_path, big.save(tmp_path))
 
 
 def test_manifests_that_cannot_be_right_are_refused(tmp_path):

@@ -1,0 +1,70 @@
+"""Each floor imports only from the floors below it; flags stay on top."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# The first prefix that fits a module's name gives its floor.
+FLOORS = {
+    'siamrl.types': 0,
+    'siamrl.twins': 1, 'siamrl.losses': 1,
+    'siamrl.networks': 2,
+    'siamrl.agents': 3,
+    'siamrl.learner': 4, 'siamrl.schedule': 4,
+    'siamrl.replay': 5, 'siamrl.envs': 5,
+    'siamrl.runners': 6,
+    'siamrl.report': 7,
+    'experiments': 8,
+}
+MODULES = [
+    path for folder in ('siamrl', 'experiments')
+    for path in sorted((ROOT / folder).rglob('*.py'))
+    if path != ROOT / 'siamrl' / '__init__.py']
+
+
+def _name(path: pathlib.Path) -> str:
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(part for part in parts if part != '__init__')
+
+
+def _floor(name: str) -> int:
+  return next(
+      floor for prefix, floor in FLOORS.items()
+      if name == prefix or name.startswith(f'{prefix}.'))
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+  """Modules that a file imports, inside functions too."""
+  found: set[str] = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: imports are absolute'
+      found |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return found
+
+
+@pytest.mark.parametrize('path', MODULES, ids=_name)
+def test_imports_go_down(path):
+  name = _name(path)
+  floor = _floor(name)
+  for imported in _imports(path):
+    if not imported.startswith(('siamrl', 'experiments')):
+      continue
+    below = _floor(imported) if imported != 'siamrl.twins' else 1
+    # Files on one floor may know each other inside a package.
+    assert below <= floor, f'{name} imports {imported} from above'
+    if floor == 7:
+      assert below in (0, 7), f'{name} may import types only, not {imported}'
+    if name.startswith(('siamrl.replay', 'siamrl.envs')):
+      assert below != 4, f'{name} must not know the learner: {imported}'
+
+
+@pytest.mark.parametrize('path', MODULES, ids=_name)
+def test_flags_are_read_by_launchers_only(path):
+  if not _name(path).startswith('experiments'):
+    assert not {i for i in _imports(path) if i.startswith('absl')}

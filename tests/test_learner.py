@@ -1,0 +1,172 @@
+"""The learner: one gradient step by hand, twins, donation, many at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from siamrl import learner, schedule, twins
+from siamrl.agents.q import make_q_agent
+from siamrl.networks.q_network import mlp_network
+from siamrl.types import Agent, Transition
+
+
+def _linear_agent() -> Agent:
+  """One weight: q = w * x; loss (r + discount * w' x' - w x)**2."""
+  def loss(online, target, batch, key):
+    del key
+    error = (batch.r_t + batch.discount_t * target['w'] * batch.obs_t
+             - online['w'] * batch.obs_tm1)
+    value = jnp.mean(error ** 2)
+    return value, {'loss': value}
+
+  return Agent(lambda key: {'w': jnp.float32(1.0)}, lambda *a: None, loss)
+
+
+BATCH = Transition(*(jnp.array([x]) for x in (2.0, 0, 3.0, 0.5, 4.0)))
+
+
+def test_one_gradient_step_by_hand():
+  optimizer = optax.sgd(0.1)
+  state = learner.init_state(_linear_agent(), optimizer, jax.random.key(0))
+  regress = learner.make_regress(_linear_agent(), optimizer, twins.hard(), 2)
+  state, metrics = jax.jit(regress)(state, BATCH)
+  # error = 3 + 0.5 * 1 * 4 - 2 = 3; d loss / d w = -2 * 3 * 2 = -12.
+  assert metrics['loss'] == pytest.approx(9.0)
+  assert state.online_params['w'] == pytest.approx(2.2)
+  assert state.target_params['w'] == 1.0
+  state, metrics = jax.jit(regress)(state, BATCH)
+  # error = 5 - 4.4 = 0.6; w = 2.2 + 0.1 * 2.4, and the twin follows.
+  assert state.online_params['w'] == pytest.approx(2.44)
+  assert state.target_params['w'] == state.online_params['w']
+  assert int(state.gradient_steps) == 2
+
+
+@pytest.mark.parametrize('sync', [1, 3, 4])
+@pytest.mark.parametrize('steps', [1, 4, 13])
+def test_as_many_syncs_happen_as_are_asked_for(sync, steps):
+  count = lambda online, target, step: {'w': target['w'] + 1.0}
+  optimizer = optax.sgd(0.0)
+  state = learner.init_state(_linear_agent(), optimizer, jax.random.key(0))
+  regress = jax.jit(
+      learner.make_regress(_linear_agent(), optimizer, count, sync))
+  for _ in range(steps):
+    state, _ = regress(state, BATCH)
+  happened = int(state.target_params['w']) - 1
+  assert happened == schedule.syncs(steps, sync) == steps // sync
+
+
+def _q_learner(rule='hard', sync=3):
+  agent = make_q_agent(
+      mlp_network(3, sizes=(16,)), np.zeros((1, 1, 4), np.float32))
+  optimizer = optax.adam(1e-2)
+  state = learner.init_state(agent, optimizer, jax.random.key(1))
+  tau = 0.3 if twins.RULES[rule].takes_tau else None
+  regress = learner.make_regress(
+      agent, optimizer, twins.make_rule(rule, tau=tau), sync)
+  return agent, state, regress
+
+
+def _batches(count, size=8, seed=0):
+  rng = np.random.default_rng(seed)
+  obs = lambda: rng.normal(size=(count, size, 1, 4)).astype(np.float32)
+  return Transition(
+      obs(), rng.integers(3, size=(count, size)).astype(np.int32),
+      rng.normal(size=(count, size)).astype(np.float32),
+      np.full((count, size), 0.9, np.float32), obs())
+
+
+def test_the_state_is_donated_and_twins_share_no_buffer():
+  _, state, regress = _q_learner()
+  batch = jax.tree.map(lambda x: x[0], _batches(1))
+  step = jax.jit(regress, donate_argnums=0)
+  after, _ = step(state, batch)
+  # Were the twins one buffer, donating both names would have failed.
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(
+      (state.online_params, state.target_params)))
+  for _ in range(4):
+    after, _ = step(after, batch)
+
+
+@pytest.mark.parametrize('rule, sync', [
+    ('hard', 3), ('soft', 1), ('periodic_soft', 2), ('frozen', 1), ('self', 1)])
+def test_many_steps_in_one_dispatch_equal_single_ones(rule, sync):
+  _, state, regress = _q_learner(rule, sync)
+  batches = _batches(7)
+  together, metrics = jax.jit(learner.make_regress_many(regress))(
+      state, batches)
+  losses = []
+  for i in range(7):
+    state, one = jax.jit(regress)(
+        state, jax.tree.map(lambda x, i=i: x[i], batches))
+    losses.append(one['loss'])
+  for a, b in zip(*map(jax.tree.leaves, (
+      (state.online_params, state.target_params),
+      (together.online_params, together.target_params))), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(metrics['loss'], losses, rtol=1e-5)
+  assert int(together.gradient_steps) == 7
+  assert (jax.random.key_data(together.key)
+          == jax.random.key_data(state.key)).all()
+
+
+def test_no_gradient_reaches_the_twin_or_the_selector():
+  agent = make_q_agent(
+      mlp_network(3, sizes=(16,)), np.zeros((1, 1, 4), np.float32),
+      name='double_dqn')
+  params = agent.init(jax.random.key(0))
+  twin = agent.init(jax.random.key(1))
+  batch = jax.tree.map(lambda x: x[0], _batches(1))
+  key = jax.random.key(2)
+  grads = jax.grad(agent.loss, has_aux=True)(params, twin, batch, key)[0]
+  # The same targets as constants: bootstrapping adds nothing to the gradient.
+  network = mlp_network(3, sizes=(16,))
+  choice = jnp.argmax(network.apply(params, batch.obs_t), -1)
+  values = network.apply(twin, batch.obs_t)[jnp.arange(8), choice]
+  target = batch.r_t + batch.discount_t * values
+
+  def supervised(params):
+    q = network.apply(params, batch.obs_tm1)[jnp.arange(8), batch.a_tm1]
+    return optax.huber_loss(q, target).mean()
+
+  for a, b in zip(*map(jax.tree.leaves, (grads, jax.grad(supervised)(params))),
+                  strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_nature_rmsprop_of_a_summed_batch_equals_dqn_zoos_of_a_mean():
+  """Sums with eps 0.01 against means with eps 0.01 / 32**2 (Mnih; DQN Zoo)."""
+  size = 32
+  results = []
+  for reduction, eps in (('sum', 0.01), ('mean', 0.01 / size**2)):
+    agent = make_q_agent(
+        mlp_network(3, sizes=(16,)), np.zeros((1, 1, 4), np.float32),
+        td_loss='clipped', batch_reduction=reduction)
+    optimizer = learner.make_optimizer(
+        'rmsprop_centred', learning_rate=2.5e-4, eps=eps)
+    state = learner.init_state(agent, optimizer, jax.random.key(1))
+    regress = jax.jit(
+        learner.make_regress(agent, optimizer, twins.hard(), 4))
+    for i in range(10):
+      state, _ = regress(state, jax.tree.map(
+          lambda x, i=i: x[i], _batches(10, size)))
+    results.append(state.online_params)
+  start = learner.init_state(
+      agent, optimizer, jax.random.key(1)).online_params
+  for a, b, c in zip(*map(jax.tree.leaves, (*results, start)), strict=True):
+    np.testing.assert_allclose(a - c, b - c, rtol=2e-3, atol=1e-6)
+
+
+def test_centred_rmsprop_by_hand():
+  optimizer = learner.make_optimizer(
+      'rmsprop_centred', learning_rate=0.1, eps=0.01, decay=0.9)
+  params = {'w': jnp.float32(0.0)}
+  update, _ = optimizer.update({'w': jnp.float32(2.0)}, optimizer.init(params))
+  # mean 0.2, square 0.4: 2 / sqrt(0.4 - 0.04 + 0.01)
+  assert update['w'] == pytest.approx(-0.1 * 2 / 0.37 ** 0.5, rel=1e-5)
+
+
+def test_unknown_optimizer():
+  with pytest.raises(ValueError, match="optimizer='sgd' is unknown"):
+    learner.make_optimizer('sgd', learning_rate=1, eps=1)
