@@ -168,7 +168,7 @@ def main(config: AtariConfig) -> None:
       RunFolder, RunFolderError, open_run_folder)
 
   with usage_errors():
-    parts, derived = _build(config, RunFolder(pathlib.Path(run_dir)))
+    parts, derived = build(config, RunFolder(pathlib.Path(run_dir)))
   try:
     folder, _ = open_run_folder(
         run_dir, as_flags(config), as_json(config) | {'derived': derived},
@@ -221,7 +221,7 @@ def _check(config: AtariConfig) -> None:
            f'of {memory / 1e9:.1f} GB, and 90 % may be taken')
 
 
-def _build(
+def build(
     config: AtariConfig, folder: Any) -> tuple[Any, dict[str, Any]]:
   """Makes all parts of the run; returns them and what to record of them.
 

@@ -136,7 +136,12 @@ class _Run:
           f'resuming {self._folder.path} at frame {self._frames:,}')
     if self._pending is not None:
       self._finish_iteration(self._pending)
+    learning = int(self._state.train.gradient_steps) > 0
     for _, metrics in self._parts.loop(self._state):
+      if not learning and int(self._state.train.gradient_steps) > 0:
+        learning = True
+        self._progress.message(
+            f'first gradient step at frame {self._frames:,}')
       returns = self._state.statistics.returns
       self._progress.update(self._frames, returns[-1] if returns else None)
       if metrics is not None:

@@ -1,0 +1,264 @@
+"""Benchmarks; the last line printed is one JSON object.
+
+  python -m experiments.benchmark --benchmark=learn_step
+  python -m experiments.benchmark --benchmark=atari_loop
+  python -m experiments.benchmark --benchmark=replay
+  python -m experiments.benchmark --benchmark=startup
+
+Run one at a time on a machine that does nothing else. To compare two programs
+run them in turns, several times, and compare minima or medians.
+"""
+
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from experiments import atari, devices, flags
+from experiments.flags import POSITIVE, option
+
+_QUICKSTART = '--flagfile=experiments/flagfiles/quickstart.flags'
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+  """The options."""
+  benchmark: str = option(
+      'learn_step', 'What to time',
+      flags.one_of(('learn_step', 'atari_loop', 'replay', 'startup')))
+  rounds: int = option(
+      8, 'How often each timing is repeated; of atari_loop, blocks.', POSITIVE)
+  steps: int = option(
+      20, 'Gradient steps per round of learn_step.', POSITIVE)
+  batch_size: int = option(32, 'Transitions per gradient step.', POSITIVE)
+  padding: str = option(
+      'VALID', 'Padding of the convolutions',
+      flags.one_of(('VALID', 'SAME')))
+  num_envs: int = option(1, 'Emulators of atari_loop and replay.', POSITIVE)
+  acting: str = option(
+      'exact', 'Mode of atari_loop', flags.one_of(('exact', 'overlapped')))
+  platform: str | None = option(
+      None, 'Device; the best that JAX finds if not given',
+      flags.one_of(devices.PLATFORMS))
+
+
+def main(config: BenchmarkConfig) -> None:
+  """Runs one benchmark and prints its result."""
+  # The start-up of other processes is timed: this one leaves the device alone.
+  if config.benchmark == 'startup':
+    result = startup(config)
+  else:
+    platform = devices.configure(config.platform)
+    result = {'platform': platform} | {
+        'learn_step': learn_step, 'atari_loop': atari_loop, 'replay': replay,
+    }[config.benchmark](config)
+  print(json.dumps({'benchmark': config.benchmark} | {
+      name: float(f'{value:.4g}') if isinstance(value, float) else value
+      for name, value in result.items()}))
+
+
+def _seconds(function: Callable[[], Any], rounds: int, calls: int = 1
+             ) -> list[float]:
+  """Seconds per call, one entry a round; one round before them is not kept."""
+  times = []
+  for _ in range(rounds + 1):
+    begun = time.perf_counter()
+    for _ in range(calls):
+      function()
+    times.append((time.perf_counter() - begun) / calls)
+  return times[1:]
+
+
+def learn_step(config: BenchmarkConfig) -> dict[str, Any]:
+  """One gradient step of DQN on the Nature network, and its floor.
+
+  The work is that of the usual rival: uint8 frames of 84 x 84 x 4, a forward
+  pass of each twin, Huber loss, backward pass, centred RMSProp. `gflop` counts
+  the multiplications and additions of its matrix products and convolutions,
+  `floor_ms` is the time they would take at `sgemm_gflops`, the speed of a
+  large float32 matrix product measured in turns with the steps.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from siamrl import learner, twins
+  from siamrl.agents.q import make_q_agent
+  from siamrl.networks.q_network import nature_network
+  from siamrl.types import Transition
+
+  size, actions = config.batch_size, 6
+  rng = np.random.default_rng(0)
+  frames = rng.integers(0, 256, (2, size, 4, 84, 84), dtype=np.uint8)
+  batch = Transition(
+      frames[0], rng.integers(actions, size=size).astype(np.int32),
+      rng.normal(size=size).astype(np.float32),
+      np.full(size, 0.99, np.float32), frames[1])
+  agent = make_q_agent(
+      nature_network(actions, padding=config.padding), frames[0][:1])
+  optimizer = learner.make_optimizer(
+      'rmsprop_centred', learning_rate=2.5e-4, eps=1e-5)
+  state = learner.init_state(agent, optimizer, jax.random.key(0))
+  step = jax.jit(
+      learner.make_regress(agent, optimizer, twins.hard(), 2_500),
+      donate_argnums=0)
+
+  def steps() -> None:
+    nonlocal state
+    for _ in range(config.steps):
+      state, _ = step(state, batch)
+    jax.block_until_ready(state)
+
+  matrix = jnp.asarray(rng.normal(size=(2048, 2048)), jnp.float32)
+  product = jax.jit(jnp.matmul)
+  step_times, product_times = [], []
+  for _ in range(config.rounds):
+    step_times += _seconds(steps, 1)
+    product_times += _seconds(
+        lambda: product(matrix, matrix).block_until_ready(), 1, 4)
+  times = [seconds / config.steps * 1e3 for seconds in step_times]
+  gflop = size * _sample_flop(config.padding, actions) / 1e9
+  gflops = 2 * 2048**3 / min(product_times) / 1e9
+  return {
+      'ms_min': min(times), 'ms_median': statistics.median(times),
+      'gflop': gflop, 'sgemm_gflops': gflops, 'floor_ms': gflop / gflops * 1e3}
+
+
+def _sample_flop(padding: str, actions: int) -> int:
+  """Operations of one transition's gradient step in the Nature network."""
+  sides = (20, 9, 7) if padding == 'VALID' else (21, 11, 11)
+  inputs = (8 * 8 * 4, 4 * 4 * 32, 3 * 3 * 64)
+  layers = [2 * side * side * fan_in * features for side, fan_in, features
+            in zip(sides, inputs, (32, 64, 64), strict=True)]
+  layers += [2 * sides[-1]**2 * 64 * 512, 2 * 512 * actions]
+  # Forward twice; backward towards weights and, but for the first, inputs.
+  return 2 * sum(layers) + sum(layers) + sum(layers[1:])
+
+
+def atari_loop(config: BenchmarkConfig) -> dict[str, Any]:
+  """Training on Breakout as CleanRL does, acting by the network.
+
+  One gradient step of 32 transitions per 4 env steps. Each block is 1,000 env
+  steps after the learning has begun; `env_steps_per_s` is the median block's.
+  The seconds by activity are those of all blocks: `acting_s` choosing actions,
+  `emulating_s` waiting for emulators, `sampling_s` in the replay, `learning_s`
+  waiting for gradient steps.
+  """
+  import jax
+
+  from siamrl.report.run_folder import RunFolder
+  from siamrl.runners import host
+
+  block = 1_000
+  options = flags.from_arguments(
+      atari.AtariConfig,
+      '--flagfile=experiments/flagfiles/cleanrl_dqn_atari.flags',
+      f'--num_envs={config.num_envs}', f'--acting={config.acting}',
+      f'--padding={config.padding}', f'--batch_size={config.batch_size}',
+      '--epsilon_start=0.01', '--min_replay=1000', '--replay_capacity=100000')
+  steps_per_frame = options.frame_skip
+  frames = (config.rounds + 2) * block * steps_per_frame
+  options = dataclasses.replace(
+      options, frames=frames, iteration_frames=frames)
+  parts, _ = atari.build(options, RunFolder(pathlib.Path()))
+  state = host.LoopState.start(
+      parts.state, seed=0, num_envs=config.num_envs)
+  rates: list[float] = []
+  begun, first, before = 0.0, 0, dict.fromkeys(host.TIMERS, 0.0)
+  spent = dict(before)
+  for progress in parts.loop(state):
+    jax.block_until_ready(state.train)
+    now = time.perf_counter()
+    if progress.metrics is not None or state.env_steps < 2 * block:
+      continue  # warm-up and compilation
+    if not begun:
+      begun, first = now, state.env_steps
+      before = dict(state.statistics.seconds)
+    elif state.env_steps - first >= block:
+      rates.append((state.env_steps - first) / (now - begun))
+      begun, first = now, state.env_steps
+      spent = dict(state.statistics.seconds)
+  return {
+      'env_steps_per_s': statistics.median(rates),
+      'env_steps_per_s_max': max(rates), 'blocks': len(rates)} | {
+          name: spent[name] - before[name] for name in host.TIMERS}
+
+
+def replay(config: BenchmarkConfig) -> dict[str, Any]:
+  """A replay of a million Atari transitions, 100,000 of them filled."""
+  import numpy as np
+
+  from siamrl.replay.host import HostReplay
+
+  num_envs = config.num_envs
+  capacity = 1_000_000 // num_envs * num_envs
+  ring = HostReplay(capacity, frame_shape=(84, 84), num_envs=num_envs)
+  rng = np.random.default_rng(0)
+  frames = rng.integers(0, 256, (64, num_envs, 84, 84), dtype=np.uint8)
+  actions = np.zeros(num_envs, np.int32)
+  rewards = np.zeros(num_envs, np.float32)
+  ring.start(frames[0])
+  adds = 100_000 // num_envs
+  times = []
+  for i in range(adds):
+    ended = np.full(num_envs, i % 1_000 == 999)
+    frame = frames[i % 64]
+    begun = time.perf_counter()
+    ring.add(actions, rewards, ended, ended, frame, frame)
+    times.append(time.perf_counter() - begun)
+  sample = functools.partial(ring.sample, rng, config.batch_size)
+  sample_times = _seconds(sample, max(config.rounds, 200))
+  return {
+      'bytes_per_transition': ring.bytes_per_transition,
+      'sample_ms': statistics.median(sample_times) * 1e3,
+      'add_us': statistics.median(times) * 1e6,
+      'transitions': ring.size}
+
+
+def startup(config: BenchmarkConfig) -> dict[str, Any]:
+  """Seconds from a process's start to its first gradient step.
+
+  The quickstart preset is started with an empty folder for compiled programs
+  (cold), then with the one that this has filled (warm): medians over rounds.
+  """
+  cold, warm = [], []
+  for _ in range(min(config.rounds, 3)):
+    with tempfile.TemporaryDirectory() as folder:
+      cold.append(_first_gradient_step_s(folder, config.platform))
+      warm.append(_first_gradient_step_s(folder, config.platform))
+  return {'cold_s': statistics.median(cold), 'warm_s': statistics.median(warm)}
+
+
+def _first_gradient_step_s(folder: str, platform: str | None) -> float:
+  """Starts a run in a folder and ends it when it has begun to learn."""
+  command = [
+      sys.executable, '-m', 'experiments.atari', _QUICKSTART, '--overwrite',
+      f'--run_dir={folder}/run']
+  if platform:
+    command.append(f'--platform={platform}')
+  environment = os.environ | {
+      'JAX_COMPILATION_CACHE_DIR': f'{folder}/cache',
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}
+  begun = time.perf_counter()
+  with subprocess.Popen(
+      command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    assert process.stderr is not None
+    with contextlib.ExitStack() as stack:
+      stack.callback(process.kill)
+      for line in process.stderr:
+        if 'first gradient step' in line:
+          return time.perf_counter() - begun
+  raise flags.RunError('the run ended before its first gradient step')
+
+
+if __name__ == '__main__':
+  flags.run(BenchmarkConfig, __doc__, main)
