@@ -106,13 +106,15 @@ def memory_bytes() -> int:
 class StopRequest:
   """Hears SIGTERM and Ctrl-C, for the run to stop at its next good moment.
 
-  A second Ctrl-C interrupts at once.
+  A second Ctrl-C interrupts at once. Use it as a context manager; it hears
+  from the moment it is made, and signals are as before when the block ends.
   """
 
   def __init__(self) -> None:
     self._event = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._hear)
+    self._before = {
+        number: signal.signal(number, self._hear)
+        for number in (signal.SIGTERM, signal.SIGINT)}
 
   def _hear(self, number: int, frame: object) -> None:
     del frame
@@ -123,12 +125,26 @@ class StopRequest:
   def __bool__(self) -> bool:
     return self._event.is_set()
 
+  def __enter__(self) -> 'StopRequest':
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
 
 def check_room(folder: pathlib.Path, needed_bytes: int) -> None:
-  """Raises RunError if a disk has less room than a run's checkpoints need."""
+  """Raises RunError if a disk has less room than a run's checkpoints need.
+
+  Args:
+    folder: of the run; what it holds already counts as room.
+    needed_bytes: of all checkpoints that exist at once.
+  """
   stats = os.statvfs(folder)
   free = stats.f_bavail * stats.f_frsize
-  if free < needed_bytes:
+  held = sum(
+      path.stat().st_size for path in folder.rglob('*') if path.is_file())
+  if free + held < needed_bytes:
     raise RunError(
         f'--run_dir={folder}: {free / 1e9:.2f} GB are free on this disk, and '
-        f'checkpoints need about {needed_bytes / 1e9:.2f} GB')
+        f'checkpoints need about {(needed_bytes - held) / 1e9:.2f} GB more')

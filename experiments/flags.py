@@ -9,6 +9,9 @@ flag is read.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
+import difflib
+import math
+import re
 import sys
 import textwrap
 import types
@@ -38,18 +41,28 @@ def usage_errors() -> Iterator[None]:
   try:
     yield
   except ValueError as error:
-    raise UsageError(f'--{error}') from error
+    text = str(error).removeprefix('--')
+    if not re.match(r'\w+=', text):
+      raise  # not about a flag: an error in the program
+    # A flag is shown as one types it: without the quotes of a string.
+    text = re.sub(r"\b(\w+)='([^']*)'", r'\1=\2', text)
+    raise UsageError(f'--{text}') from error
 
 
 class Bound(NamedTuple):
-  """What a value must be: a test, and its words after 'must be'."""
+  """What a value must be: a test, and its words after 'must be'.
+
+  Floats must be finite besides, whatever their bound.
+  """
   holds: Callable[[Any], bool]
   text: str
 
 
 POSITIVE = Bound(lambda x: x > 0, 'positive')
 NOT_NEGATIVE = Bound(lambda x: x >= 0, '0 or more')
+UINT32 = Bound(lambda x: 0 <= x < 2**32, 'from 0 to 4294967295')
 FRACTION = Bound(lambda x: 0 <= x <= 1, 'in [0, 1]')
+DECAY = Bound(lambda x: 0 <= x < 1, 'in [0, 1)')
 RATE = Bound(lambda x: 0 < x <= 1, 'in (0, 1]')
 ANYTHING = Bound(lambda x: True, '')
 
@@ -109,6 +122,9 @@ def read(cls: type, flag_values: flags.FlagValues = FLAGS) -> Any:
   values = {}
   for field, _ in _options(cls):
     value, bound = flag_values[field.name].value, field.metadata['bound']
+    if isinstance(value, float) and not math.isfinite(value):
+      words = ', '.join(filter(None, ['a finite number', bound.text]))
+      raise UsageError(f'--{field.name}={value} must be {words}')
     if value is not None and not bound.holds(value):
       raise UsageError(f'--{field.name}={value} must be {bound.text}')
     values[field.name] = value
@@ -155,28 +171,41 @@ def help_text(cls: type, intro: str) -> str:
     if 'group' in field.metadata:
       lines += ['', f'{field.metadata["group"]}:']
     elif 'help' in field.metadata:
-      default = field.default
-      if isinstance(default, bool):
-        head = f'--[no]{field.name}  (default: {str(default).lower()})'
-      else:
-        head = f'--{field.name}  (default: {default})'
+      lines.append(_help_head(field))
       text = field.metadata['help']
       bound = field.metadata['bound'].text
       if bound:
         text = f'{text.rstrip(".")}; {bound}.'
-      lines.append(f'  {head}')
       lines += textwrap.wrap(
           text, 76, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
-  lines += ['', '--flagfile reads options from a file; later ones win.']
+  lines += [
+      '',
+      '--flagfile=FILE reads flags from a file, one a line. Of a flag that is '
+      'given twice',
+      'the later one counts, so flags after --flagfile change what the file '
+      'says.',
+  ]
   return '\n'.join(lines)
+
+
+def _help_head(field: dataclasses.Field) -> str:
+  """The first line of a flag in the help text."""
+  default = field.default
+  if default is None:
+    return f'  --{field.name}'
+  if isinstance(default, bool):
+    return f'  --[no]{field.name}  (default: {str(default).lower()})'
+  # Underscores group digits, and are understood on the command line too.
+  text = f'{default:_}' if isinstance(default, int) else str(default)
+  return f'  --{field.name}  (default: {text})'
 
 
 def run(cls: type, intro: str, main: Callable[[Any], None]) -> None:
   """Parses the command line into `cls` and calls `main` with it.
 
-  Exits with 0 after success or --help, with 2 after a usage error and with 1
-  where something else is in the way; errors that have an explanation end in
-  one line, not in a traceback.
+  Exits with 0 after success or --help, with 2 after a usage error, with 1 where
+  something else is in the way, and with 130 where Ctrl-C ended it at once.
+  Errors that have an explanation end in one line, not in a traceback.
 
   Args:
     cls: a frozen dataclass of options.
@@ -191,8 +220,8 @@ def run(cls: type, intro: str, main: Callable[[Any], None]) -> None:
       sys.exit(0)
     try:
       rest = FLAGS(argv)
-    except (flags.Error, OSError) as error:
-      _fail(2, error)
+    except (flags.Error, OSError, UnicodeDecodeError) as error:
+      _fail(2, explain(cls, error))
     if len(rest) > 1:
       _fail(2, f'{rest[1]!r} is no flag; flags are written --name=value')
     return rest
@@ -205,8 +234,32 @@ def run(cls: type, intro: str, main: Callable[[Any], None]) -> None:
       _fail(2, error)
     except RunError as error:
       _fail(1, error)
+    except KeyboardInterrupt:
+      _fail(130, 'interrupted')
 
   app.run(launch, flags_parser=parse)
+
+
+def explain(cls: type, error: Exception) -> str:
+  """What absl refuses, in a line that names flag, value and what is allowed."""
+  kinds = {field.name: kind for field, kind in _options(cls)}
+  text = ' '.join(str(error).split())
+  if isinstance(error, flags.UnrecognizedFlagError):
+    close = difflib.get_close_matches(error.flagname, kinds, cutoff=0.5)
+    hint = f'; the closest are --{", --".join(close)}' if close else ''
+    return f'--{error.flagname} is no flag{hint}; see --help'
+  if isinstance(error, flags.IllegalFlagValueError):
+    match = re.match(r'flag --(\w+)=(.*?): ', text)
+    if match and match[1] in kinds:
+      must = {int: 'a whole number', float: 'a number', bool: 'true or false'}
+      kind = must.get(kinds[match[1]], 'text')
+      return f'--{match[1]}={match[2]} must be {kind}'
+  if isinstance(error.__context__, OSError):  # absl names no flag
+    cause = error.__context__
+    return f'--flagfile={cause.filename} cannot be read: {cause.strerror}'
+  if isinstance(error, UnicodeDecodeError):
+    return f'--flagfile must name a text file: {text}'
+  return text
 
 
 def _fail(code: int, error: Any) -> typing.NoReturn:

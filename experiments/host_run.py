@@ -57,12 +57,13 @@ class _Stopped(Exception):
   """The user asked the run to stop; it has been saved."""
 
 
-def run(folder: RunFolder, parts: Parts) -> None:
-  """Trains to the end, or until SIGTERM or Ctrl-C, from wherever it stands.
+def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
+  """Trains to the end, or until it is asked to stop, from wherever it stands.
 
   Args:
     folder: the run's, opened and locked.
     parts: what to run.
+    stop: true once the user wants the run to stop.
 
   Raises:
     RunError: a checkpoint cannot be read or written, or the learner diverged.
@@ -70,14 +71,17 @@ def run(folder: RunFolder, parts: Parts) -> None:
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.state))
   devices.check_room(
       folder.path, 3 * state_bytes + parts.replay.nbytes // _REPLAY_COMPRESSION)
-  stop = devices.StopRequest()
   try:
     with _Run(folder, parts, stop) as position:
       position.train()
   except _Stopped:
     pass
-  except (CheckpointError, host.NonFiniteError) as error:
-    raise RunError(str(error)) from error
+  except host.NonFiniteError as error:
+    raise RunError(
+        f'the learner diverged: {error}; what was saved before stays in '
+        f'{folder.checkpoints}') from error
+  except CheckpointError as error:
+    raise RunError(f'--run_dir={error}') from error
   except OSError as error:
     raise RunError(f'--run_dir={folder.path}: {error}') from error
 

@@ -21,8 +21,10 @@ can be stopped and resumed anywhere between two rounds.
 import base64
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
+import math
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 import zlib
 
 import jax
@@ -33,7 +35,8 @@ from siamrl import schedule as schedules
 from siamrl import twins
 from siamrl.learner import Regress, make_regress_many
 from siamrl.replay.host import HostReplay
-from siamrl.types import Agent, Environments, Schedule, TrainState, Transition
+from siamrl.types import (
+    Agent, Environments, Metrics, Params, Schedule, TrainState, Transition)
 
 # Streams of randomness derived from one seed; never reuse a number.
 _TRAIN_ENVIRONMENTS, _EVAL_ENVIRONMENTS, _SAMPLING = range(3)
@@ -52,8 +55,9 @@ class LoopConfig:
   Attributes:
     schedule: speeds of the three processes; `collect` must be a multiple of
       the number of environments.
-    total_env_steps: env steps of the whole run.
-    iteration_env_steps: env steps of one iteration, a multiple of `collect`.
+    total_env_steps: env steps of the whole run, a multiple of `collect`.
+    iteration_env_steps: env steps of one iteration, a multiple of `collect`;
+      of the last one, what is left.
     warmup_env_steps: env steps before the first gradient step. A round takes
       its gradient steps if it began with at least so many.
     batch_size: transitions per gradient step.
@@ -63,7 +67,10 @@ class LoopConfig:
     life_loss_terminates: whether a lost life cuts the bootstrap (the game goes
       on either way).
     overlapped: the order of a round, see above.
-    chunk_env_steps: env steps between two yields, at least.
+    chunk_env_steps: env steps between two yields, about.
+
+  Raises:
+    ValueError: a number of env steps is not a multiple of `collect`.
   """
   schedule: Schedule
   total_env_steps: int
@@ -75,6 +82,14 @@ class LoopConfig:
   life_loss_terminates: bool = False
   overlapped: bool = False
   chunk_env_steps: int = 256
+
+  def __post_init__(self) -> None:
+    for name in ('total_env_steps', 'iteration_env_steps'):
+      value, collect = getattr(self, name), self.schedule.collect
+      if value < 1 or value % collect:
+        raise ValueError(
+            f'{name}={value} must be a positive multiple of the round, '
+            f'{collect} env steps')
 
 
 @dataclasses.dataclass
@@ -101,7 +116,25 @@ class Statistics:
 
   @classmethod
   def zero(cls, num_envs: int) -> 'Statistics':
+    """Those of an iteration that begins."""
     return cls([0.0] * num_envs, [0] * num_envs)
+
+  def count(self, reward: np.ndarray, ended: np.ndarray) -> None:
+    """Counts one step of every environment.
+
+    Args:
+      reward: [N] raw.
+      ended: bool [N] whether an episode ended with it.
+    """
+    # Lists, not arrays: for few environments they are the faster ones.
+    for i, value in enumerate(reward.tolist()):
+      self.running_returns[i] += value
+      self.running_lengths[i] += 1
+    if ended.any():
+      for i in np.flatnonzero(ended).tolist():
+        self.returns.append(self.running_returns[i])
+        self.lengths.append(self.running_lengths[i])
+        self.running_returns[i], self.running_lengths[i] = 0.0, 0
 
 
 @dataclasses.dataclass
@@ -224,8 +257,8 @@ def train(
     act_key: for exploration, folded with the env step.
 
   Yields:
-    `Progress`, at least every `config.chunk_env_steps` env steps, after the
-    first round that learns, and once at the end of each iteration.
+    `Progress`: inside an iteration every `config.chunk_env_steps` env steps and
+    after the first round that learns, and then once at its end, with its row.
 
   Raises:
     NonFiniteError: a loss or a parameter is not finite; names the gradient
@@ -233,149 +266,160 @@ def train(
     RuntimeError: fresh environments did not return to where a resumed run had
       stopped.
   """
-  act = make_act(agent)
-  steps = config.schedule.regress
-  learn = jax.jit(
-      regress if steps == 1 else make_regress_many(regress), donate_argnums=0)
+  loop = _Loop(config, state, replay, agent, regress, act_key)
   while state.env_steps < config.total_env_steps:
     environments = make_environments(
         environment_seed(seed, state.iteration, evaluation=False))
     try:
-      collector = _Collector(
-          config, state, environments, replay, act, act_key, learn)
-      for name in _metric_names(learn, state.train, environments, config):
-        state.statistics.metric_sums.setdefault(name, 0.0)
-      collector.begin()
-      target = min(
+      loop.begin(environments)
+      end = min(
           (state.iteration + 1) * config.iteration_env_steps,
           config.total_env_steps)
-      while state.env_steps < target:
-        chunk_end = min(target, state.env_steps + config.chunk_env_steps)
-        while state.env_steps < chunk_end:
-          collector.round()
-          if collector.began_to_learn:
-            break
-        collector.settle()
-        yield Progress(state, None)
+      while state.env_steps < end:
+        loop.chunk(end)
+        if state.env_steps < end:
+          yield Progress(state, None)
     finally:
       environments.close()
-    metrics = _summary(config, state, environments.frames_per_step)
-    state.iteration += 1
-    state.actions, state.obs_crc = [], 0
-    state.statistics = Statistics.zero(environments.num_envs)
-    yield Progress(state, metrics)
+    yield Progress(state, loop.end())
 
 
-class _Collector:
-  """The inside of one iteration: environments, current observations."""
+class _Loop:
+  """What a run needs to advance its state, round by round.
+
+  For each iteration: `begin`, then `chunk` to its end, then `end`.
+  """
+
+  _environments: Environments
+  _obs: np.ndarray  # the current observations
 
   def __init__(
-      self, config, state, environments, replay, act, act_key, learn):
+      self, config: LoopConfig, state: LoopState, replay: HostReplay,
+      agent: Agent, regress: Regress, act_key: jax.Array):
     self._config, self._state, self._replay = config, state, replay
-    self._environments, self._act, self._learn = environments, act, learn
-    self._act_key = act_key
-    self._metrics: list[Any] = []
-    num_envs, num_actions = environments.num_envs, environments.num_actions
-    self._vector_steps, rest = divmod(config.schedule.collect, num_envs)
-    if rest:
+    self._act, self._act_key = make_act(agent), act_key
+    self._learn = jax.jit(
+        regress if config.schedule.regress == 1 else make_regress_many(regress),
+        donate_argnums=0)
+    # Metrics of the rounds since `_settle`, not waited for.
+    self._metrics: list[Metrics] = []
+
+  def begin(self, environments: Environments) -> None:
+    """Starts the iteration, or returns to where it had been left."""
+    config, state = self._config, self._state
+    if config.schedule.collect % environments.num_envs:
       raise ValueError(
           f'collect={config.schedule.collect} env steps per round must be a '
-          f'multiple of num_envs={num_envs}')
-
-    @jax.jit
-    def explore(key, step):
-      return jax.random.randint(
-          jax.random.fold_in(key, step), (num_envs,), 0, num_actions, jnp.int32)
-
-    self._explore = explore
-
-  @property
-  def began_to_learn(self) -> bool:
-    """Whether the round that has just ended was the first to learn."""
-    first = self._config.warmup_env_steps + self._config.schedule.collect
-    return first <= self._state.env_steps < (
-        first + self._config.schedule.collect)
-
-  def begin(self) -> None:
-    """Starts the iteration, or returns to where it had been left."""
-    self._obs = self._environments.reset()
-    if not self._state.actions:
+          f'multiple of num_envs={environments.num_envs}')
+    self._environments, self._obs = environments, environments.reset()
+    for actions in state.actions:
+      environments.send(actions)
+      self._obs = environments.recv().obs
+    if not state.actions:
       self._replay.start(self._obs[:, -1])
-      return
-    for actions in self._state.actions:
-      self._environments.send(actions)
-      self._obs = self._environments.recv().obs
-    if zlib.crc32(self._obs) != self._state.obs_crc:
+    elif zlib.crc32(self._obs) != state.obs_crc:
       raise RuntimeError(
           'the environments did not return to where this run had stopped: are '
           'they of another version than the one it was started with?')
+    # So that an iteration that learns nothing has the columns of the others.
+    for name in _metric_names(self._learn, state.train, environments, config):
+      state.statistics.metric_sums.setdefault(name, 0.0)
 
-  def round(self) -> None:
+  def chunk(self, end: int) -> None:
+    """Runs rounds until a chunk is full, the run's first has learnt, or `end`.
+
+    Args:
+      end: env steps of the run at which the iteration ends.
+    """
+    config, state = self._config, self._state
+    end = min(end, state.env_steps + config.chunk_env_steps)
+    first = config.warmup_env_steps
+    while state.env_steps < end:
+      began = state.env_steps
+      self._round(learns=began >= first)
+      if first <= began < first + config.schedule.collect:
+        break
+    self._settle()
+
+  def end(self) -> dict[str, float]:
+    """Turns to the next iteration; returns the row of the one that ended."""
+    state, environments = self._state, self._environments
+    row = _summary(self._config, state, environments.frames_per_step)
+    state.iteration += 1
+    state.actions, state.obs_crc = [], 0
+    state.statistics = Statistics.zero(environments.num_envs)
+    return row
+
+  def _round(self, *, learns: bool) -> None:
     """Collects `collect` env steps and takes `regress` gradient steps."""
-    learns = self._state.env_steps >= self._config.warmup_env_steps
-    overlapped = self._config.overlapped
-    params = self._state.train.online_params
-    if learns and overlapped:
+    state, exact = self._state, not self._config.overlapped
+    params = state.train.online_params
+    if learns and not exact:
       # The gradient step donates the state: acting needs its own copy.
-      params = twins.copy(params)
+      params = _copy(params)
       self._regress()
-    for step in range(self._vector_steps):
+    vector_steps = self._config.schedule.collect // self._environments.num_envs
+    for to_go in reversed(range(vector_steps)):
       self._send(params)
-      if learns and not overlapped and step == self._vector_steps - 1:
+      if learns and exact and not to_go:
         self._regress()
       self._recv()
-    if not overlapped:
+    if learns and exact:
       # The next action needs the result; waiting here tells the time that
       # learning takes from the time that acting takes.
       with self._timer('learning_s'):
-        jax.block_until_ready(self._state.train)
+        jax.block_until_ready(state.train)
 
-  def settle(self) -> None:
+  def _settle(self) -> None:
     """Brings the metrics of the rounds since the last call to the host.
 
     Raises:
       NonFiniteError: a loss or a parameter is not finite.
     """
     state, statistics = self._state, self._state.statistics
+    state.obs_crc = zlib.crc32(self._obs)
+    if not self._metrics:
+      return
     with self._timer('learning_s'):
       fetched = jax.device_get(self._metrics)
       finite = bool(_all_finite(state.train.online_params))
     self._metrics = []
-    first = int(state.train.gradient_steps) - len(fetched) * (
-        self._config.schedule.regress)
+    steps, last = self._config.schedule.regress, int(state.train.gradient_steps)
+    before = last - len(fetched) * steps
     for metrics in fetched:
-      values = {name: np.ravel(value) for name, value in metrics.items()}
-      for name, value in values.items():
-        if not np.all(np.isfinite(value)):
-          step = first + int(np.argmin(np.isfinite(value))) + 1
-          raise NonFiniteError(
-              f'{name}={value[step - first - 1]} at gradient step {step}')
-        statistics.metric_sums[name] += float(np.sum(value, dtype=np.float64))
-      taken = len(next(iter(values.values())))
-      statistics.gradient_steps += taken
-      first += taken
+      for name, values in metrics.items():
+        total = float(np.sum(values, dtype=np.float64))
+        if not math.isfinite(total):
+          _blame(metrics, before)
+        statistics.metric_sums[name] += total
+      statistics.gradient_steps += steps
+      before += steps
     if not finite:
       raise NonFiniteError(
-          'online_params are not finite after gradient step '
-          f'{int(state.train.gradient_steps)}')
-    state.obs_crc = zlib.crc32(self._obs)
+          f'online_params are not finite after gradient step {last}')
 
-  def _send(self, params) -> None:
-    state = self._state
+  def _send(self, params: Params) -> None:
+    """Acts on the current observations."""
+    state, environments = self._state, self._environments
     epsilon = self._config.epsilon(state.env_steps)
     step = np.uint32(state.env_steps)
     with self._timer('acting_s'):
       if epsilon >= 1:  # the network has no say, and is not asked
-        actions = self._explore(self._act_key, step)
+        chosen = _explore(
+            self._act_key, step, environments.num_envs,
+            environments.num_actions)
       else:
-        actions = self._act(
+        chosen = self._act(
             params, self._obs, self._act_key, step, np.float32(epsilon))
-      actions = np.asarray(actions)
+      # A copy: a view would keep the device's buffer, of kilobytes, alive for
+      # as long as the iteration remembers its actions.
+      actions = np.array(chosen)
     with self._timer('emulating_s'):
-      self._environments.send(actions)
+      environments.send(actions)
     state.actions.append(actions)
 
   def _recv(self) -> None:
+    """Stores the answer to the last actions."""
     config, state = self._config, self._state
     with self._timer('emulating_s'):
       step = self._environments.recv()
@@ -392,19 +436,10 @@ class _Collector:
           step.final_obs[:, -1], step.obs[:, -1])
     self._obs = step.obs
     state.env_steps += len(reward)
-    self._count(step.reward, ended)
-
-  def _count(self, reward: np.ndarray, ended: np.ndarray) -> None:
-    statistics = self._state.statistics
-    for i, value in enumerate(reward.tolist()):
-      statistics.running_returns[i] += value
-      statistics.running_lengths[i] += 1
-      if ended[i]:
-        statistics.returns.append(statistics.running_returns[i])
-        statistics.lengths.append(statistics.running_lengths[i])
-        statistics.running_returns[i], statistics.running_lengths[i] = 0.0, 0
+    state.statistics.count(step.reward, ended)
 
   def _regress(self) -> None:
+    """Dispatches the gradient steps of a round, and does not wait for them."""
     state, steps = self._state, self._config.schedule.regress
     with self._timer('sampling_s'):
       batches = [
@@ -448,8 +483,34 @@ def _metric_names(learn, train_state, environments, config) -> list[str]:
   return sorted(metrics)
 
 
+def _blame(metrics: Metrics, before: int) -> NoReturn:
+  """Raises the error that names the first gradient step gone wrong.
+
+  Args:
+    metrics: of one round, [] or [K]; at least one is not finite.
+    before: gradient steps before the round.
+  """
+  step, name, value = min(
+      (step, name, float(value)) for name, values in metrics.items()
+      for step, value in enumerate(np.ravel(values), before + 1)
+      if not np.isfinite(value))
+  raise NonFiniteError(f'{name}={value} at gradient step {step}')
+
+
+_copy = jax.jit(twins.copy)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _explore(
+    key: jax.Array, step: jax.Array, num_envs: int, num_actions: int
+) -> jax.Array:
+  """Acts uniformly at random; int32 [N]."""
+  return jax.random.randint(
+      jax.random.fold_in(key, step), (num_envs,), 0, num_actions, jnp.int32)
+
+
 @jax.jit
-def _all_finite(params) -> jax.Array:
+def _all_finite(params: Params) -> jax.Array:
   return jnp.all(jnp.stack(
       [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
