@@ -1,26 +1,33 @@
 """Deep Q-learning on Atari 2600 games.
 
+A few minutes of Pong, then a published agent on another game:
+
   python -m experiments.atari --flagfile=experiments/flagfiles/quickstart.flags
   python -m experiments.atari \\
       --flagfile=experiments/flagfiles/nature_dqn.flags --game=breakout
 
-Trains in --run_dir, which then holds flags, metrics, TensorBoard events, a
-curve and checkpoints. The same command resumes a run that was stopped or
-killed. Flag files for published agents lie in experiments/flagfiles.
+A run keeps everything in its folder, --run_dir: its flags, metrics.csv, a
+curve, TensorBoard events, checkpoints. Ctrl-C or SIGTERM saves and stops it,
+and the same command resumes it, also after a crash, as if it had never stopped.
+
+Flag files for published agents lie in experiments/flagfiles; the defaults below
+are those of Nature DQN. Exit codes: 0 for a run that finished or was stopped, 2
+for flags that cannot be, 1 for anything else in the way.
 """
 
 from collections.abc import Generator
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import pathlib
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments import devices
 from experiments.flags import (
-    FRACTION, NOT_NEGATIVE, POSITIVE, RATE, RunError, UsageError, as_flags,
-    as_json, group, one_of, option, run, usage_errors)
+    DECAY, FRACTION, NOT_NEGATIVE, POSITIVE, RATE, UINT32, RunError, UsageError,
+    as_flags, as_json, group, one_of, option, run, usage_errors)
 
 _AGENTS = ('dqn', 'double_dqn')
 _RULES = ('hard', 'soft', 'periodic_soft', 'frozen', 'self')
@@ -37,7 +44,7 @@ class AtariConfig:
       None, 'Folder of the run; runs/GAME-AGENT-SEED if not given.')
   overwrite: bool = option(
       False, 'Start afresh where the folder holds a run already.')
-  seed: int = option(0, 'Everything random follows from it.', NOT_NEGATIVE)
+  seed: int = option(0, 'Everything random follows from it.', UINT32)
   platform: str | None = option(
       None, 'Device; the best that JAX finds if not given',
       one_of(devices.PLATFORMS))
@@ -103,7 +110,7 @@ class AtariConfig:
   learning_rate: float = option(2.5e-4, 'Step size.', POSITIVE)
   optimizer_eps: float = option(
       0.01, 'Inside the square root for RMSProp, outside for Adam.', POSITIVE)
-  rmsprop_decay: float = option(0.95, "Of RMSProp's averages.", FRACTION)
+  rmsprop_decay: float = option(0.95, "Of RMSProp's averages.", DECAY)
   td_loss: str = option(
       'clipped', 'Loss of a TD error', one_of(('squared', 'huber', 'clipped')))
   error_bound: float = option(
@@ -156,6 +163,11 @@ class AtariConfig:
 
 def main(config: AtariConfig) -> None:
   """Trains an agent as the options say."""
+  with devices.StopRequest() as stop:
+    _train(config, stop)
+
+
+def _train(config: AtariConfig, stop: devices.StopRequest) -> None:
   game = _resolve_game(config.game)
   run_dir = config.run_dir or f'runs/{game}-{config.agent}-{config.seed}'
   config = dataclasses.replace(config, game=game, run_dir=run_dir)
@@ -164,19 +176,36 @@ def main(config: AtariConfig) -> None:
 
   # Not before the device is chosen: these import JAX.
   from experiments import host_run
-  from siamrl.report.run_folder import (
-      RunFolder, RunFolderError, open_run_folder)
+  from siamrl.report.run_folder import RunFolder
 
   with usage_errors():
-    parts, derived = build(config, RunFolder(pathlib.Path(run_dir)))
+    parts, derived = build(config, RunFolder(run_dir))
+  with _open(config, derived) as folder:
+    host_run.run(folder, parts, stop)
+
+
+def _open(config: AtariConfig, derived: dict[str, Any]) -> Any:
+  """The run's folder, locked."""
+  from siamrl.report.run_folder import (
+      RunFolderError, WrongFolderError, open_run_folder)
+
+  # Not recorded: the flag file of a run must not be one that deletes it.
+  recorded = dataclasses.replace(config, overwrite=False)
   try:
-    folder, _ = open_run_folder(
-        run_dir, as_flags(config), as_json(config) | {'derived': derived},
-        overwrite=config.overwrite, ignore=_WHERE)
+    with usage_errors():
+      folder, _ = open_run_folder(
+          config.run_dir or '', as_flags(recorded),
+          as_json(recorded) | {'derived': derived},
+          overwrite=config.overwrite, ignore=_WHERE)
   except RunFolderError as error:
-    raise RunError(f'--run_dir={error}') from error
-  with folder:
-    host_run.run(folder, parts)
+    first, *rest = [line.strip() for line in str(error).splitlines()]
+    text = f'--run_dir={first} {"; ".join(rest)}'.strip()
+    if not isinstance(error, WrongFolderError):
+      raise RunError(text) from error
+    if rest:
+      text += '. Name another folder, or --overwrite that run'
+    raise UsageError(text) from error
+  return folder
 
 
 def _resolve_game(name: str) -> str:
@@ -191,34 +220,55 @@ def _resolve_game(name: str) -> str:
 
 def _check(config: AtariConfig) -> None:
   """Raises UsageError for options that do not go together."""
-  from siamrl.replay.host import HostReplay
-
-  def refuse(name: str, must: str) -> None:
-    raise UsageError(f'--{name}={getattr(config, name)} must {must}')
-
   round_frames = config.frame_skip * max(config.num_envs, config.train_period)
   for name in ('frames', 'iteration_frames'):
     if getattr(config, name) % round_frames:
-      refuse(name, f'be a multiple of {round_frames}, the frames of a round '
-             '(--frame_skip times the larger of --train_period and '
-             '--num_envs)')
+      _refuse(config, name, f'be a multiple of {round_frames}, the frames of a '
+              'round (--frame_skip times the larger of --train_period and '
+              '--num_envs)')
+  _check_evaluation(config)
+  _check_replay(config)
+
+
+def _refuse(config: AtariConfig, name: str, must: str) -> NoReturn:
+  raise UsageError(f'--{name}={getattr(config, name)} must {must}')
+
+
+def _check_evaluation(config: AtariConfig) -> None:
   if config.eval_frames and config.eval_episodes:
-    refuse('eval_episodes', 'be 0 where --eval_frames is not')
+    _refuse(config, 'eval_episodes', 'be 0 where --eval_frames='
+            f'{config.eval_frames} is not')
+  if 0 < config.eval_frames < config.frame_skip:
+    _refuse(config, 'eval_frames', 'be 0, or at least --frame_skip='
+            f'{config.frame_skip}')
   if config.video and not config.evaluates:
-    refuse('video', 'go with an evaluation: --eval_frames or --eval_episodes')
+    _refuse(config, 'video', 'go with an evaluation: --eval_frames or '
+            '--eval_episodes')
+  if config.video and importlib.util.find_spec('PIL') is None:
+    raise RunError('--video needs Pillow: pip install siamrl[plots]')
+
+
+def _check_replay(config: AtariConfig) -> None:
+  from siamrl.replay.host import HostReplay
+
   # Before the first gradient step, n transitions of each emulator are not yet
   # whole.
   needed = config.batch_size + config.num_envs * config.n_step
   if config.min_replay < needed:
-    refuse('min_replay', f'be at least {needed}, enough for a batch of '
-           f'--batch_size={config.batch_size}')
+    _refuse(config, 'min_replay', f'be at least {needed}, enough for a batch '
+            f'of --batch_size={config.batch_size}')
   if config.replay_capacity < config.min_replay:
-    refuse('replay_capacity', f'be at least --min_replay={config.min_replay}')
+    _refuse(config, 'replay_capacity',
+            f'be at least --min_replay={config.min_replay}')
+  if config.replay_capacity % config.num_envs:
+    _refuse(config, 'replay_capacity',
+            f'be a multiple of --num_envs={config.num_envs}')
   nbytes = HostReplay.estimate_nbytes(config.replay_capacity, (84, 84))
   memory = devices.memory_bytes()
   if nbytes > 0.9 * memory:
-    refuse('replay_capacity', f'fit the memory: it takes {nbytes / 1e9:.1f} GB '
-           f'of {memory / 1e9:.1f} GB, and 90 % may be taken')
+    _refuse(config, 'replay_capacity', 'fit the memory: it takes '
+            f'{nbytes / 1e9:.1f} GB of {memory / 1e9:.1f} GB, and 90 % may be '
+            'taken')
 
 
 def build(
@@ -344,7 +394,8 @@ def _evaluate(
       yield
     assert result is not None
   if film:
-    film.write(folder.videos / f'iteration_{iteration:04}.gif', config)
+    film.write(folder.videos / f'iteration_{iteration:04}.gif',
+               fps=60 / config.frame_skip)
   score = float(np.mean(result.returns)) if result.returns else float('nan')
   return {
       'eval_episodes': len(result.returns),
@@ -377,20 +428,22 @@ class _Film:
     ended = step.terminated[0] or step.truncated[0]
     self._running = not ended and len(self._frames) < self._MOST
 
-  def write(self, path: pathlib.Path, config: AtariConfig) -> None:
-    """Writes what was recorded, at the speed of play."""
+  def write(self, path: pathlib.Path, fps: float) -> None:
+    """Writes what was recorded, at the speed of play or what a GIF can do."""
     import numpy as np
 
     from siamrl.report.video import write_gif
     path.parent.mkdir(exist_ok=True)
-    write_gif(path, np.stack(self._frames), fps=60 / config.frame_skip)
+    write_gif(path, np.stack(self._frames), fps=min(fps, 50))
 
 
 def _draw(config: AtariConfig, folder: Any) -> None:
   from siamrl.report.curves import plot_run
-  plot_run(
-      folder.metrics, folder.curve,
-      title=f'{config.game}, {config.agent}, seed {config.seed}')
+  # Without Matplotlib there is no curve: metrics.csv says the same.
+  if importlib.util.find_spec('matplotlib') is not None:
+    plot_run(
+        folder.metrics, folder.curve,
+        title=f'{config.game}, {config.agent}, seed {config.seed}')
 
 
 if __name__ == '__main__':

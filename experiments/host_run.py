@@ -96,9 +96,12 @@ class _Run:
     self._saves = 0
     self._pending: dict[str, float] | None = None
     rows = self._restore()
-    if folder.metrics.exists():
-      MetricsWriter.truncate(folder.metrics, rows)
-    self._writer = MetricsWriter(folder.metrics, folder.events)
+    try:
+      if folder.metrics.exists():
+        MetricsWriter.truncate(folder.metrics, rows)
+      self._writer = MetricsWriter(folder.metrics, folder.events)
+    except ValueError as error:  # someone has edited the file
+      raise RunError(f'--run_dir={error}') from error
     self._progress = Progress(parts.frames, self._frames)
     self._saved_at = time.monotonic()
 
@@ -130,14 +133,12 @@ class _Run:
       return extra['rows']
     except (KeyError, TypeError, ValueError) as error:
       raise RunError(
-          f'{self._folder.checkpoints}: not a readable checkpoint: {error!r}'
-      ) from error
+          f'--run_dir={self._folder.checkpoints}: not a readable checkpoint: '
+          f'{error}') from error
 
   def train(self) -> None:
     """Goes on from the newest checkpoint to the end."""
-    if self._saves:
-      self._progress.message(
-          f'resuming {self._folder.path} at frame {self._frames:,}')
+    self._announce()
     if self._pending is not None:
       self._finish_iteration(self._pending)
     learning = int(self._state.train.gradient_steps) > 0
@@ -156,6 +157,16 @@ class _Run:
         self._save()
     self._progress.message(f'finished: {self._folder.path}')
 
+  def _announce(self) -> None:
+    where = f'{self._folder.path} on {jax.devices()[0].device_kind}'
+    if self._frames >= self._parts.frames and self._pending is None:
+      text = f'all {self._frames:,} frames of this run are done already'
+    elif self._saves:
+      text = f'resuming {where} at frame {self._frames:,}'
+    else:
+      text = f'starting {where}; Ctrl-C saves and stops'
+    self._progress.message(text)
+
   def _finish_iteration(self, row: dict[str, float]) -> None:
     """Evaluates, writes the row, draws, saves."""
     self._pending = row
@@ -166,7 +177,8 @@ class _Run:
     self._progress.message(_line(row))
     self._save()
     self._parts.draw()
-    if self._stop:
+    if self._stop and self._frames < self._parts.frames:
+      self._say_stopped()
       raise _Stopped
 
   def _evaluate(self, iteration: int) -> dict[str, float]:
@@ -200,11 +212,15 @@ class _Run:
     self._saved_at = time.monotonic()
 
   def _save_and_stop(self) -> None:
+    self._progress.message('stopping: writing a checkpoint')
     self._save()
+    self._say_stopped()
+    raise _Stopped
+
+  def _say_stopped(self) -> None:
     self._progress.message(
         f'stopped at frame {self._frames:,} and saved; the same command '
         'resumes')
-    raise _Stopped
 
 
 def _line(row: dict[str, float]) -> str:

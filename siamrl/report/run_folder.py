@@ -36,6 +36,10 @@ class RunFolderError(RuntimeError):
   """A run folder cannot be used; the message says why, for the user."""
 
 
+class WrongFolderError(RunFolderError):
+  """The folder is something else's: another run's, or no run folder at all."""
+
+
 class RunFolder:
   """The names of a run's files. Reading needs no lock and creates nothing.
 
@@ -142,8 +146,8 @@ def open_run_folder(
     (folder, resumed): `resumed` is False if the run starts from nothing.
 
   Raises:
-    RunFolderError: if the folder is another run's, in use, not a run folder, or
-      cannot be written. What a run or a user wrote there is then unchanged.
+    WrongFolderError: if the folder is another run's or not a run folder.
+    RunFolderError: also if it is in use or cannot be written. What a run or a user wrote there is then unchanged.
     TypeError: if JSON cannot hold `config`.
     ValueError: if a flag's value cannot stand in a flag file.
   """
@@ -152,7 +156,7 @@ def open_run_folder(
   folder = RunFolder(path)
   try:
     if folder.path.exists() and not folder.path.is_dir():
-      raise RunFolderError(f'{folder.path}: not a directory')
+      raise WrongFolderError(f'{folder.path}: not a directory')
     folder.path.mkdir(parents=True, exist_ok=True)
     _check_ours(folder)
     folder._lock = _lock(folder.path / _LOCK)
@@ -244,7 +248,7 @@ def _check_ours(folder: RunFolder) -> None:
   barely_begun = {_LOCK, f'.{folder.flags.name}{_TEMPORARY}'}
   others = set(os.listdir(folder.path)) - barely_begun
   if others:
-    raise RunFolderError(
+    raise WrongFolderError(
         f'{folder.path}: not empty and not a run folder (it holds '
         f'{min(others)!r}); name another one')
 
@@ -279,7 +283,7 @@ def _check_flags(
       f'{flags.get(name, "(absent)")} now'
       for name in names if known.get(name) != flags.get(name)]
   if differences:
-    raise RunFolderError('\n'.join([
+    raise WrongFolderError('\n'.join([
         f'{folder.path}: holds a run with other flags:', *differences]))
 
 

@@ -317,7 +317,7 @@ class _Loop:
       self._obs = environments.recv().obs
     if not state.actions:
       self._replay.start(self._obs[:, -1])
-    elif zlib.crc32(self._obs) != state.obs_crc:
+    elif _crc(self._obs) != state.obs_crc:
       raise RuntimeError(
           'the environments did not return to where this run had stopped: are '
           'they of another version than the one it was started with?')
@@ -377,7 +377,7 @@ class _Loop:
       NonFiniteError: a loss or a parameter is not finite.
     """
     state, statistics = self._state, self._state.statistics
-    state.obs_crc = zlib.crc32(self._obs)
+    state.obs_crc = _crc(self._obs)
     if not self._metrics:
       return
     with self._timer('learning_s'):
@@ -481,6 +481,10 @@ def _metric_names(learn, train_state, environments, config) -> list[str]:
   batch = Transition(obs, actions, scalars, scalars, obs)
   _, metrics = learn.eval_shape(train_state, batch)
   return sorted(metrics)
+
+
+def _crc(obs: np.ndarray) -> int:
+  return zlib.crc32(np.ascontiguousarray(obs).data)
 
 
 def _blame(metrics: Metrics, before: int) -> NoReturn:
