@@ -26,8 +26,22 @@ from typing import Any, NoReturn
 
 from experiments import devices
 from experiments.flags import (
-    DECAY, FRACTION, NOT_NEGATIVE, POSITIVE, RATE, UINT32, RunError, UsageError,
-    as_flags, as_json, group, one_of, option, run, usage_errors)
+  DECAY,
+  FRACTION,
+  NOT_NEGATIVE,
+  POSITIVE,
+  RATE,
+  UINT32,
+  RunError,
+  UsageError,
+  as_flags,
+  as_json,
+  group,
+  one_of,
+  option,
+  run,
+  usage_errors,
+)
 
 _AGENTS = ('dqn', 'double_dqn')
 _RULES = ('hard', 'soft', 'periodic_soft', 'frozen', 'self')
@@ -41,115 +55,163 @@ class AtariConfig:
 
   _run: Any = group('The run')
   run_dir: str | None = option(
-      None, 'Folder of the run; runs/GAME-AGENT-SEED if not given.')
+    None, 'Folder of the run; runs/GAME-AGENT-SEED if not given.'
+  )
   overwrite: bool = option(
-      False, 'Start afresh where the folder holds a run already.')
+    False, 'Start afresh where the folder holds a run already.'
+  )
   seed: int = option(0, 'Everything random follows from it.', UINT32)
   platform: str | None = option(
-      None, 'Device; the best that JAX finds if not given',
-      one_of(devices.PLATFORMS))
+    None,
+    'Device; the best that JAX finds if not given',
+    one_of(devices.PLATFORMS),
+  )
   frames: int = option(
-      200_000_000, 'Emulator frames of the whole run.', POSITIVE)
+    200_000_000, 'Emulator frames of the whole run.', POSITIVE
+  )
   iteration_frames: int = option(
-      1_000_000, 'Emulator frames of training from one row of metrics.csv, '
-      'evaluation and checkpoint to the next.', POSITIVE)
+    1_000_000,
+    'Emulator frames of training from one row of metrics.csv, '
+    'evaluation and checkpoint to the next.',
+    POSITIVE,
+  )
   checkpoint_period_s: float = option(
-      600, 'Seconds between two checkpoints inside an iteration.', POSITIVE)
+    600, 'Seconds between two checkpoints inside an iteration.', POSITIVE
+  )
 
   _protocol: Any = group('The game')
   game: str = option('pong', 'Any spelling: ms_pacman, MsPacman.')
   num_envs: int = option(
-      1, 'Emulators stepped in parallel; must divide --train_period or be a '
-      'multiple of it.', POSITIVE)
+    1,
+    'Emulators stepped in parallel; must divide --train_period or be a '
+    'multiple of it.',
+    POSITIVE,
+  )
   sticky_action_probability: float = option(
-      0.0, 'Chance per frame that the emulator repeats the last action.',
-      FRACTION)
+    0.0, 'Chance per frame that the emulator repeats the last action.', FRACTION
+  )
   noop_max: int = option(
-      30, 'No-op frames at most at the start of an episode.', NOT_NEGATIVE)
+    30, 'No-op frames at most at the start of an episode.', NOT_NEGATIVE
+  )
   fire_on_reset: bool = option(False, 'Press FIRE to start an episode.')
   frame_skip: int = option(4, 'Emulator frames per env step.', POSITIVE)
   frame_cap: int = option(
-      108_000, 'Emulator frames per episode, at most; a truncation.', POSITIVE)
+    108_000, 'Emulator frames per episode, at most; a truncation.', POSITIVE
+  )
   full_action_set: bool = option(
-      False, 'All 18 actions rather than those that the game knows.')
+    False, 'All 18 actions rather than those that the game knows.'
+  )
 
   _agent: Any = group('The agent')
   agent: str = option('dqn', 'Bootstrap', one_of(_AGENTS))
   head: str = option(
-      'linear', 'Last layers', one_of(('linear', 'shared_bias', 'dueling')))
+    'linear', 'Last layers', one_of(('linear', 'shared_bias', 'dueling'))
+  )
   padding: str = option(
-      'VALID', 'Padding of the convolutions', one_of(('VALID', 'SAME')))
+    'VALID', 'Padding of the convolutions', one_of(('VALID', 'SAME'))
+  )
   initializer: str = option(
-      'torch_uniform', 'Initial weights',
-      one_of(('lecun_normal', 'xavier_uniform', 'torch_uniform')))
+    'torch_uniform',
+    'Initial weights',
+    one_of(('lecun_normal', 'xavier_uniform', 'torch_uniform')),
+  )
   discount: float = option(0.99, 'Per env step.', FRACTION)
   n_step: int = option(1, 'Rewards before the bootstrap.', POSITIVE)
   reward_clip: float = option(
-      1.0, 'Rewards are clipped to plus or minus this for learning; 0 for no '
-      'clipping. Reported returns never are.', NOT_NEGATIVE)
+    1.0,
+    'Rewards are clipped to plus or minus this for learning; 0 for no '
+    'clipping. Reported returns never are.',
+    NOT_NEGATIVE,
+  )
   life_loss_terminates: bool = option(
-      True, 'A lost life ends the return for learning; the game goes on.')
+    True, 'A lost life ends the return for learning; the game goes on.'
+  )
 
   _twin: Any = group('The twin')
   target_update: str = option('hard', 'How the twin moves', one_of(_RULES))
   target_period: int = option(
-      10_000, 'From one target update to the next, for the rules hard and '
-      'periodic_soft; the others move at every gradient step or never.',
-      POSITIVE)
+    10_000,
+    'From one target update to the next, for the rules hard and '
+    'periodic_soft; the others move at every gradient step or never.',
+    POSITIVE,
+  )
   target_period_unit: str = option(
-      'env_steps', 'Unit of --target_period',
-      one_of(('frames', 'env_steps', 'gradient_steps')))
+    'env_steps',
+    'Unit of --target_period',
+    one_of(('frames', 'env_steps', 'gradient_steps')),
+  )
   tau: float | None = option(
-      None, 'Weight on the online parameters, for the rules soft and '
-      'periodic_soft', RATE)
+    None,
+    'Weight on the online parameters, for the rules soft and periodic_soft',
+    RATE,
+  )
 
   _learning: Any = group('Learning')
   optimizer: str = option(
-      'rmsprop_centred', 'Optimiser',
-      one_of(('adam', 'rmsprop', 'rmsprop_centred')))
+    'rmsprop_centred',
+    'Optimiser',
+    one_of(('adam', 'rmsprop', 'rmsprop_centred')),
+  )
   learning_rate: float = option(2.5e-4, 'Step size.', POSITIVE)
   optimizer_eps: float = option(
-      0.01, 'Inside the square root for RMSProp, outside for Adam.', POSITIVE)
+    0.01, 'Inside the square root for RMSProp, outside for Adam.', POSITIVE
+  )
   rmsprop_decay: float = option(0.95, "Of RMSProp's averages.", DECAY)
   td_loss: str = option(
-      'clipped', 'Loss of a TD error', one_of(('squared', 'huber', 'clipped')))
+    'clipped', 'Loss of a TD error', one_of(('squared', 'huber', 'clipped'))
+  )
   error_bound: float = option(
-      1.0, 'Where huber and clipped bound the gradient in a TD error.',
-      POSITIVE)
+    1.0, 'Where huber and clipped bound the gradient in a TD error.', POSITIVE
+  )
   batch_reduction: str = option(
-      'sum', 'Over the losses of a batch', one_of(('mean', 'sum')))
+    'sum', 'Over the losses of a batch', one_of(('mean', 'sum'))
+  )
   batch_size: int = option(32, 'Transitions per gradient step.', POSITIVE)
   train_period: int = option(4, 'Env steps per gradient step.', POSITIVE)
   min_replay: int = option(
-      50_000, 'Env steps before the first gradient step.', POSITIVE)
+    50_000, 'Env steps before the first gradient step.', POSITIVE
+  )
   replay_capacity: int = option(
-      1_000_000, 'Transitions; 7.1 kB of memory each, taken as it fills.',
-      POSITIVE)
+    1_000_000,
+    'Transitions; 7.1 kB of memory each, taken as it fills.',
+    POSITIVE,
+  )
 
   _acting: Any = group('Acting')
   acting: str = option(
-      'exact', 'exact: with the newest parameters. overlapped: with those of '
-      'one round before, while the learner works', one_of(
-          ('exact', 'overlapped')))
+    'exact',
+    'exact: with the newest parameters. overlapped: with those of '
+    'one round before, while the learner works',
+    one_of(('exact', 'overlapped')),
+  )
   epsilon_start: float = option(
-      1.0, 'Chance of a random action at first.', FRACTION)
+    1.0, 'Chance of a random action at first.', FRACTION
+  )
   epsilon_end: float = option(0.1, 'The same in the end.', FRACTION)
   epsilon_hold: int = option(
-      50_000, 'Env steps before it begins to decay.', NOT_NEGATIVE)
+    50_000, 'Env steps before it begins to decay.', NOT_NEGATIVE
+  )
   epsilon_decay: int = option(
-      1_000_000, 'Env steps that the decay lasts.', POSITIVE)
+    1_000_000, 'Env steps that the decay lasts.', POSITIVE
+  )
 
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_frames: int = option(
-      500_000, 'Frames to play; the episodes that end within them count. 0: '
-      'see --eval_episodes.', NOT_NEGATIVE)
+    500_000,
+    'Frames to play; the episodes that end within them count. 0: '
+    'see --eval_episodes.',
+    NOT_NEGATIVE,
+  )
   eval_episodes: int = option(
-      0, 'Episodes to play. With --eval_frames=0 too: no evaluation.',
-      NOT_NEGATIVE)
+    0,
+    'Episodes to play. With --eval_frames=0 too: no evaluation.',
+    NOT_NEGATIVE,
+  )
   eval_epsilon: float = option(0.05, 'Chance of a random action.', FRACTION)
   eval_envs: int = option(1, 'Emulators stepped in parallel.', POSITIVE)
   video: bool = option(
-      False, 'Record the first episode of each evaluation as a GIF.')
+    False, 'Record the first episode of each evaluation as a GIF.'
+  )
 
   @property
   def evaluates(self) -> bool:
@@ -180,23 +242,29 @@ def _train(config: AtariConfig, stop: devices.StopRequest) -> None:
 
   with usage_errors():
     parts, derived = build(config, RunFolder(run_dir))
-  with _open(config, derived) as folder:
+  with open_folder(config, derived) as folder:
     host_run.run(folder, parts, stop)
 
 
-def _open(config: AtariConfig, derived: dict[str, Any]) -> Any:
+def open_folder(config: AtariConfig, derived: dict[str, Any]) -> Any:
   """The run's folder, locked."""
   from siamrl.report.run_folder import (
-      RunFolderError, WrongFolderError, open_run_folder)
+    RunFolderError,
+    WrongFolderError,
+    open_run_folder,
+  )
 
   # Not recorded: the flag file of a run must not be one that deletes it.
   recorded = dataclasses.replace(config, overwrite=False)
   try:
     with usage_errors():
       folder, _ = open_run_folder(
-          config.run_dir or '', as_flags(recorded),
-          as_json(recorded) | {'derived': derived},
-          overwrite=config.overwrite, ignore=_WHERE)
+        config.run_dir or '',
+        as_flags(recorded),
+        as_json(recorded) | {'derived': derived},
+        overwrite=config.overwrite,
+        ignore=_WHERE,
+      )
   except RunFolderError as error:
     first, *rest = [line.strip() for line in str(error).splitlines()]
     text = f'--run_dir={first} {"; ".join(rest)}'.strip()
@@ -210,6 +278,7 @@ def _open(config: AtariConfig, derived: dict[str, Any]) -> Any:
 
 def _resolve_game(name: str) -> str:
   from siamrl.envs import ale
+
   try:
     return ale.resolve_game(name)
   except ValueError as error:
@@ -223,9 +292,13 @@ def _check(config: AtariConfig) -> None:
   round_frames = config.frame_skip * max(config.num_envs, config.train_period)
   for name in ('frames', 'iteration_frames'):
     if getattr(config, name) % round_frames:
-      _refuse(config, name, f'be a multiple of {round_frames}, the frames of a '
-              'round (--frame_skip times the larger of --train_period and '
-              '--num_envs)')
+      _refuse(
+        config,
+        name,
+        f'be a multiple of {round_frames}, the frames of a '
+        'round (--frame_skip times the larger of --train_period and '
+        '--num_envs)',
+      )
   _check_evaluation(config)
   _check_replay(config)
 
@@ -236,14 +309,21 @@ def _refuse(config: AtariConfig, name: str, must: str) -> NoReturn:
 
 def _check_evaluation(config: AtariConfig) -> None:
   if config.eval_frames and config.eval_episodes:
-    _refuse(config, 'eval_episodes', 'be 0 where --eval_frames='
-            f'{config.eval_frames} is not')
+    _refuse(
+      config,
+      'eval_episodes',
+      f'be 0 where --eval_frames={config.eval_frames} is not',
+    )
   if 0 < config.eval_frames < config.frame_skip:
-    _refuse(config, 'eval_frames', 'be 0, or at least --frame_skip='
-            f'{config.frame_skip}')
+    _refuse(
+      config,
+      'eval_frames',
+      f'be 0, or at least --frame_skip={config.frame_skip}',
+    )
   if config.video and not config.evaluates:
-    _refuse(config, 'video', 'go with an evaluation: --eval_frames or '
-            '--eval_episodes')
+    _refuse(
+      config, 'video', 'go with an evaluation: --eval_frames or --eval_episodes'
+    )
   if config.video and importlib.util.find_spec('PIL') is None:
     raise RunError('--video needs Pillow: pip install siamrl[plots]')
 
@@ -255,24 +335,46 @@ def _check_replay(config: AtariConfig) -> None:
   # whole.
   needed = config.batch_size + config.num_envs * config.n_step
   if config.min_replay < needed:
-    _refuse(config, 'min_replay', f'be at least {needed}, enough for a batch '
-            f'of --batch_size={config.batch_size}')
-  if config.replay_capacity < config.min_replay:
-    _refuse(config, 'replay_capacity',
-            f'be at least --min_replay={config.min_replay}')
+    _refuse(
+      config,
+      'min_replay',
+      f'be at least {needed}: --batch_size='
+      f'{config.batch_size}, and --n_step={config.n_step} for each of '
+      f'--num_envs={config.num_envs}',
+    )
+  # In the worst case every other slot ends an episode, and of each emulator's
+  # oldest and newest few slots none starts a transition.
+  least = max(
+    config.min_replay,
+    2 * (config.batch_size + config.num_envs * (config.n_step + 4)),
+  )
+  if config.replay_capacity < least:
+    _refuse(
+      config,
+      'replay_capacity',
+      f'be at least {least}: --min_replay='
+      f'{config.min_replay}, and room for --batch_size='
+      f'{config.batch_size}',
+    )
   if config.replay_capacity % config.num_envs:
-    _refuse(config, 'replay_capacity',
-            f'be a multiple of --num_envs={config.num_envs}')
+    _refuse(
+      config,
+      'replay_capacity',
+      f'be a multiple of --num_envs={config.num_envs}',
+    )
   nbytes = HostReplay.estimate_nbytes(config.replay_capacity, (84, 84))
   memory = devices.memory_bytes()
   if nbytes > 0.9 * memory:
-    _refuse(config, 'replay_capacity', 'fit the memory: it takes '
-            f'{nbytes / 1e9:.1f} GB of {memory / 1e9:.1f} GB, and 90 % may be '
-            'taken')
+    _refuse(
+      config,
+      'replay_capacity',
+      'fit the memory: it takes '
+      f'{nbytes / 1e9:.1f} GB of {memory / 1e9:.1f} GB, and 90 % may be '
+      'taken',
+    )
 
 
-def build(
-    config: AtariConfig, folder: Any) -> tuple[Any, dict[str, Any]]:
+def build(config: AtariConfig, folder: Any) -> tuple[Any, dict[str, Any]]:
   """Makes all parts of the run; returns them and what to record of them.
 
   Raises:
@@ -288,48 +390,74 @@ def build(
   sync = 1
   if twins.RULES[config.target_update].takes_period:
     sync = schedule.to_gradient_steps(
-        config.target_period, config.target_period_unit,
-        train_period=config.train_period,
-        frames_per_env_step=config.frame_skip)
+      config.target_period,
+      config.target_period_unit,
+      train_period=config.train_period,
+      frames_per_env_step=config.frame_skip,
+    )
   speeds = schedule.make_schedule(config.num_envs, config.train_period, sync)
   rule = twins.make_rule(config.target_update, tau=config.tau)
   optimizer = learner.make_optimizer(
-      config.optimizer, learning_rate=config.learning_rate,
-      eps=config.optimizer_eps, decay=config.rmsprop_decay)
+    config.optimizer,
+    learning_rate=config.learning_rate,
+    eps=config.optimizer_eps,
+    decay=config.rmsprop_decay,
+  )
   agent = make_agent(config)
   init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
   state = learner.init_state(agent, optimizer, init_key)
   replay = HostReplay(
-      config.replay_capacity, frame_shape=(84, 84), num_envs=config.num_envs,
-      n_step=config.n_step, discount=config.discount)
+    config.replay_capacity,
+    frame_shape=(84, 84),
+    num_envs=config.num_envs,
+    n_step=config.n_step,
+    discount=config.discount,
+  )
   loop = host.LoopConfig(
-      schedule=speeds,
-      total_env_steps=config.env_steps(config.frames),
-      iteration_env_steps=config.env_steps(config.iteration_frames),
-      warmup_env_steps=config.min_replay,
-      batch_size=config.batch_size,
-      epsilon=functools.partial(
-          schedule.linear_epsilon, start=config.epsilon_start,
-          end=config.epsilon_end, begin=config.epsilon_hold,
-          decay=config.epsilon_decay),
-      reward_clip=config.reward_clip or None,
-      life_loss_terminates=config.life_loss_terminates,
-      overlapped=config.acting == 'overlapped')
+    schedule=speeds,
+    total_env_steps=config.env_steps(config.frames),
+    iteration_env_steps=config.env_steps(config.iteration_frames),
+    warmup_env_steps=config.min_replay,
+    batch_size=config.batch_size,
+    epsilon=functools.partial(
+      schedule.linear_epsilon,
+      start=config.epsilon_start,
+      end=config.epsilon_end,
+      begin=config.epsilon_hold,
+      decay=config.epsilon_decay,
+    ),
+    reward_clip=config.reward_clip or None,
+    life_loss_terminates=config.life_loss_terminates,
+    overlapped=config.acting == 'overlapped',
+  )
   train = functools.partial(
-      host.train, loop, agent=agent,
-      regress=learner.make_regress(agent, optimizer, rule, sync),
-      replay=replay, make_environments=functools.partial(_environments, config),
-      seed=config.seed, act_key=act_key)
+    host.train,
+    loop,
+    agent=agent,
+    regress=learner.make_regress(agent, optimizer, rule, sync),
+    replay=replay,
+    make_environments=functools.partial(_environments, config),
+    seed=config.seed,
+    act_key=act_key,
+  )
   parts = host_run.Parts(
-      state=state, replay=replay, loop=train,
-      evaluate=functools.partial(_evaluate, config, folder, agent, eval_key)
-      if config.evaluates else None,
-      draw=functools.partial(_draw, config, folder), frames=config.frames,
-      frames_per_env_step=config.frame_skip, num_envs=config.num_envs,
-      seed=config.seed, checkpoint_period_s=config.checkpoint_period_s)
+    state=state,
+    replay=replay,
+    loop=train,
+    evaluate=functools.partial(_evaluate, config, folder, agent, eval_key)
+    if config.evaluates
+    else None,
+    draw=functools.partial(_draw, config, folder),
+    frames=config.frames,
+    frames_per_env_step=config.frame_skip,
+    num_envs=config.num_envs,
+    seed=config.seed,
+    checkpoint_period_s=config.checkpoint_period_s,
+  )
   return parts, {
-      'schedule': speeds._asdict(),
-      'parameters': sum(x.size for x in jax.tree.leaves(state.online_params))}
+    'schedule': speeds._asdict(),
+    'parameters': sum(x.size for x in jax.tree.leaves(state.online_params)),
+  }
 
 
 def make_agent(config: AtariConfig) -> Any:
@@ -343,31 +471,55 @@ def make_agent(config: AtariConfig) -> Any:
   num_actions = environments.num_actions
   environments.close()
   network = nature_network(
-      num_actions, head=config.head, padding=config.padding,
-      initializer=config.initializer)
+    num_actions,
+    head=config.head,
+    padding=config.padding,
+    initializer=config.initializer,
+  )
   return make_q_agent(
-      network, np.zeros((1, 4, 84, 84), np.uint8), name=config.agent,
-      td_loss=config.td_loss, error_bound=config.error_bound,
-      batch_reduction=config.batch_reduction)
+    network,
+    np.zeros((1, 4, 84, 84), np.uint8),
+    name=config.agent,
+    td_loss=config.td_loss,
+    error_bound=config.error_bound,
+    batch_reduction=config.batch_reduction,
+  )
 
 
 def _environments(
-    config: AtariConfig, seed: int, *, num_envs: int | None = None,
-    colour: bool = False) -> Any:
+  config: AtariConfig,
+  seed: int,
+  *,
+  num_envs: int | None = None,
+  colour: bool = False,
+) -> Any:
   from siamrl.envs.ale import AtariEnvironments, AtariProtocol
+
   protocol = AtariProtocol(
-      sticky_action_probability=config.sticky_action_probability,
-      noop_max=config.noop_max, frame_skip=config.frame_skip,
-      frame_cap=config.frame_cap, full_action_set=config.full_action_set,
-      fire_on_reset=config.fire_on_reset)
+    sticky_action_probability=config.sticky_action_probability,
+    noop_max=config.noop_max,
+    frame_skip=config.frame_skip,
+    frame_cap=config.frame_cap,
+    full_action_set=config.full_action_set,
+    fire_on_reset=config.fire_on_reset,
+  )
   return AtariEnvironments(
-      config.game, num_envs or config.num_envs, seed=seed, protocol=protocol,
-      colour=colour)
+    config.game,
+    num_envs or config.num_envs,
+    seed=seed,
+    protocol=protocol,
+    colour=colour,
+  )
 
 
 def _evaluate(
-    config: AtariConfig, folder: Any, agent: Any, key: Any, params: Any,
-    iteration: int) -> Generator[None, None, dict[str, float]]:
+  config: AtariConfig,
+  folder: Any,
+  agent: Any,
+  key: Any,
+  params: Any,
+  iteration: int,
+) -> Generator[None, None, dict[str, float]]:
   """Yields while it plays; returns the evaluation's columns."""
   import jax
   import numpy as np
@@ -378,31 +530,40 @@ def _evaluate(
   begun = time.perf_counter()
   seed = host.environment_seed(config.seed, iteration, evaluation=True)
   make = functools.partial(
-      _environments, config, seed, num_envs=config.eval_envs)
+    _environments, config, seed, num_envs=config.eval_envs
+  )
   with contextlib.ExitStack() as stack:
     environments = stack.enter_context(contextlib.closing(make()))
     film = None
     if config.video:
       film = _Film(stack.enter_context(contextlib.closing(make(colour=True))))
     result = None
-    for result in evaluation.evaluate(
-        host.make_act(agent), params, environments,
-        jax.random.fold_in(key, iteration), config.eval_epsilon,
-        episodes=config.eval_episodes,
-        env_steps=config.env_steps(config.eval_frames),
-        watch=film.watch if film else None):
+    for current in evaluation.evaluate(
+      host.make_act(agent),
+      params,
+      environments,
+      jax.random.fold_in(key, iteration),
+      config.eval_epsilon,
+      episodes=config.eval_episodes,
+      env_steps=config.env_steps(config.eval_frames),
+      watch=film.watch if film else None,
+    ):
+      result = current
       yield
     assert result is not None
   if film:
-    film.write(folder.videos / f'iteration_{iteration:04}.gif',
-               fps=60 / config.frame_skip)
+    film.write(
+      folder.videos / f'iteration_{iteration:04}.gif',
+      fps=60 / config.frame_skip,
+    )
   score = float(np.mean(result.returns)) if result.returns else float('nan')
   return {
-      'eval_episodes': len(result.returns),
-      'eval_return': score,
-      'eval_human_normalised': human_normalised(config.game, score),
-      'eval_frames': result.env_steps * config.frame_skip,
-      'eval_s': time.perf_counter() - begun}
+    'eval_episodes': len(result.returns),
+    'eval_return': score,
+    'eval_human_normalised': human_normalised(config.game, score),
+    'eval_frames': result.env_steps * config.frame_skip,
+    'eval_s': time.perf_counter() - begun,
+  }
 
 
 class _Film:
@@ -411,6 +572,7 @@ class _Film:
   A second set of emulators with the same seed, fed the same actions, plays the
   same episodes; the one that the agent sees is grey and small.
   """
+
   _MOST = 1_800  # frames; two minutes of play at 4 emulator frames a step
 
   def __init__(self, environments: Any):
@@ -433,17 +595,21 @@ class _Film:
     import numpy as np
 
     from siamrl.report.video import write_gif
+
     path.parent.mkdir(exist_ok=True)
     write_gif(path, np.stack(self._frames), fps=min(fps, 50))
 
 
 def _draw(config: AtariConfig, folder: Any) -> None:
   from siamrl.report.curves import plot_run
+
   # Without Matplotlib there is no curve: metrics.csv says the same.
   if importlib.util.find_spec('matplotlib') is not None:
     plot_run(
-        folder.metrics, folder.curve,
-        title=f'{config.game}, {config.agent}, seed {config.seed}')
+      folder.metrics,
+      folder.curve,
+      title=f'{config.game}, {config.agent}, seed {config.seed}',
+    )
 
 
 if __name__ == '__main__':

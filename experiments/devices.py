@@ -16,7 +16,9 @@ from experiments.flags import RunError, UsageError
 PLATFORMS = ('cpu', 'gpu', 'tpu')
 
 # What measures best on a CPU, see BUILD_NOTES.md.
-CPU_XLA_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce',)
+CPU_XLA_FLAGS = (
+  '--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce',
+)
 
 
 def configure(platform: str | None) -> str:
@@ -49,14 +51,17 @@ def configure(platform: str | None) -> str:
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
     raise UsageError(
-        f'--platform={platform} is not available here: {reason}') from error
+      f'--platform={platform} is not available here: {reason}'
+    ) from error
 
 
 def _add_xla_flags() -> None:
   given = os.environ.get('XLA_FLAGS', '')
   added = [
-      flag for flag in CPU_XLA_FLAGS
-      if flag.partition('=')[0] not in given and _xla_knows(flag)]
+    flag
+    for flag in CPU_XLA_FLAGS
+    if flag.partition('=')[0] not in given and _xla_knows(flag)
+  ]
   if added:
     os.environ['XLA_FLAGS'] = ' '.join([given, *added]).strip()
 
@@ -72,8 +77,10 @@ def _xla_knows(flag: str) -> bool:
   name = flag.partition('=')[0].removeprefix('--').encode()
   for folder in spec.submodule_search_locations:
     for library in pathlib.Path(folder).glob('*.so'):
-      with open(library, 'rb') as file, mmap.mmap(
-          file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+      with (
+        open(library, 'rb') as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+      ):
         if content.find(name) >= 0:
           return True
   return False
@@ -86,7 +93,8 @@ def _cache_directory() -> pathlib.Path:
   directories are shared.
   """
   base = pathlib.Path(
-      os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  )
   kind = ''
   with contextlib.suppress(OSError):
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
@@ -113,8 +121,9 @@ class StopRequest:
   def __init__(self) -> None:
     self._event = threading.Event()
     self._before = {
-        number: signal.signal(number, self._hear)
-        for number in (signal.SIGTERM, signal.SIGINT)}
+      number: signal.signal(number, self._hear)
+      for number in (signal.SIGTERM, signal.SIGINT)
+    }
 
   def _hear(self, number: int, frame: object) -> None:
     del frame
@@ -143,8 +152,10 @@ def check_room(folder: pathlib.Path, needed_bytes: int) -> None:
   stats = os.statvfs(folder)
   free = stats.f_bavail * stats.f_frsize
   held = sum(
-      path.stat().st_size for path in folder.rglob('*') if path.is_file())
+    path.stat().st_size for path in folder.rglob('*') if path.is_file()
+  )
   if free + held < needed_bytes:
     raise RunError(
-        f'--run_dir={folder}: {free / 1e9:.2f} GB are free on this disk, and '
-        f'checkpoints need about {(needed_bytes - held) / 1e9:.2f} GB more')
+      f'--run_dir={folder}: {free / 1e9:.2f} GB are free on this disk, and '
+      f'checkpoints need about {(needed_bytes - held) / 1e9:.2f} GB more'
+    )

@@ -1,9 +1,9 @@
 """Flags from frozen dataclasses: a default is written once, in its field.
 
 A launcher describes its options as a frozen dataclass whose fields are made
-by `option`. `run` turns them into absl flags, parses the command line, checks every
-value and calls the launcher with the finished record. Below this package no
-flag is read.
+by `option`. `run` turns them into absl flags, parses the command line, checks
+every value and calls the launcher with the finished record. Below this package
+no flag is read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,9 @@ import sys
 import textwrap
 import types
 import typing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from absl import app
 from absl import flags
-
-FLAGS = flags.FLAGS
 
 
 class UsageError(Exception):
@@ -54,6 +51,7 @@ class Bound(NamedTuple):
 
   Floats must be finite besides, whatever their bound.
   """
+
   holds: Callable[[Any], bool]
   text: str
 
@@ -81,7 +79,8 @@ def option(default: Any, help: str, bound: Bound = ANYTHING) -> Any:
     bound: what values are allowed.
   """
   return dataclasses.field(
-      default=default, metadata={'help': help, 'bound': bound})
+    default=default, metadata={'help': help, 'bound': bound}
+  )
 
 
 def group(title: str) -> Any:
@@ -102,18 +101,21 @@ def _options(cls: type) -> list[tuple[dataclasses.Field, type]]:
   return found
 
 
-def define(cls: type, flag_values: flags.FlagValues = FLAGS) -> None:
+def define(cls: type, flag_values: flags.FlagValues) -> None:
   """Defines an absl flag for every option of a dataclass."""
   makers: dict[type, Callable[..., Any]] = {
-      int: flags.DEFINE_integer, float: flags.DEFINE_float,
-      str: flags.DEFINE_string, bool: flags.DEFINE_bool}
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+  }
   for field, kind in _options(cls):
     makers[kind](
-        field.name, field.default, field.metadata['help'],
-        flag_values=flag_values)
+      field.name, field.default, field.metadata['help'], flag_values=flag_values
+    )
 
 
-def read(cls: type, flag_values: flags.FlagValues = FLAGS) -> Any:
+def read(cls: type, flag_values: flags.FlagValues) -> Any:
   """The record that the parsed flags make, every value checked.
 
   Raises:
@@ -132,21 +134,47 @@ def read(cls: type, flag_values: flags.FlagValues = FLAGS) -> Any:
 
 
 def from_arguments(cls: type, *arguments: str) -> Any:
-  """The record that a command line would make, as `run` reads it.
+  """The record that a command line makes.
 
   Args:
     cls: a frozen dataclass of options.
     *arguments: such as '--flagfile=...'.
 
   Raises:
-    UsageError: a value is not allowed.
-    absl.flags.Error: an argument is no option.
+    UsageError: an argument is no flag, or a value is not allowed.
   """
   flag_values = flags.FlagValues()
   flags.DEFINE_string('flagfile', '', '', flag_values=flag_values)
   define(cls, flag_values)
-  flag_values(['', *arguments])
+  try:
+    _, *rest = flag_values(['', *arguments])
+  except (flags.Error, UnicodeDecodeError) as error:
+    raise UsageError(_explain(cls, error)) from error
+  if rest:
+    raise UsageError(f'{rest[0]!r} is no flag; flags are written --name=value')
   return read(cls, flag_values)
+
+
+def _explain(cls: type, error: Exception) -> str:
+  """What absl refuses, in a line that names flag, value and what is allowed."""
+  kinds = {field.name: kind for field, kind in _options(cls)}
+  text = ' '.join(str(error).split())
+  if isinstance(error, flags.UnrecognizedFlagError):
+    close = difflib.get_close_matches(error.flagname, kinds, cutoff=0.5)
+    hint = f'; the closest are --{", --".join(close)}' if close else ''
+    return f'--{error.flagname} is no flag{hint}; see --help'
+  if isinstance(error, flags.IllegalFlagValueError):
+    match = re.match(r'flag --(\w+)=(.*?): ', text)
+    if match and match[1] in kinds:
+      must = {int: 'a whole number', float: 'a number', bool: 'true or false'}
+      kind = must.get(kinds[match[1]], 'text')
+      return f'--{match[1]}={match[2]} must be {kind}'
+  if isinstance(error.__context__, OSError):  # absl names no flag
+    cause = error.__context__
+    return f'--flagfile={cause.filename} cannot be read: {cause.strerror}'
+  if isinstance(error, UnicodeDecodeError):
+    return f'--flagfile must name a text file: {text}'
+  return text
 
 
 def as_flags(config: Any) -> dict[str, str]:
@@ -177,13 +205,13 @@ def help_text(cls: type, intro: str) -> str:
       if bound:
         text = f'{text.rstrip(".")}; {bound}.'
       lines += textwrap.wrap(
-          text, 76, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+        text, 76, initial_indent=' ' * 6, subsequent_indent=' ' * 6
+      )
   lines += [
-      '',
-      '--flagfile=FILE reads flags from a file, one a line. Of a flag that is '
-      'given twice',
-      'the later one counts, so flags after --flagfile change what the file '
-      'says.',
+    '',
+    '--flagfile=FILE reads flags from a file, one a line. Of a flag given '
+    'twice the',
+    'later one counts, so flags after --flagfile change what the file says.',
   ]
   return '\n'.join(lines)
 
@@ -200,68 +228,42 @@ def _help_head(field: dataclasses.Field) -> str:
   return f'  --{field.name}  (default: {text})'
 
 
-def run(cls: type, intro: str, main: Callable[[Any], None]) -> None:
-  """Parses the command line into `cls` and calls `main` with it.
+def run(cls: type, intro: str, main: Callable[[Any], None]) -> NoReturn:
+  """Reads the command line into `cls`, calls `main` with it, and exits."""
+  sys.exit(execute(cls, intro, main, sys.argv[1:]))
 
-  Exits with 0 after success or --help, with 2 after a usage error, with 1 where
-  something else is in the way, and with 130 where Ctrl-C ended it at once.
+
+def execute(
+  cls: type, intro: str, main: Callable[[Any], None], arguments: Sequence[str]
+) -> int:
+  """Calls `main` with the record that a command line makes.
+
   Errors that have an explanation end in one line, not in a traceback.
 
   Args:
     cls: a frozen dataclass of options.
     intro: the first paragraphs of the help text.
     main: the launcher.
+    arguments: the command line.
+
+  Returns:
+    The exit code: 0 after success or --help, 2 after a usage error, 1 where
+    something else is in the way, 130 where Ctrl-C ended it at once.
   """
-  define(cls)
-
-  def parse(argv: Sequence[str]) -> list[str]:
-    if '--help' in argv or '-h' in argv or '-help' in argv:
-      print(help_text(cls, intro))
-      sys.exit(0)
-    try:
-      rest = FLAGS(argv)
-    except (flags.Error, OSError, UnicodeDecodeError) as error:
-      _fail(2, explain(cls, error))
-    if len(rest) > 1:
-      _fail(2, f'{rest[1]!r} is no flag; flags are written --name=value')
-    return rest
-
-  def launch(argv: Sequence[str]) -> None:
-    del argv
-    try:
-      main(read(cls))
-    except UsageError as error:
-      _fail(2, error)
-    except RunError as error:
-      _fail(1, error)
-    except KeyboardInterrupt:
-      _fail(130, 'interrupted')
-
-  app.run(launch, flags_parser=parse)
+  if {'--help', '-help', '-h'} & set(arguments):
+    print(help_text(cls, intro))
+    return 0
+  try:
+    main(from_arguments(cls, *arguments))
+  except UsageError as error:
+    return _failed(2, error)
+  except RunError as error:
+    return _failed(1, error)
+  except KeyboardInterrupt:
+    return _failed(130, 'interrupted')
+  return 0
 
 
-def explain(cls: type, error: Exception) -> str:
-  """What absl refuses, in a line that names flag, value and what is allowed."""
-  kinds = {field.name: kind for field, kind in _options(cls)}
-  text = ' '.join(str(error).split())
-  if isinstance(error, flags.UnrecognizedFlagError):
-    close = difflib.get_close_matches(error.flagname, kinds, cutoff=0.5)
-    hint = f'; the closest are --{", --".join(close)}' if close else ''
-    return f'--{error.flagname} is no flag{hint}; see --help'
-  if isinstance(error, flags.IllegalFlagValueError):
-    match = re.match(r'flag --(\w+)=(.*?): ', text)
-    if match and match[1] in kinds:
-      must = {int: 'a whole number', float: 'a number', bool: 'true or false'}
-      kind = must.get(kinds[match[1]], 'text')
-      return f'--{match[1]}={match[2]} must be {kind}'
-  if isinstance(error.__context__, OSError):  # absl names no flag
-    cause = error.__context__
-    return f'--flagfile={cause.filename} cannot be read: {cause.strerror}'
-  if isinstance(error, UnicodeDecodeError):
-    return f'--flagfile must name a text file: {text}'
-  return text
-
-
-def _fail(code: int, error: Any) -> typing.NoReturn:
+def _failed(code: int, error: Any) -> int:
   print(f'error: {error}', file=sys.stderr)
-  sys.exit(code)
+  return code

@@ -1,4 +1,4 @@
-"""One run of the host loop in its folder: resume, show, evaluate, save, stop."""
+"""A run of the host loop in its folder: resume, show, evaluate, save, stop."""
 
 from collections.abc import Callable, Generator, Iterator
 import dataclasses
@@ -40,11 +40,11 @@ class Parts:
     checkpoint_period_s: seconds between two checkpoints, at most, up to the
       length of a chunk; one is also written after each iteration.
   """
+
   state: TrainState
   replay: HostReplay
   loop: Callable[[host.LoopState], Iterator[host.Progress]]
-  evaluate: Callable[
-      [Any, int], Generator[None, None, dict[str, float]]] | None
+  evaluate: Callable[[Any, int], Generator[None, None, dict[str, float]]] | None
   draw: Callable[[], None]
   frames: int
   frames_per_env_step: int
@@ -70,7 +70,8 @@ def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
   """
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.state))
   devices.check_room(
-      folder.path, 3 * state_bytes + parts.replay.nbytes // _REPLAY_COMPRESSION)
+    folder.path, 3 * state_bytes + parts.replay.nbytes // _REPLAY_COMPRESSION
+  )
   try:
     with _Run(folder, parts, stop) as position:
       position.train()
@@ -78,8 +79,8 @@ def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
     pass
   except host.NonFiniteError as error:
     raise RunError(
-        f'the learner diverged: {error}; what was saved before stays in '
-        f'{folder.checkpoints}') from error
+      f'the learner diverged: {error}; the checkpoint before stays as it is'
+    ) from error
   except CheckpointError as error:
     raise RunError(f'--run_dir={error}') from error
   except OSError as error:
@@ -90,7 +91,8 @@ class _Run:
   """The position of a run in its folder."""
 
   def __init__(
-      self, folder: RunFolder, parts: Parts, stop: devices.StopRequest):
+    self, folder: RunFolder, parts: Parts, stop: devices.StopRequest
+  ):
     self._folder, self._parts, self._stop = folder, parts, stop
     self._checkpoints = Checkpoints(folder.checkpoints, max_to_keep=1)
     self._saves = 0
@@ -123,7 +125,8 @@ class _Run:
     found = self._checkpoints.restore(parts.state)
     if found is None:
       self._state = host.LoopState.start(
-          parts.state, seed=parts.seed, num_envs=parts.num_envs)
+        parts.state, seed=parts.seed, num_envs=parts.num_envs
+      )
       return 0
     train, extra, self._saves = found
     try:
@@ -133,11 +136,17 @@ class _Run:
       return extra['rows']
     except (KeyError, TypeError, ValueError) as error:
       raise RunError(
-          f'--run_dir={self._folder.checkpoints}: not a readable checkpoint: '
-          f'{error}') from error
+        f'--run_dir={self._folder.checkpoints}: not a readable checkpoint: '
+        f'{error}'
+      ) from error
 
   def train(self) -> None:
     """Goes on from the newest checkpoint to the end."""
+    if self._frames >= self._parts.frames and self._pending is None:
+      self._progress.message(
+        f'finished already: {self._folder.path}, {self._frames:,} frames'
+      )
+      return
     self._announce()
     if self._pending is not None:
       self._finish_iteration(self._pending)
@@ -145,8 +154,7 @@ class _Run:
     for _, metrics in self._parts.loop(self._state):
       if not learning and int(self._state.train.gradient_steps) > 0:
         learning = True
-        self._progress.message(
-            f'first gradient step at frame {self._frames:,}')
+        self._progress.message(f'first gradient step at frame {self._frames:,}')
       returns = self._state.statistics.returns
       self._progress.update(self._frames, returns[-1] if returns else None)
       if metrics is not None:
@@ -159,9 +167,7 @@ class _Run:
 
   def _announce(self) -> None:
     where = f'{self._folder.path} on {jax.devices()[0].device_kind}'
-    if self._frames >= self._parts.frames and self._pending is None:
-      text = f'all {self._frames:,} frames of this run are done already'
-    elif self._saves:
+    if self._saves:
       text = f'resuming {where} at frame {self._frames:,}'
     else:
       text = f'starting {where}; Ctrl-C saves and stops'
@@ -184,7 +190,8 @@ class _Run:
   def _evaluate(self, iteration: int) -> dict[str, float]:
     assert self._parts.evaluate is not None
     evaluation = self._parts.evaluate(
-        self._state.train.online_params, iteration)
+      self._state.train.online_params, iteration
+    )
     while True:
       try:
         next(evaluation)
@@ -205,9 +212,16 @@ class _Run:
     replay_folder: pathlib.Path = self._folder.replay
     manifest = self._parts.replay.save(replay_folder)
     self._saves += 1
-    self._checkpoints.save(self._saves, self._state.train, {
-        'loop': self._state.to_json(), 'replay': manifest,
-        'rows': self._writer.position, 'pending': self._pending})
+    self._checkpoints.save(
+      self._saves,
+      self._state.train,
+      {
+        'loop': self._state.to_json(),
+        'replay': manifest,
+        'rows': self._writer.position,
+        'pending': self._pending,
+      },
+    )
     HostReplay.prune(replay_folder, manifest)
     self._saved_at = time.monotonic()
 
@@ -219,15 +233,17 @@ class _Run:
 
   def _say_stopped(self) -> None:
     self._progress.message(
-        f'stopped at frame {self._frames:,} and saved; the same command '
-        'resumes')
+      f'stopped at frame {self._frames:,} and saved; the same command resumes'
+    )
 
 
 def _line(row: dict[str, float]) -> str:
   parts = [
-      f'iteration {row["iteration"]:.0f}', f'{row["frames"]:,.0f} frames',
-      f'training return {row["train_return"]:.4g} '
-      f'({row["train_episodes"]:.0f} episodes)']
+    f'iteration {row["iteration"]:.0f}',
+    f'{row["frames"]:,.0f} frames',
+    f'training return {row["train_return"]:.4g} '
+    f'({row["train_episodes"]:.0f} episodes)',
+  ]
   if 'eval_return' in row:
     parts.append(f'evaluation {row["eval_return"]:.4g}')
   return ', '.join(parts)

@@ -106,7 +106,7 @@ class Probe:
     self._expect('send')
     if actions.shape != (self.num_envs,) or actions.dtype != np.int32:
       raise ValueError(f'actions are {actions.dtype} {actions.shape}')
-    if not np.all((0 <= actions) & (actions < self.num_actions)):
+    if not np.all((actions >= 0) & (actions < self.num_actions)):
       raise ValueError(f'actions={actions} of {self.num_actions}')
     self._actions = actions.copy()
     self._next = 'recv'
@@ -148,51 +148,56 @@ def make(tables: Tables, num_envs: int = 1) -> Callable[[int], Probe]:
   return lambda seed: Probe(tables, num_envs, seed=seed)
 
 
-def _tables(rewards, successors, **others) -> Tables:
+def tables_of(rewards, successors, **others) -> Tables:
   return Tables(np.array(rewards, float), np.array(successors), **others)
 
 
 def constant() -> Tables:
   """One step, one reward: is a value learnt at all?"""
-  return _tables([[1.]], [[END]])
+  return tables_of([[1.]], [[END]])
 
 
 def observation() -> Tables:
   """One step; the state decides the reward: is the observation seen?"""
-  return _tables([[-1.], [1.]], [[END], [END]], starts=(0, 1))
+  return tables_of([[-1.], [1.]], [[END], [END]], starts=(0, 1))
 
 
 def delayed() -> Tables:
   """Two steps, the reward comes with the second: is it discounted?"""
-  return _tables([[0.], [1.]], [[1], [END]])
+  return tables_of([[0.], [1.]], [[1], [END]])
 
 
 def action() -> Tables:
   """One step; the action decides the reward: are actions told apart?"""
-  return _tables([[-1., 1.]], [[END, END]])
+  return tables_of([[-1., 1.]], [[END, END]])
 
 
 def observation_action() -> Tables:
   """One step; the action must fit the state."""
-  return _tables(
+  return tables_of(
       [[1., -1.], [-1., 1.]], [[END, END], [END, END]], starts=(0, 1))
 
 
 def truncated(steps: int) -> Tables:
   """One reward a step for ever, in episodes cut from outside."""
-  return _tables([[1.]], [[0]], truncate_after=steps)
+  return tables_of([[1.]], [[0]], truncate_after=steps)
+
+
+def truncated_far_from_start() -> Tables:
+  """Cut where values are not those of the start: which is bootstrapped from?"""
+  return tables_of([[0.], [1.]], [[1], [1]], truncate_after=2)
 
 
 def terminated(steps: int) -> Tables:
   """One reward a step, in episodes that really end after so many steps."""
   successors = [[state + 1] for state in range(steps)]
   successors[-1] = [END]
-  return _tables(np.ones((steps, 1)), successors)
+  return tables_of(np.ones((steps, 1)), successors)
 
 
 def losing_lives() -> Tables:
   """One reward a step for ever; every other step loses a life."""
-  return _tables(
+  return tables_of(
       [[1.], [1.]], [[1], [0]], lives=np.array([[False], [True]]))
 
 

@@ -15,6 +15,8 @@ GAMMA = 0.8
     (probes.action(), [[-1, 1]]),
     (probes.observation_action(), [[1, -1], [-1, 1]]),
     (probes.truncated(3), [[1 / (1 - GAMMA)]]),
+    (probes.truncated_far_from_start(),
+     [[GAMMA / (1 - GAMMA)], [1 / (1 - GAMMA)]]),
     (probes.terminated(3), [[1 + GAMMA + GAMMA**2], [1 + GAMMA], [1]]),
     (probes.losing_lives(), [[1 / (1 - GAMMA)]] * 2),
 ])

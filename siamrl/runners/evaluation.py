@@ -40,8 +40,8 @@ def evaluate(
 
   With a number of episodes, each of the N environments has its share of them
   (quotas that differ by one at most), so that short episodes are not counted
-  more often than long ones. With a budget, the episodes that end within it are
-  counted and the running ones are not.
+  more often than long ones. With a budget, rounded up to a multiple of N, the
+  episodes that end within it are counted and the running ones are not.
 
   Args:
     act: (params, obs, key, step, epsilon) -> int32 [N], see `host.make_act`.
@@ -89,5 +89,5 @@ def evaluate(
     score, length = score * ~ended, length * ~ended
     if taken - last_yield >= chunk_env_steps:
       last_yield = taken
-      yield Evaluation(taken, returns, lengths, False)
+      yield Evaluation(taken, list(returns), list(lengths), False)
   yield Evaluation(taken, returns, lengths, True)

@@ -220,11 +220,13 @@ def environment_seed(seed: int, iteration: int, *, evaluation: bool) -> int:
   return int(state[0]) & 0x7fffffff
 
 
+@functools.lru_cache(maxsize=8)
 def make_act(agent: Agent) -> Callable[..., jax.Array]:
   """Jits acting: (params, obs, key, step, epsilon) -> int32 [N] actions.
 
   `key` is folded with `step`, so that a run needs no key of its own to be
-  carried from action to action.
+  carried from action to action. The same agent gets the same function, so that
+  only the first of many evaluations compiles it.
   """
   @jax.jit
   def act(params, obs, key, step, epsilon):

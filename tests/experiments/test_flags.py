@@ -1,0 +1,222 @@
+"""From dataclasses to flags, and that names are those of the library."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from experiments import atari, flags
+from experiments.flags import UsageError, group, one_of, option
+from siamrl import learner, schedule, twins
+from siamrl.agents import q
+from siamrl.losses import td
+from siamrl.networks.heads import HEADS
+from siamrl.networks.initializers import INITIALIZERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Some options."""
+
+  _first: Any = group('The first')
+  count: int = option(10_000, 'How many.', flags.POSITIVE)
+  rate: float = option(0.5, 'How fast.', flags.FRACTION)
+  tau: float | None = option(None, 'Weight', flags.RATE)
+  _second: Any = group('The second')
+  name: str = option('a', 'Which', one_of(('a', 'b')))
+  note: str | None = option(None, 'Anything.')
+  big: bool = option(False, 'Size.')
+
+
+def _read(*arguments: str) -> Config:
+  return flags.from_arguments(Config, *arguments)
+
+
+def _run(*arguments: str) -> tuple[int, list[Config]]:
+  seen: list[Config] = []
+  return flags.execute(Config, 'Intro.', seen.append, arguments), seen
+
+
+def test_defaults_are_the_fields():
+  assert _read() == Config()
+
+
+def test_values():
+  assert _read(
+    '--count=3', '--rate=1e-2', '--tau=1', '--name', 'b', '--note=x y', '--big'
+  ) == Config(3, 0.01, 1.0, 'b', 'x y', True)
+  assert _read('--big', '--nobig') == Config()
+  assert _read('--count=1_000').count == 1000
+
+
+def test_a_flag_file_and_its_round_trip(tmp_path):
+  config = Config(7, 0.25, 1e-7, 'b', 'x', True)
+  lines = [
+    f'--{name}={value}' for name, value in flags.as_flags(config).items()
+  ]
+  (tmp_path / 'a.flags').write_text('# a comment\n' + '\n'.join(lines))
+  (tmp_path / 'b.flags').write_text(f'--flagfile={tmp_path}/a.flags\n--count=8')
+  assert _read(f'--flagfile={tmp_path}/a.flags') == config
+  assert _read(f'--flagfile={tmp_path}/b.flags') == dataclasses.replace(
+    config, count=8
+  )
+  assert 'tau' not in flags.as_flags(Config())
+  assert flags.as_json(config) == {
+    'count': 7,
+    'rate': 0.25,
+    'tau': 1e-7,
+    'name': 'b',
+    'note': 'x',
+    'big': True,
+  }
+
+
+@pytest.mark.parametrize(
+  'argument, message',
+  [
+    ('--count=0', '--count=0 must be positive'),
+    ('--count=1e3', '--count=1e3 must be a whole number'),
+    ('--count=', '--count= must be a whole number'),
+    ('--rate=1.5', r'--rate=1.5 must be in \[0, 1\]'),
+    ('--rate=fast', '--rate=fast must be a number'),
+    ('--rate=nan', '--rate=nan must be a finite number'),
+    ('--rate=-inf', '--rate=-inf must be a finite number'),
+    ('--tau=0', r'--tau=0.0 must be in \(0, 1\]'),
+    ('--tau=inf', '--tau=inf must be a finite number'),
+    ('--name=c', '--name=c must be one of a, b'),
+    ('--big=maybe', '--big=maybe must be true or false'),
+    ('--cuont=1', '--cuont is no flag; the closest are --count'),
+    ('--helpfull', '--helpfull is no flag'),
+    ('--note', 'Missing value for flag --note'),
+    ('count=1', "'count=1' is no flag; flags are written --name=value"),
+    ('--flagfile=/none', '--flagfile=/none cannot be read: No such file'),
+    ('--flagfile=/', '--flagfile=/ cannot be read: Is a directory'),
+  ],
+)
+def test_what_is_refused(argument, message, capsys):
+  with pytest.raises(UsageError, match=message):
+    _read(argument)
+  code, seen = _run(argument)
+  out, err = capsys.readouterr()
+  assert code == 2
+  assert not seen
+  assert not out
+  assert err.startswith('error: ')
+  assert err.count('\n') == 1
+
+
+def test_a_flag_file_that_is_no_text(tmp_path, capsys):
+  (tmp_path / 'x').write_bytes(b'\xff\xfe\x00')
+  assert _run(f'--flagfile={tmp_path}/x')[0] == 2
+  assert '--flagfile must name a text file' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'bound, inside, outside',
+  [
+    (flags.POSITIVE, (1e-9, 1), (0, -1)),
+    (flags.NOT_NEGATIVE, (0, 1), (-1,)),
+    (flags.FRACTION, (0, 0.5, 1), (-0.1, 1.1)),
+    (flags.DECAY, (0, 0.95), (1, -0.1)),
+    (flags.RATE, (1e-9, 1), (0, 1.1)),
+    (flags.UINT32, (0, 2**32 - 1), (-1, 2**32)),
+    (one_of(('a', 'b')), ('a', 'b'), ('', 'c')),
+    (flags.ANYTHING, ('', 'c', -1), ()),
+  ],
+)
+def test_bounds(bound, inside, outside):
+  assert all(bound.holds(value) for value in inside)
+  assert not any(bound.holds(value) for value in outside)
+
+
+@pytest.mark.parametrize(
+  'error, code, line',
+  [
+    (flags.UsageError('--count=1 is odd'), 2, 'error: --count=1 is odd\n'),
+    (flags.RunError('no room'), 1, 'error: no room\n'),
+    (KeyboardInterrupt(), 130, 'error: interrupted\n'),
+  ],
+)
+def test_exit_codes(error, code, line, capsys):
+  def fail(config):
+    raise error
+
+  assert flags.execute(Config, '', fail, []) == code
+  assert capsys.readouterr().err == line
+  assert _run('--count=2') == (0, [Config(count=2)])
+
+
+def test_errors_of_the_library_speak_of_flags():
+  with (
+    pytest.raises(UsageError, match="^--rule=hadr is unknown, not 'x'$"),
+    flags.usage_errors(),
+  ):
+    raise ValueError("rule='hadr' is unknown, not 'x'")
+  # What is not about a flag is an error in the program.
+  with pytest.raises(ValueError, match='shapes differ'), flags.usage_errors():
+    raise ValueError('shapes differ')
+
+
+@pytest.mark.parametrize('argument', ['--help', '-h', '-help'])
+def test_help(argument, capsys):
+  assert _run('--count=0', argument) == (0, [])
+  assert (
+    capsys.readouterr().out
+    == """\
+Intro.
+
+
+The first:
+  --count  (default: 10_000)
+      How many; positive.
+  --rate  (default: 0.5)
+      How fast; in [0, 1].
+  --tau
+      Weight; in (0, 1].
+
+The second:
+  --name  (default: a)
+      Which; one of a, b.
+  --note
+      Anything.
+  --[no]big  (default: false)
+      Size.
+
+--flagfile=FILE reads flags from a file, one a line. Of a flag given twice the
+later one counts, so flags after --flagfile change what the file says.
+"""
+  )
+
+
+def test_help_of_the_launcher_names_every_flag():
+  text = flags.help_text(atari.AtariConfig, atari.__doc__ or '')
+  for name in flags.as_json(atari.AtariConfig()):
+    assert (
+      f'--{name}  ' in text
+      or f'--[no]{name}  ' in text
+      or (f'--{name}\n' in text)
+    )
+  assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+  'name, registry',
+  [
+    ('agent', q.AGENTS),
+    ('target_update', twins.RULES),
+    ('head', HEADS),
+    ('initializer', INITIALIZERS),
+    ('optimizer', learner.OPTIMIZERS),
+    ('td_loss', td.FORMS),
+    ('batch_reduction', q.REDUCTIONS),
+    ('target_period_unit', schedule.UNITS),
+  ],
+)
+def test_names_are_those_of_the_library(name, registry):
+  """They are written out in the launcher: --help must not import JAX."""
+  (field,) = (
+    field
+    for field in dataclasses.fields(atari.AtariConfig)
+    if field.name == name
+  )
+  assert field.metadata['bound'].text == f'one of {", ".join(registry)}'

@@ -1,0 +1,187 @@
+"""The presets say what was published; the numbers here are from the sources."""
+
+import pathlib
+
+import pytest
+
+from experiments import flags
+from experiments.atari import AtariConfig
+from siamrl.schedule import to_gradient_steps
+
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = pathlib.Path('experiments/flagfiles')
+PRESETS = sorted(path.stem for path in (ROOT / FOLDER).glob('*.flags'))
+PARENTS = {
+  'dqn_zoo_dqn': 'nature_dqn',
+  'dqn_zoo_double_dqn': 'dqn_zoo_dqn',
+  'dopamine_dqn': 'nature_dqn',
+  'cleanrl_dqn_atari': 'nature_dqn',
+  'quickstart': 'dopamine_dqn',
+}
+
+# Mnih et al. (2015), Methods and Extended Data Table 1, and its Lua code
+# (train_agent.lua, NeuralQLearner.lua, run_gpu); in env steps unless named.
+NATURE = {
+  'agent': 'dqn',
+  'batch_size': 32,
+  'replay_capacity': 1_000_000,
+  'min_replay': 50_000,
+  'train_period': 4,
+  'discount': 0.99,
+  'n_step': 1,
+  'optimizer': 'rmsprop_centred',
+  'learning_rate': 0.00025,
+  'rmsprop_decay': 0.95,
+  'optimizer_eps': 0.01,
+  'td_loss': 'clipped',
+  'error_bound': 1,
+  'batch_reduction': 'sum',
+  'reward_clip': 1,
+  'life_loss_terminates': True,
+  'epsilon_start': 1,
+  'epsilon_end': 0.1,
+  'epsilon_hold': 50_000,
+  'epsilon_decay': 1_000_000,
+  'eval_epsilon': 0.05,
+  'noop_max': 30,
+  'frame_skip': 4,
+  'frames': 200_000_000,
+  'iteration_frames': 1_000_000,
+  'eval_frames': 500_000,
+  'eval_episodes': 0,
+  'frame_cap': 108_000,
+  'target_update': 'hard',
+  'tau': None,
+  'sticky_action_probability': 0,
+  'full_action_set': False,
+  'fire_on_reset': False,
+  'head': 'linear',
+  'padding': 'VALID',
+  'initializer': 'torch_uniform',
+  'acting': 'exact',
+  'num_envs': 1,
+}
+# dqn_zoo/dqn/run_atari.py, networks.py: means over batches of 32, for which
+# eps is 0.01 / 32**2; exploration decays over 2 % of 200 million frames.
+DQN_ZOO_DQN = NATURE | {
+  'batch_reduction': 'mean',
+  'optimizer_eps': 0.01 / 32**2,
+  'epsilon_decay': 4_000_000 // 4,
+  'epsilon_hold': 200_000 // 4,
+}
+# dqn_zoo/double_q/run_atari.py.
+DQN_ZOO_DOUBLE_DQN = DQN_ZOO_DQN | {
+  'agent': 'double_dqn',
+  'head': 'shared_bias',
+  'epsilon_end': 0.01,
+  'eval_epsilon': 0.01,
+}
+# dopamine/jax/agents/dqn: configs/dqn.gin, dqn_agent.py; jax/networks.py.
+DOPAMINE = NATURE | {
+  'min_replay': 20_000,
+  'epsilon_end': 0.01,
+  'epsilon_hold': 20_000,
+  'epsilon_decay': 250_000,
+  'eval_epsilon': 0.001,
+  'optimizer': 'adam',
+  'learning_rate': 6.25e-5,
+  'optimizer_eps': 1.5e-4,
+  'td_loss': 'squared',
+  'batch_reduction': 'mean',
+  'sticky_action_probability': 0.25,
+  'noop_max': 0,
+  'life_loss_terminates': False,
+  'padding': 'SAME',
+  'initializer': 'xavier_uniform',
+  'eval_frames': 0,
+}
+# cleanrl/dqn_atari_jax.py.
+CLEANRL = NATURE | {
+  'game': 'breakout',
+  'frames': 4 * 10_000_000,
+  'min_replay': 80_000,
+  'optimizer': 'adam',
+  'learning_rate': 1e-4,
+  'optimizer_eps': 1e-8,
+  'td_loss': 'squared',
+  'batch_reduction': 'mean',
+  'epsilon_end': 0.01,
+  'epsilon_hold': 0,
+  'epsilon_decay': 10_000_000 // 10,
+  'initializer': 'lecun_normal',
+  'fire_on_reset': True,
+  'eval_frames': 0,
+  'eval_episodes': 10,
+  'eval_epsilon': 0.01,
+}
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+  monkeypatch.chdir(ROOT)  # parents are named from there
+
+
+def _read(name: str) -> AtariConfig:
+  return flags.from_arguments(AtariConfig, f'--flagfile={FOLDER / name}.flags')
+
+
+def _lines(name: str) -> list[str]:
+  text = (ROOT / FOLDER / f'{name}.flags').read_text()
+  return [line for line in text.splitlines() if line and line[0] != '#']
+
+
+@pytest.mark.parametrize(
+  'name, published, period',
+  [
+    ('nature_dqn', NATURE, 2_500),  # 10,000 env steps
+    ('dqn_zoo_dqn', DQN_ZOO_DQN, 2_500),  # 40,000 frames
+    ('dqn_zoo_double_dqn', DQN_ZOO_DOUBLE_DQN, 7_500),  # 120,000 frames
+    ('dopamine_dqn', DOPAMINE, 2_000),  # 8,000 env steps
+    ('cleanrl_dqn_atari', CLEANRL, 250),  # 1,000 env steps
+  ],
+)
+def test_published_values(name, published, period):
+  config = _read(name)
+  found = {field: getattr(config, field) for field in published}
+  assert found == published
+  assert period == to_gradient_steps(
+    config.target_period,
+    config.target_period_unit,
+    train_period=config.train_period,
+    frames_per_env_step=config.frame_skip,
+  )
+
+
+def test_defaults_are_nature_dqn():
+  assert AtariConfig() == _read('nature_dqn')
+  stated = {line.split('=')[0] for line in _lines('nature_dqn')}
+  assert len(stated) == len(_lines('nature_dqn'))
+
+
+def test_every_preset_is_known_here():
+  assert set(PRESETS) == {'nature_dqn', *PARENTS}
+
+
+@pytest.mark.parametrize('name', PARENTS)
+def test_a_preset_states_its_differences_only(name):
+  first, *rest = _lines(name)
+  assert first == f'--flagfile={FOLDER / PARENTS[name]}.flags'
+  parent = _read(PARENTS[name])
+  for line in rest:
+    assert (
+      flags.from_arguments(
+        AtariConfig, f'--flagfile={FOLDER}/{PARENTS[name]}.flags', line
+      )
+      != parent
+    ), line
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_a_preset_cites_its_source_and_can_be_run(name):
+  text = (ROOT / FOLDER / f'{name}.flags').read_text()
+  assert text.startswith('# ')
+  config = _read(name)
+  round_frames = config.frame_skip * config.train_period
+  assert config.frames % config.iteration_frames == 0
+  assert config.iteration_frames % round_frames == 0
+  assert config.replay_capacity >= config.min_replay
