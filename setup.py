@@ -5,27 +5,40 @@ import pathlib
 import setuptools
 
 _EXTRAS = {
-    # Atari: emulators with their games, curves, videos, TensorBoard events.
-    'atari': ['ale-py>=0.12.1'],
-    'plots': ['matplotlib>=3.8', 'pillow>=10'],
-    'track': ['tensorboardX>=2.6.2'],
-    'dev': [
-        'hypothesis>=6.100', 'mypy>=1.11', 'pytest>=8', 'pytest-timeout>=2.3',
-        'pytest-xdist>=3.6', 'rlax>=0.1.6', 'ruff>=0.6'],
+  # Atari: emulators with their games, curves, videos, TensorBoard events.
+  'atari': ['ale-py>=0.12.1'],
+  'plots': ['matplotlib>=3.8', 'pillow>=10'],
+  'track': ['tensorboardX>=2.6.2'],
+  'dev': [
+    'hypothesis>=6.100',
+    'mypy>=1.11',
+    'pytest>=8',
+    'pytest-timeout>=2.3',
+    'pytest-xdist>=3.6',
+    'rlax>=0.1.6',
+    'ruff>=0.6',
+  ],
 }
 
 setuptools.setup(
-    name='siamrl',
-    version='0.1.0',
-    description='The twin networks of value-based deep RL, in JAX.',
-    long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.11',
-    packages=setuptools.find_packages(include=['siamrl', 'siamrl.*']),
-    install_requires=[
-        'absl-py>=2.1', 'chex>=0.1.88', 'flax>=0.10.4', 'gymnasium>=1.1',
-        'jax>=0.5', 'numpy>=1.26', 'optax>=0.2.4', 'orbax-checkpoint>=0.11',
-        'rich>=13'],
-    extras_require=_EXTRAS,
+  name='siamrl',
+  version='0.1.0',
+  description='The twin networks of value-based deep RL, in JAX.',
+  long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['siamrl', 'siamrl.*']),
+  install_requires=[
+    'absl-py>=2.1',
+    'chex>=0.1.88',
+    'flax>=0.10.4',
+    'gymnasium>=1.1',
+    'jax>=0.5',
+    'numpy>=1.26',
+    'optax>=0.2.4',
+    'orbax-checkpoint>=0.11',
+    'rich>=13',
+  ],
+  extras_require=_EXTRAS,
 )

@@ -24,7 +24,10 @@ import pathlib
 import time
 from typing import Any, NoReturn
 
-from experiments import devices
+import jax
+import numpy as np
+
+from experiments import devices, host_run
 from experiments.flags import (
   DECAY,
   FRACTION,
@@ -42,9 +45,26 @@ from experiments.flags import (
   run,
   usage_errors,
 )
+from siamrl import learner, schedule, twins
+from siamrl.agents import q
+from siamrl.envs.ale import AtariEnvironments, AtariProtocol, resolve_game
+from siamrl.losses import td
+from siamrl.networks.heads import HEADS
+from siamrl.networks.initializers import INITIALIZERS
+from siamrl.networks.q_network import nature_network
+from siamrl.replay.host import HostReplay
+from siamrl.report.curves import plot_run
+from siamrl.report.human_normalised import human_normalised
+from siamrl.report.run_folder import (
+  RunFolder,
+  RunFolderError,
+  WrongFolderError,
+  open_run_folder,
+)
+from siamrl.report.video import write_gif
+from siamrl.runners import evaluation, host
+from siamrl.types import Agent, Params
 
-_AGENTS = ('dqn', 'double_dqn')
-_RULES = ('hard', 'soft', 'periodic_soft', 'frozen', 'self')
 # Options that may differ between a run and its resumption.
 _WHERE = ('run_dir', 'platform', 'overwrite', 'checkpoint_period_s')
 
@@ -103,17 +123,15 @@ class AtariConfig:
   )
 
   _agent: Any = group('The agent')
-  agent: str = option('dqn', 'Bootstrap', one_of(_AGENTS))
-  head: str = option(
-    'linear', 'Last layers', one_of(('linear', 'shared_bias', 'dueling'))
-  )
+  agent: str = option('dqn', 'Bootstrap', one_of(q.AGENTS))
+  head: str = option('linear', 'Last layers', one_of(HEADS))
   padding: str = option(
     'VALID', 'Padding of the convolutions', one_of(('VALID', 'SAME'))
   )
   initializer: str = option(
     'torch_uniform',
     'Initial weights',
-    one_of(('lecun_normal', 'xavier_uniform', 'torch_uniform')),
+    one_of(INITIALIZERS),
   )
   discount: float = option(0.99, 'Per env step.', FRACTION)
   n_step: int = option(1, 'Rewards before the bootstrap.', POSITIVE)
@@ -128,7 +146,14 @@ class AtariConfig:
   )
 
   _twin: Any = group('The twin')
-  target_update: str = option('hard', 'How the twin moves', one_of(_RULES))
+  target_update: str = option(
+    'hard',
+    'What the twin becomes. '
+    + '; '.join(
+      f'{name}: {rule.summary}' for name, rule in twins.RULES.items()
+    ),
+    one_of(twins.RULES),
+  )
   target_period: int = option(
     10_000,
     'From one target update to the next, for the rules hard and '
@@ -138,7 +163,7 @@ class AtariConfig:
   target_period_unit: str = option(
     'env_steps',
     'Unit of --target_period',
-    one_of(('frames', 'env_steps', 'gradient_steps')),
+    one_of(schedule.UNITS),
   )
   tau: float | None = option(
     None,
@@ -150,21 +175,19 @@ class AtariConfig:
   optimizer: str = option(
     'rmsprop_centred',
     'Optimiser',
-    one_of(('adam', 'rmsprop', 'rmsprop_centred')),
+    one_of(learner.OPTIMIZERS),
   )
   learning_rate: float = option(2.5e-4, 'Step size.', POSITIVE)
   optimizer_eps: float = option(
     0.01, 'Inside the square root for RMSProp, outside for Adam.', POSITIVE
   )
   rmsprop_decay: float = option(0.95, "Of RMSProp's averages.", DECAY)
-  td_loss: str = option(
-    'clipped', 'Loss of a TD error', one_of(('squared', 'huber', 'clipped'))
-  )
+  td_loss: str = option('clipped', 'Loss of a TD error', one_of(td.FORMS))
   error_bound: float = option(
     1.0, 'Where huber and clipped bound the gradient in a TD error.', POSITIVE
   )
   batch_reduction: str = option(
-    'sum', 'Over the losses of a batch', one_of(('mean', 'sum'))
+    'sum', 'Over the losses of a batch', one_of(q.REDUCTIONS)
   )
   batch_size: int = option(32, 'Transitions per gradient step.', POSITIVE)
   train_period: int = option(4, 'Env steps per gradient step.', POSITIVE)
@@ -236,24 +259,14 @@ def _train(config: AtariConfig, stop: devices.StopRequest) -> None:
   _check(config)
   devices.configure(config.platform)
 
-  # Not before the device is chosen: these import JAX.
-  from experiments import host_run
-  from siamrl.report.run_folder import RunFolder
-
   with usage_errors():
     parts, derived = build(config, RunFolder(run_dir))
   with open_folder(config, derived) as folder:
     host_run.run(folder, parts, stop)
 
 
-def open_folder(config: AtariConfig, derived: dict[str, Any]) -> Any:
+def open_folder(config: AtariConfig, derived: dict[str, Any]) -> RunFolder:
   """The run's folder, locked."""
-  from siamrl.report.run_folder import (
-    RunFolderError,
-    WrongFolderError,
-    open_run_folder,
-  )
-
   # Not recorded: the flag file of a run must not be one that deletes it.
   recorded = dataclasses.replace(config, overwrite=False)
   try:
@@ -277,10 +290,8 @@ def open_folder(config: AtariConfig, derived: dict[str, Any]) -> Any:
 
 
 def _resolve_game(name: str) -> str:
-  from siamrl.envs import ale
-
   try:
-    return ale.resolve_game(name)
+    return resolve_game(name)
   except ValueError as error:
     raise UsageError(f'--game={name}: {error}') from error
   except ImportError as error:
@@ -329,8 +340,6 @@ def _check_evaluation(config: AtariConfig) -> None:
 
 
 def _check_replay(config: AtariConfig) -> None:
-  from siamrl.replay.host import HostReplay
-
   # Before the first gradient step, n transitions of each emulator are not yet
   # whole.
   needed = config.batch_size + config.num_envs * config.n_step
@@ -374,21 +383,16 @@ def _check_replay(config: AtariConfig) -> None:
     )
 
 
-def build(config: AtariConfig, folder: Any) -> tuple[Any, dict[str, Any]]:
+def build(
+  config: AtariConfig, folder: RunFolder
+) -> tuple[host_run.Parts, dict[str, Any]]:
   """Makes all parts of the run; returns them and what to record of them.
 
   Raises:
     ValueError: options that do not go together.
   """
-  import jax
-
-  from experiments import host_run
-  from siamrl import learner, schedule, twins
-  from siamrl.replay.host import HostReplay
-  from siamrl.runners import host
-
-  sync = 1
-  if twins.RULES[config.target_update].takes_period:
+  sync = twins.RULES[config.target_update].period
+  if sync is None:
     sync = schedule.to_gradient_steps(
       config.target_period,
       config.target_period_unit,
@@ -460,13 +464,8 @@ def build(config: AtariConfig, folder: Any) -> tuple[Any, dict[str, Any]]:
   }
 
 
-def make_agent(config: AtariConfig) -> Any:
+def make_agent(config: AtariConfig) -> Agent:
   """The agent that the options describe."""
-  import numpy as np
-
-  from siamrl.agents.q import make_q_agent
-  from siamrl.networks.q_network import nature_network
-
   environments = _environments(config, seed=0)
   num_actions = environments.num_actions
   environments.close()
@@ -476,7 +475,7 @@ def make_agent(config: AtariConfig) -> Any:
     padding=config.padding,
     initializer=config.initializer,
   )
-  return make_q_agent(
+  return q.make_q_agent(
     network,
     np.zeros((1, 4, 84, 84), np.uint8),
     name=config.agent,
@@ -492,9 +491,7 @@ def _environments(
   *,
   num_envs: int | None = None,
   colour: bool = False,
-) -> Any:
-  from siamrl.envs.ale import AtariEnvironments, AtariProtocol
-
+) -> AtariEnvironments:
   protocol = AtariProtocol(
     sticky_action_probability=config.sticky_action_probability,
     noop_max=config.noop_max,
@@ -514,19 +511,13 @@ def _environments(
 
 def _evaluate(
   config: AtariConfig,
-  folder: Any,
-  agent: Any,
-  key: Any,
-  params: Any,
+  folder: RunFolder,
+  agent: Agent,
+  key: jax.Array,
+  params: Params,
   iteration: int,
 ) -> Generator[None, None, dict[str, float]]:
   """Yields while it plays; returns the evaluation's columns."""
-  import jax
-  import numpy as np
-
-  from siamrl.report.human_normalised import human_normalised
-  from siamrl.runners import evaluation, host
-
   begun = time.perf_counter()
   seed = host.environment_seed(config.seed, iteration, evaluation=True)
   make = functools.partial(
@@ -575,12 +566,12 @@ class _Film:
 
   _MOST = 1_800  # frames; two minutes of play at 4 emulator frames a step
 
-  def __init__(self, environments: Any):
+  def __init__(self, environments: AtariEnvironments):
     self._environments = environments
     self._frames = [environments.reset()[0, -1]]
     self._running = True
 
-  def watch(self, actions: Any) -> None:
+  def watch(self, actions: np.ndarray) -> None:
     """Plays on by one action of each emulator."""
     if not self._running:
       return
@@ -592,17 +583,11 @@ class _Film:
 
   def write(self, path: pathlib.Path, fps: float) -> None:
     """Writes what was recorded, at the speed of play or what a GIF can do."""
-    import numpy as np
-
-    from siamrl.report.video import write_gif
-
     path.parent.mkdir(exist_ok=True)
     write_gif(path, np.stack(self._frames), fps=min(fps, 50))
 
 
-def _draw(config: AtariConfig, folder: Any) -> None:
-  from siamrl.report.curves import plot_run
-
+def _draw(config: AtariConfig, folder: RunFolder) -> None:
   # Without Matplotlib there is no curve: metrics.csv says the same.
   if importlib.util.find_spec('matplotlib') is not None:
     plot_run(

@@ -32,23 +32,29 @@ _QUICKSTART = '--flagfile=experiments/flagfiles/quickstart.flags'
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
   """The options."""
+
   benchmark: str = option(
-      'learn_step', 'What to time',
-      flags.one_of(('learn_step', 'atari_loop', 'replay', 'startup')))
+    'learn_step',
+    'What to time',
+    flags.one_of(('learn_step', 'atari_loop', 'replay', 'startup')),
+  )
   rounds: int = option(
-      8, 'How often each timing is repeated; of atari_loop, blocks.', POSITIVE)
-  steps: int = option(
-      20, 'Gradient steps per round of learn_step.', POSITIVE)
+    8, 'How often each timing is repeated; of atari_loop, blocks.', POSITIVE
+  )
+  steps: int = option(20, 'Gradient steps per round of learn_step.', POSITIVE)
   batch_size: int = option(32, 'Transitions per gradient step.', POSITIVE)
   padding: str = option(
-      'VALID', 'Padding of the convolutions',
-      flags.one_of(('VALID', 'SAME')))
+    'VALID', 'Padding of the convolutions', flags.one_of(('VALID', 'SAME'))
+  )
   num_envs: int = option(1, 'Emulators of atari_loop and replay.', POSITIVE)
   acting: str = option(
-      'exact', 'Mode of atari_loop', flags.one_of(('exact', 'overlapped')))
+    'exact', 'Mode of atari_loop', flags.one_of(('exact', 'overlapped'))
+  )
   platform: str | None = option(
-      None, 'Device; the best that JAX finds if not given',
-      flags.one_of(devices.PLATFORMS))
+    None,
+    'Device; the best that JAX finds if not given',
+    flags.one_of(devices.PLATFORMS),
+  )
 
 
 def main(config: BenchmarkConfig) -> None:
@@ -59,15 +65,24 @@ def main(config: BenchmarkConfig) -> None:
   else:
     platform = devices.configure(config.platform)
     result = {'platform': platform} | {
-        'learn_step': learn_step, 'atari_loop': atari_loop, 'replay': replay,
+      'learn_step': learn_step,
+      'atari_loop': atari_loop,
+      'replay': replay,
     }[config.benchmark](config)
-  print(json.dumps({'benchmark': config.benchmark} | {
-      name: float(f'{value:.4g}') if isinstance(value, float) else value
-      for name, value in result.items()}))
+  print(
+    json.dumps(
+      {'benchmark': config.benchmark}
+      | {
+        name: float(f'{value:.4g}') if isinstance(value, float) else value
+        for name, value in result.items()
+      }
+    )
+  )
 
 
-def _seconds(function: Callable[[], Any], rounds: int, calls: int = 1
-             ) -> list[float]:
+def _seconds(
+  function: Callable[[], Any], rounds: int, calls: int = 1
+) -> list[float]:
   """Seconds per call, one entry a round; one round before them is not kept."""
   times = []
   for _ in range(rounds + 1):
@@ -100,17 +115,23 @@ def learn_step(config: BenchmarkConfig) -> dict[str, Any]:
   rng = np.random.default_rng(0)
   frames = rng.integers(0, 256, (2, size, 4, 84, 84), dtype=np.uint8)
   batch = Transition(
-      frames[0], rng.integers(actions, size=size).astype(np.int32),
-      rng.normal(size=size).astype(np.float32),
-      np.full(size, 0.99, np.float32), frames[1])
+    frames[0],
+    rng.integers(actions, size=size).astype(np.int32),
+    rng.normal(size=size).astype(np.float32),
+    np.full(size, 0.99, np.float32),
+    frames[1],
+  )
   agent = make_q_agent(
-      nature_network(actions, padding=config.padding), frames[0][:1])
+    nature_network(actions, padding=config.padding), frames[0][:1]
+  )
   optimizer = learner.make_optimizer(
-      'rmsprop_centred', learning_rate=2.5e-4, eps=1e-5)
+    'rmsprop_centred', learning_rate=2.5e-4, eps=1e-5
+  )
   state = learner.init_state(agent, optimizer, jax.random.key(0))
   step = jax.jit(
-      learner.make_regress(agent, optimizer, twins.hard(), 2_500),
-      donate_argnums=0)
+    learner.make_regress(agent, optimizer, twins.hard(), 2_500),
+    donate_argnums=0,
+  )
 
   def steps() -> None:
     nonlocal state
@@ -124,22 +145,29 @@ def learn_step(config: BenchmarkConfig) -> dict[str, Any]:
   for _ in range(config.rounds):
     step_times += _seconds(steps, 1)
     product_times += _seconds(
-        lambda: product(matrix, matrix).block_until_ready(), 1, 4)
+      lambda: product(matrix, matrix).block_until_ready(), 1, 4
+    )
   times = [seconds / config.steps * 1e3 for seconds in step_times]
   gflop = size * _sample_flop(config.padding, actions) / 1e9
   gflops = 2 * 2048**3 / min(product_times) / 1e9
   return {
-      'ms_min': min(times), 'ms_median': statistics.median(times),
-      'gflop': gflop, 'sgemm_gflops': gflops, 'floor_ms': gflop / gflops * 1e3}
+    'ms_min': min(times),
+    'ms_median': statistics.median(times),
+    'gflop': gflop,
+    'sgemm_gflops': gflops,
+    'floor_ms': gflop / gflops * 1e3,
+  }
 
 
 def _sample_flop(padding: str, actions: int) -> int:
   """Operations of one transition's gradient step in the Nature network."""
   sides = (20, 9, 7) if padding == 'VALID' else (21, 11, 11)
   inputs = (8 * 8 * 4, 4 * 4 * 32, 3 * 3 * 64)
-  layers = [2 * side * side * fan_in * features for side, fan_in, features
-            in zip(sides, inputs, (32, 64, 64), strict=True)]
-  layers += [2 * sides[-1]**2 * 64 * 512, 2 * 512 * actions]
+  layers = [
+    2 * side * side * fan_in * features
+    for side, fan_in, features in zip(sides, inputs, (32, 64, 64), strict=True)
+  ]
+  layers += [2 * sides[-1] ** 2 * 64 * 512, 2 * 512 * actions]
   # Forward twice; backward towards weights and, but for the first, inputs.
   return 2 * sum(layers) + sum(layers) + sum(layers[1:])
 
@@ -160,18 +188,21 @@ def atari_loop(config: BenchmarkConfig) -> dict[str, Any]:
 
   block = 1_000
   options = flags.from_arguments(
-      atari.AtariConfig,
-      '--flagfile=experiments/flagfiles/cleanrl_dqn_atari.flags',
-      f'--num_envs={config.num_envs}', f'--acting={config.acting}',
-      f'--padding={config.padding}', f'--batch_size={config.batch_size}',
-      '--epsilon_start=0.01', '--min_replay=1000', '--replay_capacity=100000')
+    atari.AtariConfig,
+    '--flagfile=experiments/flagfiles/cleanrl_dqn_atari.flags',
+    f'--num_envs={config.num_envs}',
+    f'--acting={config.acting}',
+    f'--padding={config.padding}',
+    f'--batch_size={config.batch_size}',
+    '--epsilon_start=0.01',
+    '--min_replay=1000',
+    '--replay_capacity=100000',
+  )
   steps_per_frame = options.frame_skip
   frames = (config.rounds + 2) * block * steps_per_frame
-  options = dataclasses.replace(
-      options, frames=frames, iteration_frames=frames)
+  options = dataclasses.replace(options, frames=frames, iteration_frames=frames)
   parts, _ = atari.build(options, RunFolder(pathlib.Path()))
-  state = host.LoopState.start(
-      parts.state, seed=0, num_envs=config.num_envs)
+  state = host.LoopState.start(parts.state, seed=0, num_envs=config.num_envs)
   rates: list[float] = []
   begun, first, before = 0.0, 0, dict.fromkeys(host.TIMERS, 0.0)
   spent = dict(before)
@@ -188,9 +219,10 @@ def atari_loop(config: BenchmarkConfig) -> dict[str, Any]:
       begun, first = now, state.env_steps
       spent = dict(state.statistics.seconds)
   return {
-      'env_steps_per_s': statistics.median(rates),
-      'env_steps_per_s_max': max(rates), 'blocks': len(rates)} | {
-          name: spent[name] - before[name] for name in host.TIMERS}
+    'env_steps_per_s': statistics.median(rates),
+    'env_steps_per_s_max': max(rates),
+    'blocks': len(rates),
+  } | {name: spent[name] - before[name] for name in host.TIMERS}
 
 
 def replay(config: BenchmarkConfig) -> dict[str, Any]:
@@ -218,10 +250,11 @@ def replay(config: BenchmarkConfig) -> dict[str, Any]:
   sample = functools.partial(ring.sample, rng, config.batch_size)
   sample_times = _seconds(sample, max(config.rounds, 200))
   return {
-      'bytes_per_transition': ring.bytes_per_transition,
-      'sample_ms': statistics.median(sample_times) * 1e3,
-      'add_us': statistics.median(times) * 1e6,
-      'transitions': ring.size}
+    'bytes_per_transition': ring.bytes_per_transition,
+    'sample_ms': statistics.median(sample_times) * 1e3,
+    'add_us': statistics.median(times) * 1e6,
+    'transitions': ring.size,
+  }
 
 
 def startup(config: BenchmarkConfig) -> dict[str, Any]:
@@ -241,16 +274,23 @@ def startup(config: BenchmarkConfig) -> dict[str, Any]:
 def _first_gradient_step_s(folder: str, platform: str | None) -> float:
   """Starts a run in a folder and ends it when it has begun to learn."""
   command = [
-      sys.executable, '-m', 'experiments.atari', _QUICKSTART, '--overwrite',
-      f'--run_dir={folder}/run']
+    sys.executable,
+    '-m',
+    'experiments.atari',
+    _QUICKSTART,
+    '--overwrite',
+    f'--run_dir={folder}/run',
+  ]
   if platform:
     command.append(f'--platform={platform}')
   environment = os.environ | {
-      'JAX_COMPILATION_CACHE_DIR': f'{folder}/cache',
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}
+    'JAX_COMPILATION_CACHE_DIR': f'{folder}/cache',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+  }
   begun = time.perf_counter()
   with subprocess.Popen(
-      command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    command, env=environment, stderr=subprocess.PIPE, text=True
+  ) as process:
     assert process.stderr is not None
     with contextlib.ExitStack() as stack:
       stack.callback(process.kill)

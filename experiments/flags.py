@@ -6,7 +6,7 @@ every value and calls the launcher with the finished record. Below this package
 no flag is read.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 import contextlib
 import dataclasses
 import difflib
@@ -65,7 +65,7 @@ RATE = Bound(lambda x: 0 < x <= 1, 'in (0, 1]')
 ANYTHING = Bound(lambda x: True, '')
 
 
-def one_of(names: Sequence[str]) -> Bound:
+def one_of(names: Collection[str]) -> Bound:
   """The bound of an option that takes one of some names."""
   return Bound(lambda x: x in names, f'one of {", ".join(names)}')
 

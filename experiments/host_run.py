@@ -83,6 +83,8 @@ def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
     ) from error
   except CheckpointError as error:
     raise RunError(f'--run_dir={error}') from error
+  except host.EnvironmentsChangedError as error:
+    raise RunError(f'--run_dir={folder.path}: {error}') from error
   except OSError as error:
     raise RunError(f'--run_dir={folder.path}: {error}') from error
 

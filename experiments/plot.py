@@ -25,15 +25,19 @@ from siamrl.report.run_folder import RunFolder, write_atomically
 @dataclasses.dataclass(frozen=True)
 class PlotConfig:
   """The options."""
+
   runs: str | None = option(None, 'Run folders, separated by commas.')
   output: str | None = option(None, 'Where to write, without an ending.')
   reference: str | None = option(
-      None, 'CSV file with the columns game, frames_millions, return_mean and '
-      'return_sd; the rows of the game of the runs are drawn.')
+    None,
+    'CSV file with the columns game, frames_millions, return_mean and '
+    'return_sd; the rows of the game of the runs are drawn.',
+  )
   reference_label: str = option('published', 'Its name in the legend.')
   label: str = option('siamrl', 'The name of the runs in the legend.')
   bin_frames: int = option(
-      1_000_000, 'Frames over which training returns are averaged.', POSITIVE)
+    1_000_000, 'Frames over which training returns are averaged.', POSITIVE
+  )
 
 
 def main(config: PlotConfig) -> None:
@@ -45,22 +49,26 @@ def main(config: PlotConfig) -> None:
   games = {_game(folder) for folder in folders}
   if len(games) > 1:
     raise UsageError(
-        f'--runs={config.runs} must be of one game, not {", ".join(games)}')
+      f'--runs={config.runs} must be of one game, not {", ".join(games)}'
+    )
   game = games.pop()
   curves = [_binned(folder, config.bin_frames) for folder in folders]
   ends = max((curve[0] for curve in curves), key=len)
   table = np.full((len(ends), len(curves)), np.nan)
   for column, (_, returns) in enumerate(curves):
-    table[:len(returns), column] = returns
+    table[: len(returns), column] = returns
   _write_csv(pathlib.Path(f'{config.output}.csv'), folders, ends, table)
   mean = np.nanmean(table, axis=1)
   spread = np.nanstd(table, axis=1, ddof=1) if len(folders) > 1 else None
   runs = f'{len(folders)} seeds' if len(folders) > 1 else '1 seed'
   references = _references(config, game, ends[-1])
   plot_curve(
-      f'{config.output}.png', [
-          Curve(f'{config.label}, {runs}', ends, mean, spread)], references,
-      title=game, y_label='training return')
+    f'{config.output}.png',
+    [Curve(f'{config.label}, {runs}', ends, mean, spread)],
+    references,
+    title=game,
+    y_label='training return',
+  )
 
 
 def _game(folder: RunFolder) -> str:
@@ -71,55 +79,70 @@ def _game(folder: RunFolder) -> str:
 
 
 def _binned(
-    folder: RunFolder, bin_frames: int) -> tuple[np.ndarray, np.ndarray]:
+  folder: RunFolder, bin_frames: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Ends of the full bins in frames, and the mean return of their episodes."""
   metrics = read_metrics(folder.metrics)
   bins = np.ceil(metrics['frames'] / bin_frames).astype(int)
   full = int(metrics['frames'][-1] // bin_frames)
   if not full:
     raise RunError(
-        f'{folder.path} has {metrics["frames"][-1]:,} frames, less than '
-        f'--bin_frames={bin_frames:,}')
+      f'{folder.path} has {metrics["frames"][-1]:,} frames, less than '
+      f'--bin_frames={bin_frames:,}'
+    )
   returns = []
   for number in range(1, full + 1):
     rows = (bins == number) & (metrics['train_episodes'] > 0)
-    returns.append(np.average(
-        metrics['train_return'][rows], weights=metrics['train_episodes'][rows])
-        if rows.any() else np.nan)
+    returns.append(
+      np.average(
+        metrics['train_return'][rows], weights=metrics['train_episodes'][rows]
+      )
+      if rows.any()
+      else np.nan
+    )
   return bin_frames * np.arange(1, full + 1), np.array(returns)
 
 
-def _references(
-    config: PlotConfig, game: str, last_frame: int) -> list[Curve]:
+def _references(config: PlotConfig, game: str, last_frame: int) -> list[Curve]:
   """The published curve as far as the runs go; one point more if there is."""
   if config.reference is None:
     return []
   lines = pathlib.Path(config.reference).read_text(encoding='utf-8')
   rows = [
-      row for row in csv.DictReader(
-          line for line in lines.splitlines() if not line.startswith('#'))
-      if row['game'] == game.replace('_', '')]
+    row
+    for row in csv.DictReader(
+      line for line in lines.splitlines() if not line.startswith('#')
+    )
+    if row['game'] == game.replace('_', '')
+  ]
   if not rows:
     raise UsageError(
-        f'--reference={config.reference} must hold the game {game}')
+      f'--reference={config.reference} must hold the game {game}'
+    )
   frames = np.array([1e6 * float(row['frames_millions']) for row in rows])
   shown = np.arange(len(rows)) <= np.searchsorted(frames, last_frame)
   mean, spread = (
-      np.array([float(row[name]) for row in rows])
-      for name in ('return_mean', 'return_sd'))
-  return [Curve(
-      config.reference_label, frames[shown], mean[shown], spread[shown])]
+    np.array([float(row[name]) for row in rows])
+    for name in ('return_mean', 'return_sd')
+  )
+  return [
+    Curve(config.reference_label, frames[shown], mean[shown], spread[shown])
+  ]
 
 
 def _write_csv(
-    path: pathlib.Path, folders: list[RunFolder], ends: np.ndarray,
-    table: np.ndarray) -> None:
+  path: pathlib.Path,
+  folders: list[RunFolder],
+  ends: np.ndarray,
+  table: np.ndarray,
+) -> None:
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(['frames', *(folder.path.name for folder in folders)])
   writer.writerows(
-      [int(end), *(f'{value:.6g}' for value in row)]
-      for end, row in zip(ends, table, strict=True))
+    [int(end), *(f'{value:.6g}' for value in row)]
+    for end, row in zip(ends, table, strict=True)
+  )
   write_atomically(path, text.getvalue().encode())
 
 

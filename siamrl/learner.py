@@ -16,7 +16,7 @@ Regress = Callable[[TrainState, Transition], tuple[TrainState, Metrics]]
 
 
 def make_optimizer(
-    name: str, *, learning_rate: chex.Numeric, eps: float, decay: float = 0.95
+  name: str, *, learning_rate: chex.Numeric, eps: float, decay: float = 0.95
 ) -> optax.GradientTransformation:
   """Builds one of the optimisers of the DQN literature.
 
@@ -35,14 +35,19 @@ def make_optimizer(
     return optax.adam(learning_rate, eps=eps)
   if name in OPTIMIZERS:
     return optax.rmsprop(
-        learning_rate, decay=decay, eps=eps, eps_in_sqrt=True,
-        centered=name == 'rmsprop_centred')
+      learning_rate,
+      decay=decay,
+      eps=eps,
+      eps_in_sqrt=True,
+      centered=name == 'rmsprop_centred',
+    )
   raise ValueError(
-      f'optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
+    f'optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}'
+  )
 
 
 def init_state(
-    agent: Agent, optimizer: optax.GradientTransformation, key: chex.PRNGKey
+  agent: Agent, optimizer: optax.GradientTransformation, key: chex.PRNGKey
 ) -> TrainState:
   """A fresh TrainState: twins born equal, in buffers of their own.
 
@@ -54,18 +59,19 @@ def init_state(
   init_key, state_key = jax.random.split(key)
   online_params = agent.init(init_key)
   return TrainState(
-      online_params=online_params,
-      target_params=twins.copy(online_params),
-      opt_state=optimizer.init(online_params),
-      gradient_steps=jnp.zeros((), jnp.int32),
-      key=state_key)
+    online_params=online_params,
+    target_params=twins.copy(online_params),
+    opt_state=optimizer.init(online_params),
+    gradient_steps=jnp.zeros((), jnp.int32),
+    key=state_key,
+  )
 
 
 def make_regress(
-    agent: Agent,
-    optimizer: optax.GradientTransformation,
-    target_update: TargetUpdate,
-    sync: chex.Numeric = 1,
+  agent: Agent,
+  optimizer: optax.GradientTransformation,
+  target_update: TargetUpdate,
+  sync: chex.Numeric = 1,
 ) -> Regress:
   """Builds one gradient step followed, when it is due, by a target update.
 
@@ -83,18 +89,21 @@ def make_regress(
   follow = twins.periodic(sync, target_update)
 
   def regress(
-      state: TrainState, batch: Transition
+    state: TrainState, batch: Transition
   ) -> tuple[TrainState, Metrics]:
     key, loss_key = jax.random.split(state.key)
     grads, metrics = jax.grad(agent.loss, has_aux=True)(
-        state.online_params, state.target_params, batch, loss_key)
+      state.online_params, state.target_params, batch, loss_key
+    )
     updates, opt_state = optimizer.update(
-        grads, state.opt_state, state.online_params)
+      grads, state.opt_state, state.online_params
+    )
     online_params = optax.apply_updates(state.online_params, updates)
     gradient_steps = state.gradient_steps + 1
     target_params = follow(online_params, state.target_params, gradient_steps)
     return TrainState(
-        online_params, target_params, opt_state, gradient_steps, key), metrics
+      online_params, target_params, opt_state, gradient_steps, key
+    ), metrics
 
   return regress
 
@@ -110,8 +119,9 @@ def make_regress_many(regress: Regress) -> Regress:
     with [K, B], and of `metrics` with [K]: one entry a gradient step. The steps
     are unrolled: a convolution inside a loop is several times slower on CPU.
   """
+
   def many(
-      state: TrainState, batches: Transition
+    state: TrainState, batches: Transition
   ) -> tuple[TrainState, Metrics]:
     return jax.lax.scan(regress, state, batches, unroll=True)
 

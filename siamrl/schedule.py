@@ -1,11 +1,10 @@
 """Clocks: conversions between units, and the speeds of the three processes.
 
 A round runs `collect` env steps, then `regress` gradient steps; the twin is
-updated after every `sync`-th gradient step. The phase is fixed: gradient steps
-are counted from the first one after the warm-up, and the twin is updated *after*
-gradient steps number sync, 2 sync, 3 sync, ... and the optimiser's step comes
-before the update.
-So after g gradient steps exactly g // sync updates have happened.
+updated after every `sync`-th gradient step. Phase and order are fixed: gradient
+steps are counted from the first one after the warm-up, the optimiser's step
+comes first, and the twin is updated after gradient steps number sync, 2 sync,
+3 sync, ... So after g gradient steps exactly g // sync updates have happened.
 """
 
 from typing import Any
@@ -16,7 +15,7 @@ UNITS = ('frames', 'env_steps', 'gradient_steps')
 
 
 def to_gradient_steps(
-    period: int, unit: str, *, train_period: int, frames_per_env_step: int
+  period: int, unit: str, *, train_period: int, frames_per_env_step: int
 ) -> int:
   """Converts a period to gradient steps.
 
@@ -36,18 +35,20 @@ def to_gradient_steps(
   """
   if unit not in UNITS:
     raise ValueError(
-        f'target_period_unit={unit!r} is unknown; choose from '
-        f'{", ".join(UNITS)}')
+      f'target_period_unit={unit!r} is unknown; choose from {", ".join(UNITS)}'
+    )
   if period < 1:
     raise ValueError(f'target_period={period} must be at least 1')
   per_gradient_step = {
-      'frames': frames_per_env_step * train_period,
-      'env_steps': train_period,
-      'gradient_steps': 1}[unit]
+    'frames': frames_per_env_step * train_period,
+    'env_steps': train_period,
+    'gradient_steps': 1,
+  }[unit]
   if period % per_gradient_step:
     raise ValueError(
-        f'target_period={period} {unit} must be a multiple of '
-        f'{per_gradient_step}, the {unit} per gradient step')
+      f'target_period={period} {unit} must be a multiple of '
+      f'{per_gradient_step}, the {unit} per gradient step'
+    )
   return period // per_gradient_step
 
 
@@ -67,15 +68,18 @@ def make_schedule(num_envs: int, train_period: int, sync: int) -> Schedule:
       `train_period` is a multiple of the other.
   """
   for name, value in (
-      ('num_envs', num_envs), ('train_period', train_period),
-      ('target_period', sync)):
+    ('num_envs', num_envs),
+    ('train_period', train_period),
+    ('target_period', sync),
+  ):
     if value < 1:
       raise ValueError(f'{name}={value} must be at least 1')
   collect = max(num_envs, train_period)
   if collect % num_envs or collect % train_period:
     raise ValueError(
-        f'train_period={train_period} env steps and num_envs={num_envs} do not '
-        'fit: one must be a multiple of the other')
+      f'train_period={train_period} env steps and num_envs={num_envs} do not '
+      'fit: one must be a multiple of the other'
+    )
   return Schedule(collect, collect // train_period, sync)
 
 
@@ -106,7 +110,7 @@ def syncs(gradient_steps: Any, sync: Any) -> Any:
 
 
 def linear_epsilon(
-    env_steps: int, *, start: float, end: float, begin: int, decay: int
+  env_steps: int, *, start: float, end: float, begin: int, decay: int
 ) -> float:
   """Linearly decaying exploration (Mnih et al. 2015, Methods).
 

@@ -1,10 +1,10 @@
-"""Rules that move the twin: how the target parameters follow the online ones.
+"""Rules that move the twin: how target parameters follow the online ones.
 
-A rule is a pure function `(online, target, gradient_steps) -> target`. *How* the
-twin moves is the rule's affair, *when* is the schedule's: a learner calls the
-rule once in `Schedule.sync` gradient steps, after the optimiser's step. Rates
-and periods may be traced values, so that one compiled program can be vmapped
-over them.
+A rule is a pure function `(online, target, gradient_steps) -> target`. *How*
+the twin moves is the rule's affair, *when* is the schedule's: a learner calls
+the rule once in `Schedule.sync` gradient steps, after the optimiser's step.
+Rates and periods may be traced values, so that one compiled program can be
+vmapped over them.
 
 `tau` always weighs the **online** parameters (the `step_size` of
 `optax.incremental_update`; DDPG, TD3 and SAC have it so). BYOL's tau, MoCo's m
@@ -49,16 +49,17 @@ def soft(tau: chex.Numeric) -> TargetUpdate:
     tau: weight on the online parameters, in (0, 1].
   """
   return lambda online, target, gradient_steps: optax.incremental_update(
-      online, target, tau)
+    online, target, tau
+  )
 
 
 def periodic(period: chex.Numeric, update: TargetUpdate) -> TargetUpdate:
   """Applies `update` where the gradient-step count is a multiple of `period`.
 
   `periodic(p, hard())` is DQN's rule, `periodic(p, soft(tau))` the
-  period-and-tau rule of SAC's and CleanRL's code, `periodic(1, rule)` is `rule`.
-  The count is the one after the optimiser's step, so the first update follows
-  gradient step number `period`.
+  period-and-tau rule of SAC's and CleanRL's code, and `periodic(1, rule)` is
+  `rule`. The count is the one after the optimiser's step, so the first update
+  follows gradient step number `period`.
 
   Args:
     period: gradient steps from one update to the next, >= 1; may be traced.
@@ -67,9 +68,13 @@ def periodic(period: chex.Numeric, update: TargetUpdate) -> TargetUpdate:
   if isinstance(period, int) and period == 1:
     return update
   return lambda online, target, gradient_steps: jax.lax.cond(
-      gradient_steps % period == 0,
-      update, lambda online, target, gradient_steps: target,
-      online, target, gradient_steps)
+    gradient_steps % period == 0,
+    update,
+    lambda online, target, gradient_steps: target,
+    online,
+    target,
+    gradient_steps,
+  )
 
 
 def frozen() -> TargetUpdate:
@@ -87,40 +92,45 @@ def self_copy() -> TargetUpdate:
   return hard()
 
 
+# Gradient steps that no run reaches, the most that int32 counts.
+NEVER = 2**31 - 1
+
+
 class Rule(NamedTuple):
   """A rule as a launcher offers it: what builds it, and what it reads.
 
   Attributes:
     make: builds the rule; called with `tau` if and only if `takes_tau`.
     takes_tau: whether there is a rate to choose.
-    takes_period: whether there is a period to choose. A rule without one is
-      applied after every gradient step.
-    summary: one line for a help text.
+    period: gradient steps from one application to the next; None where there
+      is a period to choose.
+    summary: what it does, for a help text.
   """
+
   make: Callable[..., TargetUpdate]
   takes_tau: bool
-  takes_period: bool
+  period: int | None
   summary: str
 
 
 RULES: dict[str, Rule] = {
-    'hard': Rule(hard, False, True, 'a copy every target_period (DQN)'),
-    'soft': Rule(
-        soft, True, False,
-        'a fraction tau towards the online network at every gradient step '
-        '(DDPG)'),
-    'periodic_soft': Rule(
-        soft, True, True, 'a fraction tau every target_period'),
-    'frozen': Rule(frozen, False, False, 'never moves'),
-    'self': Rule(
-        self_copy, False, False,
-        'the online network itself, behind a stop-gradient (target-free)'),
+  'hard': Rule(
+    hard, False, None, 'a copy of the online network every target_period'
+  ),
+  'soft': Rule(
+    soft, True, 1, 'a fraction tau towards it at every gradient step'
+  ),
+  'periodic_soft': Rule(
+    soft, True, None, 'a fraction tau towards it every target_period'
+  ),
+  'frozen': Rule(frozen, False, NEVER, 'what it was born as'),
+  'self': Rule(
+    self_copy, False, 1, 'the online network itself, behind a stop-gradient'
+  ),
 }
 
 
-def make_rule(
-    name: str, *, tau: chex.Numeric | None = None
-) -> TargetUpdate:
+def make_rule(name: str, *, tau: chex.Numeric | None = None) -> TargetUpdate:
   """Builds the rule that `RULES` holds under `name`.
 
   Args:
@@ -133,13 +143,15 @@ def make_rule(
   """
   if name not in RULES:
     raise ValueError(
-        f'target_update={name!r} is unknown; choose from {", ".join(RULES)}')
+      f'target_update={name!r} is unknown; choose from {", ".join(RULES)}'
+    )
   rule = RULES[name]
   if not rule.takes_tau:
     if tau is not None:
       raise ValueError(
-          f'tau={tau} has no meaning for target_update={name!r}, which has no '
-          'rate')
+        f'tau={tau} has no meaning for target_update={name!r}, which has no '
+        'rate'
+      )
     return rule.make()
   if tau is None:
     raise ValueError(f'target_update={name!r} needs a tau in (0, 1]')

@@ -35,6 +35,7 @@ class Transition(NamedTuple):
     obs_t: [B, S, ...] observation n steps later (fewer where the episode was
       truncated before); never one from after a reset.
   """
+
   obs_tm1: Any
   a_tm1: Any
   r_t: Any
@@ -52,6 +53,7 @@ class TrainState(struct.PyTreeNode):
     gradient_steps: int32 [] optimiser steps applied so far.
     key: the key from which each gradient step splits its own.
   """
+
   online_params: Params
   target_params: Params
   opt_state: optax.OptState
@@ -69,10 +71,12 @@ class Agent(NamedTuple):
       twin is an argument of its own, so `jax.grad` over the first one never
       differentiates it: the stop-gradient is an argument position.
   """
+
   init: Callable[[chex.PRNGKey], Params]
   act: Callable[[Params, Any, chex.PRNGKey, chex.Numeric], chex.Array]
   loss: Callable[
-      [Params, Params, Transition, chex.PRNGKey], tuple[chex.Array, Metrics]]
+    [Params, Params, Transition, chex.PRNGKey], tuple[chex.Array, Metrics]
+  ]
 
 
 class Schedule(NamedTuple):
@@ -83,6 +87,7 @@ class Schedule(NamedTuple):
     regress: gradient steps per round.
     sync: gradient steps per target update.
   """
+
   collect: int
   regress: int
   sync: int
@@ -105,6 +110,7 @@ class Timestep(NamedTuple):
     final_obs: [N, S, ...] the old episode's last observation where
       `terminated | truncated`, and the rows of `obs` elsewhere.
   """
+
   obs: np.ndarray
   reward: np.ndarray
   terminated: np.ndarray
@@ -119,12 +125,13 @@ class Environments(Protocol):
   The order of calls is `reset`, then `send`, `recv` in turns. The same seed and
   actions give the same answers, bit for bit.
   """
+
   num_envs: int
   num_actions: int
-  frame_shape: tuple[int, ...]   # of one frame, without the stack axis
+  frame_shape: tuple[int, ...]  # of one frame, without the stack axis
   frame_dtype: np.dtype
-  stack: int                     # S, frames in an observation
-  frames_per_step: int           # emulator frames per env step
+  stack: int  # S, frames in an observation
+  frames_per_step: int  # emulator frames per env step
 
   def reset(self) -> np.ndarray:
     """Starts N new episodes; returns observations [N, S, ...]."""

@@ -27,6 +27,7 @@ class Tables:
     truncate_after: env steps after which an episode is truncated; 0 for never.
     lives: bool [S, A] whether a life is lost; None for never.
   """
+
   rewards: np.ndarray
   successors: np.ndarray
   starts: tuple[int, ...] = (0,)
@@ -40,7 +41,7 @@ class Tables:
     return np.eye(len(self.rewards), dtype=np.float32)[:, None]
 
   def q_values(
-      self, discount: float, *, life_loss_terminates: bool = False
+    self, discount: float, *, life_loss_terminates: bool = False
   ) -> np.ndarray:
     """[S, A] values of acting optimally, by value iteration to the last bit.
 
@@ -52,8 +53,9 @@ class Tables:
     q = np.zeros(self.rewards.shape)
     for _ in range(10_000):
       intended = self.rewards + discount * continues * q.max(1)[self.successors]
-      new = ((1 - self.slip) * intended
-             + self.slip * intended.mean(1, keepdims=True))
+      new = (1 - self.slip) * intended + self.slip * intended.mean(
+        1, keepdims=True
+      )
       if np.array_equal(new, q):
         break
       q = new
@@ -77,8 +79,9 @@ class Probe:
     self.frame_shape = (states,)
     # One stream an environment: what one draws must not move another.
     self._rngs = [
-        np.random.default_rng(sequence)
-        for sequence in np.random.SeedSequence(seed).spawn(num_envs)]
+      np.random.default_rng(sequence)
+      for sequence in np.random.SeedSequence(seed).spawn(num_envs)
+    ]
     self._states = np.zeros(num_envs, int)
     self._steps = np.zeros(num_envs, int)
     self._next = 'reset'
@@ -130,8 +133,13 @@ class Probe:
     for env in np.flatnonzero(terminated | truncated):
       self._start(env)
     return Timestep(
-        self._obs(), reward.astype(np.float32), terminated, truncated,
-        life_lost, final_obs)
+      self._obs(),
+      reward.astype(np.float32),
+      terminated,
+      truncated,
+      life_lost,
+      final_obs,
+    )
 
   def close(self) -> None:
     self._expect('close', 'reset', 'send', 'recv')
@@ -154,38 +162,39 @@ def tables_of(rewards, successors, **others) -> Tables:
 
 def constant() -> Tables:
   """One step, one reward: is a value learnt at all?"""
-  return tables_of([[1.]], [[END]])
+  return tables_of([[1.0]], [[END]])
 
 
 def observation() -> Tables:
   """One step; the state decides the reward: is the observation seen?"""
-  return tables_of([[-1.], [1.]], [[END], [END]], starts=(0, 1))
+  return tables_of([[-1.0], [1.0]], [[END], [END]], starts=(0, 1))
 
 
 def delayed() -> Tables:
   """Two steps, the reward comes with the second: is it discounted?"""
-  return tables_of([[0.], [1.]], [[1], [END]])
+  return tables_of([[0.0], [1.0]], [[1], [END]])
 
 
 def action() -> Tables:
   """One step; the action decides the reward: are actions told apart?"""
-  return tables_of([[-1., 1.]], [[END, END]])
+  return tables_of([[-1.0, 1.0]], [[END, END]])
 
 
 def observation_action() -> Tables:
   """One step; the action must fit the state."""
   return tables_of(
-      [[1., -1.], [-1., 1.]], [[END, END], [END, END]], starts=(0, 1))
+    [[1.0, -1.0], [-1.0, 1.0]], [[END, END], [END, END]], starts=(0, 1)
+  )
 
 
 def truncated(steps: int) -> Tables:
   """One reward a step for ever, in episodes cut from outside."""
-  return tables_of([[1.]], [[0]], truncate_after=steps)
+  return tables_of([[1.0]], [[0]], truncate_after=steps)
 
 
 def truncated_far_from_start() -> Tables:
   """Cut where values are not those of the start: which is bootstrapped from?"""
-  return tables_of([[0.], [1.]], [[1], [1]], truncate_after=2)
+  return tables_of([[0.0], [1.0]], [[1], [1]], truncate_after=2)
 
 
 def terminated(steps: int) -> Tables:
@@ -198,7 +207,8 @@ def terminated(steps: int) -> Tables:
 def losing_lives() -> Tables:
   """One reward a step for ever; every other step loses a life."""
   return tables_of(
-      [[1.], [1.]], [[1], [0]], lives=np.array([[False], [True]]))
+    [[1.0], [1.0]], [[1], [0]], lives=np.array([[False], [True]])
+  )
 
 
 def chain(length: int = 4) -> Tables:
@@ -209,4 +219,5 @@ def chain(length: int = 4) -> Tables:
   rewards[0, 0], rewards[-1, 1] = 0.1, 1.0
   successors[0, 0] = successors[-1, 1] = END
   return Tables(
-      rewards, successors, starts=tuple(states), slip=0.1, truncate_after=7)
+    rewards, successors, starts=tuple(states), slip=0.1, truncate_after=7
+  )

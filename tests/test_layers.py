@@ -9,20 +9,25 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # The first prefix that fits a module's name gives its floor.
 FLOORS = {
-    'siamrl.types': 0,
-    'siamrl.twins': 1, 'siamrl.losses': 1,
-    'siamrl.networks': 2,
-    'siamrl.agents': 3,
-    'siamrl.learner': 4, 'siamrl.schedule': 4,
-    'siamrl.replay': 5, 'siamrl.envs': 5,
-    'siamrl.runners': 6,
-    'siamrl.report': 7,
-    'experiments': 8,
+  'siamrl.types': 0,
+  'siamrl.twins': 1,
+  'siamrl.losses': 1,
+  'siamrl.networks': 2,
+  'siamrl.agents': 3,
+  'siamrl.learner': 4,
+  'siamrl.schedule': 4,
+  'siamrl.replay': 5,
+  'siamrl.envs': 5,
+  'siamrl.runners': 6,
+  'siamrl.report': 7,
+  'experiments': 8,
 }
 MODULES = [
-    path for folder in ('siamrl', 'experiments')
-    for path in sorted((ROOT / folder).rglob('*.py'))
-    if path != ROOT / 'siamrl' / '__init__.py']
+  path
+  for folder in ('siamrl', 'experiments')
+  for path in sorted((ROOT / folder).rglob('*.py'))
+  if path != ROOT / 'siamrl' / '__init__.py'
+]
 
 
 def _name(path: pathlib.Path) -> str:
@@ -32,8 +37,10 @@ def _name(path: pathlib.Path) -> str:
 
 def _floor(name: str) -> int:
   return next(
-      floor for prefix, floor in FLOORS.items()
-      if name == prefix or name.startswith(f'{prefix}.'))
+    floor
+    for prefix, floor in FLOORS.items()
+    if name == prefix or name.startswith(f'{prefix}.')
+  )
 
 
 def _imports(path: pathlib.Path) -> set[str]:

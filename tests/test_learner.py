@@ -14,11 +14,15 @@ from siamrl.types import Agent, Transition
 
 def _linear_agent() -> Agent:
   """One weight: q = w * x; loss (r + discount * w' x' - w x)**2."""
+
   def loss(online, target, batch, key):
     del key
-    error = (batch.r_t + batch.discount_t * target['w'] * batch.obs_t
-             - online['w'] * batch.obs_tm1)
-    value = jnp.mean(error ** 2)
+    error = (
+      batch.r_t
+      + batch.discount_t * target['w'] * batch.obs_t
+      - online['w'] * batch.obs_tm1
+    )
+    value = jnp.mean(error**2)
     return value, {'loss': value}
 
   return Agent(lambda key: {'w': jnp.float32(1.0)}, lambda *a: None, loss)
@@ -50,7 +54,8 @@ def test_as_many_syncs_happen_as_are_asked_for(sync, steps):
   optimizer = optax.sgd(0.0)
   state = learner.init_state(_linear_agent(), optimizer, jax.random.key(0))
   regress = jax.jit(
-      learner.make_regress(_linear_agent(), optimizer, count, sync))
+    learner.make_regress(_linear_agent(), optimizer, count, sync)
+  )
   for _ in range(steps):
     state, _ = regress(state, BATCH)
   happened = int(state.target_params['w']) - 1
@@ -59,12 +64,14 @@ def test_as_many_syncs_happen_as_are_asked_for(sync, steps):
 
 def _q_learner(rule='hard', sync=3):
   agent = make_q_agent(
-      mlp_network(3, sizes=(16,)), np.zeros((1, 1, 4), np.float32))
+    mlp_network(3, sizes=(16,)), np.zeros((1, 1, 4), np.float32)
+  )
   optimizer = optax.adam(1e-2)
   state = learner.init_state(agent, optimizer, jax.random.key(1))
   tau = 0.3 if twins.RULES[rule].takes_tau else None
   regress = learner.make_regress(
-      agent, optimizer, twins.make_rule(rule, tau=tau), sync)
+    agent, optimizer, twins.make_rule(rule, tau=tau), sync
+  )
   return agent, state, regress
 
 
@@ -72,9 +79,12 @@ def _batches(count, size=8, seed=0):
   rng = np.random.default_rng(seed)
   obs = lambda: rng.normal(size=(count, size, 1, 4)).astype(np.float32)
   return Transition(
-      obs(), rng.integers(3, size=(count, size)).astype(np.int32),
-      rng.normal(size=(count, size)).astype(np.float32),
-      np.full((count, size), 0.9, np.float32), obs())
+    obs(),
+    rng.integers(3, size=(count, size)).astype(np.int32),
+    rng.normal(size=(count, size)).astype(np.float32),
+    np.full((count, size), 0.9, np.float32),
+    obs(),
+  )
 
 
 def test_the_state_is_donated_and_twins_share_no_buffer():
@@ -83,38 +93,54 @@ def test_the_state_is_donated_and_twins_share_no_buffer():
   step = jax.jit(regress, donate_argnums=0)
   after, _ = step(state, batch)
   # Were the twins one buffer, donating both names would have failed.
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(
-      (state.online_params, state.target_params)))
+  assert all(
+    leaf.is_deleted()
+    for leaf in jax.tree.leaves((state.online_params, state.target_params))
+  )
   for _ in range(4):
     after, _ = step(after, batch)
 
 
-@pytest.mark.parametrize('rule, sync', [
-    ('hard', 3), ('soft', 1), ('periodic_soft', 2), ('frozen', 1), ('self', 1)])
+@pytest.mark.parametrize(
+  'rule, sync',
+  [('hard', 3), ('soft', 1), ('periodic_soft', 2), ('frozen', 1), ('self', 1)],
+)
 def test_many_steps_in_one_dispatch_equal_single_ones(rule, sync):
   _, state, regress = _q_learner(rule, sync)
   batches = _batches(7)
   together, metrics = jax.jit(learner.make_regress_many(regress))(
-      state, batches)
+    state, batches
+  )
   losses = []
   for i in range(7):
     state, one = jax.jit(regress)(
-        state, jax.tree.map(lambda x, i=i: x[i], batches))
+      state, jax.tree.map(lambda x, i=i: x[i], batches)
+    )
     losses.append(one['loss'])
-  for a, b in zip(*map(jax.tree.leaves, (
-      (state.online_params, state.target_params),
-      (together.online_params, together.target_params))), strict=True):
+  for a, b in zip(
+    *map(
+      jax.tree.leaves,
+      (
+        (state.online_params, state.target_params),
+        (together.online_params, together.target_params),
+      ),
+    ),
+    strict=True,
+  ):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(metrics['loss'], losses, rtol=1e-5)
   assert int(together.gradient_steps) == 7
-  assert (jax.random.key_data(together.key)
-          == jax.random.key_data(state.key)).all()
+  assert (
+    jax.random.key_data(together.key) == jax.random.key_data(state.key)
+  ).all()
 
 
 def test_no_gradient_reaches_the_twin_or_the_selector():
   agent = make_q_agent(
-      mlp_network(3, sizes=(16,)), np.zeros((1, 1, 4), np.float32),
-      name='double_dqn')
+    mlp_network(3, sizes=(16,)),
+    np.zeros((1, 1, 4), np.float32),
+    name='double_dqn',
+  )
   params = agent.init(jax.random.key(0))
   twin = agent.init(jax.random.key(1))
   batch = jax.tree.map(lambda x: x[0], _batches(1))
@@ -130,8 +156,9 @@ def test_no_gradient_reaches_the_twin_or_the_selector():
     q = network.apply(params, batch.obs_tm1)[jnp.arange(8), batch.a_tm1]
     return optax.huber_loss(q, target).mean()
 
-  for a, b in zip(*map(jax.tree.leaves, (grads, jax.grad(supervised)(params))),
-                  strict=True):
+  for a, b in zip(
+    *map(jax.tree.leaves, (grads, jax.grad(supervised)(params))), strict=True
+  ):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
@@ -141,30 +168,34 @@ def test_nature_rmsprop_of_a_summed_batch_equals_dqn_zoos_of_a_mean():
   results = []
   for reduction, eps in (('sum', 0.01), ('mean', 0.01 / size**2)):
     agent = make_q_agent(
-        mlp_network(3, sizes=(16,)), np.zeros((1, 1, 4), np.float32),
-        td_loss='clipped', batch_reduction=reduction)
+      mlp_network(3, sizes=(16,)),
+      np.zeros((1, 1, 4), np.float32),
+      td_loss='clipped',
+      batch_reduction=reduction,
+    )
     optimizer = learner.make_optimizer(
-        'rmsprop_centred', learning_rate=2.5e-4, eps=eps)
+      'rmsprop_centred', learning_rate=2.5e-4, eps=eps
+    )
     state = learner.init_state(agent, optimizer, jax.random.key(1))
-    regress = jax.jit(
-        learner.make_regress(agent, optimizer, twins.hard(), 4))
+    regress = jax.jit(learner.make_regress(agent, optimizer, twins.hard(), 4))
     for i in range(10):
-      state, _ = regress(state, jax.tree.map(
-          lambda x, i=i: x[i], _batches(10, size)))
+      state, _ = regress(
+        state, jax.tree.map(lambda x, i=i: x[i], _batches(10, size))
+      )
     results.append(state.online_params)
-  start = learner.init_state(
-      agent, optimizer, jax.random.key(1)).online_params
+  start = learner.init_state(agent, optimizer, jax.random.key(1)).online_params
   for a, b, c in zip(*map(jax.tree.leaves, (*results, start)), strict=True):
     np.testing.assert_allclose(a - c, b - c, rtol=2e-3, atol=1e-6)
 
 
 def test_centred_rmsprop_by_hand():
   optimizer = learner.make_optimizer(
-      'rmsprop_centred', learning_rate=0.1, eps=0.01, decay=0.9)
+    'rmsprop_centred', learning_rate=0.1, eps=0.01, decay=0.9
+  )
   params = {'w': jnp.float32(0.0)}
   update, _ = optimizer.update({'w': jnp.float32(2.0)}, optimizer.init(params))
   # mean 0.2, square 0.4: 2 / sqrt(0.4 - 0.04 + 0.01)
-  assert update['w'] == pytest.approx(-0.1 * 2 / 0.37 ** 0.5, rel=1e-5)
+  assert update['w'] == pytest.approx(-0.1 * 2 / 0.37**0.5, rel=1e-5)
 
 
 def test_unknown_optimizer():

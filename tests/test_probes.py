@@ -8,18 +8,23 @@ from tests import probes
 GAMMA = 0.8
 
 
-@pytest.mark.parametrize('tables, values', [
+@pytest.mark.parametrize(
+  'tables, values',
+  [
     (probes.constant(), [[1]]),
     (probes.observation(), [[-1], [1]]),
     (probes.delayed(), [[GAMMA], [1]]),
     (probes.action(), [[-1, 1]]),
     (probes.observation_action(), [[1, -1], [-1, 1]]),
     (probes.truncated(3), [[1 / (1 - GAMMA)]]),
-    (probes.truncated_far_from_start(),
-     [[GAMMA / (1 - GAMMA)], [1 / (1 - GAMMA)]]),
+    (
+      probes.truncated_far_from_start(),
+      [[GAMMA / (1 - GAMMA)], [1 / (1 - GAMMA)]],
+    ),
     (probes.terminated(3), [[1 + GAMMA + GAMMA**2], [1 + GAMMA], [1]]),
     (probes.losing_lives(), [[1 / (1 - GAMMA)]] * 2),
-])
+  ],
+)
 def test_values_in_closed_form(tables, values):
   np.testing.assert_allclose(tables.q_values(GAMMA), values, rtol=1e-12)
 
@@ -33,7 +38,8 @@ def test_value_of_the_chain_is_what_playing_it_returns():
   """Monte Carlo over the greedy policy, against value iteration."""
   tables = probes.chain()
   tables = probes.Tables(
-      tables.rewards, tables.successors, tables.starts, tables.slip)
+    tables.rewards, tables.successors, tables.starts, tables.slip
+  )
   q = tables.q_values(0.9)
   probe = probes.Probe(tables, 2_000, seed=0)
   obs = probe.reset()
@@ -50,7 +56,9 @@ def test_value_of_the_chain_is_what_playing_it_returns():
 
 def test_truncation_and_termination_keep_the_final_observation():
   for tables, ends in (
-      (probes.terminated(2), 'terminated'), (probes.truncated(2), 'truncated')):
+    (probes.terminated(2), 'terminated'),
+    (probes.truncated(2), 'truncated'),
+  ):
     probe = probes.Probe(tables, 3, seed=0)
     probe.reset()
     for t in range(1, 7):
@@ -58,8 +66,9 @@ def test_truncation_and_termination_keep_the_final_observation():
       step = probe.recv()
       assert getattr(step, ends).all() == (t % 2 == 0)
       assert not (step.terminated & step.truncated).any()
-      assert (step.obs[:, 0, 0] == (tables.truncate_after > 0 or t % 2 == 0)
-              ).all()
+      assert (
+        step.obs[:, 0, 0] == (tables.truncate_after > 0 or t % 2 == 0)
+      ).all()
       assert (step.final_obs[:, 0, -1] == 1).all()
 
 

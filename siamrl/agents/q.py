@@ -11,14 +11,17 @@ from siamrl.losses import td
 from siamrl.types import Agent, Metrics, Params, Transition
 
 REDUCTIONS: dict[str, Callable[[chex.Array], chex.Array]] = {
-    'mean': jnp.mean, 'sum': jnp.sum}
+  'mean': jnp.mean,
+  'sum': jnp.sum,
+}
 
 
 def _q_learning_errors(apply, online_params, target_params, batch):
   q_tm1 = apply(online_params, batch.obs_tm1)
   q_t = apply(target_params, batch.obs_t)
   errors = jax.vmap(td.q_learning)(
-      q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t)
+    q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t
+  )
   return errors, q_tm1
 
 
@@ -27,18 +30,21 @@ def _double_q_learning_errors(apply, online_params, target_params, batch):
   q_t_value = apply(target_params, batch.obs_t)
   q_t_selector = apply(online_params, batch.obs_t)
   errors = jax.vmap(td.double_q_learning)(
-      q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t_value, q_t_selector)
+    q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t_value, q_t_selector
+  )
   return errors, q_tm1
 
 
 # Each: (apply, online_params, target_params, batch) -> (TD errors [B],
 # online values [B, A]).
 AGENTS: dict[str, Callable[..., tuple[chex.Array, chex.Array]]] = {
-    'dqn': _q_learning_errors, 'double_dqn': _double_q_learning_errors}
+  'dqn': _q_learning_errors,
+  'double_dqn': _double_q_learning_errors,
+}
 
 
 def epsilon_greedy(
-    q_values: chex.Array, key: chex.PRNGKey, epsilon: chex.Numeric
+  q_values: chex.Array, key: chex.PRNGKey, epsilon: chex.Numeric
 ) -> chex.Array:
   """Acts greedily, or with probability epsilon uniformly at random.
 
@@ -59,13 +65,13 @@ def epsilon_greedy(
 
 
 def make_q_agent(
-    network: nn.Module,
-    example_obs: chex.Array,
-    *,
-    name: str = 'dqn',
-    td_loss: str = 'huber',
-    error_bound: float = 1.0,
-    batch_reduction: str = 'mean',
+  network: nn.Module,
+  example_obs: chex.Array,
+  *,
+  name: str = 'dqn',
+  td_loss: str = 'huber',
+  error_bound: float = 1.0,
+  batch_reduction: str = 'mean',
 ) -> Agent:
   """Builds a Q-learning agent.
 
@@ -86,11 +92,14 @@ def make_q_agent(
     ValueError: a name is unknown, or the bound is not positive.
   """
   for field, value, allowed in (
-      ('agent', name, AGENTS), ('td_loss', td_loss, td.FORMS),
-      ('batch_reduction', batch_reduction, REDUCTIONS)):
+    ('agent', name, AGENTS),
+    ('td_loss', td_loss, td.FORMS),
+    ('batch_reduction', batch_reduction, REDUCTIONS),
+  ):
     if value not in allowed:
       raise ValueError(
-          f'{field}={value!r} is unknown; choose from {", ".join(allowed)}')
+        f'{field}={value!r} is unknown; choose from {", ".join(allowed)}'
+      )
   if not error_bound > 0:
     raise ValueError(f'error_bound={error_bound} must be positive')
   td_errors, form = AGENTS[name], td.FORMS[td_loss]
@@ -100,23 +109,26 @@ def make_q_agent(
     return network.init(key, example_obs)
 
   def act(
-      params: Params, obs: chex.Array, key: chex.PRNGKey, epsilon: chex.Numeric
+    params: Params, obs: chex.Array, key: chex.PRNGKey, epsilon: chex.Numeric
   ) -> chex.Array:
     return epsilon_greedy(network.apply(params, obs), key, epsilon)
 
   def loss(
-      online_params: Params, target_params: Params, batch: Transition,
-      key: chex.PRNGKey,
+    online_params: Params,
+    target_params: Params,
+    batch: Transition,
+    key: chex.PRNGKey,
   ) -> tuple[chex.Array, Metrics]:
     del key
     errors, q_tm1 = td_errors(
-        network.apply, online_params, target_params, batch)
+      network.apply, online_params, target_params, batch
+    )
     value = reduce(jax.vmap(lambda error: form(error, error_bound))(errors))
     q_a_tm1 = jnp.take_along_axis(q_tm1, batch.a_tm1[:, None], axis=-1)
     return value, {
-        'loss': value,
-        'q_tm1_mean': jnp.mean(q_a_tm1),
-        'td_error_abs_mean': jnp.mean(jnp.abs(errors)),
+      'loss': value,
+      'q_tm1_mean': jnp.mean(q_a_tm1),
+      'td_error_abs_mean': jnp.mean(jnp.abs(errors)),
     }
 
   return Agent(init, act, loss)

@@ -16,7 +16,8 @@ from siamrl.types import Timestep
 _TWO_PLAYERS = frozenset({'combat', 'joust', 'maze_craze', 'warlords'})
 # What Gymnasium ids put around a game's name: ALE/Pong-v5, Pong-ram-v4, ...
 _ID = re.compile(
-    r'(?:ALE/)?(.*?)(?:-ram)?(?:Deterministic|NoFrameskip)?(?:-v\d+)?')
+  r'(?:ALE/)?(.*?)(?:-ram)?(?:Deterministic|NoFrameskip)?(?:-v\d+)?'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class AtariProtocol:
   Raises:
     ValueError: a value lies outside its range.
   """
+
   sticky_action_probability: float = 0.25
   noop_max: int = 0
   frame_skip: int = 4
@@ -49,12 +51,15 @@ class AtariProtocol:
 
   def __post_init__(self) -> None:
     if not 0 <= self.sticky_action_probability <= 1:
-      raise ValueError('sticky_action_probability must lie in [0, 1], got '
-                       f'{self.sticky_action_probability}')
+      raise ValueError(
+        'sticky_action_probability must lie in [0, 1], got '
+        f'{self.sticky_action_probability}'
+      )
     for name, least in (('noop_max', 0), ('frame_skip', 1), ('frame_cap', 1)):
       if getattr(self, name) < least:
-        raise ValueError(f'{name} must be >= {least}, got '
-                         f'{getattr(self, name)}')
+        raise ValueError(
+          f'{name} must be >= {least}, got {getattr(self, name)}'
+        )
 
 
 def _ale() -> Any:
@@ -65,7 +70,8 @@ def _ale() -> Any:
     import ale_py.vector_env
   except ImportError as error:
     raise ImportError(
-        'Atari needs ale-py: pip install siamrl[atari]') from error
+      'Atari needs ale-py: pip install siamrl[atari]'
+    ) from error
   # Else each emulator prints a banner.
   ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
   return ale_py
@@ -110,8 +116,9 @@ def resolve_game(name: str) -> str:
     raise ValueError(f'{name!r} is a game for two players only')
   close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
   hint = ', '.join(known[letters] for letters in close)
-  raise ValueError(f'no Atari game {name!r}'
-                   + (f'; the closest are: {hint}' if hint else ''))
+  raise ValueError(
+    f'no Atari game {name!r}' + (f'; the closest are: {hint}' if hint else '')
+  )
 
 
 def _screen_shape(ale_py: Any, rom: str) -> tuple[int, int]:
@@ -140,9 +147,16 @@ class AtariEnvironments:
     protocol: the rules of play.
   """
 
-  def __init__(self, game: str, num_envs: int = 1, *, seed: int,
-               protocol: AtariProtocol = AtariProtocol(),
-               num_threads: int = 0, colour: bool = False):
+  def __init__(
+    self,
+    game: str,
+    num_envs: int = 1,
+    *,
+    seed: int,
+    protocol: AtariProtocol = AtariProtocol(),
+    num_threads: int = 0,
+    colour: bool = False,
+  ):
     """Loads the game N times.
 
     Args:
@@ -169,34 +183,35 @@ class AtariEnvironments:
     self.frames_per_step = protocol.frame_skip
     self._seeds: np.ndarray | None = env_seeds(seed, num_envs)
     ale_py = _ale()
-    height, width = (
-        _screen_shape(ale_py, self.game) if colour else (84, 84))
+    height, width = _screen_shape(ale_py, self.game) if colour else (84, 84)
     self.frame_shape: tuple[int, ...] = (height, width) + (3,) * colour
     self.frame_dtype = np.dtype(np.uint8)
     # Every option by name: some defaults differ between the ways to make one,
     # and some change the game (clipped rewards, a reset at each lost life).
     self._env = ale_py.vector_env.AtariVectorEnv(
-        self.game, num_envs,
-        # The whole batch: with a smaller one, the order is that of the threads.
-        batch_size=num_envs,
-        num_threads=num_threads,
-        max_num_frames_per_episode=protocol.frame_cap,
-        repeat_action_probability=protocol.sticky_action_probability,
-        full_action_space=protocol.full_action_set,
-        continuous=False,
-        autoreset_mode='SameStep',
-        img_height=height,
-        img_width=width,
-        grayscale=not colour,
-        stack_num=self.stack,
-        frameskip=protocol.frame_skip,
-        maxpool=True,
-        # The ALE draws from 0 to one less than this.
-        noop_max=protocol.noop_max + 1,
-        episodic_life=False,
-        life_loss_info=False,
-        reward_clipping=False,
-        use_fire_reset=protocol.fire_on_reset)
+      self.game,
+      num_envs,
+      # The whole batch: with a smaller one, the order is that of the threads.
+      batch_size=num_envs,
+      num_threads=num_threads,
+      max_num_frames_per_episode=protocol.frame_cap,
+      repeat_action_probability=protocol.sticky_action_probability,
+      full_action_space=protocol.full_action_set,
+      continuous=False,
+      autoreset_mode='SameStep',
+      img_height=height,
+      img_width=width,
+      grayscale=not colour,
+      stack_num=self.stack,
+      frameskip=protocol.frame_skip,
+      maxpool=True,
+      # The ALE draws from 0 to one less than this.
+      noop_max=protocol.noop_max + 1,
+      episodic_life=False,
+      life_loss_info=False,
+      reward_clipping=False,
+      use_fire_reset=protocol.fire_on_reset,
+    )
     self.num_actions = int(self._env.single_action_space.n)
     self._lives = np.zeros(num_envs, np.int32)
     self._has_lives = np.zeros(num_envs, bool)  # the game ever counted one
@@ -281,11 +296,15 @@ class AtariEnvironments:
     self._has_lives |= lives > 0
     self._repeat_first(obs, self._steps)
     return Timestep(
-        obs, reward.astype(np.float32), terminated, truncated, life_lost,
-        final_obs)
+      obs,
+      reward.astype(np.float32),
+      terminated,
+      truncated,
+      life_lost,
+      final_obs,
+    )
 
   def close(self) -> None:
-    """Stops the threads and frees the emulators; nothing may be called after.
-    """
+    """Stops the threads, frees the emulators; nothing may be called after."""
     self._started = self._waiting = False
     del self._env

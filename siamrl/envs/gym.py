@@ -41,8 +41,10 @@ def check_actions(actions: Any, num_envs: int, num_actions: int) -> np.ndarray:
   """
   actions = np.asarray(actions)
   if actions.shape != (num_envs,) or actions.dtype.kind not in 'iu':
-    raise ValueError(f'actions must be {num_envs} integers, got '
-                     f'{actions.dtype} {list(actions.shape)}')
+    raise ValueError(
+      f'actions must be {num_envs} integers, got '
+      f'{actions.dtype} {list(actions.shape)}'
+    )
   if actions.dtype != np.int32:
     # Bounds first: a narrowing cast could wrap a bad action into a good one.
     if ((actions < 0) | (actions >= num_actions)).any():
@@ -84,16 +86,21 @@ class GymnasiumEnvironments:
       raise ValueError(f'num_envs must be >= 1, got {num_envs}')
     self._seeds: list[int | None] | None = env_seeds(seed, num_envs).tolist()
     self._env = SyncVectorEnv(
-        [lambda: gymnasium.make(env_id, disable_env_checker=True)] * num_envs,
-        autoreset_mode=AutoresetMode.SAME_STEP)
+      [lambda: gymnasium.make(env_id, disable_env_checker=True)] * num_envs,
+      autoreset_mode=AutoresetMode.SAME_STEP,
+    )
     space = self._env.single_observation_space
     actions = self._env.single_action_space
-    if (not isinstance(space, gymnasium.spaces.Box)
-        or not isinstance(actions, gymnasium.spaces.Discrete)
-        or actions.start != 0):
+    if (
+      not isinstance(space, gymnasium.spaces.Box)
+      or not isinstance(actions, gymnasium.spaces.Discrete)
+      or actions.start != 0
+    ):
       self._env.close()
-      raise ValueError(f'{env_id} needs a Box of observations and Discrete '
-                       f'actions from 0, got {space} and {actions}')
+      raise ValueError(
+        f'{env_id} needs a Box of observations and Discrete '
+        f'actions from 0, got {space} and {actions}'
+      )
     self.env_id = env_id
     self.num_envs = num_envs
     self.num_actions = int(actions.n)
@@ -129,7 +136,8 @@ class GymnasiumEnvironments:
       raise RuntimeError('send must follow reset or recv')
     # A copy: the caller may write into its own before recv reads it.
     self._actions = check_actions(
-        actions, self.num_envs, self.num_actions).copy()
+      actions, self.num_envs, self.num_actions
+    ).copy()
 
   def recv(self) -> Timestep:
     """Steps the environments, and starts anew those whose episode ended.
@@ -149,13 +157,14 @@ class GymnasiumEnvironments:
       for n in np.flatnonzero(ended):
         final_obs[n, 0] = info['final_obs'][n]
     return Timestep(
-        obs=obs,
-        reward=reward.astype(np.float32),
-        # Copies: Gymnasium hands out its own arrays, and refills them.
-        terminated=terminated.copy(),
-        truncated=truncated.copy(),
-        life_lost=np.zeros(self.num_envs, bool),
-        final_obs=final_obs)
+      obs=obs,
+      reward=reward.astype(np.float32),
+      # Copies: Gymnasium hands out its own arrays, and refills them.
+      terminated=terminated.copy(),
+      truncated=truncated.copy(),
+      life_lost=np.zeros(self.num_envs, bool),
+      final_obs=final_obs,
+    )
 
   def close(self) -> None:
     """Frees the environments; nothing may be called after."""

@@ -1,8 +1,9 @@
 """Temporal-difference errors of Q-learning, and the losses made of them.
 
 Everything here is written for one transition (no batch axis): the caller vmaps.
-No function stops a gradient. Values that must not be differentiated are computed
-from the twin, which the caller passes to its loss as an argument of its own.
+No function stops a gradient. Values that must not be differentiated are
+computed from the twin, which the caller passes to its loss as an argument of
+its own.
 """
 
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import jax.numpy as jnp
 
 
 def q_learning(
-    q_tm1: chex.Array,
-    a_tm1: chex.Numeric,
-    r_t: chex.Numeric,
-    discount_t: chex.Numeric,
-    q_t: chex.Array,
+  q_tm1: chex.Array,
+  a_tm1: chex.Numeric,
+  r_t: chex.Numeric,
+  discount_t: chex.Numeric,
+  q_t: chex.Array,
 ) -> chex.Array:
   """TD error of Q-learning (Watkins & Dayan 1992; Mnih et al. 2015, eq. 2).
 
@@ -38,12 +39,12 @@ def q_learning(
 
 
 def double_q_learning(
-    q_tm1: chex.Array,
-    a_tm1: chex.Numeric,
-    r_t: chex.Numeric,
-    discount_t: chex.Numeric,
-    q_t_value: chex.Array,
-    q_t_selector: chex.Array,
+  q_tm1: chex.Array,
+  a_tm1: chex.Numeric,
+  r_t: chex.Numeric,
+  discount_t: chex.Numeric,
+  q_t_value: chex.Array,
+  q_t_selector: chex.Array,
 ) -> chex.Array:
   """TD error of Double Q-learning (van Hasselt et al. 2016, eq. 4).
 
@@ -63,8 +64,8 @@ def double_q_learning(
     [] target minus estimate.
   """
   chex.assert_rank(
-      [q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector],
-      [1, 0, 0, 0, 1, 1])
+    [q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector], [1, 0, 0, 0, 1, 1]
+  )
   target = r_t + discount_t * q_t_value[jnp.argmax(q_t_selector)]
   return target - q_tm1[a_tm1]
 
@@ -90,8 +91,8 @@ def huber(td_error: chex.Array, bound: float = 1.0) -> chex.Array:
 def clipped(td_error: chex.Array, bound: float = 1.0) -> chex.Array:
   """td_error**2 / 2 whose gradient is clip(td_error, -bound, bound).
 
-  The "error clipping" of Mnih et al. (2015). Its gradient is Huber's; its value,
-  which is only logged, is not.
+  The "error clipping" of Mnih et al. (2015). Its gradient is Huber's; its
+  value, which is only logged, is not.
   """
   del bound
   return 0.5 * jnp.square(td_error)
@@ -106,4 +107,7 @@ def _clipped_jvp(primals, tangents):
 
 # Each maps ([] td_error, bound) to a [] loss.
 FORMS: dict[str, Callable[..., chex.Array]] = {
-    'squared': squared, 'huber': huber, 'clipped': clipped}
+  'squared': squared,
+  'huber': huber,
+  'clipped': clipped,
+}

@@ -27,12 +27,16 @@ _FEW_CHANNELS = 16
 def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """Unpadded convolution: [B,H,W,C], [K,K,C,F] -> [B,H',W',F]."""
   return lax.conv_general_dilated(
-      x, kernel, (stride, stride), 'VALID',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    x,
+    kernel,
+    (stride, stride),
+    'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
 
 
 def _to_depth(
-    x: jax.Array, kernel: jax.Array, s: int
+  x: jax.Array, kernel: jax.Array, s: int
 ) -> tuple[jax.Array, jax.Array]:
   """Turns a stride s convolution into stride 1; K must be a multiple of s.
 
@@ -59,9 +63,7 @@ def _conv_by_depth(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   return _conv(*_to_depth(x, kernel, stride), 1)
 
 
-def _conv_by_patches(
-    x: jax.Array, kernel: jax.Array, stride: int
-) -> jax.Array:
+def _conv_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """`_conv` as shifted slices, concatenated, and one matrix product."""
   if stride > 1:
     x, kernel = _to_depth(x, kernel, stride)
@@ -69,7 +71,8 @@ def _conv_by_patches(
   b, h, w, _ = x.shape
   h, w = h - k + 1, w - k + 1
   patches = jnp.concatenate(
-      [x[:, i:i + h, j:j + w] for i in range(k) for j in range(k)], -1)
+    [x[:, i : i + h, j : j + w] for i in range(k) for j in range(k)], -1
+  )
   y = patches.reshape(b * h * w, k * k * c) @ kernel.reshape(k * k * c, f)
   return y.reshape(b, h, w, f)
 
@@ -89,9 +92,12 @@ def _cpu_conv_bwd(stride, residuals, g):
   by_kernel = _conv_by_depth if x.shape[-1] < _FEW_CHANNELS else _conv
   # Both are linear, so transposing runs no forward pass; under jit an unused
   # input gradient (the first layer's) is dropped.
-  d_kernel, = jax.linear_transpose(lambda k: by_kernel(x, k, stride), kernel)(g)
-  d_x, = jax.linear_transpose(
-      lambda x: _conv_by_patches(x, kernel, stride), x)(g)
+  (d_kernel,) = jax.linear_transpose(lambda k: by_kernel(x, k, stride), kernel)(
+    g
+  )
+  (d_x,) = jax.linear_transpose(
+    lambda x: _conv_by_patches(x, kernel, stride), x
+  )(g)
   return d_x, d_kernel
 
 
@@ -110,6 +116,7 @@ class Conv(nn.Module):
     kernel_init: initializer of the kernel, [K,K,C,F].
     bias_init: initializer of the bias, [F].
   """
+
   features: int
   kernel_size: Sequence[int]
   strides: Sequence[int] = (1, 1)
@@ -122,10 +129,10 @@ class Conv(nn.Module):
     """Maps [B,H,W,C] to [B,H',W',F]."""
     (k, k_w), (s, s_w) = self.kernel_size, self.strides
     if k != k_w or s != s_w:
-      raise ValueError(
-          f'Square only: {self.kernel_size=}, {self.strides=}.')
+      raise ValueError(f'Square only: {self.kernel_size=}, {self.strides=}.')
     kernel = self.param(
-        'kernel', self.kernel_init, (k, k, x.shape[-1], self.features))
+      'kernel', self.kernel_init, (k, k, x.shape[-1], self.features)
+    )
     bias = self.param('bias', self.bias_init, (self.features,))
     if self.padding == 'SAME':
       pads = lax.padtype_to_pads(x.shape[1:3], (k, k), (s, s), 'SAME')

@@ -24,6 +24,7 @@ class LinearHead(nn.Module):
     hidden: units of the layer before it, 0 for none.
     initializer: a key of `INITIALIZERS`.
   """
+
   num_actions: int
   hidden: int = 512
   initializer: str = 'lecun_normal'
@@ -40,6 +41,7 @@ class SharedBiasHead(nn.Module):
   The last layer of the tuned Double DQN (van Hasselt et al. 2016, appendix).
   Attributes as `LinearHead`.
   """
+
   num_actions: int
   hidden: int = 512
   initializer: str = 'lecun_normal'
@@ -50,7 +52,8 @@ class SharedBiasHead(nn.Module):
     chosen = INITIALIZERS[self.initializer]
     bias = self.param('bias', chosen.bias(x.shape[-1]), (1,))
     return bias + nn.Dense(
-        self.num_actions, use_bias=False, kernel_init=chosen.kernel)(x)
+      self.num_actions, use_bias=False, kernel_init=chosen.kernel
+    )(x)
 
 
 class DuelingHead(nn.Module):
@@ -59,6 +62,7 @@ class DuelingHead(nn.Module):
   The features feed two streams, each with a hidden layer of its own.
   Attributes as `LinearHead`.
   """
+
   num_actions: int
   hidden: int = 512
   initializer: str = 'lecun_normal'
@@ -74,4 +78,7 @@ class DuelingHead(nn.Module):
 
 
 HEADS: dict[str, type[nn.Module]] = {
-    'linear': LinearHead, 'shared_bias': SharedBiasHead, 'dueling': DuelingHead}
+  'linear': LinearHead,
+  'shared_bias': SharedBiasHead,
+  'dueling': DuelingHead,
+}

@@ -14,6 +14,7 @@ class Initializers(NamedTuple):
     kernel: of its weights.
     bias: of its biases, given the layer's fan-in (its inputs per output unit).
   """
+
   kernel: Initializer
   uniform_bias: bool
 
@@ -21,17 +22,19 @@ class Initializers(NamedTuple):
     """The bias initialiser of a layer with `fan_in` inputs per output."""
     if not self.uniform_bias:
       return nn.initializers.zeros_init()
-    bound = fan_in ** -0.5
+    bound = fan_in**-0.5
     return lambda key, shape, dtype=float: jax.random.uniform(
-        key, shape, dtype, -bound, bound)
+      key, shape, dtype, -bound, bound
+    )
 
 
 # `torch_uniform` draws weights and biases from U(-b, b), b = fan_in**-0.5, as
 # the Lua code of Nature DQN and DQN Zoo do. Variance scaling by 1/3 over the
 # fan-in has that bound: sqrt(3 * (1/3) / fan_in).
 INITIALIZERS: dict[str, Initializers] = {
-    'lecun_normal': Initializers(nn.initializers.lecun_normal(), False),
-    'xavier_uniform': Initializers(nn.initializers.xavier_uniform(), False),
-    'torch_uniform': Initializers(
-        nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), True),
+  'lecun_normal': Initializers(nn.initializers.lecun_normal(), False),
+  'xavier_uniform': Initializers(nn.initializers.xavier_uniform(), False),
+  'torch_uniform': Initializers(
+    nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), True
+  ),
 }

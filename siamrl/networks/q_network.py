@@ -12,6 +12,7 @@ from siamrl.networks.torsos import MLP, NatureCNN
 
 class QNetwork(nn.Module):
   """Maps observations [B, S, ...] to action values float32 [B, A]."""
+
   torso: nn.Module
   head: nn.Module
 
@@ -20,11 +21,11 @@ class QNetwork(nn.Module):
 
 
 def nature_network(
-    num_actions: int,
-    *,
-    head: str = 'linear',
-    padding: str = 'VALID',
-    initializer: str = 'lecun_normal',
+  num_actions: int,
+  *,
+  head: str = 'linear',
+  padding: str = 'VALID',
+  initializer: str = 'lecun_normal',
 ) -> QNetwork:
   """The network of Nature DQN for 84 x 84 frames (Mnih et al. 2015).
 
@@ -41,16 +42,16 @@ def nature_network(
   _check('padding', padding, ('VALID', 'SAME'))
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
-      NatureCNN(padding, initializer),
-      HEADS[head](num_actions, 512, initializer))
+    NatureCNN(padding, initializer), HEADS[head](num_actions, 512, initializer)
+  )
 
 
 def mlp_network(
-    num_actions: int,
-    *,
-    sizes: Sequence[int] = (120, 84),
-    head: str = 'linear',
-    initializer: str = 'lecun_normal',
+  num_actions: int,
+  *,
+  sizes: Sequence[int] = (120, 84),
+  head: str = 'linear',
+  initializer: str = 'lecun_normal',
 ) -> QNetwork:
   """Dense layers for vector observations; the default sizes are CleanRL's.
 
@@ -66,10 +67,12 @@ def mlp_network(
   _check('head', head, HEADS)
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
-      MLP(tuple(sizes), initializer), HEADS[head](num_actions, 0, initializer))
+    MLP(tuple(sizes), initializer), HEADS[head](num_actions, 0, initializer)
+  )
 
 
 def _check(name: str, value: str, allowed) -> None:
   if value not in allowed:
     raise ValueError(
-        f'{name}={value!r} is unknown; choose from {", ".join(allowed)}')
+      f'{name}={value!r} is unknown; choose from {", ".join(allowed)}'
+    )

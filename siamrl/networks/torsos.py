@@ -13,6 +13,7 @@ from siamrl.networks.initializers import INITIALIZERS
 
 class Dense(nn.Module):
   """A dense layer with both initialisers chosen by one name."""
+
   features: int
   initializer: str = 'lecun_normal'
 
@@ -20,8 +21,10 @@ class Dense(nn.Module):
   def __call__(self, x: chex.Array) -> chex.Array:
     chosen = INITIALIZERS[self.initializer]
     return nn.Dense(
-        self.features, kernel_init=chosen.kernel,
-        bias_init=chosen.bias(x.shape[-1]))(x)
+      self.features,
+      kernel_init=chosen.kernel,
+      bias_init=chosen.bias(x.shape[-1]),
+    )(x)
 
 
 class NatureCNN(nn.Module):
@@ -33,6 +36,7 @@ class NatureCNN(nn.Module):
       64 = 7,744).
     initializer: a key of `INITIALIZERS`.
   """
+
   padding: str = 'VALID'
   initializer: str = 'lecun_normal'
 
@@ -45,9 +49,16 @@ class NatureCNN(nn.Module):
     x = jnp.moveaxis(obs, 1, -1).astype(jnp.float32) / 255
     for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
       fan_in = math.prod((size, size, x.shape[-1]))
-      x = nn.relu(Conv(
-          features, (size, size), (stride, stride), padding=self.padding,
-          kernel_init=chosen.kernel, bias_init=chosen.bias(fan_in))(x))
+      x = nn.relu(
+        Conv(
+          features,
+          (size, size),
+          (stride, stride),
+          padding=self.padding,
+          kernel_init=chosen.kernel,
+          bias_init=chosen.bias(fan_in),
+        )(x)
+      )
     return x.reshape(x.shape[0], -1)
 
 
@@ -58,6 +69,7 @@ class MLP(nn.Module):
     sizes: units of each hidden layer.
     initializer: a key of `INITIALIZERS`.
   """
+
   sizes: Sequence[int] = (120, 84)
   initializer: str = 'lecun_normal'
 

@@ -59,9 +59,17 @@ class HostReplay:
     discount: the discount per env step.
   """
 
-  def __init__(self, capacity: int, *, frame_shape: Sequence[int],
-               frame_dtype: npt.DTypeLike = np.uint8, num_envs: int = 1,
-               stack: int = 4, n_step: int = 1, discount: float = 0.99):
+  def __init__(
+    self,
+    capacity: int,
+    *,
+    frame_shape: Sequence[int],
+    frame_dtype: npt.DTypeLike = np.uint8,
+    num_envs: int = 1,
+    stack: int = 4,
+    n_step: int = 1,
+    discount: float = 0.99,
+  ):
     """Reserves the rings; their memory is committed as they fill.
 
     Args:
@@ -92,12 +100,14 @@ class HostReplay:
     if dtype.kind not in 'biuf':
       raise ValueError(f'frame_dtype={dtype}: must be bool, integer or float')
     if capacity % num_envs:
-      raise ValueError(f'capacity={capacity}: must be a multiple of '
-                       f'num_envs={num_envs}')
+      raise ValueError(
+        f'capacity={capacity}: must be a multiple of num_envs={num_envs}'
+      )
     if capacity < num_envs * (stack + n_step):
       raise ValueError(
-          f'capacity={capacity}: must be at least num_envs * (stack + n_step) '
-          f'= {num_envs * (stack + n_step)}')
+        f'capacity={capacity}: must be at least num_envs * (stack + n_step) '
+        f'= {num_envs * (stack + n_step)}'
+      )
     self.capacity, self.num_envs = capacity, num_envs
     self.stack, self.n_step, self.discount = stack, n_step, discount
     self._frame_shape, self._frame_dtype = shape, dtype
@@ -121,17 +131,20 @@ class HostReplay:
     self._size = 0
 
     # Tables, so that the calls below need not build them.
-    self._back = np.arange(stack)                              # [S]
-    self._next_age = np.minimum(self._back + 1, stack - 1)     # [S]
-    self._ahead = np.arange(n_step)                            # [n]
+    self._back = np.arange(stack)  # [S]
+    self._next_age = np.minimum(self._back + 1, stack - 1)  # [S]
+    self._ahead = np.arange(n_step)  # [n]
     self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
 
     # What is already in files, as in a manifest.
     self._segments: list[dict[str, Any]] = []
 
   @staticmethod
-  def estimate_nbytes(capacity: int, frame_shape: Sequence[int],
-                      frame_dtype: npt.DTypeLike = np.uint8) -> int:
+  def estimate_nbytes(
+    capacity: int,
+    frame_shape: Sequence[int],
+    frame_dtype: npt.DTypeLike = np.uint8,
+  ) -> int:
     """Bytes that a full replay of `capacity` slots holds."""
     frame = math.prod(frame_shape) * np.dtype(frame_dtype).itemsize
     return capacity * (frame + 4 + 4 + 1 + 1)  # action, reward, flags, age
@@ -167,9 +180,15 @@ class HostReplay:
       self._pending[:] = 0
     self._append(self._envs, rows, 0)
 
-  def add(self, a_tm1: npt.ArrayLike, r_t: npt.ArrayLike,
-          terminated: npt.ArrayLike, ended: npt.ArrayLike,
-          frames: npt.ArrayLike, first_frames: npt.ArrayLike) -> None:
+  def add(
+    self,
+    a_tm1: npt.ArrayLike,
+    r_t: npt.ArrayLike,
+    terminated: npt.ArrayLike,
+    ended: npt.ArrayLike,
+    frames: npt.ArrayLike,
+    first_frames: npt.ArrayLike,
+  ) -> None:
     """Stores the answer to one action in each environment.
 
     Args:
@@ -218,8 +237,9 @@ class HostReplay:
       self._flags[self._newest()[envs]] = _LAST
       self._append(envs, first_rows[envs], 0)
 
-  def sample(self, rng: np.random.Generator,
-             batch_size: int) -> types.Transition:
+  def sample(
+    self, rng: np.random.Generator, batch_size: int
+  ) -> types.Transition:
     """Draws transitions uniformly, with replacement.
 
     Args:
@@ -234,8 +254,9 @@ class HostReplay:
       ValueError: if `batch_size` is below 1 or above `size`.
     """
     if not 1 <= batch_size <= self._size:
-      raise ValueError(f'batch_size={batch_size}: must be 1 to '
-                       f'size={self._size}')
+      raise ValueError(
+        f'batch_size={batch_size}: must be 1 to size={self._size}'
+      )
     # The rings fill at much the same pace, so draw from the longest and reject.
     filled = int(min(self._written.max(), self._length))
     places = self.num_envs * filled
@@ -267,17 +288,23 @@ class HostReplay:
         raise ValueError(f'broken replay: {what} ({count} times)')
 
     slot = np.arange(length)[None]
-    back = (written - 1 - slot) % length           # [N, T] 0: the newest
+    back = (written - 1 - slot) % length  # [N, T] 0: the newest
     live = back < np.minimum(written, length)
     hold((written > 0) == (written[0] > 0), 'some environments never started')
     hold(live | (flags == 0), 'a slot never written has flags')
-    hold(~live | np.isin(flags, (_OPEN, _CLOSED, _LAST, _CLOSED | _TERMINATED)),
-         'a slot is not exactly one of open, closed and last')
-    hold((flags == _OPEN) == (live & (back == 0)),
-         'the newest slot, and no other, must be open')
+    hold(
+      ~live | np.isin(flags, (_OPEN, _CLOSED, _LAST, _CLOSED | _TERMINATED)),
+      'a slot is not exactly one of open, closed and last',
+    )
+    hold(
+      (flags == _OPEN) == (live & (back == 0)),
+      'the newest slot, and no other, must be open',
+    )
     closed = flags & _CLOSED > 0
-    hold(~live | ((actions >= 0) == closed),
-         'closed slots, and no others, must have an action')
+    hold(
+      ~live | ((actions >= 0) == closed),
+      'closed slots, and no others, must have an action',
+    )
 
     # Time order: column t of `order` is the slot written - T + t.
     order = (written + slot) % length
@@ -285,15 +312,16 @@ class HostReplay:
     ages = np.take_along_axis(ages, order, 1)
     live = np.take_along_axis(live, order, 1)
     after_last = flags[:, :-1] == _LAST
-    expected = np.where(after_last, 0,
-                        np.minimum(ages[:, :-1] + 1, self.stack - 1))
+    expected = np.where(
+      after_last, 0, np.minimum(ages[:, :-1] + 1, self.stack - 1)
+    )
     hold(~live[:, :-1] | (ages[:, 1:] == expected), 'ages do not follow')
     hold(ages < self.stack, 'an age reaches beyond the stack')
     never_full = (written[:, 0] > 0) & (written[:, 0] <= length)
     first = ages[self._envs, (length - written[:, 0]) % length]
     hold(~never_full | (first == 0), 'the first slot ever has an age')
     # Closed slots since something ended, the open one's predecessor first.
-    running = (flags == _CLOSED)[:, ::-1][:, 1:self.n_step]
+    running = (flags == _CLOSED)[:, ::-1][:, 1 : self.n_step]
     running = np.cumprod(running, axis=1).sum(axis=1)
     hold(self._pending == running, 'pending counts are wrong')
     valid = int(np.count_nonzero(self._valid(np.arange(self.capacity))))
@@ -320,8 +348,11 @@ class HostReplay:
     directory.mkdir(parents=True, exist_ok=True)
     oldest = np.maximum(self._written - self._length, 0)
     # A segment of which every slot has been overwritten is not needed.
-    segments = [s for s in self._segments
-                if np.any(s['end'] > np.maximum(s['begin'], oldest))]
+    segments = [
+      s
+      for s in self._segments
+      if np.any(s['end'] > np.maximum(s['begin'], oldest))
+    ]
     if any(not _has_size(directory / s['name'], s['nbytes']) for s in segments):
       segments = []
     # The open slot will change, so a segment that holds it is followed by one
@@ -341,16 +372,17 @@ class HostReplay:
     _sync_directory(directory)
     self._segments = segments
     return {
-        'format': _FORMAT,
-        'settings': self._settings(),
-        'written': self._written.tolist(),
-        'pending': self._pending.tolist(),
-        'size': self._size,
-        'segments': [dict(s) for s in segments],
+      'format': _FORMAT,
+      'settings': self._settings(),
+      'written': self._written.tolist(),
+      'pending': self._pending.tolist(),
+      'size': self._size,
+      'segments': [dict(s) for s in segments],
     }
 
-  def load(self, directory: str | os.PathLike[str],
-           manifest: dict[str, Any]) -> None:
+  def load(
+    self, directory: str | os.PathLike[str], manifest: dict[str, Any]
+  ) -> None:
     """Restores the state that a manifest of `save` describes.
 
     Args:
@@ -366,11 +398,15 @@ class HostReplay:
     if self._written.any():
       raise ValueError('load() needs a fresh replay; this one holds slots')
     if manifest.get('format') != _FORMAT:
-      raise ValueError(f"manifest format={manifest.get('format')!r}: must be "
-                       f'{_FORMAT}')
+      raise ValueError(
+        f'manifest format={manifest.get("format")!r}: must be {_FORMAT}'
+      )
     saved, own = manifest['settings'], self._settings()
-    different = [f'{k}: saved {saved.get(k)!r}, here {own.get(k)!r}'
-                 for k in sorted({*saved, *own}) if saved.get(k) != own.get(k)]
+    different = [
+      f'{k}: saved {saved.get(k)!r}, here {own.get(k)!r}'
+      for k in sorted({*saved, *own})
+      if saved.get(k) != own.get(k)
+    ]
     if different:
       raise ValueError('replay settings differ: ' + '; '.join(different))
     written = np.asarray(manifest['written'], np.int64)
@@ -379,7 +415,7 @@ class HostReplay:
       for segment in manifest['segments']:
         begin, end = np.asarray(segment['begin']), np.asarray(segment['end'])
         if np.any((begin > reached) & (end > reached)):
-          raise ValueError(f"segments before {segment['name']} are missing")
+          raise ValueError(f'segments before {segment["name"]} are missing')
         self._read_segment(directory, segment)
         reached = np.maximum(reached, end)
       if not np.array_equal(reached, written):
@@ -396,8 +432,9 @@ class HostReplay:
     self._segments = [dict(s) for s in manifest['segments']]
 
   @staticmethod
-  def prune(directory: str | os.PathLike[str],
-            manifest: dict[str, Any]) -> None:
+  def prune(
+    directory: str | os.PathLike[str], manifest: dict[str, Any]
+  ) -> None:
     """Deletes the segment files that the manifest does not list.
 
     Only call it with the newest manifest, once that one is safely stored: older
@@ -418,19 +455,25 @@ class HostReplay:
 
   def _settings(self) -> dict[str, Any]:
     return {
-        'capacity': self.capacity, 'num_envs': self.num_envs,
-        'frame_shape': list(self._frame_shape),
-        'frame_dtype': self._frame_dtype.str,  # names the byte order, too
-        'stack': self.stack, 'n_step': self.n_step, 'discount': self.discount,
+      'capacity': self.capacity,
+      'num_envs': self.num_envs,
+      'frame_shape': list(self._frame_shape),
+      'frame_dtype': self._frame_dtype.str,  # names the byte order, too
+      'stack': self.stack,
+      'n_step': self.n_step,
+      'discount': self.discount,
     }
 
-  def _check_vector(self, name: str, value: npt.ArrayLike,
-                    kinds: str) -> np.ndarray:
+  def _check_vector(
+    self, name: str, value: npt.ArrayLike, kinds: str
+  ) -> np.ndarray:
     array = np.asarray(value)
     if array.shape != (self.num_envs,) or array.dtype.kind not in kinds:
       kind = {'iu': 'integer', 'f': 'float', 'b': 'bool'}[kinds]
-      raise ValueError(f'{name} is {array.dtype} {array.shape}: must be {kind} '
-                       f'{(self.num_envs,)}')
+      raise ValueError(
+        f'{name} is {array.dtype} {array.shape}: must be {kind} '
+        f'{(self.num_envs,)}'
+      )
     return array
 
   def _check_frames(self, name: str, value: npt.ArrayLike) -> np.ndarray:
@@ -438,16 +481,19 @@ class HostReplay:
     array = np.asarray(value)
     shape = (self.num_envs, *self._frame_shape)
     if array.shape != shape or array.dtype != self._frame_dtype:
-      raise ValueError(f'{name} is {array.dtype} {array.shape}: must be '
-                       f'{self._frame_dtype} {shape}')
+      raise ValueError(
+        f'{name} is {array.dtype} {array.shape}: must be '
+        f'{self._frame_dtype} {shape}'
+      )
     return array.reshape(self.num_envs, -1)
 
   def _newest(self) -> np.ndarray:
     """Flat index [N] of the slot that each environment wrote last."""
     return self._rows + (self._written - 1) % self._length
 
-  def _append(self, envs: np.ndarray, rows: np.ndarray,
-              ages: np.ndarray | int) -> None:
+  def _append(
+    self, envs: np.ndarray, rows: np.ndarray, ages: np.ndarray | int
+  ) -> None:
     """Opens a slot in each of `envs` [E], for frames `rows` [E, P]."""
     written = self._written[envs]
     slots = self._rows[envs] + written % self._length
@@ -455,7 +501,7 @@ class HostReplay:
     # as they lie after it. (In a ring not yet full nothing matches: a slot
     # reached around its end would need an age greater than its position.)
     near = (written[:, None] + self._back) % self._length
-    near += self._rows[envs, None]                             # [E, S]
+    near += self._rows[envs, None]  # [E, S]
     lost = (self._ages[near] == self._back) & (self._flags[near] & _CLOSED > 0)
     self._size -= int(np.count_nonzero(lost))
 
@@ -469,9 +515,11 @@ class HostReplay:
     """Which flat indices [B] can start a transition; bool [B]."""
     env = index // self._length
     back = (self._written[env] - 1 - index) % self._length  # rows drop out
-    return ((self._flags[index] & _CLOSED > 0)
-            & (back > self._pending[env])                   # successor known
-            & (back + self._ages[index] < self._length))    # stack still there
+    return (
+      (self._flags[index] & _CLOSED > 0)
+      & (back > self._pending[env])  # successor known
+      & (back + self._ages[index] < self._length)
+    )  # stack still there
 
   def _gather(self, index: np.ndarray) -> types.Transition:
     """The transitions that start at valid flat indices [B]."""
@@ -497,20 +545,23 @@ class HostReplay:
       reward = (rewards * self._powers[:-1]).sum(axis=1)
     discount = np.where(terminated, 0.0, self._powers[steps])
 
-    newest = np.stack([slot, (slot + steps) % length])         # [2, B]
+    newest = np.stack([slot, (slot + steps) % length])  # [2, B]
     ages = self._ages[newest + row]
     # An episode's first frame stands in for those before it.
     stacks = newest[..., None] - np.minimum(self._back[::-1], ages[..., None])
-    stacks = stacks % length + row[:, None]                    # [2, B, S]
+    stacks = stacks % length + row[:, None]  # [2, B, S]
     # One array for both observations: the allocator tends to hand out a block
     # that it got back, where two are mapped anew each time, and faulting their
     # pages in costs several times what copying does.
     obs = self._frames.take(stacks, axis=0)
     obs = obs.reshape(*stacks.shape, *self._frame_shape)
     return types.Transition(
-        obs_tm1=obs[0], a_tm1=self._actions[index],
-        r_t=reward.astype(np.float32),
-        discount_t=discount.astype(np.float32), obs_t=obs[1])
+      obs_tm1=obs[0],
+      a_tm1=self._actions[index],
+      r_t=reward.astype(np.float32),
+      discount_t=discount.astype(np.float32),
+      obs_t=obs[1],
+    )
 
   def _runs(self, env: int, begin: int, end: int) -> list[slice]:
     """Flat slices, without wrap-around, of a ring's slots begin to end."""
@@ -523,16 +574,20 @@ class HostReplay:
       begin += count
     return runs
 
-  def _write_segment(self, directory: pathlib.Path, begin: np.ndarray,
-                     end: np.ndarray) -> dict[str, Any]:
+  def _write_segment(
+    self, directory: pathlib.Path, begin: np.ndarray, end: np.ndarray
+  ) -> dict[str, Any]:
     """Writes slots begin[i] to end[i] of each environment i to a new file."""
     # Never a name that an earlier process may have used, and left half-written.
     name = f'replay-{secrets.token_hex(16)}.z'
     temporary = directory / f'{name}.tmp'
     digest, nbytes = hashlib.sha256(), 0
     compressor = zlib.compressobj(_ZLIB_LEVEL)
-    runs = [run for env in range(self.num_envs)
-            for run in self._runs(env, int(begin[env]), int(end[env]))]
+    runs = [
+      run
+      for env in range(self.num_envs)
+      for run in self._runs(env, int(begin[env]), int(end[env]))
+    ]
     with open(temporary, 'xb') as file:
       for array in self._arrays():
         for run in runs:
@@ -545,11 +600,17 @@ class HostReplay:
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, directory / name)
-    return {'name': name, 'nbytes': nbytes, 'sha256': digest.hexdigest(),
-            'begin': begin.tolist(), 'end': end.tolist()}
+    return {
+      'name': name,
+      'nbytes': nbytes,
+      'sha256': digest.hexdigest(),
+      'begin': begin.tolist(),
+      'end': end.tolist(),
+    }
 
-  def _read_segment(self, directory: pathlib.Path,
-                    segment: dict[str, Any]) -> None:
+  def _read_segment(
+    self, directory: pathlib.Path, segment: dict[str, Any]
+  ) -> None:
     """Reads a segment into its slots, over what an older one put there."""
     name = segment['name']
     if not _SEGMENT_NAME.fullmatch(name):
@@ -559,8 +620,9 @@ class HostReplay:
     except FileNotFoundError:
       raise ValueError(f'segment {name} is missing in {directory}') from None
     if len(packed) != segment['nbytes']:
-      raise ValueError(f'segment {name} has {len(packed)} bytes: must be '
-                       f"{segment['nbytes']}")
+      raise ValueError(
+        f'segment {name} has {len(packed)} bytes: must be {segment["nbytes"]}'
+      )
     if hashlib.sha256(packed).hexdigest() != segment['sha256']:
       raise ValueError(f'segment {name} is corrupt: its checksum differs')
     spans = list(zip(segment['begin'], segment['end'], strict=True))
@@ -568,10 +630,12 @@ class HostReplay:
     nbytes = count * (self.nbytes // self.capacity)
     raw = zlib.decompress(packed, bufsize=max(nbytes, 1))
     if len(raw) != nbytes:
-      raise ValueError(f'segment {name} holds {len(raw)} bytes: these are not '
-                       f'{count} slots')
-    runs = [run for env, span in enumerate(spans)
-            for run in self._runs(env, *span)]
+      raise ValueError(
+        f'segment {name} holds {len(raw)} bytes: these are not {count} slots'
+      )
+    runs = [
+      run for env, span in enumerate(spans) for run in self._runs(env, *span)
+    ]
     position = 0
     for array in self._arrays():
       part = np.frombuffer(raw, array.dtype, count * array[0].size, position)

@@ -67,12 +67,16 @@ class Checkpoints:
     except OSError as error:
       raise CheckpointError(f'{self._directory}: {error.strerror}') from error
     steps = [int(name) for name in names if name.isdecimal()]
-    foreign = [name for name in names
-               if not name.startswith('.') and not name.endswith(_UNFINISHED)]
+    foreign = [
+      name
+      for name in names
+      if not name.startswith('.') and not name.endswith(_UNFINISHED)
+    ]
     if not steps and foreign:
       raise CheckpointError(
-          f'{self._directory}: not a directory of checkpoints, it holds '
-          f'{min(foreign)!r}')
+        f'{self._directory}: not a directory of checkpoints, it holds '
+        f'{min(foreign)!r}'
+      )
     return max(steps, default=None)
 
   def save(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
@@ -108,11 +112,12 @@ class Checkpoints:
       with contextlib.suppress(OSError):
         self._remove_unfinished()
       raise CheckpointError(
-          f'{self._directory}: step {step} cannot be saved: {_line(error)}'
+        f'{self._directory}: step {step} cannot be saved: {_line(error)}'
       ) from error
 
   def restore(
-      self, template: _Tree) -> tuple[_Tree, dict[str, Any], int] | None:
+    self, template: _Tree
+  ) -> tuple[_Tree, dict[str, Any], int] | None:
     """Reads the newest complete checkpoint.
 
     Args:
@@ -140,21 +145,35 @@ class Checkpoints:
       raise CheckpointError(f'{path}: {error}') from error
     except Exception as error:
       raise CheckpointError(
-          f'{path}: not a readable checkpoint: {_line(error)}') from error
+        f'{path}: not a readable checkpoint: {_line(error)}'
+      ) from error
     return learner, extra, step
 
   def _write(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
     with self._manager() as manager:
       from orbax.checkpoint import args
-      manager.save(step, args=args.Composite(
-          learner=args.StandardSave(learner), extra=args.JsonSave(extra)))
+
+      manager.save(
+        step,
+        args=args.Composite(
+          learner=args.StandardSave(learner), extra=args.JsonSave(extra)
+        ),
+      )
 
   def _read(
-      self, manager: Any, step: int, template: _Tree,
+    self,
+    manager: Any,
+    step: int,
+    template: _Tree,
   ) -> tuple[_Tree, dict[str, Any]]:
     from orbax.checkpoint import args
-    restored = manager.restore(step, args=args.Composite(
-        learner=args.StandardRestore(template), extra=args.JsonRestore()))
+
+    restored = manager.restore(
+      step,
+      args=args.Composite(
+        learner=args.StandardRestore(template), extra=args.JsonRestore()
+      ),
+    )
     return restored['learner'], restored['extra']
 
   @contextlib.contextmanager
@@ -162,13 +181,20 @@ class Checkpoints:
     """An Orbax manager, opened anew for each call (some 10 ms)."""
     with _quiet():
       import orbax.checkpoint as ocp  # a third of a second, so not at start-up
+
       options = ocp.CheckpointManagerOptions(
-          max_to_keep=self._max_to_keep, enable_async_checkpointing=False,
-          read_only=read_only, create=not read_only)
-      handlers = {'learner': ocp.StandardCheckpointHandler(),
-                  'extra': ocp.JsonCheckpointHandler()}
+        max_to_keep=self._max_to_keep,
+        enable_async_checkpointing=False,
+        read_only=read_only,
+        create=not read_only,
+      )
+      handlers = {
+        'learner': ocp.StandardCheckpointHandler(),
+        'extra': ocp.JsonCheckpointHandler(),
+      }
       with ocp.CheckpointManager(
-          self._directory, options=options, item_handlers=handlers) as manager:
+        self._directory, options=options, item_handlers=handlers
+      ) as manager:
         yield manager
 
   def _remove_unfinished(self) -> None:
@@ -191,8 +217,10 @@ def _describe(leaf: Any) -> str:
 def _leaves(tree: Any) -> dict[str, Any]:
   """Leaves by name, e.g. 'opt_state.0.count'."""
   with_path, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-          for path, leaf in with_path}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+    for path, leaf in with_path
+  }
 
 
 def _descriptions(tree: Any) -> dict[str, str]:
@@ -217,7 +245,8 @@ def _check_keys(learner: Any, template: Any) -> None:
   for name, leaf in expected.items():
     if found[name].dtype != leaf.dtype:
       raise _Mismatch(
-          f'{name}: found {found[name].dtype}, expected {leaf.dtype}')
+        f'{name}: found {found[name].dtype}, expected {leaf.dtype}'
+      )
 
 
 def _flush(path: pathlib.Path) -> None:
@@ -243,8 +272,10 @@ def _quiet() -> Iterator[None]:
 
   Its errors too: they are raised, and would be printed a second time.
   """
+
   def is_ours(record: logging.LogRecord) -> bool:
     return f'{os.sep}orbax{os.sep}' not in record.pathname
+
   logger = logging.getLogger('absl')
   logger.addFilter(is_ours)
   try:

@@ -18,7 +18,9 @@ _REFERENCE_STYLES = ('--', ':', '-.')
 
 # Columns of metrics.csv that `plot_run` draws where they are, and their labels.
 RETURN_COLUMNS: Mapping[str, str] = {
-    'train_return': 'training', 'eval_return': 'evaluation'}
+  'train_return': 'training',
+  'eval_return': 'evaluation',
+}
 
 
 class Curve(NamedTuple):
@@ -31,6 +33,7 @@ class Curve(NamedTuple):
     spread: [T] or a scalar, half the height of the band, such as a standard
       deviation; None for no band.
   """
+
   label: str
   x: Any
   y: Any
@@ -38,13 +41,13 @@ class Curve(NamedTuple):
 
 
 def plot_curve(
-    path: str | os.PathLike[str],
-    series: Sequence[Curve],
-    references: Sequence[Curve] = (),
-    *,
-    title: str = '',
-    x_label: str = 'frames',
-    y_label: str = 'return',
+  path: str | os.PathLike[str],
+  series: Sequence[Curve],
+  references: Sequence[Curve] = (),
+  *,
+  title: str = '',
+  x_label: str = 'frames',
+  y_label: str = 'return',
 ) -> None:
   """Draws curves into a PNG file, which is replaced at once.
 
@@ -78,12 +81,12 @@ def plot_curve(
 
 
 def plot_run(
-    metrics_path: str | os.PathLike[str],
-    curve_path: str | os.PathLike[str],
-    *,
-    title: str,
-    references: Sequence[Curve] = (),
-    columns: Mapping[str, str] = RETURN_COLUMNS,
+  metrics_path: str | os.PathLike[str],
+  curve_path: str | os.PathLike[str],
+  *,
+  title: str,
+  references: Sequence[Curve] = (),
+  columns: Mapping[str, str] = RETURN_COLUMNS,
 ) -> None:
   """Draws the returns of one run against the frames of the emulator.
 
@@ -102,8 +105,11 @@ def plot_run(
   metrics = read_metrics(metrics_path)
   if STEP_COLUMN not in metrics:
     raise ValueError(f'{metrics_path}: no column {STEP_COLUMN!r}')
-  series = [Curve(label, metrics[STEP_COLUMN], metrics[column])
-            for column, label in columns.items() if column in metrics]
+  series = [
+    Curve(label, metrics[STEP_COLUMN], metrics[column])
+    for column, label in columns.items()
+    if column in metrics
+  ]
   plot_curve(curve_path, series, references, title=title)
 
 
@@ -114,7 +120,8 @@ def _figure() -> tuple[Any, Any]:
     from matplotlib.ticker import EngFormatter
   except ImportError as error:
     raise ImportError(
-        'curves need Matplotlib: pip install siamrl[plots]') from error
+      'curves need Matplotlib: pip install siamrl[plots]'
+    ) from error
   figure = Figure(figsize=(6.4, 4.0), dpi=150, layout='constrained')
   axes = figure.subplots()
   axes.spines[['top', 'right']].set_visible(False)
@@ -135,20 +142,35 @@ def _draw(axes: Any, curve: Curve, colour: str, style: str) -> None:
   shown = np.isfinite(x) & np.isfinite(y)
   # A line of few points could pass for one of many, and one has no length.
   marker = 'o' if shown.sum() <= 20 else ''
-  axes.plot(x[shown], y[shown], color=colour, linestyle=style, linewidth=1.8,
-            marker=marker, markersize=4, label=curve.label)
+  axes.plot(
+    x[shown],
+    y[shown],
+    color=colour,
+    linestyle=style,
+    linewidth=1.8,
+    marker=marker,
+    markersize=4,
+    label=curve.label,
+  )
   if curve.spread is not None:
     spread = np.broadcast_to(np.asarray(curve.spread, np.float64), y.shape)
     axes.fill_between(
-        x[shown], (y - spread)[shown], (y + spread)[shown], color=colour,
-        alpha=0.18, linewidth=0)
+      x[shown],
+      (y - spread)[shown],
+      (y + spread)[shown],
+      color=colour,
+      alpha=0.18,
+      linewidth=0,
+    )
 
 
 def _draw_level(axes: Any, curve: Curve, colour: str, style: str) -> None:
   level = float(curve.y)
-  axes.axhline(level, color=colour, linestyle=style, linewidth=1.5,
-               label=curve.label)
+  axes.axhline(
+    level, color=colour, linestyle=style, linewidth=1.5, label=curve.label
+  )
   if curve.spread is not None:
     spread = float(curve.spread)
-    axes.axhspan(level - spread, level + spread, color=colour, alpha=0.12,
-                 linewidth=0)
+    axes.axhspan(
+      level - spread, level + spread, color=colour, alpha=0.12, linewidth=0
+    )

@@ -31,9 +31,9 @@ class MetricsWriter:
   """
 
   def __init__(
-      self,
-      csv_path: str | os.PathLike[str],
-      events_dir: str | os.PathLike[str] | None = None,
+    self,
+    csv_path: str | os.PathLike[str],
+    events_dir: str | os.PathLike[str] | None = None,
   ):
     """Opens the file, to go on after the rows that it has.
 
@@ -178,7 +178,8 @@ def _line(cells: list[str]) -> str:
 
 def _check_columns(columns: list[str]) -> None:
   if not columns or any(
-      not name or name.splitlines() != [name] for name in columns):
+    not name or name.splitlines() != [name] for name in columns
+  ):
     raise ValueError(f'not the names of columns: {columns}')
 
 
@@ -188,7 +189,7 @@ def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
     text = path.read_bytes().decode('utf-8', errors='replace')
   except FileNotFoundError:
     return [], []
-  whole = text[:text.rfind('\n') + 1]
+  whole = text[: text.rfind('\n') + 1]
   lines = list(csv.reader(io.StringIO(whole)))
   if not lines:
     return [], []
@@ -205,7 +206,8 @@ def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _store(
-    path: pathlib.Path, header: list[str], rows: list[list[str]]) -> None:
+  path: pathlib.Path, header: list[str], rows: list[list[str]]
+) -> None:
   text = ''.join(_line(cells) for cells in [header, *rows] if cells)
   write_atomically(path, text.encode())
 
@@ -219,7 +221,8 @@ def _next_step(header: list[str], rows: list[list[str]]) -> int:
 
 
 def _event_writer(
-    directory: str | os.PathLike[str], purge_step: int) -> Any | None:
+  directory: str | os.PathLike[str], purge_step: int
+) -> Any | None:
   """A tensorboardX writer; None if that is not installed.
 
   Events from `purge_step` on are of rows that a resumption dropped: TensorBoard
@@ -230,4 +233,5 @@ def _event_writer(
   except ImportError:
     return None
   return tensorboardX.SummaryWriter(
-      logdir=os.fspath(directory), purge_step=purge_step)
+    logdir=os.fspath(directory), purge_step=purge_step
+  )

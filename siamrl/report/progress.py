@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
-_LINE_PERIOD_S = 10.0   # between plain lines
+_LINE_PERIOD_S = 10.0  # between plain lines
 _SAMPLE_PERIOD_S = 0.2  # between the samples from which speed is told
-_WINDOW_S = 120.0       # speed is that of the last two minutes
+_WINDOW_S = 120.0  # speed is that of the last two minutes
 
 
 class Progress:
@@ -20,11 +20,11 @@ class Progress:
   """
 
   def __init__(
-      self,
-      total_frames: int,
-      start_frames: int = 0,
-      stream: TextIO | None = None,
-      clock: Callable[[], float] = time.monotonic,
+    self,
+    total_frames: int,
+    start_frames: int = 0,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
   ):
     """Prepares the display; nothing is shown before `update` or `message`.
 
@@ -42,8 +42,11 @@ class Progress:
     self._clock = clock
     self._line_time = clock()
     self._samples = collections.deque([(clock(), start_frames)])
-    self._bar = _Bar(self._stream, total_frames, start_frames) if (
-        _is_terminal(self._stream)) else None
+    self._bar = (
+      _Bar(self._stream, total_frames, start_frames)
+      if (_is_terminal(self._stream))
+      else None
+    )
 
   def __enter__(self) -> Self:
     now = self._clock()
@@ -103,16 +106,20 @@ class Progress:
 
   def _status(self) -> str:
     remaining = self.remaining_s()
-    parts = [f'{self.frames_per_s():,.0f} frames/s',
-             f'{"-:--:--" if remaining is None else _hours(remaining)} left']
+    parts = [
+      f'{self.frames_per_s():,.0f} frames/s',
+      f'{"-:--:--" if remaining is None else _hours(remaining)} left',
+    ]
     if self._last_return is not None:
       parts.append(f'return {self._last_return:,.5g}')
     return ', '.join(parts)
 
   def _line(self) -> str:
     percent = 100 * self._frames / max(1, self._total)
-    return (f'{self._frames:,} of {self._total:,} frames ({percent:.1f} %), '
-            f'{self._status()}')
+    return (
+      f'{self._frames:,} of {self._total:,} frames ({percent:.1f} %), '
+      f'{self._status()}'
+    )
 
   def _print(self, text: str) -> None:
     print(text, file=self._stream, flush=True)
@@ -123,15 +130,19 @@ class _Bar:
 
   def __init__(self, stream: TextIO, total: int, completed: int):
     from rich import console, progress  # a tenth of a second
+
     self._progress = progress.Progress(
-        progress.BarColumn(),
-        progress.TextColumn(
-            '{task.completed:,} of {task.total:,} frames '
-            '({task.percentage:.1f} %), {task.fields[status]}'),
-        console=console.Console(file=stream, highlight=False),
-        refresh_per_second=4)
+      progress.BarColumn(),
+      progress.TextColumn(
+        '{task.completed:,} of {task.total:,} frames '
+        '({task.percentage:.1f} %), {task.fields[status]}'
+      ),
+      console=console.Console(file=stream, highlight=False),
+      refresh_per_second=4,
+    )
     self._task: Any = self._progress.add_task(
-        '', total=total, completed=completed, status='')
+      '', total=total, completed=completed, status=''
+    )
 
   def update(self, frames: int, status: str) -> None:
     self._progress.start()  # does nothing from the second time on
@@ -140,7 +151,8 @@ class _Bar:
   def print(self, text: str) -> None:
     # Neither markup nor wrapping: the text may hold [brackets] and long paths.
     self._progress.console.print(
-        text, markup=False, highlight=False, soft_wrap=True)
+      text, markup=False, highlight=False, soft_wrap=True
+    )
 
   def close(self) -> None:
     self._progress.refresh()

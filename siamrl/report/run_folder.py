@@ -25,8 +25,19 @@ _TEMPORARY = '.tmp'
 
 # Distributions whose versions can change a run's numbers.
 _DISTRIBUTIONS = (
-    'siamrl', 'jax', 'jaxlib', 'flax', 'optax', 'chex', 'numpy',
-    'orbax-checkpoint', 'gymnasium', 'ale-py', 'gymnax', 'mujoco')
+  'siamrl',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'chex',
+  'numpy',
+  'orbax-checkpoint',
+  'gymnasium',
+  'ale-py',
+  'gymnax',
+  'mujoco',
+)
 
 # Flags that say where a run happens, not which run it is.
 WHERE_FLAGS = ('run_dir', 'platform', 'overwrite')
@@ -122,12 +133,12 @@ class RunFolder:
 
 
 def open_run_folder(
-    path: str | os.PathLike[str],
-    flags: Mapping[str, str],
-    config: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
-    ignore: Collection[str] = WHERE_FLAGS,
+  path: str | os.PathLike[str],
+  flags: Mapping[str, str],
+  config: Mapping[str, Any],
+  *,
+  overwrite: bool = False,
+  ignore: Collection[str] = WHERE_FLAGS,
 ) -> tuple[RunFolder, bool]:
   """Creates a run folder, or opens the one of the same run, and locks it.
 
@@ -147,7 +158,8 @@ def open_run_folder(
 
   Raises:
     WrongFolderError: if the folder is another run's or not a run folder.
-    RunFolderError: also if it is in use or cannot be written. What a run or a user wrote there is then unchanged.
+    RunFolderError: also if it is in use or cannot be written. What a run or a
+      user wrote there is then unchanged.
     TypeError: if JSON cannot hold `config`.
     ValueError: if a flag's value cannot stand in a flag file.
   """
@@ -178,7 +190,7 @@ def open_run_folder(
   except OSError as error:
     folder.close()
     raise RunFolderError(
-        f'{folder.path}: cannot be written: {error.strerror or error}'
+      f'{folder.path}: cannot be written: {error.strerror or error}'
     ) from error
   except BaseException:
     folder.close()
@@ -217,14 +229,15 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 def versions() -> dict[str, Any]:
   """What the numbers of a run may depend on: versions and the device."""
   import jax  # starts the backend, so not on import
+
   now = datetime.datetime.now().astimezone()
   record: dict[str, Any] = {
-      'time': now.isoformat(timespec='seconds'),
-      'python': platform.python_version(),
-      'system': f'{platform.system()} {platform.machine()}',
-      'backend': jax.default_backend(),
-      'device': jax.devices()[0].device_kind,
-      'devices': jax.device_count(),
+    'time': now.isoformat(timespec='seconds'),
+    'python': platform.python_version(),
+    'system': f'{platform.system()} {platform.machine()}',
+    'backend': jax.default_backend(),
+    'device': jax.devices()[0].device_kind,
+    'devices': jax.device_count(),
   }
   for name in _DISTRIBUTIONS:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -249,8 +262,9 @@ def _check_ours(folder: RunFolder) -> None:
   others = set(os.listdir(folder.path)) - barely_begun
   if others:
     raise WrongFolderError(
-        f'{folder.path}: not empty and not a run folder (it holds '
-        f'{min(others)!r}); name another one')
+      f'{folder.path}: not empty and not a run folder (it holds '
+      f'{min(others)!r}); name another one'
+    )
 
 
 def _lock(path: pathlib.Path) -> int:
@@ -264,8 +278,9 @@ def _lock(path: pathlib.Path) -> int:
     holder = os.pread(descriptor, 200, 0).decode(errors='replace').split()
     os.close(descriptor)
     raise RunFolderError(
-        f'{path.parent}: in use by another process '
-        f'(host and process id: {" ".join(holder) or "unknown"})') from error
+      f'{path.parent}: in use by another process '
+      f'(host and process id: {" ".join(holder) or "unknown"})'
+    ) from error
   except OSError:
     os.close(descriptor)
     raise
@@ -273,25 +288,37 @@ def _lock(path: pathlib.Path) -> int:
 
 
 def _check_flags(
-    folder: RunFolder, known: Mapping[str, str], flags: Mapping[str, str],
-    ignore: Collection[str],
+  folder: RunFolder,
+  known: Mapping[str, str],
+  flags: Mapping[str, str],
+  ignore: Collection[str],
 ) -> None:
   """Raises if the folder's flags are not those given now."""
   names = sorted((known.keys() | flags.keys()) - set(ignore))
   differences = [
-      f'  --{name}: {known.get(name, "(absent)")} in the folder, '
-      f'{flags.get(name, "(absent)")} now'
-      for name in names if known.get(name) != flags.get(name)]
+    f'  --{name}: {known.get(name, "(absent)")} in the folder, '
+    f'{flags.get(name, "(absent)")} now'
+    for name in names
+    if known.get(name) != flags.get(name)
+  ]
   if differences:
-    raise WrongFolderError('\n'.join([
-        f'{folder.path}: holds a run with other flags:', *differences]))
+    raise WrongFolderError(
+      '\n'.join([f'{folder.path}: holds a run with other flags:', *differences])
+    )
 
 
 def _remove_contents(folder: RunFolder) -> None:
   """Deletes what runs write, save flags.txt: it marks the folder as ours."""
   for path in (
-      folder.checkpoints, folder.replay, folder.metrics, folder.events,
-      folder.curve, folder.videos, folder.config, folder.versions):
+    folder.checkpoints,
+    folder.replay,
+    folder.metrics,
+    folder.events,
+    folder.curve,
+    folder.videos,
+    folder.config,
+    folder.versions,
+  ):
     if path.is_dir() and not path.is_symlink():
       shutil.rmtree(path)
     else:

@@ -14,7 +14,8 @@ _COLOURS = 256  # in one GIF palette
 
 
 def write_gif(
-    path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
+  path: str | os.PathLike[str], frames: np.ndarray, fps: float
+) -> None:
   """Writes frames as an animated GIF that repeats for ever.
 
   Frames of at most 256 colours in all, as those of most Atari games are, and
@@ -32,18 +33,28 @@ def write_gif(
     ValueError: if the frames or `fps` are not of that kind.
   """
   frames = np.asarray(frames)
-  if frames.dtype != np.uint8 or frames.size == 0 or not (
-      frames.ndim == 3 or frames.ndim == 4 and frames.shape[-1] == 3):
+  if (
+    frames.dtype != np.uint8
+    or frames.size == 0
+    or not (frames.ndim == 3 or frames.ndim == 4 and frames.shape[-1] == 3)
+  ):
     raise ValueError(
-        'frames must be uint8 [T, H, W, 3] or [T, H, W] and not empty, not '
-        f'{frames.dtype} {list(frames.shape)}')
+      'frames must be uint8 [T, H, W, 3] or [T, H, W] and not empty, not '
+      f'{frames.dtype} {list(frames.shape)}'
+    )
   if not 0 < fps <= _MAX_FPS:
     raise ValueError(f'fps must be above 0 and at most {_MAX_FPS}, not {fps}')
   images = _images(frames)
   content = io.BytesIO()
   images[0].save(
-      content, format='GIF', save_all=True, append_images=images[1:],
-      duration=_durations_ms(len(images), fps), loop=0, optimize=True)
+    content,
+    format='GIF',
+    save_all=True,
+    append_images=images[1:],
+    duration=_durations_ms(len(images), fps),
+    loop=0,
+    optimize=True,
+  )
   write_atomically(pathlib.Path(path), content.getvalue())
 
 
@@ -59,7 +70,8 @@ def _images(frames: np.ndarray) -> list[Any]:
     from PIL import Image
   except ImportError as error:
     raise ImportError(
-        'videos need Pillow: pip install siamrl[plots]') from error
+      'videos need Pillow: pip install siamrl[plots]'
+    ) from error
   if frames.ndim == 3:
     return [Image.fromarray(frame) for frame in frames]
   seen = np.zeros(1 << 24, bool)  # by colour: faster than sorting the pixels

@@ -18,6 +18,7 @@ class Evaluation(NamedTuple):
     lengths: env steps of each.
     done: whether this is the result.
   """
+
   env_steps: int
   returns: list[float]
   lengths: list[int]
@@ -25,16 +26,16 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    act: Callable[..., jax.Array],
-    params: Params,
-    environments: Environments,
-    key: jax.Array,
-    epsilon: float,
-    *,
-    episodes: int = 0,
-    env_steps: int = 0,
-    chunk_env_steps: int = 256,
-    watch: Callable[[np.ndarray], None] | None = None,
+  act: Callable[..., jax.Array],
+  params: Params,
+  environments: Environments,
+  key: jax.Array,
+  epsilon: float,
+  *,
+  episodes: int = 0,
+  env_steps: int = 0,
+  chunk_env_steps: int = 256,
+  watch: Callable[[np.ndarray], None] | None = None,
 ) -> Iterator[Evaluation]:
   """Plays a number of episodes, or as many as end within a budget of steps.
 
@@ -65,15 +66,17 @@ def evaluate(
     raise ValueError('give either episodes or env_steps')
   num_envs = environments.num_envs
   quotas = [
-      episodes // num_envs + (i < episodes % num_envs) if episodes
-      else env_steps for i in range(num_envs)]
+    episodes // num_envs + (i < episodes % num_envs) if episodes else env_steps
+    for i in range(num_envs)
+  ]
   returns: list[float] = []
   lengths: list[int] = []
   score, length = np.zeros(num_envs), np.zeros(num_envs, int)
   obs, taken, last_yield = environments.reset(), 0, 0
   while any(quotas) and not 0 < env_steps <= taken:
     actions = np.asarray(
-        act(params, obs, key, np.uint32(taken), np.float32(epsilon)))
+      act(params, obs, key, np.uint32(taken), np.float32(epsilon))
+    )
     if watch is not None:
       watch(actions)
     environments.send(actions)

@@ -8,8 +8,9 @@ gradient steps. Its two orders, both free of any dependence on timing:
   learner work at once; the next action waits for both. Every action comes from
   the newest parameters. The batch cannot hold the one transition in flight.
 * overlapped: the gradient steps are dispatched at the round's start and the
-  whole round is acted beside them, with the parameters from before them: one
-  round old. The batch holds nothing of the round being collected.
+  whole round is acted beside them, with the parameters from before them. Those
+  are one round old: the batches behind them ended a round earlier than in the
+  exact order.
 
 Runs are cut into iterations, and each begins with fresh environments, seeded by
 the run's seed and the iteration's number (as in DQN Zoo), because emulators
@@ -36,12 +37,23 @@ from siamrl import twins
 from siamrl.learner import Regress, make_regress_many
 from siamrl.replay.host import HostReplay
 from siamrl.types import (
-    Agent, Environments, Metrics, Params, Schedule, TrainState, Transition)
+  Agent,
+  Environments,
+  Metrics,
+  Params,
+  Schedule,
+  TrainState,
+  Transition,
+)
 
 # Streams of randomness derived from one seed; never reuse a number.
 _TRAIN_ENVIRONMENTS, _EVAL_ENVIRONMENTS, _SAMPLING = range(3)
 
 TIMERS = ('acting_s', 'emulating_s', 'sampling_s', 'learning_s')
+
+
+class EnvironmentsChangedError(RuntimeError):
+  """Fresh environments did not return to where a resumed run had stopped."""
 
 
 class NonFiniteError(RuntimeError):
@@ -72,6 +84,7 @@ class LoopConfig:
   Raises:
     ValueError: a number of env steps is not a multiple of `collect`.
   """
+
   schedule: Schedule
   total_env_steps: int
   iteration_env_steps: int
@@ -88,8 +101,9 @@ class LoopConfig:
       value, collect = getattr(self, name), self.schedule.collect
       if value < 1 or value % collect:
         raise ValueError(
-            f'{name}={value} must be a positive multiple of the round, '
-            f'{collect} env steps')
+          f'{name}={value} must be a positive multiple of the round, '
+          f'{collect} env steps'
+        )
 
 
 @dataclasses.dataclass
@@ -105,6 +119,7 @@ class Statistics:
     metric_sums: sum over gradient steps of each metric of the loss.
     seconds: wall-clock seconds by activity, see `TIMERS`.
   """
+
   running_returns: list[float]
   running_lengths: list[int]
   returns: list[float] = dataclasses.field(default_factory=list)
@@ -112,7 +127,8 @@ class Statistics:
   gradient_steps: int = 0
   metric_sums: dict[str, float] = dataclasses.field(default_factory=dict)
   seconds: dict[str, float] = dataclasses.field(
-      default_factory=lambda: dict.fromkeys(TIMERS, 0.0))
+    default_factory=lambda: dict.fromkeys(TIMERS, 0.0)
+  )
 
   @classmethod
   def zero(cls, num_envs: int) -> 'Statistics':
@@ -150,6 +166,7 @@ class LoopState:
     obs_crc: CRC-32 of the current observations; 0 at an iteration's start.
     statistics: of the iteration so far.
   """
+
   train: TrainState
   rng: np.random.Generator
   env_steps: int
@@ -168,12 +185,12 @@ class LoopState:
     """All but `train`, as JSON; `from_json` brings it back bit for bit."""
     actions = np.asarray(self.actions, np.uint8).tobytes()
     return {
-        'rng': self.rng.bit_generator.state,
-        'env_steps': self.env_steps,
-        'iteration': self.iteration,
-        'actions': base64.b64encode(zlib.compress(actions)).decode(),
-        'obs_crc': self.obs_crc,
-        'statistics': dataclasses.asdict(self.statistics),
+      'rng': self.rng.bit_generator.state,
+      'env_steps': self.env_steps,
+      'iteration': self.iteration,
+      'actions': base64.b64encode(zlib.compress(actions)).decode(),
+      'obs_crc': self.obs_crc,
+      'statistics': dataclasses.asdict(self.statistics),
     }
 
   @classmethod
@@ -184,11 +201,17 @@ class LoopState:
     statistics = Statistics(**data['statistics'])
     num_envs = len(statistics.running_returns)
     actions = np.frombuffer(
-        zlib.decompress(base64.b64decode(data['actions'])), np.uint8)
+      zlib.decompress(base64.b64decode(data['actions'])), np.uint8
+    )
     return cls(
-        train, rng, data['env_steps'], data['iteration'],
-        list(actions.reshape(-1, num_envs).astype(np.int32)),
-        data['obs_crc'], statistics)
+      train,
+      rng,
+      data['env_steps'],
+      data['iteration'],
+      list(actions.reshape(-1, num_envs).astype(np.int32)),
+      data['obs_crc'],
+      statistics,
+    )
 
 
 class Progress(NamedTuple):
@@ -199,6 +222,7 @@ class Progress(NamedTuple):
     metrics: None inside an iteration. When one has just ended, its row; `state`
       then stands at the beginning of the next.
   """
+
   state: LoopState
   metrics: dict[str, float] | None
 
@@ -217,7 +241,7 @@ def environment_seed(seed: int, iteration: int, *, evaluation: bool) -> int:
   """
   stream = _EVAL_ENVIRONMENTS if evaluation else _TRAIN_ENVIRONMENTS
   state = _seed_sequence(seed, stream, iteration).generate_state(1)
-  return int(state[0]) & 0x7fffffff
+  return int(state[0]) & 0x7FFFFFFF
 
 
 @functools.lru_cache(maxsize=8)
@@ -228,6 +252,7 @@ def make_act(agent: Agent) -> Callable[..., jax.Array]:
   carried from action to action. The same agent gets the same function, so that
   only the first of many evaluations compiles it.
   """
+
   @jax.jit
   def act(params, obs, key, step, epsilon):
     return agent.act(params, obs, jax.random.fold_in(key, step), epsilon)
@@ -236,15 +261,15 @@ def make_act(agent: Agent) -> Callable[..., jax.Array]:
 
 
 def train(
-    config: LoopConfig,
-    state: LoopState,
-    *,
-    agent: Agent,
-    regress: Regress,
-    replay: HostReplay,
-    make_environments: Callable[[int], Environments],
-    seed: int,
-    act_key: jax.Array,
+  config: LoopConfig,
+  state: LoopState,
+  *,
+  agent: Agent,
+  regress: Regress,
+  replay: HostReplay,
+  make_environments: Callable[[int], Environments],
+  seed: int,
+  act_key: jax.Array,
 ) -> Iterator[Progress]:
   """Runs from `state` to the end, yielding between rounds.
 
@@ -265,18 +290,20 @@ def train(
   Raises:
     NonFiniteError: a loss or a parameter is not finite; names the gradient
       step. The state is then of no use.
-    RuntimeError: fresh environments did not return to where a resumed run had
-      stopped.
+    EnvironmentsChangedError: fresh environments did not return to where a
+      resumed run had stopped.
   """
   loop = _Loop(config, state, replay, agent, regress, act_key)
   while state.env_steps < config.total_env_steps:
     environments = make_environments(
-        environment_seed(seed, state.iteration, evaluation=False))
+      environment_seed(seed, state.iteration, evaluation=False)
+    )
     try:
       loop.begin(environments)
       end = min(
-          (state.iteration + 1) * config.iteration_env_steps,
-          config.total_env_steps)
+        (state.iteration + 1) * config.iteration_env_steps,
+        config.total_env_steps,
+      )
       while state.env_steps < end:
         loop.chunk(end)
         if state.env_steps < end:
@@ -296,13 +323,20 @@ class _Loop:
   _obs: np.ndarray  # the current observations
 
   def __init__(
-      self, config: LoopConfig, state: LoopState, replay: HostReplay,
-      agent: Agent, regress: Regress, act_key: jax.Array):
+    self,
+    config: LoopConfig,
+    state: LoopState,
+    replay: HostReplay,
+    agent: Agent,
+    regress: Regress,
+    act_key: jax.Array,
+  ):
     self._config, self._state, self._replay = config, state, replay
     self._act, self._act_key = make_act(agent), act_key
     self._learn = jax.jit(
-        regress if config.schedule.regress == 1 else make_regress_many(regress),
-        donate_argnums=0)
+      regress if config.schedule.regress == 1 else make_regress_many(regress),
+      donate_argnums=0,
+    )
     # Metrics of the rounds since `_settle`, not waited for.
     self._metrics: list[Metrics] = []
 
@@ -311,8 +345,9 @@ class _Loop:
     config, state = self._config, self._state
     if config.schedule.collect % environments.num_envs:
       raise ValueError(
-          f'collect={config.schedule.collect} env steps per round must be a '
-          f'multiple of num_envs={environments.num_envs}')
+        f'collect={config.schedule.collect} env steps per round must be a '
+        f'multiple of num_envs={environments.num_envs}'
+      )
     self._environments, self._obs = environments, environments.reset()
     for actions in state.actions:
       environments.send(actions)
@@ -320,9 +355,10 @@ class _Loop:
     if not state.actions:
       self._replay.start(self._obs[:, -1])
     elif _crc(self._obs) != state.obs_crc:
-      raise RuntimeError(
-          'the environments did not return to where this run had stopped: are '
-          'they of another version than the one it was started with?')
+      raise EnvironmentsChangedError(
+        'the environments did not return to where this run had stopped: are '
+        'they of another version than the one it was started with?'
+      )
     # So that an iteration that learns nothing has the columns of the others.
     for name in _metric_names(self._learn, state.train, environments, config):
       state.statistics.metric_sums.setdefault(name, 0.0)
@@ -398,7 +434,8 @@ class _Loop:
       before += steps
     if not finite:
       raise NonFiniteError(
-          f'online_params are not finite after gradient step {last}')
+        f'online_params are not finite after gradient step {last}'
+      )
 
   def _send(self, params: Params) -> None:
     """Acts on the current observations."""
@@ -408,11 +445,12 @@ class _Loop:
     with self._timer('acting_s'):
       if epsilon >= 1:  # the network has no say, and is not asked
         chosen = _explore(
-            self._act_key, step, environments.num_envs,
-            environments.num_actions)
+          self._act_key, step, environments.num_envs, environments.num_actions
+        )
       else:
         chosen = self._act(
-            params, self._obs, self._act_key, step, np.float32(epsilon))
+          params, self._obs, self._act_key, step, np.float32(epsilon)
+        )
       # A copy: a view would keep the device's buffer, of kilobytes, alive for
       # as long as the iteration remembers its actions.
       actions = np.array(chosen)
@@ -434,8 +472,13 @@ class _Loop:
       if config.reward_clip is not None:
         reward = np.clip(reward, -config.reward_clip, config.reward_clip)
       self._replay.add(
-          state.actions[-1], reward, terminated, ended,
-          step.final_obs[:, -1], step.obs[:, -1])
+        state.actions[-1],
+        reward,
+        terminated,
+        ended,
+        step.final_obs[:, -1],
+        step.obs[:, -1],
+      )
     self._obs = step.obs
     state.env_steps += len(reward)
     state.statistics.count(step.reward, ended)
@@ -445,8 +488,9 @@ class _Loop:
     state, steps = self._state, self._config.schedule.regress
     with self._timer('sampling_s'):
       batches = [
-          self._replay.sample(state.rng, self._config.batch_size)
-          for _ in range(steps)]
+        self._replay.sample(state.rng, self._config.batch_size)
+        for _ in range(steps)
+      ]
       batch = batches[0]
       if steps > 1:
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
@@ -476,8 +520,9 @@ def _metric_names(learn, train_state, environments, config) -> list[str]:
   steps, size = config.schedule.regress, config.batch_size
   lead = (size,) if steps == 1 else (steps, size)
   obs = jax.ShapeDtypeStruct(
-      (*lead, environments.stack, *environments.frame_shape),
-      environments.frame_dtype)
+    (*lead, environments.stack, *environments.frame_shape),
+    environments.frame_dtype,
+  )
   scalars = jax.ShapeDtypeStruct(lead, jnp.float32)
   actions = jax.ShapeDtypeStruct(lead, jnp.int32)
   batch = Transition(obs, actions, scalars, scalars, obs)
@@ -497,9 +542,11 @@ def _blame(metrics: Metrics, before: int) -> NoReturn:
     before: gradient steps before the round.
   """
   step, name, value = min(
-      (step, name, float(value)) for name, values in metrics.items()
-      for step, value in enumerate(np.ravel(values), before + 1)
-      if not np.isfinite(value))
+    (step, name, float(value))
+    for name, values in metrics.items()
+    for step, value in enumerate(np.ravel(values), before + 1)
+    if not np.isfinite(value)
+  )
   raise NonFiniteError(f'{name}={value} at gradient step {step}')
 
 
@@ -508,21 +555,23 @@ _copy = jax.jit(twins.copy)
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _explore(
-    key: jax.Array, step: jax.Array, num_envs: int, num_actions: int
+  key: jax.Array, step: jax.Array, num_envs: int, num_actions: int
 ) -> jax.Array:
   """Acts uniformly at random; int32 [N]."""
   return jax.random.randint(
-      jax.random.fold_in(key, step), (num_envs,), 0, num_actions, jnp.int32)
+    jax.random.fold_in(key, step), (num_envs,), 0, num_actions, jnp.int32
+  )
 
 
 @jax.jit
 def _all_finite(params: Params) -> jax.Array:
-  return jnp.all(jnp.stack(
-      [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+  return jnp.all(
+    jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
+  )
 
 
 def _summary(
-    config: LoopConfig, state: LoopState, frames_per_step: int
+  config: LoopConfig, state: LoopState, frames_per_step: int
 ) -> dict[str, float]:
   """The row of the iteration that has just ended."""
   statistics = state.statistics
@@ -532,15 +581,15 @@ def _summary(
     return float(np.mean(values)) if values else float('nan')
 
   row: dict[str, float] = {
-      'iteration': state.iteration,
-      'frames': state.env_steps * frames_per_step,
-      'env_steps': state.env_steps,
-      'gradient_steps': gradient_steps,
-      'target_updates': schedules.syncs(gradient_steps, config.schedule.sync),
-      'train_episodes': len(statistics.returns),
-      'train_return': mean(statistics.returns),
-      'train_episode_env_steps': mean(statistics.lengths),
-      'epsilon': config.epsilon(state.env_steps),
+    'iteration': state.iteration,
+    'frames': state.env_steps * frames_per_step,
+    'env_steps': state.env_steps,
+    'gradient_steps': gradient_steps,
+    'target_updates': schedules.syncs(gradient_steps, config.schedule.sync),
+    'train_episodes': len(statistics.returns),
+    'train_return': mean(statistics.returns),
+    'train_episode_env_steps': mean(statistics.lengths),
+    'epsilon': config.epsilon(state.env_steps),
   }
   for name, total in sorted(statistics.metric_sums.items()):
     row[name] = total / (statistics.gradient_steps or float('nan'))

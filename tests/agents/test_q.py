@@ -19,7 +19,7 @@ def _act_many(q_values, epsilon, draws=20_000):
 
 
 def test_greedy_takes_the_best_and_the_first_of_equals():
-  q_values = jnp.array([[0., 2., 1.], [3., 3., 0.]])
+  q_values = jnp.array([[0.0, 2.0, 1.0], [3.0, 3.0, 0.0]])
   actions = epsilon_greedy(q_values, jax.random.key(0), 0.0)
   assert actions.dtype == jnp.int32
   np.testing.assert_array_equal(actions, [1, 0])
@@ -27,7 +27,7 @@ def test_greedy_takes_the_best_and_the_first_of_equals():
 
 @pytest.mark.parametrize('epsilon', [0.1, 0.5, 1.0])
 def test_frequencies_of_epsilon_greedy(epsilon):
-  actions = _act_many(jnp.array([[0., 1., 0., 0.]]), epsilon)[:, 0]
+  actions = _act_many(jnp.array([[0.0, 1.0, 0.0, 0.0]]), epsilon)[:, 0]
   frequency = np.bincount(actions, minlength=4) / len(actions)
   expected = np.full(4, epsilon / 4) + np.array([0, 1 - epsilon, 0, 0])
   # Five standard deviations of a frequency over 20,000 draws.
@@ -41,10 +41,14 @@ def test_rows_explore_independently():
 
 
 def _batch(reward, discount):
-  obs = np.array([[[1., 2.]], [[3., -1.]]], np.float32)
+  obs = np.array([[[1.0, 2.0]], [[3.0, -1.0]]], np.float32)
   return Transition(
-      obs, np.array([0, 1], np.int32), np.float32(reward),
-      np.float32(discount), obs[::-1].copy())
+    obs,
+    np.array([0, 1], np.int32),
+    np.float32(reward),
+    np.float32(discount),
+    obs[::-1].copy(),
+  )
 
 
 @pytest.mark.parametrize('name', ['dqn', 'double_dqn'])
@@ -53,31 +57,40 @@ def test_loss_of_known_values(name, reduction, scale):
   """A network without hidden layers and known weights, done in NumPy."""
   network = mlp_network(2, sizes=())
   agent = make_q_agent(
-      network, OBS, name=name, td_loss='squared', batch_reduction=reduction)
-  kernel = np.array([[1., 0.], [0., 2.]], np.float32)
-  twin = np.array([[-1., 0.5], [1., 1.]], np.float32)
+    network, OBS, name=name, td_loss='squared', batch_reduction=reduction
+  )
+  kernel = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+  twin = np.array([[-1.0, 0.5], [1.0, 1.0]], np.float32)
   fill = lambda k: jax.tree.map(
-      lambda leaf: k if leaf.ndim == 2 else jnp.zeros_like(leaf),
-      agent.init(jax.random.key(0)))
-  batch = _batch([1., 2.], [0.5, 0.0])
+    lambda leaf: k if leaf.ndim == 2 else jnp.zeros_like(leaf),
+    agent.init(jax.random.key(0)),
+  )
+  batch = _batch([1.0, 2.0], [0.5, 0.0])
   value, metrics = agent.loss(
-      fill(kernel), fill(twin), batch, jax.random.key(0))
+    fill(kernel), fill(twin), batch, jax.random.key(0)
+  )
   x, y = batch.obs_tm1[:, 0], batch.obs_t[:, 0]
   q, bootstrap = x @ kernel, y @ twin
-  best = bootstrap.max(1) if name == 'dqn' else bootstrap[
-      [0, 1], (y @ kernel).argmax(1)]
+  best = (
+    bootstrap.max(1)
+    if name == 'dqn'
+    else bootstrap[[0, 1], (y @ kernel).argmax(1)]
+  )
   errors = batch.r_t + batch.discount_t * best - q[[0, 1], [0, 1]]
   assert value == pytest.approx(scale * np.sum(errors**2), rel=1e-6)
   assert metrics['q_tm1_mean'] == pytest.approx(q[[0, 1], [0, 1]].mean())
   assert metrics['td_error_abs_mean'] == pytest.approx(np.abs(errors).mean())
 
 
-@pytest.mark.parametrize('kwargs, message', [
+@pytest.mark.parametrize(
+  'kwargs, message',
+  [
     (dict(name='dqm'), "agent='dqm' is unknown; choose from dqn, double_dqn"),
     (dict(td_loss='l1'), "td_loss='l1' is unknown"),
     (dict(batch_reduction='max'), "batch_reduction='max' is unknown"),
     (dict(error_bound=0.0), 'error_bound=0.0 must be positive'),
-])
+  ],
+)
 def test_what_make_q_agent_refuses(kwargs, message):
   with pytest.raises(ValueError, match=message):
     make_q_agent(mlp_network(2), OBS, **kwargs)

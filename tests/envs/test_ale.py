@@ -1,5 +1,4 @@
-"""Atari, held against Gymnasium's single environments where they know better.
-"""
+"""Atari, held against Gymnasium's single environments where they know more."""
 
 import dataclasses
 import math
@@ -21,7 +20,8 @@ PLAIN = ale.AtariProtocol(sticky_action_probability=0.0)
 def draw_actions(num_actions, steps, num_envs, seed=0):
   """Random actions, int32 [steps, N]."""
   return np.random.default_rng(seed).integers(
-      0, num_actions, (steps, num_envs), dtype=np.int32)
+    0, num_actions, (steps, num_envs), dtype=np.int32
+  )
 
 
 def play(envs, actions):
@@ -36,7 +36,8 @@ def play(envs, actions):
     step = envs.recv()
     ended = step.terminated | step.truncated
     final_obs = np.where(
-        ended.reshape(-1, *[1] * (first.ndim - 1)), step.final_obs, 0)
+      ended.reshape(-1, *[1] * (first.ndim - 1)), step.final_obs, 0
+    )
     answers.append(step._replace(final_obs=final_obs))
   return first, type(answers[0])(*map(np.stack, zip(*answers, strict=True)))
 
@@ -53,7 +54,7 @@ def area_resize(image, size, interpolation):
     n_in = image.shape[axis]
     pieces = math.lcm(n_in, n_out)
     image = image.repeat(pieces // n_in, axis)
-    shape = (*image.shape[:axis], n_out, -1, *image.shape[axis + 1:])
+    shape = (*image.shape[:axis], n_out, -1, *image.shape[axis + 1 :])
     image = image.reshape(shape).mean(axis + 1)
   return np.rint(image).astype(np.uint8)
 
@@ -62,17 +63,28 @@ def area_resize(image, size, interpolation):
 def oracle(monkeypatch):
   """Makes Gymnasium's own preprocessed environment of a game."""
   if 'cv2' not in sys.modules:  # which Gymnasium wants for the resizing only
-    monkeypatch.setitem(sys.modules, 'cv2', types.SimpleNamespace(
-        resize=area_resize, INTER_AREA=3,
-        ocl=types.SimpleNamespace(setUseOpenCL=lambda _: None)))
+    monkeypatch.setitem(
+      sys.modules,
+      'cv2',
+      types.SimpleNamespace(
+        resize=area_resize,
+        INTER_AREA=3,
+        ocl=types.SimpleNamespace(setUseOpenCL=lambda _: None),
+      ),
+    )
   gymnasium.register_envs(ale_py)
 
   def make(gym_id, frame_cap=108_000):
     env = gymnasium.make(
-        gym_id, frameskip=1, repeat_action_probability=0.0,
-        full_action_space=False, max_num_frames_per_episode=frame_cap)
+      gym_id,
+      frameskip=1,
+      repeat_action_probability=0.0,
+      full_action_space=False,
+      max_num_frames_per_episode=frame_cap,
+    )
     env = gymnasium.wrappers.AtariPreprocessing(
-        env, noop_max=0, frame_skip=4, terminal_on_life_loss=False)
+      env, noop_max=0, frame_skip=4, terminal_on_life_loss=False
+    )
     return gymnasium.wrappers.FrameStackObservation(env, 4)
 
   return make
@@ -155,7 +167,7 @@ def test_lost_life_does_not_end_the_episode():
   envs = ale.AtariEnvironments('breakout', seed=0, protocol=PLAIN)
   _, steps = play(envs, draw_actions(envs.num_actions, 200, 1))
   end = np.flatnonzero(steps.terminated)[0]
-  lost = np.flatnonzero(steps.life_lost[:end + 1])
+  lost = np.flatnonzero(steps.life_lost[: end + 1])
   assert len(lost) == 5 and lost[-1] == end
   # The score, drawn in the top rows, stays up through a lost life.
   score = steps.obs[:, 0, -1, :8]
@@ -166,9 +178,14 @@ def test_lost_life_does_not_end_the_episode():
     assert not (score[t + 1] == fresh).all()
 
 
-@pytest.mark.parametrize('game, steps, has_lives', [
-    ('space_invaders', 700, True), ('frogger', 400, True),
-    ('laser_gates', 300, False)])
+@pytest.mark.parametrize(
+  'game, steps, has_lives',
+  [
+    ('space_invaders', 700, True),
+    ('frogger', 400, True),
+    ('laser_gates', 300, False),
+  ],
+)
 def test_terminal_step_loses_a_life_where_there_are_any(game, steps, has_lives):
   """Frogger counts its last life as 0; Laser Gates counts none at all."""
   envs = ale.AtariEnvironments(game, seed=0, protocol=PLAIN)
@@ -196,8 +213,9 @@ def test_sticky_actions_are_as_the_protocol_says():
 def test_neighbouring_seeds_share_no_emulator():
   actions = draw_actions(6, 60, 1)
   several = [
-      play(ale.AtariEnvironments('pong', 3, seed=seed), actions.repeat(3, 1))[1]
-      for seed in (0, 1)]
+    play(ale.AtariEnvironments('pong', 3, seed=seed), actions.repeat(3, 1))[1]
+    for seed in (0, 1)
+  ]
   streams = {run.obs[:, n].tobytes() for run in several for n in range(3)}
   assert len(streams) == 6
 
@@ -216,7 +234,8 @@ def test_frame_cap_truncates():
   assert (final_obs[3] != first[0, 3]).any()
   # Uncapped, the same step ends nothing.
   _, uncapped = play(
-      ale.AtariEnvironments('pong', seed=0, protocol=PLAIN), actions)
+    ale.AtariEnvironments('pong', seed=0, protocol=PLAIN), actions
+  )
   assert not uncapped.truncated.any()
   assert_same(uncapped.obs[:9], steps.obs[:9])
   np.testing.assert_array_equal(uncapped.obs[9, 0, :3], final_obs[:3])
@@ -224,7 +243,8 @@ def test_frame_cap_truncates():
 
 def test_short_episode_repeats_its_first_frame_at_the_end():
   envs = ale.AtariEnvironments(
-      'pong', seed=0, protocol=dataclasses.replace(PLAIN, frame_cap=8))
+    'pong', seed=0, protocol=dataclasses.replace(PLAIN, frame_cap=8)
+  )
   first, steps = play(envs, np.full((2, 1), 2, np.int32))
   assert steps.truncated[1, 0]
   np.testing.assert_array_equal(steps.final_obs[1, 0, :2], first[0, :2])
@@ -236,9 +256,14 @@ def test_same_seed_and_actions_give_the_same_bits():
   # No-ops and sticky actions draw anew in each episode.
   protocol = ale.AtariProtocol(noop_max=30, frame_cap=200)
   runs = [
-      play(ale.AtariEnvironments('breakout', 3, seed=7, protocol=protocol,
-                                 num_threads=threads), actions)
-      for threads in (1, 2, 1)]
+    play(
+      ale.AtariEnvironments(
+        'breakout', 3, seed=7, protocol=protocol, num_threads=threads
+      ),
+      actions,
+    )
+    for threads in (1, 2, 1)
+  ]
   assert runs[0][1].truncated.sum() >= 6
   for first, steps in runs[1:]:
     np.testing.assert_array_equal(first, runs[0][0])
@@ -259,8 +284,12 @@ def test_no_ops_are_none_to_noop_max():
   """In Seaquest each of the first frames looks different."""
   starts = []
   for noop_max, num_envs in ((0, 2), (1, 5), (3, 10)):
-    envs = ale.AtariEnvironments('seaquest', num_envs, seed=0,
-                                 protocol=ale.AtariProtocol(noop_max=noop_max))
+    envs = ale.AtariEnvironments(
+      'seaquest',
+      num_envs,
+      seed=0,
+      protocol=ale.AtariProtocol(noop_max=noop_max),
+    )
     starts.append({obs.tobytes() for obs in envs.reset()})
   assert [len(start) for start in starts] == [1, 2, 4]
   assert starts[0] < starts[1] < starts[2]
@@ -268,11 +297,13 @@ def test_no_ops_are_none_to_noop_max():
 
 def test_fire_on_reset():
   """Breakout serves no ball before FIRE."""
+
   def moved(fire):
     protocol = dataclasses.replace(PLAIN, fire_on_reset=fire)
     envs = ale.AtariEnvironments('breakout', seed=0, protocol=protocol)
     first, steps = play(envs, np.zeros((20, 1), np.int32))
     return (steps.obs[-1] != first).any()
+
   assert moved(True) and not moved(False)
 
 
@@ -292,7 +323,8 @@ def test_frame_skip_counts_emulator_frames():
   _, four = play(fast, actions)
   _, ones = play(slow, actions.repeat(4, 0))
   np.testing.assert_array_equal(
-      ones.reward.reshape(80, 4, 1).sum(1), four.reward)
+    ones.reward.reshape(80, 4, 1).sum(1), four.reward
+  )
   assert four.reward.any()
 
 
@@ -301,24 +333,27 @@ def test_colour_plays_the_same_episodes():
   protocol = ale.AtariProtocol(noop_max=30, frame_cap=600)
   grey = ale.AtariEnvironments('ms_pacman', seed=3, protocol=protocol)
   colour = ale.AtariEnvironments(
-      'ms_pacman', seed=3, protocol=protocol, colour=True)
+    'ms_pacman', seed=3, protocol=protocol, colour=True
+  )
   assert (colour.stack, colour.frame_shape) == (1, (210, 160, 3))
   actions = draw_actions(grey.num_actions, 300, 1)
   _, left = play(grey, actions)
   first, right = play(colour, actions)
   assert first.shape == (1, 1, 210, 160, 3) and first.dtype == np.uint8
   assert left.reward.any() and left.truncated.sum() == 2
-  assert_same((left.reward, left.terminated, left.truncated, left.life_lost),
-              (right.reward, right.terminated, right.truncated,
-               right.life_lost))
+  assert_same(
+    (left.reward, left.terminated, left.truncated, left.life_lost),
+    (right.reward, right.terminated, right.truncated, right.life_lost),
+  )
   # The luminance, shrunk, is the grey frame of that very moment, but for a few
   # pixels: where sprites overlap, colours are pooled one by one.
   weights = np.array([0.299, 0.587, 0.114])
   for t in (100, 200, 298):
     shrunk = area_resize(right.obs[t, 0, 0] @ weights, (84, 84), None)
     same, later = (
-        (np.abs(shrunk.astype(int) - left.obs[u, 0, -1]) <= 2).mean()
-        for u in (t, t + 1))
+      (np.abs(shrunk.astype(int) - left.obs[u, 0, -1]) <= 2).mean()
+      for u in (t, t + 1)
+    )
     assert same > max(later, 0.99)
 
 
@@ -357,10 +392,18 @@ def test_calls_out_of_turn_raise_rather_than_hang():
   envs.close()
 
 
-@pytest.mark.parametrize('bad', [
-    np.array([6], np.int32), np.array([-1], np.int32), np.array([6]),
-    np.array([2**32]), np.array([0.0]), np.zeros(2, np.int32),
-    np.zeros((1, 1), np.int32)])
+@pytest.mark.parametrize(
+  'bad',
+  [
+    np.array([6], np.int32),
+    np.array([-1], np.int32),
+    np.array([6]),
+    np.array([2**32]),
+    np.array([0.0]),
+    np.zeros(2, np.int32),
+    np.zeros((1, 1), np.int32),
+  ],
+)
 def test_unknown_actions_raise_rather_than_hang(bad):
   envs = ale.AtariEnvironments('pong', seed=0)
   envs.reset()
@@ -370,9 +413,15 @@ def test_unknown_actions_raise_rather_than_hang(bad):
   envs.recv()
 
 
-@pytest.mark.parametrize('settings', [
-    {'sticky_action_probability': 1.5}, {'noop_max': -1}, {'frame_skip': 0},
-    {'frame_cap': 0}])
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {'sticky_action_probability': 1.5},
+    {'noop_max': -1},
+    {'frame_skip': 0},
+    {'frame_cap': 0},
+  ],
+)
 def test_protocol_out_of_range(settings):
   with pytest.raises(ValueError, match=next(iter(settings))):
     ale.AtariProtocol(**settings)
@@ -385,20 +434,33 @@ def test_constructor_out_of_range():
     ale.AtariEnvironments('pong', seed=-1)
 
 
-@pytest.mark.parametrize('name, rom', [
-    ('Pong', 'pong'), ('pong', 'pong'), ('MsPacman', 'ms_pacman'),
-    ('ms_pacman', 'ms_pacman'), ('Ms. Pac-Man', 'ms_pacman'),
-    ('Q*bert', 'qbert'), ('ALE/Pong-v5', 'pong'),
-    ('PongNoFrameskip-v4', 'pong'), ('Pong-ramDeterministic-v0', 'pong'),
-    ('Atlantis2', 'atlantis2'), ('ALE/TicTacToe3D-v5', 'tic_tac_toe_3d')])
+@pytest.mark.parametrize(
+  'name, rom',
+  [
+    ('Pong', 'pong'),
+    ('pong', 'pong'),
+    ('MsPacman', 'ms_pacman'),
+    ('ms_pacman', 'ms_pacman'),
+    ('Ms. Pac-Man', 'ms_pacman'),
+    ('Q*bert', 'qbert'),
+    ('ALE/Pong-v5', 'pong'),
+    ('PongNoFrameskip-v4', 'pong'),
+    ('Pong-ramDeterministic-v0', 'pong'),
+    ('Atlantis2', 'atlantis2'),
+    ('ALE/TicTacToe3D-v5', 'tic_tac_toe_3d'),
+  ],
+)
 def test_resolve_game(name, rom):
   assert ale.resolve_game(name) == rom
 
 
 def test_resolve_game_knows_every_gymnasium_id():
   gymnasium.register_envs(ale_py)
-  ids = {key: spec.kwargs['game'] for key, spec in gymnasium.registry.items()
-         if 'game' in spec.kwargs}
+  ids = {
+    key: spec.kwargs['game']
+    for key, spec in gymnasium.registry.items()
+    if 'game' in spec.kwargs
+  }
   assert {key: ale.resolve_game(key) for key in ids} == ids
   assert set(ids.values()) == set(ale.games()) and len(ale.games()) >= 104
 
@@ -432,14 +494,15 @@ def test_without_ale_py_the_error_names_the_extra(monkeypatch):
 
 def test_prints_nothing():
   program = (
-      'import sys\n'
-      'from siamrl.envs import ale\n'
-      'assert "ale_py" not in sys.modules\n'
-      'for colour in (False, True):\n'
-      '  envs = ale.AtariEnvironments("pong", seed=0, colour=colour)\n'
-      '  envs.reset()\n'
-      '  envs.close()\n')
+    'import sys\n'
+    'from siamrl.envs import ale\n'
+    'assert "ale_py" not in sys.modules\n'
+    'for colour in (False, True):\n'
+    '  envs = ale.AtariEnvironments("pong", seed=0, colour=colour)\n'
+    '  envs.reset()\n'
+    '  envs.close()\n'
+  )
   done = subprocess.run(
-      [sys.executable, '-c', program], capture_output=True, text=True,
-      check=False)
+    [sys.executable, '-c', program], capture_output=True, text=True, check=False
+  )
   assert (done.returncode, done.stdout, done.stderr) == (0, '', '')

@@ -13,12 +13,15 @@ def test_equals_single_environments():
   """Episode for episode, from the same seeds, the last observation included."""
   envs = gym.GymnasiumEnvironments('CartPole-v1', 2, seed=5)
   singles = [gymnasium.make('CartPole-v1') for _ in range(2)]
-  want = [single.reset(seed=int(seed))[0]
-          for single, seed in zip(singles, gym.env_seeds(5, 2), strict=True)]
+  want = [
+    single.reset(seed=int(seed))[0]
+    for single, seed in zip(singles, gym.env_seeds(5, 2), strict=True)
+  ]
   np.testing.assert_array_equal(envs.reset()[:, 0], want)
   ends = 0
   for actions in np.random.default_rng(0).integers(
-      0, 2, (200, 2), dtype=np.int32):
+    0, 2, (200, 2), dtype=np.int32
+  ):
     envs.send(actions)
     step = envs.recv()
     for n, single in enumerate(singles):
@@ -55,8 +58,12 @@ def test_shapes_and_types():
   step = envs.recv()
   for obs in (first, step.obs, step.final_obs):
     assert obs.shape == (3, 1, 4) and obs.dtype == np.float32
-  for field, dtype in (('reward', np.float32), ('terminated', bool),
-                       ('truncated', bool), ('life_lost', bool)):
+  for field, dtype in (
+    ('reward', np.float32),
+    ('terminated', bool),
+    ('truncated', bool),
+    ('life_lost', bool),
+  ):
     assert getattr(step, field).shape == (3,)
     assert getattr(step, field).dtype == dtype
 

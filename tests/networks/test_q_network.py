@@ -9,18 +9,23 @@ from flax import linen as nn
 from siamrl.networks.q_network import mlp_network, nature_network
 
 FRAMES = np.random.default_rng(0).integers(
-    0, 256, (2, 4, 84, 84), dtype=np.uint8)
+  0, 256, (2, 4, 84, 84), dtype=np.uint8
+)
 
 
 def _sizes(params):
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize('padding, size', [
+@pytest.mark.parametrize(
+  'padding, size',
+  [
     # 32 * (256 + 1) + 64 * (512 + 1) + 64 * (576 + 1)
     # + 512 * (features + 1) + 6 * (512 + 1)
     ('VALID', 8_224 + 32_832 + 36_928 + 512 * 3_137 + 3_078),
-    ('SAME', 8_224 + 32_832 + 36_928 + 512 * 7_745 + 3_078)])
+    ('SAME', 8_224 + 32_832 + 36_928 + 512 * 7_745 + 3_078),
+  ],
+)
 def test_nature_network_has_the_papers_size(padding, size):
   network = nature_network(6, padding=padding)
   params = network.init(jax.random.key(0), FRAMES)
@@ -30,6 +35,7 @@ def test_nature_network_has_the_papers_size(padding, size):
 
 class _Plain(nn.Module):
   """The paper's network in plain Flax, channels last: the oracle."""
+
   padding: str
 
   @nn.compact
@@ -56,15 +62,22 @@ def test_nature_network_equals_plain_flax_in_values_and_gradients(padding):
   ours, oracle = nature_network(6, padding=padding), _Plain(padding)
   params = ours.init(jax.random.key(0), FRAMES)
   np.testing.assert_allclose(
-      ours.apply(params, FRAMES), oracle.apply(_as_plain(params), FRAMES),
-      rtol=1e-5, atol=1e-6)
+    ours.apply(params, FRAMES),
+    oracle.apply(_as_plain(params), FRAMES),
+    rtol=1e-5,
+    atol=1e-6,
+  )
 
   def gradient(network, params):
     return jax.grad(lambda p: jnp.sum(network.apply(p, FRAMES) ** 2))(params)
 
-  pairs = zip(*map(jax.tree.leaves, (
-      _as_plain(gradient(ours, params)), gradient(oracle, _as_plain(params)))),
-      strict=True)
+  pairs = zip(
+    *map(
+      jax.tree.leaves,
+      (_as_plain(gradient(ours, params)), gradient(oracle, _as_plain(params))),
+    ),
+    strict=True,
+  )
   for found, expected in pairs:
     error = np.linalg.norm(found - expected)
     assert error <= 1e-5 * np.linalg.norm(expected)
@@ -75,14 +88,18 @@ def test_dueling_by_hand_and_advantages_are_centred():
   obs = np.ones((1, 1, 2), np.float32)
   params = network.init(jax.random.key(0), obs)
   kernels = {
-      leaf.shape: leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2}
+    leaf.shape: leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2
+  }
   value = np.ones(2) @ kernels[2, 1]
   advantage = np.ones(2) @ kernels[2, 3]
   np.testing.assert_allclose(
-      network.apply(params, obs)[0], value + advantage - advantage.mean(),
-      rtol=1e-5)
+    network.apply(params, obs)[0],
+    value + advantage - advantage.mean(),
+    rtol=1e-5,
+  )
   np.testing.assert_allclose(
-      network.apply(params, obs).mean(), value[0], rtol=1e-5)
+    network.apply(params, obs).mean(), value[0], rtol=1e-5
+  )
 
 
 def test_dueling_streams_have_hidden_layers_of_their_own():
@@ -96,38 +113,51 @@ def test_shared_bias_is_one_number_for_all_actions():
   obs = np.ones((1, 1, 2), np.float32)
   params = network.init(jax.random.key(0), obs)
   assert sorted(leaf.shape for leaf in jax.tree.leaves(params)) == [
-      (1,), (2, 3)]
+    (1,),
+    (2, 3),
+  ]
   raised = jax.tree.map(
-      lambda leaf: leaf + 1.5 if leaf.ndim == 1 else leaf, params)
+    lambda leaf: leaf + 1.5 if leaf.ndim == 1 else leaf, params
+  )
   np.testing.assert_allclose(
-      network.apply(raised, obs) - network.apply(params, obs), 1.5, rtol=1e-5)
+    network.apply(raised, obs) - network.apply(params, obs), 1.5, rtol=1e-5
+  )
 
 
-@pytest.mark.parametrize('initializer, std, bias', [
-    ('lecun_normal', 3136 ** -0.5, 0.0),
+@pytest.mark.parametrize(
+  'initializer, std, bias',
+  [
+    ('lecun_normal', 3136**-0.5, 0.0),
     ('xavier_uniform', (2 / (3136 + 512)) ** 0.5, 0.0),
     # U(-b, b) with b = fan_in**-0.5 has the standard deviation b / sqrt(3).
-    ('torch_uniform', 3136 ** -0.5 / 3 ** 0.5, 3136 ** -0.5 / 3 ** 0.5)])
+    ('torch_uniform', 3136**-0.5 / 3**0.5, 3136**-0.5 / 3**0.5),
+  ],
+)
 def test_initialisers(initializer, std, bias):
   params = nature_network(6, initializer=initializer).init(
-      jax.random.key(0), FRAMES)
+    jax.random.key(0), FRAMES
+  )
   leaves = jax.tree.leaves(params)
   kernel = next(leaf for leaf in leaves if leaf.shape == (3136, 512))
   assert float(kernel.std()) == pytest.approx(std, rel=0.01)
   biases = next(leaf for leaf in leaves if leaf.shape == (512,))
   assert float(biases.std()) == pytest.approx(bias, rel=0.15)
   if initializer == 'torch_uniform':
-    assert float(jnp.abs(kernel).max()) <= 3136 ** -0.5
+    assert float(jnp.abs(kernel).max()) <= 3136**-0.5
     conv = next(leaf for leaf in leaves if leaf.shape == (8, 8, 4, 32))
     assert float(jnp.abs(conv).max()) == pytest.approx(1 / 16, rel=1e-2)
     first_bias = next(leaf for leaf in leaves if leaf.shape == (32,))
     assert 0.8 / 16 < float(jnp.abs(first_bias).max()) <= 1 / 16
 
 
-@pytest.mark.parametrize('kwargs, message', [
+@pytest.mark.parametrize(
+  'kwargs, message',
+  [
     (dict(head='duelling'), "head='duelling' is unknown; choose from linear"),
     (dict(padding='FULL'), "padding='FULL' is unknown"),
-    (dict(initializer='zeros'), "initializer='zeros' is unknown")])
+    (dict(initializer='zeros'), "initializer='zeros' is unknown"),
+  ],
+)
 def test_what_nature_network_refuses(kwargs, message):
   with pytest.raises(ValueError, match=message):
     nature_network(6, **kwargs)

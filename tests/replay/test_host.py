@@ -23,6 +23,7 @@ _SHAPE = (2,)
 
 class _Slot(NamedTuple):
   """An observation; action None means that none was ever taken there."""
+
   frame: int
   action: int | None = None
   reward: float = 0.0
@@ -40,8 +41,15 @@ class _Reference:
   def start(self, frame: int) -> None:
     self.episodes.append([_Slot(frame)])
 
-  def add(self, action: int, reward: float, terminated: bool, ended: bool,
-          frame: int, first_frame: int) -> None:
+  def add(
+    self,
+    action: int,
+    reward: float,
+    terminated: bool,
+    ended: bool,
+    frame: int,
+    first_frame: int,
+  ) -> None:
     episode = self.episodes[-1]
     episode[-1] = _Slot(episode[-1].frame, action, reward, terminated)
     episode.append(_Slot(frame))
@@ -49,8 +57,9 @@ class _Reference:
       self.start(first_frame)
 
   def _observation(self, episode: list[_Slot], t: int) -> tuple[int, ...]:
-    return tuple(episode[max(t - k, 0)].frame
-                 for k in reversed(range(self.stack)))
+    return tuple(
+      episode[max(t - k, 0)].frame for k in reversed(range(self.stack))
+    )
 
   def transitions(self) -> list[tuple]:
     """All that can be sampled, oldest first."""
@@ -78,9 +87,15 @@ class _Reference:
         cut = weight == 0.0 or u - t == self.n_step
         if not cut and running:
           continue  # its successor is still to come
-        found.append((self._observation(episode, t), slot.action,
-                      np.float32(total), np.float32(weight),
-                      self._observation(episode, u)))
+        found.append(
+          (
+            self._observation(episode, t),
+            slot.action,
+            np.float32(total),
+            np.float32(weight),
+            self._observation(episode, u),
+          )
+        )
       before += len(episode)
     return found
 
@@ -96,12 +111,21 @@ def _frames(numbers: list[int]) -> np.ndarray:
 
 def _rows(batch) -> list[tuple]:
   """A batch as the reference writes it."""
+
   def numbers(obs):
     assert obs.dtype == np.uint8
     return [tuple(int(f[0]) + 256 * int(f[1]) for f in o) for o in obs]
-  return list(zip(numbers(batch.obs_tm1), batch.a_tm1.tolist(),
-                  batch.r_t, batch.discount_t, numbers(batch.obs_t),
-                  strict=True))
+
+  return list(
+    zip(
+      numbers(batch.obs_tm1),
+      batch.a_tm1.tolist(),
+      batch.r_t,
+      batch.discount_t,
+      numbers(batch.obs_t),
+      strict=True,
+    )
+  )
 
 
 def _all_valid(replay: HostReplay) -> list[tuple]:
@@ -120,11 +144,17 @@ class _Pair:
     self.length = stack + n_step + spare
     self.num_envs = num_envs
     self.settings: dict[str, Any] = dict(
-        capacity=num_envs * self.length, frame_shape=_SHAPE, num_envs=num_envs,
-        stack=stack, n_step=n_step, discount=discount)
+      capacity=num_envs * self.length,
+      frame_shape=_SHAPE,
+      num_envs=num_envs,
+      stack=stack,
+      n_step=n_step,
+      discount=discount,
+    )
     self.replay = HostReplay(**self.settings)
-    self.references = [_Reference(self.length, stack, n_step, discount)
-                       for _ in range(num_envs)]
+    self.references = [
+      _Reference(self.length, stack, n_step, discount) for _ in range(num_envs)
+    ]
     self.count = 0
 
   def numbers(self) -> list[int]:
@@ -141,11 +171,24 @@ class _Pair:
     numbers, firsts = self.numbers(), self.numbers()
     actions = [n % 7 for n in numbers]
     rewards = [float(n % 5) - 1 for n in numbers]
-    self.replay.add(np.array(actions), np.array(rewards, np.float32),
-                    np.array(terminated), np.array(ended), _frames(numbers),
-                    _frames(firsts))
-    for reference, *step in zip(self.references, actions, rewards, terminated,
-                                ended, numbers, firsts, strict=True):
+    self.replay.add(
+      np.array(actions),
+      np.array(rewards, np.float32),
+      np.array(terminated),
+      np.array(ended),
+      _frames(numbers),
+      _frames(firsts),
+    )
+    for reference, *step in zip(
+      self.references,
+      actions,
+      rewards,
+      terminated,
+      ended,
+      numbers,
+      firsts,
+      strict=True,
+    ):
       reference.add(*step)
 
   def step(self, *, terminated=False, ended=False) -> None:
@@ -162,28 +205,45 @@ class _Pair:
 
 
 # (terminated, ended): goes on, goes on, lost a life, terminated, truncated.
-_OUTCOMES = [(False, False), (False, False), (True, False), (True, True),
-             (False, True)]
+_OUTCOMES = [
+  (False, False),
+  (False, False),
+  (True, False),
+  (True, True),
+  (False, True),
+]
 
 
 @st.composite
 def _histories(draw):
   """Settings and steps; a step is 'start' or an outcome per environment."""
   num_envs = draw(st.integers(1, 3))
-  settings = dict(num_envs=num_envs, stack=draw(st.integers(1, 4)),
-                  n_step=draw(st.integers(1, 4)), spare=draw(st.integers(0, 9)))
+  settings = dict(
+    num_envs=num_envs,
+    stack=draw(st.integers(1, 4)),
+    n_step=draw(st.integers(1, 4)),
+    spare=draw(st.integers(0, 9)),
+  )
   # Of one long episode to nothing but ends: each history its own mixture.
   busy = draw(st.sampled_from([1, 2, 5]))
   outcome = st.sampled_from(_OUTCOMES[:1] * 6 + _OUTCOMES[:busy])
-  step = st.one_of([st.lists(outcome, min_size=num_envs, max_size=num_envs)] * 9
-                   + [st.just('start')])
+  step = st.one_of(
+    [st.lists(outcome, min_size=num_envs, max_size=num_envs)] * 9
+    + [st.just('start')]
+  )
   return settings, draw(st.lists(step, max_size=60))
 
 
 _PROPERTY = hypothesis.settings(
-    max_examples=300, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture,
-                           hypothesis.HealthCheck.too_slow])
+  max_examples=300,
+  deadline=None,
+  derandomize=True,
+  database=None,
+  suppress_health_check=[
+    hypothesis.HealthCheck.function_scoped_fixture,
+    hypothesis.HealthCheck.too_slow,
+  ],
+)
 
 
 def _play(pair: _Pair, step) -> None:
@@ -236,13 +296,19 @@ def test_sample_draws_every_valid_transition_and_no_other():
 
 def _hand_fed(n_step, steps, stack=2) -> list[tuple]:
   """The transitions of frames 1, 2, ...: rewards 1, 2, 4, ..., actions 0."""
-  replay = HostReplay(64, frame_shape=_SHAPE, stack=stack, n_step=n_step,
-                      discount=0.5)
+  replay = HostReplay(
+    64, frame_shape=_SHAPE, stack=stack, n_step=n_step, discount=0.5
+  )
   replay.start(_frames([1]))
   for i, (terminated, ended) in enumerate(steps):
-    replay.add(np.zeros(1, np.int32), np.full(1, 2.0**i, np.float32),
-               np.array([terminated]), np.array([ended]), _frames([i + 2]),
-               _frames([100 + i]))
+    replay.add(
+      np.zeros(1, np.int32),
+      np.full(1, 2.0**i, np.float32),
+      np.array([terminated]),
+      np.array([ended]),
+      _frames([i + 2]),
+      _frames([100 + i]),
+    )
   return _all_valid(replay)
 
 
@@ -250,17 +316,23 @@ def test_three_step_returns_by_hand():
   go = (False, False)
   # Rewards 1, 2, 4, 8 at discount 1/2: 1 + 2/2 + 4/4 = 3, 2 + 4/2 + 8/4 = 6.
   assert _hand_fed(3, [go] * 4) == [
-      ((1, 1), 0, 3.0, 0.125, (3, 4)), ((1, 2), 0, 6.0, 0.125, (4, 5))]
+    ((1, 1), 0, 3.0, 0.125, (3, 4)),
+    ((1, 2), 0, 6.0, 0.125, (4, 5)),
+  ]
 
 
 def test_truncation_bootstraps_from_the_final_observation():
   assert _hand_fed(3, [(False, False), (False, True)]) == [
-      ((1, 1), 0, 2.0, 0.25, (2, 3)), ((1, 2), 0, 2.0, 0.5, (2, 3))]
+    ((1, 1), 0, 2.0, 0.25, (2, 3)),
+    ((1, 2), 0, 2.0, 0.5, (2, 3)),
+  ]
 
 
 def test_termination_does_not_bootstrap():
   assert _hand_fed(3, [(False, False), (True, True)]) == [
-      ((1, 1), 0, 2.0, 0.0, (2, 3)), ((1, 2), 0, 2.0, 0.0, (2, 3))]
+    ((1, 1), 0, 2.0, 0.0, (2, 3)),
+    ((1, 2), 0, 2.0, 0.0, (2, 3)),
+  ]
 
 
 def test_a_reward_that_is_not_finite_stays_where_it_counts():
@@ -268,8 +340,14 @@ def test_a_reward_that_is_not_finite_stays_where_it_counts():
   replay.start(_frames([1]))
   for i in range(6):
     ended = np.array([i == 1])
-    replay.add([0], np.full(1, np.inf if i > 1 else 1.0), ended, ended,
-               _frames([i]), _frames([i]))
+    replay.add(
+      [0],
+      np.full(1, np.inf if i > 1 else 1.0),
+      ended,
+      ended,
+      _frames([i]),
+      _frames([i]),
+    )
   returns = replay._gather(np.arange(2)).r_t
   np.testing.assert_allclose(returns, [1.99, 1.0])
 
@@ -277,8 +355,10 @@ def test_a_reward_that_is_not_finite_stays_where_it_counts():
 def test_a_lost_life_stops_the_sum_but_not_the_stack():
   steps = [(False, False), (True, False), (False, False)]
   assert _hand_fed(2, [*steps, (False, False)]) == [
-      ((1, 1), 0, 2.0, 0.0, (2, 3)), ((1, 2), 0, 2.0, 0.0, (2, 3)),
-      ((2, 3), 0, 8.0, 0.25, (4, 5))]
+    ((1, 1), 0, 2.0, 0.0, (2, 3)),
+    ((1, 2), 0, 2.0, 0.0, (2, 3)),
+    ((2, 3), 0, 8.0, 0.25, (4, 5)),
+  ]
 
 
 def test_a_transition_is_ready_with_its_successor():
@@ -302,8 +382,14 @@ def test_a_reset_observation_is_never_a_successor(terminated):
   replay.start(_frames([1000]))
   for i in range(200):
     ended = np.array([i % 4 == 3])
-    replay.add(np.zeros(1, np.int64), np.zeros(1, np.float32),
-               ended & terminated, ended, _frames([i]), _frames([1000 + i]))
+    replay.add(
+      np.zeros(1, np.int64),
+      np.zeros(1, np.float32),
+      ended & terminated,
+      ended,
+      _frames([i]),
+      _frames([1000 + i]),
+    )
     for _, _, _, _, successor in _all_valid(replay):
       assert successor[-1] < 1000
       # ... and its stack shows at most the reset of its own episode, first.
@@ -316,8 +402,9 @@ def test_frames_of_other_dtypes_and_shapes(dtype, shape):
   replay = HostReplay(10, frame_shape=shape, frame_dtype=dtype, stack=2)
   first, second = np.zeros((1, *shape), dtype), np.ones((1, *shape), dtype)
   replay.start(first)
-  replay.add([1], np.ones(1), np.array([False]), np.array([True]), second,
-             first)
+  replay.add(
+    [1], np.ones(1), np.array([False]), np.array([True]), second, first
+  )
   batch = replay.sample(np.random.default_rng(0), 1)
   assert batch.obs_t.dtype == dtype
   np.testing.assert_array_equal(batch.obs_tm1[0], np.stack([first[0]] * 2))
@@ -331,8 +418,10 @@ def _full_pair(steps=300, num_envs=2, **kwargs) -> _Pair:
   pair = _Pair(num_envs, **(dict(stack=3, n_step=2, spare=45) | kwargs))
   pair.start()
   for i in range(steps):
-    _play(pair, [_OUTCOMES[4 if (i + 3 * k) % 9 == 8 else 0]
-                 for k in range(num_envs)])
+    _play(
+      pair,
+      [_OUTCOMES[4 if (i + 3 * k) % 9 == 8 else 0] for k in range(num_envs)],
+    )
   return pair
 
 
@@ -350,8 +439,8 @@ def test_samples_are_uniform(steps):
 def test_the_generator_decides_the_batch():
   pair = _full_pair()
   one, same, other = (
-      _rows(pair.replay.sample(np.random.default_rng(s), 32))
-      for s in (5, 5, 6))
+    _rows(pair.replay.sample(np.random.default_rng(s), 32)) for s in (5, 5, 6)
+  )
   assert one == same != other
 
 
@@ -360,8 +449,13 @@ def test_batches_have_the_right_shapes_and_are_never_overwritten():
   rng = np.random.default_rng(0)
   batch = pair.replay.sample(rng, 8)
   assert [x.shape for x in batch] == [(8, 3, 2), (8,), (8,), (8,), (8, 3, 2)]
-  assert [x.dtype for x in batch] == [np.uint8, np.int32, np.float32,
-                                      np.float32, np.uint8]
+  assert [x.dtype for x in batch] == [
+    np.uint8,
+    np.int32,
+    np.float32,
+    np.float32,
+    np.uint8,
+  ]
   copy = [x.copy() for x in batch]
   for _ in range(50):
     pair.step()
@@ -377,7 +471,8 @@ def test_one_valid_slot_among_many_is_found():
   for _ in range(900):
     pair.start()
   assert _rows(pair.replay.sample(np.random.default_rng(0), 1)) == (
-      pair.expected())
+    pair.expected()
+  )
 
 
 # --- Memory ----------------------------------------------------------------
@@ -391,8 +486,10 @@ def test_an_atari_transition_costs_its_frame_and_ten_bytes():
   assert HostReplay.estimate_nbytes(10, (3,), np.float32) == 220
 
 
-@pytest.mark.skipif(not pathlib.Path('/proc/self/statm').exists(),
-                    reason='reads the resident memory from /proc')
+@pytest.mark.skipif(
+  not pathlib.Path('/proc/self/statm').exists(),
+  reason='reads the resident memory from /proc',
+)
 def test_memory_is_committed_as_the_ring_fills():
   code = """
 import numpy as np
@@ -410,8 +507,9 @@ for _ in range(8000):
              np.ones((1, 84, 84), np.uint8), np.ones((1, 84, 84), np.uint8))
 print(empty - before, resident() - empty)
 """
-  out = subprocess.run([sys.executable, '-c', code], check=True, text=True,
-                       capture_output=True).stdout
+  out = subprocess.run(
+    [sys.executable, '-c', code], check=True, text=True, capture_output=True
+  ).stdout
   empty, filled = map(int, out.split())
   assert empty < 20e6
   assert 8000 * 7056 <= filled < 8000 * 7056 + 30e6
@@ -420,7 +518,9 @@ print(empty - before, resident() - empty)
 # --- Errors ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
     (dict(num_envs=0), 'num_envs=0'),
     (dict(stack=0), 'stack=0'),
     (dict(stack=257), 'stack=257'),
@@ -430,7 +530,8 @@ print(empty - before, resident() - empty)
     (dict(frame_dtype='U1'), 'frame_dtype='),
     (dict(num_envs=3), 'capacity=100.*multiple of num_envs=3'),
     (dict(num_envs=25), r'capacity=100.*at least .*= 125'),
-])
+  ],
+)
 def test_impossible_settings_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     HostReplay(**(dict(capacity=100, frame_shape=_SHAPE) | changes))
@@ -441,7 +542,9 @@ def test_add_before_start_is_refused():
     _Pair().step()
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
     (dict(a_tm1=np.zeros(2)), 'a_tm1 is float64'),
     (dict(a_tm1=np.zeros(3, int)), r'a_tm1 is int64 \(3,\)'),
     (dict(a_tm1=np.array([0, -1])), 'must be 0 or more'),
@@ -450,15 +553,20 @@ def test_add_before_start_is_refused():
     (dict(ended=np.zeros((2, 1), bool)), r'ended is bool \(2, 1\)'),
     (dict(frames=np.zeros((2, 2))), 'frames is float64'),
     (dict(first_frames=np.zeros((2, 3), np.uint8)), 'first_frames is uint8'),
-])
+  ],
+)
 def test_add_refuses_other_arrays_and_stores_nothing(changes, message):
   pair = _Pair(num_envs=2)
   pair.start()
   pair.step()
-  step = dict(a_tm1=np.zeros(2, int), r_t=np.zeros(2, np.float32),
-              terminated=np.zeros(2, bool), ended=np.zeros(2, bool),
-              frames=np.zeros((2, 2), np.uint8),
-              first_frames=np.zeros((2, 2), np.uint8))
+  step = dict(
+    a_tm1=np.zeros(2, int),
+    r_t=np.zeros(2, np.float32),
+    terminated=np.zeros(2, bool),
+    ended=np.zeros(2, bool),
+    frames=np.zeros((2, 2), np.uint8),
+    first_frames=np.zeros((2, 2), np.uint8),
+  )
   with pytest.raises(ValueError, match=message):
     pair.replay.add(**(step | changes))
   pair.compare()
@@ -475,7 +583,9 @@ def test_sample_refuses_more_than_there_is(batch_size):
   assert len(pair.replay.sample(np.random.default_rng(0), 3).r_t) == 3
 
 
-@pytest.mark.parametrize(('array', 'position', 'value', 'message'), [
+@pytest.mark.parametrize(
+  ('array', 'position', 'value', 'message'),
+  [
     ('_flags', 'open', host._CLOSED, 'newest slot'),
     ('_flags', 'closed', host._OPEN, 'newest slot'),
     ('_flags', 'closed', host._CLOSED | host._LAST, 'exactly one of'),
@@ -486,14 +596,15 @@ def test_sample_refuses_more_than_there_is(batch_size):
     ('_ages', 'closed', 0, 'ages do not follow'),
     ('_pending', 0, 0, 'pending'),
     ('_size', None, 1, 'size is 1'),
-])
+  ],
+)
 def test_check_finds_what_is_broken(array, position, value, message):
   pair = _Pair(stack=3, n_step=2, spare=10)
   pair.start()
   for _ in range(4):
     pair.step()
-  pair.step(ended=True)   # slot 5 is last
-  pair.step()             # slot 6 is closed, 7 is open
+  pair.step(ended=True)  # slot 5 is last
+  pair.step()  # slot 6 is closed, 7 is open
   pair.compare()
   if position is None:
     setattr(pair.replay, array, value)
@@ -523,16 +634,21 @@ def _assert_same(one: HostReplay, other: HostReplay) -> None:
   if one.size:
     rngs = np.random.default_rng(3), np.random.default_rng(3)
     for _ in range(3):
-      for x, y in zip(one.sample(rngs[0], min(9, one.size)),
-                      other.sample(rngs[1], min(9, one.size)), strict=True):
+      for x, y in zip(
+        one.sample(rngs[0], min(9, one.size)),
+        other.sample(rngs[1], min(9, one.size)),
+        strict=True,
+      ):
         assert x.tobytes() == y.tobytes()
 
 
 @_PROPERTY
-@hypothesis.given(_histories(), st.integers(1, 25), st.booleans(),
-                  st.integers(1, 200))
+@hypothesis.given(
+  _histories(), st.integers(1, 25), st.booleans(), st.integers(1, 200)
+)
 def test_saves_in_turn_with_adds_restore_everything(
-    tmp_path_factory, history, period, resume, segment_nbytes):
+  tmp_path_factory, history, period, resume, segment_nbytes
+):
   """Incremental saves, with or without a new process in between."""
   settings, steps = history
   directory = tmp_path_factory.mktemp('replay')
@@ -567,8 +683,9 @@ def test_a_save_costs_what_is_new(tmp_path, monkeypatch):
   monkeypatch.setattr(HostReplay, '_write_segment', spy)
   first = pair.replay.save(tmp_path)
   assert written == [45]  # 40 actions, 4 final observations, the open slot
-  stamps = {p.name: (p.read_bytes(), p.stat().st_mtime_ns)
-            for p in tmp_path.iterdir()}
+  stamps = {
+    p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.iterdir()
+  }
   assert pair.replay.save(tmp_path) == first
   for _ in range(3):
     pair.step()
@@ -587,7 +704,7 @@ def test_a_first_save_of_a_full_ring_writes_each_slot_once(tmp_path):
   pair.start()
   for _ in range(95):
     pair.step()
-  segment, = pair.replay.save(tmp_path)['segments']
+  (segment,) = pair.replay.save(tmp_path)['segments']
   assert (segment['begin'], segment['end']) == ([76, 76], [96, 96])
 
 
@@ -614,7 +731,9 @@ def test_overwritten_segments_are_dropped_and_pruned(tmp_path):
     assert len(manifest['segments']) <= 5
     HostReplay.prune(tmp_path, manifest)
     assert _names(tmp_path) == {
-        'notes.txt', *(s['name'] for s in manifest['segments'])}
+      'notes.txt',
+      *(s['name'] for s in manifest['segments']),
+    }
   _assert_same(_loaded(pair, tmp_path, manifest), pair.replay)
 
 
@@ -631,8 +750,9 @@ def test_orphans_of_a_process_that_died_are_not_trusted(tmp_path):
 
   resumed = _loaded(pair, tmp_path, old)
   zeros, no = np.zeros(2, np.int32), np.zeros(2, bool)
-  resumed.add(zeros, zeros.astype(np.float32), no, no, _frames([7, 8]),
-              _frames([9, 9]))
+  resumed.add(
+    zeros, zeros.astype(np.float32), no, no, _frames([7, 8]), _frames([9, 9])
+  )
   manifest = resumed.save(tmp_path)
   assert not orphans & {s['name'] for s in manifest['segments']}
   _assert_same(_loaded(pair, tmp_path, manifest), resumed)
@@ -678,13 +798,19 @@ def test_an_empty_replay_is_saved_and_loaded(tmp_path):
   pair.compare()
 
 
-@pytest.mark.parametrize(('damage', 'message'), [
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
     (lambda path: path.unlink(), 'is missing'),
     (lambda path: path.write_bytes(path.read_bytes()[:-1]), 'must be'),
-    (lambda path: path.write_bytes(
-        path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
-     'corrupt'),
-])
+    (
+      lambda path: path.write_bytes(
+        path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])
+      ),
+      'corrupt',
+    ),
+  ],
+)
 @pytest.mark.parametrize('which', [0, -1])
 def test_damaged_segments_are_refused(tmp_path, damage, message, which):
   pair = _full_pair(20)
@@ -699,24 +825,35 @@ def test_damaged_segments_are_refused(tmp_path, damage, message, which):
   replay.check()  # as fresh as before
   # The object that saved notices a file that is gone or cut.
   if message != 'corrupt':
-    _assert_same(_loaded(pair, tmp_path, pair.replay.save(tmp_path)),
-                 pair.replay)
+    _assert_same(
+      _loaded(pair, tmp_path, pair.replay.save(tmp_path)), pair.replay
+    )
 
 
-@pytest.mark.parametrize('settings', [
-    dict(capacity=300), dict(stack=2), dict(n_step=1), dict(discount=0.25),
-    dict(frame_shape=(1, 2)), dict(frame_dtype='int8'), dict(num_envs=1)])
+@pytest.mark.parametrize(
+  'settings',
+  [
+    dict(capacity=300),
+    dict(stack=2),
+    dict(n_step=1),
+    dict(discount=0.25),
+    dict(frame_shape=(1, 2)),
+    dict(frame_dtype='int8'),
+    dict(num_envs=1),
+  ],
+)
 def test_other_settings_are_refused_by_name(tmp_path, settings):
   pair = _full_pair(20)
   manifest = _through_json(pair.replay.save(tmp_path))
-  name, = settings
+  (name,) = settings
   with pytest.raises(ValueError, match=f'differ: {name}: saved'):
     HostReplay(**(pair.settings | settings)).load(tmp_path, manifest)
 
 
 def test_another_byte_order_is_refused(tmp_path):
   big, little = (
-      HostReplay(10, frame_shape=(), frame_dtype=t) for t in ('>i2', '<i2'))
+    HostReplay(10, frame_shape=(), frame_dtype=t) for t in ('>i2', '<i2')
+  )
   with pytest.raises(ValueError, match='frame_dtype'):
     little.load(tmp_path, big.save(tmp_path))
 
@@ -728,12 +865,12 @@ def test_manifests_that_cannot_be_right_are_refused(tmp_path):
   good = _through_json(pair.replay.save(tmp_path))
   first, last = good['segments']
   for change, message in [
-      (dict(format=0), 'format=0'),
-      (dict(segments=[first]), 'does not list every segment'),
-      (dict(segments=[last]), 'are missing'),
-      (dict(segments=[dict(first, name='../x'), last]), 'not the name'),
-      (dict(segments=[dict(first, end=last['end'])]), 'these are not'),
-      (dict(size=3), 'size is 3'),
+    (dict(format=0), 'format=0'),
+    (dict(segments=[first]), 'does not list every segment'),
+    (dict(segments=[last]), 'are missing'),
+    (dict(segments=[dict(first, name='../x'), last]), 'not the name'),
+    (dict(segments=[dict(first, end=last['end'])]), 'these are not'),
+    (dict(size=3), 'size is 3'),
   ]:
     with pytest.raises(ValueError, match=message):
       _loaded(pair, tmp_path, good | change)

@@ -22,7 +22,8 @@ from siamrl.types import TrainState
 
 # Orbax leaves coroutines unfinished when a chunk of an array is damaged.
 pytestmark = pytest.mark.filterwarnings(
-    'ignore::pytest.PytestUnraisableExceptionWarning')
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,17 +35,24 @@ def collect_garbage():
 
 def make_learner(seed=0, optimizer=None):
   optimizer = optimizer or optax.chain(
-      optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    optax.clip_by_global_norm(1.0), optax.adam(1e-3)
+  )
   key, target_key = jax.random.split(jax.random.key(seed))
   params = {
-      'dense': {'kernel': jax.random.normal(key, (5, 3)), 'bias': jnp.ones(3)},
-      'half': jax.random.normal(key, (7,), jnp.bfloat16),
-      'mask': jnp.asarray([2**32 - 1, seed], jnp.uint32)}
+    'dense': {'kernel': jax.random.normal(key, (5, 3)), 'bias': jnp.ones(3)},
+    'half': jax.random.normal(key, (7,), jnp.bfloat16),
+    'mask': jnp.asarray([2**32 - 1, seed], jnp.uint32),
+  }
   # Moments that are not zero, and a NaN with its payload.
   state = jax.tree.map(lambda leaf: leaf + 1, optimizer.init(params))
   params['dense']['bias'] = params['dense']['bias'].at[1].set(jnp.nan)
-  return TrainState(params, jax.tree.map(jnp.copy, params), state,
-                    jnp.int32(41 + seed), target_key)
+  return TrainState(
+    params,
+    jax.tree.map(jnp.copy, params),
+    state,
+    jnp.int32(41 + seed),
+    target_key,
+  )
 
 
 def raw(leaf):
@@ -56,7 +64,8 @@ def raw(leaf):
 def assert_same(tree, other):
   assert jax.tree.structure(tree) == jax.tree.structure(other)
   for leaf, expected in zip(
-      jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+    jax.tree.leaves(tree), jax.tree.leaves(other), strict=True
+  ):
     assert raw(leaf) == raw(expected)
 
 
@@ -67,22 +76,30 @@ def test_comes_back_bit_for_bit(tmp_path):
   learner = make_learner(3)
   checkpoints.save(10, learner, {'position': 4})
   restored, extra, step = Checkpoints(tmp_path / 'new' / 'deep').restore(
-      make_learner(0))
+    make_learner(0)
+  )
   assert_same(restored, learner)
   assert isinstance(restored, TrainState)
   assert type(restored.opt_state[1][0]) is optax.ScaleByAdamState
   assert (extra, step) == ({'position': 4}, 10)
   # The key is a typed one, and draws the same numbers.
   np.testing.assert_array_equal(
-      jax.random.bits(restored.key), jax.random.bits(learner.key))
+    jax.random.bits(restored.key), jax.random.bits(learner.key)
+  )
 
 
 def test_facts_come_back_exactly(tmp_path):
   rng = np.random.default_rng(5)
   extra = {
-      'sum': 0.1 + 0.2, 'tiny': 5e-324, 'infinite': [-np.inf, np.inf],
-      'big': 2**127 + 1, 'pcg64': rng.bit_generator.state, 'none': None,
-      'text': 'é\n', 'nested': {'yes': True, 'list': [1, 2.0]}}
+    'sum': 0.1 + 0.2,
+    'tiny': 5e-324,
+    'infinite': [-np.inf, np.inf],
+    'big': 2**127 + 1,
+    'pcg64': rng.bit_generator.state,
+    'none': None,
+    'text': 'é\n',
+    'nested': {'yes': True, 'list': [1, 2.0]},
+  }
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, make_learner(), {**extra, 'nan': float('nan')})
   _, restored, _ = checkpoints.restore(make_learner())
@@ -127,25 +144,38 @@ def wrong_templates():
   learner = make_learner()
   params = learner.online_params
   kernel = params['dense']['kernel']
+
   def dense(**leaves):
     return learner.replace(
-        online_params={**params, 'dense': {**params['dense'], **leaves}})
+      online_params={**params, 'dense': {**params['dense'], **leaves}}
+    )
+
   name = 'online_params.dense.kernel'
   return {
-      'shape': (dense(kernel=kernel[:, :2]),
-                f'{name}: found float32 [5, 3], expected float32 [5, 2]'),
-      'dtype': (dense(kernel=kernel.astype(jnp.bfloat16)),
-                f'{name}: found float32 [5, 3], expected bfloat16 [5, 3]'),
-      # Orbax ignores the shape of these.
-      'numpy': (dense(kernel=np.zeros((3, 5), np.float32)),
-                f'{name}: found float32 [5, 3], expected float32 [3, 5]'),
-      'more': (dense(scale=kernel),
-               'dense.scale: found nothing, expected float32 [5, 3]'),
-      'less': (learner.replace(opt_state=learner.opt_state[1:]), 'found'),
-      'key': (learner.replace(key=jax.random.key(0, impl='rbg')),
-              'key: found uint32 [2], expected uint32 [4]'),
-      'raw key': (learner.replace(key=jnp.zeros(2, jnp.uint32)), 'key: found'),
-      'optimiser': (make_learner(optimizer=optax.sgd(0.1)), 'opt_state.1.0'),
+    'shape': (
+      dense(kernel=kernel[:, :2]),
+      f'{name}: found float32 [5, 3], expected float32 [5, 2]',
+    ),
+    'dtype': (
+      dense(kernel=kernel.astype(jnp.bfloat16)),
+      f'{name}: found float32 [5, 3], expected bfloat16 [5, 3]',
+    ),
+    # Orbax ignores the shape of these.
+    'numpy': (
+      dense(kernel=np.zeros((3, 5), np.float32)),
+      f'{name}: found float32 [5, 3], expected float32 [3, 5]',
+    ),
+    'more': (
+      dense(scale=kernel),
+      'dense.scale: found nothing, expected float32 [5, 3]',
+    ),
+    'less': (learner.replace(opt_state=learner.opt_state[1:]), 'found'),
+    'key': (
+      learner.replace(key=jax.random.key(0, impl='rbg')),
+      'key: found uint32 [2], expected uint32 [4]',
+    ),
+    'raw key': (learner.replace(key=jnp.zeros(2, jnp.uint32)), 'key: found'),
+    'optimiser': (make_learner(optimizer=optax.sgd(0.1)), 'opt_state.1.0'),
   }
 
 
@@ -236,8 +266,9 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
   for file in files:
     whole = file.read_bytes()
     file.write_bytes(poison)
-    np.save(file.with_suffix('.npy'), np.array([Canary()], object),
-            allow_pickle=True)
+    np.save(
+      file.with_suffix('.npy'), np.array([Canary()], object), allow_pickle=True
+    )
     try:
       checkpoints.restore(make_learner())
     except CheckpointError as error:
@@ -267,13 +298,17 @@ KILLED = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize(('event', 'part'), [
-    ('open', 'extra'),          # before the facts are written
-    ('os.rename', 'learner'),   # with the arrays written
+@pytest.mark.parametrize(
+  ('event', 'part'),
+  [
+    ('open', 'extra'),  # before the facts are written
+    ('os.rename', 'learner'),  # with the arrays written
     ('os.rename', '2.orbax-checkpoint-tmp'),  # whole, but for its name
-])
+  ],
+)
 def test_a_save_that_was_killed_is_as_if_it_had_not_begun(
-    tmp_path, event, part):
+  tmp_path, event, part
+):
   # In the last case part matches the directory of the step alone.
   if part.startswith('2'):
     part = str(tmp_path / part)
@@ -281,9 +316,13 @@ def test_a_save_that_was_killed_is_as_if_it_had_not_begun(
   else:
     script = KILLED
   child = subprocess.run(
-      [sys.executable, '-c', script, tmp_path, event, part], check=False,
-      capture_output=True, text=True, timeout=60,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+    [sys.executable, '-c', script, tmp_path, event, part],
+    check=False,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
   assert child.returncode == -signal.SIGKILL, child.stderr
   names = sorted(os.listdir(tmp_path))
   assert names == ['1', '2.orbax-checkpoint-tmp']
@@ -335,8 +374,13 @@ def test_is_silent(tmp_path, capfd):
 
 def test_is_flushed_before_save_returns(tmp_path, monkeypatch):
   flushed = set()
-  monkeypatch.setattr(os, 'fsync', lambda descriptor: flushed.add(
-      pathlib.Path(f'/proc/self/fd/{descriptor}').resolve()))
+  monkeypatch.setattr(
+    os,
+    'fsync',
+    lambda descriptor: flushed.add(
+      pathlib.Path(f'/proc/self/fd/{descriptor}').resolve()
+    ),
+  )
   Checkpoints(tmp_path).save(1, make_learner(), {})
   written = {tmp_path, *(tmp_path).rglob('*')}
   assert {path.resolve() for path in written} <= flushed

@@ -15,9 +15,11 @@ def drawn(monkeypatch):
   """The axes that were drawn last."""
   figures = []
   make = curves._figure
+
   def figure():
     figures.append(make())
     return figures[-1]
+
   monkeypatch.setattr(curves, '_figure', figure)
   return lambda: figures[-1][1]
 
@@ -25,11 +27,20 @@ def drawn(monkeypatch):
 def test_a_run_is_drawn_against_its_frames(tmp_path, drawn):
   with MetricsWriter(tmp_path / 'metrics.csv') as writer:
     for step in range(4):
-      writer.write({
-          'frames': step * 10**6, 'loss': 1.0, 'train_return': float(step),
-          'eval_return': float(step) if step % 2 else float('nan')})
-  plot_run(tmp_path / 'metrics.csv', tmp_path / 'curve.png', title='pong, dqn',
-           references=[Curve('published', None, 20.0, 1.0)])
+      writer.write(
+        {
+          'frames': step * 10**6,
+          'loss': 1.0,
+          'train_return': float(step),
+          'eval_return': float(step) if step % 2 else float('nan'),
+        }
+      )
+  plot_run(
+    tmp_path / 'metrics.csv',
+    tmp_path / 'curve.png',
+    title='pong, dqn',
+    references=[Curve('published', None, 20.0, 1.0)],
+  )
   assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
   axes = drawn()
   lines = {line.get_label(): line for line in axes.lines}
@@ -45,10 +56,14 @@ def test_a_run_is_drawn_against_its_frames(tmp_path, drawn):
 
 def test_bands(tmp_path, drawn):
   x = np.arange(50)
-  plot_curve(tmp_path / 'curve.png', [Curve('a', x, x, 2.0)],
-             [Curve('b', x, x, np.full(50, 3.0)), Curve('c', x, x)])
-  heights = [band.get_datalim(drawn().transData).height
-             for band in drawn().collections]
+  plot_curve(
+    tmp_path / 'curve.png',
+    [Curve('a', x, x, 2.0)],
+    [Curve('b', x, x, np.full(50, 3.0)), Curve('c', x, x)],
+  )
+  heights = [
+    band.get_datalim(drawn().transData).height for band in drawn().collections
+  ]
   assert heights == [49 + 2 * 3, 49 + 2 * 2]  # references lie behind
 
 

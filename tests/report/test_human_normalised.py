@@ -5,7 +5,9 @@ import pytest
 from siamrl.report.human_normalised import SCORES, human_normalised
 
 
-@pytest.mark.parametrize(('game', 'score', 'expected'), [
+@pytest.mark.parametrize(
+  ('game', 'score', 'expected'),
+  [
     ('pong', 14.6, 1.0),
     ('pong', -20.7, 0.0),
     ('pong', 21.0, 41.7 / 35.3),
@@ -14,7 +16,8 @@ from siamrl.report.human_normalised import SCORES, human_normalised
     ('private_eye', -1000.0, -1024.9 / 69546.4),
     ('skiing', -4336.9, 1.0),
     ('ms_pacman', 6951.6, 1.0),
-])
+  ],
+)
 def test_hand_values(game, score, expected):
   assert human_normalised(game, score) == pytest.approx(expected, abs=1e-12)
 
@@ -22,14 +25,24 @@ def test_hand_values(game, score, expected):
 def test_the_table_is_atari_57():
   assert len(SCORES) == 57
   assert all(random < human for random, human in SCORES.values())
-  assert all(human_normalised(game, pair[0]) == 0.0
-             and human_normalised(game, pair[1]) == 1.0
-             for game, pair in SCORES.items())
+  assert all(
+    human_normalised(game, pair[0]) == 0.0
+    and human_normalised(game, pair[1]) == 1.0
+    for game, pair in SCORES.items()
+  )
 
 
-@pytest.mark.parametrize('name', [
-    'ms_pacman', 'MsPacman', 'ALE/MsPacman-v5', 'MsPacmanNoFrameskip-v4',
-    'MsPacmanDeterministic-v0', 'MsPacman-v4'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'ms_pacman',
+    'MsPacman',
+    'ALE/MsPacman-v5',
+    'MsPacmanNoFrameskip-v4',
+    'MsPacmanDeterministic-v0',
+    'MsPacman-v4',
+  ],
+)
 def test_ids_name_the_same_game(name):
   assert human_normalised(name, 6951.6) == 1.0
 
@@ -43,7 +56,8 @@ def test_every_game_has_its_gymnasium_id():
   assert len(known) == 57
 
 
-@pytest.mark.parametrize('game', [
-    'tetris', '', 'CartPole-v1', 'Breakout-MinAtar'])
+@pytest.mark.parametrize(
+  'game', ['tetris', '', 'CartPole-v1', 'Breakout-MinAtar']
+)
 def test_other_games_have_no_scale(game):
   assert math.isnan(human_normalised(game, 1.0))

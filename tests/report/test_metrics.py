@@ -20,8 +20,13 @@ def test_numbers_come_back_exactly(tmp_path):
   values = [0.1 + 0.2, float('nan'), float('-inf'), 5e-324, -0.0]
   with MetricsWriter(path) as writer:
     for index, value in enumerate(values):
-      writer.write({'frames': 2**53 + 1 + index, 'return': value,
-                    'mixed': index if index else 0.5})
+      writer.write(
+        {
+          'frames': 2**53 + 1 + index,
+          'return': value,
+          'mixed': index if index else 0.5,
+        }
+      )
   metrics = read_metrics(path)
   assert list(metrics) == ['frames', 'return', 'mixed']
   assert metrics['frames'].dtype == np.int64
@@ -33,10 +38,18 @@ def test_numbers_come_back_exactly(tmp_path):
 def test_scalars_of_every_library(tmp_path):
   path = tmp_path / 'metrics.csv'
   with MetricsWriter(path) as writer:
-    writer.write({'a': np.float32(0.1), 'b': jnp.float32(0.1), 'c': np.int64(7),
-                  'd': jnp.int32(7), 'e': jnp.bfloat16(0.1)})
+    writer.write(
+      {
+        'a': np.float32(0.1),
+        'b': jnp.float32(0.1),
+        'c': np.int64(7),
+        'd': jnp.int32(7),
+        'e': jnp.bfloat16(0.1),
+      }
+    )
   assert path.read_text() == (
-      'a,b,c,d,e\n0.10000000149011612,0.10000000149011612,7,7,0.10009765625\n')
+    'a,b,c,d,e\n0.10000000149011612,0.10000000149011612,7,7,0.10009765625\n'
+  )
 
 
 def test_the_first_row_fixes_the_columns(tmp_path):
@@ -50,8 +63,10 @@ def test_the_first_row_fixes_the_columns(tmp_path):
     writer.write({'a': 1})
   assert path.read_text() == 'a,b\n1,2\n3,4\n'
   for columns in ({}, {'': 1}, {'a\nb': 1}):
-    with (MetricsWriter(tmp_path / 'other.csv') as writer,
-          pytest.raises(ValueError, match='names of columns')):
+    with (
+      MetricsWriter(tmp_path / 'other.csv') as writer,
+      pytest.raises(ValueError, match='names of columns'),
+    ):
       writer.write(columns)
 
 
@@ -107,8 +122,11 @@ def test_torn_lines_are_dropped(tmp_path, torn):
 def test_other_files_are_refused(tmp_path):
   path = tmp_path / 'metrics.csv'
   path.write_text('frames,loss\n1,2\n3\n')
-  for use in (read_metrics, MetricsWriter,
-              lambda path: MetricsWriter.truncate(path, 1)):
+  for use in (
+    read_metrics,
+    MetricsWriter,
+    lambda path: MetricsWriter.truncate(path, 1),
+  ):
     with pytest.raises(ValueError, match='line 3 is not a row'):
       use(path)
   assert path.read_text() == 'frames,loss\n1,2\n3\n'
@@ -131,7 +149,7 @@ def read_events(directory):
     data, start = path.read_bytes(), 0
     while start < len(data):
       (size,) = struct.unpack_from('<Q', data, start)
-      event = event_pb2.Event.FromString(data[start + 12:start + 12 + size])
+      event = event_pb2.Event.FromString(data[start + 12 : start + 12 + size])
       start += 16 + size
       points += [(value.tag, event.step) for value in event.summary.value]
       if event.HasField('session_log'):
@@ -144,7 +162,10 @@ def test_events_follow_the_rows(tmp_path):
   path, events = tmp_path / 'metrics.csv', tmp_path / 'events'
   write_rows(path, [1, 2, 3], events)
   assert read_events(events)[0] == [
-      ('loss', 1000), ('loss', 2000), ('loss', 3000)]
+    ('loss', 1000),
+    ('loss', 2000),
+    ('loss', 3000),
+  ]
   MetricsWriter.truncate(path, 2)
   write_rows(path, [3, 4], events)
   # TensorBoard hides what is at or after a purge and was written before it.

@@ -26,11 +26,16 @@ def test_lines_where_there_is_no_terminal():
       progress.update(int(clock.now - 1000) * 1000, last_return=12.5)
     progress.message('iteration 1: [loss] 0.1')
   assert stream.getvalue().splitlines() == [
-      ('10,000 of 1,000,000 frames (1.0 %), 1,000 frames/s, 0:16:30 left, '
-       'return 12.5'),
-      ('20,000 of 1,000,000 frames (2.0 %), 1,000 frames/s, 0:16:20 left, '
-       'return 12.5'),
-      'iteration 1: [loss] 0.1']
+    (
+      '10,000 of 1,000,000 frames (1.0 %), 1,000 frames/s, 0:16:30 left, '
+      'return 12.5'
+    ),
+    (
+      '20,000 of 1,000,000 frames (2.0 %), 1,000 frames/s, 0:16:20 left, '
+      'return 12.5'
+    ),
+    'iteration 1: [loss] 0.1',
+  ]
 
 
 def test_speed_is_that_of_this_process():
@@ -73,8 +78,9 @@ def test_a_bar_on_a_terminal(monkeypatch):
     progress.message('saved [bold]/a/long/path')
   text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', stream.getvalue())
   assert 'saved [bold]/a/long/path' in text
-  assert ('150 of 200 frames (75.0 %), 5 frames/s, 0:00:10 left, return 3'
-          in text)
+  assert (
+    '150 of 200 frames (75.0 %), 5 frames/s, 0:00:10 left, return 3' in text
+  )
   assert stream.getvalue().endswith(('\x1b[?25h', '\n'))  # cursor shown again
   assert '\x1b[?25h' in stream.getvalue()
   progress.close()
@@ -87,4 +93,5 @@ def test_a_dumb_terminal_gets_lines(monkeypatch):
     clock.now += 10.0
     progress.update(100)
   assert stream.getvalue() == (
-      '100 of 200 frames (50.0 %), 10 frames/s, 0:00:10 left\n')
+    '100 of 200 frames (50.0 %), 10 frames/s, 0:00:10 left\n'
+  )

@@ -10,20 +10,29 @@ from absl import flags as absl_flags
 
 from siamrl.report import run_folder
 from siamrl.report.run_folder import (
-    RunFolder,
-    RunFolderError,
-    open_run_folder,
-    write_atomically,
+  RunFolder,
+  RunFolderError,
+  open_run_folder,
+  write_atomically,
 )
 
-FLAGS = {'game': 'pong', 'tau': '0.005', 'double': 'true', 'note': 'a b=c, #d',
-         'empty': '', 'platform': 'cpu'}
+FLAGS = {
+  'game': 'pong',
+  'tau': '0.005',
+  'double': 'true',
+  'note': 'a b=c, #d',
+  'empty': '',
+  'platform': 'cpu',
+}
 CONFIG = {'tau': 0.005, 'agent': {'name': 'dqn'}}
 
 
 def contents(path):
-  return {str(file.relative_to(path)): file.read_bytes()
-          for file in path.rglob('*') if file.is_file()}
+  return {
+    str(file.relative_to(path)): file.read_bytes()
+    for file in path.rglob('*')
+    if file.is_file()
+  }
 
 
 def test_a_new_folder_records_the_run(tmp_path):
@@ -38,18 +47,40 @@ def test_a_new_folder_records_the_run(tmp_path):
   assert record['python'] == '.'.join(map(str, sys.version_info[:3]))
   assert record['backend'] == 'cpu'
   assert sorted(os.listdir(path)) == [
-      '.lock', 'config.json', 'flags.txt', 'versions.json']
+    '.lock',
+    'config.json',
+    'flags.txt',
+    'versions.json',
+  ]
 
 
 def test_names():
   folder = RunFolder('a')
-  names = [path.name for path in (
-      folder.flags, folder.config, folder.versions, folder.metrics,
-      folder.events, folder.checkpoints, folder.replay, folder.curve,
-      folder.videos)]
+  names = [
+    path.name
+    for path in (
+      folder.flags,
+      folder.config,
+      folder.versions,
+      folder.metrics,
+      folder.events,
+      folder.checkpoints,
+      folder.replay,
+      folder.curve,
+      folder.videos,
+    )
+  ]
   assert names == [
-      'flags.txt', 'config.json', 'versions.json', 'metrics.csv', 'events',
-      'checkpoints', 'replay', 'curve.png', 'videos']
+    'flags.txt',
+    'config.json',
+    'versions.json',
+    'metrics.csv',
+    'events',
+    'checkpoints',
+    'replay',
+    'curve.png',
+    'videos',
+  ]
   assert folder.read_flags() is None
 
 
@@ -81,7 +112,8 @@ def test_the_same_flags_resume(tmp_path):
   folder.metrics.write_text('frames\n1\n')
   before = contents(tmp_path)
   folder, resumed = open_run_folder(
-      tmp_path, {**FLAGS, 'platform': 'gpu'}, {'other': 1})
+    tmp_path, {**FLAGS, 'platform': 'gpu'}, {'other': 1}
+  )
   folder.close()
   after = contents(tmp_path)
   assert resumed
@@ -98,10 +130,11 @@ def test_other_flags_are_refused_each_by_name(tmp_path):
   with pytest.raises(RunFolderError) as caught:
     open_run_folder(tmp_path, other, CONFIG)
   assert str(caught.value).splitlines() == [
-      f'{tmp_path}: holds a run with other flags:',
-      '  --game: pong in the folder, (absent) now',
-      '  --seed: (absent) in the folder, 1 now',
-      '  --tau: 0.005 in the folder, 0.01 now']
+    f'{tmp_path}: holds a run with other flags:',
+    '  --game: pong in the folder, (absent) now',
+    '  --seed: (absent) in the folder, 1 now',
+    '  --tau: 0.005 in the folder, 0.01 now',
+  ]
   with pytest.raises(RunFolderError, match='--platform: cpu in the folder'):
     open_run_folder(tmp_path, other, CONFIG, ignore=())
   assert contents(tmp_path) == before
@@ -109,8 +142,9 @@ def test_other_flags_are_refused_each_by_name(tmp_path):
   open_run_folder(tmp_path, FLAGS, CONFIG)[0].close()
 
 
-@pytest.mark.parametrize('name', [
-    'thesis.tex', 'flags.txt', 'config.json', 'checkpoints/1/data'])
+@pytest.mark.parametrize(
+  'name', ['thesis.tex', 'flags.txt', 'config.json', 'checkpoints/1/data']
+)
 @pytest.mark.parametrize('overwrite', [False, True])
 def test_what_is_not_a_run_folder_is_left_alone(tmp_path, name, overwrite):
   file = tmp_path / name
@@ -135,11 +169,17 @@ def test_overwrite_removes_what_runs_write_and_nothing_else(tmp_path):
   (elsewhere / 'precious').touch()
   folder.replay.symlink_to(elsewhere)
   folder, resumed = open_run_folder(
-      path, {'game': 'breakout'}, {'b': 1}, overwrite=True)
+    path, {'game': 'breakout'}, {'b': 1}, overwrite=True
+  )
   folder.close()
   assert not resumed
   assert sorted(os.listdir(path)) == [
-      '.lock', 'config.json', 'flags.txt', 'notes.md', 'versions.json']
+    '.lock',
+    'config.json',
+    'flags.txt',
+    'notes.md',
+    'versions.json',
+  ]
   assert folder.read_flags() == {'game': 'breakout'}
   assert json.loads(folder.config.read_text()) == {'b': 1}
   assert len(json.loads(folder.versions.read_text())) == 1
@@ -167,8 +207,11 @@ HOLDER = textwrap.dedent("""
 def test_one_process_writes_at_a_time(tmp_path):
   flags = {'game': 'pong'}
   holder = subprocess.Popen(
-      [sys.executable, '-c', HOLDER, tmp_path], stdout=subprocess.PIPE,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, text=True)
+    [sys.executable, '-c', HOLDER, tmp_path],
+    stdout=subprocess.PIPE,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    text=True,
+  )
   try:
     assert holder.stdout.readline() == 'held\n'
     before = contents(tmp_path)
@@ -209,8 +252,10 @@ def test_a_start_that_was_killed_can_be_repeated(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'file'
   write_atomically(path, b'old')
+
   def full(unused_descriptor):
     raise OSError(28, 'No space left on device')
+
   monkeypatch.setattr(run_folder.os, 'fsync', full)
   with pytest.raises(OSError, match='No space left'):
     write_atomically(path, b'new')

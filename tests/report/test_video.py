@@ -25,7 +25,7 @@ def moving_square(count=30):
   """A square of colours on black: few colours, most pixels at rest."""
   frames = np.zeros((count, 84, 60, 3), np.uint8)
   for index in range(count):
-    frames[index, index:index + 8, index:index + 8] = (200, 72, 8 * index)
+    frames[index, index : index + 8, index : index + 8] = (200, 72, 8 * index)
   return frames
 
 
@@ -41,7 +41,8 @@ def test_few_colours_come_back_exactly(tmp_path):
 
 def test_grey_comes_back_exactly(tmp_path):
   frames = np.random.default_rng(0).integers(
-      0, 256, (3, 84, 84), dtype=np.uint8)
+    0, 256, (3, 84, 84), dtype=np.uint8
+  )
   write_gif(tmp_path / 'a.gif', frames, fps=50)
   shown, durations = read_gif(tmp_path / 'a.gif', 'L')
   np.testing.assert_array_equal(shown, frames)
@@ -57,9 +58,15 @@ def test_many_colours_come_back_nearly(tmp_path):
   assert np.abs(shown.astype(int) - frames).mean() < 8
 
 
-@pytest.mark.parametrize('frames', [
-    np.zeros((2, 4, 4), np.float32), np.zeros((0, 4, 4), np.uint8),
-    np.zeros((4, 4), np.uint8), np.zeros((2, 4, 4, 4), np.uint8)])
+@pytest.mark.parametrize(
+  'frames',
+  [
+    np.zeros((2, 4, 4), np.float32),
+    np.zeros((0, 4, 4), np.uint8),
+    np.zeros((4, 4), np.uint8),
+    np.zeros((2, 4, 4, 4), np.uint8),
+  ],
+)
 def test_other_arrays_are_refused(tmp_path, frames):
   with pytest.raises(ValueError, match='frames must be uint8'):
     write_gif(tmp_path / 'a.gif', frames, fps=10)

@@ -11,8 +11,10 @@ from tests import probes
 
 # Episodes of one step and no reward, or of ten steps and a reward at each.
 UNEVEN = probes.tables_of(
-    [[0.]] + [[1.]] * 10, [[probes.END], *[[s] for s in range(2, 11)],
-                           [probes.END]], starts=(0, 1))
+  [[0.0]] + [[1.0]] * 10,
+  [[probes.END], *[[s] for s in range(2, 11)], [probes.END]],
+  starts=(0, 1),
+)
 
 
 def _zeros(params, obs, key, step, epsilon):
@@ -20,13 +22,21 @@ def _zeros(params, obs, key, step, epsilon):
 
 
 def _evaluate(tables, num_envs, *, seed=0, act=_zeros, epsilon=0.0, **options):
-  return list(evaluation.evaluate(
-      act, None, probes.Probe(tables, num_envs, seed=seed), jax.random.key(0),
-      epsilon, **options))
+  return list(
+    evaluation.evaluate(
+      act,
+      None,
+      probes.Probe(tables, num_envs, seed=seed),
+      jax.random.key(0),
+      epsilon,
+      **options,
+    )
+  )
 
 
-@pytest.mark.parametrize('num_envs, episodes', [
-    (1, 1), (1, 5), (3, 1), (3, 3), (3, 7), (4, 40)])
+@pytest.mark.parametrize(
+  'num_envs, episodes', [(1, 1), (1, 5), (3, 1), (3, 3), (3, 7), (4, 40)]
+)
 def test_number_of_episodes(num_envs, episodes):
   result = _evaluate(probes.terminated(3), num_envs, episodes=episodes)[-1]
   assert result.done
@@ -37,8 +47,9 @@ def test_number_of_episodes(num_envs, episodes):
 
 def test_long_episodes_count_as_often_as_short_ones():
   """First come, first served would have it one in eleven."""
-  results = [_evaluate(UNEVEN, 8, seed=seed, episodes=16)[-1]
-             for seed in range(60)]
+  results = [
+    _evaluate(UNEVEN, 8, seed=seed, episodes=16)[-1] for seed in range(60)
+  ]
   assert {len(result.returns) for result in results} == {16}
   returns = np.array([result.returns for result in results])
   assert set(returns.ravel()) == {0.0, 10.0}
@@ -46,9 +57,16 @@ def test_long_episodes_count_as_often_as_short_ones():
   assert np.mean(returns) == pytest.approx(5.0, abs=10 * 5 * 0.5 / 960**0.5)
 
 
-@pytest.mark.parametrize('num_envs, budget, taken, episodes', [
-    (1, 2, 2, 0), (1, 3, 3, 1), (1, 100, 100, 33), (4, 100, 100, 4 * 8),
-    (4, 98, 100, 4 * 8)])
+@pytest.mark.parametrize(
+  'num_envs, budget, taken, episodes',
+  [
+    (1, 2, 2, 0),
+    (1, 3, 3, 1),
+    (1, 100, 100, 33),
+    (4, 100, 100, 4 * 8),
+    (4, 98, 100, 4 * 8),
+  ],
+)
 def test_budget_of_env_steps(num_envs, budget, taken, episodes):
   result = _evaluate(probes.terminated(3), num_envs, env_steps=budget)[-1]
   assert result.env_steps == taken
@@ -61,15 +79,15 @@ def test_truncated_episodes_count():
 
 
 def test_yields_on_the_way():
-  results = _evaluate(
-      probes.terminated(3), 2, env_steps=40, chunk_env_steps=8)
+  results = _evaluate(probes.terminated(3), 2, env_steps=40, chunk_env_steps=8)
   assert [r.env_steps for r in results] == [8, 16, 24, 32, 40, 40]
   assert [len(r.returns) for r in results] == [2, 4, 8, 10, 12, 12]
   assert [r.done for r in results] == [False] * 5 + [True]
 
 
-@pytest.mark.parametrize('options', [
-    {}, {'episodes': 1, 'env_steps': 1}, {'episodes': -1}])
+@pytest.mark.parametrize(
+  'options', [{}, {'episodes': 1, 'env_steps': 1}, {'episodes': -1}]
+)
 def test_either_episodes_or_env_steps(options):
   with pytest.raises(ValueError, match='either'):
     _evaluate(probes.constant(), 1, **options)
@@ -82,33 +100,43 @@ def test_what_the_policy_is_asked():
     asked.append((obs[:, 0].argmax(1).tolist(), int(step), float(epsilon)))
     return np.array([len(asked) % 2, 0], np.int32)
 
-  tables = probes.tables_of([[1., 0.]] * 2, [[1, 1], [probes.END] * 2])
+  tables = probes.tables_of([[1.0, 0.0]] * 2, [[1, 1], [probes.END] * 2])
   result = _evaluate(
-      tables, 2, act=act, epsilon=0.25, episodes=4,
-      watch=lambda actions: watched.append(actions.tolist()))[-1]
-  assert asked == [
-      ([t % 2] * 2, 2 * t, 0.25) for t in range(4)]
+    tables,
+    2,
+    act=act,
+    epsilon=0.25,
+    episodes=4,
+    watch=lambda actions: watched.append(actions.tolist()),
+  )[-1]
+  assert asked == [([t % 2] * 2, 2 * t, 0.25) for t in range(4)]
   assert watched == [[1, 0], [0, 0]] * 2
   assert result.returns == [1.0, 2.0] * 2
 
 
-AGENT = make_q_agent(
-    mlp_network(2, sizes=()), probes.chain().observations[:1])
+AGENT = make_q_agent(mlp_network(2, sizes=()), probes.chain().observations[:1])
 
 
 def _of_agent(epsilon, key=0):
   watched = []
   *_, result = evaluation.evaluate(
-      host.make_act(AGENT), AGENT.init(jax.random.key(1)),
-      probes.Probe(probes.chain(), 3, seed=2), jax.random.key(key), epsilon,
-      episodes=30, watch=lambda actions: watched.append(actions.copy()))
+    host.make_act(AGENT),
+    AGENT.init(jax.random.key(1)),
+    probes.Probe(probes.chain(), 3, seed=2),
+    jax.random.key(key),
+    epsilon,
+    episodes=30,
+    watch=lambda actions: watched.append(actions.copy()),
+  )
   return np.array(watched), result
 
 
 def test_deterministic_and_without_epsilon_free_of_the_key():
   for left, right in (
-      (_of_agent(0.0), _of_agent(0.0)), (_of_agent(0.5), _of_agent(0.5)),
-      (_of_agent(0.0), _of_agent(0.0, key=1))):
+    (_of_agent(0.0), _of_agent(0.0)),
+    (_of_agent(0.5), _of_agent(0.5)),
+    (_of_agent(0.0), _of_agent(0.0, key=1)),
+  ):
     np.testing.assert_array_equal(left[0], right[0])
     assert left[1] == right[1]
   first, second = _of_agent(0.5)[0], _of_agent(0.5, key=1)[0]

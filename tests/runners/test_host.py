@@ -1,5 +1,4 @@
-"""The host loop: what it learns, when it does what, and that it is repeatable.
-"""
+"""The host loop: what it learns, when it does what, that it is repeatable."""
 
 import dataclasses
 import functools
@@ -28,22 +27,31 @@ MODES = pytest.mark.parametrize('overlapped', [False, True])
 
 class Run(NamedTuple):
   """What a finished, or stopped, call of `train` left."""
+
   state: host.LoopState
   replay: HostReplay
   rows: list[dict[str, float]]
 
 
 def _config(
-    *, num_envs=1, train_period=4, sync=5, env_steps=240, **others
+  *, num_envs=1, train_period=4, sync=5, env_steps=240, **others
 ) -> host.LoopConfig:
-  return host.LoopConfig(**{
+  return host.LoopConfig(
+    **{
       'schedule': schedule.make_schedule(num_envs, train_period, sync),
-      'total_env_steps': env_steps, 'iteration_env_steps': env_steps // 2,
-      'warmup_env_steps': 48, 'batch_size': 8, 'epsilon': lambda t: 0.3,
-      'chunk_env_steps': 60, **others})
+      'total_env_steps': env_steps,
+      'iteration_env_steps': env_steps // 2,
+      'warmup_env_steps': 48,
+      'batch_size': 8,
+      'epsilon': lambda t: 0.3,
+      'chunk_env_steps': 60,
+      **others,
+    }
+  )
 
 
 # Caches, so that equal functions are compiled once for all tests.
+
 
 @functools.cache
 def _network(num_actions):
@@ -53,8 +61,11 @@ def _network(num_actions):
 @functools.cache
 def _agent_of_shape(states, actions, name) -> Agent:
   return make_q_agent(
-      _network(actions), np.zeros((1, 1, states), np.float32), name=name,
-      td_loss='squared')
+    _network(actions),
+    np.zeros((1, 1, states), np.float32),
+    name=name,
+    td_loss='squared',
+  )
 
 
 def _agent(tables, name='dqn') -> Agent:
@@ -67,13 +78,29 @@ OPTIMIZER, HARD = optax.adam(1e-2), twins.hard()
 
 def _replay(tables, num_envs=1, capacity=1_200, discount=GAMMA) -> HostReplay:
   return HostReplay(
-      capacity, frame_shape=(len(tables.rewards),), frame_dtype=np.float32,
-      num_envs=num_envs, stack=1, discount=discount)
+    capacity,
+    frame_shape=(len(tables.rewards),),
+    frame_dtype=np.float32,
+    num_envs=num_envs,
+    stack=1,
+    discount=discount,
+  )
 
 
 def _train(
-    config, tables=None, *, num_envs=1, seed=0, make=None, agent=None,
-    rule=HARD, regress=None, train=None, replay=None, state=None, until=None,
+  config,
+  tables=None,
+  *,
+  num_envs=1,
+  seed=0,
+  make=None,
+  agent=None,
+  rule=HARD,
+  regress=None,
+  train=None,
+  replay=None,
+  state=None,
+  until=None,
 ) -> Run:
   """Trains to the end, or `until` at least so many env steps were taken."""
   tables = tables or probes.chain()
@@ -85,11 +112,18 @@ def _train(
       train = learner.init_state(agent, OPTIMIZER, jax.random.key(seed))
     state = host.LoopState.start(train, seed=seed, num_envs=num_envs)
   regress = regress or _make_regress(
-      agent, OPTIMIZER, rule, config.schedule.sync)
+    agent, OPTIMIZER, rule, config.schedule.sync
+  )
   progress = host.train(
-      config, state, agent=agent, regress=regress, replay=replay,
-      make_environments=make or probes.make(tables, num_envs), seed=seed,
-      act_key=jax.random.key(seed + 1))
+    config,
+    state,
+    agent=agent,
+    regress=regress,
+    replay=replay,
+    make_environments=make or probes.make(tables, num_envs),
+    seed=seed,
+    act_key=jax.random.key(seed + 1),
+  )
   rows = []
   for _, metrics in progress:
     if metrics is not None:
@@ -103,14 +137,18 @@ def _train(
 def _numbers(run: Run) -> Any:
   """All that a run left, but for the wall clock's."""
   train = run.state.train
-  rows = [{k: v for k, v in row.items() if k not in host.TIMERS}
-          for row in run.rows]
+  rows = [
+    {k: v for k, v in row.items() if k not in host.TIMERS} for row in run.rows
+  ]
   position = run.state.to_json()
   position['statistics'].pop('seconds')
   batch = run.replay.sample(np.random.default_rng(0), run.replay.size)
   return json.loads(json.dumps([rows, position])), [
-      np.asarray(leaf) for leaf in jax.tree.leaves(
-          (train.replace(key=jax.random.key_data(train.key)), batch))]
+    np.asarray(leaf)
+    for leaf in jax.tree.leaves(
+      (train.replace(key=jax.random.key_data(train.key)), batch)
+    )
+  ]
 
 
 def _assert_same(a: Run, b: Run) -> None:
@@ -123,12 +161,15 @@ def _assert_same(a: Run, b: Run) -> None:
 # What is learnt.
 
 _PROBES = {
-    'constant': probes.constant(), 'observation': probes.observation(),
-    'delayed': probes.delayed(), 'action': probes.action(),
-    'observation_action': probes.observation_action(),
-    'chain': probes.chain(), 'truncated': probes.truncated(3),
-    'truncated_far_from_start': probes.truncated_far_from_start(),
-    'terminated': probes.terminated(3),
+  'constant': probes.constant(),
+  'observation': probes.observation(),
+  'delayed': probes.delayed(),
+  'action': probes.action(),
+  'observation_action': probes.observation_action(),
+  'chain': probes.chain(),
+  'truncated': probes.truncated(3),
+  'truncated_far_from_start': probes.truncated_far_from_start(),
+  'terminated': probes.terminated(3),
 }
 
 
@@ -142,15 +183,27 @@ def _error(run, tables, **options):
 
 def _learn(tables, name='dqn', rule=HARD, sync=25, num_envs=1, **options):
   config = _config(
-      num_envs=num_envs, train_period=2, sync=sync, env_steps=2_000,
-      batch_size=32, epsilon=lambda t: 1.0 if t < 100 else 0.5,
-      warmup_env_steps=100, chunk_env_steps=1_000, **options)
+    num_envs=num_envs,
+    train_period=2,
+    sync=sync,
+    env_steps=2_000,
+    batch_size=32,
+    epsilon=lambda t: 1.0 if t < 100 else 0.5,
+    warmup_env_steps=100,
+    chunk_env_steps=1_000,
+    **options,
+  )
   agent = _agent(tables, name)
   untrained = learner.init_state(agent, OPTIMIZER, jax.random.key(0))
   before = _error(untrained, tables)
   return before, _train(
-      config, tables, agent=agent, rule=rule, num_envs=num_envs,
-      replay=_replay(tables, num_envs, 2_000 * num_envs))
+    config,
+    tables,
+    agent=agent,
+    rule=rule,
+    num_envs=num_envs,
+    replay=_replay(tables, num_envs, 2_000 * num_envs),
+  )
 
 
 @pytest.mark.parametrize('name', _PROBES)
@@ -164,14 +217,18 @@ def test_learns_the_values_of_a_probe(name):
   assert _error(run, tables) < (0.1 if tables.slip else 0.04 * scale)
 
 
-@pytest.mark.parametrize('name, rule, sync, overlapped, num_envs', [
+@pytest.mark.parametrize(
+  'name, rule, sync, overlapped, num_envs',
+  [
     ('double_dqn', HARD, 25, False, 1),
     ('dqn', twins.soft(0.05), 1, False, 2),
     ('double_dqn', twins.soft(0.05), 1, True, 4),
     ('dqn', HARD, 25, True, 1),
-])
+  ],
+)
 def test_every_kind_of_learner_learns_the_chain(
-    name, rule, sync, overlapped, num_envs):
+  name, rule, sync, overlapped, num_envs
+):
   tables = probes.chain()
   _, run = _learn(tables, name, rule, sync, num_envs, overlapped=overlapped)
   assert _error(run, tables) < 0.1
@@ -188,22 +245,37 @@ def test_a_lost_life_cuts_the_bootstrap_where_it_is_told_to(terminates):
 
 # When it does what.
 
-@pytest.mark.parametrize('num_envs, train_period, warmup, sync', [
-    (1, 1, 48, 1), (1, 4, 48, 5), (1, 4, 50, 5), (2, 8, 64, 3), (8, 2, 60, 7),
-    (3, 1, 48, 2)])
+
+@pytest.mark.parametrize(
+  'num_envs, train_period, warmup, sync',
+  [
+    (1, 1, 48, 1),
+    (1, 4, 48, 5),
+    (1, 4, 50, 5),
+    (2, 8, 64, 3),
+    (8, 2, 60, 7),
+    (3, 1, 48, 2),
+  ],
+)
 def test_gradient_steps_and_target_updates_happen_as_often_as_reported(
-    num_envs, train_period, warmup, sync):
+  num_envs, train_period, warmup, sync
+):
   tables = probes.chain()
   train = learner.init_state(_agent(tables), OPTIMIZER, jax.random.key(0))
   # This twin counts the updates, in every parameter.
   train = train.replace(
-      target_params=jax.tree.map(jnp.zeros_like, train.target_params))
+    target_params=jax.tree.map(jnp.zeros_like, train.target_params)
+  )
+
   def count(online, target, gradient_steps):
     return jax.tree.map(lambda leaf: leaf + 1, target)
 
   config = _config(
-      num_envs=num_envs, train_period=train_period, sync=sync,
-      warmup_env_steps=warmup)
+    num_envs=num_envs,
+    train_period=train_period,
+    sync=sync,
+    warmup_env_steps=warmup,
+  )
   run = _train(config, tables, num_envs=num_envs, rule=count, train=train)
   collect, regress, _ = config.schedule
   rounds_without = -(-warmup // collect)  # those that began before the warm-up
@@ -213,8 +285,10 @@ def test_gradient_steps_and_target_updates_happen_as_often_as_reported(
     assert row['gradient_steps'] == rounds * regress
     assert row['target_updates'] == row['gradient_steps'] // sync
   assert run.rows[-1]['gradient_steps'] == int(run.state.train.gradient_steps)
-  happened = {float(leaf.flat[0]) for leaf in
-              map(np.asarray, jax.tree.leaves(run.state.train.target_params))}
+  happened = {
+    float(leaf.flat[0])
+    for leaf in map(np.asarray, jax.tree.leaves(run.state.train.target_params))
+  }
   assert happened == {run.rows[-1]['target_updates']}
 
 
@@ -222,36 +296,50 @@ class Spy:
   """An agent whose action, and a learner whose loss, are its gradient steps."""
 
   tables = dataclasses.replace(
-      probes.constant(), rewards=np.ones((1, 250)),
-      successors=np.full((1, 250), probes.END))
+    probes.constant(),
+    rewards=np.ones((1, 250)),
+    successors=np.full((1, 250), probes.END),
+  )
 
   def __init__(self):
     self.agent = Agent(
-        lambda key: {'count': jnp.float32(0)},
-        lambda params, obs, key, epsilon: jnp.full(
-            len(obs), params['count'], jnp.int32),
-        lambda *unused: None)
+      lambda key: {'count': jnp.float32(0)},
+      lambda params, obs, key, epsilon: jnp.full(
+        len(obs), params['count'], jnp.int32
+      ),
+      lambda *unused: None,
+    )
 
   @staticmethod
   def regress(state: TrainState, batch):
     count = state.gradient_steps + 1
     return state.replace(
-        online_params={'count': count.astype(jnp.float32)},
-        gradient_steps=count), {'loss': count.astype(jnp.float32)}
+      online_params={'count': count.astype(jnp.float32)}, gradient_steps=count
+    ), {'loss': count.astype(jnp.float32)}
 
   def train(self, config, *, regress=None, **options) -> Run:
     state = TrainState(
-        self.agent.init(None), {'count': jnp.float32(0)}, (), jnp.int32(0),
-        jax.random.key(0))
+      self.agent.init(None),
+      {'count': jnp.float32(0)},
+      (),
+      jnp.int32(0),
+      jax.random.key(0),
+    )
     return _train(
-        config, self.tables, agent=self.agent, train=state,
-        regress=regress or self.regress, **options)
+      config,
+      self.tables,
+      agent=self.agent,
+      train=state,
+      regress=regress or self.regress,
+      **options,
+    )
 
 
 @pytest.mark.parametrize('num_envs, train_period', [(1, 4), (2, 4), (4, 2)])
 @MODES
 def test_age_of_the_parameters_that_act_and_of_the_data_learnt_from(
-    overlapped, num_envs, train_period):
+  overlapped, num_envs, train_period
+):
   """A round acts with what the rounds before learnt.
 
   Exactly: from all that they had collected, but for the steps in flight; else
@@ -265,21 +353,27 @@ def test_age_of_the_parameters_that_act_and_of_the_data_learnt_from(
       return super().sample(rng, batch_size)
 
   config = _config(
-      num_envs=num_envs, train_period=train_period, overlapped=overlapped,
-      env_steps=160, iteration_env_steps=160)
+    num_envs=num_envs,
+    train_period=train_period,
+    overlapped=overlapped,
+    env_steps=160,
+    iteration_env_steps=160,
+  )
   calls: list[tuple[str, Any]] = []
   Spy().train(
-      config, num_envs=num_envs,
-      make=lambda seed: Log(
-          probes.Probe(Spy.tables, num_envs, seed=seed), calls),
-      replay=Replay(
-          600, frame_shape=(1,), frame_dtype=np.float32, num_envs=num_envs,
-          stack=1))
+    config,
+    num_envs=num_envs,
+    make=lambda seed: Log(probes.Probe(Spy.tables, num_envs, seed=seed), calls),
+    replay=Replay(
+      600, frame_shape=(1,), frame_dtype=np.float32, num_envs=num_envs, stack=1
+    ),
+  )
   collect, regress, _ = config.schedule
   acted = np.concatenate([a for call, a in calls if call == 'send'])
   rounds = np.arange(160) // collect
   np.testing.assert_array_equal(
-      acted, np.maximum(rounds - 48 // collect, 0) * regress)
+    acted, np.maximum(rounds - 48 // collect, 0) * regress
+  )
   stored = np.repeat(np.arange(48, 160, collect), regress)
   if not overlapped:
     stored = stored + collect - num_envs
@@ -306,10 +400,18 @@ class Log:
     return self._environments.recv()
 
 
-@pytest.mark.parametrize('num_envs, train_period, exact, overlapped', [
-    (1, 2, 'act send recv act send learn recv',
-     'learn act send recv act send recv'),
-    (2, 1, 'act send learn learn recv', 'learn learn act send recv')])
+@pytest.mark.parametrize(
+  'num_envs, train_period, exact, overlapped',
+  [
+    (
+      1,
+      2,
+      'act send recv act send learn recv',
+      'learn act send recv act send recv',
+    ),
+    (2, 1, 'act send learn learn recv', 'learn learn act send recv'),
+  ],
+)
 def test_order_within_a_round(num_envs, train_period, exact, overlapped):
   tables = probes.chain()
   for mode, order in ((False, exact), (True, overlapped)):
@@ -325,15 +427,28 @@ def test_order_within_a_round(num_envs, train_period, exact, overlapped):
       return 0.3
 
     config = _config(
-        num_envs=num_envs, train_period=train_period, overlapped=mode,
-        epsilon=epsilon, env_steps=100, iteration_env_steps=100)
+      num_envs=num_envs,
+      train_period=train_period,
+      overlapped=mode,
+      epsilon=epsilon,
+      env_steps=100,
+      iteration_env_steps=100,
+    )
     _train(
-        config, tables, num_envs=num_envs,
-        make=lambda seed, calls=calls: Log(
-            probes.Probe(tables, num_envs, seed=seed), calls),
-        replay=Replay(
-            600, frame_shape=(4,), frame_dtype=np.float32, num_envs=num_envs,
-            stack=1))
+      config,
+      tables,
+      num_envs=num_envs,
+      make=lambda seed, calls=calls: Log(
+        probes.Probe(tables, num_envs, seed=seed), calls
+      ),
+      replay=Replay(
+        600,
+        frame_shape=(4,),
+        frame_dtype=np.float32,
+        num_envs=num_envs,
+        stack=1,
+      ),
+    )
     names = [name for name, _ in calls][:-1]  # the row reads epsilon, too
     quiet = ['act', 'send', 'recv'] * (48 // num_envs)
     rounds = (100 - 48) // config.schedule.collect
@@ -358,17 +473,30 @@ def test_emulators_work_while_gradient_steps_run(overlapped):
     # Work enough that XLA does not run it in the thread that dispatches it.
     work = jnp.full((64, 64), metrics['loss'])
     count = jax.pure_callback(
-        wait, jax.ShapeDtypeStruct((), jnp.float32), metrics['loss'],
-        (work @ work)[0, 0])
+      wait,
+      jax.ShapeDtypeStruct((), jnp.float32),
+      metrics['loss'],
+      (work @ work)[0, 0],
+    )
     return state.replace(online_params={'count': count}), metrics
 
   config = _config(
-      train_period=1, overlapped=overlapped, env_steps=60,
-      iteration_env_steps=60, chunk_env_steps=1)
+    train_period=1,
+    overlapped=overlapped,
+    env_steps=60,
+    iteration_env_steps=60,
+    chunk_env_steps=1,
+  )
   calls: list[tuple[str, Any]] = []
-  run = Spy().train(config, regress=regress, make=lambda seed: Log(
-      probes.Probe(Spy.tables, seed=seed), calls,
-      lambda: asked.set() if sum(c == 'recv' for c, _ in calls) > 48 else None))
+  run = Spy().train(
+    config,
+    regress=regress,
+    make=lambda seed: Log(
+      probes.Probe(Spy.tables, seed=seed),
+      calls,
+      lambda: asked.set() if sum(c == 'recv' for c, _ in calls) > 48 else None,
+    ),
+  )
   assert int(run.state.train.gradient_steps) == 12
   # A function just compiled is run for the first time in the calling thread.
   assert in_time[1:] == [True] * 11
@@ -384,9 +512,14 @@ def test_epsilon_is_asked_at_every_step_and_obeyed():
   calls: list[tuple[str, Any]] = []
   tables = probes.observation_action()
   config = _config(
-      num_envs=2, epsilon=epsilon, env_steps=8_000, warmup_env_steps=8_000)
-  run = _train(config, tables, num_envs=2, make=lambda seed: Log(
-      probes.Probe(tables, 2, seed=seed), calls))
+    num_envs=2, epsilon=epsilon, env_steps=8_000, warmup_env_steps=8_000
+  )
+  run = _train(
+    config,
+    tables,
+    num_envs=2,
+    make=lambda seed: Log(probes.Probe(tables, 2, seed=seed), calls),
+  )
   in_rows = [4_000, 8_000]
   assert sorted(asked) == sorted([*range(0, 8_000, 2), *in_rows])
   assert [row['epsilon'] for row in run.rows] == [0.0, 0.0]
@@ -402,23 +535,31 @@ def test_epsilon_is_asked_at_every_step_and_obeyed():
 
 # That it is repeatable.
 
+
 @pytest.mark.parametrize('num_envs', [1, 3])
 @MODES
 def test_same_seed_same_numbers_whatever_the_timing(overlapped, num_envs):
   config = _config(
-      num_envs=num_envs, overlapped=overlapped,
-      **({'train_period': 3} if num_envs == 3 else {}))
+    num_envs=num_envs,
+    overlapped=overlapped,
+    **({'train_period': 3} if num_envs == 3 else {}),
+  )
   tables, rng = probes.chain(), np.random.default_rng()
   train = functools.partial(_train, config, tables, num_envs=num_envs)
   one = train()
-  late = train(make=lambda seed: Log(
-      probes.Probe(tables, num_envs, seed=seed), [],
-      lambda: time.sleep(rng.choice([0, 0, 0.003]))))
+  late = train(
+    make=lambda seed: Log(
+      probes.Probe(tables, num_envs, seed=seed),
+      [],
+      lambda: time.sleep(rng.choice([0, 0, 0.003])),
+    )
+  )
   _assert_same(one, late)
   other = train(seed=1)
   assert one.state.obs_crc == other.state.obs_crc == 0
-  for left, right in zip(*(_numbers(run)[1] for run in (one, other)),
-                         strict=True):
+  for left, right in zip(
+    *(_numbers(run)[1] for run in (one, other)), strict=True
+  ):
     assert left.size <= 1 or left.shape != right.shape or (left != right).any()
 
 
@@ -428,10 +569,12 @@ def test_same_seed_same_numbers_whatever_the_timing(overlapped, num_envs):
 def test_chunks_do_not_change_the_numbers(overlapped, train_period, chunk):
   num_envs = 4 // train_period  # one gradient step a round, or four
   config = _config(
-      num_envs=num_envs, train_period=train_period, overlapped=overlapped)
+    num_envs=num_envs, train_period=train_period, overlapped=overlapped
+  )
   other = dataclasses.replace(config, chunk_env_steps=chunk)
   _assert_same(
-      _train(config, num_envs=num_envs), _train(other, num_envs=num_envs))
+    _train(config, num_envs=num_envs), _train(other, num_envs=num_envs)
+  )
 
 
 # 48: the warm-up has just ended; 75: in an iteration; 120: between two, the row
@@ -440,10 +583,11 @@ def test_chunks_do_not_change_the_numbers(overlapped, train_period, chunk):
 @pytest.mark.parametrize('num_envs', [1, 3])
 @MODES
 def test_a_resumed_run_equals_one_that_never_stopped(
-    overlapped, num_envs, stop, tmp_path):
+  overlapped, num_envs, stop, tmp_path
+):
   config = _config(
-      num_envs=num_envs, train_period=3, overlapped=overlapped,
-      chunk_env_steps=12)
+    num_envs=num_envs, train_period=3, overlapped=overlapped, chunk_env_steps=12
+  )
   train = functools.partial(_train, config, num_envs=num_envs)
   first = train(until=stop)
   assert first.state.env_steps == stop
@@ -465,14 +609,21 @@ def test_no_yield_but_the_rows_stands_at_an_iterations_end():
   tables = probes.chain()
   agent = _agent(tables)
   state = host.LoopState.start(
-      learner.init_state(agent, OPTIMIZER, jax.random.key(0)), seed=0,
-      num_envs=1)
+    learner.init_state(agent, OPTIMIZER, jax.random.key(0)), seed=0, num_envs=1
+  )
   yields = [
-      (state.env_steps, metrics is not None) for state, metrics in host.train(
-          config, state, agent=agent,
-          regress=_make_regress(agent, OPTIMIZER, HARD, 5),
-          replay=_replay(tables), make_environments=probes.make(tables),
-          seed=0, act_key=jax.random.key(1))]
+    (state.env_steps, metrics is not None)
+    for state, metrics in host.train(
+      config,
+      state,
+      agent=agent,
+      regress=_make_regress(agent, OPTIMIZER, HARD, 5),
+      replay=_replay(tables),
+      make_environments=probes.make(tables),
+      seed=0,
+      act_key=jax.random.key(1),
+    )
+  ]
   assert [at for at, row in yields if row] == [120, 240]
   assert not {120, 240} & {at for at, row in yields if not row}
   # 52 is the first round that learns: whoever watches sees it compiled.
@@ -483,8 +634,12 @@ def test_environments_of_another_version_are_noticed():
   first = _train(_config(), until=60)
   changed = dataclasses.replace(probes.chain(), truncate_after=6)
   with pytest.raises(RuntimeError, match='another version'):
-    _train(_config(), state=first.state, replay=first.replay,
-           make=probes.make(changed))
+    _train(
+      _config(),
+      state=first.state,
+      replay=first.replay,
+      make=probes.make(changed),
+    )
 
 
 def test_environments_are_closed_whatever_happens():
@@ -510,9 +665,11 @@ def _break():
 
 def test_seeds_of_environments_differ():
   seeds = [
-      host.environment_seed(seed, iteration, evaluation=evaluation)
-      for seed in range(20) for iteration in range(20)
-      for evaluation in (False, True)]
+    host.environment_seed(seed, iteration, evaluation=evaluation)
+    for seed in range(20)
+    for iteration in range(20)
+    for evaluation in (False, True)
+  ]
   assert len(set(seeds)) == len(seeds)
   assert all(0 <= seed < 2**31 for seed in seeds)
 
@@ -526,11 +683,13 @@ def test_each_iteration_has_environments_of_its_own_seed():
 
   _train(_config(iteration_env_steps=80), seed=7, make=make)
   assert seeds == [
-      host.environment_seed(7, iteration, evaluation=False)
-      for iteration in range(3)]
+    host.environment_seed(7, iteration, evaluation=False)
+    for iteration in range(3)
+  ]
 
 
 # What it reports.
+
 
 def test_columns_are_the_same_whether_or_not_anything_is_learnt():
   config = _config(env_steps=240, iteration_env_steps=40)
@@ -552,7 +711,7 @@ def test_metrics_are_means_over_the_gradient_steps_of_an_iteration():
 
 
 def test_returns_are_true_scores_and_stored_rewards_are_clipped():
-  tables = probes.tables_of([[7.]] * 2 + [[-0.5]], [[1], [2], [probes.END]])
+  tables = probes.tables_of([[7.0]] * 2 + [[-0.5]], [[1], [2], [probes.END]])
   run = _train(_config(num_envs=2), tables, num_envs=2)
   for row in run.rows:
     assert row['train_return'] == 13.5
@@ -569,17 +728,22 @@ def test_returns_are_true_scores_and_stored_rewards_are_clipped():
 @pytest.mark.parametrize('chunk', [1, 40])
 @MODES
 def test_the_gradient_step_that_went_wrong_is_named(
-    overlapped, chunk, num_envs):
+  overlapped, chunk, num_envs
+):
   def regress(state, batch):
     state, metrics = Spy.regress(state, batch)
     step = metrics['loss']
     return state, {
-        'a': jnp.where(step < 11, step, jnp.nan),
-        'loss': jnp.where(step < 10, step, jnp.inf)}
+      'a': jnp.where(step < 11, step, jnp.nan),
+      'loss': jnp.where(step < 10, step, jnp.inf),
+    }
 
   config = _config(
-      num_envs=num_envs, train_period=1, overlapped=overlapped,
-      chunk_env_steps=chunk)
+    num_envs=num_envs,
+    train_period=1,
+    overlapped=overlapped,
+    chunk_env_steps=chunk,
+  )
   with pytest.raises(host.NonFiniteError, match=r'^loss=inf .* step 10$'):
     Spy().train(config, num_envs=num_envs, regress=regress)
 
@@ -589,18 +753,25 @@ def test_parameters_that_are_not_finite_are_noticed(overlapped):
   def regress(state, batch):
     state, metrics = Spy.regress(state, batch)
     count = state.online_params['count']
-    return state.replace(online_params={
-        'count': jnp.where(count < 10, count, jnp.nan)}), metrics
+    return state.replace(
+      online_params={'count': jnp.where(count < 10, count, jnp.nan)}
+    ), metrics
 
   config = _config(train_period=1, overlapped=overlapped, chunk_env_steps=1)
   with pytest.raises(
-      host.NonFiniteError, match='online_params .* gradient step 10$'):
+    host.NonFiniteError, match='online_params .* gradient step 10$'
+  ):
     Spy().train(config, regress=regress)
 
 
-@pytest.mark.parametrize('name, value', [
-    ('total_env_steps', 242), ('iteration_env_steps', 6),
-    ('iteration_env_steps', 0)])
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('total_env_steps', 242),
+    ('iteration_env_steps', 6),
+    ('iteration_env_steps', 0),
+  ],
+)
 def test_steps_that_are_no_whole_rounds_are_refused(name, value):
   with pytest.raises(ValueError, match=f'{name}={value}'):
     _config(**{name: value})
