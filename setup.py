@@ -16,6 +16,7 @@ _EXTRAS = {
     'pytest-timeout>=2.3',
     'pytest-xdist>=3.6',
     'rlax>=0.1.6',
+    'scipy>=1.11',
     'ruff>=0.6',
   ],
 }

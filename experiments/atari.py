@@ -8,11 +8,13 @@ A few minutes of Pong, then a published agent on another game:
 
 A run keeps everything in its folder, --run_dir: its flags, metrics.csv, a
 curve, TensorBoard events, checkpoints. Ctrl-C or SIGTERM saves and stops it,
-and the same command resumes it, also after a crash, as if it had never stopped.
+and the same command, without --overwrite, resumes it as if it had never
+stopped; after a crash, from its last checkpoint.
 
 Flag files for published agents lie in experiments/flagfiles; the defaults below
 are those of Nature DQN. Exit codes: 0 for a run that finished or was stopped, 2
-for flags that cannot be, 1 for anything else in the way.
+for flags that cannot be, 1 for anything else in the way, 130 for a second
+Ctrl-C.
 """
 
 from collections.abc import Generator

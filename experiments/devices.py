@@ -1,5 +1,6 @@
 """What must be settled before JAX starts: platform, XLA's options, caches."""
 
+from collections.abc import Sequence
 import contextlib
 import importlib.util
 import mmap
@@ -10,6 +11,7 @@ import threading
 import zlib
 
 from absl import logging
+import jax
 
 from experiments.flags import RunError, UsageError
 
@@ -18,6 +20,15 @@ PLATFORMS = ('cpu', 'gpu', 'tpu')
 # What measures best on a CPU, see BUILD_NOTES.md.
 CPU_XLA_FLAGS = (
   '--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce',
+)
+# Without it a GPU may add up gradients in another order each time.
+GPU_XLA_FLAGS = ('--xla_gpu_deterministic_ops=true',)
+_ACCELERATORS = (
+  'libtpu',
+  'jax_cuda12_plugin',
+  'jax_cuda13_plugin',
+  'jax_rocm60_plugin',
+  'jax_rocm7_plugin',
 )
 
 
@@ -36,10 +47,12 @@ def configure(platform: str | None) -> str:
   Raises:
     UsageError: JAX has no such device here.
   """
-  _add_xla_flags()
-  import jax  # not before XLA_FLAGS stands
-
-  if platform:
+  if platform == 'cpu' or not any(map(importlib.util.find_spec, _ACCELERATORS)):
+    add_xla_flags(CPU_XLA_FLAGS)
+  elif platform != 'tpu' and importlib.util.find_spec('libtpu') is None:
+    add_xla_flags(GPU_XLA_FLAGS)
+  # To JAX 'gpu' means all makers' at once, and fails if one is missing.
+  if platform and platform != 'gpu':
     jax.config.update('jax_platforms', platform)
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     jax.config.update('jax_compilation_cache_dir', str(_cache_directory()))
@@ -47,19 +60,28 @@ def configure(platform: str | None) -> str:
   # Without a GPU, JAX warns about the one that it looked for.
   logging.set_verbosity(logging.ERROR)
   try:
-    return jax.default_backend()
+    backend = jax.default_backend()
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
     raise UsageError(
       f'--platform={platform} is not available here: {reason}'
     ) from error
+  if platform and backend != platform:
+    raise UsageError(
+      f'--platform={platform} is not available here: JAX found {backend}'
+    )
+  return backend
 
 
-def _add_xla_flags() -> None:
+def add_xla_flags(wanted: Sequence[str]) -> None:
+  """Adds options to XLA's in the environment, save those the user set there.
+
+  XLA reads it when its backend starts, at the first computation.
+  """
   given = os.environ.get('XLA_FLAGS', '')
   added = [
     flag
-    for flag in CPU_XLA_FLAGS
+    for flag in wanted
     if flag.partition('=')[0] not in given and _xla_knows(flag)
   ]
   if added:
@@ -105,9 +127,18 @@ def _cache_directory() -> pathlib.Path:
 def memory_bytes() -> int:
   """Memory of this machine, or of the container that holds the process."""
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  with contextlib.suppress(OSError, ValueError):
-    limit = pathlib.Path('/sys/fs/cgroup/memory.max').read_text()
-    total = min(total, int(limit))
+  root = pathlib.Path('/sys/fs/cgroup')
+  limits = [root / 'memory.max', root / 'memory' / 'memory.limit_in_bytes']
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path('/proc/self/cgroup').read_text().splitlines():
+      own = line.rpartition(':')[2].strip('/')
+      limits += [
+        root / own / 'memory.max',
+        root / 'memory' / own / 'memory.limit_in_bytes',
+      ]
+  for limit in limits:
+    with contextlib.suppress(OSError, ValueError):
+      total = min(total, int(limit.read_text()))
   return total
 
 

@@ -101,8 +101,7 @@ class _Run:
     self._pending: dict[str, float] | None = None
     rows = self._restore()
     try:
-      if folder.metrics.exists():
-        MetricsWriter.truncate(folder.metrics, rows)
+      MetricsWriter.truncate(folder.metrics, rows)
       self._writer = MetricsWriter(folder.metrics, folder.events)
     except ValueError as error:  # someone has edited the file
       raise RunError(f'--run_dir={error}') from error
@@ -148,6 +147,7 @@ class _Run:
       self._progress.message(
         f'finished already: {self._folder.path}, {self._frames:,} frames'
       )
+      self._parts.draw()  # it may have been killed just before
       return
     self._announce()
     if self._pending is not None:
@@ -171,6 +171,9 @@ class _Run:
     where = f'{self._folder.path} on {jax.devices()[0].device_kind}'
     if self._saves:
       text = f'resuming {where} at frame {self._frames:,}'
+      if self._state.actions:
+        count = len(self._state.actions) * self._parts.num_envs
+        text += f'; playing {count:,} env steps again to get there'
     else:
       text = f'starting {where}; Ctrl-C saves and stops'
     self._progress.message(text)
@@ -201,6 +204,8 @@ class _Run:
         return end.value
       if self._stop:
         self._save_and_stop()
+      elif self._overdue():
+        self._save()
 
   def _overdue(self) -> bool:
     waited = time.monotonic() - self._saved_at
@@ -235,7 +240,8 @@ class _Run:
 
   def _say_stopped(self) -> None:
     self._progress.message(
-      f'stopped at frame {self._frames:,} and saved; the same command resumes'
+      f'stopped at frame {self._frames:,} and saved; the same command, '
+      'without --overwrite, resumes'
     )
 
 

@@ -42,6 +42,13 @@ class PlotConfig:
 
 def main(config: PlotConfig) -> None:
   """Draws as the options say."""
+  try:
+    _plot(config)
+  except (OSError, ImportError) as error:
+    raise RunError(str(error)) from error
+
+
+def _plot(config: PlotConfig) -> None:
   for name in ('runs', 'output'):
     if getattr(config, name) is None:
       raise UsageError(f'--{name} must be given')
@@ -59,7 +66,7 @@ def main(config: PlotConfig) -> None:
     table[: len(returns), column] = returns
   _write_csv(pathlib.Path(f'{config.output}.csv'), folders, ends, table)
   mean = np.nanmean(table, axis=1)
-  spread = np.nanstd(table, axis=1, ddof=1) if len(folders) > 1 else None
+  spread = np.nanstd(table, axis=1) if len(folders) > 1 else None
   runs = f'{len(folders)} seeds' if len(folders) > 1 else '1 seed'
   references = _references(config, game, ends[-1])
   plot_curve(
@@ -83,6 +90,8 @@ def _binned(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Ends of the full bins in frames, and the mean return of their episodes."""
   metrics = read_metrics(folder.metrics)
+  if not len(metrics.get('frames', ())):
+    raise RunError(f'{folder.path} has no rows of metrics yet')
   bins = np.ceil(metrics['frames'] / bin_frames).astype(int)
   full = int(metrics['frames'][-1] // bin_frames)
   if not full:
@@ -107,7 +116,12 @@ def _references(config: PlotConfig, game: str, last_frame: int) -> list[Curve]:
   """The published curve as far as the runs go; one point more if there is."""
   if config.reference is None:
     return []
-  lines = pathlib.Path(config.reference).read_text(encoding='utf-8')
+  try:
+    lines = pathlib.Path(config.reference).read_text(encoding='utf-8')
+  except OSError as error:
+    raise UsageError(
+      f'--reference={config.reference} cannot be read: {error.strerror}'
+    ) from error
   rows = [
     row
     for row in csv.DictReader(

@@ -1,10 +1,11 @@
 """The learner: a TrainState, and the function that takes its gradient steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from siamrl import twins
@@ -109,20 +110,56 @@ def make_regress(
 
 
 def make_regress_many(regress: Regress) -> Regress:
-  """Several gradient steps in one dispatch.
+  """Several gradient steps as one function.
 
   Args:
     regress: takes one gradient step.
 
   Returns:
     (state, batches) -> (state, metrics) where every leaf of `batches` leads
-    with [K, B], and of `metrics` with [K]: one entry a gradient step. The steps
-    are unrolled: a convolution inside a loop is several times slower on CPU.
+    with [K, B], and of `metrics` with [K]: one entry a gradient step.
   """
 
   def many(
     state: TrainState, batches: Transition
   ) -> tuple[TrainState, Metrics]:
-    return jax.lax.scan(regress, state, batches, unroll=True)
+    return jax.lax.scan(regress, state, batches)
 
   return many
+
+
+def jit_regress(
+  regress: Regress,
+) -> Callable[
+  [TrainState, Sequence[Transition]], tuple[TrainState, list[Metrics]]
+]:
+  """Jits gradient steps on a sequence of batches.
+
+  On an accelerator they are one dispatch. On a CPU, where a dispatch is cheap
+  and a convolution inside a loop several times slower, each is its own.
+
+  Args:
+    regress: takes one gradient step.
+
+  Returns:
+    (state, batches) -> (state, metrics): the state is donated; `metrics` is a
+    list whose entries hold scalars, or [K] for the K gradient steps of a
+    dispatch.
+  """
+  one = jax.jit(regress, donate_argnums=0)
+  many = jax.jit(make_regress_many(regress), donate_argnums=0)
+
+  def steps(
+    state: TrainState, batches: Sequence[Transition]
+  ) -> tuple[TrainState, list[Metrics]]:
+    if len(batches) > 1 and jax.default_backend() != 'cpu':
+      stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+      state, metrics = many(state, stacked)
+      return state, [metrics]
+    reported = []
+    for batch in batches:
+      state, metrics = one(state, batch)
+      reported.append(metrics)
+    return state, reported
+
+  return steps

@@ -46,8 +46,11 @@ def soft(tau: chex.Numeric) -> TargetUpdate:
   still online parameters, it has moved the fraction 1 - (1 - tau)**m.
 
   Args:
-    tau: weight on the online parameters, in (0, 1].
+    tau: weight on the online parameters, in (0, 1]. 1 is `hard()`, unless it is
+      traced.
   """
+  if isinstance(tau, (int, float)) and tau == 1:
+    return hard()
   return lambda online, target, gradient_steps: optax.incremental_update(
     online, target, tau
   )

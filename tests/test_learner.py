@@ -135,6 +135,31 @@ def test_many_steps_in_one_dispatch_equal_single_ones(rule, sync):
   ).all()
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_jitted_steps_equal_single_ones_however_dispatched(
+  monkeypatch, backend
+):
+  _, state, regress = _q_learner()
+  batches = _batches(5)
+  split = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(5)]
+  alone, losses = twins.copy(state.replace(key=None)), []
+  alone = alone.replace(key=state.key)
+  for batch in split:
+    alone, metrics = jax.jit(regress)(alone, batch)
+    losses.append(metrics['loss'])
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  together, reported = learner.jit_regress(regress)(state, split)
+  assert len(reported) == (5 if backend == 'cpu' else 1)
+  found = np.concatenate([np.ravel(metrics['loss']) for metrics in reported])
+  np.testing.assert_allclose(found, losses, rtol=1e-5)
+  for a, b in zip(
+    *map(jax.tree.leaves, (alone.online_params, together.online_params)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.online_params))
+
+
 def test_no_gradient_reaches_the_twin_or_the_selector():
   agent = make_q_agent(
     mlp_network(3, sizes=(16,)),
@@ -196,6 +221,20 @@ def test_centred_rmsprop_by_hand():
   update, _ = optimizer.update({'w': jnp.float32(2.0)}, optimizer.init(params))
   # mean 0.2, square 0.4: 2 / sqrt(0.4 - 0.04 + 0.01)
   assert update['w'] == pytest.approx(-0.1 * 2 / 0.37**0.5, rel=1e-5)
+
+
+def test_adam_and_rmsprop_by_hand():
+  params = {'w': jnp.float32(0.0)}
+  grads = {'w': jnp.float32(2.0)}
+  adam = learner.make_optimizer('adam', learning_rate=0.1, eps=0.5)
+  update, _ = adam.update(grads, adam.init(params))
+  # Bias correction makes the first averages 2 and 4: 2 / (sqrt(4) + 0.5).
+  assert update['w'] == pytest.approx(-0.1 * 2 / 2.5, rel=1e-5)
+  rmsprop = learner.make_optimizer(
+    'rmsprop', learning_rate=0.1, eps=0.01, decay=0.9
+  )
+  update, _ = rmsprop.update(grads, rmsprop.init(params))
+  assert update['w'] == pytest.approx(-0.1 * 2 / 0.41**0.5, rel=1e-5)
 
 
 def test_unknown_optimizer():

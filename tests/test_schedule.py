@@ -62,9 +62,13 @@ def test_rounds_that_do_not_fit():
 
 
 def test_named_schedules():
-  assert schedule.online() == (1, 1, 1)
-  assert schedule.nature() == (4, 1, 2_500)
-  assert schedule.fitted(100, 3, 50) == (100, 150, 50)
+  sync = schedule.to_gradient_steps(
+    40_000, 'frames', train_period=4, frames_per_env_step=4
+  )
+  assert schedule.nature() == schedule.make_schedule(1, 4, sync)
+  assert schedule.online() == schedule.make_schedule(1, 1, 1)
+  fitted = schedule.fitted(100, 3, 50)
+  assert schedule.syncs(fitted.regress, fitted.sync) == 3  # fits per round
 
 
 def test_linear_epsilon():

@@ -73,6 +73,11 @@ def test_hard_copies_and_forgets_infinities():
   assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(mixed))
 
 
+def test_soft_of_one_is_hard():
+  infinite = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), TARGET)
+  chex.assert_trees_all_equal(twins.soft(1.0)(ONLINE, infinite, 1), ONLINE)
+
+
 def test_soft_by_hand():
   moved = twins.soft(0.25)({'w': jnp.array([8.0])}, {'w': jnp.array([4.0])}, 1)
   np.testing.assert_allclose(moved['w'], [5.0])

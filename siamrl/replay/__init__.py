@@ -1,1 +1,1 @@
-"""Replay: rings of past transitions, on the host and on the device."""
+"""Replay: rings of past transitions, in host memory."""

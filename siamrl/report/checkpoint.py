@@ -107,6 +107,8 @@ class Checkpoints:
       self._remove_unfinished()
       self._write(step, learner, extra)
       _flush(self._directory / str(step))
+      # Only now that the new one is on the disk.
+      self._remove_old()
     except Exception as error:
       # The half of a checkpoint may be what filled the disk.
       with contextlib.suppress(OSError):
@@ -183,7 +185,7 @@ class Checkpoints:
       import orbax.checkpoint as ocp  # a third of a second, so not at start-up
 
       options = ocp.CheckpointManagerOptions(
-        max_to_keep=self._max_to_keep,
+        max_to_keep=None,
         enable_async_checkpointing=False,
         read_only=read_only,
         create=not read_only,
@@ -196,6 +198,16 @@ class Checkpoints:
         self._directory, options=options, item_handlers=handlers
       ) as manager:
         yield manager
+
+  def _remove_old(self) -> None:
+    """Removes all checkpoints but the newest ones."""
+    steps = sorted(
+      int(name) for name in os.listdir(self._directory) if name.isdecimal()
+    )
+    for step in steps[: -self._max_to_keep]:
+      path = self._directory / str(step)
+      # Renamed first: killed half-way, this leaves no half of a checkpoint.
+      shutil.rmtree(path.rename(f'{path}{_UNFINISHED}'))
 
   def _remove_unfinished(self) -> None:
     """Removes what a killed or failed save left behind."""

@@ -8,9 +8,11 @@ gradient steps. Its two orders, both free of any dependence on timing:
   learner work at once; the next action waits for both. Every action comes from
   the newest parameters. The batch cannot hold the one transition in flight.
 * overlapped: the gradient steps are dispatched at the round's start and the
-  whole round is acted beside them, with the parameters from before them. Those
-  are one round old: the batches behind them ended a round earlier than in the
-  exact order.
+  whole round is acted beside them, with the parameters from before them: a
+  round old, since newer ones are on their way. Where parallel environments make
+  a round of one step each, both orders compute the same numbers. It pays where
+  learner and network act on separate cores: an accelerator runs programs in
+  order, and the first action waits for the gradient step.
 
 Runs are cut into iterations, and each begins with fresh environments, seeded by
 the run's seed and the iteration's number (as in DQN Zoo), because emulators
@@ -34,7 +36,7 @@ import numpy as np
 
 from siamrl import schedule as schedules
 from siamrl import twins
-from siamrl.learner import Regress, make_regress_many
+from siamrl.learner import Regress, jit_regress
 from siamrl.replay.host import HostReplay
 from siamrl.types import (
   Agent,
@@ -286,6 +288,7 @@ def train(
   Yields:
     `Progress`: inside an iteration every `config.chunk_env_steps` env steps and
     after the first round that learns, and then once at its end, with its row.
+    While a resumed iteration returns to where it was, the state stands still.
 
   Raises:
     NonFiniteError: a loss or a parameter is not finite; names the gradient
@@ -299,7 +302,8 @@ def train(
       environment_seed(seed, state.iteration, evaluation=False)
     )
     try:
-      loop.begin(environments)
+      for _ in loop.begin(environments):
+        yield Progress(state, None)
       end = min(
         (state.iteration + 1) * config.iteration_env_steps,
         config.total_env_steps,
@@ -333,25 +337,33 @@ class _Loop:
   ):
     self._config, self._state, self._replay = config, state, replay
     self._act, self._act_key = make_act(agent), act_key
-    self._learn = jax.jit(
-      regress if config.schedule.regress == 1 else make_regress_many(regress),
-      donate_argnums=0,
-    )
+    self._regress_one, self._learn = regress, jit_regress(regress)
     # Metrics of the rounds since `_settle`, not waited for.
     self._metrics: list[Metrics] = []
 
-  def begin(self, environments: Environments) -> None:
-    """Starts the iteration, or returns to where it had been left."""
+  def begin(self, environments: Environments) -> Iterator[None]:
+    """Starts the iteration, or returns to where it had been left.
+
+    Yields:
+      None, now and then on the way back; the state is as it was left.
+    """
     config, state = self._config, self._state
     if config.schedule.collect % environments.num_envs:
       raise ValueError(
         f'collect={config.schedule.collect} env steps per round must be a '
         f'multiple of num_envs={environments.num_envs}'
       )
+    if environments.num_actions > 256:
+      raise ValueError(
+        f'num_actions={environments.num_actions} must be at most 256: a '
+        'checkpoint keeps each action in a byte'
+      )
     self._environments, self._obs = environments, environments.reset()
-    for actions in state.actions:
+    for step, actions in enumerate(state.actions, 1):
       environments.send(actions)
       self._obs = environments.recv().obs
+      if step % config.chunk_env_steps == 0:
+        yield
     if not state.actions:
       self._replay.start(self._obs[:, -1])
     elif _crc(self._obs) != state.obs_crc:
@@ -360,7 +372,9 @@ class _Loop:
         'they of another version than the one it was started with?'
       )
     # So that an iteration that learns nothing has the columns of the others.
-    for name in _metric_names(self._learn, state.train, environments, config):
+    for name in _metric_names(
+      self._regress_one, state.train, environments, config.batch_size
+    ):
       state.statistics.metric_sums.setdefault(name, 0.0)
 
   def chunk(self, end: int) -> None:
@@ -422,16 +436,17 @@ class _Loop:
       fetched = jax.device_get(self._metrics)
       finite = bool(_all_finite(state.train.online_params))
     self._metrics = []
-    steps, last = self._config.schedule.regress, int(state.train.gradient_steps)
-    before = last - len(fetched) * steps
-    for metrics in fetched:
+    last = int(state.train.gradient_steps)
+    steps = [np.size(next(iter(metrics.values()))) for metrics in fetched]
+    before = last - sum(steps)
+    for metrics, taken in zip(fetched, steps, strict=True):
       for name, values in metrics.items():
         total = float(np.sum(values, dtype=np.float64))
         if not math.isfinite(total):
           _blame(metrics, before)
         statistics.metric_sums[name] += total
-      statistics.gradient_steps += steps
-      before += steps
+      statistics.gradient_steps += taken
+      before += taken
     if not finite:
       raise NonFiniteError(
         f'online_params are not finite after gradient step {last}'
@@ -485,18 +500,15 @@ class _Loop:
 
   def _regress(self) -> None:
     """Dispatches the gradient steps of a round, and does not wait for them."""
-    state, steps = self._state, self._config.schedule.regress
+    state, config = self._state, self._config
     with self._timer('sampling_s'):
       batches = [
-        self._replay.sample(state.rng, self._config.batch_size)
-        for _ in range(steps)
+        self._replay.sample(state.rng, config.batch_size)
+        for _ in range(config.schedule.regress)
       ]
-      batch = batches[0]
-      if steps > 1:
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
     with self._timer('learning_s'):
-      state.train, metrics = self._learn(state.train, batch)
-    self._metrics.append(metrics)
+      state.train, metrics = self._learn(state.train, batches)
+    self._metrics += metrics
 
   def _timer(self, name: str) -> '_Timer':
     return _Timer(self._state.statistics.seconds, name)
@@ -515,18 +527,21 @@ class _Timer:
     self._seconds[self._name] += time.perf_counter() - self._start
 
 
-def _metric_names(learn, train_state, environments, config) -> list[str]:
-  """Names of the metrics that `learn` will return, nothing being computed."""
-  steps, size = config.schedule.regress, config.batch_size
-  lead = (size,) if steps == 1 else (steps, size)
+def _metric_names(
+  regress: Regress,
+  train_state: TrainState,
+  environments: Environments,
+  batch_size: int,
+) -> list[str]:
+  """Names of the metrics that `regress` will return; nothing is computed."""
   obs = jax.ShapeDtypeStruct(
-    (*lead, environments.stack, *environments.frame_shape),
+    (batch_size, environments.stack, *environments.frame_shape),
     environments.frame_dtype,
   )
-  scalars = jax.ShapeDtypeStruct(lead, jnp.float32)
-  actions = jax.ShapeDtypeStruct(lead, jnp.int32)
+  scalars = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+  actions = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
   batch = Transition(obs, actions, scalars, scalars, obs)
-  _, metrics = learn.eval_shape(train_state, batch)
+  _, metrics = jax.eval_shape(regress, train_state, batch)
   return sorted(metrics)
 
 

@@ -82,6 +82,22 @@ def test_loss_of_known_values(name, reduction, scale):
   assert metrics['td_error_abs_mean'] == pytest.approx(np.abs(errors).mean())
 
 
+@pytest.mark.parametrize('form', ['huber', 'clipped'])
+def test_the_bound_holds_the_gradient(form):
+  network = mlp_network(2, sizes=())
+  agent = make_q_agent(
+    network, OBS, td_loss=form, error_bound=0.25, batch_reduction='sum'
+  )
+  params = jax.tree.map(jnp.zeros_like, agent.init(jax.random.key(0)))
+  # Errors of 5 and -0.125: only the first is bounded.
+  batch = _batch([5.0, -0.125], [0.0, 0.0])
+  grads, _ = jax.grad(agent.loss, has_aux=True)(
+    params, params, batch, jax.random.key(0)
+  )
+  (bias,) = (leaf for leaf in jax.tree.leaves(grads) if leaf.ndim == 1)
+  np.testing.assert_allclose(bias, [-0.25, 0.125], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   'kwargs, message',
   [

@@ -7,11 +7,6 @@ import pytest
 
 from experiments import atari, flags
 from experiments.flags import UsageError, group, one_of, option
-from siamrl import learner, schedule, twins
-from siamrl.agents import q
-from siamrl.losses import td
-from siamrl.networks.heads import HEADS
-from siamrl.networks.initializers import INITIALIZERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,26 +192,3 @@ def test_help_of_the_launcher_names_every_flag():
       or (f'--{name}\n' in text)
     )
   assert max(map(len, text.splitlines())) <= 80
-
-
-@pytest.mark.parametrize(
-  'name, registry',
-  [
-    ('agent', q.AGENTS),
-    ('target_update', twins.RULES),
-    ('head', HEADS),
-    ('initializer', INITIALIZERS),
-    ('optimizer', learner.OPTIMIZERS),
-    ('td_loss', td.FORMS),
-    ('batch_reduction', q.REDUCTIONS),
-    ('target_period_unit', schedule.UNITS),
-  ],
-)
-def test_names_are_those_of_the_library(name, registry):
-  """They are written out in the launcher: --help must not import JAX."""
-  (field,) = (
-    field
-    for field in dataclasses.fields(atari.AtariConfig)
-    if field.name == name
-  )
-  assert field.metadata['bound'].text == f'one of {", ".join(registry)}'

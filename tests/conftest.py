@@ -1,0 +1,21 @@
+"""What all tests share: the CPU, its options, and nothing left behind."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import hypothesis
+
+from experiments import devices
+
+# Before JAX starts, for this process and for the launchers that tests start.
+_CACHE = tempfile.mkdtemp(prefix='siamrl-tests-')
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+devices.add_xla_flags(devices.CPU_XLA_FLAGS)
+
+hypothesis.settings.register_profile('tests', database=None)
+hypothesis.settings.load_profile('tests')

@@ -1,0 +1,42 @@
+"""XLA's options and the memory of the machine."""
+
+import os
+import pathlib
+
+import pytest
+
+from experiments import devices
+
+NAME = '--xla_cpu_experimental_ynn_fusion_type'
+
+
+def test_options_are_added_to_those_of_the_user(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=x')
+  monkeypatch.setattr(devices, '_xla_knows', lambda flag: True)
+  devices.add_xla_flags(devices.CPU_XLA_FLAGS)
+  assert os.environ['XLA_FLAGS'] == (
+    f'--xla_dump_to=x {NAME}=individual_dot,reduce'
+  )
+
+
+def test_an_option_that_the_user_set_stays(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', f'{NAME}=dot')
+  devices.add_xla_flags(devices.CPU_XLA_FLAGS)
+  assert os.environ['XLA_FLAGS'] == f'{NAME}=dot'
+
+
+def test_an_option_that_xla_does_not_know_is_not_added(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setattr(
+    devices, 'CPU_XLA_FLAGS', ('--xla_dump_to=x', '--xla_no_such_option=1')
+  )
+  devices.add_xla_flags(devices.CPU_XLA_FLAGS)
+  assert os.environ['XLA_FLAGS'] == '--xla_dump_to=x'
+
+
+def test_memory_is_that_of_the_machine_or_its_container():
+  lines = pathlib.Path('/proc/meminfo')
+  if not lines.exists():
+    pytest.skip('no /proc')
+  total = int(lines.read_text().split()[1]) * 1024
+  assert 0 < devices.memory_bytes() <= total * 1.01

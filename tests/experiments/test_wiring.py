@@ -1,0 +1,187 @@
+"""Every flag of the Atari launcher reaches the part that it speaks of."""
+
+import pytest
+
+from experiments import atari, flags
+from siamrl import learner, twins
+from siamrl.agents import q
+from siamrl.report.run_folder import RunFolder
+
+# No value here is the default.
+FLAGS = (
+  '--game=breakout',
+  '--num_envs=2',
+  '--seed=3',
+  '--sticky_action_probability=0.125',
+  '--noop_max=7',
+  '--fire_on_reset',
+  '--frame_skip=3',
+  '--frame_cap=999',
+  '--full_action_set',
+  '--agent=double_dqn',
+  '--head=dueling',
+  '--padding=SAME',
+  '--initializer=xavier_uniform',
+  '--discount=0.5',
+  '--n_step=5',
+  '--reward_clip=2.5',
+  '--nolife_loss_terminates',
+  '--optimizer=adam',
+  '--learning_rate=0.125',
+  '--optimizer_eps=0.25',
+  '--rmsprop_decay=0.375',
+  '--td_loss=huber',
+  '--error_bound=0.75',
+  '--batch_reduction=mean',
+  '--batch_size=8',
+  '--train_period=2',
+  '--min_replay=100',
+  '--replay_capacity=500',
+  '--acting=overlapped',
+  '--epsilon_start=0.9',
+  '--epsilon_end=0.3',
+  '--epsilon_hold=10',
+  '--epsilon_decay=30',
+  '--frames=2400',
+  '--iteration_frames=1200',
+  '--target_period=6',
+  '--target_period_unit=frames',
+  '--eval_episodes=1',
+  '--eval_frames=0',
+)
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+  """Builds a run; the arguments with which its parts were made."""
+  recorded: dict[str, list] = {}
+
+  def record(module, name):
+    original = getattr(module, name)
+
+    def recorder(*args, **kwargs):
+      recorded.setdefault(name, []).append((args, kwargs))
+      return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, recorder)
+
+  record(atari, 'AtariProtocol')
+  record(atari, 'AtariEnvironments')
+  record(atari, 'HostReplay')
+  record(atari, 'nature_network')
+  record(atari.host, 'LoopConfig')
+  record(q, 'make_q_agent')
+  record(learner, 'make_optimizer')
+  record(learner, 'make_regress')
+  config = flags.from_arguments(atari.AtariConfig, *FLAGS)
+  atari.build(config, RunFolder(tmp_path))
+  return recorded
+
+
+def test_protocol_and_environments(calls):
+  ((), protocol) = calls['AtariProtocol'][0]
+  assert protocol == dict(
+    sticky_action_probability=0.125,
+    noop_max=7,
+    frame_skip=3,
+    frame_cap=999,
+    full_action_set=True,
+    fire_on_reset=True,
+  )
+  assert calls['AtariEnvironments'][0][0] == ('breakout', 2)
+
+
+def test_agent_and_network(calls):
+  ((num_actions,), network) = calls['nature_network'][0]
+  assert num_actions == 18
+  assert network == dict(
+    head='dueling', padding='SAME', initializer='xavier_uniform'
+  )
+  assert calls['make_q_agent'][0][1] == dict(
+    name='double_dqn',
+    td_loss='huber',
+    error_bound=0.75,
+    batch_reduction='mean',
+  )
+
+
+def test_learning(calls):
+  assert calls['make_optimizer'][0] == (
+    ('adam',),
+    dict(learning_rate=0.125, eps=0.25, decay=0.375),
+  )
+  # 6 frames are 2 env steps, 1 gradient step.
+  assert calls['make_regress'][0][0][3] == 1
+
+
+def test_replay_and_loop(calls):
+  (capacity, *_), replay = calls['HostReplay'][0]
+  assert capacity == 500
+  assert replay == dict(
+    frame_shape=(84, 84), num_envs=2, n_step=5, discount=0.5
+  )
+  loop = dict(calls['LoopConfig'][0][1])
+  epsilon = loop.pop('epsilon')
+  assert [epsilon(t) for t in (0, 10, 25, 40, 99)] == pytest.approx(
+    [0.9, 0.9, 0.6, 0.3, 0.3]
+  )
+  assert loop == dict(
+    schedule=(2, 1, 1),
+    total_env_steps=800,
+    iteration_env_steps=400,
+    warmup_env_steps=100,
+    batch_size=8,
+    reward_clip=2.5,
+    life_loss_terminates=False,
+    overlapped=True,
+  )
+
+
+@pytest.mark.parametrize(
+  'rule, sync',
+  [
+    ('hard', 50),
+    ('periodic_soft', 50),
+    ('soft', 1),
+    ('self', 1),
+    ('frozen', twins.NEVER),
+  ],
+)
+def test_the_period_of_every_rule(rule, sync, tmp_path):
+  tau = ['--tau=0.5'] if twins.RULES[rule].takes_tau else []
+  config = flags.from_arguments(
+    atari.AtariConfig,
+    f'--target_update={rule}',
+    '--target_period=200',
+    '--replay_capacity=100000',
+    *tau,
+  )
+  _, derived = atari.build(config, RunFolder(tmp_path))
+  assert derived['schedule']['sync'] == sync
+
+
+def test_every_rule_has_its_period_tested():
+  assert set(twins.RULES) == {'hard', 'periodic_soft', 'soft', 'self', 'frozen'}
+
+
+@pytest.mark.parametrize('frames, episodes', [(4_000, True), (40, False)])
+def test_a_budget_of_frames_for_evaluation(frames, episodes, tmp_path):
+  config = flags.from_arguments(
+    atari.AtariConfig,
+    '--frame_cap=1200',
+    '--replay_capacity=100000',
+    f'--eval_frames={frames}',
+    '--eval_epsilon=1',
+  )
+  parts, _ = atari.build(config, RunFolder(tmp_path))
+  evaluation = parts.evaluate(parts.state.online_params, 0)
+  while True:
+    try:
+      next(evaluation)
+    except StopIteration as end:
+      row = end.value
+      break
+  assert row['eval_frames'] == frames
+  # 1,000 env steps: three episodes of 300 end within them.
+  assert row['eval_episodes'] == (3 if episodes else 0)
+  assert (row['eval_return'] == row['eval_return']) == episodes
