@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests import probes
+from tests.envs.turns import assert_calls_out_of_turn_raise
 
 GAMMA = 0.8
 
@@ -73,21 +74,14 @@ def test_truncation_and_termination_keep_the_final_observation():
 
 
 def test_order_of_calls_is_held():
-  actions = np.zeros(1, np.int32)
   probe = probes.Probe(probes.constant(), seed=0)
-  with pytest.raises(RuntimeError, match='send'):
-    probe.send(actions)
+  assert_calls_out_of_turn_raise(probe)
+  with pytest.raises(RuntimeError, match='reset'):
+    probe.reset()
+
+
+def test_unknown_actions_are_refused():
+  probe = probes.Probe(probes.constant(), seed=0)
   probe.reset()
-  with pytest.raises(RuntimeError, match='recv'):
-    probe.recv()
-  probe.send(actions)
-  with pytest.raises(RuntimeError, match='send'):
-    probe.send(actions)
-  with pytest.raises(RuntimeError, match='reset'):
-    probe.reset()
-  probe.recv()
   with pytest.raises(ValueError, match='actions='):
-    probe.send(actions + 1)
-  probe.close()
-  with pytest.raises(RuntimeError, match='reset'):
-    probe.reset()
+    probe.send(np.ones(1, np.int32))

@@ -5,23 +5,19 @@ Atari networks): a dueling head needs one in each stream.
 """
 
 import chex
-import jax.numpy as jnp
 from flax import linen as nn
+import jax.numpy as jnp
 
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.torsos import Dense
 
 
-def _hidden(x: chex.Array, units: int, initializer: str) -> chex.Array:
-  return nn.relu(Dense(units, initializer)(x)) if units else x
-
-
-class LinearHead(nn.Module):
-  """A dense layer with a bias for each action.
+class Head(nn.Module):
+  """What all heads have; the others are the ones to use.
 
   Attributes:
     num_actions: A.
-    hidden: units of the layer before it, 0 for none.
+    hidden: units of the layer before the last, 0 for none.
     initializer: a key of `INITIALIZERS`.
   """
 
@@ -29,55 +25,55 @@ class LinearHead(nn.Module):
   hidden: int = 512
   initializer: str = 'lecun_normal'
 
+  def _hidden(self, features: chex.Array) -> chex.Array:
+    if not self.hidden:
+      return features
+    return nn.relu(Dense(self.hidden, self.initializer)(features))
+
+
+class LinearHead(Head):
+  """A dense layer with a bias for each action."""
+
   @nn.compact
   def __call__(self, features: chex.Array) -> chex.Array:
-    x = _hidden(features, self.hidden, self.initializer)
+    x = self._hidden(features)  # first, for layers to be named in order
     return Dense(self.num_actions, self.initializer)(x)
 
 
-class SharedBiasHead(nn.Module):
+class SharedBiasHead(Head):
   """A dense layer with a single bias for all actions.
 
   The last layer of the tuned Double DQN (van Hasselt et al. 2016, appendix).
-  Attributes as `LinearHead`.
   """
-
-  num_actions: int
-  hidden: int = 512
-  initializer: str = 'lecun_normal'
 
   @nn.compact
   def __call__(self, features: chex.Array) -> chex.Array:
-    x = _hidden(features, self.hidden, self.initializer)
+    x = self._hidden(features)
     chosen = INITIALIZERS[self.initializer]
     bias = self.param('bias', chosen.bias(x.shape[-1]), (1,))
-    return bias + nn.Dense(
+    weights = nn.Dense(
       self.num_actions, use_bias=False, kernel_init=chosen.kernel
-    )(x)
+    )
+    return bias + weights(x)
 
 
-class DuelingHead(nn.Module):
+class DuelingHead(Head):
   """A value plus centred advantages (Wang et al. 2016, eq. 9).
 
   The features feed two streams, each with a hidden layer of its own.
-  Attributes as `LinearHead`.
   """
-
-  num_actions: int
-  hidden: int = 512
-  initializer: str = 'lecun_normal'
 
   @nn.compact
   def __call__(self, features: chex.Array) -> chex.Array:
     def stream(outputs: int) -> chex.Array:
-      x = _hidden(features, self.hidden, self.initializer)
+      x = self._hidden(features)
       return Dense(outputs, self.initializer)(x)
 
     value, advantage = stream(1), stream(self.num_actions)
     return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
 
-HEADS: dict[str, type[nn.Module]] = {
+HEADS: dict[str, type[Head]] = {
   'linear': LinearHead,
   'shared_bias': SharedBiasHead,
   'dueling': DuelingHead,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from siamrl.envs import ale
+from tests.envs.turns import assert_calls_out_of_turn_raise
 
 ale_py = pytest.importorskip('ale_py')
 
@@ -376,20 +377,7 @@ def test_shapes_and_types():
 
 
 def test_calls_out_of_turn_raise_rather_than_hang():
-  envs = ale.AtariEnvironments('pong', seed=0)
-  action = np.zeros(1, np.int32)
-  with pytest.raises(RuntimeError, match='send'):
-    envs.send(action)
-  envs.reset()
-  with pytest.raises(RuntimeError, match='recv'):
-    envs.recv()
-  envs.send(action)
-  with pytest.raises(RuntimeError, match='send'):
-    envs.send(action)
-  with pytest.raises(RuntimeError, match='reset'):
-    envs.reset()
-  envs.recv()
-  envs.close()
+  assert_calls_out_of_turn_raise(ale.AtariEnvironments('pong', seed=0))
 
 
 @pytest.mark.parametrize(

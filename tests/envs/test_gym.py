@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siamrl.envs import gym
+from tests.envs.turns import assert_calls_out_of_turn_raise
 
 
 def test_equals_single_environments():
@@ -112,20 +113,9 @@ def test_other_spaces_raise(env_id):
 
 
 def test_calls_out_of_turn_raise():
-  envs = gym.GymnasiumEnvironments('CartPole-v1', seed=0)
-  action = np.zeros(1, np.int32)
-  with pytest.raises(RuntimeError, match='send'):
-    envs.send(action)
-  envs.reset()
-  with pytest.raises(RuntimeError, match='recv'):
-    envs.recv()
-  envs.send(action)
-  with pytest.raises(RuntimeError, match='send'):
-    envs.send(action)
-  with pytest.raises(RuntimeError, match='reset'):
-    envs.reset()
-  envs.recv()
-  envs.close()
+  assert_calls_out_of_turn_raise(
+    gym.GymnasiumEnvironments('CartPole-v1', seed=0)
+  )
 
 
 @pytest.mark.parametrize('bad', [-1, 3, 2**32])
