@@ -13,9 +13,9 @@ Other platforms get plain convolutions and their ordinary gradients.
 
 from collections.abc import Sequence
 import functools
-from typing import Any
 
 from flax import linen as nn
+from flax.typing import Initializer
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -109,27 +109,29 @@ class Conv(nn.Module):
 
   Attributes:
     features: number of output channels F.
-    kernel_size: (K, K).
-    strides: (S, S); where S does not divide K, gradients are the ordinary
-      ones.
+    kernel_size: K, of both sides.
+    stride: S, along both sides; where it does not divide K, gradients are the
+      ordinary ones.
     padding: 'VALID' or 'SAME'.
     kernel_init: initializer of the kernel, [K,K,C,F].
     bias_init: initializer of the bias, [F].
   """
 
   features: int
-  kernel_size: Sequence[int]
-  strides: Sequence[int] = (1, 1)
+  kernel_size: int
+  stride: int = 1
   padding: str = 'VALID'
-  kernel_init: Any = nn.initializers.lecun_normal()
-  bias_init: Any = nn.initializers.zeros_init()
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  bias_init: Initializer = nn.initializers.zeros_init()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B,H,W,C] to [B,H',W',F]."""
-    (k, k_w), (s, s_w) = self.kernel_size, self.strides
-    if k != k_w or s != s_w:
-      raise ValueError(f'Square only: {self.kernel_size=}, {self.strides=}.')
+    """Maps [B,H,W,C] to [B,H',W',F].
+
+    Raises:
+      ValueError: the padding is unknown.
+    """
+    k, s = self.kernel_size, self.stride
     kernel = self.param(
       'kernel', self.kernel_init, (k, k, x.shape[-1], self.features)
     )
@@ -138,7 +140,6 @@ class Conv(nn.Module):
       pads = lax.padtype_to_pads(x.shape[1:3], (k, k), (s, s), 'SAME')
       x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     elif self.padding != 'VALID':
-      raise ValueError(f'Unknown {self.padding=}.')
-    if jax.default_backend() == 'cpu' and k % s == 0:
-      return _cpu_conv(x, kernel, s) + bias
-    return _conv(x, kernel, s) + bias
+      raise ValueError(f'padding={self.padding!r} is neither VALID nor SAME')
+    fast = jax.default_backend() == 'cpu' and k % s == 0
+    return (_cpu_conv if fast else _conv)(x, kernel, s) + bias

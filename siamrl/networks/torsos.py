@@ -1,7 +1,6 @@
 """Torsos: from observations [B, S, ...] to features [B, F]."""
 
 from collections.abc import Sequence
-import math
 
 import chex
 import jax.numpy as jnp
@@ -48,13 +47,13 @@ class NatureCNN(nn.Module):
     # Flax convolves over [B, H, W, C]: the frames of the stack are channels.
     x = jnp.moveaxis(obs, 1, -1).astype(jnp.float32) / 255
     for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-      fan_in = math.prod((size, size, x.shape[-1]))
+      fan_in = size * size * x.shape[-1]
       x = nn.relu(
         Conv(
           features,
-          (size, size),
-          (stride, stride),
-          padding=self.padding,
+          size,
+          stride,
+          self.padding,
           kernel_init=chosen.kernel,
           bias_init=chosen.bias(fan_in),
         )(x)
