@@ -11,7 +11,6 @@ two of the gradients, so on the CPU these are computed another way:
 Other platforms get plain convolutions and their ordinary gradients.
 """
 
-from collections.abc import Sequence
 import functools
 
 from flax import linen as nn
