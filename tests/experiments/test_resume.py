@@ -90,13 +90,17 @@ def test_sigkill_while_saving(undisturbed, tmp_path):
   assert f'resuming {folder} on cpu at frame 1,296' in output
   output = killed(
     *arguments,
-    sabotage=(
-      # After the row of the first iteration, in Orbax's renaming.
-      'os:rename',
-      5,
-    ),
+    # In Orbax's renaming, when the learner is in place and the rest is not.
+    sabotage=('os:rename', 2),
   )
   assert f'resuming {folder} on cpu at frame 1,296' in output
+  output = killed(
+    *arguments,
+    # With the row of the first iteration written, and no checkpoint after it.
+    sabotage=('experiments.host_run:_line', 1),
+  )
+  assert f'resuming {folder} on cpu at frame 1,296' in output
+  assert columns(folder)['frames'] == [1600]
   output = launch(*arguments)
   assert f'resuming {folder} on cpu at frame 1,600' in output
   assert_same_run(undisturbed, folder)
