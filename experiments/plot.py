@@ -64,11 +64,11 @@ def _plot(config: PlotConfig) -> None:
   table = np.full((len(ends), len(curves)), np.nan)
   for column, (_, returns) in enumerate(curves):
     table[: len(returns), column] = returns
-  _write_csv(pathlib.Path(f'{config.output}.csv'), folders, ends, table)
   mean = np.nanmean(table, axis=1)
   spread = np.nanstd(table, axis=1) if len(folders) > 1 else None
   runs = f'{len(folders)} seeds' if len(folders) > 1 else '1 seed'
   references = _references(config, game, ends[-1])
+  _write_csv(pathlib.Path(f'{config.output}.csv'), folders, ends, table)
   plot_curve(
     f'{config.output}.png',
     [Curve(f'{config.label}, {runs}', ends, mean, spread)],

@@ -69,21 +69,34 @@ def test_bins_are_means_over_episodes(runs, tmp_path):
   [
     ((), '--runs must be given', 2),
     (
-      ('--runs=/nowhere', '--output=x'),
+      ('--runs=/nowhere', '--output={out}'),
       '--runs=/nowhere must be the folder',
       2,
     ),
-    (('--runs={two}', '--output=x', '--bin_frames=2000'), '1,000 frames', 1),
     (
-      ('--runs={two}', '--output=x', '--bin_frames=9', '--reference={none}'),
+      ('--runs={two}', '--output={out}', '--bin_frames=2000'),
+      '1,000 frames',
+      1,
+    ),
+    (
+      (
+        '--runs={two}',
+        '--output={out}',
+        '--bin_frames=9',
+        '--reference={none}',
+      ),
       'cannot be read',
       2,
     ),
   ],
 )
 def test_what_it_refuses(runs, tmp_path, arguments, message, code, capsys):
-  filled = [a.format(two=runs[1], none=tmp_path / 'none') for a in arguments]
+  filled = [
+    a.format(two=runs[1], none=tmp_path / 'none', out=tmp_path / 'x')
+    for a in arguments
+  ]
   assert _plot(*filled) == code
   error = capsys.readouterr().err
   assert message in error
   assert len(error.splitlines()) == 1
+  assert not (tmp_path / 'x.csv').exists()

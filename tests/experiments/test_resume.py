@@ -141,7 +141,7 @@ def test_other_modes_resume_too(flags, tmp_path):
   arguments = (*SMALL, '--seed=7', *flags)
   whole, parted = tmp_path / 'whole', tmp_path / 'parted'
   launch(*arguments, f'--run_dir={whole}')
-  sabotage = ('siamrl.envs.ale:AtariEnvironments.send', 90, 'SIGINT')
+  sabotage = ('siamrl.envs.ale:AtariEnvironments.send', 40, 'SIGINT')
   output = launch(*arguments, f'--run_dir={parted}', sabotage=sabotage)
   assert 'saved; the same command' in output
   assert 'resuming' in launch(*arguments, f'--run_dir={parted}')
