@@ -12,7 +12,8 @@ class Initializers(NamedTuple):
 
   Attributes:
     kernel: of its weights.
-    bias: of its biases, given the layer's fan-in (its inputs per output unit).
+    uniform_bias: whether its biases are drawn from U(-b, b), b = fan_in**-0.5
+      (fan-in: inputs per output unit), rather than zero.
   """
 
   kernel: Initializer
