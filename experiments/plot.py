@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import io
 import pathlib
+import warnings
 
 import numpy as np
 
@@ -64,8 +65,11 @@ def _plot(config: PlotConfig) -> None:
   table = np.full((len(ends), len(curves)), np.nan)
   for column, (_, returns) in enumerate(curves):
     table[: len(returns), column] = returns
-  mean = np.nanmean(table, axis=1)
-  spread = np.nanstd(table, axis=1) if len(folders) > 1 else None
+  with warnings.catch_warnings():
+    # A bin in which no run ended an episode is a gap in the curve.
+    warnings.filterwarnings('ignore', category=RuntimeWarning)
+    mean = np.nanmean(table, axis=1)
+    spread = np.nanstd(table, axis=1) if len(folders) > 1 else None
   runs = f'{len(folders)} seeds' if len(folders) > 1 else '1 seed'
   references = _references(config, game, ends[-1])
   _write_csv(pathlib.Path(f'{config.output}.csv'), folders, ends, table)

@@ -11,6 +11,7 @@ its own small files to the disk; and it leaves half-written steps lying about.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -105,6 +106,7 @@ class Checkpoints:
       raise ValueError(f'step {step}, after checkpoints up to {latest}')
     try:
       self._remove_unfinished()
+      _check_room(self._directory, learner)
       self._write(step, learner, extra)
       _flush(self._directory / str(step))
       # Only now that the new one is on the disk.
@@ -259,6 +261,22 @@ def _check_keys(learner: Any, template: Any) -> None:
       raise _Mismatch(
         f'{name}: found {found[name].dtype}, expected {leaf.dtype}'
       )
+
+
+def _check_room(path: pathlib.Path, tree: Any) -> None:
+  """Raises OSError where the disk has less room than a tree's arrays take.
+
+  Orbax would say so as well, but its threads, several of which fail, print
+  tracebacks that nobody can catch, after the error is raised.
+  """
+  path.mkdir(parents=True, exist_ok=True)
+  needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+  free = shutil.disk_usage(path).free
+  if free < needed:
+    raise OSError(
+      f'{os.strerror(errno.ENOSPC)}: it takes {needed / 1e6:.1f} MB and '
+      f'{free / 1e6:.1f} MB are free'
+    )
 
 
 def _flush(path: pathlib.Path) -> None:

@@ -5,12 +5,14 @@ resumed leaves the file that an undisturbed one leaves, but for the columns that
 measure the wall clock: their names end in `_s` (`_per_s` included).
 """
 
+import contextlib
 import csv
 import io
 import math
 import operator
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any, Self, SupportsFloat
 
@@ -54,7 +56,7 @@ class MetricsWriter:
     self._file = path.open('a', newline='', encoding='utf-8')
     self._events = None
     if events_dir is not None:
-      self._events = _event_writer(events_dir, _next_step(header, rows))
+      self._events = _open_events(events_dir, _next_step(header, rows))
     self.has_events = self._events is not None
 
   def write(self, row: Mapping[str, SupportsFloat]) -> None:
@@ -87,15 +89,17 @@ class MetricsWriter:
     self.position += 1
     if self._events is not None:
       step = int(numbers.pop(STEP_COLUMN))
-      for name, number in numbers.items():
-        self._events.add_scalar(name, float(number), step)
-      self._events.flush()
+      self._events.write(step, numbers)
 
   def close(self) -> None:
     """Closes the files. Twice does no harm."""
-    self._file.close()
+    # Every row was flushed as it was written: what is left is of a row that the
+    # disk did not take, which has been raised.
+    with contextlib.suppress(OSError):
+      self._file.close()
     if self._events is not None:
-      self._events.close()
+      with contextlib.suppress(OSError):
+        self._events.close()
       self._events = None
 
   def __enter__(self) -> Self:
@@ -220,18 +224,54 @@ def _next_step(header: list[str], rows: list[list[str]]) -> int:
   return int(last) + 1 if math.isfinite(last) else 0
 
 
-def _event_writer(
-  directory: str | os.PathLike[str], purge_step: int
-) -> Any | None:
-  """A tensorboardX writer; None if that is not installed.
+class _Events:
+  """TensorBoard's file of events, written at once and by this thread.
 
-  Events from `purge_step` on are of rows that a resumption dropped: TensorBoard
-  hides them, so no point shows twice.
+  tensorboardX's `SummaryWriter` writes from a thread of its own: a full disk
+  kills that thread with a traceback and is never heard of.
   """
+
+  def __init__(self, directory: str | os.PathLike[str], purge_step: int):
+    """Opens a new file in the directory.
+
+    Args:
+      directory: of the events; made if need be.
+      purge_step: events from here on are of rows that a resumption dropped;
+        TensorBoard then hides them, so no point shows twice.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+    """
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
+
+    self._scalar, self._pb2 = summary.scalar, event_pb2
+    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+    self._writer = event_file_writer.EventsWriter(
+      os.path.join(directory, 'events'), f'.{purge_step}'
+    )
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(purge_step, session_log=start)
+
+  def _write(self, step: int, **content: Any) -> None:
+    self._writer.write_event(
+      self._pb2.Event(step=step, wall_time=time.time(), **content)
+    )
+
+  def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    for name, number in numbers.items():
+      self._write(step, summary=self._scalar(name, float(number)))
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+def _open_events(
+  directory: str | os.PathLike[str], purge_step: int
+) -> _Events | None:
+  """None if tensorboardX is not installed."""
   try:
-    import tensorboardX
+    return _Events(directory, purge_step)
   except ImportError:
     return None
-  return tensorboardX.SummaryWriter(
-    logdir=os.fspath(directory), purge_step=purge_step
-  )

@@ -323,9 +323,11 @@ def test_a_full_disk(tmp_path):
     filler = disk / 'filler'
     with start(*arguments) as process:
       for line in process.stderr:
-        if 'iteration 0' in line:
-          # All that is left, once the first checkpoint is being written.
+        if 'first gradient step' in line:
+          # All that is left, while nothing is being written.
+          process.send_signal(signal.SIGSTOP)
           _fill(filler)
+          process.send_signal(signal.SIGCONT)
       assert process.wait() == 1
     assert line.startswith(f'error: --run_dir={disk}/run')
     assert 'No space left' in line

@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -336,7 +337,27 @@ def test_a_save_that_was_killed_is_as_if_it_had_not_begun(
   assert checkpoints.restore({'w': jnp.zeros(9)})[1:] == ({'position': 3}, 2)
 
 
-def test_a_full_disk_leaves_the_one_before(tmp_path):
+def test_a_disk_without_room(tmp_path, monkeypatch, capfd):
+  """Refused before Orbax begins, whose threads would print tracebacks."""
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, make_learner(1), {})
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda path: usage._replace(free=799_999)
+  )
+  learner = {'w': jnp.zeros(200_000)}
+  with pytest.raises(CheckpointError, match='No space left.*0.8 MB and 0.8'):
+    checkpoints.save(2, learner, {})
+  assert os.listdir(tmp_path) == ['1']
+  assert capfd.readouterr() == ('', '')
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda path: usage._replace(free=800_000)
+  )
+  checkpoints.save(2, learner, {})
+  assert checkpoints.latest_step() == 2
+
+
+def test_a_failed_write_leaves_the_one_before(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, make_learner(1), {})
   noise = {'w': jax.random.bits(jax.random.key(0), (200_000,), jnp.uint32)}
