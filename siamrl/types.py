@@ -28,12 +28,15 @@ class Transition(NamedTuple):
   """A batch of n-step transitions; every leaf leads with [B].
 
   Attributes:
-    obs_tm1: [B, S, ...] observation acted upon, S stacked frames, oldest first.
+    obs_tm1: [B, S, ...] observation acted upon, S stacked frames, oldest first;
+      [B, ...] from environments that do not stack.
     a_tm1: int32 [B] action taken.
     r_t: float32 [B] sum of the n discounted rewards that followed.
     discount_t: float32 [B] discount**n, and 0 where the episode terminated.
     obs_t: [B, S, ...] observation n steps later (fewer where the episode was
       truncated before); never one from after a reset.
+    weight: float32 [B] factor of each transition's loss, as prioritised replay
+      has it; None for 1.
   """
 
   obs_tm1: Any
@@ -41,6 +44,7 @@ class Transition(NamedTuple):
   r_t: Any
   discount_t: Any
   obs_t: Any
+  weight: Any = None
 
 
 class TrainState(struct.PyTreeNode):
@@ -144,3 +148,42 @@ class Environments(Protocol):
 
   def close(self) -> None:
     """Frees what the environments hold; nothing may be called after."""
+
+
+class JaxTimestep(NamedTuple):
+  """What one JAX-native environment answers to one action.
+
+  Attributes:
+    obs: the observation after the action, be it the episode's last one.
+    reward: float32 [] raw.
+    terminated: bool [] the task itself ended: no value beyond it.
+    truncated: bool [] cut from outside (a cap on steps), and not terminated.
+  """
+
+  obs: jax.Array
+  reward: jax.Array
+  terminated: jax.Array
+  truncated: jax.Array
+
+
+class JaxEnvironment(NamedTuple):
+  """An environment as pure functions of one state, for callers to vmap.
+
+  `step` never resets: whoever steps an environment to its end calls `reset`.
+
+  Attributes:
+    reset: key -> (env_state, obs).
+    step: (env_state, action int32 [], key) -> (env_state, JaxTimestep).
+    num_actions: actions are 0 to num_actions - 1.
+    obs_shape: of one observation.
+    obs_dtype: bool, an integer or a float.
+    max_episode_steps: env steps after which an episode is truncated; None if
+      none ever is.
+  """
+
+  reset: Callable[[jax.Array], tuple[Any, jax.Array]]
+  step: Callable[[Any, jax.Array, jax.Array], tuple[Any, JaxTimestep]]
+  num_actions: int
+  obs_shape: tuple[int, ...]
+  obs_dtype: np.dtype
+  max_episode_steps: int | None
