@@ -4,12 +4,17 @@ A launcher describes its options as a frozen dataclass whose fields are made
 by `option`. `run` turns them into absl flags, parses the command line, checks
 every value and calls the launcher with the finished record. Below this package
 no flag is read.
+
+`run_sweep` is for launchers of many runs at once: every option that is not
+`single` takes a list there, `--tau=0.1,0.5`, and the launcher gets a record for
+every combination.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 import sys
@@ -70,16 +75,19 @@ def one_of(names: Collection[str]) -> Bound:
   return Bound(lambda x: x in names, f'one of {", ".join(names)}')
 
 
-def option(default: Any, help: str, bound: Bound = ANYTHING) -> Any:
+def option(
+  default: Any, help: str, bound: Bound = ANYTHING, *, single: bool = False
+) -> Any:
   """A dataclass field that becomes a flag.
 
   Args:
     default: its value where the flag is not given.
     help: one sentence or two, with the unit.
     bound: what values are allowed.
+    single: takes no list in a sweep either.
   """
   return dataclasses.field(
-    default=default, metadata={'help': help, 'bound': bound}
+    default=default, metadata={'help': help, 'bound': bound, 'single': single}
   )
 
 
@@ -99,6 +107,32 @@ def _options(cls: type) -> list[tuple[dataclasses.Field, type]]:
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
       found.append((field, hint))
   return found
+
+
+class Sweep(NamedTuple):
+  """The runs that a command line with lists asks for.
+
+  Attributes:
+    configs: a record for each run; later options vary fastest. An option that
+      means nothing to a run has its default there.
+    points: for each run, its values of the `axes`; None for one that means
+      nothing to it.
+    values: every option with the values given, or with its default alone.
+  """
+
+  configs: tuple[Any, ...]
+  points: tuple[dict[str, Any], ...]
+  values: dict[str, tuple[Any, ...]]
+
+  @property
+  def axes(self) -> dict[str, tuple[Any, ...]]:
+    """The options that have more than one value, and these."""
+    return {name: v for name, v in self.values.items() if len(v) > 1}
+
+
+# Tells which options mean nothing to a run, such as a rate to a rule without
+# one. The answer may depend only on options that it never names.
+Drop = Callable[[Any], Collection[str]]
 
 
 def define(cls: type, flag_values: flags.FlagValues) -> None:
@@ -123,14 +157,19 @@ def read(cls: type, flag_values: flags.FlagValues) -> Any:
   """
   values = {}
   for field, _ in _options(cls):
-    value, bound = flag_values[field.name].value, field.metadata['bound']
-    if isinstance(value, float) and not math.isfinite(value):
-      words = ', '.join(filter(None, ['a finite number', bound.text]))
-      raise UsageError(f'--{field.name}={value} must be {words}')
-    if value is not None and not bound.holds(value):
-      raise UsageError(f'--{field.name}={value} must be {bound.text}')
-    values[field.name] = value
+    values[field.name] = flag_values[field.name].value
+    _check(field, values[field.name])
   return cls(**values)
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+  """Raises UsageError unless the option may have the value."""
+  bound = field.metadata['bound']
+  if isinstance(value, float) and not math.isfinite(value):
+    words = ', '.join(filter(None, ['a finite number', bound.text]))
+    raise UsageError(f'--{field.name}={value} must be {words}')
+  if value is not None and not bound.holds(value):
+    raise UsageError(f'--{field.name}={value} must be {bound.text}')
 
 
 def from_arguments(cls: type, *arguments: str) -> Any:
@@ -144,15 +183,121 @@ def from_arguments(cls: type, *arguments: str) -> Any:
     UsageError: an argument is no flag, or a value is not allowed.
   """
   flag_values = flags.FlagValues()
-  flags.DEFINE_string('flagfile', '', '', flag_values=flag_values)
   define(cls, flag_values)
+  _parse(cls, flag_values, arguments)
+  return read(cls, flag_values)
+
+
+def _parse(
+  cls: type, flag_values: flags.FlagValues, arguments: Sequence[str]
+) -> None:
+  """Has absl read a command line; raises UsageError where it cannot."""
+  flags.DEFINE_string('flagfile', '', '', flag_values=flag_values)
   try:
     _, *rest = flag_values(['', *arguments])
   except (flags.Error, UnicodeDecodeError) as error:
     raise UsageError(_explain(cls, error)) from error
   if rest:
     raise UsageError(f'{rest[0]!r} is no flag; flags are written --name=value')
-  return read(cls, flag_values)
+
+
+def sweep_from_arguments(
+  cls: type, *arguments: str, drop: Drop = lambda config: ()
+) -> Sweep:
+  """The runs that a command line with lists makes: every combination.
+
+  An option is not crossed with a run to which it means nothing. One that means
+  nothing to any run keeps its values, for the launcher to refuse.
+
+  Args:
+    cls: a frozen dataclass of options.
+    *arguments: such as '--tau=0.1,0.5'.
+    drop: names the options that mean nothing to a record.
+
+  Raises:
+    UsageError: an argument is no flag, or a value or a list is not allowed.
+  """
+  values = _read_lists(cls, arguments)
+  products = itertools.product(*values.values())
+  configs = [cls(**dict(zip(values, p, strict=True))) for p in products]
+  dropped = [set(drop(config)) for config in configs]
+  nowhere = set.intersection(*dropped)
+  defaults = {f.name: _default(f, kind) for f, kind in _options(cls)}
+  axes = [name for name in values if len(values[name]) > 1]
+  runs: dict[Any, dict[str, Any]] = {}
+  for config, names in zip(configs, dropped, strict=True):
+    without = names - nowhere
+    config = dataclasses.replace(config, **{n: defaults[n] for n in without})
+    point = {n: None if n in without else getattr(config, n) for n in axes}
+    runs[config] = point  # once, where an axis was dropped
+  return Sweep(tuple(runs), tuple(runs.values()), values)
+
+
+def _read_lists(
+  cls: type, arguments: Sequence[str]
+) -> dict[str, tuple[Any, ...]]:
+  """Every option with its values, which are checked one by one."""
+  flag_values = flags.FlagValues()
+  for field, kind in _options(cls):
+    # As text, which is taken apart here. absl still knows --name and --noname.
+    flag: flags.Flag[str] = flags.Flag(
+      flags.ArgumentParser(),
+      None,
+      field.name,
+      None,
+      field.metadata['help'],
+      boolean=kind is bool,
+    )
+    flags.DEFINE_flag(flag, flag_values)
+  _parse(cls, flag_values, arguments)
+  values = {}
+  for field, kind in _options(cls):
+    text = flag_values[field.name].value
+    if text is None:
+      values[field.name] = (_default(field, kind),)
+    else:
+      values[field.name] = _values(field, kind, text)
+    for value in values[field.name]:
+      _check(field, value)
+  return values
+
+
+def _default(field: dataclasses.Field, kind: type) -> Any:
+  """The default of an option: 600.0 where a float's is written as 600."""
+  return None if field.default is None else kind(field.default)
+
+
+_PARSERS: dict[type, flags.ArgumentParser] = {
+  int: flags.IntegerParser(),
+  float: flags.FloatParser(),
+  bool: flags.BooleanParser(),
+}
+_KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false'}
+
+
+def _values(field: dataclasses.Field, kind: type, text: str) -> tuple[Any, ...]:
+  """The values of an option as its text has them."""
+  name, must = field.name, _KINDS.get(kind, 'text')
+  single = field.metadata['single']
+  if single:
+    parts = [text]
+  else:
+    parts = [part.strip() for part in text.split(',')]
+    if '' in parts:
+      raise UsageError(
+        f'--{name}={text} must be {must}, or several with one comma between two'
+      )
+  values = []
+  for part in parts:
+    try:
+      value = _PARSERS[kind].parse(part) if kind in _PARSERS else part
+    except ValueError as error:
+      one = 'one value and no list: ' if single and ',' in part else ''
+      raise UsageError(f'--{name}={part} must be {one}{must}') from error
+    if value in values:
+      raise UsageError(f'--{name}={text} must not hold {_text(value)} twice')
+    values.append(value)
+  return tuple(values)
 
 
 def _explain(cls: type, error: Exception) -> str:
@@ -166,8 +311,7 @@ def _explain(cls: type, error: Exception) -> str:
   if isinstance(error, flags.IllegalFlagValueError):
     match = re.match(r'flag --(\w+)=(.*?): ', text)
     if match and match[1] in kinds:
-      must = {int: 'a whole number', float: 'a number', bool: 'true or false'}
-      kind = must.get(kinds[match[1]], 'text')
+      kind = _KINDS.get(kinds[match[1]], 'text')
       return f'--{match[1]}={match[2]} must be {kind}'
   if isinstance(error.__context__, OSError):  # absl names no flag
     cause = error.__context__
@@ -178,28 +322,53 @@ def _explain(cls: type, error: Exception) -> str:
 
 
 def as_flags(config: Any) -> dict[str, str]:
-  """Every option with its value as a flag file has it; None is left out."""
+  """Every option with its value as a flag file has it; None is left out.
+
+  Args:
+    config: a record, or a sweep, whose lists are written as lists.
+  """
   result = {}
-  for field, kind in _options(type(config)):
-    value = getattr(config, field.name)
-    if value is not None:
-      result[field.name] = str(value).lower() if kind is bool else str(value)
+  for name, values in _all_values(config).items():
+    if values != (None,):
+      result[name] = ','.join(map(_text, values))
   return result
 
 
+def _text(value: Any) -> str:
+  """A value as a flag file has it."""
+  return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def as_json(config: Any) -> dict[str, Any]:
-  """Every option with its value."""
-  return {f.name: getattr(config, f.name) for f, _ in _options(type(config))}
+  """Every option of a record, or of a sweep, with its value or its list."""
+  return {
+    name: list(values) if len(values) > 1 else values[0]
+    for name, values in _all_values(config).items()
+  }
 
 
-def help_text(cls: type, intro: str) -> str:
-  """The answer to --help: options under their headings, in written order."""
+def _all_values(config: Any) -> dict[str, tuple[Any, ...]]:
+  if isinstance(config, Sweep):
+    return config.values
+  names = [field.name for field, _ in _options(type(config))]
+  return {name: (getattr(config, name),) for name in names}
+
+
+def help_text(cls: type, intro: str, *, lists: bool = False) -> str:
+  """The answer to --help: options under their headings, in written order.
+
+  Args:
+    cls: a frozen dataclass of options.
+    intro: the first paragraphs.
+    lists: whether options that are not single take lists.
+  """
   lines = [intro.strip(), '']
   for field in dataclasses.fields(cls):
     if 'group' in field.metadata:
       lines += ['', f'{field.metadata["group"]}:']
     elif 'help' in field.metadata:
-      lines.append(_help_head(field))
+      single = lists and field.metadata['single']
+      lines.append(_help_head(field, ['one value'] if single else []))
       text = field.metadata['help']
       bound = field.metadata['bound'].text
       if bound:
@@ -213,19 +382,27 @@ def help_text(cls: type, intro: str) -> str:
     'twice the',
     'later one counts, so flags after --flagfile change what the file says.',
   ]
+  if lists:
+    lines += [
+      '',
+      'A flag that is not marked (one value) takes several, separated by '
+      'commas;',
+      'every combination of the values is run.',
+    ]
   return '\n'.join(lines)
 
 
-def _help_head(field: dataclasses.Field) -> str:
+def _help_head(field: dataclasses.Field, marks: list[str]) -> str:
   """The first line of a flag in the help text."""
-  default = field.default
-  if default is None:
-    return f'  --{field.name}'
+  default, name = field.default, field.name
   if isinstance(default, bool):
-    return f'  --[no]{field.name}  (default: {str(default).lower()})'
-  # Underscores group digits, and are understood on the command line too.
-  text = f'{default:_}' if isinstance(default, int) else str(default)
-  return f'  --{field.name}  (default: {text})'
+    name, text = f'[no]{name}', str(default).lower()
+  else:
+    # Underscores group digits, and are understood on the command line too.
+    text = f'{default:_}' if isinstance(default, int) else str(default)
+  if default is not None:
+    marks = [f'default: {text}', *marks]
+  return f'  --{name}' + (f'  ({"; ".join(marks)})' if marks else '')
 
 
 def run(cls: type, intro: str, main: Callable[[Any], None]) -> NoReturn:
@@ -250,11 +427,59 @@ def execute(
     The exit code: 0 after success or --help, 2 after a usage error, 1 where
     something else is in the way, 130 where Ctrl-C ended it at once.
   """
+  return _execute(
+    lambda: help_text(cls, intro),
+    lambda: main(from_arguments(cls, *arguments)),
+    arguments,
+  )
+
+
+def run_sweep(
+  cls: type,
+  intro: str,
+  main: Callable[[Sweep], None],
+  drop: Drop = lambda config: (),
+) -> NoReturn:
+  """Reads a command line with lists, calls `main` with the sweep, and exits."""
+  sys.exit(execute_sweep(cls, intro, main, sys.argv[1:], drop))
+
+
+def execute_sweep(
+  cls: type,
+  intro: str,
+  main: Callable[[Sweep], None],
+  arguments: Sequence[str],
+  drop: Drop = lambda config: (),
+) -> int:
+  """Calls `main` with the sweep that a command line makes.
+
+  Args:
+    cls: a frozen dataclass of options.
+    intro: the first paragraphs of the help text.
+    main: the launcher.
+    arguments: the command line.
+    drop: as `sweep_from_arguments` has it.
+
+  Returns:
+    The exit code, as `execute` has it.
+  """
+  return _execute(
+    lambda: help_text(cls, intro, lists=True),
+    lambda: main(sweep_from_arguments(cls, *arguments, drop=drop)),
+    arguments,
+  )
+
+
+def _execute(
+  help_answer: Callable[[], str],
+  main: Callable[[], None],
+  arguments: Sequence[str],
+) -> int:
   if {'--help', '-help', '-h'} & set(arguments):
-    print(help_text(cls, intro))
+    print(help_answer())
     return 0
   try:
-    main(from_arguments(cls, *arguments))
+    main()
   except UsageError as error:
     return _failed(2, error)
   except RunError as error:

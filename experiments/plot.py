@@ -1,4 +1,4 @@
-"""Draws finished or running runs beside a published curve.
+"""Draws finished or running runs beside a published curve, or a sweep.
 
   python -m experiments.plot --runs=runs/pong-dqn-0,runs/pong-dqn-1 \\
       --reference=experiments/results/published/dopamine_dqn.csv \\
@@ -7,20 +7,41 @@
 Writes OUTPUT.csv, the training return of every run in each bin of frames, and
 OUTPUT.png, their mean over the runs with a band of one standard deviation. The
 runs may have different seeds, but only one game.
+
+  python -m experiments.plot --runs=runs/cartpole-ablation --output=ablation
+
+The folder of a sweep holds many runs: its metrics.csv has a column `seed`. Of
+--column are then written OUTPUT.png, a curve for each setting, the
+interquartile mean over seeds with a band of 95 % intervals; OUTPUT-final.png,
+what each setting comes to, the mean over the last tenth of a run; and
+OUTPUT.csv, these numbers and mean heights of whole curves (areas). A rate tau
+stands at its matched period 2 / tau - 1, that of copies on average as old.
 """
 
+from collections.abc import Callable, Mapping
 import csv
 import dataclasses
 import io
 import pathlib
+from typing import Any
 import warnings
 
 import numpy as np
 
 from experiments.flags import POSITIVE, RunError, UsageError, option, run
-from siamrl.report.curves import Curve, plot_curve
-from siamrl.report.metrics import read_metrics
+from siamrl.report.curves import Curve, plot_curve, plot_final, plot_sweep
+from siamrl.report.metrics import (
+  RUN_COLUMN,
+  Table,
+  by_run,
+  group_rows,
+  read_metrics,
+)
 from siamrl.report.run_folder import RunFolder, write_atomically
+from siamrl.report.statistics import area_under_curve, final_mean, over_runs
+
+# Scores of these are on scales of their own: a figure for each, where swept.
+_APART = ('game', 'environment', 'env')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +58,12 @@ class PlotConfig:
   reference_label: str = option('published', 'Its name in the legend.')
   label: str = option('siamrl', 'The name of the runs in the legend.')
   bin_frames: int = option(
-    1_000_000, 'Frames over which training returns are averaged.', POSITIVE
+    1_000_000,
+    'Frames over which training returns are averaged; of a sweep, each '
+    'iteration is drawn.',
+    POSITIVE,
   )
+  column: str = option('train_return', 'What is drawn of a sweep.')
 
 
 def main(config: PlotConfig) -> None:
@@ -54,6 +79,13 @@ def _plot(config: PlotConfig) -> None:
     if getattr(config, name) is None:
       raise UsageError(f'--{name} must be given')
   folders = [RunFolder(pathlib.Path(p)) for p in str(config.runs).split(',')]
+  if any(_is_sweep(folder) for folder in folders):
+    if len(folders) > 1:
+      raise UsageError(
+        f'--runs={config.runs} must be one folder where it is of a sweep'
+      )
+    _plot_sweep(config, folders[0])
+    return
   games = {_game(folder) for folder in folders}
   if len(games) > 1:
     raise UsageError(
@@ -79,6 +111,122 @@ def _plot(config: PlotConfig) -> None:
     references,
     title=game,
     y_label='training return',
+  )
+
+
+def _is_sweep(folder: RunFolder) -> bool:
+  return folder.metrics.exists() and RUN_COLUMN in read_metrics(folder.metrics)
+
+
+def _plot_sweep(config: PlotConfig, folder: RunFolder) -> None:
+  """Draws the settings of a folder in long form."""
+  known = folder.read_flags()
+  if known is None:
+    raise UsageError(f'--runs={folder.path} must be the folder of a run')
+  if config.reference is not None:
+    raise UsageError('--reference must not be given for a sweep')
+  table = read_metrics(folder.metrics)
+  x = 'env_steps' if 'env_steps' in table else 'frames'
+  if not len(table.get(x, ())):
+    raise RunError(f'{folder.path} has no rows of metrics yet')
+  numbers = [n for n, values in table.items() if values.dtype.kind != 'U']
+  if config.column not in numbers:
+    raise UsageError(
+      f'--column={config.column} must be one of {", ".join(numbers)}'
+    )
+  # A sweep's flags hold its lists, in the order in which its columns stand.
+  swept = [name for name in table if ',' in known.get(name, '')]
+  apart = [name for name in _APART if name in swept]
+  by = [name for name in swept if name not in apart]
+  figures = group_rows(table, apart)
+  _write_settings(config, table, x, swept)
+  for key, part in figures.items():
+    output = '-'.join([str(config.output), *map(str, key)])
+    title = ', '.join(map(str, key)) or folder.path.resolve().name
+    clock = x.replace('_', ' ')
+    plot_sweep(
+      f'{output}.png',
+      part,
+      x=x,
+      y=config.column,
+      by=by,
+      title=title,
+      x_label=clock,
+      y_label=_words(config.column),
+    )
+    names, position, label = _places(part, by, known)
+    plot_final(
+      f'{output}-final.png',
+      part,
+      x=x,
+      y=config.column,
+      by=by,
+      position=position,
+      lines=[name for name in by if name not in names],
+      title=title,
+      x_label=label,
+      y_label=f'{_words(config.column)}, last 10 % of {clock}',
+    )
+
+
+def _words(column: str) -> str:
+  """A column's name for an axis: 'training return' for train_return."""
+  return column.replace('train_', 'training_').replace('_', ' ')
+
+
+def _places(
+  table: Table, by: list[str], known: Mapping[str, str]
+) -> tuple[list[str], Callable[[dict[str, Any]], float | None], str]:
+  """Which swept flags the horizontal axis shows, how, and its label."""
+  unit = known.get('target_period_unit', 'gradient_steps')
+  twin = [name for name in by if name in ('target_period', 'tau')]
+  if 'tau' in twin and unit == 'gradient_steps':
+    return twin, _matched_period, f'target period or its match ({_words(unit)})'
+  numeric = [name for name in by if table[name].dtype.kind != 'U']
+  if not numeric:
+    return [], lambda point: None, ''
+  name = 'target_period' if 'target_period' in twin else numeric[0]
+  label = f'{_words(name)} ({_words(unit)})'
+  if name != 'target_period':
+    label = name
+  return [name], lambda point: point[name], label
+
+
+def _matched_period(point: dict[str, Any]) -> float | None:
+  """The period of hard updates whose twin is on average as old.
+
+  Copies every C steps are (C - 1) / 2 steps old; an average with the rate tau,
+  1 / tau - 1. Averages at every C-th step are C times as old and, between two,
+  (C - 1) / 2 older: C * (2 / tau - 1) covers all three.
+  """
+  period, tau = point.get('target_period'), point.get('tau')
+  if period is None and tau is None:
+    return None  # a rule with nothing to choose
+  return (period or 1) * (2 / tau - 1 if tau else 1)
+
+
+def _write_settings(
+  config: PlotConfig, table: Table, x: str, swept: list[str]
+) -> None:
+  """A row for each setting: its estimates, and the ends of their intervals."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  names = [f'{n}{e}' for n in ('final', 'area') for e in ('', '_low', '_high')]
+  writer.writerow([*swept, 'seeds', *names])
+  for key, group in group_rows(table, swept).items():
+    clock, values = by_run(group, x, config.column)
+    numbers = [
+      number
+      for summary in (final_mean, area_under_curve)
+      for number in over_runs(summary(clock, values))
+    ]
+    cells = [
+      f'{value:.10g}' if isinstance(value, (int, float)) else value or ''
+      for value in key
+    ]
+    writer.writerow([*cells, len(values), *(f'{n:.6g}' for n in numbers)])
+  write_atomically(
+    pathlib.Path(f'{config.output}.csv'), text.getvalue().encode()
   )
 
 

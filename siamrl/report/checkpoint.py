@@ -119,6 +119,27 @@ class Checkpoints:
         f'{self._directory}: step {step} cannot be saved: {_line(error)}'
       ) from error
 
+  def read_extra(self) -> dict[str, Any] | None:
+    """The facts beside the newest complete checkpoint; None if there is none.
+
+    Raises:
+      CheckpointError: if it cannot be read.
+    """
+    step = self.latest_step()
+    if step is None:
+      return None
+    try:
+      with self._manager(read_only=True) as manager:
+        from orbax.checkpoint import args
+
+        extra = args.Composite(extra=args.JsonRestore())
+        return manager.restore(step, args=extra)['extra']
+    except Exception as error:
+      raise CheckpointError(
+        f'{self._directory / str(step)}: not a readable checkpoint: '
+        f'{_line(error)}'
+      ) from error
+
   def restore(
     self, template: _Tree
   ) -> tuple[_Tree, dict[str, Any], int] | None:

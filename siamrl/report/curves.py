@@ -1,20 +1,34 @@
-"""Learning curves: return against frames, beside published ones."""
+"""Learning curves: return against frames, beside published ones.
+
+And those of sweeps: a line for each setting, with an interval over its runs.
+"""
 
 import io
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from siamrl.report.metrics import STEP_COLUMN, read_metrics
+from siamrl.report import statistics
+from siamrl.report.metrics import (
+  RUN_COLUMN,
+  STEP_COLUMN,
+  Table,
+  by_run,
+  group_rows,
+  read_metrics,
+)
 from siamrl.report.run_folder import write_atomically
 
 # Okabe and Ito's colours: told apart without full colour vision.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _REFERENCE_COLOUR = '#777777'
 _REFERENCE_STYLES = ('--', ':', '-.')
+# Of a sweep's lines; dashes and gaps are in widths of the line.
+_STYLES = ('-', '--', ':', '-.', (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
+_MARKERS = 'osD^vP'
 
 # Columns of metrics.csv that `plot_run` draws where they are, and their labels.
 RETURN_COLUMNS: Mapping[str, str] = {
@@ -75,9 +89,7 @@ def plot_curve(
   axes.set_ylabel(y_label)
   if series or references:
     axes.legend(frameon=False)
-  content = io.BytesIO()
-  figure.savefig(content, format='png')
-  write_atomically(pathlib.Path(path), content.getvalue())
+  _save(figure, path)
 
 
 def plot_run(
@@ -113,11 +125,335 @@ def plot_run(
   plot_curve(curve_path, series, references, title=title)
 
 
+# Draws a summary of each curve: (x [T], y [runs, T]) -> [runs].
+Summary = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Point = dict[str, Any]  # values of the swept columns; None for no meaning
+
+
+def plot_sweep(
+  path: str | os.PathLike[str],
+  table: Table,
+  *,
+  x: str,
+  y: str,
+  by: Sequence[str],
+  run: str = RUN_COLUMN,
+  title: str = '',
+  x_label: str | None = None,
+  y_label: str | None = None,
+  statistic: statistics.Statistic = statistics.iqm,
+) -> None:
+  """Draws a line for each setting of a sweep into a PNG file.
+
+  A point is a statistic over the runs of the setting that have a value there,
+  the band its 95 % bootstrap interval; one run has no band. Colours follow the
+  order of numbers, styles tell other values apart.
+
+  Args:
+    path: the file, replaced at once; its directory exists.
+    table: [R] arrays by column, in long form.
+    x: the column of the clock, such as 'env_steps'.
+    y: the column of what was measured.
+    by: the columns whose values make a setting; may be none.
+    run: the column that tells the runs of one setting apart.
+    title: above the axes.
+    x_label: below them, with the unit; the name of the column by default.
+    y_label: beside them; likewise.
+    statistic: over the runs.
+
+  Raises:
+    ImportError: if Matplotlib is not installed.
+    OSError: if the file cannot be written.
+    ValueError: if there is no such column, or a setting's run has two rows for
+      one value of the clock.
+  """
+  groups = group_rows(table, by)
+  points = [dict(zip(by, key, strict=True)) for key in groups]
+  figure, axes = _figure()
+  runs = set()
+  for group, point, look in zip(
+    groups.values(), points, _looks(points), strict=True
+  ):
+    clock, values = by_run(group, x, y, run)
+    runs.add(len(values))
+    _line(
+      axes,
+      _label(point) or y,
+      clock,
+      statistics.over_runs(values, statistic),
+      *look,
+      # Many bands over one another would hide the lines.
+      opacity=min(0.16, 1.2 / len(groups)),
+    )
+  axes.set_title(title, loc='left')
+  axes.set_xlabel(x_label or x)
+  axes.set_ylabel(y_label or y)
+  _side_legend(figure, axes, _explanation(statistic, runs))
+  _save(figure, path)
+
+
+def plot_final(
+  path: str | os.PathLike[str],
+  table: Table,
+  *,
+  x: str,
+  y: str,
+  by: Sequence[str],
+  position: Callable[[Point], float | None],
+  lines: Sequence[str] = (),
+  summary: Summary = statistics.final_mean,
+  run: str = RUN_COLUMN,
+  title: str = '',
+  x_label: str = '',
+  y_label: str | None = None,
+  statistic: statistics.Statistic = statistics.iqm,
+) -> None:
+  """Draws what the settings of a sweep come to, against a swept value.
+
+  Args:
+    path: the PNG file, replaced at once; its directory exists.
+    table: [R] arrays by column, in long form.
+    x: the column of the clock, such as 'env_steps'.
+    y: the column of what was measured.
+    by: the columns whose values make a setting.
+    position: where a setting stands on the horizontal axis, which is
+      logarithmic if all are positive; None for a level over the whole width.
+      Values of unlike options may share a scale so: a rate its matched period.
+    lines: those of `by` whose values make a line.
+    summary: a number for each curve: `final_mean`, `area_under_curve`.
+    run: the column that tells the runs of one setting apart.
+    title: above the axes.
+    x_label: below them, with the unit.
+    y_label: beside them, with the kind of summary; by default the column's name
+      and the summary's.
+    statistic: over the runs.
+
+  Raises:
+    ImportError: if Matplotlib is not installed.
+    OSError: if the file cannot be written.
+    ValueError: as `plot_sweep` does, or two settings of one line stand at the
+      same place.
+  """
+  levels: dict[tuple, tuple] = {}
+  drawn: dict[tuple, dict[float, tuple]] = {}
+  runs = set()
+  for key, group in group_rows(table, by).items():
+    point = dict(zip(by, key, strict=True))
+    clock, values = by_run(group, x, y, run)
+    runs.add(len(values))
+    estimate = statistics.over_runs(summary(clock, values), statistic)
+    line, place = tuple(point[name] for name in lines), position(point)
+    others = levels if place is None else drawn.setdefault(line, {})
+    where: Any = line if place is None else float(place)
+    if where in others:
+      raise ValueError(f'two settings at {where} of the line {line}: {point}')
+    others[where] = estimate
+  figure, axes = _figure()
+  names = list(dict.fromkeys([*drawn, *levels]))
+  for line, estimates in drawn.items():
+    number = names.index(line)
+    _points(
+      axes,
+      _label(dict(zip(lines, line, strict=True))) or y,
+      estimates,
+      _COLOURS[number % len(_COLOURS)],
+      _MARKERS[number % len(_MARKERS)],
+    )
+  for line, (level, low, high) in levels.items():
+    colour = _COLOURS[names.index(line) % len(_COLOURS)]
+    label = _label(dict(zip(lines, line, strict=True))) or y
+    axes.axhline(level, color=colour, linestyle='--', label=label)
+    if np.isfinite(low):
+      axes.axhspan(low, high, color=colour, alpha=0.12, linewidth=0)
+  if drawn and min(min(places) for places in drawn.values()) > 0:
+    axes.set_xscale('log')
+    axes.xaxis.set_major_formatter(_engineering())
+    axes.margins(x=0.04)
+  axes.set_title(title, loc='left')
+  axes.set_xlabel(x_label)
+  axes.set_ylabel(y_label or f'{y}, {summary.__name__.replace("_", " ")}')
+  _side_legend(figure, axes, _explanation(statistic, runs))
+  _save(figure, path)
+
+
+def _points(
+  axes: Any,
+  label: str,
+  estimates: Mapping[float, tuple],
+  colour: str,
+  marker: str,
+) -> None:
+  """Draws estimates with their intervals at their places."""
+  places = np.array(sorted(estimates))
+  middle, low, high = np.array([estimates[p] for p in places]).T
+  shown = np.isfinite(middle)
+  axes.plot(
+    places[shown],
+    middle[shown],
+    color=colour,
+    linewidth=1.8,
+    marker=marker,
+    markersize=5,
+    label=label,
+  )
+  known = np.isfinite(low)
+  axes.vlines(
+    places[known],
+    low[known],
+    high[known],
+    color=colour,
+    alpha=0.55,
+    linewidth=3,
+  )
+
+
+def _explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
+  """What a line and its band are, for the legend."""
+  most = max(runs, default=0)
+  if most < 2:
+    return '1 seed'
+  name = 'IQM' if statistic is statistics.iqm else statistic.__name__
+  count = str(most) if len(runs) == 1 else f'{min(runs)} to {most}'
+  return f'{name} of {count} seeds,\n95 % intervals'
+
+
+def _label(point: Point) -> str:
+  """A setting in words: names of options only where a value needs one."""
+  return ', '.join(
+    value if isinstance(value, str) else f'{name}={value:.10g}'
+    for name, value in point.items()
+    if value is not None
+  )
+
+
+def _looks(points: Sequence[Point]) -> list[tuple[Any, Any]]:
+  """A colour and a line style for each setting of a sweep.
+
+  Numbers of one option, or of options that never meet in a setting, share a
+  scale of colours, each style from its one end to the other: the first period
+  of one rule has the colour of the first rate of another.
+  """
+  from matplotlib import colormaps
+
+  by_colour = _colour_names(points)
+  keys = []
+  for point in points:
+    value = next((point[n] for n in by_colour if point[n] is not None), None)
+    rest = tuple(v for n, v in point.items() if n not in by_colour)
+    keys.append((rest, value))
+  scales: dict[tuple, list[Any]] = {}
+  for rest, value in keys:
+    scale = scales.setdefault(rest, [])
+    if value is not None and value not in scale:
+      scale.append(value)
+  for scale in scales.values():
+    # A list that was written downwards is meant so.
+    scale.sort(reverse=bool(scale) and scale[0] > scale[-1])
+  ordered = [rest for rest, scale in scales.items() if len(scale) > 1]
+  lone = [rest for rest in scales if rest not in ordered]
+  looks: list[tuple[Any, Any]] = []
+  for rest, value in keys:
+    colour: Any
+    if rest in ordered:
+      scale = scales[rest]
+      place = 0.9 * scale.index(value) / (len(scale) - 1)
+      colour, style = colormaps['viridis'](place), ordered.index(rest)
+    else:
+      # The first of the plain colours is near to some on the scale.
+      number = lone.index(rest) + bool(ordered)
+      colour = _COLOURS[number % len(_COLOURS)]
+      style = len(ordered) + number // len(_COLOURS)
+    looks.append((colour, _STYLES[style % len(_STYLES)]))
+  return looks
+
+
+def _colour_names(points: Sequence[Point]) -> list[str]:
+  """The options whose numbers colours show: never two in one setting."""
+  values: dict[str, set[Any]] = {}
+  for point in points:
+    for name, value in point.items():
+      values.setdefault(name, set()).add(value)
+  numeric = [
+    name
+    for name, found in values.items()
+    if not any(isinstance(value, str) for value in found)
+  ]
+  chosen: list[str] = []
+  for name in sorted(numeric, key=lambda n: -len(values[n] - {None})):
+    others = [p for p in points if p[name] is not None]
+    if all(p[other] is None for p in others for other in chosen):
+      chosen.append(name)
+  return chosen
+
+
+def _line(
+  axes: Any,
+  label: str,
+  x: np.ndarray,
+  estimate: tuple[np.ndarray, np.ndarray, np.ndarray],
+  colour: Any,
+  style: Any,
+  opacity: float,
+) -> None:
+  """Draws (y, low, high), [T] each; points that are NaN are left out."""
+  y, low, high = estimate
+  shown = np.isfinite(y)
+  axes.plot(
+    x[shown],
+    y[shown],
+    color=colour,
+    linestyle=style,
+    linewidth=1.6,
+    marker='o' if shown.sum() == 1 else '',
+    label=label,
+  )
+  banded = np.isfinite(low)
+  if banded.any():
+    axes.fill_between(
+      x[banded],
+      low[banded],
+      high[banded],
+      color=colour,
+      alpha=opacity,
+      linewidth=0,
+    )
+
+
+def _side_legend(figure: Any, axes: Any, title: str) -> None:
+  """A legend beside the axes, where it hides nothing."""
+  handles, labels = axes.get_legend_handles_labels()
+  columns = 1 + (len(labels) - 1) // 16
+  figure.set_size_inches(6.4 + 1.9 * columns, 4.0)
+  figure.legend(
+    handles,
+    labels,
+    loc='outside right upper',
+    title=title,
+    alignment='left',
+    frameon=False,
+    fontsize='small',
+    title_fontsize='small',
+    handlelength=2.6,
+    ncols=columns,
+  )
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+  content = io.BytesIO()
+  figure.savefig(content, format='png')
+  write_atomically(pathlib.Path(path), content.getvalue())
+
+
+def _engineering() -> Any:
+  from matplotlib.ticker import EngFormatter
+
+  return EngFormatter(sep='')  # 50M, not 5e7
+
+
 def _figure() -> tuple[Any, Any]:
   """An empty figure that no global state knows of, and its axes."""
   try:
     from matplotlib.figure import Figure  # a second, so not at start-up
-    from matplotlib.ticker import EngFormatter
   except ImportError as error:
     raise ImportError(
       'curves need Matplotlib: pip install siamrl[plots]'
@@ -127,7 +463,7 @@ def _figure() -> tuple[Any, Any]:
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(axis='y', color='#dddddd', linewidth=0.8)
   axes.set_axisbelow(True)
-  axes.xaxis.set_major_formatter(EngFormatter(sep=''))  # 50M, not 5e7
+  axes.xaxis.set_major_formatter(_engineering())
   axes.margins(x=0.02)
   return figure, axes
 

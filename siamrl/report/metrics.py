@@ -1,8 +1,12 @@
 """Metrics of a run: one CSV row an iteration, and TensorBoard beside it.
 
-The CSV file is the record; events are a view of it. A run that was stopped and
-resumed leaves the file that an undisturbed one leaves, but for the columns that
-measure the wall clock: their names end in `_s` (`_per_s` included).
+The CSV file is the record; events are a view of it. Many runs may share a file
+in long form: a row for each run and iteration, with the values that tell the
+runs apart, and the seed, in columns of their own; these may hold text.
+
+A run that was stopped and resumed leaves the file that an undisturbed one
+leaves, but for the columns that measure the wall clock: their names end in `_s`
+(`_per_s` included).
 """
 
 import contextlib
@@ -13,7 +17,7 @@ import operator
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, SupportsFloat
 
 import numpy as np
@@ -21,6 +25,10 @@ import numpy as np
 from siamrl.report.run_folder import write_atomically
 
 STEP_COLUMN = 'frames'  # the x axis of events and of curves
+RUN_COLUMN = 'seed'  # of a file in long form: tells runs of one setting apart
+
+Cell = SupportsFloat | str | None
+Table = dict[str, np.ndarray]
 
 
 class MetricsWriter:
@@ -36,13 +44,17 @@ class MetricsWriter:
     self,
     csv_path: str | os.PathLike[str],
     events_dir: str | os.PathLike[str] | None = None,
+    *,
+    step_column: str = STEP_COLUMN,
   ):
     """Opens the file, to go on after the rows that it has.
 
     Args:
       csv_path: the file; created if need be, in a directory that exists.
       events_dir: directory of TensorBoard events; they are written if
-        tensorboardX is installed.
+        tensorboardX is installed. Only for a file of one run: the rows of many
+        would make one line.
+      step_column: the x axis of the events.
 
     Raises:
       OSError: if the file cannot be written.
@@ -50,46 +62,64 @@ class MetricsWriter:
     """
     path = pathlib.Path(csv_path)
     header, rows = _load(path)
+    self._step_column = step_column
     self._columns = header
+    self._is_text = _text_columns(header, rows)
     self.position = len(rows)
     _store(path, header, rows)  # without the torn line of a crash
     self._file = path.open('a', newline='', encoding='utf-8')
     self._events = None
     if events_dir is not None:
-      self._events = _open_events(events_dir, _next_step(header, rows))
+      self._events = _open_events(
+        events_dir, _next_step(header, rows, step_column)
+      )
     self.has_events = self._events is not None
 
-  def write(self, row: Mapping[str, SupportsFloat]) -> None:
-    """Appends a row.
+  def write(self, row: Mapping[str, Cell]) -> None:
+    """Appends a row; `write_rows` says what it may hold."""
+    self.write_rows([row])
+
+  def write_rows(self, rows: Sequence[Mapping[str, Cell]]) -> None:
+    """Appends rows, in one go: they are all on the disk on return.
 
     Args:
-      row: scalars by column; the first row of a file fixes the columns and
-        their order. Integers stay integers, the rest becomes float64.
+      rows: by column, a scalar, a text or None for an empty cell; the first
+        row of a file fixes the columns and their order. Integers stay integers,
+        truth values become 0 and 1, the rest float64. A column holds text or
+        numbers.
 
     Raises:
       OSError: if the disk does not take it.
-      ValueError: if the columns are not those of the file, or `frames` is not
-        among them though events are written.
+      ValueError: if the columns are not those of the file, a value is not of
+        its column's kind or could not be read back, or the step column is not
+        among them though events are written. Nothing is written then.
     """
-    if self.has_events and STEP_COLUMN not in row:
-      raise ValueError(f'events need the column {STEP_COLUMN!r}')
-    text = ''
-    if not self._columns:
-      _check_columns(list(row))
-      self._columns = list(row)
-      text = _line(self._columns)
-    if set(row) != set(self._columns):
-      odd = sorted(set(row) ^ set(self._columns))
-      raise ValueError(f'columns differ from those of the file: {odd}')
-    numbers = {name: _number(row[name]) for name in self._columns}
-    text += _line([repr(number) for number in numbers.values()])
-    self._file.write(text)
+    if not rows:
+      return
+    columns = self._columns or list(rows[0])
+    _check_columns(columns)
+    is_text = dict(self._is_text)
+    lines = [] if self._columns else [_line(columns)]
+    for row in rows:
+      if self.has_events and row.get(self._step_column) is None:
+        raise ValueError(f'events need the column {self._step_column!r}')
+      if set(row) != set(columns):
+        odd = sorted(set(row) ^ set(columns))
+        raise ValueError(f'columns differ from those of the file: {odd}')
+      lines.append(_line([_cell(row[n], n, is_text) for n in columns]))
+    self._file.write(''.join(lines))
     self._file.flush()
     os.fsync(self._file.fileno())
-    self.position += 1
+    self._columns, self._is_text = columns, is_text
+    self.position += len(rows)
     if self._events is not None:
-      step = int(numbers.pop(STEP_COLUMN))
-      self._events.write(step, numbers)
+      for row in rows:
+        numbers = {
+          name: _number(value)
+          for name, value in row.items()
+          if value is not None and not isinstance(value, str)
+        }
+        self._events.write(int(numbers.pop(self._step_column)), numbers)
 
   def close(self) -> None:
     """Closes the files. Twice does no harm."""
@@ -133,15 +163,16 @@ class MetricsWriter:
       path.unlink(missing_ok=True)
 
 
-def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-  """Reads the rows of a run, also while it runs.
+def read_metrics(path: str | os.PathLike[str]) -> Table:
+  """Reads the rows of a run or of many, also while they run.
 
   Args:
     path: the CSV file.
 
   Returns:
     [R] arrays by column, R rows: int64 where every value is an integer, float64
-    elsewhere. A torn last line is left out.
+    elsewhere, with NaN for an empty cell; str where a value is text, with ''
+    for an empty cell. A torn last line is left out.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -151,14 +182,114 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such file')
   header, rows = _load(path)
+  is_text = _text_columns(header, rows)
   columns = {}
   for index, name in enumerate(header):
     cells = [row[index] for row in rows]
+    if is_text.get(name):
+      columns[name] = np.array(cells, np.str_)
+      continue
     try:
       columns[name] = np.array([int(cell) for cell in cells], np.int64)
     except ValueError:
-      columns[name] = np.array([float(cell) for cell in cells], np.float64)
+      columns[name] = np.array(
+        [float(cell or 'nan') for cell in cells], np.float64
+      )
   return columns
+
+
+def concatenate(
+  path: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]]
+) -> None:
+  """Writes the rows of several files, one after the other, into a new one.
+
+  Args:
+    path: the new file, replaced at once; its directory exists.
+    parts: files of the same columns.
+
+  Raises:
+    OSError: if a file cannot be read or written.
+    ValueError: if a file is not one of metrics, or has other columns.
+  """
+  columns: list[str] = []
+  together: list[list[str]] = []
+  for part in parts:
+    header, rows = _load(pathlib.Path(part))
+    if rows and columns and header != columns:
+      raise ValueError(f'{part}: its columns differ from those of {parts[0]}')
+    columns = columns or header
+    together += rows
+  _store(pathlib.Path(path), columns, together)
+
+
+def group_rows(table: Table, by: Sequence[str]) -> dict[tuple, Table]:
+  """Takes a table in long form apart by the values of some columns.
+
+  Args:
+    table: [R] arrays by column.
+    by: the columns, such as those that a sweep varies.
+
+  Returns:
+    A table for each combination of values that occurs, by that combination, in
+    the order in which they occur. Values are Python's; None for an empty cell.
+
+  Raises:
+    ValueError: if there is no such column.
+  """
+  _check_present(table, by)
+  keys = list(zip(*(_values(table[name]) for name in by), strict=True))
+  if not by:
+    keys = [()] * len(next(iter(table.values()), ()))
+  rows: dict[tuple, list[int]] = {}
+  for index, key in enumerate(keys):
+    rows.setdefault(key, []).append(index)
+  return {
+    key: {name: column[indices] for name, column in table.items()}
+    for key, indices in rows.items()
+  }
+
+
+def by_run(
+  table: Table, x: str, y: str, run: str = RUN_COLUMN
+) -> tuple[np.ndarray, np.ndarray]:
+  """The runs of one setting side by side.
+
+  Args:
+    table: [R] arrays by column, in long form.
+    x: the column of the clock, such as 'env_steps'.
+    y: the column of what was measured.
+    run: the column that tells the runs apart.
+
+  Returns:
+    (x [T], y [runs, T]): every value of the clock, ascending, and float64
+    values, with NaN where a run has no row or an empty cell.
+
+  Raises:
+    ValueError: if there is no such column, it holds text, or a run has two rows
+      for one value of the clock: then the table has several settings.
+  """
+  _check_present(table, [x, y, run])
+  for name in (x, y):
+    if table[name].dtype.kind == 'U':
+      raise ValueError(f'the column {name!r} holds text, not numbers')
+  clock, column = np.unique(table[x], return_inverse=True)
+  runs, row = np.unique(table[run], return_inverse=True)
+  if len(np.unique(row * len(clock) + column)) < len(row):
+    raise ValueError(f'a {run!r} has two rows for one value of {x!r}')
+  values = np.full((len(runs), len(clock)), np.nan)
+  values[row, column] = table[y]
+  return clock, values
+
+
+def _check_present(table: Table, names: Sequence[str]) -> None:
+  for name in names:
+    if name not in table:
+      raise ValueError(f'no column {name!r}')
+
+
+def _values(column: np.ndarray) -> list[Any]:
+  """Python values; None for an empty cell."""
+  return [None if v == '' or v != v else v for v in column.tolist()]
 
 
 def is_wall_clock(column: str) -> bool:
@@ -172,6 +303,39 @@ def _number(value: Any) -> int | float:
     return operator.index(value)
   except TypeError:
     return float(value)
+
+
+def _cell(value: Cell, column: str, is_text: dict[str, bool]) -> str:
+  """A value as the file has it.
+
+  Args:
+    value: a scalar, a text, or None.
+    column: where it stands.
+    is_text: the kinds of columns so far; a new one is entered.
+
+  Raises:
+    ValueError: if it is not of its column's kind, or would read back as another
+      value.
+  """
+  if value is None:
+    return ''
+  text = isinstance(value, str)
+  if is_text.setdefault(column, text) != text:
+    kind = 'text' if is_text[column] else 'numbers'
+    raise ValueError(f'the column {column!r} holds {kind}, not {value!r}')
+  if not isinstance(value, str):
+    return repr(_number(value))
+  if _is_number(value) or value.splitlines() != [value]:
+    raise ValueError(f'{column}={value!r} would not read back as text')
+  return value
+
+
+def _is_number(text: str) -> bool:
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
 
 
 def _line(cells: list[str]) -> str:
@@ -198,15 +362,38 @@ def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
   if not lines:
     return [], []
   header, rows = lines[0], lines[1:]
-  for number, row in enumerate(rows, 2):
-    try:
-      [float(cell) for cell in row]
-      damaged = len(row) != len(header)
-    except ValueError:
-      damaged = True
-    if damaged:
-      raise ValueError(f'{path}: line {number} is not a row of metrics')
+  damaged = _first_damaged(header, rows)
+  if damaged is not None:
+    raise ValueError(f'{path}: line {damaged + 2} is not a row of metrics')
   return header, rows
+
+
+def _first_damaged(header: list[str], rows: list[list[str]]) -> int | None:
+  """The first row with too many cells or too few, or text among numbers."""
+  found = []
+  for index, row in enumerate(rows):
+    if len(row) != len(header):
+      found, rows = [index], rows[:index]
+      break
+  is_text = _text_columns(header, rows)
+  for name, cells in zip(header, zip(*rows, strict=True), strict=False):
+    text = is_text.get(name, False)
+    bad = {c for c in set(cells) if c and _is_number(c) == text}
+    if bad:
+      found.append(next(i for i, cell in enumerate(cells) if cell in bad))
+  return min(found, default=None)
+
+
+def _text_columns(header: list[str], rows: list[list[str]]) -> dict[str, bool]:
+  """Whether a column holds text; of those with a value, which settles it."""
+  is_text: dict[str, bool] = {}
+  for row in rows:
+    for name, cell in zip(header, row, strict=False):
+      if cell and name not in is_text:
+        is_text[name] = not _is_number(cell)
+    if len(is_text) == len(header):
+      break
+  return is_text
 
 
 def _store(
@@ -216,11 +403,13 @@ def _store(
   write_atomically(path, text.encode())
 
 
-def _next_step(header: list[str], rows: list[list[str]]) -> int:
+def _next_step(
+  header: list[str], rows: list[list[str]], step_column: str
+) -> int:
   """The first step of which the file knows nothing."""
-  if not rows or STEP_COLUMN not in header:
+  if not rows or step_column not in header:
     return 0
-  last = float(rows[-1][header.index(STEP_COLUMN)])
+  last = float(rows[-1][header.index(step_column)] or 'nan')
   return int(last) + 1 if math.isfinite(last) else 0
 
 

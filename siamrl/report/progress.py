@@ -13,7 +13,7 @@ _WINDOW_S = 120.0  # speed is that of the last two minutes
 
 
 class Progress:
-  """Shows frames, speed, the time left, and the last return.
+  """Shows how far a run is, its speed, the time left, and the last return.
 
   On a terminal it is a bar; elsewhere a line about every ten seconds. Use it
   as a context manager.
@@ -21,29 +21,31 @@ class Progress:
 
   def __init__(
     self,
-    total_frames: int,
-    start_frames: int = 0,
+    total: int,
+    start: int = 0,
+    *,
+    unit: str = 'frames',
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
     """Prepares the display; nothing is shown before `update` or `message`.
 
     Args:
-      total_frames: frames at which the run is over.
-      start_frames: frames done by earlier processes, on resumption. Speed and
-        the time left are told from what this process does.
+      total: the count at which the run is over.
+      start: what earlier processes did, on resumption. Speed and the time left
+        are told from what this process does.
+      unit: what is counted, such as 'env steps'.
       stream: where to write; standard error if None.
       clock: seconds from some moment on.
     """
-    self._total = total_frames
-    self._frames = start_frames
+    self._total, self._done, self._unit = total, start, unit
     self._last_return: float | None = None
     self._stream = sys.stderr if stream is None else stream
     self._clock = clock
     self._line_time = clock()
-    self._samples = collections.deque([(clock(), start_frames)])
+    self._samples = collections.deque([(clock(), start)])
     self._bar = (
-      _Bar(self._stream, total_frames, start_frames)
+      _Bar(self._stream, total, start, unit)
       if (_is_terminal(self._stream))
       else None
     )
@@ -51,26 +53,26 @@ class Progress:
   def __enter__(self) -> Self:
     now = self._clock()
     self._line_time = now
-    self._samples = collections.deque([(now, self._frames)])
+    self._samples = collections.deque([(now, self._done)])
     return self
 
   def __exit__(self, *unused_error: object) -> None:
     self.close()
 
-  def update(self, frames: int, last_return: float | None = None) -> None:
+  def update(self, done: int, last_return: float | None = None) -> None:
     """Says how far the run is.
 
     Args:
-      frames: frames done in all, those of earlier processes included.
+      done: the count so far, that of earlier processes included.
       last_return: the newest return to show; None keeps the one before.
     """
-    self._frames = frames
+    self._done = done
     if last_return is not None:
       self._last_return = float(last_return)
     now = self._clock()
     self._sample(now)
     if self._bar is not None:
-      self._bar.update(frames, self._status())
+      self._bar.update(done, self._status())
     elif now - self._line_time >= _LINE_PERIOD_S:
       self._line_time = now
       self._print(self._line())
@@ -87,19 +89,19 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
 
-  def frames_per_s(self) -> float:
+  def speed_per_s(self) -> float:
     """Speed of this process over the last two minutes, 0 if not yet known."""
     (begun, first), (now, last) = self._samples[0], self._samples[-1]
     return (last - first) / (now - begun) if now > begun else 0.0
 
   def remaining_s(self) -> float | None:
     """Seconds to the end at that speed; None if it is not yet known."""
-    speed = self.frames_per_s()
-    return max(0, self._total - self._frames) / speed if speed > 0 else None
+    speed = self.speed_per_s()
+    return max(0, self._total - self._done) / speed if speed > 0 else None
 
   def _sample(self, now: float) -> None:
     if now - self._samples[-1][0] >= _SAMPLE_PERIOD_S:
-      self._samples.append((now, self._frames))
+      self._samples.append((now, self._done))
     # Two remain, however long ago the one before was.
     while len(self._samples) > 2 and now - self._samples[1][0] > _WINDOW_S:
       self._samples.popleft()
@@ -107,7 +109,7 @@ class Progress:
   def _status(self) -> str:
     remaining = self.remaining_s()
     parts = [
-      f'{self.frames_per_s():,.0f} frames/s',
+      f'{self.speed_per_s():,.0f} {self._unit}/s',
       f'{"-:--:--" if remaining is None else _hours(remaining)} left',
     ]
     if self._last_return is not None:
@@ -115,9 +117,9 @@ class Progress:
     return ', '.join(parts)
 
   def _line(self) -> str:
-    percent = 100 * self._frames / max(1, self._total)
+    percent = 100 * self._done / max(1, self._total)
     return (
-      f'{self._frames:,} of {self._total:,} frames ({percent:.1f} %), '
+      f'{self._done:,} of {self._total:,} {self._unit} ({percent:.1f} %), '
       f'{self._status()}'
     )
 
@@ -128,13 +130,13 @@ class Progress:
 class _Bar:
   """Rich's progress bar, with the numbers that `Progress` has worked out."""
 
-  def __init__(self, stream: TextIO, total: int, completed: int):
+  def __init__(self, stream: TextIO, total: int, completed: int, unit: str):
     from rich import console, progress  # a tenth of a second
 
     self._progress = progress.Progress(
       progress.BarColumn(),
       progress.TextColumn(
-        '{task.completed:,} of {task.total:,} frames '
+        f'{{task.completed:,}} of {{task.total:,}} {unit} '
         '({task.percentage:.1f} %), {task.fields[status]}'
       ),
       console=console.Console(file=stream, highlight=False),
@@ -144,9 +146,9 @@ class _Bar:
       '', total=total, completed=completed, status=''
     )
 
-  def update(self, frames: int, status: str) -> None:
+  def update(self, done: int, status: str) -> None:
     self._progress.start()  # does nothing from the second time on
-    self._progress.update(self._task, completed=frames, status=status)
+    self._progress.update(self._task, completed=done, status=status)
 
   def print(self, text: str) -> None:
     # Neither markup nor wrapping: the text may hold [brackets] and long paths.

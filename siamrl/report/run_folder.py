@@ -104,9 +104,23 @@ class RunFolder:
     return self.path / 'curve.png'
 
   @property
+  def final(self) -> pathlib.Path:
+    """What the settings of a sweep came to, PNG."""
+    return self.path / 'final.png'
+
+  @property
   def videos(self) -> pathlib.Path:
     """Directory of videos."""
     return self.path / 'videos'
+
+  @property
+  def shards(self) -> pathlib.Path:
+    """Directory of the folders of several processes that share the runs."""
+    return self.path / 'shards'
+
+  def shard(self, number: int) -> 'RunFolder':
+    """The folder of one of them."""
+    return RunFolder(self.shards / f'{number:03}')
 
   def read_flags(self) -> dict[str, str] | None:
     """The flags of the run; None if this is not a run folder."""
@@ -315,7 +329,9 @@ def _remove_contents(folder: RunFolder) -> None:
     folder.metrics,
     folder.events,
     folder.curve,
+    folder.final,
     folder.videos,
+    folder.shards,
     folder.config,
     folder.versions,
   ):

@@ -192,3 +192,170 @@ def test_help_of_the_launcher_names_every_flag():
       or (f'--{name}\n' in text)
     )
   assert max(map(len, text.splitlines())) <= 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Many:
+  """Options of a sweep: a rate means nothing to a, a period nothing to b."""
+
+  _run: Any = group('The run')
+  where: str | None = option(None, 'A folder.', single=True)
+  seeds: int = option(3, 'How many.', flags.POSITIVE, single=True)
+  rule: str = option('a', 'Which', one_of(('a', 'b', 'c')))
+  period: int = option(10_000, 'How often.', flags.POSITIVE)
+  tau: float | None = option(None, 'Weight', flags.RATE)
+  limit: float = option(600, 'Seconds.')
+  big: bool = option(False, 'Size.')
+
+
+_MEANINGLESS = {'a': ('tau',), 'b': ('period',), 'c': ('period', 'tau')}
+
+
+def _sweep(*arguments: str) -> flags.Sweep:
+  return flags.sweep_from_arguments(
+    Many, *arguments, drop=lambda config: _MEANINGLESS[config.rule]
+  )
+
+
+def test_a_sweep_of_one():
+  assert _sweep() == flags.Sweep(
+    (Many(),),
+    ({},),
+    dict(
+      where=(None,),
+      seeds=(3,),
+      rule=('a',),
+      period=(10_000,),
+      tau=(None,),
+      limit=(600.0,),
+      big=(False,),
+    ),
+  )
+  assert _sweep().axes == {}
+
+
+def test_later_options_vary_fastest():
+  sweep = _sweep('--big=false,true', '--period=7, 1_0', '--where=x,y')
+  assert sweep.axes == {'period': (7, 10), 'big': (False, True)}
+  assert sweep.configs == tuple(
+    Many(where='x,y', period=period, big=big)
+    for period, big in [(7, False), (7, True), (10, False), (10, True)]
+  )
+  assert sweep.points[1] == {'period': 7, 'big': True}
+  assert _sweep('--rule=a, b').values['rule'] == ('a', 'b')
+  assert _sweep('--big').configs == (Many(big=True),)
+  assert _sweep('--big', '--nobig').configs == (Many(),)
+
+
+def test_what_means_nothing_is_not_crossed():
+  sweep = _sweep('--rule=a,b,c', '--period=1,10', '--tau=0.5,0.1')
+  assert sweep.configs == (
+    Many(rule='a', period=1),
+    Many(rule='a', period=10),
+    Many(rule='b', tau=0.5),
+    Many(rule='b', tau=0.1),
+    Many(rule='c'),
+  )
+  assert sweep.points == (
+    {'rule': 'a', 'period': 1, 'tau': None},
+    {'rule': 'a', 'period': 10, 'tau': None},
+    {'rule': 'b', 'period': None, 'tau': 0.5},
+    {'rule': 'b', 'period': None, 'tau': 0.1},
+    {'rule': 'c', 'period': None, 'tau': None},
+  )
+  # A single value too is for those alone to which it means something.
+  assert _sweep('--rule=a,b', '--tau=0.5', '--period=7').configs == (
+    Many(rule='a', period=7),
+    Many(rule='b', tau=0.5),
+  )
+
+
+def test_what_means_nothing_anywhere_is_left_to_the_launcher():
+  assert _sweep('--rule=a', '--tau=0.5').configs == (Many(tau=0.5),)
+  assert [c.tau for c in _sweep('--rule=a,c', '--tau=0.5,1').configs] == [
+    0.5,
+    1.0,
+    0.5,
+    1.0,
+  ]
+
+
+def test_a_sweep_and_its_flag_file(tmp_path):
+  sweep = _sweep(
+    '--rule=a,b', '--period=1,10', '--tau=1e-7', '--big=true,false', '--seeds=2'
+  )
+  written = flags.as_flags(sweep)
+  assert written == {
+    'seeds': '2',
+    'rule': 'a,b',
+    'period': '1,10',
+    'tau': '1e-07',
+    'limit': '600.0',
+    'big': 'true,false',
+  }
+  assert flags.as_json(sweep)['period'] == [1, 10]
+  assert flags.as_json(sweep)['where'] is None
+  lines = [f'--{name}={value}' for name, value in written.items()]
+  (tmp_path / 'a.flags').write_text('\n'.join(lines))
+  again = _sweep(f'--flagfile={tmp_path}/a.flags')
+  assert again == sweep
+  assert flags.as_flags(again) == written
+  # A later flag replaces the list, it does not lengthen it.
+  assert _sweep(f'--flagfile={tmp_path}/a.flags', '--period=3').values[
+    'period'
+  ] == (3,)
+
+
+@pytest.mark.parametrize(
+  'argument, message',
+  [
+    ('--tau=', '--tau= must be a number, or several with one comma between'),
+    ('--tau=,', '--tau=, must be a number, or several'),
+    ('--tau=0.1,,0.2', '--tau=0.1,,0.2 must be a number, or several'),
+    ('--rule=a,', '--rule=a, must be text, or several'),
+    ('--tau=0.1,1e-1', '--tau=0.1,1e-1 must not hold 0.1 twice'),
+    ('--big=true,1', '--big=true,1 must not hold true twice'),
+    ('--tau=0.1,2', r'--tau=2.0 must be in \(0, 1\]'),
+    ('--tau=0.1,nan', '--tau=nan must be a finite number'),
+    ('--tau=0.1,fast', '--tau=fast must be a number$'),
+    ('--period=1,1e3', '--period=1e3 must be a whole number$'),
+    ('--big=true,maybe', '--big=maybe must be true or false'),
+    ('--rule=a,d', '--rule=d must be one of a, b, c'),
+    (
+      '--seeds=1,2',
+      '--seeds=1,2 must be one value and no list: a whole number',
+    ),
+    ('--seeds=x', '--seeds=x must be a whole number'),
+    ('--seeds=0', '--seeds=0 must be positive'),
+    ('--periood=1', '--periood is no flag; the closest are --period'),
+  ],
+)
+def test_what_a_sweep_refuses(argument, message, capsys):
+  with pytest.raises(UsageError, match=f'^{message}'):
+    _sweep(argument)
+  seen: list[flags.Sweep] = []
+  assert flags.execute_sweep(Many, '', seen.append, [argument]) == 2
+  assert not seen
+  assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_a_sweep_is_launched():
+  seen: list[flags.Sweep] = []
+  drop = lambda config: _MEANINGLESS[config.rule]
+  arguments = ['--rule=a,b', '--tau=0.5,1']
+  assert not flags.execute_sweep(Many, '', seen.append, arguments, drop)
+  assert seen == [_sweep(*arguments)]
+  assert len(seen[0].configs) == 3
+
+
+def test_help_of_a_sweep(capsys):
+  assert not flags.execute_sweep(Many, 'Intro.', print, ['--help'])
+  lines = capsys.readouterr().out.splitlines()
+  assert '  --where  (one value)' in lines
+  assert '  --seeds  (default: 3; one value)' in lines
+  assert '  --period  (default: 10_000)' in lines
+  assert lines[-2:] == [
+    'A flag that is not marked (one value) takes several, separated by commas;',
+    'every combination of the values is run.',
+  ]
+  assert 'one value' not in flags.help_text(Many, '')

@@ -100,3 +100,147 @@ def test_what_it_refuses(runs, tmp_path, arguments, message, code, capsys):
   assert message in error
   assert len(error.splitlines()) == 1
   assert not (tmp_path / 'x.csv').exists()
+
+
+def _sweep(path, axes, settings, seeds=2):
+  """A sweep's folder: two iterations that end at the numbers of settings."""
+  flags_ = {name: ','.join(values) for name, values in axes.items()}
+  folder, _ = open_run_folder(path, flags_ | {'learning_rate': '0.1'}, {})
+  with folder, MetricsWriter(folder.metrics) as writer:
+    for steps in (500, 1000):
+      writer.write_rows(
+        [
+          setting
+          | dict(
+            seed=seed,
+            learning_rate=0.1,
+            env_steps=steps,
+            train_return=(end + seed) * steps / 1000,
+            drift=1.0,
+          )
+          for setting, end in settings
+          for seed in range(seeds)
+        ]
+      )
+  return path
+
+
+TWINS = (
+  {
+    'target_update': ['hard', 'soft', 'self'],
+    'target_period': ['1', '100'],
+    'tau': ['0.5', '0.02'],
+  },
+  [
+    (dict(target_update=rule, target_period=period, tau=tau), end)
+    for rule, period, tau, end in [
+      ('hard', 1, None, 10),
+      ('hard', 100, None, 20),
+      ('soft', None, 0.5, 30),
+      ('soft', None, 0.02, 40),
+      ('self', None, None, 50),
+    ]
+  ],
+)
+
+
+@pytest.fixture
+def finals(monkeypatch):
+  """What was asked of each figure of final numbers."""
+  asked = []
+  draw = plot.plot_final
+  monkeypatch.setattr(
+    plot,
+    'plot_final',
+    lambda *a, **k: (asked.append((*a, k)), draw(*a, **k)),
+  )
+  return asked
+
+
+def test_a_sweep(tmp_path, finals):
+  folder = _sweep(tmp_path / 'sweep', *TWINS)
+  assert not _plot(f'--runs={folder}', f'--output={tmp_path}/out')
+  with open(tmp_path / 'out.csv', encoding='utf-8') as file:
+    rows = list(csv.DictReader(file))
+  assert rows[0] == {
+    'target_update': 'hard',
+    'target_period': '1',
+    'tau': '',
+    'seeds': '2',
+    'final': '10.5',
+    'final_low': '10',
+    'final_high': '11',
+    'area': '7.875',
+    'area_low': '7.5',
+    'area_high': '8.25',
+  }
+  assert [row['final'] for row in rows] == [
+    f'{n}.5' for n in (10, 20, 30, 40, 50)
+  ]
+  for name in ('out', 'out-final'):
+    with Image.open(tmp_path / f'{name}.png') as image:
+      assert image.format == 'PNG'
+  ((_, _, asked),) = finals
+  assert asked['lines'] == ['target_update']
+  place = asked['position']
+  assert place(dict(target_period=7, tau=None)) == 7
+  assert place(dict(target_period=None, tau=0.02)) == 99
+  assert place(dict(target_period=3, tau=0.5)) == 9
+  assert place(dict(target_period=None, tau=None)) is None
+
+
+def test_periods_in_another_unit_have_no_match(tmp_path, finals):
+  axes, settings = TWINS
+  axes = axes | {'target_period_unit': ['frames']}
+  folder = _sweep(tmp_path / 'sweep', axes, settings)
+  assert not _plot(f'--runs={folder}', f'--output={tmp_path}/out')
+  ((_, _, asked),) = finals
+  assert asked['lines'] == ['target_update', 'tau']
+  assert asked['position'](dict(target_period=7, tau=None)) == 7
+  assert asked['x_label'] == 'target period (frames)'
+
+
+def test_a_sweep_of_games_and_another_column(tmp_path, finals):
+  axes = {'game': ['pong', 'asterix'], 'n_step': ['1', '3']}
+  settings = [
+    (dict(game=game, n_step=int(n)), 1.0)
+    for game in axes['game']
+    for n in axes['n_step']
+  ]
+  folder = _sweep(tmp_path / 'sweep', axes, settings, seeds=1)
+  arguments = (f'--runs={folder}', f'--output={tmp_path}/out', '--column=drift')
+  assert not _plot(*arguments)
+  assert sorted(path.name for path in tmp_path.glob('out*')) == [
+    'out-asterix-final.png',
+    'out-asterix.png',
+    'out-pong-final.png',
+    'out-pong.png',
+    'out.csv',
+  ]
+  assert [asked[-1]['title'] for asked in finals] == ['pong', 'asterix']
+  assert finals[0][-1]['lines'] == []
+  assert finals[0][-1]['position']({'n_step': 3}) == 3
+  lines = (tmp_path / 'out.csv').read_text().splitlines()
+  assert lines[1] == 'pong,1,1,1,nan,nan,1,nan,nan'
+
+
+def test_what_it_refuses_of_sweeps(runs, tmp_path, capsys):
+  folder = _sweep(tmp_path / 'sweep', *TWINS)
+  output = f'--output={tmp_path}/x'
+  for arguments, message in [
+    (
+      (f'--runs={folder},{runs[0]}',),
+      'must be one folder where it is of a sweep',
+    ),
+    ((f'--runs={folder}', '--column=loss'), '--column=loss must be one of'),
+    (
+      (f'--runs={folder}', '--column=target_update'),
+      'must be one of target_pe',
+    ),
+    ((f'--runs={folder}', '--reference=x'), '--reference must not be given'),
+  ]:
+    assert _plot(*arguments, output) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+  assert not list(tmp_path.glob('x*'))

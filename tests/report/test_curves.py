@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from siamrl.report import curves
-from siamrl.report.curves import Curve, plot_curve, plot_run
+from siamrl.report.curves import (
+  Curve,
+  plot_curve,
+  plot_final,
+  plot_run,
+  plot_sweep,
+)
 from siamrl.report.metrics import MetricsWriter
+from siamrl.report.statistics import area_under_curve, mean
 
 pytest.importorskip('matplotlib')
 
@@ -95,3 +102,157 @@ def test_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
   with pytest.raises(ImportError, match=r'pip install siamrl\[plots\]'):
     plot_curve(tmp_path / 'curve.png', [])
+
+
+nan = float('nan')
+
+
+def _table(**curves_by_seed):
+  """Long form: rule_period=[[a seed's curve], ...], env steps 100, 200, ..."""
+  rows = [
+    (setting.split('_')[0], float(setting.split('_')[1]), seed, 100 * t, y)
+    for setting, seeds in curves_by_seed.items()
+    for seed, curve in enumerate(seeds)
+    for t, y in enumerate(curve, 1)
+  ]
+  names = ('rule', 'period', 'seed', 'env_steps', 'train_return')
+  return {
+    name: np.array(c)
+    for name, c in zip(names, zip(*rows, strict=True), strict=True)
+  }
+
+
+def _sweep(path, table, by=('rule', 'period'), **options):
+  plot_sweep(path, table, x='env_steps', y='train_return', by=by, **options)
+
+
+def test_a_sweep_has_a_line_for_each_setting(tmp_path, drawn):
+  table = _table(
+    hard_1=[[0, 1, 2], [2, nan, 2], [10, 3, 2], [4, nan, 2]],
+    hard_10=[[5, nan, 5]],
+    soft_1=[[6, 6, 6]] * 2,
+    soft_10=[[7, 7, 7]] * 2,
+    self_nan=[[8, 8, 8]],
+  )
+  _sweep(tmp_path / 'sweep.png', table, title='t', y_label='return')
+  assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+  axes = drawn()
+  lines = {line.get_label(): line for line in axes.lines}
+  assert list(lines) == [
+    'hard, period=1',
+    'hard, period=10',
+    'soft, period=1',
+    'soft, period=10',
+    'self',
+  ]
+  # The middle two of 0, 2, 4, 10; both of 1 and 3; all alike.
+  assert lines['hard, period=1'].get_ydata().tolist() == [3, 2, 2]
+  assert lines['hard, period=10'].get_xdata().tolist() == [100, 300]
+  # One scale of colours, a style for each rule; none for the rule without.
+  looks = {k: (v.get_color(), v.get_linestyle()) for k, v in lines.items()}
+  assert looks['hard, period=1'][0] == looks['soft, period=1'][0]
+  assert looks['hard, period=1'][0] != looks['hard, period=10'][0]
+  assert looks['hard, period=1'][1] == looks['hard, period=10'][1] == '-'
+  assert looks['soft, period=10'][1] == '--'
+  assert len(set(looks.values())) == 5
+  assert (axes.get_xlabel(), axes.get_ylabel()) == ('env_steps', 'return')
+  # Bands of settings with several seeds; the first is as wide as the seeds.
+  bands = [b.get_datalim(axes.transData) for b in axes.collections]
+  assert len(bands) == 3
+  assert 2 < bands[0].height <= 10
+  (legend,) = axes.figure.legends
+  assert legend.get_title().get_text() == 'IQM of 1 to 4 seeds,\n95 % intervals'
+
+
+def test_a_sweep_of_one_seed_or_without_axes(tmp_path, drawn):
+  _sweep(tmp_path / 'a.png', _table(hard_1=[[1, 2]], hard_2=[[nan, nan]]))
+  assert not drawn().collections
+  assert [len(line.get_xdata()) for line in drawn().lines] == [2, 0]
+  assert drawn().figure.legends[0].get_title().get_text() == '1 seed'
+  seeds = [[0, 0], [0, 0], [0, 0], [4, 8]]
+  _sweep(tmp_path / 'b.png', _table(hard_1=seeds), by=(), statistic=mean)
+  (line,) = drawn().lines
+  assert line.get_label() == 'train_return'
+  assert line.get_ydata().tolist() == [1, 2]
+  title = drawn().figure.legends[0].get_title().get_text()
+  assert title.startswith('mean of 4 seeds')
+
+
+def test_fourteen_lines_are_told_apart(tmp_path, drawn):
+  _sweep(
+    tmp_path / 'a.png',
+    _table(
+      **{f'{r}_{p}': [[p]] for r in ('hard', 'soft') for p in range(7, 0, -1)}
+    ),
+  )
+  lines = drawn().lines
+  looks = {(line.get_color(), line.get_linestyle()) for line in lines}
+  assert len(looks) == 14
+  # Downwards as listed, so that the first is the darkest.
+  assert sum(lines[0].get_color()[:3]) < sum(lines[6].get_color()[:3])
+  names = {f'r{i}_nan': [[i]] for i in range(14)}
+  _sweep(tmp_path / 'a.png', _table(**names))
+  looks = {(line.get_color(), line.get_linestyle()) for line in drawn().lines}
+  assert len(looks) == 14
+
+
+def test_two_numbers_that_meet_are_colour_and_style(tmp_path, drawn):
+  table = _table(
+    a_1=[[1]], b_1=[[1]], a_2=[[2]], b_2=[[2]], a_3=[[3]], b_3=[[3]]
+  )
+  table['n_step'] = np.where(table['rule'] == 'a', 1, 3)
+  _sweep(tmp_path / 'a.png', table, by=('n_step', 'period'))
+  lines = {line.get_label(): line for line in drawn().lines}
+  one, other = lines['n_step=1, period=2'], lines['n_step=3, period=2']
+  assert one.get_color() == other.get_color()
+  assert one.get_linestyle() != other.get_linestyle()
+
+
+def _final(path, table, lines=('rule',), **options):
+  plot_final(
+    path,
+    table,
+    x='env_steps',
+    y='train_return',
+    by=('rule', 'period'),
+    position=lambda point: point['period'],
+    lines=lines,
+    **options,
+  )
+
+
+FINALS = _table(
+  hard_100=[[0, 5], [0, 7]],
+  hard_1=[[1, 4]],
+  soft_10=[[2, nan]],
+  soft_30=[[2, 3]],
+  self_nan=[[8, 9], [8, 9]],
+)
+
+
+def test_final_numbers(tmp_path, drawn):
+  _final(tmp_path / 'final.png', FINALS, x_label='period')
+  axes = drawn()
+  lines = {line.get_label(): line for line in axes.lines}
+  assert list(lines) == ['hard', 'soft', 'self']
+  assert lines['hard'].get_xydata().tolist() == [[1, 4], [100, 6]]
+  # A run whose last tenth has no value has no final number.
+  assert lines['soft'].get_xydata().tolist() == [[30, 3]]
+  assert lines['self'].get_ydata() == [9, 9]
+  assert axes.get_xscale() == 'log'
+  assert axes.get_ylabel() == 'train_return, final mean'
+  (bar,) = axes.collections[0].get_segments()  # two seeds at 100
+  assert bar.tolist() == [[100, 5], [100, 7]]
+  assert not axes.collections[1].get_segments()
+  _final(tmp_path / 'final.png', FINALS, summary=area_under_curve)
+  assert drawn().lines[0].get_xydata().tolist() == [[1, 2.5], [100, 3]]
+  assert drawn().get_ylabel() == 'train_return, area under curve'
+
+
+def test_final_numbers_at_one_place_or_at_nought(tmp_path, drawn):
+  with pytest.raises(ValueError, match=r'two settings at 1.0 of the line \(\)'):
+    table = _table(hard_1=[[1]], soft_1=[[2]])
+    _final(tmp_path / 'final.png', table, lines=())
+  assert not (tmp_path / 'final.png').exists()
+  _final(tmp_path / 'final.png', _table(hard_0=[[1]], hard_1=[[2]]))
+  assert drawn().get_xscale() == 'linear'

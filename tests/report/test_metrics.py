@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siamrl.report.metrics import MetricsWriter, is_wall_clock, read_metrics
+from siamrl.report.metrics import (
+  MetricsWriter,
+  by_run,
+  group_rows,
+  is_wall_clock,
+  read_metrics,
+)
 
 
 def write_rows(path, steps, events=None):
@@ -188,3 +194,156 @@ def test_events_are_optional(tmp_path, monkeypatch):
     assert not writer.has_events
     writer.write({'loss': 1.0})
   assert not (tmp_path / 'events').exists()
+
+
+def long_rows():
+  """Two rules, one with a rate, two seeds, two iterations."""
+  return [
+    dict(rule=rule, tau=tau, seed=seed, env_steps=100 * step, loss=loss + step)
+    for step in (1, 2)
+    for rule, tau, loss in (('hard', None, 0.5), ('soft', 0.1, 0.25))
+    for seed in (0, 1)
+  ]
+
+
+def test_rows_in_long_form(tmp_path):
+  path = tmp_path / 'metrics.csv'
+  with MetricsWriter(path, step_column='env_steps') as writer:
+    writer.write_rows(long_rows()[:3])
+    assert writer.position == 3
+    writer.write_rows([])
+    assert writer.position == 3
+    writer.write_rows(long_rows()[3:])
+    assert writer.position == 8
+  assert path.read_text().splitlines()[:4] == [
+    'rule,tau,seed,env_steps,loss',
+    'hard,,0,100,1.5',
+    'hard,,1,100,1.5',
+    'soft,0.1,0,100,1.25',
+  ]
+  table = read_metrics(path)
+  assert table['rule'].dtype.kind == 'U'
+  assert table['rule'].tolist() == ['hard', 'hard', 'soft', 'soft'] * 2
+  assert table['seed'].dtype == np.int64
+  assert np.isnan(table['tau'][:2]).all()
+  assert table['tau'][2:4].tolist() == [0.1, 0.1]
+
+
+def test_many_rows_resume_like_one(tmp_path):
+  whole, resumed = tmp_path / 'whole.csv', tmp_path / 'resumed.csv'
+  with MetricsWriter(whole) as writer:
+    for row in long_rows():
+      writer.write(row)
+  with MetricsWriter(resumed) as writer:
+    writer.write_rows(long_rows()[:4])
+    position = writer.position
+    writer.write_rows(long_rows()[4:7])
+  with resumed.open('a') as file:
+    file.write('soft,0.1,1,2')
+  MetricsWriter.truncate(resumed, position)
+  with MetricsWriter(resumed) as writer:
+    writer.write_rows(long_rows()[4:])
+  assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_truth_values_are_numbers(tmp_path):
+  with MetricsWriter(tmp_path / 'metrics.csv') as writer:
+    writer.write_rows([{'a': True, 'b': np.False_}, {'a': False, 'b': True}])
+  table = read_metrics(tmp_path / 'metrics.csv')
+  assert table['a'].tolist() == [1, 0]
+  assert table['b'].tolist() == [0, 1]
+
+
+def test_columns_keep_their_kind(tmp_path):
+  path = tmp_path / 'metrics.csv'
+  with MetricsWriter(path) as writer:
+    writer.write_rows([{'a': None, 'b': None}, {'a': 'x', 'b': 1}])
+    for row, message in [
+      ({'a': 2, 'b': 2}, "'a' holds text, not 2"),
+      ({'a': 'y', 'b': 'z'}, "'b' holds numbers, not 'z'"),
+      ({'a': '10', 'b': 2}, "a='10' would not read back"),
+      ({'a': 'nan', 'b': 2}, "a='nan' would not read back"),
+      ({'a': '', 'b': 2}, "a='' would not read back"),
+      ({'a': 'x\ny', 'b': 2}, 'would not read back'),
+      ({'a': 'y'}, r"differ from those of the file: \['b'\]"),
+    ]:
+      with pytest.raises(ValueError, match=message):
+        writer.write_rows([{'a': 'y', 'b': 2}, row])
+    assert writer.position == 2
+  assert path.read_text() == 'a,b\n,\nx,1\n'
+  with MetricsWriter(path) as writer:
+    with pytest.raises(ValueError, match="'a' holds text, not 2"):
+      writer.write({'a': 2, 'b': 2})
+    writer.write({'a': None, 'b': None})
+  assert read_metrics(path)['a'].tolist() == ['', 'x', '']
+  assert read_metrics(path)['b'][1] == 1.0
+
+
+@pytest.mark.parametrize(
+  'damaged', ['soft,0.1,x,300,1', 'soft,0.1,0,300', '7,0.1,0,300,1', '']
+)
+def test_damaged_rows_in_long_form(tmp_path, damaged):
+  path = tmp_path / 'metrics.csv'
+  with MetricsWriter(path) as writer:
+    writer.write_rows(long_rows())
+  with path.open('a') as file:
+    file.write(f'{damaged}\n')
+  with pytest.raises(ValueError, match='line 10 is not a row'):
+    read_metrics(path)
+
+
+def test_groups(tmp_path):
+  with MetricsWriter(tmp_path / 'metrics.csv') as writer:
+    writer.write_rows(long_rows())
+  table = read_metrics(tmp_path / 'metrics.csv')
+  groups = group_rows(table, ['rule', 'tau'])
+  assert list(groups) == [('hard', None), ('soft', 0.1)]
+  assert groups['soft', 0.1]['loss'].tolist() == [1.25, 1.25, 2.25, 2.25]
+  assert list(group_rows(table, ['seed', 'rule'])) == [
+    (0, 'hard'),
+    (1, 'hard'),
+    (0, 'soft'),
+    (1, 'soft'),
+  ]
+  (whole,) = group_rows(table, []).items()
+  assert whole[0] == ()
+  assert len(whole[1]['loss']) == 8
+  with pytest.raises(ValueError, match="no column 'taus'"):
+    group_rows(table, ['taus'])
+
+
+def test_runs_side_by_side():
+  table = {
+    'seed': np.array([5, 3, 3, 5, 3]),
+    'env_steps': np.array([100, 100, 200, 200, 300]),
+    'loss': np.array([1.0, 2.0, 3.0, np.nan, 5.0]),
+    'rule': np.array(['a'] * 5),
+  }
+  x, y = by_run(table, 'env_steps', 'loss')
+  assert x.tolist() == [100, 200, 300]
+  np.testing.assert_array_equal(y, [[2, 3, 5], [1, np.nan, np.nan]])
+  table['seed'][:] = 3
+  with pytest.raises(ValueError, match="'seed' has two rows for one"):
+    by_run(table, 'env_steps', 'loss')
+  with pytest.raises(ValueError, match="'rule' holds text"):
+    by_run(table, 'env_steps', 'rule')
+  with pytest.raises(ValueError, match="no column 'return'"):
+    by_run(table, 'env_steps', 'return')
+
+
+def test_events_of_another_clock(tmp_path):
+  pytest.importorskip('tensorboardX')
+  path, events = tmp_path / 'metrics.csv', tmp_path / 'events'
+  for steps in ([10, 20], [30]):
+    with MetricsWriter(path, events, step_column='env_steps') as writer:
+      writer.write_rows(
+        [
+          {'rule': 'soft', 'tau': None, 'env_steps': n, 'loss': 1}
+          for n in steps
+        ]
+      )
+      with pytest.raises(ValueError, match="'env_steps'"):
+        writer.write({'rule': 'soft', 'tau': 1, 'env_steps': None, 'loss': 1})
+  points, purges = read_events(events)
+  assert points == [('loss', 10), ('loss', 20), ('loss', 30)]
+  assert purges == [0, 21]

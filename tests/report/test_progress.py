@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 def test_lines_where_there_is_no_terminal():
   clock, stream = Clock(), io.StringIO()
-  with Progress(1_000_000, 0, stream, clock) as progress:
+  with Progress(1_000_000, 0, stream=stream, clock=clock) as progress:
     for _ in range(25):
       clock.now += 1.0
       progress.update(int(clock.now - 1000) * 1000, last_return=12.5)
@@ -40,12 +40,12 @@ def test_lines_where_there_is_no_terminal():
 
 def test_speed_is_that_of_this_process():
   clock = Clock()
-  with Progress(10_000, 9_000, io.StringIO(), clock) as progress:
-    assert progress.frames_per_s() == 0.0
+  with Progress(10_000, 9_000, stream=io.StringIO(), clock=clock) as progress:
+    assert progress.speed_per_s() == 0.0
     assert progress.remaining_s() is None
     clock.now += 10.0
     progress.update(9_100)
-    assert progress.frames_per_s() == 10.0
+    assert progress.speed_per_s() == 10.0
     assert progress.remaining_s() == 90.0
     progress.update(10_400)
     clock.now += 10.0
@@ -55,24 +55,24 @@ def test_speed_is_that_of_this_process():
 
 def test_speed_forgets_how_the_run_began():
   clock = Clock()
-  with Progress(10**9, 0, io.StringIO(), clock) as progress:
+  with Progress(10**9, 0, stream=io.StringIO(), clock=clock) as progress:
     clock.now += 60.0  # compilation
     frames = 0
     for _ in range(300):
       clock.now += 1.0
       frames += 500
       progress.update(frames)
-    assert progress.frames_per_s() == pytest.approx(500, rel=0.01)
+    assert progress.speed_per_s() == pytest.approx(500, rel=0.01)
     clock.now += 1000.0  # a long evaluation
     progress.update(frames)
-    assert progress.frames_per_s() < 1.0
+    assert progress.speed_per_s() < 1.0
 
 
 def test_a_bar_on_a_terminal(monkeypatch):
   monkeypatch.setenv('TERM', 'xterm')
   monkeypatch.setenv('COLUMNS', '120')
   clock, stream = Clock(), Terminal()
-  with Progress(200, 100, stream, clock) as progress:
+  with Progress(200, 100, stream=stream, clock=clock) as progress:
     clock.now += 10.0
     progress.update(150, last_return=3.0)
     progress.message('saved [bold]/a/long/path')
@@ -89,7 +89,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
 def test_a_dumb_terminal_gets_lines(monkeypatch):
   monkeypatch.setenv('TERM', 'dumb')
   clock, stream = Clock(), Terminal()
-  with Progress(200, 0, stream, clock) as progress:
+  with Progress(200, 0, stream=stream, clock=clock) as progress:
     clock.now += 10.0
     progress.update(100)
   assert stream.getvalue() == (
