@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from experiments import devices, host_run
+from experiments import devices, folders, host_run
 from experiments.flags import (
   DECAY,
   FRACTION,
@@ -57,12 +57,7 @@ from siamrl.networks.q_network import nature_network
 from siamrl.replay.host import HostReplay
 from siamrl.report.curves import plot_run
 from siamrl.report.human_normalised import human_normalised
-from siamrl.report.run_folder import (
-  RunFolder,
-  RunFolderError,
-  WrongFolderError,
-  open_run_folder,
-)
+from siamrl.report.run_folder import RunFolder
 from siamrl.report.video import write_gif
 from siamrl.runners import evaluation, host
 from siamrl.types import Agent, Params
@@ -271,24 +266,13 @@ def open_folder(config: AtariConfig, derived: dict[str, Any]) -> RunFolder:
   """The run's folder, locked."""
   # Not recorded: the flag file of a run must not be one that deletes it.
   recorded = dataclasses.replace(config, overwrite=False)
-  try:
-    with usage_errors():
-      folder, _ = open_run_folder(
-        config.run_dir or '',
-        as_flags(recorded),
-        as_json(recorded) | {'derived': derived},
-        overwrite=config.overwrite,
-        ignore=_WHERE,
-      )
-  except RunFolderError as error:
-    first, *rest = [line.strip() for line in str(error).splitlines()]
-    text = f'--run_dir={first} {"; ".join(rest)}'.strip()
-    if not isinstance(error, WrongFolderError):
-      raise RunError(text) from error
-    if rest:
-      text += '. Name another folder, or --overwrite that run'
-    raise UsageError(text) from error
-  return folder
+  return folders.open_folder(
+    config.run_dir or '',
+    as_flags(recorded),
+    as_json(recorded) | {'derived': derived},
+    overwrite=config.overwrite,
+    ignore=_WHERE,
+  )
 
 
 def _resolve_game(name: str) -> str:

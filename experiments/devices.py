@@ -32,7 +32,7 @@ _ACCELERATORS = (
 )
 
 
-def configure(platform: str | None) -> str:
+def configure(platform: str | None, *, cpu_devices: int = 1) -> str:
   """Chooses the device, and has JAX compile well for it.
 
   Call it before anything is computed. XLA reads its options once, from the
@@ -40,6 +40,7 @@ def configure(platform: str | None) -> str:
 
   Args:
     platform: one of `PLATFORMS`, or None for the best that JAX finds.
+    cpu_devices: devices that JAX is to make of a CPU.
 
   Returns:
     The platform in use.
@@ -57,6 +58,8 @@ def configure(platform: str | None) -> str:
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     jax.config.update('jax_compilation_cache_dir', str(_cache_directory()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  if cpu_devices > 1:
+    jax.config.update('jax_num_cpu_devices', cpu_devices)
   # Without a GPU, JAX warns about the one that it looked for.
   logging.set_verbosity(logging.ERROR)
   try:

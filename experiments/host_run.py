@@ -16,6 +16,7 @@ from siamrl.report.metrics import MetricsWriter
 from siamrl.report.progress import Progress
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import host
+from siamrl.runners.errors import NonFiniteError
 from siamrl.types import TrainState
 
 # Atari frames shrank 30 to 70 times under random play; cautiously, 5 times.
@@ -77,7 +78,7 @@ def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
       position.train()
   except _Stopped:
     pass
-  except host.NonFiniteError as error:
+  except NonFiniteError as error:
     raise RunError(
       f'the learner diverged: {error}; the checkpoint before stays as it is'
     ) from error

@@ -17,7 +17,11 @@ Regress = Callable[[TrainState, Transition], tuple[TrainState, Metrics]]
 
 
 def make_optimizer(
-  name: str, *, learning_rate: chex.Numeric, eps: float, decay: float = 0.95
+  name: str,
+  *,
+  learning_rate: chex.Numeric,
+  eps: chex.Numeric,
+  decay: float = 0.95,
 ) -> optax.GradientTransformation:
   """Builds one of the optimisers of the DQN literature.
 
@@ -73,6 +77,8 @@ def make_regress(
   optimizer: optax.GradientTransformation,
   target_update: TargetUpdate,
   sync: chex.Numeric = 1,
+  *,
+  reduce: Callable[[chex.Array], chex.Array] = jnp.mean,
 ) -> Regress:
   """Builds one gradient step followed, when it is due, by a target update.
 
@@ -83,9 +89,11 @@ def make_regress(
     optimizer: gives the update.
     target_update: moves the twin.
     sync: gradient steps per target update; may be traced.
+    reduce: what becomes of a metric that the loss reports for each transition;
+      a prioritised replay wants them as they are.
 
   Returns:
-    (state, batch) -> (state, metrics); `metrics` are those of the loss.
+    (state, batch) -> (state, metrics), those of the loss, reduced.
   """
   follow = twins.periodic(sync, target_update)
 
@@ -104,7 +112,7 @@ def make_regress(
     target_params = follow(online_params, state.target_params, gradient_steps)
     return TrainState(
       online_params, target_params, opt_state, gradient_steps, key
-    ), metrics
+    ), jax.tree.map(reduce, metrics)
 
   return regress
 

@@ -9,6 +9,9 @@ comes first, and the twin is updated after gradient steps number sync, 2 sync,
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from siamrl.types import Schedule
 
 UNITS = ('frames', 'env_steps', 'gradient_steps')
@@ -110,9 +113,11 @@ def syncs(gradient_steps: Any, sync: Any) -> Any:
 
 
 def linear_epsilon(
-  env_steps: int, *, start: float, end: float, begin: int, decay: int
-) -> float:
+  env_steps: Any, *, start: Any, end: Any, begin: Any, decay: Any
+) -> Any:
   """Linearly decaying exploration (Mnih et al. 2015, Methods).
+
+  Numbers give a number, and with an array among them it is an array.
 
   Args:
     env_steps: env steps taken so far.
@@ -121,5 +126,9 @@ def linear_epsilon(
     begin: env steps before the decay.
     decay: env steps that the decay lasts, >= 1.
   """
-  fraction = min(max((env_steps - begin) / decay, 0.0), 1.0)
+  fraction = (env_steps - begin) / decay
+  if isinstance(fraction, jax.Array):
+    fraction = jnp.clip(fraction, 0.0, 1.0)
+  else:
+    fraction = min(max(fraction, 0.0), 1.0)
   return start + fraction * (end - start)

@@ -85,8 +85,9 @@ def make_q_agent(
     batch_reduction: 'mean' or 'sum' (Nature DQN's) over the batch.
 
   Returns:
-    An agent whose `loss` reports `loss`, `q_tm1_mean` (the mean over the batch
-    of the value of the action taken) and `td_error_abs_mean`.
+    An agent whose `loss` reports `loss`, and for each transition [B] the
+    `q_tm1` of the action taken and `td_error_abs`. A batch with weights has
+    each transition's loss multiplied by its own.
 
   Raises:
     ValueError: a name is unknown, or the bound is not positive.
@@ -123,12 +124,15 @@ def make_q_agent(
     errors, q_tm1 = td_errors(
       network.apply, online_params, target_params, batch
     )
-    value = reduce(jax.vmap(lambda error: form(error, error_bound))(errors))
+    losses = jax.vmap(lambda error: form(error, error_bound))(errors)
+    if batch.weight is not None:
+      losses = batch.weight * losses
+    value = reduce(losses)
     q_a_tm1 = jnp.take_along_axis(q_tm1, batch.a_tm1[:, None], axis=-1)
     return value, {
       'loss': value,
-      'q_tm1_mean': jnp.mean(q_a_tm1),
-      'td_error_abs_mean': jnp.mean(jnp.abs(errors)),
+      'q_tm1': q_a_tm1[:, 0],
+      'td_error_abs': jnp.abs(errors),
     }
 
   return Agent(init, act, loss)

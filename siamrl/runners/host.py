@@ -38,6 +38,7 @@ from siamrl import schedule as schedules
 from siamrl import twins
 from siamrl.learner import Regress, jit_regress
 from siamrl.replay.host import HostReplay
+from siamrl.runners.errors import NonFiniteError
 from siamrl.types import (
   Agent,
   Environments,
@@ -56,10 +57,6 @@ TIMERS = ('acting_s', 'emulating_s', 'sampling_s', 'learning_s')
 
 class EnvironmentsChangedError(RuntimeError):
   """Fresh environments did not return to where a resumed run had stopped."""
-
-
-class NonFiniteError(RuntimeError):
-  """A loss or a parameter is infinite or not a number."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,8 +78,19 @@ def test_loss_of_known_values(name, reduction, scale):
   )
   errors = batch.r_t + batch.discount_t * best - q[[0, 1], [0, 1]]
   assert value == pytest.approx(scale * np.sum(errors**2), rel=1e-6)
-  assert metrics['q_tm1_mean'] == pytest.approx(q[[0, 1], [0, 1]].mean())
-  assert metrics['td_error_abs_mean'] == pytest.approx(np.abs(errors).mean())
+  assert metrics['q_tm1'] == pytest.approx(q[[0, 1], [0, 1]])
+  assert metrics['td_error_abs'] == pytest.approx(np.abs(errors))
+  # A weight multiplies the loss of its transition and changes no error.
+  value, weighted = agent.loss(
+    fill(kernel),
+    fill(twin),
+    batch._replace(weight=np.float32([0.5, 3.0])),
+    jax.random.key(0),
+  )
+  assert value == pytest.approx(
+    scale * np.sum([0.5, 3.0] * errors**2), rel=1e-6
+  )
+  assert weighted['td_error_abs'] == pytest.approx(metrics['td_error_abs'])
 
 
 @pytest.mark.parametrize('form', ['huber', 'clipped'])

@@ -1,0 +1,657 @@
+"""What the launchers of compiled runs share: their options, and what they make.
+
+A launcher names its environments; everything else is here. Its command line may
+hold lists, and every combination of their values, times the seeds, is a run.
+Runs that differ in numbers only are one compiled program.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import devices, sweep_run
+from experiments.flags import (
+  DECAY,
+  FRACTION,
+  NOT_NEGATIVE,
+  POSITIVE,
+  RATE,
+  UINT32,
+  RunError,
+  Sweep,
+  UsageError,
+  as_flags,
+  as_json,
+  group,
+  one_of,
+  option,
+  usage_errors,
+)
+from siamrl import learner, schedule, twins
+from siamrl.agents import q
+from siamrl.losses import td
+from siamrl.networks.heads import HEADS
+from siamrl.networks.initializers import INITIALIZERS
+from siamrl.networks.q_network import QNetwork
+from siamrl.replay.device import DeviceReplay, PrioritisedReplay
+from siamrl.report import curves
+from siamrl.report.metrics import read_metrics
+from siamrl.report.run_folder import RunFolder
+from siamrl.runners import scan
+from siamrl.types import JaxEnvironment
+
+# Options that may differ between runs of one program: they enter as arrays.
+TRACED = (
+  'discount',
+  'target_period',
+  'tau',
+  'learning_rate',
+  'optimizer_eps',
+  'epsilon_start',
+  'epsilon_end',
+  'epsilon_hold',
+  'epsilon_decay',
+  'priority_exponent',
+  'importance_start',
+  'importance_end',
+)
+
+# Options that may differ between a sweep and its resumption.
+WHERE = (
+  'run_dir',
+  'platform',
+  'overwrite',
+  'checkpoint_period_s',
+  'coordinator',
+  'process_id',
+)
+
+REPLAYS = ('uniform', 'prioritised')
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledConfig:
+  """The options; a launcher adds its environment, and defaults of its own."""
+
+  _run: Any = group('The runs')
+  run_dir: str | None = option(
+    None,
+    'Folder of all these runs; runs/ENVIRONMENT-AGENT-SEED if not given.',
+    single=True,
+  )
+  overwrite: bool = option(
+    False, 'Start afresh where the folder holds runs already.', single=True
+  )
+  seed: int = option(
+    0, 'The first seed. Everything random follows from it.', UINT32, single=True
+  )
+  seeds: int = option(
+    1,
+    'Runs of each combination, with the seeds from --seed on',
+    POSITIVE,
+    single=True,
+  )
+  env_steps: int = option(
+    500_000, 'Env steps of each run.', POSITIVE, single=True
+  )
+  iteration_env_steps: int = option(
+    10_000,
+    'Env steps from one row of metrics.csv, and evaluation, to the next.',
+    POSITIVE,
+    single=True,
+  )
+  checkpoint_period_s: float = option(
+    600, 'Seconds between two checkpoints, about.', POSITIVE, single=True
+  )
+
+  _devices: Any = group('Devices')
+  platform: str | None = option(
+    None,
+    'Device; the best that JAX finds if not given',
+    one_of(devices.PLATFORMS),
+    single=True,
+  )
+  share: str = option(
+    'runs',
+    'What the devices share: the runs, or the batch of each gradient step',
+    one_of(('runs', 'batch')),
+    single=True,
+  )
+  vectorised: bool | None = option(
+    None,
+    'Compute the runs of a device together rather than one after the other; '
+    'if not given, on accelerators only.',
+    single=True,
+  )
+  coordinator: str | None = option(
+    None,
+    'HOST:PORT of the first process, where several share the runs.',
+    single=True,
+  )
+  num_processes: int = option(
+    1, 'Processes that share the runs.', POSITIVE, single=True
+  )
+  process_id: int = option(
+    0, 'Which of them this one is, from 0.', NOT_NEGATIVE, single=True
+  )
+
+  _agent: Any = group('The agent')
+  num_envs: int = option(
+    10,
+    'Environments stepped at once by each run; must divide --train_period or '
+    'be a multiple of it.',
+    POSITIVE,
+  )
+  agent: str = option('dqn', 'Bootstrap', one_of(q.AGENTS))
+  head: str = option('linear', 'Last layers', one_of(HEADS))
+  initializer: str = option(
+    'torch_uniform', 'Initial weights', one_of(INITIALIZERS)
+  )
+  discount: float = option(0.99, 'Per env step.', FRACTION)
+  n_step: int = option(1, 'Rewards before the bootstrap.', POSITIVE)
+  reward_clip: float = option(
+    0.0,
+    'Rewards are clipped to plus or minus this for learning; 0 for no '
+    'clipping. Reported returns never are.',
+    NOT_NEGATIVE,
+  )
+
+  _twin: Any = group('The twin')
+  target_update: str = option(
+    'hard',
+    'What the twin becomes. '
+    + '; '.join(
+      f'{name}: {rule.summary}' for name, rule in twins.RULES.items()
+    ),
+    one_of(twins.RULES),
+  )
+  target_period: int = option(
+    500,
+    'From one target update to the next, for the rules hard and '
+    'periodic_soft; the others move at every gradient step or never.',
+    POSITIVE,
+  )
+  target_period_unit: str = option(
+    'env_steps',
+    'Unit of --target_period; a frame is an env step here',
+    one_of(schedule.UNITS),
+    single=True,
+  )
+  tau: float | None = option(
+    None,
+    'Weight on the online parameters, for the rules soft and periodic_soft',
+    RATE,
+  )
+
+  _learning: Any = group('Learning')
+  optimizer: str = option('adam', 'Optimiser', one_of(learner.OPTIMIZERS))
+  learning_rate: float = option(2.5e-4, 'Step size.', POSITIVE)
+  optimizer_eps: float = option(
+    1e-8, 'Inside the square root for RMSProp, outside for Adam.', POSITIVE
+  )
+  rmsprop_decay: float = option(0.95, "Of RMSProp's averages.", DECAY)
+  td_loss: str = option('squared', 'Loss of a TD error', one_of(td.FORMS))
+  error_bound: float = option(
+    1.0, 'Where huber and clipped bound the gradient in a TD error.', POSITIVE
+  )
+  batch_reduction: str = option(
+    'mean', 'Over the losses of a batch', one_of(q.REDUCTIONS)
+  )
+  batch_size: int = option(128, 'Transitions per gradient step.', POSITIVE)
+  train_period: int = option(10, 'Env steps per gradient step.', POSITIVE)
+  min_replay: int = option(
+    10_000, 'Env steps before the first gradient step.', POSITIVE
+  )
+
+  _replay: Any = group('Replay')
+  replay: str = option(
+    'uniform',
+    'How transitions are drawn; prioritised: Schaul et al. (2016)',
+    one_of(REPLAYS),
+  )
+  replay_capacity: int = option(10_000, 'Transitions, of each run.', POSITIVE)
+  priority_exponent: float = option(
+    0.6, 'Of the TD errors; 0 is uniform. For prioritised.', FRACTION
+  )
+  importance_start: float = option(
+    0.4, 'Exponent of the importance weights at first.', FRACTION
+  )
+  importance_end: float = option(1.0, 'The same in the end.', FRACTION)
+
+  _acting: Any = group('Acting')
+  epsilon_start: float = option(
+    1.0, 'Chance of a random action at first.', FRACTION
+  )
+  epsilon_end: float = option(0.05, 'The same in the end.', FRACTION)
+  epsilon_hold: int = option(
+    0, 'Env steps before it begins to decay.', NOT_NEGATIVE
+  )
+  epsilon_decay: int = option(
+    250_000, 'Env steps that the decay lasts.', POSITIVE
+  )
+
+  _evaluation: Any = group('Evaluation, after each iteration')
+  eval_episodes: int = option(
+    0, 'Episodes to play; 0 for no evaluation.', NOT_NEGATIVE, single=True
+  )
+  eval_epsilon: float = option(
+    0.0, 'Chance of a random action.', FRACTION, single=True
+  )
+  eval_episode_env_steps: int = option(
+    10_000,
+    'Env steps after which an episode is cut.',
+    POSITIVE,
+    single=True,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a launcher makes of the environment's part of a configuration.
+
+  Attributes:
+    name: of the environment, for folders and titles.
+    environment: what to act in.
+    network: initial weights' and head's names, number of actions -> network.
+    packed: whether its boolean observations are stored a bit each.
+  """
+
+  name: str
+  environment: JaxEnvironment
+  network: Callable[[CompiledConfig, int], QNetwork]
+  packed: bool = False
+
+
+def drop(config: CompiledConfig) -> list[str]:
+  """Options that mean nothing to a run, which a sweep does not cross with it."""
+  rule = twins.RULES[config.target_update]
+  names = [] if rule.takes_tau else ['tau']
+  return names + ([] if rule.period is None else ['target_period'])
+
+
+def main(sweep: Sweep, make_task: Callable[[Any], Task]) -> None:
+  """Trains all runs of a sweep.
+
+  Args:
+    sweep: of records of a launcher's subclass of `CompiledConfig`.
+    make_task: such a record -> its task; raises UsageError or RunError.
+  """
+  with devices.StopRequest() as stop:
+    _train(sweep, make_task, stop)
+
+
+def _train(
+  sweep: Sweep,
+  make_task: Callable[[Any], Task],
+  stop: devices.StopRequest,
+) -> None:
+  first = sweep.configs[0]
+  _check_processes(first)
+  for config in sweep.configs:
+    check(config)
+  platform = configure(first)
+  # Only now: environments may hold arrays.
+  tasks = {config: make_task(config) for config in sweep.configs}
+  run_dir = first.run_dir or default_folder(sweep, tasks)
+  groups = list(make_groups(sweep, tasks))
+  check_memory(groups, first, platform)
+  recorded = sweep._replace(
+    values=sweep.values | {'run_dir': (run_dir,), 'overwrite': (False,)}
+  )
+  vectorised = first.vectorised
+  sweep_run.run(
+    groups,
+    sweep_run.Options(
+      run_dir=run_dir,
+      overwrite=first.overwrite,
+      flags=as_flags(recorded),
+      config=as_json(recorded),
+      ignore=WHERE,
+      share=first.share,
+      vectorised=platform != 'cpu' if vectorised is None else vectorised,
+      checkpoint_period_s=first.checkpoint_period_s,
+      num_processes=first.num_processes,
+      process_id=first.process_id,
+      draw=functools.partial(_draw, sweep, tasks),
+    ),
+    stop,
+  )
+
+
+def default_folder(sweep: Sweep, tasks: Mapping[Any, Task]) -> str:
+  """The folder of a sweep whose user named none."""
+  names = '+'.join(dict.fromkeys(task.name for task in tasks.values()))
+  agents = '+'.join(dict.fromkeys(c.agent for c in sweep.configs))
+  swept = ''.join(
+    f'-{name}' for name in sweep.axes if name not in ('agent', 'environment')
+  )
+  return f'runs/{names}-{agents}{swept}-{sweep.configs[0].seed}'
+
+
+def configure(config: CompiledConfig) -> str:
+  """Settles platform, devices and processes; returns the platform."""
+  if config.num_processes > 1:
+    # Before JAX starts, for it to know of the others.
+    if config.platform:
+      jax.config.update('jax_platforms', config.platform)
+    try:
+      jax.distributed.initialize(
+        config.coordinator, config.num_processes, config.process_id
+      )
+    except RuntimeError as error:
+      raise RunError(
+        f'--coordinator={config.coordinator}: '
+        f'{" ".join(str(error).split())[:300]}'
+      ) from error
+  # One device a core: programs so small gain nothing from more than a thread.
+  return devices.configure(
+    config.platform, cpu_devices=len(os.sched_getaffinity(0))
+  )
+
+
+def _check_processes(config: CompiledConfig) -> None:
+  if config.num_processes > 1 and config.coordinator is None:
+    raise UsageError(
+      f'--coordinator must be given with --num_processes='
+      f'{config.num_processes}: HOST:PORT of process 0'
+    )
+  if config.process_id >= config.num_processes:
+    raise UsageError(
+      f'--process_id={config.process_id} must be below '
+      f'--num_processes={config.num_processes}'
+    )
+  if config.num_processes > 1 and config.share == 'batch':
+    raise UsageError(
+      f'--share=batch must go with --num_processes=1, not '
+      f'{config.num_processes}: processes share runs'
+    )
+
+
+def check(config: CompiledConfig) -> None:
+  """Raises UsageError for options that do not go together."""
+  collect = max(config.num_envs, config.train_period)
+  if config.iteration_env_steps % collect:
+    _refuse(
+      config,
+      'iteration_env_steps',
+      f'be a multiple of {collect}, the larger of --num_envs and '
+      '--train_period',
+    )
+  if config.env_steps % config.iteration_env_steps:
+    _refuse(
+      config,
+      'env_steps',
+      f'be a multiple of --iteration_env_steps={config.iteration_env_steps}',
+    )
+  if config.env_steps >= 2**31:
+    _refuse(config, 'env_steps', f'be below {2**31}')
+  if config.seed + config.seeds > 2**32:
+    _refuse(config, 'seeds', f'leave --seed + --seeds below {2**32}')
+  # Before the first gradient step, n transitions of each environment are not
+  # yet whole.
+  needed = config.batch_size + config.num_envs * config.n_step
+  if config.min_replay < needed:
+    _refuse(
+      config,
+      'min_replay',
+      f'be at least {needed}: --batch_size={config.batch_size}, and '
+      f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
+    )
+  if config.replay_capacity < config.batch_size:
+    _refuse(
+      config,
+      'replay_capacity',
+      f'be at least --batch_size={config.batch_size}',
+    )
+  if config.replay_capacity % config.num_envs:
+    _refuse(
+      config,
+      'replay_capacity',
+      f'be a multiple of --num_envs={config.num_envs}',
+    )
+  if config.seeds > 1 and config.share == 'batch':
+    _refuse(config, 'share', f'be runs where --seeds={config.seeds}')
+
+
+def _refuse(config: CompiledConfig, name: str, must: str) -> None:
+  raise UsageError(f'--{name}={getattr(config, name)} must {must}')
+
+
+def sync_of(config: CompiledConfig) -> int:
+  """Gradient steps per target update."""
+  period = twins.RULES[config.target_update].period
+  if period is not None:
+    return period
+  return schedule.to_gradient_steps(
+    config.target_period,
+    config.target_period_unit,
+    train_period=config.train_period,
+    frames_per_env_step=1,
+  )
+
+
+def settings_of(config: CompiledConfig) -> Mapping[str, np.generic]:
+  """The numbers of a run that may be traced; its key is beside them."""
+  return {
+    'sync': np.int32(sync_of(config)),
+    # Rules without a rate do not read it.
+    'tau': np.float32(math.nan if config.tau is None else config.tau),
+  } | {
+    name: np.float32(getattr(config, name))
+    for name in TRACED
+    if name not in ('target_period', 'tau')
+  }
+
+
+def make_learner(
+  config: CompiledConfig, task: Task, settings: Mapping[str, jax.Array]
+) -> scan.Learner:
+  """The learner of a run.
+
+  Args:
+    config: gives all but the traced options.
+    task: what to learn.
+    settings: the traced options, as `settings_of` has them.
+  """
+  environment = task.environment
+  agent = q.make_q_agent(
+    task.network(config, environment.num_actions),
+    jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
+    name=config.agent,
+    td_loss=config.td_loss,
+    error_bound=config.error_bound,
+    batch_reduction=config.batch_reduction,
+  )
+  optimizer = learner.make_optimizer(
+    config.optimizer,
+    learning_rate=settings['learning_rate'],
+    eps=settings['optimizer_eps'],
+    decay=config.rmsprop_decay,
+  )
+  takes_tau = twins.RULES[config.target_update].takes_tau
+  rule = twins.make_rule(
+    config.target_update, tau=settings['tau'] if takes_tau else None
+  )
+  prioritised = config.replay == 'prioritised'
+  return scan.Learner(
+    agent=agent,
+    init=functools.partial(learner.init_state, agent, optimizer),
+    regress=learner.make_regress(
+      agent,
+      optimizer,
+      rule,
+      settings['sync'],
+      reduce=(lambda metric: metric) if prioritised else jnp.mean,
+    ),
+    epsilon=functools.partial(
+      schedule.linear_epsilon,
+      start=settings['epsilon_start'],
+      end=settings['epsilon_end'],
+      begin=settings['epsilon_hold'],
+      decay=settings['epsilon_decay'],
+    ),
+    discount=settings['discount'],
+    alpha=settings['priority_exponent'],
+    # The same straight line, over the whole run.
+    beta=functools.partial(
+      schedule.linear_epsilon,
+      start=settings['importance_start'],
+      end=settings['importance_end'],
+      begin=0,
+      decay=config.env_steps,
+    ),
+  )
+
+
+def make_loop(config: CompiledConfig, task: Task) -> scan.Loop:
+  """The functions of a run; raises ValueError for options that do not fit."""
+  environment = task.environment
+  replay: Any = DeviceReplay(
+    obs_shape=environment.obs_shape,
+    obs_dtype=environment.obs_dtype,
+    capacity=config.replay_capacity,
+    num_envs=config.num_envs,
+    n_step=config.n_step,
+    max_episode_steps=environment.max_episode_steps,
+    packed=task.packed,
+  )
+  if config.replay == 'prioritised':
+    replay = PrioritisedReplay(replay)
+  return scan.Loop(
+    config=scan.ScanConfig(
+      schedule=schedule.make_schedule(
+        config.num_envs, config.train_period, sync_of(config)
+      ),
+      num_envs=config.num_envs,
+      iteration_env_steps=config.iteration_env_steps,
+      warmup_env_steps=config.min_replay,
+      batch_size=config.batch_size,
+      reward_clip=config.reward_clip or None,
+      eval_episodes=config.eval_episodes,
+      eval_epsilon=config.eval_epsilon,
+      eval_episode_env_steps=config.eval_episode_env_steps,
+    ),
+    environment=environment,
+    replay=replay,
+    make_learner=functools.partial(make_learner, config, task),
+  )
+
+
+def make_groups(
+  sweep: Sweep, tasks: Mapping[Any, Task]
+) -> Iterator[sweep_run.Group]:
+  """The programs of a sweep, each with the runs that it computes."""
+  programs: dict[Any, list[int]] = {}
+  for index, config in enumerate(sweep.configs):
+    # Runs with the same rest are one program.
+    rest = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    for name in TRACED:
+      del rest[name]
+    programs.setdefault(tuple(rest.items()), []).append(index)
+  for indices in programs.values():
+    configs = [sweep.configs[index] for index in indices]
+    with usage_errors():
+      loop = make_loop(configs[0], tasks[configs[0]])
+      settings = [settings_of(config) for config in configs]
+    seeds = [configs[0].seed + i for i in range(configs[0].seeds)]
+    yield sweep_run.Group(
+      loop=loop,
+      iterations=configs[0].env_steps // configs[0].iteration_env_steps,
+      runs=[
+        sweep_run.Run(sweep.points[index], seed, numbers)
+        for index, numbers in zip(indices, settings, strict=True)
+        for seed in seeds
+      ],
+    )
+
+
+def check_memory(
+  groups: list[sweep_run.Group], config: CompiledConfig, platform: str
+) -> None:
+  """Raises UsageError for a sweep whose runs the memory cannot hold at once."""
+  local = jax.local_devices()
+  if platform == 'cpu':
+    memory = devices.memory_bytes()
+  else:
+    stats = [device.memory_stats() or {} for device in local]
+    memory = sum(stat.get('bytes_limit', 0) for stat in stats)
+    if not memory:
+      return  # the device does not tell
+  for group_ in groups:
+    one = group_.run_bytes()
+    # An iteration holds the runs before and after it.
+    most = int(0.9 * memory / (2 * one)) * config.num_processes
+    if len(group_.runs) > most:
+      combinations = len(group_.runs) // config.seeds
+      raise UsageError(
+        f'--seeds={config.seeds} times {combinations} combinations are '
+        f'{len(group_.runs)} runs, and must be at most {most} to fit the '
+        f'memory: {2 * one / 1e6:.1f} MB each of {memory / 1e9:.1f} GB'
+      )
+
+
+def _draw(sweep: Sweep, tasks: Mapping[Any, Task], folder: RunFolder) -> None:
+  """Draws what the metrics say; without Matplotlib, nothing."""
+  if importlib.util.find_spec('matplotlib') is None:
+    return
+  table = read_metrics(folder.metrics)
+  axes = list(sweep.axes)
+  words = {task.name for task in tasks.values()}
+  words |= {config.agent for config in sweep.configs}
+  look: dict[str, Any] = {
+    'x': 'env_steps',
+    'y': 'train_return',
+    'by': axes,
+    'title': ', '.join(sorted(words)),
+  }
+  curves.plot_sweep(
+    folder.curve, table, x_label='env steps', y_label='training return', **look
+  )
+  if 'target_period' in axes or 'tau' in axes:
+    curves.plot_final(
+      folder.final,
+      table,
+      position=functools.partial(_lag_period, sweep.configs[0]),
+      lines=[
+        name
+        for name in axes
+        if name != 'target_period'
+        and (name != 'tau' or _together(sweep, 'target_period', 'tau'))
+      ],
+      x_label='gradient steps per target update; tau stands at 2 / tau - 1',
+      y_label='training return, last 10 %',
+      **look,
+    )
+
+
+def _together(sweep: Sweep, *names: str) -> bool:
+  """Whether some run has a value of each of these axes."""
+  return any(
+    all(point.get(name) is not None for name in names) for point in sweep.points
+  )
+
+
+def _lag_period(
+  config: CompiledConfig, point: Mapping[str, Any]
+) -> float | None:
+  """The hard period, in gradient steps, whose twin is as old on average.
+
+  A twin that is copied every C gradient steps is (C - 1) / 2 of them old, and
+  one that moves by tau at every step (1 - tau) / tau.
+  """
+  if point.get('target_period') is not None:
+    period = point['target_period']
+    return sync_of(
+      dataclasses.replace(config, target_update='hard', target_period=period)
+    )
+  if point.get('tau') is not None:
+    return 2 / point['tau'] - 1
+  return None

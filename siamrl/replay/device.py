@@ -1,0 +1,583 @@
+"""A ring of transitions in device memory, for loops compiled as one program.
+
+N environments step together, and each of their observations is stored once:
+n-step returns and successors are put together when a batch is drawn. Row c of
+the ring, modulo its length R, holds the N observations of clock c, the actions
+taken there and what they led to.
+
+A replay is a static description; its methods are pure functions of a state.
+The clock is the caller's and no part of that state. So it stays a plain scalar
+when states are vmapped over runs: each write is then one slice at one place,
+made in the buffers of a `lax.scan`'s carry, and nothing is copied.
+
+The one observation without a row of its own is the last of an episode that was
+truncated, from which values go on. Two truncations of an environment are at
+least L steps apart, so that M = R // L + 2 further rows hold all that matter:
+the step of clock c has row (c // L) % M. Within L steps an environment needs it
+once at most; the first other step with the same row comes at least
+(M - 1) * L - L + 1 + L > R steps later, when the transition is gone.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import chex
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from siamrl import types
+
+# How a step ended; 0 where the episode went on.
+_TERMINATED, _TRUNCATED = 1, 2
+
+# Children to a node of the sum tree. Measured for batches of 32 and 128.
+_FAN_OUT = 32
+
+
+class ReplayState(NamedTuple):
+  """What a `DeviceReplay` holds, of R rows in the ring and M further ones.
+
+  Attributes:
+    obs: [(R + M) * N, D] flat observations; uint32 words of bits if packed.
+    steps: int32 [R * N, 2] action * 4 + how the step ended, and the bits of the
+      float32 reward: side by side they come with one access to memory.
+  """
+
+  obs: jax.Array
+  steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceReplay:
+  """A uniform replay in device memory: pure functions of a `ReplayState`.
+
+  The clock t counts steps of all N environments together that are done, and is
+  an int32. It must stay below 2**31 - 1: beyond that it is negative and what is
+  read and written is undefined, with no error. With 1,000 environments that is
+  after 2 * 10**12 env steps.
+
+  Attributes:
+    obs_shape: of one observation.
+    obs_dtype: of the observations, bool or a number.
+    capacity: transitions that can be sampled once the ring is full; a multiple
+      of `num_envs`.
+    num_envs: N, environments that step together.
+    n_step: rewards summed in a transition.
+    max_episode_steps: L, steps that lie between two truncations of the same
+      environment at least; None if there never is one.
+    packed: store bool observations as bits.
+  """
+
+  obs_shape: tuple[int, ...]
+  obs_dtype: npt.DTypeLike
+  capacity: int
+  num_envs: int
+  n_step: int = 1
+  max_episode_steps: int | None = None
+  packed: bool = False
+
+  def __post_init__(self) -> None:
+    """Checks the settings.
+
+    Raises:
+      ValueError: if one is outside what is allowed.
+    """
+    # Equal descriptions must be equal: they may be static arguments of a jit.
+    object.__setattr__(self, 'obs_shape', tuple(int(d) for d in self.obs_shape))
+    object.__setattr__(self, 'obs_dtype', np.dtype(self.obs_dtype))
+    for name in ('num_envs', 'n_step', 'capacity'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
+    if self.max_episode_steps is not None and self.max_episode_steps < 1:
+      raise ValueError(
+        f'max_episode_steps={self.max_episode_steps}: must be at least 1, or '
+        'None'
+      )
+    if self.capacity % self.num_envs:
+      raise ValueError(
+        f'capacity={self.capacity}: must be a multiple of '
+        f'num_envs={self.num_envs}'
+      )
+    if any(d < 1 for d in self.obs_shape):
+      raise ValueError(
+        f'obs_shape={self.obs_shape}: every size must be at least 1'
+      )
+    if self._dtype != np.bool_ and (
+      not jnp.issubdtype(self._dtype, jnp.number)
+      or self._dtype != jax.dtypes.canonicalize_dtype(self._dtype)
+    ):
+      raise ValueError(
+        f'obs_dtype={self._dtype}: must be bool or a number that JAX has'
+      )
+    if self.packed and self._dtype != np.bool_:
+      raise ValueError(
+        f'packed={self.packed}: must be False unless obs_dtype is bool, and it '
+        f'is {self._dtype}'
+      )
+    rows = self._rows + self._further_rows
+    if rows * self.num_envs >= 2**31:
+      raise ValueError(
+        f'capacity={self.capacity}: must be so small that its '
+        f'{rows * self.num_envs} observations are counted in int32'
+      )
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of one run's state; known before anything is allocated."""
+    return _nbytes(jax.eval_shape(self.init))
+
+  def init(self) -> ReplayState:
+    """An empty replay; `start` comes next."""
+    steps = self._rows * self.num_envs
+    slots = steps + self._further_rows * self.num_envs
+    size = math.prod(self.obs_shape)
+    return ReplayState(
+      obs=jnp.zeros((slots, -(-size // 32)), jnp.uint32)
+      if self.packed
+      else jnp.zeros((slots, size), self._dtype),
+      steps=jnp.zeros((steps, 2), jnp.int32),
+    )
+
+  def start(self, state: ReplayState, obs: chex.Array) -> ReplayState:
+    """Stores the observations of clock 0.
+
+    Args:
+      state: an empty replay.
+      obs: [N, ...] the first observations.
+
+    Raises:
+      ValueError: if `obs` has another shape or dtype.
+    """
+    rows = self._encode('obs', obs)
+    return state._replace(obs=_write(state.obs, rows, 0))
+
+  def add(
+    self,
+    state: ReplayState,
+    t: chex.Numeric,
+    action: chex.Array,
+    reward: chex.Array,
+    terminated: chex.Array,
+    truncated: chex.Array,
+    final_obs: chex.Array,
+    obs: chex.Array,
+  ) -> ReplayState:
+    """Stores the step that was taken at clock t, and where it led.
+
+    Args:
+      state: the replay at clock t.
+      t: int32 [] steps done before this one.
+      action: integer [N], of magnitude below 2**29.
+      reward: [N] that followed.
+      terminated: bool [N] no value lies beyond this step.
+      truncated: bool [N] the episode was cut, but values go on; ignored where
+        `terminated`, and everywhere if `max_episode_steps` is None.
+      final_obs: [N, ...] the cut episodes' last observations; read where
+        `truncated` only.
+      obs: [N, ...] the observations to act on next, where an episode ended
+        the first of the new one.
+
+    Returns:
+      The replay at clock t + 1.
+
+    Raises:
+      ValueError: if an argument has another shape, or an observation another
+        dtype.
+    """
+    t = jnp.asarray(t, jnp.int32)
+    for name, value in (
+      ('action', action),
+      ('reward', reward),
+      ('terminated', terminated),
+      ('truncated', truncated),
+    ):
+      if np.shape(value) != (self.num_envs,):
+        raise ValueError(
+          f'{name} is {np.shape(value)}: must be {(self.num_envs,)}'
+        )
+    last_rows = self._encode('final_obs', final_obs)
+    next_rows = self._encode('obs', obs)
+
+    end = jnp.where(terminated, _TERMINATED, 0)
+    ring = state.obs
+    if self.max_episode_steps is not None:
+      end = jnp.where(truncated & ~terminated, _TRUNCATED, end)
+      at = self._further_row(t) * self.num_envs
+      # Elsewhere the row may hold what is still needed.
+      kept = lax.dynamic_slice_in_dim(ring, at, self.num_envs)
+      cut = (end == _TRUNCATED)[:, None]
+      ring = _write(ring, jnp.where(cut, last_rows, kept), at)
+    reward_bits = lax.bitcast_convert_type(
+      jnp.asarray(reward, jnp.float32), jnp.int32
+    )
+    step = jnp.stack([jnp.asarray(action) * 4 + end, reward_bits], axis=1)
+    return ReplayState(
+      obs=_write(ring, next_rows, (t + 1) % self._rows * self.num_envs),
+      steps=_write(state.steps, step, t % self._rows * self.num_envs),
+    )
+
+  def size(self, t: chex.Numeric) -> jax.Array:
+    """int32 [], how many transitions can be sampled at clock t.
+
+    Each environment's step of clock c can from clock c + n_step on, however
+    soon its episode ended, until `capacity` newer ones can.
+    """
+    t = jnp.asarray(t, jnp.int32)
+    return jnp.clip(t + 1 - self.n_step, 0, self._starts) * self.num_envs
+
+  def sample(
+    self,
+    state: ReplayState,
+    t: chex.Numeric,
+    bits: chex.Array,
+    discount: chex.Numeric,
+  ) -> types.Transition:
+    """Draws B transitions, with replacement, each of them equally likely.
+
+    Exactly, they are so for a size that is a power of 2. Otherwise two of them
+    differ by at most size / 2**32, relatively.
+
+    Args:
+      state: the replay at clock t.
+      t: int32 [] steps done.
+      bits: uint32 [B] random.
+      discount: float [] per env step.
+
+    Returns:
+      The batch. While `size` is 0 it has no meaning.
+    """
+    size = jnp.maximum(self.size(t), 1).astype(jnp.uint32)
+    index = (bits % size).astype(jnp.int32)
+    return self.gather(state, t, index, discount)
+
+  def gather(
+    self,
+    state: ReplayState,
+    t: chex.Numeric,
+    index: chex.Array,
+    discount: chex.Numeric,
+  ) -> types.Transition:
+    """The transitions of int32 indices [B], each below `size`.
+
+    The step of clock c in environment i is number
+    c % (capacity / N) * N + i for as long as it can be sampled.
+    """
+    t = jnp.asarray(t, jnp.int32)
+    rows, envs = self._rows, self.num_envs
+    position = index // envs
+    env = index - position * envs
+    # The newest clock that may begin a transition, and that of each index.
+    newest = t - self.n_step
+    clock = newest - lax.rem(newest - position, jnp.int32(self._starts))
+
+    window = clock[:, None] + jnp.arange(self.n_step, dtype=jnp.int32)
+    window = window % rows * envs + env[:, None]  # [B, n]
+    steps = _read(state.steps, window)  # [B, n, 2]
+    ends = steps[..., 0] & 3
+    rewards = lax.bitcast_convert_type(steps[..., 1], jnp.float32)
+    # From the last step back to the first: the earliest end has its way.
+    r_t = jnp.zeros(index.shape, jnp.float32)
+    discount_t = jnp.ones(index.shape, jnp.float32)
+    final = jnp.full(index.shape, self.n_step - 1, jnp.int32)
+    end = jnp.zeros(index.shape, jnp.int32)
+    for k in reversed(range(self.n_step)):
+      over = ends[:, k] > 0
+      r_t = rewards[:, k] + jnp.where(over, 0.0, discount * r_t)
+      discount_t = discount * jnp.where(over, 1.0, discount_t)
+      final = jnp.where(over, k, final)
+      end = jnp.where(over, ends[:, k], end)
+    discount_t = jnp.where(end == _TERMINATED, 0.0, discount_t)
+
+    final = clock + final  # the clock of the last step that counts
+    # A terminated episode's last observation is never looked at, and not here:
+    # the one before stands in for it.
+    row = (final + (end != _TERMINATED)) % rows
+    if self.max_episode_steps is not None:
+      row = jnp.where(end == _TRUNCATED, self._further_row(final), row)
+    return types.Transition(
+      obs_tm1=self._decode(_read(state.obs, window[:, 0])),
+      a_tm1=steps[:, 0, 0] >> 2,
+      r_t=r_t,
+      discount_t=discount_t,
+      obs_t=self._decode(_read(state.obs, row * envs + env)),
+    )
+
+  @property
+  def _dtype(self) -> np.dtype:
+    return np.dtype(self.obs_dtype)
+
+  @property
+  def _starts(self) -> int:
+    """Clocks that may begin a transition, once the ring is full."""
+    return self.capacity // self.num_envs
+
+  @property
+  def _rows(self) -> int:
+    """R: those clocks, and n more until the newest of them is whole."""
+    return self._starts + self.n_step
+
+  @property
+  def _further_rows(self) -> int:
+    """M; see the module's docstring."""
+    if self.max_episode_steps is None:
+      return 0
+    return self._rows // self.max_episode_steps + 2
+
+  def _further_row(self, clock: jax.Array) -> jax.Array:
+    """The row for the final observations of steps of these clocks."""
+    assert self.max_episode_steps is not None
+    block = clock // self.max_episode_steps
+    return self._rows + block % self._further_rows
+
+  def _encode(self, name: str, obs: chex.Array) -> jax.Array:
+    """Observations [N, ...] as they are stored, [N, D]."""
+    array = jnp.asarray(obs)
+    shape = (self.num_envs, *self.obs_shape)
+    if array.shape != shape or array.dtype != self._dtype:
+      raise ValueError(
+        f'{name} is {array.dtype} {array.shape}: must be {self._dtype} {shape}'
+      )
+    array = array.reshape(self.num_envs, -1)
+    if not self.packed:
+      return array
+    array = jnp.pad(array, ((0, 0), (0, -array.shape[1] % 32)))
+    array = array.reshape(self.num_envs, -1, 32).astype(jnp.uint32)
+    places = jnp.arange(32, dtype=jnp.uint32)
+    return jnp.sum(array << places, axis=-1, dtype=jnp.uint32)
+
+  def _decode(self, rows: jax.Array) -> jax.Array:
+    """Stored rows [B, D] as observations [B, ...]."""
+    if self.packed:
+      places = jnp.arange(32, dtype=jnp.uint32)
+      rows = (rows[:, :, None] >> places) & 1 > 0
+      rows = rows.reshape(len(rows), -1)[:, : math.prod(self.obs_shape)]
+    return rows.reshape(len(rows), *self.obs_shape)
+
+
+class PrioritisedState(NamedTuple):
+  """What a `PrioritisedReplay` holds.
+
+  Attributes:
+    ring: the transitions.
+    sums: float32, the sum tree's levels from the leaves up. A level is
+      [nodes of the next, children]; entry i of its flat form is the sum of row
+      i of the level below. The last has one row, whose sum is the total.
+    max_priority: float32 [] the largest leaf so far; 1 at first.
+  """
+
+  ring: ReplayState
+  sums: tuple[jax.Array, ...]
+  max_priority: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PrioritisedReplay:
+  """Proportional prioritised replay: Schaul et al. 2016, arXiv 1511.05952.
+
+  A leaf of the sum tree is the priority of one transition, |TD error|**alpha,
+  and 0 while there is none. A node is always the sum of its children anew:
+  adding differences to it would pile up float32 rounding errors.
+
+  Attributes:
+    replay: describes the ring.
+    epsilon: is added to |TD error|, lest a transition never come up again.
+  """
+
+  replay: DeviceReplay
+  epsilon: float = 1e-6
+
+  def __post_init__(self) -> None:
+    """Checks the settings.
+
+    Raises:
+      ValueError: if `epsilon` is not above 0.
+    """
+    if not self.epsilon > 0.0:
+      raise ValueError(f'epsilon={self.epsilon}: must be above 0')
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of one run's state; known before anything is allocated."""
+    return _nbytes(jax.eval_shape(self.init))
+
+  def init(self) -> PrioritisedState:
+    """An empty replay; `start` comes next."""
+    sums, size = [], self.replay.capacity
+    while size > _FAN_OUT:
+      nodes = -(-size // _FAN_OUT)
+      sums.append(jnp.zeros((nodes, _FAN_OUT), jnp.float32))
+      size = nodes
+    sums.append(jnp.zeros((1, size), jnp.float32))
+    return PrioritisedState(
+      ring=self.replay.init(),
+      sums=tuple(sums),
+      max_priority=jnp.ones((), jnp.float32),
+    )
+
+  def start(self, state: PrioritisedState, obs: chex.Array) -> PrioritisedState:
+    """As `DeviceReplay.start`."""
+    return state._replace(ring=self.replay.start(state.ring, obs))
+
+  def add(
+    self,
+    state: PrioritisedState,
+    t: chex.Numeric,
+    action: chex.Array,
+    reward: chex.Array,
+    terminated: chex.Array,
+    truncated: chex.Array,
+    final_obs: chex.Array,
+    obs: chex.Array,
+  ) -> PrioritisedState:
+    """As `DeviceReplay.add`; what is new can be sampled at `max_priority`."""
+    t = jnp.asarray(t, jnp.int32)
+    ring = self.replay.add(
+      state.ring, t, action, reward, terminated, truncated, final_obs, obs
+    )
+    # The steps of this clock become whole, and take the leaves of those that
+    # cease to be sampled. At first there are none, and the leaves stay 0.
+    clock = t + 1 - self.replay.n_step
+    first = clock % self.replay._starts * self.replay.num_envs
+    count = self.replay.num_envs
+    values = jnp.where(clock >= 0, state.max_priority, 0.0)
+    values = jnp.broadcast_to(values, (count,))
+    sums = []
+    for level in state.sums:
+      # So many rows hold `count` neighbours for sure. They are read, changed
+      # and written back: were they read after, XLA would copy the level.
+      nodes, children = level.shape
+      node_count = min((count + children - 2) // children + 1, nodes)
+      node = jnp.minimum(first // children, nodes - node_count)
+      rows = lax.dynamic_slice_in_dim(level, node, node_count)
+      rows = _write(rows.reshape(-1), values, first - node * children)
+      rows = rows.reshape(node_count, children)
+      sums.append(_write(level, rows, node))
+      first, count, values = node, node_count, rows.sum(axis=1)
+    return state._replace(ring=ring, sums=tuple(sums))
+
+  def size(self, t: chex.Numeric) -> jax.Array:
+    """int32 [], how many transitions can be sampled at clock t."""
+    return self.replay.size(t)
+
+  def sample(
+    self,
+    state: PrioritisedState,
+    t: chex.Numeric,
+    bits: chex.Array,
+    discount: chex.Numeric,
+    beta: chex.Numeric,
+  ) -> tuple[types.Transition, jax.Array]:
+    """Draws B transitions in proportion to their priorities.
+
+    The total is cut into B equal strata, and each yields one transition.
+
+    Args:
+      state: the replay at clock t.
+      t: int32 [] steps done.
+      bits: uint32 [B] random.
+      discount: float [] per env step.
+      beta: float [] exponent of the importance weights (size * P(i))**-beta,
+        which are divided by their maximum over the batch.
+
+    Returns:
+      The batch, with these weights, and its int32 indices [B] for `update`.
+      While `size` is 0 they have no meaning.
+    """
+    number = bits.shape[0]
+    total = state.sums[-1].sum()
+    place = jnp.arange(number) + (bits >> 9).astype(jnp.float32) * 2**-23
+    rest = place / number * total
+    index, priority = jnp.zeros(number, jnp.int32), total
+    for depth, level in reversed(list(enumerate(state.sums))):
+      if depth == 0:
+        # 23 of the bits are all that float32 surely tells apart, too few for a
+        # small leaf among a million. The others fill the gaps here, where what
+        # is left of the sum is small.
+        rest += (bits & 0x1FF).astype(jnp.float32) * (total * 2**-32)
+      child, rest, priority = _descend(level, index, rest)
+      index = index * level.shape[1] + child
+    batch = self.replay.gather(state.ring, t, index, discount)
+    # Size and total cancel out.
+    weight = (priority.min() / priority) ** beta
+    return batch._replace(weight=weight), index
+
+  def update(
+    self,
+    state: PrioritisedState,
+    index: chex.Array,
+    td_error: chex.Array,
+    alpha: chex.Numeric,
+  ) -> PrioritisedState:
+    """Sets the priorities of a batch; comes before the next `add`.
+
+    Args:
+      state: the replay.
+      index: int32 [B] of `sample`; of equal ones the largest error counts.
+      td_error: float [B] of either sign. One that is not finite makes all that
+        is sampled from then on meaningless, in this run only.
+      alpha: float [] exponent of the priorities; 0 makes them equal.
+    """
+    priority = (jnp.abs(td_error).astype(jnp.float32) + self.epsilon) ** alpha
+    sums, values = [], priority
+    for depth, level in enumerate(state.sums):
+      # By two coordinates: XLA would copy a level that it sees in two shapes.
+      node = index // level.shape[1]
+      entries = level.at[node, index - node * level.shape[1]]
+      if depth == 0:
+        # A plain write leaves open which of several values stays.
+        level = entries.set(0.0, mode='promise_in_bounds')
+        entries = level.at[node, index - node * level.shape[1]]
+        level = entries.max(values, mode='promise_in_bounds')
+      else:
+        level = entries.set(values, mode='promise_in_bounds')
+      sums.append(level)
+      index, values = node, _read(level, node).sum(axis=1)
+    return state._replace(
+      sums=tuple(sums),
+      max_priority=jnp.maximum(state.max_priority, priority.max()),
+    )
+
+
+def _descend(
+  level: jax.Array, node: jax.Array, rest: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """In which child of `node` [B] a running sum reaches `rest` [B].
+
+  Rounding may make `rest` as large as the whole sum. So the child is the last
+  positive one that begins at or before `rest`: never one of priority 0.
+
+  Returns:
+    int32 [B] the children, what is left of `rest` in each, and their entries.
+  """
+  rows = _read(level, node)
+  begin = jnp.zeros_like(rest)
+  child, before, entry = jnp.zeros_like(node), begin, begin
+  # Written out, this is one loop over B to XLA; a cumulative sum is ten times
+  # as slow on a CPU.
+  for k in range(level.shape[1]):
+    found = (rows[:, k] > 0.0) & (begin <= rest)
+    child = jnp.where(found, k, child)
+    before = jnp.where(found, begin, before)
+    entry = jnp.where(found, rows[:, k], entry)
+    begin = begin + rows[:, k]
+  return child, rest - before, entry
+
+
+def _write(array: jax.Array, rows: jax.Array, at: chex.Numeric) -> jax.Array:
+  return lax.dynamic_update_slice_in_dim(
+    array, rows.astype(array.dtype), at, axis=0
+  )
+
+
+def _read(array: jax.Array, index: jax.Array) -> jax.Array:
+  return array.at[index].get(
+    mode='promise_in_bounds', wrap_negative_indices=False
+  )
+
+
+def _nbytes(state: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

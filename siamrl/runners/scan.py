@@ -1,0 +1,601 @@
+"""The compiled loop: environments that are JAX functions, replay on the device.
+
+One call of `Program.advance` is one iteration: many rounds of collecting and
+learning and one evaluation, for many runs at once, in one compiled program. The
+runs differ by their keys and by their settings (the twin's period and rate, the
+learning rate, the discount, ...), which are traced values, so that a whole
+ablation compiles once.
+
+A round takes `Schedule.collect` env steps, then `Schedule.regress` gradient
+steps, in the host loop's exact order: every action comes from the newest
+parameters, and a round learns if at least `warmup_env_steps` were taken before
+it began. A batch may hold the transition that has just ended.
+
+What a run computes depends neither on the runs beside it nor on how many
+devices share them: every draw comes from its own key, folded with the number of
+the round, and on a CPU each run is computed by itself. (`vectorised` computes
+them together, which may change the last bits.)
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from siamrl.learner import Regress
+from siamrl.replay.device import DeviceReplay, PrioritisedReplay
+from siamrl.types import (
+  Agent,
+  JaxEnvironment,
+  Metrics,
+  Params,
+  Schedule,
+  TrainState,
+)
+
+# The settings of a run: any pytree of arrays, each leaf with a row a run.
+Settings = Any
+
+# Random numbers are drawn for at most so many rounds at once.
+_DRAWN_ROUNDS = 1_000
+
+
+class Learner(NamedTuple):
+  """What the settings of a run make; its parts may hold tracers.
+
+  Attributes:
+    agent: acts and gives the loss.
+    init: key -> a fresh TrainState.
+    regress: takes one gradient step. With a prioritised replay its metrics must
+      hold `td_error_abs` [B].
+    epsilon: env steps taken so far, int32 [] -> chance of a random action.
+    discount: per env step.
+    alpha: exponent of the priorities, for a prioritised replay.
+    beta: env steps taken so far -> exponent of the importance weights, for a
+      prioritised replay.
+  """
+
+  agent: Agent
+  init: Callable[[chex.PRNGKey], TrainState]
+  regress: Regress
+  epsilon: Callable[[chex.Numeric], chex.Numeric]
+  discount: chex.Numeric
+  alpha: chex.Numeric = 0.0
+  beta: Callable[[chex.Numeric], chex.Numeric] = lambda env_steps: 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanConfig:
+  """How runs collect, learn and are evaluated; the same for all of a program.
+
+  Attributes:
+    schedule: speeds of collecting and learning; `collect` must be a multiple of
+      `num_envs`. Its `sync` is not read: the learner's `regress` has its own,
+      which may be traced.
+    num_envs: environments stepped at once by each run.
+    iteration_env_steps: env steps from one row of metrics (and evaluation) to
+      the next, a multiple of `collect`.
+    warmup_env_steps: env steps before the first gradient step.
+    batch_size: transitions per gradient step.
+    reward_clip: rewards are clipped to [-reward_clip, reward_clip] before they
+      are stored for learning; None for none. Reported returns never are.
+    eval_episodes: episodes of each evaluation; 0 for none.
+    eval_epsilon: chance of a random action while evaluating.
+    eval_episode_env_steps: an episode of an evaluation ends after so many env
+      steps, at the latest.
+
+  Raises:
+    ValueError: numbers that do not fit.
+  """
+
+  schedule: Schedule
+  num_envs: int
+  iteration_env_steps: int
+  warmup_env_steps: int
+  batch_size: int
+  reward_clip: float | None = None
+  eval_episodes: int = 0
+  eval_epsilon: float = 0.0
+  eval_episode_env_steps: int = 10_000
+
+  def __post_init__(self) -> None:
+    collect = self.schedule.collect
+    if collect % self.num_envs:
+      raise ValueError(
+        f'collect={collect} env steps per round must be a multiple of '
+        f'num_envs={self.num_envs}'
+      )
+    steps = self.iteration_env_steps
+    if steps < 1 or steps % collect:
+      raise ValueError(
+        f'iteration_env_steps={steps} must be a positive multiple of the '
+        f'round, {collect} env steps'
+      )
+
+  @property
+  def rounds(self) -> int:
+    """Rounds of an iteration."""
+    return self.iteration_env_steps // self.schedule.collect
+
+  @property
+  def vector_steps(self) -> int:
+    """Steps of all environments in a round."""
+    return self.schedule.collect // self.num_envs
+
+
+class RunState(struct.PyTreeNode):
+  """All of a run but its clock: with the clock it is the checkpoint.
+
+  Attributes:
+    train: the learner's state.
+    replay: of `DeviceReplay` or `PrioritisedReplay`.
+    env_state: of N environments.
+    obs: [N, ...] the observations to act on next.
+    returns: float32 [N] score of each running episode.
+    lengths: int32 [N] its env steps.
+    key: everything that the run draws after its start follows from it.
+  """
+
+  train: TrainState
+  replay: Any
+  env_state: Any
+  obs: jax.Array
+  returns: jax.Array
+  lengths: jax.Array
+  key: jax.Array
+
+
+class _Draws(NamedTuple):
+  """Random numbers of one round: V vector steps, K gradient steps."""
+
+  act_key: jax.Array  # keys [V]
+  step_key: jax.Array  # keys [V, N]
+  reset_key: jax.Array  # keys [V, N]
+  sample_bits: jax.Array  # uint32 [K, B]
+
+
+class _Sums(NamedTuple):
+  """What an iteration adds up."""
+
+  episodes: jax.Array  # int32 []
+  returns: jax.Array  # float32 []
+  lengths: jax.Array  # int32 []
+  metrics: Metrics  # float32 [] each, over gradient steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """The functions of one run: pure, for callers to vmap and jit.
+
+  Attributes:
+    config: how to collect and learn.
+    environment: what to act in.
+    replay: where transitions are kept.
+    make_learner: settings -> learner.
+    shard: applied to every batch before it is learnt from, for callers who
+      share a batch between devices.
+  """
+
+  config: ScanConfig
+  environment: JaxEnvironment
+  replay: DeviceReplay | PrioritisedReplay
+  make_learner: Callable[[Settings], Learner]
+  shard: Callable[[Any], Any] = lambda batch: batch
+
+  def start(self, settings: Settings, key: chex.PRNGKey) -> RunState:
+    """A run's beginning.
+
+    Args:
+      settings: of the run.
+      key: of the run.
+    """
+    init_key, reset_key, run_key = jax.random.split(key, 3)
+    num_envs = self.config.num_envs
+    env_state, obs = jax.vmap(self.environment.reset)(
+      jax.random.split(reset_key, num_envs)
+    )
+    return RunState(
+      train=self.make_learner(settings).init(init_key),
+      replay=self.replay.start(self.replay.init(), obs),
+      env_state=env_state,
+      obs=obs,
+      returns=jnp.zeros(num_envs, jnp.float32),
+      lengths=jnp.zeros(num_envs, jnp.int32),
+      key=run_key,
+    )
+
+  def iterate(
+    self, settings: Settings, state: RunState, iteration: chex.Numeric
+  ) -> tuple[RunState, Metrics]:
+    """Runs one iteration.
+
+    Args:
+      settings: of the run.
+      state: where the run stands; the last iteration's.
+      iteration: int32 [] its number, from 0. Of several runs it is the same
+        one: vmapped, it is no mapped argument.
+
+    Returns:
+      (state, row): scalars of the iteration. The means over episodes and over
+      gradient steps are NaN where there were none.
+    """
+    config, learner = self.config, self.make_learner(settings)
+    before = state.train.gradient_steps
+    first = iteration * config.rounds
+    size = _largest_divisor(config.rounds, _DRAWN_ROUNDS)
+
+    def block(carry, start):
+      rounds = start + jnp.arange(size)
+      draws = jax.vmap(functools.partial(self._draw, state.key))(rounds)
+      return jax.lax.scan(
+        functools.partial(self._round, learner), carry, (rounds, draws)
+      )
+
+    sums = _Sums(
+      jnp.zeros((), jnp.int32),
+      jnp.zeros((), jnp.float32),
+      jnp.zeros((), jnp.int32),
+      {name: jnp.zeros(()) for name in self._metric_names(learner, state)},
+    )
+    (state, sums), _ = jax.lax.scan(
+      block, (state, sums), first + jnp.arange(0, config.rounds, size)
+    )
+    env_steps = (first + config.rounds) * config.schedule.collect
+    taken = state.train.gradient_steps - before
+    row = _row(learner, sums, env_steps, taken)
+    row |= {
+      'env_steps': env_steps,
+      'gradient_steps': state.train.gradient_steps,
+    }
+    if config.eval_episodes:
+      # Streams of their own: the rounds' keys are folded with other numbers.
+      key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 1), first)
+      row |= self._evaluate(learner.agent, state.train.online_params, key)
+    return state, row
+
+  def _draw(self, key: jax.Array, number: jax.Array) -> _Draws:
+    """The random numbers of one round."""
+    config = self.config
+    steps, envs = config.vector_steps, config.num_envs
+    act_key, step_key, reset_key, sample_key = jax.random.split(
+      jax.random.fold_in(key, number), 4
+    )
+    shape = (config.schedule.regress, config.batch_size)
+    return _Draws(
+      jax.random.split(act_key, steps),
+      jax.random.split(step_key, (steps, envs)),
+      jax.random.split(reset_key, (steps, envs)),
+      jax.random.bits(sample_key, shape, jnp.uint32),
+    )
+
+  def _round(self, learner, carry, inputs):
+    """Collects, then learns."""
+    config = self.config
+    state, sums = carry
+    number, draws = inputs
+    clock = number * config.vector_steps  # vector steps so far
+
+    def collect(carry, inputs):
+      step, draws = inputs
+      return self._collect(learner, carry, clock + step, draws), None
+
+    acting = (state, sums)
+    keys = (draws.act_key, draws.step_key, draws.reset_key)
+    (state, sums), _ = _scan(
+      collect, acting, (jnp.arange(config.vector_steps), keys)
+    )
+    clock += config.vector_steps
+
+    def learn(train, priorities, metrics):
+      def step(carry, bits):
+        return self._learn(learner, state.replay, clock, carry, bits), None
+
+      carry, _ = _scan(step, (train, priorities, metrics), draws.sample_bits)
+      return carry
+
+    # A conditional on the clock, which runs share, so that it stays one under
+    # vmap. Of the replay only what learning changes passes through it.
+    train, priorities, metrics = jax.lax.cond(
+      number * config.schedule.collect >= config.warmup_env_steps,
+      learn,
+      lambda *unchanged: unchanged,
+      state.train,
+      self._priorities(state.replay),
+      sums.metrics,
+    )
+    state = state.replace(
+      train=train, replay=self._with_priorities(state.replay, priorities)
+    )
+    return (state, sums._replace(metrics=metrics)), None
+
+  def _collect(self, learner, carry, clock, keys):
+    """One step of every environment."""
+    config = self.config
+    state, sums = carry
+    act_key, step_key, reset_key = keys
+    actions = learner.agent.act(
+      state.train.online_params,
+      state.obs,
+      act_key,
+      learner.epsilon(clock * config.num_envs),
+    )
+    env_state, step = jax.vmap(self.environment.step)(
+      state.env_state, actions, step_key
+    )
+    ended = step.terminated | step.truncated
+    env_state, obs = _where(
+      ended,
+      jax.vmap(self.environment.reset)(reset_key),
+      (env_state, step.obs),
+    )
+    reward = step.reward
+    if config.reward_clip is not None:
+      reward = jnp.clip(reward, -config.reward_clip, config.reward_clip)
+    replay = self.replay.add(
+      state.replay,
+      clock,
+      actions,
+      reward,
+      step.terminated,
+      step.truncated,
+      step.obs,
+      obs,
+    )
+    returns, lengths = state.returns + step.reward, state.lengths + 1
+    sums = sums._replace(
+      episodes=sums.episodes + jnp.sum(ended, dtype=jnp.int32),
+      returns=sums.returns + jnp.sum(returns, where=ended),
+      lengths=sums.lengths + jnp.sum(lengths, where=ended),
+    )
+    return state.replace(
+      replay=replay,
+      env_state=env_state,
+      obs=obs,
+      returns=jnp.where(ended, 0, returns),
+      lengths=jnp.where(ended, 0, lengths),
+    ), sums
+
+  def _learn(self, learner, replay, clock, carry, bits):
+    """One gradient step."""
+    train, priorities, sums = carry
+    if isinstance(self.replay, PrioritisedReplay):
+      replay = self._with_priorities(replay, priorities)
+      beta = learner.beta(clock * self.config.num_envs)
+      batch, indices = self.replay.sample(
+        replay, clock, bits, learner.discount, beta
+      )
+    else:
+      batch = self.replay.sample(replay, clock, bits, learner.discount)
+    train, metrics = learner.regress(train, self.shard(batch))
+    if isinstance(self.replay, PrioritisedReplay):
+      priorities = self._priorities(
+        self.replay.update(
+          replay, indices, metrics['td_error_abs'], learner.alpha
+        )
+      )
+    sums = {name: sums[name] + jnp.mean(metrics[name]) for name in sums}
+    return train, priorities, sums
+
+  def _priorities(self, replay):
+    """What learning changes of the replay's state; () for nothing."""
+    if isinstance(self.replay, PrioritisedReplay):
+      return replay.sums, replay.max_priority
+    return ()
+
+  def _with_priorities(self, replay, priorities):
+    if isinstance(self.replay, PrioritisedReplay):
+      sums, max_priority = priorities
+      return replay._replace(sums=sums, max_priority=max_priority)
+    return replay
+
+  def _metric_names(self, learner: Learner, state: RunState) -> list[str]:
+    """Names of the metrics that `regress` will return; nothing is computed."""
+    bits = jnp.zeros(self.config.batch_size, jnp.uint32)
+
+    def step(state):
+      arguments = [state.replay, 1, bits, learner.discount]
+      if isinstance(self.replay, PrioritisedReplay):
+        batch, _ = self.replay.sample(*arguments, 1.0)
+      else:
+        batch = self.replay.sample(*arguments)
+      return learner.regress(state.train, batch)[1]
+
+    return sorted(jax.eval_shape(step, state))
+
+  def _evaluate(
+    self, agent: Agent, params: Params, key: chex.PRNGKey
+  ) -> Metrics:
+    """Plays episodes side by side, each to its own end."""
+    config, environment = self.config, self.environment
+    episodes = config.eval_episodes
+    reset_key, play_key = jax.random.split(key)
+    env_state, obs = jax.vmap(environment.reset)(
+      jax.random.split(reset_key, episodes)
+    )
+
+    def unfinished(carry):
+      number, _, _, running, _, _ = carry
+      return (number < config.eval_episode_env_steps) & jnp.any(running)
+
+    def play(carry):
+      number, env_state, obs, running, returns, lengths = carry
+      act_key, step_key = jax.random.split(jax.random.fold_in(play_key, number))
+      actions = agent.act(params, obs, act_key, config.eval_epsilon)
+      env_state, step = jax.vmap(environment.step)(
+        env_state, actions, jax.random.split(step_key, episodes)
+      )
+      # What follows an episode's end is played on, and not counted.
+      returns += jnp.where(running, step.reward, 0)
+      lengths += running
+      running &= ~(step.terminated | step.truncated)
+      return number + 1, env_state, step.obs, running, returns, lengths
+
+    *_, running, returns, lengths = jax.lax.while_loop(
+      unfinished,
+      play,
+      (
+        0,
+        env_state,
+        obs,
+        jnp.ones(episodes, bool),
+        jnp.zeros(episodes, jnp.float32),
+        jnp.zeros(episodes, jnp.int32),
+      ),
+    )
+    return {
+      'eval_return': jnp.mean(returns),
+      'eval_episode_env_steps': jnp.mean(lengths),
+      'eval_episodes_cut': jnp.sum(running, dtype=jnp.int32),
+    }
+
+
+class Program(NamedTuple):
+  """The loop of R runs, compiled; every leaf in or out leads with [R].
+
+  Attributes:
+    start: (settings, keys) -> state.
+    advance: (settings, state, iteration) -> (state, row): the next iteration of
+      every run; the state is donated. `iteration` is an int32 scalar.
+  """
+
+  start: Callable[[Settings, jax.Array], RunState]
+  advance: Callable[[Settings, RunState, Any], tuple[RunState, Metrics]]
+
+
+def make_program(
+  loop: Loop, mesh: jax.sharding.Mesh, *, vectorised: bool
+) -> Program:
+  """Compiles a loop for several runs and devices.
+
+  Args:
+    loop: what each run does.
+    mesh: of one axis. 'runs': the devices share the runs, whose number must be
+      a multiple of theirs; they never wait for each other. 'batch': all devices
+      compute every run and share its batches, whose size must be a multiple.
+    vectorised: compute the runs of a device together rather than one after the
+      other. Accelerators want it; on a CPU it gains little or loses.
+
+  Raises:
+    ValueError: the mesh has another axis, or the batch cannot be shared.
+  """
+  (axis,) = mesh.axis_names
+  if axis == 'batch' and loop.config.batch_size % mesh.size:
+    raise ValueError(
+      f'batch_size={loop.config.batch_size} must be a multiple of the '
+      f'{mesh.size} devices that share it'
+    )
+  spec = PartitionSpec(axis)
+  if axis == 'batch':
+    shared = NamedSharding(mesh, spec)
+    loop = dataclasses.replace(
+      loop, shard=lambda batch: jax.lax.with_sharding_constraint(batch, shared)
+    )
+  elif axis != 'runs':
+    raise ValueError(f"mesh axis {axis!r} must be 'runs' or 'batch'")
+
+  def start(settings, keys):
+    return jax.vmap(loop.start)(settings, keys)
+
+  def advance(settings, state, iteration):
+    if vectorised:
+      return jax.vmap(loop.iterate, (0, 0, None))(settings, state, iteration)
+    return jax.lax.map(
+      lambda run: loop.iterate(run[0], run[1], iteration), (settings, state)
+    )
+
+  if axis == 'batch':
+    same = NamedSharding(mesh, PartitionSpec())
+    return Program(
+      jax.jit(start, out_shardings=same),
+      jax.jit(advance, donate_argnums=1, out_shardings=same),
+    )
+  shard_map = functools.partial(
+    jax.shard_map, mesh=mesh, out_specs=spec, check_vma=False
+  )
+  return Program(
+    jax.jit(shard_map(start, in_specs=(spec, spec))),
+    jax.jit(
+      shard_map(advance, in_specs=(spec, spec, PartitionSpec())),
+      donate_argnums=1,
+    ),
+  )
+
+
+class Progress(NamedTuple):
+  """What the loop yields, once an iteration.
+
+  Attributes:
+    state: where the runs stand; donated when the loop goes on.
+    iteration: iterations done so far.
+    row: of the one that has just ended; NumPy arrays [R].
+  """
+
+  state: RunState
+  iteration: int
+  row: dict[str, np.ndarray]
+
+
+def train(
+  program: Program,
+  settings: Settings,
+  state: RunState,
+  *,
+  iteration: int,
+  iterations: int,
+) -> Iterator[Progress]:
+  """Runs from `state` to the end.
+
+  Args:
+    program: what to run.
+    settings: of the runs, [R].
+    state: where to start; donated.
+    iteration: iterations that it has behind it.
+    iterations: iterations of whole runs.
+
+  Yields:
+    `Progress`, after every iteration.
+  """
+  while iteration < iterations:
+    state, row = program.advance(settings, state, np.int32(iteration))
+    iteration += 1
+    yield Progress(state, iteration, jax.device_get(row))
+
+
+def _row(
+  learner: Learner, sums: _Sums, env_steps: jax.Array, steps: jax.Array
+) -> Metrics:
+  """The row of an iteration that took `steps` gradient steps."""
+  return {
+    'train_episodes': sums.episodes,
+    'train_return': sums.returns / sums.episodes,
+    'train_episode_env_steps': sums.lengths / sums.episodes,
+    'epsilon': jnp.asarray(learner.epsilon(env_steps), jnp.float32),
+  } | {name: total / steps for name, total in sums.metrics.items()}
+
+
+def _largest_divisor(number: int, most: int) -> int:
+  return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def _scan(step, carry, xs):
+  """`lax.scan`, without the loop where there is one step."""
+  if len(jax.tree.leaves(xs)[0]) > 1:
+    return jax.lax.scan(step, carry, xs)
+  carry, _ = step(carry, jax.tree.map(lambda x: x[0], xs))
+  return carry, None
+
+
+def _where(mask: jax.Array, chosen: Any, others: Any) -> Any:
+  """Rows of one tree where a mask [N] holds, and of another elsewhere."""
+
+  def select(x, y):
+    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, y)
+
+  return jax.tree.map(select, chosen, others)
