@@ -8,9 +8,9 @@ One run, and an ablation of the twin with ten seeds for each period:
       --target_period=10,100,1000
 
 Runs that differ in numbers only are one compiled program, shared by all
-devices. Everything is kept in one folder, --run_dir: the flags, metrics.csv with
-a row for each run and iteration, a plot, checkpoints. Ctrl-C or SIGTERM saves
-and stops, and the same command, without --overwrite, resumes.
+devices. Everything is kept in one folder, --run_dir: the flags, metrics.csv
+with a row for each run and iteration, a plot, checkpoints. Ctrl-C or SIGTERM
+saves and stops, and the same command, without --overwrite, resumes.
 
 The defaults are those of CleanRL's dqn.py. Exit codes: 0 for runs that finished
 or were stopped, 2 for flags that cannot be, 1 for anything else in the way, 130
@@ -19,19 +19,38 @@ for a second Ctrl-C.
 
 import dataclasses
 import functools
+import math
 import re
 from typing import Any
 
 from experiments import compiled
-from experiments.flags import Bound, RunError, UsageError, group, option
-from experiments.flags import run_sweep
+from experiments.flags import (
+  Bound,
+  RunError,
+  UsageError,
+  group,
+  option,
+  run_sweep,
+)
 from siamrl.envs.registry import ENVIRONMENTS, resolve_environment
 from siamrl.networks.q_network import QNetwork, mlp_network
+from siamrl.types import JaxEnvironment
 
 _SIZES = Bound(
   lambda text: re.fullmatch(r'[1-9]\d*(-[1-9]\d*)*', text) is not None,
   'positive numbers joined by hyphens, such as 120-84',
 )
+
+# Observations between these become -1 to 1 in Dopamine (jax/networks.py).
+_LOWEST_HIGHEST = {
+  'cartpole': (
+    (-2.4, -5.0, -math.pi / 12, -2 * math.pi),
+    (2.4, 5.0, math.pi / 12, 2 * math.pi),
+  ),
+  'acrobot': ((-1.0,) * 4 + (-5.0,) * 2, (1.0,) * 4 + (5.0,) * 2),
+  'mountain_car': ((-1.2, -0.07), (0.6, 0.07)),
+}
+_LOWEST_HIGHEST['cartpole_v0'] = _LOWEST_HIGHEST['cartpole']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +62,18 @@ class ClassicConfig(compiled.CompiledConfig):
     'cartpole', f'In any spelling: {", ".join(ENVIRONMENTS)}.'
   )
   hidden_sizes: str = option('120-84', 'Units of the hidden layers', _SIZES)
+  rescale_observations: bool = option(
+    False,
+    'Bring observations to [-1, 1] as Dopamine does, for '
+    f'{", ".join(_LOWEST_HIGHEST)}.',
+  )
 
 
 @functools.cache
-def _make_environment(name: str):
+def _make_environment(name: str) -> tuple[str, JaxEnvironment]:
   try:
-    return ENVIRONMENTS[resolve_environment(name)]()
+    known = resolve_environment(name)
+    return known, ENVIRONMENTS[known]()
   except ValueError as error:
     raise UsageError(f'--environment={name}: {error}') from error
   except ImportError as error:
@@ -57,20 +82,26 @@ def _make_environment(name: str):
 
 def make_task(config: ClassicConfig) -> compiled.Task:
   """What the options say of the environment and the network."""
-  sizes = [int(size) for size in config.hidden_sizes.split('-')]
+  name, environment = _make_environment(config.environment)
+  bounds = None
+  if config.rescale_observations:
+    bounds = _LOWEST_HIGHEST.get(name)
+    if bounds is None:
+      raise UsageError(
+        f'--rescale_observations must go with one of '
+        f'{", ".join(_LOWEST_HIGHEST)}, not --environment={name}'
+      )
 
-  def network(config: compiled.CompiledConfig, num_actions: int) -> QNetwork:
+  def network(num_actions: int) -> QNetwork:
     return mlp_network(
       num_actions,
-      sizes=sizes,
+      sizes=[int(size) for size in config.hidden_sizes.split('-')],
+      bounds=bounds,
       head=config.head,
       initializer=config.initializer,
     )
 
-  environment = _make_environment(config.environment)
-  return compiled.Task(
-    resolve_environment(config.environment), environment, network
-  )
+  return compiled.Task(name, environment, network)
 
 
 if __name__ == '__main__':

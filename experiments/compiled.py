@@ -11,13 +11,14 @@ import functools
 import importlib.util
 import math
 import os
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import devices, sweep_run
+from experiments import devices, sweep_figures, sweep_run
 from experiments.flags import (
   DECAY,
   FRACTION,
@@ -42,7 +43,6 @@ from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.q_network import QNetwork
 from siamrl.replay.device import DeviceReplay, PrioritisedReplay
-from siamrl.report import curves
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import scan
@@ -253,6 +253,12 @@ class CompiledConfig:
   )
 
 
+def default(name: str, value: Any) -> Any:
+  """The field of a subclass whose option has another default."""
+  inherited = CompiledConfig.__dataclass_fields__[name]
+  return dataclasses.field(default=value, metadata=inherited.metadata)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """What a launcher makes of the environment's part of a configuration.
@@ -260,18 +266,18 @@ class Task:
   Attributes:
     name: of the environment, for folders and titles.
     environment: what to act in.
-    network: initial weights' and head's names, number of actions -> network.
+    network: number of actions -> network.
     packed: whether its boolean observations are stored a bit each.
   """
 
   name: str
   environment: JaxEnvironment
-  network: Callable[[CompiledConfig, int], QNetwork]
+  network: Callable[[int], QNetwork]
   packed: bool = False
 
 
 def drop(config: CompiledConfig) -> list[str]:
-  """Options that mean nothing to a run, which a sweep does not cross with it."""
+  """Options that mean nothing to a run; a sweep does not cross them with it."""
   rule = twins.RULES[config.target_update]
   names = [] if rule.takes_tau else ['tau']
   return names + ([] if rule.period is None else ['target_period'])
@@ -320,7 +326,7 @@ def _train(
       checkpoint_period_s=first.checkpoint_period_s,
       num_processes=first.num_processes,
       process_id=first.process_id,
-      draw=functools.partial(_draw, sweep, tasks),
+      draw=functools.partial(_draw, pathlib.Path(run_dir).name),
     ),
     stop,
   )
@@ -463,7 +469,7 @@ def make_learner(
   """
   environment = task.environment
   agent = q.make_q_agent(
-    task.network(config, environment.num_actions),
+    task.network(environment.num_actions),
     jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
     name=config.agent,
     td_loss=config.td_loss,
@@ -598,60 +604,13 @@ def check_memory(
       )
 
 
-def _draw(sweep: Sweep, tasks: Mapping[Any, Task], folder: RunFolder) -> None:
+def _draw(title: str, folder: RunFolder) -> None:
   """Draws what the metrics say; without Matplotlib, nothing."""
-  if importlib.util.find_spec('matplotlib') is None:
-    return
-  table = read_metrics(folder.metrics)
-  axes = list(sweep.axes)
-  words = {task.name for task in tasks.values()}
-  words |= {config.agent for config in sweep.configs}
-  look: dict[str, Any] = {
-    'x': 'env_steps',
-    'y': 'train_return',
-    'by': axes,
-    'title': ', '.join(sorted(words)),
-  }
-  curves.plot_sweep(
-    folder.curve, table, x_label='env steps', y_label='training return', **look
-  )
-  if 'target_period' in axes or 'tau' in axes:
-    curves.plot_final(
-      folder.final,
-      table,
-      position=functools.partial(_lag_period, sweep.configs[0]),
-      lines=[
-        name
-        for name in axes
-        if name != 'target_period'
-        and (name != 'tau' or _together(sweep, 'target_period', 'tau'))
-      ],
-      x_label='gradient steps per target update; tau stands at 2 / tau - 1',
-      y_label='training return, last 10 %',
-      **look,
+  flags_ = folder.read_flags()
+  if flags_ is not None and importlib.util.find_spec('matplotlib') is not None:
+    sweep_figures.draw(
+      read_metrics(folder.metrics),
+      flags_,
+      str(folder.curve.with_suffix('')),
+      title=title,
     )
-
-
-def _together(sweep: Sweep, *names: str) -> bool:
-  """Whether some run has a value of each of these axes."""
-  return any(
-    all(point.get(name) is not None for name in names) for point in sweep.points
-  )
-
-
-def _lag_period(
-  config: CompiledConfig, point: Mapping[str, Any]
-) -> float | None:
-  """The hard period, in gradient steps, whose twin is as old on average.
-
-  A twin that is copied every C gradient steps is (C - 1) / 2 of them old, and
-  one that moves by tau at every step (1 - tau) / tau.
-  """
-  if point.get('target_period') is not None:
-    period = point['target_period']
-    return sync_of(
-      dataclasses.replace(config, target_update='hard', target_period=period)
-    )
-  if point.get('tau') is not None:
-    return 2 / point['tau'] - 1
-  return None

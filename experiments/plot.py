@@ -18,18 +18,17 @@ OUTPUT.csv, these numbers and mean heights of whole curves (areas). A rate tau
 stands at its matched period 2 / tau - 1, that of copies on average as old.
 """
 
-from collections.abc import Callable, Mapping
 import csv
 import dataclasses
 import io
 import pathlib
-from typing import Any
 import warnings
 
 import numpy as np
 
+from experiments import sweep_figures
 from experiments.flags import POSITIVE, RunError, UsageError, option, run
-from siamrl.report.curves import Curve, plot_curve, plot_final, plot_sweep
+from siamrl.report.curves import Curve, plot_curve
 from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,
@@ -39,9 +38,6 @@ from siamrl.report.metrics import (
 )
 from siamrl.report.run_folder import RunFolder, write_atomically
 from siamrl.report.statistics import area_under_curve, final_mean, over_runs
-
-# Scores of these are on scales of their own: a figure for each, where swept.
-_APART = ('game', 'environment', 'env')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,75 +130,15 @@ def _plot_sweep(config: PlotConfig, folder: RunFolder) -> None:
     raise UsageError(
       f'--column={config.column} must be one of {", ".join(numbers)}'
     )
-  # A sweep's flags hold its lists, in the order in which its columns stand.
-  swept = [name for name in table if ',' in known.get(name, '')]
-  apart = [name for name in _APART if name in swept]
-  by = [name for name in swept if name not in apart]
-  figures = group_rows(table, apart)
+  swept = sweep_figures.swept(table, known)
   _write_settings(config, table, x, swept)
-  for key, part in figures.items():
-    output = '-'.join([str(config.output), *map(str, key)])
-    title = ', '.join(map(str, key)) or folder.path.resolve().name
-    clock = x.replace('_', ' ')
-    plot_sweep(
-      f'{output}.png',
-      part,
-      x=x,
-      y=config.column,
-      by=by,
-      title=title,
-      x_label=clock,
-      y_label=_words(config.column),
-    )
-    names, position, label = _places(part, by, known)
-    plot_final(
-      f'{output}-final.png',
-      part,
-      x=x,
-      y=config.column,
-      by=by,
-      position=position,
-      lines=[name for name in by if name not in names],
-      title=title,
-      x_label=label,
-      y_label=f'{_words(config.column)}, last 10 % of {clock}',
-    )
-
-
-def _words(column: str) -> str:
-  """A column's name for an axis: 'training return' for train_return."""
-  return column.replace('train_', 'training_').replace('_', ' ')
-
-
-def _places(
-  table: Table, by: list[str], known: Mapping[str, str]
-) -> tuple[list[str], Callable[[dict[str, Any]], float | None], str]:
-  """Which swept flags the horizontal axis shows, how, and its label."""
-  unit = known.get('target_period_unit', 'gradient_steps')
-  twin = [name for name in by if name in ('target_period', 'tau')]
-  if 'tau' in twin and unit == 'gradient_steps':
-    return twin, _matched_period, f'target period or its match ({_words(unit)})'
-  numeric = [name for name in by if table[name].dtype.kind != 'U']
-  if not numeric:
-    return [], lambda point: None, ''
-  name = 'target_period' if 'target_period' in twin else numeric[0]
-  label = f'{_words(name)} ({_words(unit)})'
-  if name != 'target_period':
-    label = name
-  return [name], lambda point: point[name], label
-
-
-def _matched_period(point: dict[str, Any]) -> float | None:
-  """The period of hard updates whose twin is on average as old.
-
-  Copies every C steps are (C - 1) / 2 steps old; an average with the rate tau,
-  1 / tau - 1. Averages at every C-th step are C times as old and, between two,
-  (C - 1) / 2 older: C * (2 / tau - 1) covers all three.
-  """
-  period, tau = point.get('target_period'), point.get('tau')
-  if period is None and tau is None:
-    return None  # a rule with nothing to choose
-  return (period or 1) * (2 / tau - 1 if tau else 1)
+  sweep_figures.draw(
+    table,
+    known,
+    str(config.output),
+    column=config.column,
+    title=folder.path.resolve().name,
+  )
 
 
 def _write_settings(

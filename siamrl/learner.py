@@ -11,7 +11,7 @@ import optax
 from siamrl import twins
 from siamrl.types import Agent, Metrics, TargetUpdate, TrainState, Transition
 
-OPTIMIZERS = ('adam', 'rmsprop', 'rmsprop_centred')
+OPTIMIZERS = ('adam', 'rmsprop', 'rmsprop_centred', 'rmsprop_centred_torch')
 
 Regress = Callable[[TrainState, Transition], tuple[TrainState, Metrics]]
 
@@ -27,10 +27,11 @@ def make_optimizer(
 
   Args:
     name: one of `OPTIMIZERS`. 'rmsprop_centred' divides by the root of an
-      estimated *variance*, as Mnih et al. (2015) do.
+      estimated *variance*, as Mnih et al. (2015) do; 'rmsprop_centred_torch' is
+      the same with `eps` where PyTorch adds it.
     learning_rate: step size.
-    eps: what keeps the divisor from 0: added to the root by Adam, inside the
-      root by RMSProp.
+    eps: what keeps the divisor from 0: added to the root by Adam and PyTorch's
+      RMSProp, inside the root by the others.
     decay: of RMSProp's averages; Adam's are 0.9 and 0.999.
 
   Raises:
@@ -43,8 +44,8 @@ def make_optimizer(
       learning_rate,
       decay=decay,
       eps=eps,
-      eps_in_sqrt=True,
-      centered=name == 'rmsprop_centred',
+      eps_in_sqrt=name != 'rmsprop_centred_torch',
+      centered=name != 'rmsprop',
     )
   raise ValueError(
     f'optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}'

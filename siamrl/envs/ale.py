@@ -1,7 +1,6 @@
 """Atari 2600 games, through the vector environment of the ALE in C++."""
 
 import dataclasses
-import difflib
 import functools
 import re
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from siamrl.envs.gym import check_actions, env_seeds
+from siamrl.envs.names import closest, letters
 from siamrl.types import Timestep
 
 # The ALE ships these for two players only. Asked for one, its C++ ends the
@@ -87,11 +87,6 @@ def games() -> tuple[str, ...]:
   return tuple(sorted(set(_ale().roms.get_all_rom_ids()) - _TWO_PLAYERS))
 
 
-def _letters(name: str) -> str:
-  """What is left of a name when spelling does not count."""
-  return re.sub(r'[^a-z0-9]', '', name.lower())
-
-
 def resolve_game(name: str) -> str:
   """The ALE's name of a game, whatever the spelling.
 
@@ -108,17 +103,13 @@ def resolve_game(name: str) -> str:
     ImportError: ale-py is not installed.
   """
   match = _ID.fullmatch(name)
-  wanted = _letters(match[1] if match else name)
-  known = {_letters(game): game for game in games()}
+  wanted = letters(match[1] if match else name)
+  known = {letters(game): game for game in games()}
   if wanted in known:
     return known[wanted]
-  if wanted in {_letters(game) for game in _TWO_PLAYERS}:
+  if wanted in {letters(game) for game in _TWO_PLAYERS}:
     raise ValueError(f'{name!r} is a game for two players only')
-  close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
-  hint = ', '.join(known[letters] for letters in close)
-  raise ValueError(
-    f'no Atari game {name!r}' + (f'; the closest are: {hint}' if hint else '')
-  )
+  raise ValueError(f'no Atari game {name!r}{closest(wanted, games())}')
 
 
 def _screen_shape(ale_py: Any, rom: str) -> tuple[int, int]:

@@ -85,7 +85,8 @@ class GymnasiumEnvironments:
     if num_envs < 1:
       raise ValueError(f'num_envs must be >= 1, got {num_envs}')
     self._seeds: list[int | None] | None = env_seeds(seed, num_envs).tolist()
-    self._env = SyncVectorEnv(
+    # Any: its types say that a reset takes one seed.
+    self._env: Any = SyncVectorEnv(
       [lambda: gymnasium.make(env_id, disable_env_checker=True)] * num_envs,
       autoreset_mode=AutoresetMode.SAME_STEP,
     )

@@ -8,6 +8,9 @@ two of the gradients, so on the CPU these are computed another way:
 * the input's gradient is one matrix product onto patches, which are then
   added up where they overlap, instead of a (dilated) convolution.
 
+Inside a compiled loop (`lax.scan`) all convolutions are slow on XLA:CPU, the
+forward pass too; there each way is one matrix product with patches.
+
 Other platforms get plain convolutions and their ordinary gradients.
 """
 
@@ -112,6 +115,8 @@ class Conv(nn.Module):
     stride: S, along both sides; where it does not divide K, gradients are the
       ordinary ones.
     padding: 'VALID' or 'SAME'.
+    inside_loop: whether calls are compiled into a loop, such as a `lax.scan`
+      over training steps; it changes the speed on the CPU only.
     kernel_init: initializer of the kernel, [K,K,C,F].
     bias_init: initializer of the bias, [F].
   """
@@ -120,6 +125,7 @@ class Conv(nn.Module):
   kernel_size: int
   stride: int = 1
   padding: str = 'VALID'
+  inside_loop: bool = False
   kernel_init: Initializer = nn.initializers.lecun_normal()
   bias_init: Initializer = nn.initializers.zeros_init()
 
@@ -140,5 +146,7 @@ class Conv(nn.Module):
       x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     elif self.padding != 'VALID':
       raise ValueError(f'padding={self.padding!r} is neither VALID nor SAME')
-    fast = jax.default_backend() == 'cpu' and k % s == 0
-    return (_cpu_conv if fast else _conv)(x, kernel, s) + bias
+    conv = _conv
+    if jax.default_backend() == 'cpu' and k % s == 0:
+      conv = _conv_by_patches if self.inside_loop else _cpu_conv
+    return conv(x, kernel, s) + bias

@@ -7,11 +7,11 @@ from flax import linen as nn
 
 from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
-from siamrl.networks.torsos import MLP, NatureCNN
+from siamrl.networks.torsos import MLP, MinAtarCNN, NatureCNN
 
 
 class QNetwork(nn.Module):
-  """Maps observations [B, S, ...] to action values float32 [B, A]."""
+  """Maps observations [B, ...] to action values float32 [B, A]."""
 
   torso: nn.Module
   head: nn.Module
@@ -46,10 +46,40 @@ def nature_network(
   )
 
 
+def minatar_network(
+  num_actions: int,
+  *,
+  hidden_units: int = 128,
+  padding: str = 'VALID',
+  head: str = 'linear',
+  initializer: str = 'lecun_normal',
+) -> QNetwork:
+  """The network of the MinAtar paper for 10 x 10 boards (Young & Tian 2019).
+
+  Args:
+    num_actions: A.
+    hidden_units: of the head's hidden layer; Dopamine's has none, and 0 here.
+    padding: of the convolution, see `MinAtarCNN`.
+    head: a key of `HEADS`.
+    initializer: a key of `INITIALIZERS`; the paper's code has 'torch_uniform'.
+
+  Raises:
+    ValueError: a name is unknown.
+  """
+  _check('head', head, HEADS)
+  _check('padding', padding, ('VALID', 'SAME'))
+  _check('initializer', initializer, INITIALIZERS)
+  return QNetwork(
+    MinAtarCNN(initializer, padding),
+    HEADS[head](num_actions, hidden_units, initializer),
+  )
+
+
 def mlp_network(
   num_actions: int,
   *,
   sizes: Sequence[int] = (120, 84),
+  bounds: tuple[Sequence[float], Sequence[float]] | None = None,
   head: str = 'linear',
   initializer: str = 'lecun_normal',
 ) -> QNetwork:
@@ -58,6 +88,7 @@ def mlp_network(
   Args:
     num_actions: A.
     sizes: units of each hidden layer.
+    bounds: of the observations, which become -1 and 1, see `MLP`.
     head: a key of `HEADS`; it has no hidden layer of its own.
     initializer: a key of `INITIALIZERS`.
 
@@ -67,7 +98,8 @@ def mlp_network(
   _check('head', head, HEADS)
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
-    MLP(tuple(sizes), initializer), HEADS[head](num_actions, 0, initializer)
+    MLP(tuple(sizes), initializer, bounds),
+    HEADS[head](num_actions, 0, initializer),
   )
 
 

@@ -1,4 +1,4 @@
-"""Torsos: from observations [B, S, ...] to features [B, F]."""
+"""Torsos: from observations [B, ...] to features [B, F]."""
 
 from collections.abc import Sequence
 
@@ -61,21 +61,60 @@ class NatureCNN(nn.Module):
     return x.reshape(x.shape[0], -1)
 
 
+class MinAtarCNN(nn.Module):
+  """The convolution of Young & Tian (2019) on MinAtar's 10 x 10 boards.
+
+  Their whole training loop can be compiled, so the convolution takes the form
+  that is fast inside a loop.
+
+  Attributes:
+    initializer: a key of `INITIALIZERS`.
+    padding: 'VALID' as in the paper, or 'SAME' as in Dopamine.
+  """
+
+  initializer: str = 'lecun_normal'
+  padding: str = 'VALID'
+
+  @nn.compact
+  def __call__(self, obs: chex.Array) -> chex.Array:
+    """Maps boards [B, 10, 10, C], bool or numbers, to float32 [B, F].
+
+    F is 8 x 8 x 16 = 1,024, or 1,600 with padding.
+    """
+    chex.assert_rank(obs, 4)
+    chosen = INITIALIZERS[self.initializer]
+    x = Conv(
+      16,
+      3,
+      padding=self.padding,
+      inside_loop=True,
+      kernel_init=chosen.kernel,
+      bias_init=chosen.bias(3 * 3 * obs.shape[-1]),
+    )(obs.astype(jnp.float32))
+    return nn.relu(x).reshape(x.shape[0], -1)
+
+
 class MLP(nn.Module):
   """Dense layers with ReLUs over the flattened observation.
 
   Attributes:
     sizes: units of each hidden layer.
     initializer: a key of `INITIALIZERS`.
+    bounds: (lowest, highest) of each number of the observation, which become
+      -1 and 1; None to take observations as they are.
   """
 
   sizes: Sequence[int] = (120, 84)
   initializer: str = 'lecun_normal'
+  bounds: tuple[Sequence[float], Sequence[float]] | None = None
 
   @nn.compact
   def __call__(self, obs: chex.Array) -> chex.Array:
-    """Maps [B, S, ...] observations to float32 [B, sizes[-1]]."""
+    """Maps [B, ...] observations to float32 [B, sizes[-1]]."""
     x = obs.reshape(obs.shape[0], -1).astype(jnp.float32)
+    if self.bounds is not None:
+      low, high = (jnp.asarray(bound, jnp.float32) for bound in self.bounds)
+      x = 2 * (x - low) / (high - low) - 1
     for size in self.sizes:
       x = nn.relu(Dense(size, self.initializer)(x))
     return x

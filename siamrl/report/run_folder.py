@@ -104,11 +104,6 @@ class RunFolder:
     return self.path / 'curve.png'
 
   @property
-  def final(self) -> pathlib.Path:
-    """What the settings of a sweep came to, PNG."""
-    return self.path / 'final.png'
-
-  @property
   def videos(self) -> pathlib.Path:
     """Directory of videos."""
     return self.path / 'videos'
@@ -328,8 +323,7 @@ def _remove_contents(folder: RunFolder) -> None:
     folder.replay,
     folder.metrics,
     folder.events,
-    folder.curve,
-    folder.final,
+    *folder.path.glob('curve*.png'),
     folder.videos,
     folder.shards,
     folder.config,

@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from siamrl.learner import Regress
-from siamrl.replay.device import DeviceReplay, PrioritisedReplay
+from siamrl.replay.device import PrioritisedReplay
 from siamrl.types import (
   Agent,
   JaxEnvironment,
@@ -177,7 +177,8 @@ class Loop:
   Attributes:
     config: how to collect and learn.
     environment: what to act in.
-    replay: where transitions are kept.
+    replay: where transitions are kept, a `DeviceReplay` or a
+      `PrioritisedReplay`.
     make_learner: settings -> learner.
     shard: applied to every batch before it is learnt from, for callers who
       share a batch between devices.
@@ -185,7 +186,7 @@ class Loop:
 
   config: ScanConfig
   environment: JaxEnvironment
-  replay: DeviceReplay | PrioritisedReplay
+  replay: Any
   make_learner: Callable[[Settings], Learner]
   shard: Callable[[Any], Any] = lambda batch: batch
 
@@ -380,8 +381,10 @@ class Loop:
           replay, indices, metrics['td_error_abs'], learner.alpha
         )
       )
-    sums = {name: sums[name] + jnp.mean(metrics[name]) for name in sums}
-    return train, priorities, sums
+    means = jax.tree.map(jnp.mean, metrics)
+    if sums is not None:
+      means = jax.tree.map(jnp.add, sums, means)
+    return train, priorities, means
 
   def _priorities(self, replay):
     """What learning changes of the replay's state; () for nothing."""
@@ -400,12 +403,11 @@ class Loop:
     bits = jnp.zeros(self.config.batch_size, jnp.uint32)
 
     def step(state):
-      arguments = [state.replay, 1, bits, learner.discount]
-      if isinstance(self.replay, PrioritisedReplay):
-        batch, _ = self.replay.sample(*arguments, 1.0)
-      else:
-        batch = self.replay.sample(*arguments)
-      return learner.regress(state.train, batch)[1]
+      train, priorities = state.train, self._priorities(state.replay)
+      _, _, metrics = self._learn(
+        learner, state.replay, 1, (train, priorities, None), bits
+      )
+      return metrics
 
     return sorted(jax.eval_shape(step, state))
 

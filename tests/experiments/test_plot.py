@@ -5,7 +5,7 @@ import csv
 import pytest
 from PIL import Image
 
-from experiments import flags, plot
+from experiments import flags, plot, sweep_figures
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import open_run_folder
 
@@ -148,9 +148,9 @@ TWINS = (
 def finals(monkeypatch):
   """What was asked of each figure of final numbers."""
   asked = []
-  draw = plot.plot_final
+  draw = sweep_figures.plot_final
   monkeypatch.setattr(
-    plot,
+    sweep_figures,
     'plot_final',
     lambda *a, **k: (asked.append((*a, k)), draw(*a, **k)),
   )
@@ -198,6 +198,32 @@ def test_periods_in_another_unit_have_no_match(tmp_path, finals):
   assert asked['lines'] == ['target_update', 'tau']
   assert asked['position'](dict(target_period=7, tau=None)) == 7
   assert asked['x_label'] == 'target period (frames)'
+
+
+def test_periods_are_matched_in_gradient_steps(tmp_path, finals):
+  axes, settings = TWINS
+  axes = axes | {'target_period_unit': ['env_steps'], 'train_period': ['4']}
+  folder = _sweep(tmp_path / 'sweep', axes, settings)
+  assert not _plot(f'--runs={folder}', f'--output={tmp_path}/out')
+  ((_, _, asked),) = finals
+  assert asked['lines'] == ['target_update']
+  assert asked['position'](dict(target_period=100, tau=None)) == 25
+  assert asked['position'](dict(target_period=None, tau=0.02)) == 99
+
+
+def test_settings_at_one_place_are_lines_apart(tmp_path, finals):
+  """Periods 1 and 3 with rates 0.5 and 1: 1 * 3 is 3 * 1."""
+  axes = {'target_period': ['1', '3'], 'tau': ['0.5', '1']}
+  settings = [
+    (dict(target_period=period, tau=tau), 1.0)
+    for period in (1, 3)
+    for tau in (0.5, 1.0)
+  ]
+  folder = _sweep(tmp_path / 'sweep', axes, settings)
+  assert not _plot(f'--runs={folder}', f'--output={tmp_path}/out')
+  ((_, _, asked),) = finals
+  assert asked['lines'] == ['tau']
+  assert asked['position'](dict(target_period=3, tau=0.5)) == 3
 
 
 def test_a_sweep_of_games_and_another_column(tmp_path, finals):

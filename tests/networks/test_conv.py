@@ -1,5 +1,7 @@
 """The convolution against Flax's own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import linen as nn
 from siamrl.networks.conv import Conv
 
 
+@pytest.mark.parametrize('inside_loop', [False, True])
 @pytest.mark.parametrize('padding', ['VALID', 'SAME'])
 @pytest.mark.parametrize(
   'side, channels, kernel, stride',
@@ -17,15 +20,16 @@ from siamrl.networks.conv import Conv
     (20, 32, 4, 2),
     (9, 64, 3, 1),
     (11, 3, 4, 2),  # rows that no window reaches
+    (10, 4, 3, 1),  # MinAtar's
     (10, 5, 3, 2),  # a stride that does not divide the kernel
   ],
 )
 def test_equals_flax_in_values_and_gradients(
-  side, channels, kernel, stride, padding
+  side, channels, kernel, stride, padding, inside_loop
 ):
   keys = jax.random.split(jax.random.key(0), 2)
   x = jax.random.normal(keys[0], (2, side, side, channels))
-  ours = Conv(7, kernel, stride, padding)
+  ours = Conv(7, kernel, stride, padding, inside_loop)
   oracle = nn.Conv(7, (kernel, kernel), (stride, stride), padding)
   params = ours.init(keys[1], x)
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(
@@ -44,6 +48,44 @@ def test_equals_flax_in_values_and_gradients(
   ):
     error = np.linalg.norm(found - expected)
     assert error <= 1e-5 * np.linalg.norm(expected)
+
+
+def _walk(network, params, boards):
+  """Ascends a score along the boards [T,B,H,W,C]; parameters and scores."""
+
+  def step(params, board):
+    score = lambda p: jnp.mean(jnp.sin(network.apply(p, board)))
+    value, grads = jax.value_and_grad(score)(params)
+    return jax.tree.map(lambda p, g: p + g, params, grads), value
+
+  return jax.lax.scan(step, params, boards)
+
+
+@pytest.mark.parametrize('inside_loop', [False, True])
+def test_equals_flax_in_a_scan_under_vmap_over_runs(inside_loop):
+  keys = jax.random.split(jax.random.key(0), 3)
+  boards = jax.random.normal(jax.random.key(1), (3, 5, 2, 10, 10, 4))
+  ours = Conv(16, 3, inside_loop=inside_loop)
+  oracle = nn.Conv(16, (3, 3), padding='VALID')
+  params = jax.vmap(ours.init, in_axes=(0, None))(keys, boards[0, 0])
+
+  def walk(network):
+    return jax.jit(jax.vmap(functools.partial(_walk, network)))(params, boards)
+
+  for found, expected in zip(
+    *map(jax.tree.leaves, (walk(ours), walk(oracle))), strict=True
+  ):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of the CPU only')
+@pytest.mark.parametrize('inside_loop', [False, True])
+def test_in_a_loop_the_cpu_never_convolves(inside_loop):
+  conv = Conv(16, 3, inside_loop=inside_loop)
+  boards = jnp.ones((5, 2, 10, 10, 4))
+  params = conv.init(jax.random.key(0), boards[0])
+  program = str(jax.make_jaxpr(functools.partial(_walk, conv))(params, boards))
+  assert ('conv_general_dilated' in program) != inside_loop
 
 
 def test_unknown_padding():

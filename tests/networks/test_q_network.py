@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from siamrl.networks.q_network import mlp_network, nature_network
+from siamrl.networks.q_network import (
+  minatar_network,
+  mlp_network,
+  nature_network,
+)
 
 FRAMES = np.random.default_rng(0).integers(
   0, 256, (2, 4, 84, 84), dtype=np.uint8
 )
+BOARDS = np.random.default_rng(0).random((5, 10, 10, 4)) < 0.2  # bool
 
 
 def _sizes(params):
@@ -79,6 +84,57 @@ def test_nature_network_equals_plain_flax_in_values_and_gradients(padding):
     strict=True,
   )
   for found, expected in pairs:
+    error = np.linalg.norm(found - expected)
+    assert error <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+  'head, size',
+  [
+    # 16 * (3 * 3 * 4 + 1) + 128 * (1024 + 1) + 6 * (128 + 1)
+    ('linear', 592 + 131_200 + 774),
+    ('dueling', 592 + 2 * 131_200 + 774 + 129),
+  ],
+)
+def test_minatar_network_has_the_papers_size(head, size):
+  network = minatar_network(6, head=head)
+  params = network.init(jax.random.key(0), BOARDS)
+  assert _sizes(params) == size
+  q_values = network.apply(params, BOARDS)
+  assert q_values.shape == (5, 6)
+  assert q_values.dtype == jnp.float32
+
+
+class _PlainMinAtar(nn.Module):
+  """The MinAtar paper's network in plain Flax: the oracle."""
+
+  @nn.compact
+  def __call__(self, obs):
+    x = nn.relu(nn.Conv(16, (3, 3), padding='VALID')(obs.astype(jnp.float32)))
+    x = nn.relu(nn.Dense(128)(x.reshape(len(x), -1)))
+    return nn.Dense(6)(x)
+
+
+@pytest.mark.parametrize('dtype', [bool, np.uint8, np.float32])
+def test_minatar_network_equals_plain_flax_in_values_and_gradients(dtype):
+  network, boards = minatar_network(6), BOARDS.astype(dtype)
+  params = network.init(jax.random.key(0), boards)
+  torso, head = params['params']['torso'], params['params']['head']
+  plain = {'Conv_0': torso['Conv_0']}
+  for i in range(2):
+    plain[f'Dense_{i}'] = head[f'Dense_{i}']['Dense_0']
+
+  def value_and_grad(network, params):
+    score = lambda p: jnp.sum(network.apply(p, boards) ** 2)
+    value, grads = jax.jit(jax.value_and_grad(score))(params)
+    by_shape = sorted(jax.tree.leaves(grads), key=lambda leaf: leaf.shape)
+    return [value, *by_shape]
+
+  for found, expected in zip(
+    value_and_grad(network, params),
+    value_and_grad(_PlainMinAtar(), {'params': plain}),
+    strict=True,
+  ):
     error = np.linalg.norm(found - expected)
     assert error <= 1e-5 * np.linalg.norm(expected)
 
@@ -161,3 +217,15 @@ def test_initialisers(initializer, std, bias):
 def test_what_nature_network_refuses(kwargs, message):
   with pytest.raises(ValueError, match=message):
     nature_network(6, **kwargs)
+
+
+@pytest.mark.parametrize(
+  'kwargs, message',
+  [
+    (dict(head='duelling'), "head='duelling' is unknown"),
+    (dict(initializer='zeros'), "initializer='zeros' is unknown"),
+  ],
+)
+def test_what_minatar_network_refuses(kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    minatar_network(6, **kwargs)

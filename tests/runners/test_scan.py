@@ -247,9 +247,7 @@ def test_the_loop_written_out(n_step):
 
 
 def _sample(loop, state):
-  return loop.replay.sample(
-    state.replay, 1, jnp.zeros(1, jnp.uint32), DISCOUNT
-  )
+  return loop.replay.sample(state.replay, 1, jnp.zeros(1, jnp.uint32), DISCOUNT)
 
 
 @pytest.mark.parametrize('prioritised', [False, True])
@@ -435,7 +433,8 @@ def both(program, settings, keys):
     state, row = program.advance(settings, state, np.int32(n))
   return jax.device_get((state.train.online_params, state.obs, row))
 
-one = both(scan.make_program(make_loop(), _mesh(), vectorised=False), settings, keys)
+alone = scan.make_program(make_loop(), _mesh(), vectorised=False)
+one = both(alone, settings, keys)
 for vectorised in (False, True):
   program = scan.make_program(make_loop(), _mesh(8), vectorised=vectorised)
   text = program.advance.lower(
@@ -447,7 +446,7 @@ for vectorised in (False, True):
   )
 
 settings, keys = stacked(make_settings()), seeds(0)
-one = both(scan.make_program(make_loop(), _mesh(), vectorised=False), settings, keys)
+one = both(alone, settings, keys)
 program = scan.make_program(
   make_loop(), _mesh(8, 'batch'), vectorised=False
 )
@@ -456,8 +455,9 @@ text = program.advance.lower(
 ).compile().as_text()
 assert 'all-reduce' in text  # the batch is shared: gradients are added up
 assert_close(one, both(program, settings, keys))
+odd = make_loop(batch_size=9)
 try:
-  scan.make_program(make_loop(batch_size=9), _mesh(8, 'batch'), vectorised=False)
+  scan.make_program(odd, _mesh(8, 'batch'), vectorised=False)
 except ValueError as error:
   assert 'batch_size=9 must be a multiple of the 8 devices' in str(error)
 else:

@@ -1,0 +1,111 @@
+"""Deep Q-learning on MinAtar, whole runs and sweeps compiled.
+
+The paper's agent, and what its twin is worth, with five seeds each:
+
+  python -m experiments.minatar \\
+      --flagfile=experiments/flagfiles/minatar_dqn.flags --game=breakout
+  python -m experiments.minatar --game=breakout --env_steps=1000000 \\
+      --seeds=5 --target_update=hard,self
+
+Runs that differ in numbers only are one compiled program, shared by all
+devices. Everything is kept in one folder, --run_dir: the flags, metrics.csv
+with a row for each run and iteration, a plot, checkpoints. Ctrl-C or SIGTERM
+saves and stops, and the same command, without --overwrite, resumes.
+
+The defaults are those of Young & Tian (2019). Exit codes: 0 for runs that
+finished or were stopped, 2 for flags that cannot be, 1 for anything else in the
+way, 130 for a second Ctrl-C.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from experiments import compiled
+from experiments.flags import (
+  NOT_NEGATIVE,
+  RunError,
+  UsageError,
+  group,
+  one_of,
+  option,
+  run_sweep,
+)
+from siamrl.envs.minatar import PRESETS, make_minatar, resolve_minatar
+from siamrl.networks.q_network import QNetwork, minatar_network
+from siamrl.types import JaxEnvironment
+
+
+@dataclasses.dataclass(frozen=True)
+class MinAtarConfig(compiled.CompiledConfig):
+  """The options; their defaults are those of Young & Tian (2019)."""
+
+  env_steps: int = compiled.default('env_steps', 5_000_000)
+  iteration_env_steps: int = compiled.default('iteration_env_steps', 50_000)
+  num_envs: int = compiled.default('num_envs', 1)
+  target_period: int = compiled.default('target_period', 1_000)
+  target_period_unit: str = compiled.default(
+    'target_period_unit', 'gradient_steps'
+  )
+  optimizer: str = compiled.default('optimizer', 'rmsprop_centred_torch')
+  optimizer_eps: float = compiled.default('optimizer_eps', 0.01)
+  td_loss: str = compiled.default('td_loss', 'huber')
+  batch_size: int = compiled.default('batch_size', 32)
+  train_period: int = compiled.default('train_period', 1)
+  min_replay: int = compiled.default('min_replay', 5_000)
+  replay_capacity: int = compiled.default('replay_capacity', 100_000)
+  epsilon_end: float = compiled.default('epsilon_end', 0.1)
+  epsilon_hold: int = compiled.default('epsilon_hold', 5_000)
+  epsilon_decay: int = compiled.default('epsilon_decay', 100_000)
+
+  _game: Any = group('The game')
+  game: str = option('breakout', 'Any spelling: SpaceInvaders, space_invaders.')
+  protocol: str = option(
+    'paper',
+    'paper: sticky actions (0.1), all 6 actions, no cap on steps. gymnax: '
+    'its own rules, with the fewest actions and a cap',
+    one_of(PRESETS),
+  )
+  padding: str = option(
+    'VALID', 'Padding of the convolution', one_of(('VALID', 'SAME'))
+  )
+  hidden_units: int = option(
+    128,
+    'Of the layer after the convolution; 0 for no such layer.',
+    NOT_NEGATIVE,
+  )
+
+
+@functools.cache
+def _make_environment(game: str, protocol: str) -> JaxEnvironment:
+  try:
+    return make_minatar(game, protocol)
+  except ValueError as error:
+    raise UsageError(f'--game={game}: {error}') from error
+  except ImportError as error:
+    raise RunError(str(error)) from error
+
+
+def make_task(config: MinAtarConfig) -> compiled.Task:
+  """What the options say of the game and the network."""
+  environment = _make_environment(config.game, config.protocol)
+
+  def network(num_actions: int) -> QNetwork:
+    return minatar_network(
+      num_actions,
+      hidden_units=config.hidden_units,
+      padding=config.padding,
+      head=config.head,
+      initializer=config.initializer,
+    )
+
+  return compiled.Task(resolve_minatar(config.game), environment, network)
+
+
+if __name__ == '__main__':
+  run_sweep(
+    MinAtarConfig,
+    __doc__,
+    lambda sweep: compiled.main(sweep, make_task),
+    compiled.drop,
+  )

@@ -1,0 +1,153 @@
+"""Figures of a sweep: its curves, and what its settings come to."""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+from typing import Any
+
+from siamrl.report.curves import plot_final, plot_sweep
+from siamrl.report.metrics import Table, group_rows
+
+# Scores of these are on scales of their own: a figure for each, where swept.
+_APART = ('game', 'environment')
+
+Position = Callable[[Mapping[str, Any]], float | None]
+
+
+def swept(table: Table, flags: Mapping[str, str]) -> list[str]:
+  """The options that a sweep varies, in the order of its columns.
+
+  Args:
+    table: in long form.
+    flags: as the sweep's folder has them, lists with commas.
+  """
+  return [name for name in table if ',' in flags.get(name, '')]
+
+
+def draw(
+  table: Table,
+  flags: Mapping[str, str],
+  output: str,
+  *,
+  column: str = 'train_return',
+  title: str = '',
+) -> None:
+  """Writes OUTPUT.png, curves, and OUTPUT-final.png, where they end.
+
+  Several games or environments have OUTPUT-NAME.png and so on instead.
+
+  Args:
+    table: in long form, with at least a row.
+    flags: of the sweep's folder.
+    output: path without the ending.
+    column: of the table, what to draw.
+    title: of the figures, but for games and environments.
+  """
+  names = swept(table, flags)
+  apart = [name for name in names if name in _APART]
+  by = [name for name in names if name not in apart]
+  x = 'env_steps' if 'env_steps' in table else 'frames'
+  clock = x.replace('_', ' ')
+  for key, part in group_rows(table, apart).items():
+    path = '-'.join([output, *map(str, key)])
+    about = ', '.join(map(str, key)) or title
+    plot_sweep(
+      f'{path}.png',
+      part,
+      x=x,
+      y=column,
+      by=by,
+      title=about,
+      x_label=clock,
+      y_label=_words(column),
+    )
+    if not by:
+      continue
+    shown, position, label = _places(part, by, flags)
+    plot_final(
+      f'{path}-final.png',
+      part,
+      x=x,
+      y=column,
+      by=by,
+      position=position,
+      lines=[name for name in by if name not in shown],
+      title=about,
+      x_label=label,
+      y_label=f'{_words(column)}, last 10 % of {clock}',
+    )
+
+
+def _words(column: str) -> str:
+  """A column's name for an axis: 'training return' for train_return."""
+  return column.replace('train_', 'training_').replace('_', ' ')
+
+
+def _places(
+  table: Table, by: Sequence[str], flags: Mapping[str, str]
+) -> tuple[list[str], Position, str]:
+  """Which swept options the horizontal axis shows, how, and its label."""
+  twin = [name for name in by if name in ('target_period', 'tau')]
+  unit = flags.get('target_period_unit', 'gradient_steps')
+  steps = _gradient_steps(unit, flags)
+  if 'tau' in twin and steps is not None:
+
+    def matched(point: Mapping[str, Any]) -> float | None:
+      return _matched_period(point, steps)
+
+    if _distinct(table, by, twin, matched):
+      return twin, matched, 'target period, or its match (gradient steps)'
+  numeric = [name for name in by if table[name].dtype.kind != 'U']
+  if not numeric:
+    return [], lambda point: None, ''
+  if 'target_period' in numeric:
+    label = f'target period ({_words(unit)})'
+    return ['target_period'], lambda point: point['target_period'], label
+  name = numeric[0]
+  return [name], lambda point: point[name], _words(name)
+
+
+def _gradient_steps(unit: str, flags: Mapping[str, str]) -> float | None:
+  """Gradient steps per unit; None where runs differ in that."""
+  if unit == 'gradient_steps':
+    return 1.0
+  factors = [flags.get('train_period', '')]
+  if unit == 'frames':
+    factors.append(flags.get('frame_skip', '1'))
+  if not all(factor.isdecimal() for factor in factors):
+    return None
+  return 1 / math.prod(map(int, factors))
+
+
+def _distinct(
+  table: Table, by: Sequence[str], shown: Sequence[str], position: Position
+) -> bool:
+  """Whether no two settings of one line stand at the same place."""
+  seen = set()
+  for key in group_rows(table, by):
+    point = dict(zip(by, key, strict=True))
+    line = tuple(point[name] for name in by if name not in shown)
+    place = position(point)
+    if (line, place) in seen:
+      return False
+    seen.add((line, place))
+  return True
+
+
+def _matched_period(
+  point: Mapping[str, Any], gradient_steps: float
+) -> float | None:
+  """The period of hard updates whose twin is on average as old.
+
+  Copies every C steps are (C - 1) / 2 steps old; an average with the rate tau,
+  1 / tau - 1. Averages at every C-th step are C times as old and, between two,
+  (C - 1) / 2 older: C * (2 / tau - 1) covers all three.
+
+  Args:
+    point: has a period, a rate, or both.
+    gradient_steps: per unit of the period.
+  """
+  period, tau = point.get('target_period'), point.get('tau')
+  if period is None and tau is None:
+    return None  # a rule with nothing to choose
+  place = 1.0 if period is None else period * gradient_steps
+  return place if tau is None else place * (2 / tau - 1)

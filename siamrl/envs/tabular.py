@@ -1,0 +1,230 @@
+"""Small Markov decision processes whose values are known exactly.
+
+They are for tests and diagnostics: what a learner should find, `optimal_values`
+computes.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siamrl.types import JaxEnvironment, JaxTimestep
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TabularMDP:
+  """A Markov decision process of S states and A actions.
+
+  Attributes:
+    transitions: float64 [S, A, S] chance of each next state.
+    rewards: float64 [S, A] what an action in a state pays, wherever it leads.
+    terminal: bool [S] the episode terminates on entering this state. What one
+      does there has no consequence, but its rows must be valid.
+    initial: float64 [S] chance of each first state; 0 for terminal ones.
+
+  Raises:
+    ValueError: shapes do not fit, or chances are none.
+  """
+
+  transitions: np.ndarray
+  rewards: np.ndarray
+  terminal: np.ndarray
+  initial: np.ndarray
+
+  def __post_init__(self) -> None:
+    if np.ndim(self.rewards) != 2:
+      raise ValueError(f'rewards must be [S, A], got {np.shape(self.rewards)}')
+    num_states, num_actions = np.shape(self.rewards)
+    for name, shape in (
+      ('transitions', (num_states, num_actions, num_states)),
+      ('terminal', (num_states,)),
+      ('initial', (num_states,)),
+    ):
+      if np.shape(getattr(self, name)) != shape:
+        raise ValueError(
+          f'{name} must be {list(shape)}, got '
+          f'{list(np.shape(getattr(self, name)))}'
+        )
+    for name in ('transitions', 'initial'):
+      chances = getattr(self, name)
+      if (chances < 0).any() or not np.allclose(chances.sum(-1), 1):
+        raise ValueError(f'{name} must be >= 0 and sum to 1')
+    if self.initial[self.terminal].any():
+      raise ValueError('no episode may begin in a terminal state')
+
+
+class TabularState(NamedTuple):
+  """The state of one environment.
+
+  Attributes:
+    state: int32 [] of the process.
+    time: int32 [] env steps since the reset.
+  """
+
+  state: jax.Array
+  time: jax.Array
+
+
+def make_tabular(
+  mdp: TabularMDP, max_episode_steps: int | None = None
+) -> JaxEnvironment:
+  """The process as an environment; it observes its state, one-hot.
+
+  Args:
+    mdp: the process.
+    max_episode_steps: env steps after which an episode is truncated; None for
+      never. It changes no value, for those go on beyond a truncation.
+
+  Returns:
+    the environment, with observations float32 [S].
+
+  Raises:
+    ValueError: max_episode_steps is too small.
+  """
+  if max_episode_steps is not None and max_episode_steps < 1:
+    raise ValueError(f'max_episode_steps must be >= 1, got {max_episode_steps}')
+  num_states, num_actions = mdp.rewards.shape
+  # NumPy's arrays, so that making an environment does not start JAX.
+  with np.errstate(divide='ignore'):
+    log_transitions = np.log(mdp.transitions).astype(np.float32)
+    log_initial = np.log(mdp.initial).astype(np.float32)
+  rewards = mdp.rewards.astype(np.float32)
+
+  def observe(state: jax.Array) -> jax.Array:
+    return jax.nn.one_hot(state, num_states, dtype=jnp.float32)
+
+  def reset(key: jax.Array) -> tuple[TabularState, jax.Array]:
+    state = jax.random.categorical(key, log_initial).astype(jnp.int32)
+    return TabularState(state, jnp.zeros((), jnp.int32)), observe(state)
+
+  def step(
+    env_state: TabularState, action: jax.Array, key: jax.Array
+  ) -> tuple[TabularState, JaxTimestep]:
+    logits = jnp.asarray(log_transitions)[env_state.state, action]
+    state = jax.random.categorical(key, logits).astype(jnp.int32)
+    time = env_state.time + 1
+    terminated = jnp.asarray(mdp.terminal)[state]
+    truncated = jnp.zeros((), bool)
+    if max_episode_steps is not None:
+      truncated = (time >= max_episode_steps) & ~terminated
+    return TabularState(state, time), JaxTimestep(
+      obs=observe(state),
+      reward=jnp.asarray(rewards)[env_state.state, action],
+      terminated=terminated,
+      truncated=truncated,
+    )
+
+  return JaxEnvironment(
+    reset=reset,
+    step=step,
+    num_actions=num_actions,
+    obs_shape=(num_states,),
+    obs_dtype=np.dtype(np.float32),
+    max_episode_steps=max_episode_steps,
+  )
+
+
+def optimal_values(mdp: TabularMDP, discount: float) -> np.ndarray:
+  """The best that each action can lead to, by policy iteration.
+
+  q[s, a] = rewards[s, a] + discount * sum_t transitions[s, a, t] max_b q[t, b]
+  over the states t that are not terminal. Each policy's values come from a
+  linear system, so they are exact to the rounding of float64.
+
+  Args:
+    mdp: the process.
+    discount: in [0, 1).
+
+  Returns:
+    float64 [S, A]; 0 for terminal states.
+
+  Raises:
+    ValueError: the discount lies outside [0, 1).
+  """
+  if not 0 <= discount < 1:
+    raise ValueError(f'discount must lie in [0, 1), got {discount}')
+  num_states = len(mdp.terminal)
+  states = np.arange(num_states)
+  # [S, A, S], without the ways into and out of terminal states.
+  onward = discount * mdp.transitions * ~mdp.terminal
+  rewards = np.where(mdp.terminal[:, None], 0.0, mdp.rewards)
+  onward[mdp.terminal] = 0.0
+  policy = rewards.argmax(1)
+  # Ends with a policy that stays; or, where two actions differ by no more than
+  # rounding, with one that comes back.
+  seen: set[bytes] = set()
+  while policy.tobytes() not in seen:
+    seen.add(policy.tobytes())
+    values = np.linalg.solve(
+      np.eye(num_states) - onward[states, policy], rewards[states, policy]
+    )
+    q = rewards + onward @ values
+    better = q.max(1) > q[states, policy]
+    policy = np.where(better, q.argmax(1), policy)
+  return q
+
+
+def chain(length: int, slip: float = 0.0) -> TabularMDP:
+  """A corridor: action 0 goes left, 1 goes right, and the right end pays 1.
+
+  An episode begins at the left end, where going left goes nowhere, and
+  terminates at the right one. Without slips, going right from state s is worth
+  discount**(length - 2 - s), and going left `discount` times the best of the
+  state there.
+
+  Args:
+    length: states, >= 2.
+    slip: chance that a move goes the other way, in [0, 0.5). The last move then
+      pays its chance to arrive.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  if length < 2:
+    raise ValueError(f'length must be >= 2, got {length}')
+  if not 0 <= slip < 0.5:
+    raise ValueError(f'slip must lie in [0, 0.5), got {slip}')
+  states = np.arange(length)
+  transitions = np.zeros((length, 2, length))
+  for action, move in enumerate((-1, 1)):
+    for chance, way in ((1 - slip, move), (slip, -move)):
+      after = np.clip(states + way, 0, length - 1)
+      transitions[states, action, after] += chance
+  terminal = states == length - 1
+  # The chance to enter the end; within it nothing is paid.
+  rewards = np.where(terminal[:, None], 0.0, transitions[:, :, -1])
+  return TabularMDP(transitions, rewards, terminal, (states == 0).astype(float))
+
+
+def random_mdp(seed: int, num_states: int, num_actions: int) -> TabularMDP:
+  """A process drawn at random: anything may follow on anything.
+
+  Chances are Dirichlet(1, ..., 1), rewards standard normal, all independent.
+  The last state is terminal; an episode begins in any other, evenly.
+
+  Args:
+    seed: an integer >= 0.
+    num_states: S >= 2.
+    num_actions: A >= 1.
+
+  Raises:
+    ValueError: an argument is too small.
+  """
+  if num_states < 2 or num_actions < 1:
+    raise ValueError(
+      'num_states must be >= 2 and num_actions >= 1, got '
+      f'{num_states} and {num_actions}'
+    )
+  rng = np.random.default_rng(seed)
+  terminal = np.arange(num_states) == num_states - 1
+  return TabularMDP(
+    transitions=rng.dirichlet(
+      np.ones(num_states), size=(num_states, num_actions)
+    ),
+    rewards=rng.standard_normal((num_states, num_actions)),
+    terminal=terminal,
+    initial=~terminal / (num_states - 1),
+  )
