@@ -7,15 +7,20 @@ import setuptools
 _EXTRAS = {
   # Atari: emulators with their games, curves, videos, TensorBoard events.
   'atari': ['ale-py>=0.12.1'],
+  # Environments that compile: classic control, MinAtar, bsuite.
+  'gymnax': ['gymnax>=1.0.1,<2'],
   'plots': ['matplotlib>=3.8', 'pillow>=10'],
   'track': ['tensorboardX>=2.6.2'],
   'dev': [
     'hypothesis>=6.100',
+    'minatar>=1.0.15',
     'mypy>=1.11',
+    'pandas<3',
     'pytest>=8',
     'pytest-timeout>=2.3',
     'pytest-xdist>=3.6',
     'rlax>=0.1.6',
+    'rliable==1.2.0',
     'scipy>=1.11',
     'ruff>=0.6',
   ],

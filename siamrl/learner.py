@@ -101,7 +101,8 @@ def make_regress(
   def regress(
     state: TrainState, batch: Transition
   ) -> tuple[TrainState, Metrics]:
-    key, loss_key = jax.random.split(state.key)
+    # Folded, not split and carried: without a use it costs nothing.
+    loss_key = jax.random.fold_in(state.key, state.gradient_steps)
     grads, metrics = jax.grad(agent.loss, has_aux=True)(
       state.online_params, state.target_params, batch, loss_key
     )
@@ -112,7 +113,7 @@ def make_regress(
     gradient_steps = state.gradient_steps + 1
     target_params = follow(online_params, state.target_params, gradient_steps)
     return TrainState(
-      online_params, target_params, opt_state, gradient_steps, key
+      online_params, target_params, opt_state, gradient_steps, state.key
     ), jax.tree.map(reduce, metrics)
 
   return regress

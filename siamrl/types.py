@@ -55,7 +55,7 @@ class TrainState(struct.PyTreeNode):
     target_params: the twin; same structure, never the same buffers.
     opt_state: the optimiser's state.
     gradient_steps: int32 [] optimiser steps applied so far.
-    key: the key from which each gradient step splits its own.
+    key: each gradient step folds its number into it for a key of its own.
   """
 
   online_params: Params
@@ -70,14 +70,18 @@ class Agent(NamedTuple):
 
   Attributes:
     init: key -> params.
-    act: (params, obs [B, S, ...], key, epsilon) -> int32 [B] actions.
+    noise: (key, B) -> all that acting in B environments once needs of chance.
+      Apart from acting, so that a compiled loop can draw it for many steps at
+      once.
+    act: (params, obs [B, ...], noise, epsilon) -> int32 [B] actions.
     loss: (online_params, target_params, batch, key) -> (scalar, metrics). The
       twin is an argument of its own, so `jax.grad` over the first one never
       differentiates it: the stop-gradient is an argument position.
   """
 
   init: Callable[[chex.PRNGKey], Params]
-  act: Callable[[Params, Any, chex.PRNGKey, chex.Numeric], chex.Array]
+  noise: Callable[[chex.PRNGKey, int], Any]
+  act: Callable[[Params, Any, Any, chex.Numeric], chex.Array]
   loss: Callable[
     [Params, Params, Transition, chex.PRNGKey], tuple[chex.Array, Metrics]
   ]

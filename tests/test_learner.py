@@ -25,7 +25,12 @@ def _linear_agent() -> Agent:
     value = jnp.mean(error**2)
     return value, {'loss': value}
 
-  return Agent(lambda key: {'w': jnp.float32(1.0)}, lambda *a: None, loss)
+  return Agent(
+    lambda key: {'w': jnp.float32(1.0)},
+    lambda *a: None,
+    lambda *a: None,
+    loss,
+  )
 
 
 BATCH = Transition(*(jnp.array([x]) for x in (2.0, 0, 3.0, 0.5, 4.0)))
@@ -160,6 +165,40 @@ def test_jitted_steps_equal_single_ones_however_dispatched(
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.online_params))
 
 
+def test_every_gradient_step_has_a_key_of_its_own():
+  linear = _linear_agent()
+
+  def loss(online, target, batch, key):
+    value, _ = linear.loss(online, target, batch, key)
+    return value, {'drawn': jax.random.uniform(key)}
+
+  agent = linear._replace(loss=loss)
+  optimizer = optax.sgd(0.1)
+  drawn = []
+  for seed in (0, 1):
+    state = learner.init_state(agent, optimizer, jax.random.key(seed))
+    regress = jax.jit(learner.make_regress(agent, optimizer, twins.hard()))
+    for _ in range(3):
+      state, metrics = regress(state, BATCH)
+      drawn.append(float(metrics['drawn']))
+  assert len(set(drawn)) == 6
+
+
+def test_metrics_of_transitions_are_averaged_unless_asked_not_to_be():
+  agent, state, regress = _q_learner()
+  batch = jax.tree.map(lambda x: x[0], _batches(1))
+  _, metrics = regress(state, batch)
+  assert metrics['td_error_abs'].shape == ()
+  kept = learner.make_regress(
+    agent, optax.adam(1e-2), twins.hard(), 3, reduce=lambda metric: metric
+  )
+  _, each = kept(state, batch)
+  assert each['td_error_abs'].shape == (8,)
+  assert float(each['td_error_abs'].mean()) == pytest.approx(
+    float(metrics['td_error_abs'])
+  )
+
+
 def test_no_gradient_reaches_the_twin_or_the_selector():
   agent = make_q_agent(
     mlp_network(3, sizes=(16,)),
@@ -221,6 +260,16 @@ def test_centred_rmsprop_by_hand():
   update, _ = optimizer.update({'w': jnp.float32(2.0)}, optimizer.init(params))
   # mean 0.2, square 0.4: 2 / sqrt(0.4 - 0.04 + 0.01)
   assert update['w'] == pytest.approx(-0.1 * 2 / 0.37**0.5, rel=1e-5)
+
+
+def test_centred_rmsprop_of_pytorch_by_hand():
+  optimizer = learner.make_optimizer(
+    'rmsprop_centred_torch', learning_rate=0.1, eps=0.01, decay=0.9
+  )
+  params = {'w': jnp.float32(0.0)}
+  update, _ = optimizer.update({'w': jnp.float32(2.0)}, optimizer.init(params))
+  # mean 0.2, square 0.4: 2 / (sqrt(0.4 - 0.04) + 0.01)
+  assert update['w'] == pytest.approx(-0.1 * 2 / 0.61, rel=1e-5)
 
 
 def test_adam_and_rmsprop_by_hand():

@@ -1,6 +1,7 @@
 """Q-learning agents: DQN and Double DQN as pure functions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -43,25 +44,41 @@ AGENTS: dict[str, Callable[..., tuple[chex.Array, chex.Array]]] = {
 }
 
 
+def exploration_noise(
+  key: chex.PRNGKey, batch_size: int
+) -> tuple[chex.Array, chex.Array]:
+  """What `epsilon_greedy` needs of chance.
+
+  Returns:
+    float32 [B] in [0, 1), whether to explore, and uint32 [B] whereto.
+  """
+  explore_key, action_key = jax.random.split(key)
+  return (
+    jax.random.uniform(explore_key, (batch_size,)),
+    jax.random.bits(action_key, (batch_size,), jnp.uint32),
+  )
+
+
 def epsilon_greedy(
-  q_values: chex.Array, key: chex.PRNGKey, epsilon: chex.Numeric
+  q_values: chex.Array,
+  noise: tuple[chex.Array, chex.Array],
+  epsilon: chex.Numeric,
 ) -> chex.Array:
   """Acts greedily, or with probability epsilon uniformly at random.
 
   Args:
     q_values: [B, A]; a tie goes to the lowest index.
-    key: consumed.
+    noise: of `exploration_noise`.
     epsilon: [] or [B], in [0, 1].
 
   Returns:
     int32 [B] actions.
   """
-  explore_key, action_key = jax.random.split(key)
-  batch_size, num_actions = q_values.shape
-  explore = jax.random.uniform(explore_key, (batch_size,)) < epsilon
-  anything = jax.random.randint(action_key, (batch_size,), 0, num_actions)
+  explore, whereto = noise
+  # Uniform to within A / 2**32.
+  anything = (whereto % q_values.shape[-1]).astype(jnp.int32)
   greedy = jnp.argmax(q_values, axis=-1).astype(jnp.int32)
-  return jnp.where(explore, anything, greedy)
+  return jnp.where(explore < epsilon, anything, greedy)
 
 
 def make_q_agent(
@@ -110,9 +127,9 @@ def make_q_agent(
     return network.init(key, example_obs)
 
   def act(
-    params: Params, obs: chex.Array, key: chex.PRNGKey, epsilon: chex.Numeric
+    params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
   ) -> chex.Array:
-    return epsilon_greedy(network.apply(params, obs), key, epsilon)
+    return epsilon_greedy(network.apply(params, obs), noise, epsilon)
 
   def loss(
     online_params: Params,
@@ -128,11 +145,10 @@ def make_q_agent(
     if batch.weight is not None:
       losses = batch.weight * losses
     value = reduce(losses)
-    q_a_tm1 = jnp.take_along_axis(q_tm1, batch.a_tm1[:, None], axis=-1)
     return value, {
       'loss': value,
-      'q_tm1': q_a_tm1[:, 0],
+      'q_tm1': jax.vmap(td.value_of)(q_tm1, batch.a_tm1),
       'td_error_abs': jnp.abs(errors),
     }
 
-  return Agent(init, act, loss)
+  return Agent(init, exploration_noise, act, loss)

@@ -13,6 +13,16 @@ import jax
 import jax.numpy as jnp
 
 
+def value_of(q_values: chex.Array, action: chex.Numeric) -> chex.Array:
+  """q_values[action] for [A] values, 0 for an action that there is not.
+
+  Written as a sum: the gradient of an index is a scatter, which is slow
+  everywhere.
+  """
+  actions = jnp.arange(q_values.shape[0])
+  return jnp.sum(jnp.where(actions == action, q_values, 0.0))
+
+
 def q_learning(
   q_tm1: chex.Array,
   a_tm1: chex.Numeric,
@@ -35,7 +45,7 @@ def q_learning(
     [] target minus estimate.
   """
   chex.assert_rank([q_tm1, a_tm1, r_t, discount_t, q_t], [1, 0, 0, 0, 1])
-  return r_t + discount_t * jnp.max(q_t) - q_tm1[a_tm1]
+  return r_t + discount_t * jnp.max(q_t) - value_of(q_tm1, a_tm1)
 
 
 def double_q_learning(
@@ -66,8 +76,8 @@ def double_q_learning(
   chex.assert_rank(
     [q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector], [1, 0, 0, 0, 1, 1]
   )
-  target = r_t + discount_t * q_t_value[jnp.argmax(q_t_selector)]
-  return target - q_tm1[a_tm1]
+  value = value_of(q_t_value, jnp.argmax(q_t_selector))
+  return r_t + discount_t * value - value_of(q_tm1, a_tm1)
 
 
 def squared(td_error: chex.Array, bound: float = 1.0) -> chex.Array:

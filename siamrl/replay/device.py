@@ -447,12 +447,15 @@ class PrioritisedReplay:
     values = jnp.broadcast_to(values, (count,))
     sums = []
     for level in state.sums:
-      # So many rows hold `count` neighbours for sure. They are read, changed
-      # and written back: were they read after, XLA would copy the level.
+      # So many rows hold `count` neighbours for sure. They are read once (the
+      # barrier sees to it), changed and written back: to read the level again
+      # for the sums would have XLA copy it.
       nodes, children = level.shape
       node_count = min((count + children - 2) // children + 1, nodes)
       node = jnp.minimum(first // children, nodes - node_count)
-      rows = lax.dynamic_slice_in_dim(level, node, node_count)
+      rows = lax.optimization_barrier(
+        lax.dynamic_slice_in_dim(level, node, node_count)
+      )
       rows = _write(rows.reshape(-1), values, first - node * children)
       rows = rows.reshape(node_count, children)
       sums.append(_write(level, rows, node))

@@ -254,7 +254,8 @@ def make_act(agent: Agent) -> Callable[..., jax.Array]:
 
   @jax.jit
   def act(params, obs, key, step, epsilon):
-    return agent.act(params, obs, jax.random.fold_in(key, step), epsilon)
+    noise = agent.noise(jax.random.fold_in(key, step), len(obs))
+    return agent.act(params, obs, noise, epsilon)
 
   return act
 

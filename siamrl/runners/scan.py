@@ -153,11 +153,14 @@ class RunState(struct.PyTreeNode):
 
 
 class _Draws(NamedTuple):
-  """Random numbers of one round: V vector steps, K gradient steps."""
+  """What one round needs of chance: V vector steps, K gradient steps.
 
-  act_key: jax.Array  # keys [V]
+  Drawing it for many rounds at once saves a fifth of a small round on a CPU.
+  """
+
+  noise: Any  # of the agent, [V, ...]
   step_key: jax.Array  # keys [V, N]
-  reset_key: jax.Array  # keys [V, N]
+  fresh: tuple[Any, jax.Array]  # environments and observations, [V, N, ...]
   sample_bits: jax.Array  # uint32 [K, B]
 
 
@@ -231,10 +234,11 @@ class Loop:
     before = state.train.gradient_steps
     first = iteration * config.rounds
     size = _largest_divisor(config.rounds, _DRAWN_ROUNDS)
+    key = state.key
 
     def block(carry, start):
       rounds = start + jnp.arange(size)
-      draws = jax.vmap(functools.partial(self._draw, state.key))(rounds)
+      draws = jax.vmap(lambda n: self._draw(learner.agent, key, n))(rounds)
       return jax.lax.scan(
         functools.partial(self._round, learner), carry, (rounds, draws)
       )
@@ -261,19 +265,24 @@ class Loop:
       row |= self._evaluate(learner.agent, state.train.online_params, key)
     return state, row
 
-  def _draw(self, key: jax.Array, number: jax.Array) -> _Draws:
+  def _draw(self, agent: Agent, key: jax.Array, number: jax.Array) -> _Draws:
     """The random numbers of one round."""
     config = self.config
     steps, envs = config.vector_steps, config.num_envs
     act_key, step_key, reset_key, sample_key = jax.random.split(
       jax.random.fold_in(key, number), 4
     )
-    shape = (config.schedule.regress, config.batch_size)
     return _Draws(
-      jax.random.split(act_key, steps),
-      jax.random.split(step_key, (steps, envs)),
-      jax.random.split(reset_key, (steps, envs)),
-      jax.random.bits(sample_key, shape, jnp.uint32),
+      noise=jax.vmap(lambda key: agent.noise(key, envs))(
+        jax.random.split(act_key, steps)
+      ),
+      step_key=jax.random.split(step_key, (steps, envs)),
+      fresh=jax.vmap(jax.vmap(self.environment.reset))(
+        jax.random.split(reset_key, (steps, envs))
+      ),
+      sample_bits=jax.random.bits(
+        sample_key, (config.schedule.regress, config.batch_size), jnp.uint32
+      ),
     )
 
   def _round(self, learner, carry, inputs):
@@ -284,13 +293,13 @@ class Loop:
     clock = number * config.vector_steps  # vector steps so far
 
     def collect(carry, inputs):
-      step, draws = inputs
-      return self._collect(learner, carry, clock + step, draws), None
+      step, drawn = inputs
+      return self._collect(learner, carry, clock + step, drawn), None
 
     acting = (state, sums)
-    keys = (draws.act_key, draws.step_key, draws.reset_key)
+    drawn = (draws.noise, draws.step_key, draws.fresh)
     (state, sums), _ = _scan(
-      collect, acting, (jnp.arange(config.vector_steps), keys)
+      collect, acting, (jnp.arange(config.vector_steps), drawn)
     )
     clock += config.vector_steps
 
@@ -316,26 +325,22 @@ class Loop:
     )
     return (state, sums._replace(metrics=metrics)), None
 
-  def _collect(self, learner, carry, clock, keys):
+  def _collect(self, learner, carry, clock, drawn):
     """One step of every environment."""
     config = self.config
     state, sums = carry
-    act_key, step_key, reset_key = keys
+    noise, step_key, fresh = drawn
     actions = learner.agent.act(
       state.train.online_params,
       state.obs,
-      act_key,
+      noise,
       learner.epsilon(clock * config.num_envs),
     )
     env_state, step = jax.vmap(self.environment.step)(
       state.env_state, actions, step_key
     )
     ended = step.terminated | step.truncated
-    env_state, obs = _where(
-      ended,
-      jax.vmap(self.environment.reset)(reset_key),
-      (env_state, step.obs),
-    )
+    env_state, obs = _where(ended, fresh, (env_state, step.obs))
     reward = step.reward
     if config.reward_clip is not None:
       reward = jnp.clip(reward, -config.reward_clip, config.reward_clip)
@@ -429,7 +434,8 @@ class Loop:
     def play(carry):
       number, env_state, obs, running, returns, lengths = carry
       act_key, step_key = jax.random.split(jax.random.fold_in(play_key, number))
-      actions = agent.act(params, obs, act_key, config.eval_epsilon)
+      noise = agent.noise(act_key, episodes)
+      actions = agent.act(params, obs, noise, config.eval_epsilon)
       env_state, step = jax.vmap(environment.step)(
         env_state, actions, jax.random.split(step_key, episodes)
       )

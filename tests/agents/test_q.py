@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siamrl.agents.q import epsilon_greedy, make_q_agent
+from siamrl.agents.q import epsilon_greedy, exploration_noise, make_q_agent
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Transition
 
@@ -14,13 +14,15 @@ OBS = np.zeros((1, 1, 2), np.float32)
 
 def _act_many(q_values, epsilon, draws=20_000):
   keys = jax.random.split(jax.random.key(0), draws)
-  actions = jax.vmap(lambda k: epsilon_greedy(q_values, k, epsilon))(keys)
+  noise = jax.vmap(lambda key: exploration_noise(key, len(q_values)))(keys)
+  actions = jax.vmap(lambda n: epsilon_greedy(q_values, n, epsilon))(noise)
   return np.asarray(actions)
 
 
 def test_greedy_takes_the_best_and_the_first_of_equals():
   q_values = jnp.array([[0.0, 2.0, 1.0], [3.0, 3.0, 0.0]])
-  actions = epsilon_greedy(q_values, jax.random.key(0), 0.0)
+  noise = exploration_noise(jax.random.key(0), 2)
+  actions = epsilon_greedy(q_values, noise, 0.0)
   assert actions.dtype == jnp.int32
   np.testing.assert_array_equal(actions, [1, 0])
 

@@ -235,16 +235,19 @@ def test_yields_exactly_the_transitions_of_the_episodes(
   _compare(replay, first, steps, batches)
 
 
-@pytest.mark.parametrize('cap', [1, 3, 4, 8, 9, 30])
+@pytest.mark.parametrize('cap', [1, 3, 6, 7, 10, 30])
 def test_no_final_observation_is_lost(cap):
-  """Truncated as often as may be, each environment at times of its own."""
+  """Cut about as often as may be, each environment at times of its own."""
   settings = dict(num_envs=3, capacity=24, n_step=2, max_episode_steps=cap)
   replay = _make(settings)
   first, steps = _history(np.random.default_rng(cap), 3, _LENGTH, None, 0.0)
-  for t, step in enumerate(steps):
-    for env in range(3):
-      step.truncated[env] = (t + env * 2) % cap == cap - 1
-      step.final[env] = 10_000 + 3 * t + env
+  rng = np.random.default_rng(cap)
+  for env in range(3):
+    t = env
+    while t < _LENGTH:
+      steps[t].truncated[env] = True
+      steps[t].final[env] = 10_000 + 3 * t + env
+      t += cap + rng.integers(0, 3)  # the bound itself, and a little more
   inputs = _inputs(replay, steps)
   batches = _play(
     replay, _observation(replay.obs_dtype, first), inputs, _DISCOUNT
@@ -398,14 +401,15 @@ def test_sampling_is_uniform(t):
 # --- In a compiled loop ----------------------------------------------------
 
 
-@pytest.mark.parametrize('runs', [None, 3])
+@pytest.mark.parametrize(('num_envs', 'runs'), [(1, None), (4, None), (4, 3)])
 @pytest.mark.parametrize('kind', ['uniform', 'prioritised'])
-def test_a_scan_works_in_place(kind, runs):
+def test_a_scan_works_in_place(kind, num_envs, runs):
   """No buffer of the ring's size is copied, and adding is no scatter."""
-  ring = DeviceReplay((3,), np.float32, 2048, 4, 3, 50)
+  ring = DeviceReplay((3,), np.float32, 2048, num_envs, 3, 50)
   replay = PrioritisedReplay(ring) if kind == 'prioritised' else ring
   bits = jnp.arange(8, dtype=jnp.uint32) * 7919
-  zeros, no, obs = jnp.zeros(4), jnp.zeros(4, bool), jnp.ones((4, 3))
+  zeros, no = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
+  obs = jnp.ones((num_envs, 3))
 
   def step(state, t):
     state = replay.add(state, t, zeros.astype(int), zeros, no, no, obs, obs)

@@ -304,7 +304,8 @@ class Spy:
   def __init__(self):
     self.agent = Agent(
       lambda key: {'count': jnp.float32(0)},
-      lambda params, obs, key, epsilon: jnp.full(
+      lambda key, batch_size: None,
+      lambda params, obs, noise, epsilon: jnp.full(
         len(obs), params['count'], jnp.int32
       ),
       lambda *unused: None,

@@ -160,18 +160,18 @@ def test_the_loop_written_out(n_step):
     for i in range(config.num_envs)
   ]
   obs = np.asarray(reference.obs)
-  act, step, reset = map(
-    jax.jit, (built.agent.act, ENVIRONMENT.step, ENVIRONMENT.reset)
-  )
+  act, step = jax.jit(built.agent.act), jax.jit(ENVIRONMENT.step)
+  draw = jax.jit(functools.partial(loop._draw, built.agent, key))
+  take = lambda tree, *at: jax.tree.map(lambda leaf: leaf[at], tree)
   # [vector step][environment]: (obs, action, reward, terminated, truncated,
   # next obs of the same episode).
   steps: list[list[tuple]] = []
   returns, running, losses = [], np.zeros(config.num_envs), []
   for number in range(config.rounds):
-    draws = loop._draw(key, jnp.int32(number))
+    draws = draw(jnp.int32(number))
     for v in range(config.vector_steps):
       actions = np.asarray(
-        act(train.online_params, obs, draws.act_key[v], settings['epsilon'])
+        act(train.online_params, obs, take(draws.noise, v), settings['epsilon'])
       )
       taken, after = [], []
       for i, action in enumerate(actions):
@@ -194,7 +194,7 @@ def test_the_loop_written_out(n_step):
         if ended:
           returns.append(running[i])
           running[i] = 0
-          env_states[i], following = reset(draws.reset_key[v, i])
+          env_states[i], following = take(draws.fresh, v, i)
         after.append(np.asarray(following))
       steps.append(taken)
       obs = np.stack(after)
