@@ -4,6 +4,10 @@
   python -m experiments.benchmark --benchmark=atari_loop
   python -m experiments.benchmark --benchmark=replay
   python -m experiments.benchmark --benchmark=startup
+  python -m experiments.benchmark --benchmark=cartpole_scan --seeds=8
+  python -m experiments.benchmark --benchmark=minatar_scan
+  python -m experiments.benchmark --benchmark=ring_scan
+  python -m experiments.benchmark --benchmark=ale_xla
 
 Run one at a time on a machine that does nothing else. To compare two programs
 run them in turns, several times, and compare minima or medians.
@@ -23,7 +27,7 @@ import tempfile
 import time
 from typing import Any
 
-from experiments import atari, devices, flags
+from experiments import atari, devices, flags, scan_benchmarks
 from experiments.flags import POSITIVE, option
 
 _QUICKSTART = '--flagfile=experiments/flagfiles/quickstart.flags'
@@ -36,7 +40,18 @@ class BenchmarkConfig:
   benchmark: str = option(
     'learn_step',
     'What to time',
-    flags.one_of(('learn_step', 'atari_loop', 'replay', 'startup')),
+    flags.one_of(
+      (
+        'learn_step',
+        'atari_loop',
+        'replay',
+        'startup',
+        'cartpole_scan',
+        'minatar_scan',
+        'ring_scan',
+        'ale_xla',
+      )
+    ),
   )
   rounds: int = option(
     8, 'How often each timing is repeated; of atari_loop, blocks.', POSITIVE
@@ -46,6 +61,7 @@ class BenchmarkConfig:
   padding: str = option(
     'VALID', 'Padding of the convolutions', flags.one_of(('VALID', 'SAME'))
   )
+  seeds: int = option(1, 'Runs of cartpole_scan.', POSITIVE)
   num_envs: int = option(1, 'Emulators of atari_loop and replay.', POSITIVE)
   acting: str = option(
     'exact', 'Mode of atari_loop', flags.one_of(('exact', 'overlapped'))
@@ -63,11 +79,27 @@ def main(config: BenchmarkConfig) -> None:
   if config.benchmark == 'startup':
     result = startup(config)
   else:
-    platform = devices.configure(config.platform)
+    if config.benchmark in ('minatar_scan', 'ring_scan') or (
+      config.benchmark == 'cartpole_scan' and config.seeds == 1
+    ):
+      _use_one_core()
+    cores = len(os.sched_getaffinity(0))
+    platform = devices.configure(
+      config.platform,
+      cpu_devices=min(cores, config.seeds),
+    )
     result = {'platform': platform} | {
       'learn_step': learn_step,
       'atari_loop': atari_loop,
       'replay': replay,
+      'cartpole_scan': lambda config: scan_benchmarks.cartpole_scan(
+        config.rounds, config.seeds
+      ),
+      'minatar_scan': lambda config: scan_benchmarks.minatar_scan(
+        config.rounds
+      ),
+      'ring_scan': lambda config: scan_benchmarks.ring_scan(config.rounds),
+      'ale_xla': lambda config: scan_benchmarks.ale_xla(config.rounds),
     }[config.benchmark](config)
   print(
     json.dumps(
@@ -78,6 +110,11 @@ def main(config: BenchmarkConfig) -> None:
       }
     )
   )
+
+
+def _use_one_core() -> None:
+  """Keeps this process on one core: JAX then computes on one thread."""
+  os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def _seconds(

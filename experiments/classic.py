@@ -77,7 +77,7 @@ def _make_environment(name: str) -> tuple[str, JaxEnvironment]:
   except ValueError as error:
     raise UsageError(f'--environment={name}: {error}') from error
   except ImportError as error:
-    raise RunError(str(error)) from error
+    raise RunError(f'--environment={name}: {error}') from error
 
 
 def make_task(config: ClassicConfig) -> compiled.Task:

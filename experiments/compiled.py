@@ -12,13 +12,14 @@ import importlib.util
 import math
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import devices, sweep_figures, sweep_run
+from experiments import devices, processes, sweep_figures, sweep_run
 from experiments.flags import (
   DECAY,
   FRACTION,
@@ -26,7 +27,7 @@ from experiments.flags import (
   POSITIVE,
   RATE,
   UINT32,
-  RunError,
+  Bound,
   Sweep,
   UsageError,
   as_flags,
@@ -75,6 +76,11 @@ WHERE = (
 )
 
 REPLAYS = ('uniform', 'prioritised')
+
+_LARGEST = float(np.finfo(np.float32).max)
+_ADDRESS = Bound(
+  lambda text: re.fullmatch(r'.+:\d{1,5}', text) is not None, 'HOST:PORT'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +139,8 @@ class CompiledConfig:
   )
   coordinator: str | None = option(
     None,
-    'HOST:PORT of the first process, where several share the runs.',
+    'Where the first process is, if several share the runs',
+    _ADDRESS,
     single=True,
   )
   num_processes: int = option(
@@ -198,6 +205,9 @@ class CompiledConfig:
     1e-8, 'Inside the square root for RMSProp, outside for Adam.', POSITIVE
   )
   rmsprop_decay: float = option(0.95, "Of RMSProp's averages.", DECAY)
+  rmsprop_momentum: float = option(
+    0.0, "Of RMSProp's steps; 0 for none.", DECAY
+  )
   td_loss: str = option('squared', 'Loss of a TD error', one_of(td.FORMS))
   error_bound: float = option(
     1.0, 'Where huber and clipped bound the gradient in a TD error.', POSITIVE
@@ -279,8 +289,17 @@ class Task:
 def drop(config: CompiledConfig) -> list[str]:
   """Options that mean nothing to a run; a sweep does not cross them with it."""
   rule = twins.RULES[config.target_update]
-  names = [] if rule.takes_tau else ['tau']
-  return names + ([] if rule.period is None else ['target_period'])
+  meaning = {
+    'tau': rule.takes_tau,
+    'target_period': rule.period is None,
+    'error_bound': config.td_loss != 'squared',
+    'rmsprop_decay': config.optimizer != 'adam',
+    'rmsprop_momentum': config.optimizer != 'adam',
+    'priority_exponent': config.replay == 'prioritised',
+    'importance_start': config.replay == 'prioritised',
+    'importance_end': config.replay == 'prioritised',
+  }
+  return [name for name, meant in meaning.items() if not meant]
 
 
 def main(sweep: Sweep, make_task: Callable[[Any], Task]) -> None:
@@ -303,12 +322,16 @@ def _train(
   _check_processes(first)
   for config in sweep.configs:
     check(config)
+  _check_lists(sweep)
   platform = configure(first)
+  if first.share == 'batch':
+    _check_shared_batch(sweep)
   # Only now: environments may hold arrays.
   tasks = {config: make_task(config) for config in sweep.configs}
   run_dir = first.run_dir or default_folder(sweep, tasks)
+  # With a seed each at first: there may be more runs than can be listed.
+  check_memory(list(_make_programs(sweep, tasks)), first, platform)
   groups = list(make_groups(sweep, tasks))
-  check_memory(groups, first, platform)
   recorded = sweep._replace(
     values=sweep.values | {'run_dir': (run_dir,), 'overwrite': (False,)}
   )
@@ -348,15 +371,10 @@ def configure(config: CompiledConfig) -> str:
     # Before JAX starts, for it to know of the others.
     if config.platform:
       jax.config.update('jax_platforms', config.platform)
-    try:
-      jax.distributed.initialize(
-        config.coordinator, config.num_processes, config.process_id
-      )
-    except RuntimeError as error:
-      raise RunError(
-        f'--coordinator={config.coordinator}: '
-        f'{" ".join(str(error).split())[:300]}'
-      ) from error
+    assert config.coordinator is not None
+    processes.connect(
+      config.coordinator, config.num_processes, config.process_id
+    )
   # One device a core: programs so small gain nothing from more than a thread.
   return devices.configure(
     config.platform, cpu_devices=len(os.sched_getaffinity(0))
@@ -381,8 +399,41 @@ def _check_processes(config: CompiledConfig) -> None:
     )
 
 
+def _check_lists(sweep: Sweep) -> None:
+  """Raises UsageError for a list of values that mean nothing to any run."""
+  for name, values in sweep.axes.items():
+    if all(name in drop(config) for config in sweep.configs):
+      raise UsageError(
+        f'--{name}={",".join(map(str, values))} must be one value: it means '
+        'nothing to these runs'
+      )
+
+
+def _check_shared_batch(sweep: Sweep) -> None:
+  """Raises UsageError for a batch that the devices here cannot divide."""
+  number = jax.local_device_count()
+  for config in sweep.configs:
+    if config.batch_size % number:
+      _refuse(
+        config,
+        'batch_size',
+        f'be a multiple of the {number} devices here, for --share=batch',
+      )
+
+
 def check(config: CompiledConfig) -> None:
   """Raises UsageError for options that do not go together."""
+  with usage_errors():
+    twins.make_rule(config.target_update, tau=config.tau)
+    sync = sync_of(config)
+    schedule.make_schedule(config.num_envs, config.train_period, sync)
+  if sync >= 2**31:
+    _refuse(config, 'target_period', f'be below {2**31} gradient steps')
+  for name in TRACED:
+    value = getattr(config, name) or 0.0
+    # Neither an infinity there nor, by mistake, 0.
+    if value > _LARGEST or bool(np.float32(value)) != bool(value):
+      _refuse(config, name, 'be a number that 32 bits can hold')
   collect = max(config.num_envs, config.train_period)
   if config.iteration_env_steps % collect:
     _refuse(
@@ -423,6 +474,8 @@ def check(config: CompiledConfig) -> None:
       'replay_capacity',
       f'be a multiple of --num_envs={config.num_envs}',
     )
+  if config.replay_capacity >= 2**30:
+    _refuse(config, 'replay_capacity', f'be below {2**30}')
   if config.seeds > 1 and config.share == 'batch':
     _refuse(config, 'share', f'be runs where --seeds={config.seeds}')
 
@@ -481,6 +534,7 @@ def make_learner(
     learning_rate=settings['learning_rate'],
     eps=settings['optimizer_eps'],
     decay=config.rmsprop_decay,
+    momentum=config.rmsprop_momentum,
   )
   takes_tau = twins.RULES[config.target_update].takes_tau
   rule = twins.make_rule(
@@ -555,6 +609,18 @@ def make_groups(
   sweep: Sweep, tasks: Mapping[Any, Task]
 ) -> Iterator[sweep_run.Group]:
   """The programs of a sweep, each with the runs that it computes."""
+  seeds = range(sweep.configs[0].seeds)
+  for group_ in _make_programs(sweep, tasks):
+    runs = [
+      run._replace(seed=run.seed + i) for run in group_.runs for i in seeds
+    ]
+    yield dataclasses.replace(group_, runs=runs)
+
+
+def _make_programs(
+  sweep: Sweep, tasks: Mapping[Any, Task]
+) -> Iterator[sweep_run.Group]:
+  """The programs of a sweep, each with the runs of the first seed."""
   programs: dict[Any, list[int]] = {}
   for index, config in enumerate(sweep.configs):
     # Runs with the same rest are one program.
@@ -567,40 +633,49 @@ def make_groups(
     with usage_errors():
       loop = make_loop(configs[0], tasks[configs[0]])
       settings = [settings_of(config) for config in configs]
-    seeds = [configs[0].seed + i for i in range(configs[0].seeds)]
     yield sweep_run.Group(
       loop=loop,
       iterations=configs[0].env_steps // configs[0].iteration_env_steps,
       runs=[
-        sweep_run.Run(sweep.points[index], seed, numbers)
+        sweep_run.Run(sweep.points[index], configs[0].seed, numbers)
         for index, numbers in zip(indices, settings, strict=True)
-        for seed in seeds
       ],
     )
 
 
 def check_memory(
-  groups: list[sweep_run.Group], config: CompiledConfig, platform: str
+  programs: list[sweep_run.Group], config: CompiledConfig, platform: str
 ) -> None:
-  """Raises UsageError for a sweep whose runs the memory cannot hold at once."""
-  local = jax.local_devices()
+  """Raises UsageError for a sweep whose runs the memory cannot hold at once.
+
+  Args:
+    programs: with the runs of one seed.
+    config: tells how many seeds and processes there are.
+    platform: that of the devices.
+  """
   if platform == 'cpu':
     memory = devices.memory_bytes()
   else:
-    stats = [device.memory_stats() or {} for device in local]
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
     memory = sum(stat.get('bytes_limit', 0) for stat in stats)
     if not memory:
       return  # the device does not tell
-  for group_ in groups:
-    one = group_.run_bytes()
+  for program in programs:
+    one = program.run_bytes()
     # An iteration holds the runs before and after it.
     most = int(0.9 * memory / (2 * one)) * config.num_processes
-    if len(group_.runs) > most:
-      combinations = len(group_.runs) // config.seeds
+    combinations = len(program.runs)
+    if combinations * config.seeds > most:
+      need = f'{2 * one / 1e6:,.1f} MB each of {memory / 1e9:,.1f} GB'
+      if not most:
+        raise UsageError(
+          f'--replay_capacity={program.loop.replay.capacity} must be so small '
+          f'that a run fits the memory: {need}'
+        )
       raise UsageError(
         f'--seeds={config.seeds} times {combinations} combinations are '
-        f'{len(group_.runs)} runs, and must be at most {most} to fit the '
-        f'memory: {2 * one / 1e6:.1f} MB each of {memory / 1e9:.1f} GB'
+        f'{combinations * config.seeds} runs, and must be at most {most} to '
+        f'fit the memory: {need}'
       )
 
 

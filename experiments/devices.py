@@ -20,6 +20,8 @@ PLATFORMS = ('cpu', 'gpu', 'tpu')
 # What measures best on a CPU, see BUILD_NOTES.md.
 CPU_XLA_FLAGS = (
   '--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce',
+  # Or parameters are copied at every gradient step.
+  '--xla_cpu_copy_insertion_use_region_analysis=true',
 )
 # Without it a GPU may add up gradients in another order each time.
 GPU_XLA_FLAGS = ('--xla_gpu_deterministic_ops=true',)
@@ -40,7 +42,8 @@ def configure(platform: str | None, *, cpu_devices: int = 1) -> str:
 
   Args:
     platform: one of `PLATFORMS`, or None for the best that JAX finds.
-    cpu_devices: devices that JAX is to make of a CPU.
+    cpu_devices: devices that JAX is to make of a CPU, unless the user has told
+      it by JAX_NUM_CPU_DEVICES or XLA's option.
 
   Returns:
     The platform in use.
@@ -58,8 +61,10 @@ def configure(platform: str | None, *, cpu_devices: int = 1) -> str:
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     jax.config.update('jax_compilation_cache_dir', str(_cache_directory()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-  if cpu_devices > 1:
-    jax.config.update('jax_num_cpu_devices', cpu_devices)
+  if cpu_devices > 1 and not _cpu_devices_given():
+    # Where JAX runs already it keeps the devices that it has.
+    with contextlib.suppress(RuntimeError):
+      jax.config.update('jax_num_cpu_devices', cpu_devices)
   # Without a GPU, JAX warns about the one that it looked for.
   logging.set_verbosity(logging.ERROR)
   try:
@@ -74,6 +79,14 @@ def configure(platform: str | None, *, cpu_devices: int = 1) -> str:
       f'--platform={platform} is not available here: JAX found {backend}'
     )
   return backend
+
+
+def _cpu_devices_given() -> bool:
+  """Whether the environment says how many devices a CPU is."""
+  option = '--xla_force_host_platform_device_count'
+  return 'JAX_NUM_CPU_DEVICES' in os.environ or option in os.environ.get(
+    'XLA_FLAGS', ''
+  )
 
 
 def add_xla_flags(wanted: Sequence[str]) -> None:

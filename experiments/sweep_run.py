@@ -6,7 +6,8 @@ processes share the runs each has a folder inside, and the first one puts the
 tables together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import math
@@ -14,10 +15,11 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
-from experiments import devices
+from experiments import devices, processes
 from experiments.flags import RunError
 from experiments.folders import open_folder
 from siamrl import schedule
@@ -141,10 +143,11 @@ def run(
     UsageError: the folder is another run's.
     RunError: it cannot be read or written, or the only run diverged.
   """
+  alone = len(groups) == 1 and len(groups[0].runs) == 1
   if options.num_processes == 1:
     with _open(options, options.run_dir) as folder:
-      _run(folder, groups, options, stop)
-      options.draw(folder)
+      _run(folder, groups, options, stop, alone=alone)
+      _show(options, folder)
     return
   mine = [
     dataclasses.replace(
@@ -153,29 +156,57 @@ def run(
     for group in groups
   ]
   mine = [group for group in mine if group.runs]
-  if options.process_id == 0:
-    with _open(options, options.run_dir) as folder:
-      _barrier('opened')
-      finished = _run_shard(folder, mine, options, stop)
-      _barrier('trained')
-      if finished:
-        _merge(folder, options.num_processes)
-        options.draw(folder)
-    return
-  _barrier('opened')
-  _run_shard(RunFolder(options.run_dir), mine, options, stop)
-  _barrier('trained')
+  with contextlib.ExitStack() as stack:
+    with _told('opened') as ends:
+      if options.process_id == 0:
+        folder = stack.enter_context(_open(options, options.run_dir))
+      ends.mine = _OPENED
+    ends.check(_OPENED)
+    with _told('trained') as ends:
+      path = RunFolder(options.run_dir).shard(options.process_id).path
+      with _open(options, path) as shard:
+        if _run(shard, mine, options, stop, alone=alone):
+          ends.mine = _FINISHED
+        else:
+          ends.mine = _STOPPED
+    if options.process_id == 0:
+      _merge(options, folder)
+      _show(options, folder)
+    ends.check(_FINISHED, _STOPPED)
 
 
-def _run_shard(
-  folder: RunFolder,
-  groups: Sequence[Group],
-  options: Options,
-  stop: devices.StopRequest,
-) -> bool:
-  """Runs this process's share in a folder of its own; whether to the end."""
-  with _open(options, folder.shard(options.process_id).path) as shard:
-    return _run(shard, groups, options, stop)
+# How a process tells the others that it fared.
+_OPENED, _FINISHED = 'has opened its folder', 'has finished'
+_STOPPED, _FAILED = 'was stopped', 'failed'
+
+
+class _Ends:
+  """How each process has come to the end of a stage.
+
+  Attributes:
+    mine: this one.
+    all: every process, once all have told.
+  """
+
+  def __init__(self) -> None:
+    self.mine = _FAILED
+    self.all: list[str] = []
+
+  def check(self, *good: str) -> None:
+    """Raises RunError where a process has come to another end."""
+    for number, end in enumerate(self.all):
+      if end not in good:
+        raise RunError(f'process {number} {end}; it says why')
+
+
+@contextlib.contextmanager
+def _told(stage: str) -> Iterator[_Ends]:
+  """Has the processes meet at the end of a stage, also where it fails."""
+  ends = _Ends()
+  try:
+    yield ends
+  finally:
+    ends.all = processes.gather(stage, ends.mine)
 
 
 def _open(options: Options, path: Any) -> RunFolder:
@@ -188,17 +219,21 @@ def _open(options: Options, path: Any) -> RunFolder:
   )
 
 
-def _barrier(name: str) -> None:
-  """Waits for all processes to come here."""
-  from jax.experimental import multihost_utils
-
-  multihost_utils.sync_global_devices(name)
-
-
-def _merge(folder: RunFolder, num_processes: int) -> None:
+def _merge(options: Options, folder: RunFolder) -> None:
   """Puts the tables of all processes together."""
-  shards = [folder.shard(number).metrics for number in range(num_processes)]
-  concatenate(folder.metrics, [path for path in shards if path.exists()])
+  shards = [folder.shard(n).metrics for n in range(options.num_processes)]
+  with _run_errors(folder):
+    try:
+      concatenate(folder.metrics, [path for path in shards if path.exists()])
+    except ValueError as error:  # someone has edited them
+      raise RunError(f'--run_dir={error}') from error
+
+
+def _show(options: Options, folder: RunFolder) -> None:
+  """Draws what there is, if there is anything."""
+  if folder.metrics.exists():
+    with _run_errors(folder):
+      options.draw(folder)
 
 
 def _run(
@@ -206,16 +241,37 @@ def _run(
   groups: Sequence[Group],
   options: Options,
   stop: devices.StopRequest,
+  *,
+  alone: bool,
 ) -> bool:
   """Runs all programs; whether to their end."""
-  size = sum(group.run_bytes() * len(group.runs) for group in groups)
-  devices.check_room(folder.path, 2 * size)
+  with _run_errors(folder):
+    position = _find(folder, groups)
+    try:
+      MetricsWriter.truncate(folder.metrics, position.rows)
+    except ValueError as error:  # someone has edited the file
+      raise RunError(f'--run_dir={error}') from error
+    if position.group == len(groups):
+      done = sum(group.iterations * group.env_steps for group in groups)
+      Progress(done, done).message(
+        f'finished already: {folder.path}, {done:,} env steps'
+      )
+      return True
+    size = sum(group.run_bytes() * len(group.runs) for group in groups)
+    devices.check_room(folder.path, 2 * size)
+    try:
+      with _Runs(folder, groups, options, stop, position, alone) as runs:
+        runs.train()
+    except _Stopped:
+      return False
+  return True
+
+
+@contextlib.contextmanager
+def _run_errors(folder: RunFolder) -> Iterator[None]:
+  """Has the library's errors speak of the folder."""
   try:
-    with _Runs(folder, groups, options, stop) as runs:
-      runs.train()
-    return True
-  except _Stopped:
-    return False
+    yield
   except NonFiniteError as error:
     raise RunError(
       f'the learner diverged: {error}; the checkpoint before stays as it is'
@@ -226,8 +282,46 @@ def _run(
     raise RunError(f'--run_dir={folder.path}: {error}') from error
 
 
+class _Position(NamedTuple):
+  """Where a sweep stands.
+
+  Attributes:
+    group: the program to go on with; their number if all are finished.
+    iteration: iterations of it that are done.
+    rows: of metrics, that stay.
+  """
+
+  group: int
+  iteration: int
+  rows: int
+
+
+def _find(folder: RunFolder, groups: Sequence[Group]) -> _Position:
+  """Where the newest checkpoint stands."""
+  for index in reversed(range(len(groups))):
+    checkpoints = _checkpoints(folder, index)
+    extra = checkpoints.read_extra()
+    if extra is None:
+      continue
+    try:
+      iteration, rows = extra['iteration'], extra['rows']
+    except (KeyError, TypeError) as error:
+      raise CheckpointError(
+        f'{folder.checkpoints}: not a readable checkpoint: {error}'
+      ) from error
+    if iteration == groups[index].iterations:
+      return _Position(index + 1, 0, rows)
+    return _Position(index, iteration, rows)
+  return _Position(0, 0, 0)
+
+
+def _checkpoints(folder: RunFolder, index: int) -> Checkpoints:
+  """Of one program."""
+  return Checkpoints(folder.checkpoints / f'{index:03}', max_to_keep=1)
+
+
 class _Runs:
-  """The position of a sweep in its folder."""
+  """A sweep as it goes on in its folder."""
 
   def __init__(
     self,
@@ -235,24 +329,23 @@ class _Runs:
     groups: Sequence[Group],
     options: Options,
     stop: devices.StopRequest,
+    position: _Position,
+    alone: bool,
   ):
     self._folder, self._groups = folder, groups
     self._options, self._stop = options, stop
+    self._alone = alone  # whether there is one run only, in all processes
     self._diverged: set[tuple[int, int]] = set()
-    self._begin, rows = self._find()
-    try:
-      MetricsWriter.truncate(folder.metrics, rows)
-      self._writer = MetricsWriter(
-        folder.metrics,
-        folder.events if self._alone else None,
-        step_column='env_steps',
-      )
-    except ValueError as error:  # someone has edited the file
-      raise RunError(f'--run_dir={error}') from error
+    self._begin = position.group
+    self._writer = MetricsWriter(
+      folder.metrics, folder.events if alone else None, step_column='env_steps'
+    )
     total = sum(group.iterations * group.env_steps for group in groups)
-    done = sum(g.iterations * g.env_steps for g in groups[: self._begin])
-    self._done = done
-    self._progress = Progress(total, done, unit='env steps')
+    self._done = sum(
+      group.iterations * group.env_steps for group in groups[: self._begin]
+    )
+    self._done += position.iteration * groups[self._begin].env_steps
+    self._progress = Progress(total, self._done, unit='env steps')
     self._saved_at = time.monotonic()
 
   def __enter__(self) -> '_Runs':
@@ -263,23 +356,6 @@ class _Runs:
     self._progress.close()
     self._writer.close()
 
-  @property
-  def _alone(self) -> bool:
-    """Whether there is one run only."""
-    return len(self._groups) == 1 and len(self._groups[0].runs) == 1
-
-  def _checkpoints(self, index: int) -> Checkpoints:
-    """Of one program."""
-    return Checkpoints(self._folder.checkpoints / f'{index:03}', max_to_keep=1)
-
-  def _find(self) -> tuple[int, int]:
-    """The program to go on with, and the rows of metrics that stay."""
-    for index in reversed(range(len(self._groups))):
-      extra = self._checkpoints(index).read_extra()
-      if extra is not None:
-        return index, extra['rows']
-    return 0, 0
-
   def train(self) -> None:
     """Goes on from the newest checkpoint to the end."""
     for index in range(self._begin, len(self._groups)):
@@ -288,20 +364,19 @@ class _Runs:
 
   def _train_group(self, index: int) -> None:
     group, options = self._groups[index], self._options
-    mesh = _mesh(options.share, len(group.runs))
-    program = scan.make_program(group.loop, mesh, vectorised=options.vectorised)
-    place = functools.partial(_place, mesh=mesh)
+    program, place, num_devices = compile_group(
+      group, share=options.share, vectorised=options.vectorised
+    )
     settings, keys = place(group.settings()), place(group.keys())
     state = program.start(settings, keys)
-    checkpoints = self._checkpoints(index)
+    checkpoints = _checkpoints(self._folder, index)
     found = checkpoints.restore(_unpad(state, len(group.runs)))
     iteration = 0
     if found is not None:
       restored, extra, _ = found
       state, iteration = place(restored), extra['iteration']
-      self._done += iteration * group.env_steps
-    self._announce(index, iteration, mesh.size)
-    begun, saved = time.monotonic(), True
+    self._announce(index, iteration, num_devices)
+    begun = time.monotonic()
     for step in scan.train(
       program, settings, state, iteration=iteration, iterations=group.iterations
     ):
@@ -314,8 +389,7 @@ class _Runs:
       self._write(index, step)
       overdue = time.monotonic() - self._saved_at >= options.checkpoint_period_s
       last = step.iteration == group.iterations
-      saved = bool(overdue or last or self._stop)
-      if saved:
+      if overdue or last or self._stop:
         self._save(checkpoints, index, step)
       if self._stop and not (last and index + 1 == len(self._groups)):
         self._progress.message(
@@ -342,9 +416,14 @@ class _Runs:
     """Adds the rows of an iteration."""
     group = self._groups[index]
     rows = []
+    finite_params = np.asarray(_finite(step.state.train.online_params))
     for number, each in enumerate(group.runs):
       row = {name: values[number].item() for name, values in step.row.items()}
-      self._check_finite(index, number, step.iteration, row)
+      wrong = _not_finite(row)
+      if not wrong and not finite_params[number]:
+        wrong = 'not all parameters are finite'
+      if wrong:
+        self._say_diverged(index, number, step.iteration, row, wrong)
       counts = {
         'iteration': step.iteration - 1,
         'env_steps': row.pop('env_steps'),
@@ -353,7 +432,7 @@ class _Runs:
       counts['target_updates'] = schedule.syncs(
         counts['gradient_steps'], int(each.settings['sync'])
       )
-      rows.append({**each.point, 'seed': each.seed, **counts, **row})
+      rows.append({**_cells(each.point), 'seed': each.seed, **counts, **row})
     self._writer.write_rows(rows)
     returns = [row['train_return'] for row in rows]
     finite = [value for value in returns if math.isfinite(value)]
@@ -361,31 +440,26 @@ class _Runs:
       self._done, float(np.mean(finite)) if finite else None
     )
 
-  def _check_finite(
-    self, index: int, number: int, iteration: int, row: Mapping[str, float]
+  def _say_diverged(
+    self,
+    index: int,
+    number: int,
+    iteration: int,
+    row: Mapping[str, float],
+    wrong: str,
   ) -> None:
     """Tells of a run that has diverged, once; a run alone ends there."""
-    if (index, number) in self._diverged or not row['gradient_steps']:
-      return
-    wrong = [
-      f'{name}={value}'
-      for name, value in row.items()
-      if not name.startswith(_COUNTS) and not math.isfinite(value)
-    ]
-    first = self._groups[index].loop.config.warmup_env_steps
-    if not wrong or row['env_steps'] <= first:
-      return
-    self._diverged.add((index, number))
-    run_ = self._groups[index].runs[number]
     if self._alone:
       raise NonFiniteError(
-        f'{wrong[0]} within iteration {iteration - 1}, '
-        f'{row["gradient_steps"]} gradient steps from the start'
+        f'{wrong} in iteration {iteration - 1}, which ended after '
+        f'{row["gradient_steps"]} gradient steps'
       )
-    self._progress.message(
-      f'the run with {run_} has diverged: {wrong[0]} in iteration '
-      f'{iteration - 1}; the others go on'
-    )
+    if (index, number) not in self._diverged:
+      self._diverged.add((index, number))
+      self._progress.message(
+        f'the run with {self._groups[index].runs[number]} has diverged: '
+        f'{wrong} in iteration {iteration - 1}; the others go on'
+      )
 
   def _save(
     self, checkpoints: Checkpoints, index: int, step: scan.Progress
@@ -397,6 +471,58 @@ class _Runs:
       {'iteration': step.iteration, 'rows': self._writer.position},
     )
     self._saved_at = time.monotonic()
+
+
+def _not_finite(row: Mapping[str, float]) -> str:
+  """The first metric of the loss that is not finite; '' if all are."""
+  if not row['gradient_steps']:
+    return ''  # nothing has been learnt from: they are means of nothing
+  for name, value in row.items():
+    if not name.startswith(_COUNTS) and not math.isfinite(value):
+      return f'{name}={value}'
+  return ''
+
+
+@jax.jit
+def _finite(params: Any) -> jax.Array:
+  """bool [R], whether all parameters of a run are finite."""
+  each = [
+    jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
+    for leaf in jax.tree.leaves(params)
+  ]
+  return jnp.stack(each).all(axis=0)
+
+
+def _cells(point: Mapping[str, Any]) -> dict[str, Any]:
+  """A point as metrics can hold it: a text that is a number, in brackets.
+
+  Such as the sizes of a single hidden layer.
+  """
+  return {
+    name: f'[{value}]'
+    if isinstance(value, str) and value.isdecimal()
+    else value
+    for name, value in point.items()
+  }
+
+
+def compile_group(
+  group: Group, *, share: str, vectorised: bool
+) -> tuple[scan.Program, Callable[[Any], Any], int]:
+  """The program of a group on the devices of this process.
+
+  Args:
+    group: the runs.
+    share: what devices share, 'runs' or 'batch'.
+    vectorised: whether a device computes its runs together.
+
+  Returns:
+    (program, place, devices): `place` puts [R, ...] arrays where the program
+    wants them; `devices` is how many are used.
+  """
+  mesh = _mesh(share, len(group.runs))
+  program = scan.make_program(group.loop, mesh, vectorised=vectorised)
+  return program, functools.partial(_place, mesh=mesh), mesh.size
 
 
 def _mesh(share: str, runs: int) -> jax.sharding.Mesh:

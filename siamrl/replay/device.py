@@ -37,6 +37,9 @@ _TERMINATED, _TRUNCATED = 1, 2
 # Children to a node of the sum tree: of 4, 8, 16, 32 the fastest on a CPU.
 _FAN_OUT = 8
 
+# XLA clamps an index anyway: JAX need not check it first.
+_IN_BOUNDS = 'promise_in_bounds'
+
 
 class ReplayState(NamedTuple):
   """What a `DeviceReplay` holds, of R rows in the ring and M further ones.
@@ -442,25 +445,14 @@ class PrioritisedReplay:
     # cease to be sampled. At first there are none, and the leaves stay 0.
     clock = t + 1 - self.replay.n_step
     first = clock % self.replay._starts * self.replay.num_envs
-    count = self.replay.num_envs
-    values = jnp.where(clock >= 0, state.max_priority, 0.0)
-    values = jnp.broadcast_to(values, (count,))
-    sums = []
-    for level in state.sums:
-      # So many rows hold `count` neighbours for sure. They are read once (the
-      # barrier sees to it), changed and written back: to read the level again
-      # for the sums would have XLA copy it.
-      nodes, children = level.shape
-      node_count = min((count + children - 2) // children + 1, nodes)
-      node = jnp.minimum(first // children, nodes - node_count)
-      rows = lax.optimization_barrier(
-        lax.dynamic_slice_in_dim(level, node, node_count)
-      )
-      rows = _write(rows.reshape(-1), values, first - node * children)
-      rows = rows.reshape(node_count, children)
-      sums.append(_write(level, rows, node))
-      first, count, values = node, node_count, rows.sum(axis=1)
-    return state._replace(ring=ring, sums=tuple(sums))
+    value = jnp.where(clock >= 0, state.max_priority, 0.0)
+    # A single leaf is written twice: XLA makes a slice of a single entry, fuses
+    # it into whatever reads the level afterwards, and then copies the level.
+    count = max(self.replay.num_envs, 2)
+    index = first + jnp.arange(count) % self.replay.num_envs
+    leaves = _entries(state.sums[0], index).set(value, mode=_IN_BOUNDS)
+    sums = _sum_up((leaves, *state.sums[1:]), index)
+    return state._replace(ring=ring, sums=sums)
 
   def size(self, t: chex.Numeric) -> jax.Array:
     """int32 [], how many transitions can be sampled at clock t."""
@@ -523,22 +515,11 @@ class PrioritisedReplay:
       alpha: float [] exponent of the priorities; 0 makes them equal.
     """
     priority = (jnp.abs(td_error).astype(jnp.float32) + self.epsilon) ** alpha
-    sums, values = [], priority
-    for depth, level in enumerate(state.sums):
-      # By two coordinates: XLA would copy a level that it sees in two shapes.
-      node = index // level.shape[1]
-      entries = level.at[node, index - node * level.shape[1]]
-      if depth == 0:
-        # A plain write leaves open which of several values stays.
-        level = entries.set(0.0, mode='promise_in_bounds')
-        entries = level.at[node, index - node * level.shape[1]]
-        level = entries.max(values, mode='promise_in_bounds')
-      else:
-        level = entries.set(values, mode='promise_in_bounds')
-      sums.append(level)
-      index, values = node, _read(level, node).sum(axis=1)
+    # A plain write leaves open which of several values stays.
+    leaves = _entries(state.sums[0], index).set(0.0, mode=_IN_BOUNDS)
+    leaves = _entries(leaves, index).max(priority, mode=_IN_BOUNDS)
     return state._replace(
-      sums=tuple(sums),
+      sums=_sum_up((leaves, *state.sums[1:]), index),
       max_priority=jnp.maximum(state.max_priority, priority.max()),
     )
 
@@ -567,6 +548,28 @@ def _descend(
   return child, left, entry
 
 
+def _entries(level: jax.Array, index: jax.Array) -> Any:
+  """What `.at` gives for entries [B] of a level's flat form.
+
+  By two coordinates: XLA would copy a level that it sees in two shapes.
+  """
+  children = level.shape[1]
+  return level.at[index // children, index % children]
+
+
+def _sum_up(
+  sums: tuple[jax.Array, ...], index: jax.Array
+) -> tuple[jax.Array, ...]:
+  """Sums anew all that lies above leaves [B], on each level."""
+  levels = [sums[0]]
+  for level in sums[1:]:
+    index = index // levels[-1].shape[1]
+    values = _read(levels[-1], index).sum(axis=1)
+    # Equal indices bring equal values.
+    levels.append(_entries(level, index).set(values, mode=_IN_BOUNDS))
+  return tuple(levels)
+
+
 def _write(array: jax.Array, rows: jax.Array, at: chex.Numeric) -> jax.Array:
   return lax.dynamic_update_slice_in_dim(
     array, rows.astype(array.dtype), at, axis=0
@@ -574,9 +577,7 @@ def _write(array: jax.Array, rows: jax.Array, at: chex.Numeric) -> jax.Array:
 
 
 def _read(array: jax.Array, index: jax.Array) -> jax.Array:
-  return array.at[index].get(
-    mode='promise_in_bounds', wrap_negative_indices=False
-  )
+  return array.at[index].get(mode=_IN_BOUNDS, wrap_negative_indices=False)
 
 
 def _nbytes(state: Any) -> int:

@@ -175,6 +175,8 @@ class Checkpoints:
     return learner, extra, step
 
   def _write(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
+    if jax.process_count() > 1:
+      learner = jax.tree.map(_to_host, learner)
     with self._manager() as manager:
       from orbax.checkpoint import args
 
@@ -193,13 +195,18 @@ class Checkpoints:
   ) -> tuple[_Tree, dict[str, Any]]:
     from orbax.checkpoint import args
 
+    several = jax.process_count() > 1
+    wanted = jax.tree.map(_to_host, template) if several else template
     restored = manager.restore(
       step,
       args=args.Composite(
-        learner=args.StandardRestore(template), extra=args.JsonRestore()
+        learner=args.StandardRestore(wanted), extra=args.JsonRestore()
       ),
     )
-    return restored['learner'], restored['extra']
+    learner = restored['learner']
+    if several:
+      learner = jax.tree.map(_from_host, learner, template)
+    return learner, restored['extra']
 
   @contextlib.contextmanager
   def _manager(self, read_only: bool = False) -> Iterator[Any]:
@@ -207,15 +214,27 @@ class Checkpoints:
     with _quiet():
       import orbax.checkpoint as ocp  # a third of a second, so not at start-up
 
+      alone = ocp.options.MultiprocessingOptions()
+      if jax.process_count() > 1:
+        # Each process has checkpoints of its own, and waits for no other.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+          primary_host=me,
+          active_processes={me},
+          barrier_sync_key_prefix=f'process_{me}',
+        )
+      if not read_only:
+        self._directory.mkdir(parents=True, exist_ok=True)
       options = ocp.CheckpointManagerOptions(
         max_to_keep=None,
         enable_async_checkpointing=False,
         read_only=read_only,
-        create=not read_only,
+        create=False,
+        multiprocessing_options=alone,
       )
       handlers = {
-        'learner': ocp.StandardCheckpointHandler(),
-        'extra': ocp.JsonCheckpointHandler(),
+        'learner': ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        'extra': ocp.JsonCheckpointHandler(multiprocessing_options=alone),
       }
       with ocp.CheckpointManager(
         self._directory, options=options, item_handlers=handlers
@@ -247,6 +266,29 @@ def _describe(leaf: Any) -> str:
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.eval_shape(jax.random.key_data, leaf)
   return f'{np.dtype(leaf.dtype).name} {list(getattr(leaf, "shape", ()))}'
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+  """A leaf as NumPy has it, a key as its data.
+
+  Of several processes Orbax stores arrays that they share, but none of a single
+  one.
+  """
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  return np.asarray(leaf)
+
+
+def _from_host(leaf: np.ndarray, template: Any) -> Any:
+  """A leaf as the template has it."""
+  if not isinstance(template, jax.Array):
+    return leaf
+  if jax.dtypes.issubdtype(template.dtype, jax.dtypes.prng_key):
+    implementation = jax.random.key_impl(template)
+    return jax.device_put(
+      jax.random.wrap_key_data(leaf, impl=implementation), template.sharding
+    )
+  return jax.device_put(leaf, template.sharding)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

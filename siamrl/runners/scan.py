@@ -125,6 +125,11 @@ class ScanConfig:
     return self.iteration_env_steps // self.schedule.collect
 
   @property
+  def warmup_rounds(self) -> int:
+    """Rounds before the first one that learns."""
+    return -(-self.warmup_env_steps // self.schedule.collect)
+
+  @property
   def vector_steps(self) -> int:
     """Steps of all environments in a round."""
     return self.schedule.collect // self.num_envs
@@ -237,11 +242,23 @@ class Loop:
     key = state.key
 
     def block(carry, start):
-      rounds = start + jnp.arange(size)
-      draws = jax.vmap(lambda n: self._draw(learner.agent, key, n))(rounds)
-      return jax.lax.scan(
-        functools.partial(self._round, learner), carry, (rounds, draws)
+      draws = jax.vmap(lambda n: self._draw(learner.agent, key, n))(
+        start + jnp.arange(size)
       )
+
+      def step(learns, index, carry):
+        drawn = jax.tree.map(lambda leaf: leaf[index], draws)
+        return self._round(learner, carry, start + index, drawn, learns)
+
+      # Two loops, not a conditional in one, which would copy the parameters.
+      # All runs share the bounds, so that vmap leaves them alone.
+      warmup = jnp.clip(config.warmup_rounds - start, 0, size)
+      carry = jax.lax.fori_loop(
+        0, warmup, functools.partial(step, False), carry
+      )
+      return jax.lax.fori_loop(
+        warmup, size, functools.partial(step, True), carry
+      ), None
 
     sums = _Sums(
       jnp.zeros((), jnp.int32),
@@ -285,45 +302,38 @@ class Loop:
       ),
     )
 
-  def _round(self, learner, carry, inputs):
-    """Collects, then learns."""
+  def _round(self, learner, carry, number, draws, learns):
+    """Collects, then learns if it is to."""
     config = self.config
     state, sums = carry
-    number, draws = inputs
     clock = number * config.vector_steps  # vector steps so far
 
     def collect(carry, inputs):
       step, drawn = inputs
       return self._collect(learner, carry, clock + step, drawn), None
 
-    acting = (state, sums)
     drawn = (draws.noise, draws.step_key, draws.fresh)
     (state, sums), _ = _scan(
-      collect, acting, (jnp.arange(config.vector_steps), drawn)
+      collect, (state, sums), (jnp.arange(config.vector_steps), drawn)
     )
+    if not learns:
+      return state, sums
     clock += config.vector_steps
 
-    def learn(train, priorities, metrics):
-      def step(carry, bits):
-        return self._learn(learner, state.replay, clock, carry, bits), None
+    def learn(carry, bits):
+      return self._learn(learner, state.replay, clock, carry, bits), None
 
-      carry, _ = _scan(step, (train, priorities, metrics), draws.sample_bits)
-      return carry
-
-    # A conditional on the clock, which runs share, so that it stays one under
-    # vmap. Of the replay only what learning changes passes through it.
-    train, priorities, metrics = jax.lax.cond(
-      number * config.schedule.collect >= config.warmup_env_steps,
+    # Of the replay only what learning changes is carried from step to step.
+    (train, priorities, metrics), _ = _scan(
       learn,
-      lambda *unchanged: unchanged,
-      state.train,
-      self._priorities(state.replay),
-      sums.metrics,
+      (state.train, self._priorities(state.replay), sums.metrics),
+      draws.sample_bits,
     )
-    state = state.replace(
-      train=train, replay=self._with_priorities(state.replay, priorities)
+    replay = self._with_priorities(state.replay, priorities)
+    return (
+      state.replace(train=train, replay=replay),
+      sums._replace(metrics=metrics),
     )
-    return (state, sums._replace(metrics=metrics)), None
 
   def _collect(self, learner, carry, clock, drawn):
     """One step of every environment."""

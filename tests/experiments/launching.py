@@ -1,17 +1,20 @@
-"""Tiny runs of the Atari launcher, and what they leave."""
+"""Tiny runs of the launchers, and what they leave."""
 
+import contextlib
 import functools
+import io
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import types
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import atari, flags
+from experiments import atari, compiled, flags
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
 from siamrl.report.run_folder import RunFolder
@@ -35,30 +38,59 @@ SMALL = (
 )
 
 
-def start(*arguments: Any, sabotage: tuple[Any, ...] = ()) -> subprocess.Popen:
-  """Starts the launcher.
+# Three iterations of 200 env steps; episodes of 9.
+SMALL_SWEEP = (
+  '--platform=cpu',
+  '--environment=catch',
+  '--env_steps=600',
+  '--iteration_env_steps=200',
+  '--num_envs=2',
+  '--train_period=2',
+  '--target_period=2',
+  '--batch_size=8',
+  '--min_replay=50',
+  '--replay_capacity=200',
+  '--hidden_sizes=8',
+  '--epsilon_decay=300',
+)
+
+
+def start(
+  *arguments: Any,
+  sabotage: tuple[Any, ...] = (),
+  launcher: str = 'experiments.atari',
+  environment: dict[str, str] | None = None,
+) -> subprocess.Popen:
+  """Starts a launcher.
 
   Args:
     *arguments: flags.
     sabotage: (function, count, signal), see `tests.experiments.sabotage`.
+    launcher: name of its module.
+    environment: variables to set.
   """
-  module = 'tests.experiments.sabotage' if sabotage else 'experiments.atari'
-  command = [sys.executable, '-m', module, *sabotage, *arguments]
+  modules = [launcher]
+  if sabotage:
+    modules = ['tests.experiments.sabotage', launcher]
+  command = [sys.executable, '-m', *modules, *sabotage, *arguments]
   return subprocess.Popen(
     [str(word) for word in command],
     cwd=ROOT,
     text=True,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', **(environment or {})},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
   )
 
 
 def launch(
-  *arguments: Any, sabotage: tuple[Any, ...] = (), code: int = 0
+  *arguments: Any,
+  sabotage: tuple[Any, ...] = (),
+  code: int = 0,
+  **options: Any,
 ) -> str:
-  """Runs the launcher to its end, which must be `code`; what it has written."""
-  process = start(*arguments, sabotage=sabotage)
+  """Runs a launcher to its end, which must be `code`; what it has written."""
+  process = start(*arguments, sabotage=sabotage, **options)
   out, err = process.communicate(timeout=280)
   assert process.returncode == code, err
   assert not out
@@ -66,11 +98,49 @@ def launch(
   return err
 
 
-def killed(*arguments: Any, sabotage: tuple[Any, ...]) -> str:
-  """Runs the launcher until it kills itself; what it has written."""
+def killed(*arguments: Any, sabotage: tuple[Any, ...], **options: Any) -> str:
+  """Runs a launcher until it kills itself; what it has written."""
   return launch(
-    *arguments, sabotage=(*sabotage, 'SIGKILL'), code=-signal.SIGKILL
+    *arguments,
+    sabotage=(*sabotage, 'SIGKILL'),
+    code=-signal.SIGKILL,
+    **options,
   )
+
+
+def read_sweep(launcher: types.ModuleType, *arguments: Any) -> flags.Sweep:
+  """The sweep that a command line of `classic` or `minatar` asks for."""
+  return flags.sweep_from_arguments(
+    config_of(launcher), *map(str, arguments), drop=compiled.drop
+  )
+
+
+def config_of(launcher: types.ModuleType) -> type:
+  """The options of `classic` or `minatar`."""
+  (config,) = (
+    value
+    for name, value in vars(launcher).items()
+    if name.endswith('Config') and value.__module__ == launcher.__name__
+  )
+  return config
+
+
+def sweep_here(
+  launcher: types.ModuleType, *arguments: Any, code: int = 0
+) -> str:
+  """Runs `classic` or `minatar` in this process; what it has written."""
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    found = flags.execute_sweep(
+      config_of(launcher),
+      '',
+      lambda sweep: compiled.main(sweep, launcher.make_task),
+      list(map(str, arguments)),
+      compiled.drop,
+    )
+  assert found == code, err.getvalue()
+  assert not out.getvalue()
+  return err.getvalue()
 
 
 def columns(folder: pathlib.Path) -> dict[str, list[float]]:
@@ -81,6 +151,42 @@ def columns(folder: pathlib.Path) -> dict[str, list[float]]:
     for name, values in metrics.items()
     if not is_wall_clock(name)
   }
+
+
+def sweep_state(
+  launcher: types.ModuleType, folder: pathlib.Path
+) -> dict[str, Any]:
+  """All that the newest checkpoints of a sweep hold, as bytes and JSON."""
+  run = RunFolder(folder)
+  sweep = read_sweep(launcher, f'--flagfile={run.flags}')
+  tasks = {config: launcher.make_task(config) for config in sweep.configs}
+  state: dict[str, Any] = {}
+  for index, group in enumerate(compiled.make_groups(sweep, tasks)):
+    shapes = jax.eval_shape(
+      jax.vmap(group.loop.start), group.settings(), group.keys()
+    )
+    template = jax.tree.map(_empty, shapes)
+    found = Checkpoints(run.checkpoints / f'{index:03}').restore(template)
+    assert found is not None
+    tree, extra, _ = found
+    state[f'{index} extra'] = extra
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+      tree.replace(
+        key=jax.random.key_data(tree.key),
+        train=tree.train.replace(key=jax.random.key_data(tree.train.key)),
+      )
+    )
+    for path, leaf in leaves:
+      name = f'{index} {jax.tree_util.keystr(path)}'
+      state[name] = np.asarray(leaf).tobytes()
+  return state
+
+
+def _empty(leaf: Any) -> jax.Array:
+  """An array of a leaf's shape and dtype."""
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.random.split(jax.random.key(0), leaf.shape)
+  return jax.numpy.zeros(leaf.shape, leaf.dtype)
 
 
 @functools.cache

@@ -1,6 +1,8 @@
-"""The Atari launcher, which signals itself at a chosen moment.
+"""A launcher, which signals itself at a chosen moment.
 
-  python -m tests.experiments.sabotage MODULE:NAME COUNT SIGNAL FLAGS...
+  python -m tests.experiments.sabotage LAUNCHER MODULE:NAME COUNT SIGNAL FLAG...
+
+LAUNCHER is the name of a module: experiments.atari.
 
 The signal comes when the function is called for the COUNT-th time, just before
 it does its work: tests need no luck with the clock.
@@ -10,11 +12,10 @@ from collections.abc import Callable
 import functools
 import importlib
 import os
+import runpy
 import signal
 import sys
 from typing import Any
-
-from experiments import atari, flags
 
 
 def _arm(target: str, count: int, number: int) -> None:
@@ -38,6 +39,7 @@ def _arm(target: str, count: int, number: int) -> None:
 
 
 if __name__ == '__main__':
-  target, count, name, *arguments = sys.argv[1:]
+  launcher, target, count, name, *arguments = sys.argv[1:]
   _arm(target, int(count), signal.Signals[name])
-  sys.exit(flags.execute(atari.AtariConfig, '', atari.main, arguments))
+  sys.argv = [launcher, *arguments]
+  runpy.run_module(launcher, run_name='__main__')

@@ -1,0 +1,63 @@
+"""Several processes that share the runs of a sweep: how they meet.
+
+They compute nothing together, so that all they need of JAX's distributed
+runtime is its coordinator, through which each tells the others how it went.
+"""
+
+import time
+from typing import Any
+
+import jax
+
+from experiments.flags import RunError
+
+_POLL_S = 0.2
+# What the first processes to end wait for the last at most.
+_SHUTDOWN_S = 3_600
+
+
+def connect(coordinator: str, num_processes: int, process_id: int) -> None:
+  """Joins the other processes. Call it before JAX computes anything.
+
+  Args:
+    coordinator: HOST:PORT of process 0.
+    num_processes: how many there are.
+    process_id: this one's number.
+
+  Raises:
+    RunError: they have not met within minutes.
+  """
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      shutdown_timeout_seconds=_SHUTDOWN_S,
+    )
+  except (RuntimeError, ValueError) as error:
+    text = ' '.join(str(error).split())[:300]
+    raise RunError(f'--coordinator={coordinator}: {text}') from error
+
+
+def gather(name: str, value: str) -> list[str]:
+  """Tells all processes a value, and waits for theirs.
+
+  It looks again and again: a Ctrl-C would not interrupt JAX's own barriers.
+
+  Args:
+    name: of what is told; each name is used once.
+    value: this process's.
+
+  Returns:
+    The values of all processes, in their order.
+  """
+  from jax._src import distributed  # JAX has no public name for it
+
+  client: Any = distributed.global_state.client
+  client.key_value_set(f'siamrl/{name}/{jax.process_index()}', value)
+  while True:
+    found = dict(client.key_value_dir_get(f'siamrl/{name}/'))
+    values = {key.rpartition('/')[2]: value for key, value in found.items()}
+    if len(values) == jax.process_count():
+      return [values[str(number)] for number in range(len(values))]
+    time.sleep(_POLL_S)

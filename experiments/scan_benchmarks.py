@@ -1,0 +1,315 @@
+"""Benchmarks of the compiled loop; `experiments.benchmark` runs them."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import os
+import statistics
+import time
+from typing import Any
+
+from experiments import compiled, sweep_run
+from experiments.flags import sweep_from_arguments
+
+_FOLDER = 'experiments/flagfiles'
+
+
+@dataclasses.dataclass
+class _Timed:
+  """Runs of one compiled program, and what their iterations took.
+
+  Attributes:
+    advance: takes the next iteration of all runs.
+    env_steps: of all runs in an iteration.
+    gradient_steps: likewise.
+    rounds: of one run in an iteration.
+    compile_s: seconds that compiling took, tracing included.
+    seconds: of each iteration that was timed.
+  """
+
+  advance: Callable[[], None]
+  env_steps: int
+  gradient_steps: int
+  rounds: int
+  compile_s: float
+  seconds: list[float] = dataclasses.field(default_factory=list)
+
+  def time_one(self) -> None:
+    """Times an iteration."""
+    begun = time.perf_counter()
+    self.advance()
+    self.seconds.append(time.perf_counter() - begun)
+
+  @property
+  def best_us(self) -> float:
+    """Microseconds of one round of all runs, at best."""
+    return min(self.seconds) / self.rounds * 1e6
+
+
+def _build(
+  config_type: type,
+  make_task: Callable[[Any], compiled.Task],
+  *arguments: str,
+  network: Callable[[int], Any] | None = None,
+) -> _Timed:
+  """Compiles a sweep of one program and runs it until it has begun to learn.
+
+  Args:
+    config_type: the launcher's options.
+    make_task: the launcher's.
+    *arguments: its command line.
+    network: another one than the launcher's.
+  """
+  import jax
+  import numpy as np
+
+  sweep = sweep_from_arguments(config_type, *arguments, drop=compiled.drop)
+  tasks = {config: make_task(config) for config in sweep.configs}
+  if network is not None:
+    tasks = {
+      config: dataclasses.replace(task, network=network)
+      for config, task in tasks.items()
+    }
+  (group,) = compiled.make_groups(sweep, tasks)
+  program, place, _ = sweep_run.compile_group(
+    group, share='runs', vectorised=jax.default_backend() != 'cpu'
+  )
+  settings, keys = place(group.settings()), place(group.keys())
+  state = program.start(settings, keys)
+  begun = time.perf_counter()
+  jitted: Any = program.advance
+  advance = jitted.lower(settings, state, np.int32(0)).compile()
+  compile_s = time.perf_counter() - begun
+  config = group.loop.config
+  iteration = 0
+
+  def step() -> None:
+    nonlocal state, iteration
+    state, _ = advance(settings, state, np.int32(iteration))
+    jax.block_until_ready(state)
+    iteration += 1
+
+  timed = _Timed(
+    step,
+    env_steps=group.env_steps,
+    gradient_steps=len(group.runs) * config.rounds * config.schedule.regress,
+    rounds=config.rounds,
+    compile_s=compile_s,
+  )
+  while iteration * config.iteration_env_steps <= config.warmup_env_steps:
+    step()
+  return timed
+
+
+def _in_turns(timed: Sequence[_Timed], rounds: int) -> None:
+  """Times iterations of several programs, one after the other."""
+  for _ in range(rounds):
+    for each in timed:
+      each.time_one()
+
+
+def _cartpole(*arguments: str) -> _Timed:
+  from experiments import classic
+
+  return _build(
+    classic.ClassicConfig,
+    classic.make_task,
+    f'--flagfile={_FOLDER}/cleanrl_dqn_cartpole.flags',
+    '--num_envs=10',
+    *arguments,
+  )
+
+
+def cartpole_scan(rounds: int, seeds: int) -> dict[str, Any]:
+  """CleanRL's DQN on CartPole with 10 environments.
+
+  A batch of 128 and a gradient step per 10 env steps, network 120-84. Blocks of
+  10,000 env steps of each seed; the median block's speed, and the best one's.
+  """
+  import jax
+
+  timed = _cartpole(f'--seeds={seeds}')
+  _in_turns([timed], rounds)
+  median = statistics.median(timed.seconds)
+  return {
+    'env_steps_per_s': timed.env_steps / median,
+    'env_steps_per_s_max': timed.env_steps / min(timed.seconds),
+    'gradient_steps_per_s': timed.gradient_steps / median,
+    'compile_s': timed.compile_s,
+    'seeds': seeds,
+    'devices': min(len(jax.local_devices()), seeds),
+    'blocks': rounds,
+  }
+
+
+def ring_scan(rounds: int) -> dict[str, Any]:
+  """The same with rings of 10,000 and of 1,000,000 slots, in turns.
+
+  Were the ring copied anywhere in the loop, the large one would cost more by
+  the time of moving 20 MB.
+  """
+  small = _cartpole('--replay_capacity=10000')
+  large = _cartpole('--replay_capacity=1000000')
+  _in_turns([small, large], rounds)
+  medians = [statistics.median(each.seconds) for each in (small, large)]
+  return {
+    'round_us_10k': small.best_us,
+    'round_us_1m': large.best_us,
+    'ratio_of_minima': large.best_us / small.best_us,
+    'ratio_of_medians': medians[1] / medians[0],
+  }
+
+
+def minatar_scan(rounds: int) -> dict[str, Any]:
+  """The MinAtar paper's DQN on Breakout, a gradient step every env step.
+
+  In turns with the same program whose convolution is `flax.linen.Conv`, and
+  with large matrix products. `floor_us` is the time that the multiplications
+  and additions of the network's products would take at the speed of those.
+  """
+  from flax import linen as nn
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from experiments import minatar
+  from siamrl.networks.heads import HEADS
+  from siamrl.networks.q_network import QNetwork
+
+  class FlaxTorso(nn.Module):
+    """`MinAtarCNN` with Flax's convolution."""
+
+    @nn.compact
+    def __call__(self, obs):
+      x = nn.Conv(16, (3, 3), padding='VALID')(obs.astype(jnp.float32))
+      return nn.relu(x).reshape(x.shape[0], -1)
+
+  def flax_network(num_actions: int) -> QNetwork:
+    return QNetwork(
+      FlaxTorso(), HEADS['linear'](num_actions, 128, 'torch_uniform')
+    )
+
+  build = functools.partial(
+    _build,
+    minatar.MinAtarConfig,
+    minatar.make_task,
+    f'--flagfile={_FOLDER}/minatar_dqn.flags',
+    '--iteration_env_steps=1000',
+    '--env_steps=1000000',
+  )
+  ours, flax = build(), build(network=flax_network)
+  size = 1_024
+  matrix = jnp.asarray(
+    np.random.default_rng(0).normal(size=(size, size)), jnp.float32
+  )
+  product = jax.jit(jnp.matmul)
+  sgemm = _Timed(
+    lambda: jax.block_until_ready(product(matrix, matrix)), 1, 0, 1, 0.0
+  )
+  sgemm.time_one()
+  sgemm.seconds.clear()
+  _in_turns([ours, flax, sgemm, sgemm], rounds)
+  gflop = minatar_gflop(batch_size=32, channels=4, num_actions=6)
+  speed = 2 * size**3 / 1e9 / min(sgemm.seconds)
+  floor_us = gflop / speed * 1e6
+  return {
+    'env_steps_per_s': 1e6 / ours.best_us,
+    'step_us': ours.best_us,
+    'flax_conv_step_us': flax.best_us,
+    'times_faster': flax.best_us / ours.best_us,
+    'gflop': gflop,
+    'sgemm_gflops': speed,
+    'floor_us': floor_us,
+    'times_floor': ours.best_us / floor_us,
+    'compile_s': ours.compile_s,
+    'cores': len(os.sched_getaffinity(0)),
+  }
+
+
+def minatar_gflop(*, batch_size: int, channels: int, num_actions: int) -> float:
+  """GFLOP of a gradient step and of acting once, in matrix products.
+
+  Each layer: forward for both twins, gradient of the kernel, and of the input
+  but for the first layer.
+  """
+  layers = [8 * 8 * 16 * 3 * 3 * channels, 1_024 * 128, 128 * num_actions]
+  forward = sum(layers)
+  step = 2 * forward + forward + sum(layers[1:])
+  return 2 * (batch_size * step + forward) / 1e9
+
+
+def ale_xla(rounds: int) -> dict[str, Any]:
+  """Acting and emulating without Python in between, against the host loop.
+
+  Both choose the actions of one Breakout emulator by the Nature network; `xla`
+  in one compiled loop over the ALE's XLA interface, `host` as the host loop
+  does, without a replay. Blocks of 500 env steps, in turns.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from ale_py.vector_env import AtariVectorEnv
+  from gymnasium.vector import AutoresetMode
+
+  from siamrl.agents.q import make_q_agent
+  from siamrl.networks.q_network import nature_network
+  from siamrl.runners.host import make_act
+
+  block = 500
+
+  def make_env(mode: AutoresetMode) -> AtariVectorEnv:
+    return AtariVectorEnv(
+      'breakout', num_envs=1, autoreset_mode=mode, reward_clipping=False
+    )
+
+  host, inside = map(
+    make_env, (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)
+  )
+  obs: Any = host.reset(seed=0)[0]
+  agent = make_q_agent(
+    nature_network(len(host.map_action_idx)), np.asarray(obs)
+  )
+  params, key = agent.init(jax.random.key(0)), jax.random.key(1)
+  act = make_act(agent)
+
+  def step_host() -> None:
+    nonlocal obs
+    for number in range(block):
+      actions = act(params, obs, key, np.uint32(number), np.float32(0.01))
+      obs, *_ = host.step(np.asarray(actions))
+
+  handle, reset, step = inside.xla()
+  carry = jax.jit(reset)(handle)
+  handle, (first, _) = carry
+
+  @jax.jit
+  def play(handle, obs):
+    def one(carry, number):
+      handle, obs = carry
+      noise = agent.noise(jax.random.fold_in(key, number), 1)
+      actions = agent.act(params, obs, noise, 0.01)
+      handle, (obs, *_) = step(handle, actions)
+      return (handle, obs), None
+
+    carry, _ = jax.lax.scan(one, (handle, obs), jnp.arange(block))
+    return carry
+
+  position = [handle, first]
+
+  def step_inside() -> None:
+    position[:] = jax.block_until_ready(play(*position))
+
+  timed = [
+    _Timed(function, block, 0, block, 0.0)
+    for function in (step_host, step_inside)
+  ]
+  for each in timed:
+    each.advance()
+  _in_turns(timed, rounds)
+  host.close()
+  inside.close()
+  return {
+    'host_env_steps_per_s': block / statistics.median(timed[0].seconds),
+    'xla_env_steps_per_s': block / statistics.median(timed[1].seconds),
+    'blocks': rounds,
+  }
