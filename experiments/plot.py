@@ -13,15 +13,18 @@ runs may have different seeds, but only one game.
 The folder of a sweep holds many runs: its metrics.csv has a column `seed`. Of
 --column are then written OUTPUT.png, a curve for each setting, the
 interquartile mean over seeds with a band of 95 % intervals; OUTPUT-final.png,
-what each setting comes to, the mean over the last tenth of a run; and
-OUTPUT.csv, these numbers and mean heights of whole curves (areas). A rate tau
-stands at its matched period 2 / tau - 1, that of copies on average as old.
+what each setting comes to, the mean over the last tenth of a run; OUTPUT.csv,
+these numbers and mean heights of whole curves (areas); and OUTPUT-curves.csv,
+every run's curve. A rate tau stands at its matched period 2 / tau - 1, that of
+copies on average as old.
 """
 
+from collections.abc import Sequence
 import csv
 import dataclasses
 import io
 import pathlib
+from typing import Any
 import warnings
 
 import numpy as np
@@ -132,6 +135,7 @@ def _plot_sweep(config: PlotConfig, folder: RunFolder) -> None:
     )
   swept = sweep_figures.swept(table, known)
   _write_settings(config, table, x, swept)
+  _write_curves(config, table, x, swept)
   sweep_figures.draw(
     table,
     known,
@@ -156,14 +160,35 @@ def _write_settings(
       for summary in (final_mean, area_under_curve)
       for number in over_runs(summary(clock, values))
     ]
-    cells = [
-      f'{value:.10g}' if isinstance(value, (int, float)) else value or ''
-      for value in key
-    ]
-    writer.writerow([*cells, len(values), *(f'{n:.6g}' for n in numbers)])
+    writer.writerow([*_cells(key), len(values), *(f'{n:.6g}' for n in numbers)])
   write_atomically(
     pathlib.Path(f'{config.output}.csv'), text.getvalue().encode()
   )
+
+
+def _write_curves(
+  config: PlotConfig, table: Table, x: str, swept: list[str]
+) -> None:
+  """A row for each run: its setting, its seed, and its curve."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  clock = np.unique(table[x])
+  writer.writerow([*swept, RUN_COLUMN, *(f'{x}={value}' for value in clock)])
+  for key, run_ in group_rows(table, [*swept, RUN_COLUMN]).items():
+    known = dict(zip(run_[x], run_[config.column], strict=True))
+    values = [known.get(value, np.nan) for value in clock]
+    writer.writerow([*_cells(key), *(f'{value:.5g}' for value in values)])
+  write_atomically(
+    pathlib.Path(f'{config.output}-curves.csv'), text.getvalue().encode()
+  )
+
+
+def _cells(key: Sequence[Any]) -> list[str]:
+  """A setting for a CSV file."""
+  return [
+    f'{value:.10g}' if isinstance(value, (int, float)) else value or ''
+    for value in key
+  ]
 
 
 def _game(folder: RunFolder) -> str:

@@ -16,6 +16,9 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 devices.add_xla_flags(devices.CPU_XLA_FLAGS)
+# Tests compile far more than they compute: with few optimisations that takes
+# half the time.
+devices.add_xla_flags(('--xla_backend_optimization_level=1',))
 
 hypothesis.settings.register_profile('tests', database=None)
 hypothesis.settings.load_profile('tests')

@@ -177,6 +177,13 @@ def test_a_sweep(tmp_path, finals):
   assert [row['final'] for row in rows] == [
     f'{n}.5' for n in (10, 20, 30, 40, 50)
   ]
+  curves = (tmp_path / 'out-curves.csv').read_text().splitlines()
+  assert curves[:3] == [
+    'target_update,target_period,tau,seed,env_steps=500,env_steps=1000',
+    'hard,1,,0,5,10',
+    'hard,1,,1,5.5,11',
+  ]
+  assert len(curves) == 1 + 5 * 2
   for name in ('out', 'out-final'):
     with Image.open(tmp_path / f'{name}.png') as image:
       assert image.format == 'PNG'
@@ -239,6 +246,7 @@ def test_a_sweep_of_games_and_another_column(tmp_path, finals):
   assert sorted(path.name for path in tmp_path.glob('out*')) == [
     'out-asterix-final.png',
     'out-asterix.png',
+    'out-curves.csv',
     'out-pong-final.png',
     'out-pong.png',
     'out.csv',

@@ -65,6 +65,7 @@ def make_settings(**changes):
   }
 
 
+@functools.cache
 def make_loop(
   *,
   num_envs=3,
@@ -108,10 +109,16 @@ def make_loop(
   )
 
 
+@functools.cache
+def compiled(loop):
+  """A loop's functions; tests share them, since compiling takes seconds."""
+  return jax.jit(loop.start), jax.jit(loop.iterate)
+
+
 def run_alone(loop, settings, seed=0, iterations=1):
   """One run, compiled by itself."""
-  state = jax.jit(loop.start)(settings, jax.random.key(seed))
-  iterate = jax.jit(loop.iterate)
+  start, iterate = compiled(loop)
+  state = start(settings, jax.random.key(seed))
   rows = []
   for iteration in range(iterations):
     state, row = iterate(settings, state, iteration)
@@ -153,7 +160,7 @@ def test_the_loop_written_out(n_step):
 
   config, built = loop.config, make_learner(settings)
   learn = learner.jit_regress(built.regress)
-  reference = jax.jit(loop.start)(settings, jax.random.key(0))
+  reference = compiled(loop)[0](settings, jax.random.key(0))
   train, key = reference.train, reference.key
   env_states = [
     jax.tree.map(lambda leaf, i=i: leaf[i], reference.env_state)
@@ -301,7 +308,9 @@ def test_blocks_of_draws_do_not_matter(monkeypatch):
   settings = make_settings()
   whole, _ = run_alone(make_loop(), settings)
   monkeypatch.setattr(scan, '_DRAWN_ROUNDS', 3)
-  parts, _ = run_alone(make_loop(), settings)
+  loop = make_loop.__wrapped__()
+  start = jax.jit(loop.start)(settings, jax.random.key(0))
+  parts, _ = jax.jit(lambda *run: loop.iterate(*run, 0))(settings, start)
   assert_equal(whole, parts)
 
 
