@@ -29,14 +29,11 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from experiments import devices, folders, host_run
+from experiments import devices, folders, host_run, options
 from experiments.flags import (
-  DECAY,
   FRACTION,
   NOT_NEGATIVE,
   POSITIVE,
-  RATE,
-  UINT32,
   RunError,
   UsageError,
   as_flags,
@@ -50,9 +47,6 @@ from experiments.flags import (
 from siamrl import learner, schedule, twins
 from siamrl.agents import q
 from siamrl.envs.ale import AtariEnvironments, AtariProtocol, resolve_game
-from siamrl.losses import td
-from siamrl.networks.heads import HEADS
-from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.q_network import nature_network
 from siamrl.replay.host import HostReplay
 from siamrl.report.curves import plot_run
@@ -77,12 +71,8 @@ class AtariConfig:
   overwrite: bool = option(
     False, 'Start afresh where the folder holds a run already.'
   )
-  seed: int = option(0, 'Everything random follows from it.', UINT32)
-  platform: str | None = option(
-    None,
-    'Device; the best that JAX finds if not given',
-    one_of(devices.PLATFORMS),
-  )
+  seed: int = options.seed('Everything random follows from it.')
+  platform: str | None = options.platform()
   frames: int = option(
     200_000_000, 'Emulator frames of the whole run.', POSITIVE
   )
@@ -120,77 +110,34 @@ class AtariConfig:
   )
 
   _agent: Any = group('The agent')
-  agent: str = option('dqn', 'Bootstrap', one_of(q.AGENTS))
-  head: str = option('linear', 'Last layers', one_of(HEADS))
-  padding: str = option(
-    'VALID', 'Padding of the convolutions', one_of(('VALID', 'SAME'))
-  )
-  initializer: str = option(
-    'torch_uniform',
-    'Initial weights',
-    one_of(INITIALIZERS),
-  )
-  discount: float = option(0.99, 'Per env step.', FRACTION)
-  n_step: int = option(1, 'Rewards before the bootstrap.', POSITIVE)
-  reward_clip: float = option(
-    1.0,
-    'Rewards are clipped to plus or minus this for learning; 0 for no '
-    'clipping. Reported returns never are.',
-    NOT_NEGATIVE,
-  )
+  agent: str = options.agent()
+  head: str = options.head()
+  padding: str = options.padding()
+  initializer: str = options.initializer()
+  discount: float = options.discount()
+  n_step: int = options.n_step()
+  reward_clip: float = options.reward_clip(1.0)
   life_loss_terminates: bool = option(
     True, 'A lost life ends the return for learning; the game goes on.'
   )
 
   _twin: Any = group('The twin')
-  target_update: str = option(
-    'hard',
-    'What the twin becomes. '
-    + '; '.join(
-      f'{name}: {rule.summary}' for name, rule in twins.RULES.items()
-    ),
-    one_of(twins.RULES),
-  )
-  target_period: int = option(
-    10_000,
-    'From one target update to the next, for the rules hard and '
-    'periodic_soft; the others move at every gradient step or never.',
-    POSITIVE,
-  )
-  target_period_unit: str = option(
-    'env_steps',
-    'Unit of --target_period',
-    one_of(schedule.UNITS),
-  )
-  tau: float | None = option(
-    None,
-    'Weight on the online parameters, for the rules soft and periodic_soft',
-    RATE,
-  )
+  target_update: str = options.target_update()
+  target_period: int = options.target_period(10_000)
+  target_period_unit: str = options.target_period_unit()
+  tau: float | None = options.tau()
 
   _learning: Any = group('Learning')
-  optimizer: str = option(
-    'rmsprop_centred',
-    'Optimiser',
-    one_of(learner.OPTIMIZERS),
-  )
-  learning_rate: float = option(2.5e-4, 'Step size.', POSITIVE)
-  optimizer_eps: float = option(
-    0.01, 'Inside the square root for RMSProp, outside for Adam.', POSITIVE
-  )
-  rmsprop_decay: float = option(0.95, "Of RMSProp's averages.", DECAY)
-  td_loss: str = option('clipped', 'Loss of a TD error', one_of(td.FORMS))
-  error_bound: float = option(
-    1.0, 'Where huber and clipped bound the gradient in a TD error.', POSITIVE
-  )
-  batch_reduction: str = option(
-    'sum', 'Over the losses of a batch', one_of(q.REDUCTIONS)
-  )
-  batch_size: int = option(32, 'Transitions per gradient step.', POSITIVE)
-  train_period: int = option(4, 'Env steps per gradient step.', POSITIVE)
-  min_replay: int = option(
-    50_000, 'Env steps before the first gradient step.', POSITIVE
-  )
+  optimizer: str = options.optimizer('rmsprop_centred')
+  learning_rate: float = options.learning_rate(2.5e-4)
+  optimizer_eps: float = options.optimizer_eps(0.01)
+  rmsprop_decay: float = options.rmsprop_decay()
+  td_loss: str = options.td_loss('clipped')
+  error_bound: float = options.error_bound()
+  batch_reduction: str = options.batch_reduction('sum')
+  batch_size: int = options.batch_size(32)
+  train_period: int = options.train_period(4)
+  min_replay: int = options.min_replay(50_000)
   replay_capacity: int = option(
     1_000_000,
     'Transitions; 7.1 kB of memory each, taken as it fills.',
@@ -204,16 +151,10 @@ class AtariConfig:
     'one round before, while the learner works',
     one_of(('exact', 'overlapped')),
   )
-  epsilon_start: float = option(
-    1.0, 'Chance of a random action at first.', FRACTION
-  )
-  epsilon_end: float = option(0.1, 'The same in the end.', FRACTION)
-  epsilon_hold: int = option(
-    50_000, 'Env steps before it begins to decay.', NOT_NEGATIVE
-  )
-  epsilon_decay: int = option(
-    1_000_000, 'Env steps that the decay lasts.', POSITIVE
-  )
+  epsilon_start: float = options.epsilon_start()
+  epsilon_end: float = options.epsilon_end(0.1)
+  epsilon_hold: int = options.epsilon_hold(50_000)
+  epsilon_decay: int = options.epsilon_decay(1_000_000)
 
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_frames: int = option(

@@ -19,14 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import devices, processes, sweep_figures, sweep_run
+from experiments import (
+  devices,
+  options,
+  processes,
+  sweep_figures,
+  sweep_run,
+)
 from experiments.flags import (
-  DECAY,
   FRACTION,
   NOT_NEGATIVE,
   POSITIVE,
-  RATE,
-  UINT32,
   Bound,
   Sweep,
   UsageError,
@@ -39,9 +42,6 @@ from experiments.flags import (
 )
 from siamrl import learner, schedule, twins
 from siamrl.agents import q
-from siamrl.losses import td
-from siamrl.networks.heads import HEADS
-from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.q_network import QNetwork
 from siamrl.replay.device import DeviceReplay, PrioritisedReplay
 from siamrl.report.metrics import read_metrics
@@ -96,9 +96,7 @@ class CompiledConfig:
   overwrite: bool = option(
     False, 'Start afresh where the folder holds runs already.', single=True
   )
-  seed: int = option(
-    0, 'The first seed. Everything random follows from it.', UINT32, single=True
-  )
+  seed: int = options.seed('The first seed. Everything random follows from it.')
   seeds: int = option(
     1,
     'Runs of each combination, with the seeds from --seed on',
@@ -119,12 +117,7 @@ class CompiledConfig:
   )
 
   _devices: Any = group('Devices')
-  platform: str | None = option(
-    None,
-    'Device; the best that JAX finds if not given',
-    one_of(devices.PLATFORMS),
-    single=True,
-  )
+  platform: str | None = options.platform()
   share: str = option(
     'runs',
     'What the devices share: the runs, or the batch of each gradient step',
@@ -157,69 +150,32 @@ class CompiledConfig:
     'be a multiple of it.',
     POSITIVE,
   )
-  agent: str = option('dqn', 'Bootstrap', one_of(q.AGENTS))
-  head: str = option('linear', 'Last layers', one_of(HEADS))
-  initializer: str = option(
-    'torch_uniform', 'Initial weights', one_of(INITIALIZERS)
-  )
-  discount: float = option(0.99, 'Per env step.', FRACTION)
-  n_step: int = option(1, 'Rewards before the bootstrap.', POSITIVE)
-  reward_clip: float = option(
-    0.0,
-    'Rewards are clipped to plus or minus this for learning; 0 for no '
-    'clipping. Reported returns never are.',
-    NOT_NEGATIVE,
-  )
+  agent: str = options.agent()
+  head: str = options.head()
+  initializer: str = options.initializer()
+  discount: float = options.discount()
+  n_step: int = options.n_step()
+  reward_clip: float = options.reward_clip(0.0)
 
   _twin: Any = group('The twin')
-  target_update: str = option(
-    'hard',
-    'What the twin becomes. '
-    + '; '.join(
-      f'{name}: {rule.summary}' for name, rule in twins.RULES.items()
-    ),
-    one_of(twins.RULES),
+  target_update: str = options.target_update()
+  target_period: int = options.target_period(500)
+  target_period_unit: str = options.target_period_unit(
+    'Unit of --target_period; a frame is an env step here'
   )
-  target_period: int = option(
-    500,
-    'From one target update to the next, for the rules hard and '
-    'periodic_soft; the others move at every gradient step or never.',
-    POSITIVE,
-  )
-  target_period_unit: str = option(
-    'env_steps',
-    'Unit of --target_period; a frame is an env step here',
-    one_of(schedule.UNITS),
-    single=True,
-  )
-  tau: float | None = option(
-    None,
-    'Weight on the online parameters, for the rules soft and periodic_soft',
-    RATE,
-  )
+  tau: float | None = options.tau()
 
   _learning: Any = group('Learning')
-  optimizer: str = option('adam', 'Optimiser', one_of(learner.OPTIMIZERS))
-  learning_rate: float = option(2.5e-4, 'Step size.', POSITIVE)
-  optimizer_eps: float = option(
-    1e-8, 'Inside the square root for RMSProp, outside for Adam.', POSITIVE
-  )
-  rmsprop_decay: float = option(0.95, "Of RMSProp's averages.", DECAY)
-  rmsprop_momentum: float = option(
-    0.0, "Of RMSProp's steps; 0 for none.", DECAY
-  )
-  td_loss: str = option('squared', 'Loss of a TD error', one_of(td.FORMS))
-  error_bound: float = option(
-    1.0, 'Where huber and clipped bound the gradient in a TD error.', POSITIVE
-  )
-  batch_reduction: str = option(
-    'mean', 'Over the losses of a batch', one_of(q.REDUCTIONS)
-  )
-  batch_size: int = option(128, 'Transitions per gradient step.', POSITIVE)
-  train_period: int = option(10, 'Env steps per gradient step.', POSITIVE)
-  min_replay: int = option(
-    10_000, 'Env steps before the first gradient step.', POSITIVE
-  )
+  optimizer: str = options.optimizer('adam')
+  learning_rate: float = options.learning_rate(2.5e-4)
+  optimizer_eps: float = options.optimizer_eps(1e-8)
+  rmsprop_decay: float = options.rmsprop_decay()
+  td_loss: str = options.td_loss('squared')
+  error_bound: float = options.error_bound()
+  batch_reduction: str = options.batch_reduction('mean')
+  batch_size: int = options.batch_size(128)
+  train_period: int = options.train_period(10)
+  min_replay: int = options.min_replay(10_000)
 
   _replay: Any = group('Replay')
   replay: str = option(
@@ -237,16 +193,10 @@ class CompiledConfig:
   importance_end: float = option(1.0, 'The same in the end.', FRACTION)
 
   _acting: Any = group('Acting')
-  epsilon_start: float = option(
-    1.0, 'Chance of a random action at first.', FRACTION
-  )
-  epsilon_end: float = option(0.05, 'The same in the end.', FRACTION)
-  epsilon_hold: int = option(
-    0, 'Env steps before it begins to decay.', NOT_NEGATIVE
-  )
-  epsilon_decay: int = option(
-    250_000, 'Env steps that the decay lasts.', POSITIVE
-  )
+  epsilon_start: float = options.epsilon_start()
+  epsilon_end: float = options.epsilon_end(0.05)
+  epsilon_hold: int = options.epsilon_hold(0)
+  epsilon_decay: int = options.epsilon_decay(250_000)
 
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_episodes: int = option(
@@ -294,7 +244,6 @@ def drop(config: CompiledConfig) -> list[str]:
     'target_period': rule.period is None,
     'error_bound': config.td_loss != 'squared',
     'rmsprop_decay': config.optimizer != 'adam',
-    'rmsprop_momentum': config.optimizer != 'adam',
     'priority_exponent': config.replay == 'prioritised',
     'importance_start': config.replay == 'prioritised',
     'importance_end': config.replay == 'prioritised',
@@ -534,7 +483,6 @@ def make_learner(
     learning_rate=settings['learning_rate'],
     eps=settings['optimizer_eps'],
     decay=config.rmsprop_decay,
-    momentum=config.rmsprop_momentum,
   )
   takes_tau = twins.RULES[config.target_update].takes_tau
   rule = twins.make_rule(

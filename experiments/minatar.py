@@ -21,7 +21,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from experiments import compiled
+from experiments import compiled, options
 from experiments.flags import (
   NOT_NEGATIVE,
   RunError,
@@ -49,7 +49,6 @@ class MinAtarConfig(compiled.CompiledConfig):
   )
   optimizer: str = compiled.default('optimizer', 'rmsprop_centred_torch')
   optimizer_eps: float = compiled.default('optimizer_eps', 0.01)
-  rmsprop_momentum: float = compiled.default('rmsprop_momentum', 0.95)
   td_loss: str = compiled.default('td_loss', 'huber')
   batch_size: int = compiled.default('batch_size', 32)
   train_period: int = compiled.default('train_period', 1)
@@ -67,9 +66,7 @@ class MinAtarConfig(compiled.CompiledConfig):
     'its own rules, with the fewest actions and a cap',
     one_of(PRESETS),
   )
-  padding: str = option(
-    'VALID', 'Padding of the convolution', one_of(('VALID', 'SAME'))
-  )
+  padding: str = options.padding('Padding of the convolution')
   hidden_units: int = option(
     128,
     'Of the layer after the convolution; 0 for no such layer.',

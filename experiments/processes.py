@@ -27,6 +27,8 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
   Raises:
     RunError: they have not met within minutes.
   """
+  # It would take SIGTERM, which is to save and stop, and do nothing with it.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       coordinator,

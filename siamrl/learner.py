@@ -22,7 +22,6 @@ def make_optimizer(
   learning_rate: chex.Numeric,
   eps: chex.Numeric,
   decay: float = 0.95,
-  momentum: float = 0.0,
 ) -> optax.GradientTransformation:
   """Builds one of the optimisers of the DQN literature.
 
@@ -34,7 +33,6 @@ def make_optimizer(
     eps: what keeps the divisor from 0: added to the root by Adam and PyTorch's
       RMSProp, inside the root by the others.
     decay: of RMSProp's averages; Adam's are 0.9 and 0.999.
-    momentum: of RMSProp's steps; 0 for none, as in Mnih et al. (2015).
 
   Raises:
     ValueError: the name is unknown.
@@ -48,7 +46,6 @@ def make_optimizer(
       eps=eps,
       eps_in_sqrt=name != 'rmsprop_centred_torch',
       centered=name != 'rmsprop',
-      momentum=momentum or None,
     )
   raise ValueError(
     f'optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}'

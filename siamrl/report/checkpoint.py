@@ -161,10 +161,14 @@ class Checkpoints:
       return None
     path = self._directory / str(step)
     expected = _descriptions(template)
+    several = jax.process_count() > 1
+    wanted: Any = jax.tree.map(_to_host, template) if several else template
     try:
       with self._manager(read_only=True) as manager:
         _check_stored(manager.item_metadata(step)['learner'], expected)
-        learner, extra = self._read(manager, step, template)
+        learner, extra = self._read(manager, step, wanted)
+      if several:
+        learner = jax.tree.map(_from_host, learner, template)
       _check_keys(learner, template)
     except _Mismatch as error:
       raise CheckpointError(f'{path}: {error}') from error
@@ -195,46 +199,29 @@ class Checkpoints:
   ) -> tuple[_Tree, dict[str, Any]]:
     from orbax.checkpoint import args
 
-    several = jax.process_count() > 1
-    wanted = jax.tree.map(_to_host, template) if several else template
     restored = manager.restore(
       step,
       args=args.Composite(
-        learner=args.StandardRestore(wanted), extra=args.JsonRestore()
+        learner=args.StandardRestore(template), extra=args.JsonRestore()
       ),
     )
-    learner = restored['learner']
-    if several:
-      learner = jax.tree.map(_from_host, learner, template)
-    return learner, restored['extra']
+    return restored['learner'], restored['extra']
 
   @contextlib.contextmanager
   def _manager(self, read_only: bool = False) -> Iterator[Any]:
     """An Orbax manager, opened anew for each call (some 10 ms)."""
-    with _quiet():
+    with _quiet(), _alone():
       import orbax.checkpoint as ocp  # a third of a second, so not at start-up
 
-      alone = ocp.options.MultiprocessingOptions()
-      if jax.process_count() > 1:
-        # Each process has checkpoints of its own, and waits for no other.
-        me = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-          primary_host=me,
-          active_processes={me},
-          barrier_sync_key_prefix=f'process_{me}',
-        )
-      if not read_only:
-        self._directory.mkdir(parents=True, exist_ok=True)
       options = ocp.CheckpointManagerOptions(
         max_to_keep=None,
         enable_async_checkpointing=False,
         read_only=read_only,
-        create=False,
-        multiprocessing_options=alone,
+        create=not read_only,
       )
       handlers = {
-        'learner': ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-        'extra': ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        'learner': ocp.StandardCheckpointHandler(),
+        'extra': ocp.JsonCheckpointHandler(),
       }
       with ocp.CheckpointManager(
         self._directory, options=options, item_handlers=handlers
@@ -271,8 +258,7 @@ def _describe(leaf: Any) -> str:
 def _to_host(leaf: Any) -> np.ndarray:
   """A leaf as NumPy has it, a key as its data.
 
-  Of several processes Orbax stores arrays that they share, but none of a single
-  one.
+  Where there are several processes Orbax refuses arrays of a single one.
   """
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
@@ -284,10 +270,10 @@ def _from_host(leaf: np.ndarray, template: Any) -> Any:
   if not isinstance(template, jax.Array):
     return leaf
   if jax.dtypes.issubdtype(template.dtype, jax.dtypes.prng_key):
-    implementation = jax.random.key_impl(template)
-    return jax.device_put(
-      jax.random.wrap_key_data(leaf, impl=implementation), template.sharding
+    key = jax.random.wrap_key_data(
+      jax.numpy.asarray(leaf), impl=jax.random.key_impl(template)
     )
+    return jax.device_put(key, template.sharding)
   return jax.device_put(leaf, template.sharding)
 
 
@@ -357,6 +343,24 @@ def _line(error: Exception) -> str:
   """An exception on one line, of a length that one can read."""
   text = ' '.join(str(error).split()) or type(error).__name__
   return text if len(text) <= 400 else f'{text[:200]} ... {text[-200:]}'
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+  """Has Orbax work for this process alone, though JAX may know of others.
+
+  Each has checkpoints of its own, and waits for no other. Orbax has an option
+  for that, with which only process 0 writes NumPy's arrays.
+  """
+  names = {'process_count': lambda: 1, 'process_index': lambda: 0}
+  before = {name: getattr(jax, name) for name in names}
+  try:
+    for name, function in names.items():
+      setattr(jax, name, function)
+    yield
+  finally:
+    for name, function in before.items():
+      setattr(jax, name, function)
 
 
 @contextlib.contextmanager

@@ -1,22 +1,40 @@
 """The presets say what was published; the numbers here are from the sources."""
 
+import dataclasses
 import pathlib
+from typing import Any
 
 import pytest
 
-from experiments import flags
+from experiments import compiled, flags
 from experiments.atari import AtariConfig
+from experiments.classic import ClassicConfig
+from experiments.minatar import MinAtarConfig
 from siamrl.schedule import to_gradient_steps
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path('experiments/flagfiles')
-PRESETS = sorted(path.stem for path in (ROOT / FOLDER).glob('*.flags'))
+GRIDS = ('twin_grid_cartpole',)  # sweeps
+PRESETS = sorted(
+  {path.stem for path in (ROOT / FOLDER).glob('*.flags')} - set(GRIDS)
+)
 PARENTS = {
   'dqn_zoo_dqn': 'nature_dqn',
   'dqn_zoo_double_dqn': 'dqn_zoo_dqn',
   'dopamine_dqn': 'nature_dqn',
   'cleanrl_dqn_atari': 'nature_dqn',
   'quickstart': 'dopamine_dqn',
+  'cleanrl_dqn_acrobot': 'cleanrl_dqn_cartpole',
+  'dopamine_dqn_acrobot': 'dopamine_dqn_cartpole',
+}
+# Those of compiled runs; the others are Atari's.
+COMPILED: dict[str, type[compiled.CompiledConfig]] = {
+  'cleanrl_dqn_cartpole': ClassicConfig,
+  'cleanrl_dqn_acrobot': ClassicConfig,
+  'dopamine_dqn_cartpole': ClassicConfig,
+  'dopamine_dqn_acrobot': ClassicConfig,
+  'minatar_dqn': MinAtarConfig,
+  'dopamine_dqn_minatar': MinAtarConfig,
 }
 
 # Mnih et al. (2015), Methods and Extended Data Table 1, and its Lua code
@@ -114,6 +132,103 @@ CLEANRL = NATURE | {
   'eval_episodes': 10,
   'eval_epsilon': 0.01,
 }
+# What all of the compiled presets are.
+PLAIN = {
+  'num_envs': 1,
+  'agent': 'dqn',
+  'head': 'linear',
+  'n_step': 1,
+  'reward_clip': 0,
+  'discount': 0.99,
+  'target_update': 'hard',
+  'tau': None,
+  'batch_reduction': 'mean',
+  'replay': 'uniform',
+  'seeds': 1,
+}
+# cleanrl/dqn_jax.py.
+CLEANRL_CARTPOLE = PLAIN | {
+  'environment': 'cartpole',
+  'env_steps': 500_000,
+  'hidden_sizes': '120-84',
+  'initializer': 'lecun_normal',  # flax's default
+  'rescale_observations': False,
+  'optimizer': 'adam',
+  'learning_rate': 2.5e-4,
+  'optimizer_eps': 1e-8,  # optax's default
+  'td_loss': 'squared',
+  'replay_capacity': 10_000,
+  'batch_size': 128,
+  'min_replay': 10_000,
+  'train_period': 10,
+  'epsilon_start': 1,
+  'epsilon_end': 0.05,
+  'epsilon_hold': 0,
+  'epsilon_decay': 500_000 // 2,
+}
+# dopamine/jax/agents/dqn/configs/dqn_cartpole.gin; jax/networks.py.
+DOPAMINE_CARTPOLE = PLAIN | {
+  'environment': 'cartpole_v0',
+  'env_steps': 100 * 1_000,
+  'iteration_env_steps': 1_000,
+  'hidden_sizes': '512-512',
+  'initializer': 'xavier_uniform',
+  'rescale_observations': True,
+  'optimizer': 'adam',
+  'learning_rate': 0.001,
+  'optimizer_eps': 3.125e-4,
+  'td_loss': 'squared',
+  'replay_capacity': 50_000,
+  'batch_size': 128,
+  'min_replay': 500,
+  'train_period': 4,
+  'epsilon_start': 0.01,  # identity_epsilon of epsilon_train
+  'epsilon_end': 0.01,
+  'eval_epsilon': 0.001,
+}
+# kenjyoung/MinAtar, examples/dqn.py.
+MINATAR = PLAIN | {
+  'protocol': 'paper',
+  'env_steps': 5_000_000,
+  'padding': 'VALID',
+  'hidden_units': 128,
+  'initializer': 'torch_uniform',
+  'optimizer': 'rmsprop_centred_torch',
+  'learning_rate': 0.00025,
+  'rmsprop_decay': 0.95,
+  'optimizer_eps': 0.01,
+  'td_loss': 'huber',  # smooth_l1_loss
+  'error_bound': 1,
+  'replay_capacity': 100_000,
+  'batch_size': 32,
+  'min_replay': 5_000,
+  'train_period': 1,
+  'epsilon_start': 1,
+  'epsilon_end': 0.1,
+  'epsilon_hold': 5_000,
+  'epsilon_decay': 100_000,
+}
+# dopamine/labs/environments/minatar: dqn_breakout.gin, minatar_env.py;
+# dqn_agent.py.
+DOPAMINE_MINATAR = PLAIN | {
+  'protocol': 'paper',
+  'env_steps': 10 * 1_000_000,
+  'padding': 'SAME',
+  'hidden_units': 0,
+  'initializer': 'xavier_uniform',
+  'optimizer': 'adam',
+  'learning_rate': 0.00025,
+  'optimizer_eps': 3.125e-4,
+  'td_loss': 'squared',
+  'replay_capacity': 100_000,
+  'batch_size': 32,
+  'min_replay': 1_000,
+  'train_period': 4,
+  'epsilon_start': 1,
+  'epsilon_end': 0.01,
+  'epsilon_hold': 1_000,
+  'epsilon_decay': 250_000,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -121,8 +236,12 @@ def _at_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)  # parents are named from there
 
 
-def _read(name: str) -> AtariConfig:
-  return flags.from_arguments(AtariConfig, f'--flagfile={FOLDER / name}.flags')
+def _read(name: str, *arguments: str) -> Any:
+  return flags.from_arguments(
+    COMPILED.get(name, AtariConfig),
+    f'--flagfile={FOLDER / name}.flags',
+    *arguments,
+  )
 
 
 def _lines(name: str) -> list[str]:
@@ -152,14 +271,50 @@ def test_published_values(name, published, period):
   )
 
 
+@pytest.mark.parametrize(
+  'name, published, period',
+  [
+    ('cleanrl_dqn_cartpole', CLEANRL_CARTPOLE, 50),  # 500 env steps
+    (
+      'cleanrl_dqn_acrobot',
+      CLEANRL_CARTPOLE | {'environment': 'acrobot'},
+      50,
+    ),
+    ('dopamine_dqn_cartpole', DOPAMINE_CARTPOLE, 25),  # 100 agent steps
+    (
+      'dopamine_dqn_acrobot',
+      DOPAMINE_CARTPOLE | {'environment': 'acrobot', 'env_steps': 500 * 1_000},
+      25,
+    ),
+    ('minatar_dqn', MINATAR, 1_000),  # updates of the network
+    ('dopamine_dqn_minatar', DOPAMINE_MINATAR, 250),  # 1,000 agent steps
+  ],
+)
+def test_published_values_of_compiled_runs(name, published, period):
+  config = _read(name)
+  found = {field: getattr(config, field) for field in published}
+  assert found == published
+  assert compiled.sync_of(config) == period
+
+
+@pytest.mark.parametrize(
+  'name', ['cleanrl_dqn_cartpole', 'minatar_dqn', 'nature_dqn']
+)
+def test_nothing_is_stated_twice(name):
+  stated = {line.split('=')[0] for line in _lines(name)}
+  assert len(stated) == len(_lines(name))
+
+
+def test_defaults_are_minatar_dqn():
+  assert MinAtarConfig() == _read('minatar_dqn')
+
+
 def test_defaults_are_nature_dqn():
   assert AtariConfig() == _read('nature_dqn')
-  stated = {line.split('=')[0] for line in _lines('nature_dqn')}
-  assert len(stated) == len(_lines('nature_dqn'))
 
 
 def test_every_preset_is_known_here():
-  assert set(PRESETS) == {'nature_dqn', *PARENTS}
+  assert set(PRESETS) == {'nature_dqn', *PARENTS, *COMPILED}
 
 
 @pytest.mark.parametrize('name', PARENTS)
@@ -168,12 +323,7 @@ def test_a_preset_states_its_differences_only(name):
   assert first == f'--flagfile={FOLDER / PARENTS[name]}.flags'
   parent = _read(PARENTS[name])
   for line in rest:
-    assert (
-      flags.from_arguments(
-        AtariConfig, f'--flagfile={FOLDER}/{PARENTS[name]}.flags', line
-      )
-      != parent
-    ), line
+    assert _read(PARENTS[name], line) != parent, line
 
 
 @pytest.mark.parametrize('name', PRESETS)
@@ -181,7 +331,28 @@ def test_a_preset_cites_its_source_and_can_be_run(name):
   text = (ROOT / FOLDER / f'{name}.flags').read_text()
   assert text.startswith('# ')
   config = _read(name)
+  if name in COMPILED:
+    compiled.check(config)
+    return
   round_frames = config.frame_skip * config.train_period
   assert config.frames % config.iteration_frames == 0
   assert config.iteration_frames % round_frames == 0
   assert config.replay_capacity >= config.min_replay
+
+
+def test_the_grid_of_the_twin():
+  sweep = flags.sweep_from_arguments(
+    ClassicConfig,
+    f'--flagfile={FOLDER}/twin_grid_cartpole.flags',
+    drop=compiled.drop,
+  )
+  for config in sweep.configs:
+    compiled.check(config)
+  hard = [c.target_period for c in sweep.configs if c.target_update == 'hard']
+  soft = [c.tau for c in sweep.configs if c.target_update == 'soft']
+  assert len(sweep.configs) == len(hard) + len(soft) == 14
+  # Averages as old on average as copies every C gradient steps.
+  assert soft == pytest.approx([2 / (period + 1) for period in hard])
+  preset = _read('cleanrl_dqn_cartpole', '--num_envs=10', '--seeds=10')
+  same = {'target_period': 1, 'target_period_unit': 'gradient_steps'}
+  assert sweep.configs[0] == dataclasses.replace(preset, **same)

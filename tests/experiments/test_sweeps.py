@@ -9,10 +9,19 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
-from experiments import classic, compiled, devices, flags, minatar, sweep_run
-from siamrl.report.metrics import MetricsWriter
+from experiments import (
+  classic,
+  compiled,
+  devices,
+  flags,
+  minatar,
+  sweep_figures,
+  sweep_run,
+)
+from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.run_folder import RunFolder
 from tests.experiments.launching import (
   ROOT,
@@ -134,13 +143,6 @@ def test_the_table(undisturbed):
     assert (undisturbed / name).stat().st_size > 0
 
 
-def test_its_flags_make_the_same_sweep(undisturbed, tmp_path):
-  sweep_here(
-    classic, f'--flagfile={undisturbed}/flags.txt', f'--run_dir={tmp_path}/run'
-  )
-  assert _table(tmp_path / 'run') == _table(undisturbed)
-
-
 @pytest.mark.parametrize(
   'arguments, programs',
   [
@@ -161,26 +163,34 @@ def test_numbers_share_a_program(arguments, programs):
   assert sum(len(group.runs) for group in groups) == 3 * len(sweep.configs)
 
 
-def test_a_run_alone_is_the_run_in_the_sweep(undisturbed, tmp_path):
-  folder = tmp_path / 'run'
-  sweep_here(
+def test_a_run_alone_is_the_run_in_the_sweep(undisturbed, stopped, tmp_path):
+  """And --overwrite starts afresh."""
+  folder = _copy(stopped, tmp_path)
+  (folder / 'notes.txt').write_text('mine')
+  output = sweep_here(
     classic,
     *SMALL_SWEEP,
     '--target_period=6',
     '--seed=1',
     f'--run_dir={folder}',
+    '--overwrite',
   )
+  assert 'starting program 1 of 1' in output
   alone, table = columns(folder), columns(undisturbed)
   for name, values in alone.items():
     assert values == table[name][3:12:4], name
+  assert (folder / 'curve.png').exists()
   assert not (folder / 'curve-final.png').exists()
+  assert '--overwrite=false\n' in (folder / 'flags.txt').read_text()
+  assert (folder / 'notes.txt').read_text() == 'mine'
 
 
 def test_sigterm_between_iterations(
   undisturbed, stopped, tmp_path, monkeypatch
 ):
   folder = _copy(stopped, tmp_path)
-  arguments = (*SWEEP, f'--run_dir={folder}')
+  # The flags of the folder make the same sweep.
+  arguments = (f'--flagfile={undisturbed}/flags.txt', f'--run_dir={folder}')
   # Two further iterations end the first program.
   _stop_after(monkeypatch, 2)
   output = sweep_here(classic, *arguments)
@@ -194,34 +204,26 @@ def test_sigterm_between_iterations(
 
 
 def test_sigkill_and_other_devices(undisturbed, tmp_path):
-  """Kills of 4 runs on 3 devices, on 2 and on 1, resumed on those here."""
+  """Kills of 4 runs on 3 devices and on 1, resumed on those here."""
   folder = tmp_path / 'run'
   arguments = (*SWEEP, f'--run_dir={folder}', '--checkpoint_period_s=1e-6')
   killed(
     *arguments,
-    # With the second checkpoint written, before the first is removed.
-    sabotage=('siamrl.report.checkpoint:_flush', 2),
+    # With the rows of the second iteration written, and no checkpoint.
+    sabotage=('experiments.sweep_run:_Runs._save', 2),
     launcher=_CLASSIC,
     environment=_devices(3),
   )
+  assert len(_table(folder).splitlines()) == 1 + 8
   output = killed(
     *arguments,
-    # With the rows of the third iteration written, and no checkpoint.
-    sabotage=('experiments.sweep_run:_Runs._save', 1),
+    # In the second program's first checkpoint, of which a part is in place.
+    sabotage=('os:rename', 10),
     launcher=_CLASSIC,
     environment=_devices(1),
   )
-  assert 'on 1 cpu, at iteration 2 of 3' in output
-  assert len(_table(folder).splitlines()) == 1 + 12
-  output = killed(
-    *arguments,
-    # In the second program: its learner is in place, and the rest is not.
-    sabotage=('os:rename', 8),
-    launcher=_CLASSIC,
-    environment=_devices(3),
-  )
+  assert 'on 1 cpu, at iteration 1 of 3' in output
   assert 'starting program 2 of 2' in output
-  assert 'on 3 cpu' in output
   assert list(folder.glob('checkpoints/001/*tmp*'))
   output = sweep_here(classic, *arguments)
   assert 'program 2 of 2' in output
@@ -242,81 +244,43 @@ def test_a_finished_sweep_says_so(undisturbed):
   assert files() == before
 
 
-def test_overwrite_starts_afresh(stopped, tmp_path):
-  folder = _copy(stopped, tmp_path)
-  (folder / 'notes.txt').write_text('mine')
-  arguments = (*SMALL_SWEEP, '--env_steps=200', f'--run_dir={folder}')
-  output = sweep_here(classic, *arguments, '--overwrite')
-  assert 'starting program 1 of 1' in output
-  assert columns(folder)['env_steps'] == [200]
-  assert not (folder / 'curve-final.png').exists()
-  assert '--overwrite=false\n' in (folder / 'flags.txt').read_text()
-  assert (folder / 'notes.txt').read_text() == 'mine'
+def test_sizes_of_one_layer_are_text_in_the_table():
+  point = {'hidden_sizes': '8', 'tau': None, 'agent': 'dqn', 'batch_size': 8}
+  assert sweep_run._cells(point) == point | {'hidden_sizes': '[8]'}
 
 
-def test_sizes_of_one_layer_are_text_in_the_table(tmp_path):
-  sweep_here(
-    classic,
-    *SMALL_SWEEP,
-    '--env_steps=200',
-    '--hidden_sizes=8,4-4',
-    f'--run_dir={tmp_path}/run',
-  )
-  assert columns(tmp_path / 'run')['hidden_sizes'] == ['[8]', '4-4']
-  assert (tmp_path / 'run' / 'curve-final.png').exists()
+def test_no_episode_that_has_ended(undisturbed, tmp_path):
+  """There is nothing to draw."""
+  table = read_metrics(RunFolder(undisturbed).metrics)
+  table['train_return'] = np.full(24, np.nan)
+  given = RunFolder(undisturbed).read_flags()
+  sweep_figures.draw(table, given, f'{tmp_path}/curve')
+  assert (tmp_path / 'curve.png').exists()
 
 
-def test_iterations_in_which_no_episode_ends(tmp_path):
-  """There is nothing to draw, and nothing diverged."""
-  output = sweep_here(
-    classic,
-    *SMALL_SWEEP,
-    '--environment=chain',
-    '--num_envs=10',
-    '--train_period=10',
-    '--target_period=10',
-    '--seeds=2',
-    '--iteration_env_steps=100',
-    '--env_steps=200',
-    f'--run_dir={tmp_path}/run',
-  )
-  assert 'finished' in output
-  assert 'diverged' not in output
-  assert columns(tmp_path / 'run')['train_episodes'] == [0] * 4
-
-
-@pytest.mark.parametrize(
-  'arguments, what',
-  [
-    (['--learning_rate=1e30'], 'loss='),
-    # A single gradient step, whose loss is that of the initial parameters.
-    (
-      [
-        '--learning_rate=3e38',
-        '--optimizer=rmsprop',
-        '--optimizer_eps=1e-30',
-        '--min_replay=198',
-        '--env_steps=200',
-      ],
-      'not all parameters are finite',
-    ),
-  ],
-)
-def test_a_learner_that_diverges(arguments, what, tmp_path):
+def test_parameters_that_are_not_finite(tmp_path):
+  """Of a single gradient step, whose loss is that of the first parameters."""
   folder = tmp_path / 'run'
   output = sweep_here(
-    classic, *SMALL_SWEEP, *arguments, f'--run_dir={folder}', code=1
+    classic,
+    *SMALL_SWEEP,
+    '--learning_rate=3e38',
+    '--optimizer=rmsprop',
+    '--optimizer_eps=1e-30',
+    '--min_replay=198',
+    '--env_steps=200',
+    f'--run_dir={folder}',
+    code=1,
   )
-  *_, line = output.splitlines()
-  assert line.startswith(f'error: the learner diverged: {what}')
-  assert 'in iteration 0' in line
-  assert 'Traceback' not in output
-  assert not RunFolder(folder).metrics.exists()
+  assert output.splitlines()[-1].startswith(
+    'error: the learner diverged: not all parameters are finite in iteration 0'
+  )
+  assert not RunFolder(folder).metrics.read_text()
+  assert not RunFolder(folder).checkpoints.exists()
 
 
-def test_a_checkpoint_before_the_divergence_stays(
-  stopped, tmp_path, monkeypatch
-):
+def test_a_learner_that_diverges(tmp_path, monkeypatch):
+  """The run ends; its last good checkpoint stays."""
   folder = tmp_path / 'run'
   arguments = (*SMALL_SWEEP, f'--run_dir={folder}')
   _stop_after(monkeypatch, 1)
@@ -328,7 +292,9 @@ def test_a_checkpoint_before_the_divergence_stays(
     text.replace('--learning_rate=0.00025', '--learning_rate=1e+30')
   )
   output = sweep_here(classic, *arguments, '--learning_rate=1e30', code=1)
-  assert 'in iteration 1' in output.splitlines()[-1]
+  *_, line = output.splitlines()
+  assert line.startswith('error: the learner diverged: loss=')
+  assert 'in iteration 1' in line
   assert sorted(RunFolder(folder).checkpoints.rglob('*')) == before
   assert columns(folder)['iteration'] == [0]
 
@@ -649,6 +615,6 @@ def test_a_process_that_fails(tmp_path):
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / 'notes').write_text('mine')
   (code, err), (other_code, other) = _together(*arguments)
-  assert (code, other_code) == (2, 1)
+  assert (code, other_code) == (2, 1), (err, other)
   assert 'not empty and not a run folder' in err
   assert other == 'error: process 0 failed; it says why\n'
