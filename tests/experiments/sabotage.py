@@ -12,10 +12,11 @@ from collections.abc import Callable
 import functools
 import importlib
 import os
-import runpy
 import signal
 import sys
 from typing import Any
+
+from experiments import atari, classic, compiled, flags, minatar
 
 
 def _arm(target: str, count: int, number: int) -> None:
@@ -38,8 +39,25 @@ def _arm(target: str, count: int, number: int) -> None:
   setattr(holder, name, armed)
 
 
+def _run(launcher: str, arguments: list[str]) -> int:
+  """Calls a launcher as its module does; that would not know what is armed."""
+  if launcher == atari.__name__:
+    return flags.execute(atari.AtariConfig, '', atari.main, arguments)
+  configs: dict[str, tuple[type, Any]] = {
+    classic.__name__: (classic.ClassicConfig, classic.make_task),
+    minatar.__name__: (minatar.MinAtarConfig, minatar.make_task),
+  }
+  config, make_task = configs[launcher]
+  return flags.execute_sweep(
+    config,
+    '',
+    lambda sweep: compiled.main(sweep, make_task),
+    arguments,
+    compiled.drop,
+  )
+
+
 if __name__ == '__main__':
   launcher, target, count, name, *arguments = sys.argv[1:]
   _arm(target, int(count), signal.Signals[name])
-  sys.argv = [launcher, *arguments]
-  runpy.run_module(launcher, run_name='__main__')
+  sys.exit(_run(launcher, arguments))

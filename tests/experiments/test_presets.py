@@ -14,7 +14,7 @@ from siamrl.schedule import to_gradient_steps
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path('experiments/flagfiles')
-GRIDS = ('twin_grid_cartpole',)  # sweeps
+GRIDS = ('quickstart_sweep', 'twin_grid_cartpole')  # sweeps
 PRESETS = sorted(
   {path.stem for path in (ROOT / FOLDER).glob('*.flags')} - set(GRIDS)
 )
@@ -338,6 +338,18 @@ def test_a_preset_cites_its_source_and_can_be_run(name):
   assert config.frames % config.iteration_frames == 0
   assert config.iteration_frames % round_frames == 0
   assert config.replay_capacity >= config.min_replay
+
+
+def test_the_sweep_of_the_quickstart():
+  sweep = flags.sweep_from_arguments(
+    ClassicConfig,
+    f'--flagfile={FOLDER}/quickstart_sweep.flags',
+    drop=compiled.drop,
+  )
+  for config in sweep.configs:
+    compiled.check(config)
+  assert sweep.axes == {'target_period': (10, 1_000, 10_000)}
+  assert sweep.configs[0].seeds == 5
 
 
 def test_the_grid_of_the_twin():
