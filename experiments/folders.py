@@ -1,16 +1,19 @@
-"""Opening a run's folder, with errors that speak of the flag."""
+"""A run's folder, with errors that speak of the flag."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+import contextlib
 import os
 from typing import Any
 
 from experiments.flags import RunError, UsageError, usage_errors
+from siamrl.report.checkpoint import CheckpointError
 from siamrl.report.run_folder import (
   RunFolder,
   RunFolderError,
   WrongFolderError,
   open_run_folder,
 )
+from siamrl.runners.errors import NonFiniteError
 
 
 def open_folder(
@@ -41,3 +44,22 @@ def open_folder(
       text += '. Name another folder, or --overwrite that run'
     raise UsageError(text) from error
   return folder
+
+
+@contextlib.contextmanager
+def run_errors(folder: RunFolder) -> Iterator[None]:
+  """Has the library's errors speak of the folder.
+
+  Raises:
+    RunError: in place of an error in reading or writing, or of a divergence.
+  """
+  try:
+    yield
+  except NonFiniteError as error:
+    raise RunError(
+      f'the learner diverged: {error}; the checkpoint before stays as it is'
+    ) from error
+  except CheckpointError as error:
+    raise RunError(f'--run_dir={error}') from error
+  except OSError as error:
+    raise RunError(f'--run_dir={folder.path}: {error}') from error

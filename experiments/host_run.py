@@ -8,15 +8,14 @@ from typing import Any
 
 import jax
 
-from experiments import devices
+from experiments import devices, folders
 from experiments.flags import RunError
 from siamrl.replay.host import HostReplay
-from siamrl.report.checkpoint import CheckpointError, Checkpoints
+from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.progress import Progress
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import host
-from siamrl.runners.errors import NonFiniteError
 from siamrl.types import TrainState
 
 # Atari frames shrank 30 to 70 times under random play; cautiously, 5 times.
@@ -73,21 +72,14 @@ def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
   devices.check_room(
     folder.path, 3 * state_bytes + parts.replay.nbytes // _REPLAY_COMPRESSION
   )
-  try:
-    with _Run(folder, parts, stop) as position:
-      position.train()
-  except _Stopped:
-    pass
-  except NonFiniteError as error:
-    raise RunError(
-      f'the learner diverged: {error}; the checkpoint before stays as it is'
-    ) from error
-  except CheckpointError as error:
-    raise RunError(f'--run_dir={error}') from error
-  except host.EnvironmentsChangedError as error:
-    raise RunError(f'--run_dir={folder.path}: {error}') from error
-  except OSError as error:
-    raise RunError(f'--run_dir={folder.path}: {error}') from error
+  with folders.run_errors(folder):
+    try:
+      with _Run(folder, parts, stop) as position:
+        position.train()
+    except _Stopped:
+      pass
+    except host.EnvironmentsChangedError as error:
+      raise RunError(f'--run_dir={folder.path}: {error}') from error
 
 
 class _Run:

@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments import devices, processes
 from experiments.flags import RunError
-from experiments.folders import open_folder
+from experiments.folders import open_folder, run_errors
 from siamrl import schedule
 from siamrl.report.checkpoint import CheckpointError, Checkpoints
 from siamrl.report.metrics import MetricsWriter, concatenate
@@ -222,7 +222,7 @@ def _open(options: Options, path: Any) -> RunFolder:
 def _merge(options: Options, folder: RunFolder) -> None:
   """Puts the tables of all processes together."""
   shards = [folder.shard(n).metrics for n in range(options.num_processes)]
-  with _run_errors(folder):
+  with run_errors(folder):
     try:
       concatenate(folder.metrics, [path for path in shards if path.exists()])
     except ValueError as error:  # someone has edited them
@@ -232,7 +232,7 @@ def _merge(options: Options, folder: RunFolder) -> None:
 def _show(options: Options, folder: RunFolder) -> None:
   """Draws what there is, if there is anything."""
   if folder.metrics.exists():
-    with _run_errors(folder):
+    with run_errors(folder):
       options.draw(folder)
 
 
@@ -245,7 +245,7 @@ def _run(
   alone: bool,
 ) -> bool:
   """Runs all programs; whether to their end."""
-  with _run_errors(folder):
+  with run_errors(folder):
     position = _find(folder, groups)
     try:
       MetricsWriter.truncate(folder.metrics, position.rows)
@@ -265,21 +265,6 @@ def _run(
     except _Stopped:
       return False
   return True
-
-
-@contextlib.contextmanager
-def _run_errors(folder: RunFolder) -> Iterator[None]:
-  """Has the library's errors speak of the folder."""
-  try:
-    yield
-  except NonFiniteError as error:
-    raise RunError(
-      f'the learner diverged: {error}; the checkpoint before stays as it is'
-    ) from error
-  except CheckpointError as error:
-    raise RunError(f'--run_dir={error}') from error
-  except OSError as error:
-    raise RunError(f'--run_dir={folder.path}: {error}') from error
 
 
 class _Position(NamedTuple):

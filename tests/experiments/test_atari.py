@@ -117,6 +117,7 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
     sys.executable,
     '-m',
     'tests.experiments.sabotage',
+    'experiments.atari',
     # As Ctrl-C does, well after the first gradient step.
     'siamrl.envs.ale:AtariEnvironments.send',
     '330',

@@ -7,6 +7,7 @@ import sys
 from typing import Any, NamedTuple
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -448,19 +449,21 @@ def test_batches_have_the_right_shapes_and_are_never_overwritten():
   pair = _full_pair()
   rng = np.random.default_rng(0)
   batch = pair.replay.sample(rng, 8)
-  assert [x.shape for x in batch] == [(8, 3, 2), (8,), (8,), (8,), (8, 3, 2)]
-  assert [x.dtype for x in batch] == [
+  assert batch.weight is None
+  arrays = jax.tree.leaves(batch)
+  assert [x.shape for x in arrays] == [(8, 3, 2), (8,), (8,), (8,), (8, 3, 2)]
+  assert [x.dtype for x in arrays] == [
     np.uint8,
     np.int32,
     np.float32,
     np.float32,
     np.uint8,
   ]
-  copy = [x.copy() for x in batch]
+  copy = [x.copy() for x in arrays]
   for _ in range(50):
     pair.step()
     pair.replay.sample(rng, 8)
-  for kept, seen in zip(batch, copy, strict=True):
+  for kept, seen in zip(arrays, copy, strict=True):
     np.testing.assert_array_equal(kept, seen)
 
 
@@ -634,11 +637,11 @@ def _assert_same(one: HostReplay, other: HostReplay) -> None:
   if one.size:
     rngs = np.random.default_rng(3), np.random.default_rng(3)
     for _ in range(3):
-      for x, y in zip(
-        one.sample(rngs[0], min(9, one.size)),
-        other.sample(rngs[1], min(9, one.size)),
-        strict=True,
-      ):
+      batches = (
+        replay.sample(rng, min(9, one.size))
+        for replay, rng in zip((one, other), rngs, strict=True)
+      )
+      for x, y in zip(*map(jax.tree.leaves, batches), strict=True):
         assert x.tobytes() == y.tobytes()
 
 
