@@ -83,10 +83,9 @@ def main(config: BenchmarkConfig) -> None:
       config.benchmark == 'cartpole_scan' and config.seeds == 1
     ):
       _use_one_core()
-    cores = len(os.sched_getaffinity(0))
     platform = devices.configure(
       config.platform,
-      cpu_devices=min(cores, config.seeds),
+      cpu_devices=min(devices.cores(), config.seeds),
     )
     result = {'platform': platform} | {
       'learn_step': learn_step,
@@ -114,7 +113,8 @@ def main(config: BenchmarkConfig) -> None:
 
 def _use_one_core() -> None:
   """Keeps this process on one core: JAX then computes on one thread."""
-  os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  if hasattr(os, 'sched_setaffinity'):  # macOS has none
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def _seconds(

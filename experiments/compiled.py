@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib.util
 import math
-import os
 import pathlib
 import re
 from typing import Any
@@ -325,9 +324,7 @@ def configure(config: CompiledConfig) -> str:
       config.coordinator, config.num_processes, config.process_id
     )
   # One device a core: programs so small gain nothing from more than a thread.
-  return devices.configure(
-    config.platform, cpu_devices=len(os.sched_getaffinity(0))
-  )
+  return devices.configure(config.platform, cpu_devices=devices.cores())
 
 
 def _check_processes(config: CompiledConfig) -> None:

@@ -140,6 +140,13 @@ def _cache_directory() -> pathlib.Path:
   return base / 'siamrl' / f'{zlib.crc32(kind.encode()):08x}'
 
 
+def cores() -> int:
+  """Processor cores that this process may use; macOS does not tell."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def memory_bytes() -> int:
   """Memory of this machine, or of the container that holds the process."""
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

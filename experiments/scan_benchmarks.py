@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import os
 import statistics
 import time
 from typing import Any
 
-from experiments import compiled, sweep_run
+from experiments import compiled, devices, sweep_run
 from experiments.flags import sweep_from_arguments
 
 _FOLDER = 'experiments/flagfiles'
@@ -222,7 +221,7 @@ def minatar_scan(rounds: int) -> dict[str, Any]:
     'floor_us': floor_us,
     'times_floor': ours.best_us / floor_us,
     'compile_s': ours.compile_s,
-    'cores': len(os.sched_getaffinity(0)),
+    'cores': devices.cores(),
   }
 
 
