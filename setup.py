@@ -9,6 +9,8 @@ _EXTRAS = {
   'atari': ['ale-py>=0.12.1'],
   # Environments that compile: classic control, MinAtar, bsuite.
   'gymnax': ['gymnax>=1.0.1,<2'],
+  # Gymnasium's robots, with what it needs beside MuJoCo to make one.
+  'mujoco': ['gymnasium[mujoco]>=1.2', 'mujoco>=3.3'],
   # Offline data sets of the Farama Foundation.
   'minari': ['minari[hdf5]>=0.5.3'],
   'plots': ['matplotlib>=3.8', 'pillow>=10'],

@@ -23,6 +23,7 @@ import re
 from typing import Any
 
 from experiments import compiled, environments
+from experiments.collecting import Task
 from experiments.flags import (
   Bound,
   UsageError,
@@ -30,7 +31,7 @@ from experiments.flags import (
   option,
   run_sweep,
 )
-from siamrl.envs.registry import ENVIRONMENTS
+from siamrl.envs.registry import discrete
 from siamrl.networks.q_network import QNetwork, mlp_network
 
 _SIZES = Bound(
@@ -56,7 +57,8 @@ class ClassicConfig(compiled.CompiledConfig):
 
   _environment: Any = group('The environment')
   environment: str = option(
-    'cartpole', f'In any spelling: {", ".join(ENVIRONMENTS)}.'
+    'cartpole',
+    f'In any spelling: {", ".join(discrete())}.',
   )
   hidden_sizes: str = option('120-84', 'Units of the hidden layers', _SIZES)
   rescale_observations: bool = option(
@@ -66,7 +68,7 @@ class ClassicConfig(compiled.CompiledConfig):
   )
 
 
-def make_task(config: ClassicConfig) -> compiled.Task:
+def make_task(config: ClassicConfig) -> Task:
   """What the options say of the environment and the network."""
   name, environment, process = environments.make_task(config.environment)
   bounds = None
@@ -88,7 +90,7 @@ def make_task(config: ClassicConfig) -> compiled.Task:
       layer_norm=config.layer_norm,
     )
 
-  return compiled.Task(name, environment, network, process=process)
+  return Task(name, environment, network, process=process)
 
 
 if __name__ == '__main__':

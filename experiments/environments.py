@@ -28,19 +28,26 @@ class Task(NamedTuple):
 
 
 @functools.cache
-def make_task(name: str) -> Task:
+def make_task(
+  name: str, *, continuous: bool = False, flag: str = 'environment'
+) -> Task:
   """The environment of a name, in any spelling; the same object each time.
+
+  Args:
+    name: of the registry.
+    continuous: whether its actions must be continuous.
+    flag: that names it, for errors.
 
   Raises:
     UsageError: there is none.
     RunError: a package that it needs is not installed.
   """
   try:
-    known = resolve_environment(name)
+    known = resolve_environment(name, continuous=continuous)
     environment = ENVIRONMENTS[known]()
   except ValueError as error:
-    raise UsageError(f'--environment={name}: {error}') from error
+    raise UsageError(f'--{flag}={name}: {error}') from error
   except ImportError as error:
-    raise RunError(f'--environment={name}: {error}') from error
+    raise RunError(f'--{flag}={name}: {error}') from error
   process = PROCESSES[known]() if known in PROCESSES else None
   return Task(known, environment, process)

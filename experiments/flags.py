@@ -24,6 +24,7 @@ import difflib
 import itertools
 import math
 import re
+import shlex
 import sys
 import textwrap
 import types
@@ -155,17 +156,15 @@ class Sweep(NamedTuple):
       means nothing to a run has its default there.
     points: for each run, its values of the `axes`; None for one that means
       nothing to it.
-    values: every option with the values given, or with its default alone.
+    values: every option with the values given, or with its default alone;
+      without those of `also`.
+    axes: the options that have more than one value, and these.
   """
 
   configs: tuple[Any, ...]
   points: tuple[dict[str, Any], ...]
   values: dict[str, tuple[Any, ...]]
-
-  @property
-  def axes(self) -> dict[str, tuple[Any, ...]]:
-    """The options that have more than one value, and these."""
-    return {name: v for name, v in self.values.items() if len(v) > 1}
+  axes: dict[str, tuple[Any, ...]]
 
 
 # Tells which options mean nothing to a run, such as a rate to a rule without
@@ -270,7 +269,8 @@ def sweep_from_arguments(
   """The runs that a command line with lists makes: every combination.
 
   An option is not crossed with a run to which it means nothing. One that means
-  nothing to any run keeps its values, for the launcher to refuse.
+  nothing to any run keeps its values, for the launcher to refuse. The option of
+  `also`, if there is one, adds further parts to the sweep.
 
   Args:
     cls: a frozen dataclass of options.
@@ -281,19 +281,64 @@ def sweep_from_arguments(
     UsageError: an argument is no flag, or a value or a list is not allowed.
   """
   values = _read_lists(cls, arguments)
-  products = itertools.product(*values.values())
-  configs = [cls(**dict(zip(values, p, strict=True))) for p in products]
+  parts = [values, *_further_parts(cls, arguments, values)]
+  configs = [
+    cls(**dict(zip(part, product, strict=True)))
+    for part in parts
+    for product in itertools.product(*part.values())
+  ]
   dropped = [set(drop(config)) for config in configs]
   nowhere = set.intersection(*dropped)
   defaults = {f.name: _default(f, kind) for f, kind in _options(cls)}
-  axes = [name for name in values if len(values[name]) > 1]
+  given = {
+    name: tuple(dict.fromkeys(value for part in parts for value in part[name]))
+    for name in values
+  }
+  axes = {name: found for name, found in given.items() if len(found) > 1}
   runs: dict[Any, dict[str, Any]] = {}
   for config, names in zip(configs, dropped, strict=True):
     without = names - nowhere
     config = dataclasses.replace(config, **{n: defaults[n] for n in without})
     point = {n: None if n in without else getattr(config, n) for n in axes}
     runs[config] = point  # once, where an axis was dropped
-  return Sweep(tuple(runs), tuple(runs.values()), values)
+  return Sweep(tuple(runs), tuple(runs.values()), values, axes)
+
+
+def _further_parts(
+  cls: type, arguments: Sequence[str], values: Mapping[str, tuple[Any, ...]]
+) -> list[dict[str, tuple[Any, ...]]]:
+  """The options with their values in each part that --also adds."""
+  parts = []
+  for text in (values.get(_ALSO, (None,))[0] or '').split(';'):
+    if not text.strip():
+      continue
+    try:
+      more = shlex.split(text)
+    except ValueError as error:
+      raise UsageError(f'--{_ALSO}={text.strip()}: {error}') from error
+    part = _read_lists(cls, (*arguments, *more))
+    for field, _ in _options(cls):
+      if field.metadata['single'] and part[field.name] != values[field.name]:
+        raise UsageError(
+          f'--{_ALSO}={text.strip()} must leave --{field.name} alone, which '
+          'has one value for all runs'
+        )
+    parts.append(part)
+  return parts
+
+
+_ALSO = 'also'
+
+
+def also() -> Any:
+  """The option that adds further parts to a sweep; its field is so named."""
+  return option(
+    None,
+    'Further runs beside those of the other flags: parts, with a semicolon '
+    'between two, each of flags that are put behind the others, such as '
+    '"--tau=0.1; --target_update=hard --target_period=10,100".',
+    single=True,
+  )
 
 
 def check_lists(sweep: Sweep, drop: Drop) -> None:

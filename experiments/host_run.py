@@ -40,6 +40,7 @@ class Parts:
     seed: the run's.
     checkpoint_period_s: seconds between two checkpoints, at most, up to the
       length of a chunk; one is also written after each iteration.
+    unit: what a frame is called in messages.
   """
 
   state: TrainState
@@ -53,6 +54,7 @@ class Parts:
   num_envs: int
   seed: int
   checkpoint_period_s: float
+  unit: str = 'frame'
 
 
 class _Stopped(Exception):
@@ -71,8 +73,9 @@ def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
     RunError: a checkpoint cannot be read or written, or the learner diverged.
   """
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.state))
+  shrinks = _REPLAY_COMPRESSION if parts.unit == 'frame' else 1
   devices.check_room(
-    folder.path, 3 * state_bytes + parts.replay.nbytes // _REPLAY_COMPRESSION
+    folder.path, 3 * state_bytes + parts.replay.nbytes // shrinks
   )
   with folders.run_errors(folder):
     try:
@@ -101,7 +104,7 @@ class _Run(running.Running):
     super().__init__(
       folder,
       writer,
-      Progress(parts.frames, self._frames),
+      Progress(parts.frames, self._frames, unit=f'{parts.unit}s'),
       checkpoint_period_s=parts.checkpoint_period_s,
       stop=stop,
     )
@@ -134,7 +137,8 @@ class _Run(running.Running):
     """Goes on from the newest checkpoint to the end."""
     if self._frames >= self._parts.frames and self._pending is None:
       self._progress.message(
-        f'finished already: {self._folder.path}, {self._frames:,} frames'
+        f'finished already: {self._folder.path}, {self._frames:,} '
+        f'{self._parts.unit}s'
       )
       self._parts.draw()  # it may have been killed just before
       return
@@ -145,7 +149,9 @@ class _Run(running.Running):
     for _, metrics in self._parts.loop(self._state):
       if not learning and int(self._state.train.gradient_steps) > 0:
         learning = True
-        self._progress.message(f'first gradient step at frame {self._frames:,}')
+        self._progress.message(
+          f'first gradient step at {self._parts.unit} {self._frames:,}'
+        )
       returns = self._state.statistics.returns
       self._progress.update(self._frames, returns[-1] if returns else None)
       if metrics is not None:
@@ -158,7 +164,7 @@ class _Run(running.Running):
 
   def _announce(self) -> None:
     if self._saves:
-      text = f'resuming {self._where} at frame {self._frames:,}'
+      text = f'resuming {self._where} at {self._parts.unit} {self._frames:,}'
       if self._state.actions:
         count = len(self._state.actions) * self._parts.num_envs
         text += f'; playing {count:,} env steps again to get there'
@@ -173,7 +179,7 @@ class _Run(running.Running):
       row = row | self._evaluate(int(row['iteration']))
     self._pending = None
     self._writer.write(row)
-    self._progress.message(_line(row))
+    self._progress.message(_line(row, self._parts.unit))
     self._save()
     self._parts.draw()
     if self._stop and self._frames < self._parts.frames:
@@ -221,7 +227,7 @@ class _Run(running.Running):
     self._stop_here()
 
   def _stop_here(self) -> NoReturn:
-    self._say_stopped(f'at frame {self._frames:,}')
+    self._say_stopped(f'at {self._parts.unit} {self._frames:,}')
     raise _Stopped
 
 
@@ -230,10 +236,10 @@ def _saved(train: TrainState, seen: host.Seen | None) -> Any:
   return train if seen is None else (train, seen)
 
 
-def _line(row: dict[str, float]) -> str:
+def _line(row: dict[str, float], unit: str) -> str:
   parts = [
     f'iteration {row["iteration"]:.0f}',
-    f'{row["frames"]:,.0f} frames',
+    f'{row["frames"]:,.0f} {unit}s',
     f'training return {row["train_return"]:.4g} '
     f'({row["train_episodes"]:.0f} episodes)',
   ]

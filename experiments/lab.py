@@ -18,25 +18,44 @@ shows, and where its values end. The last line is all of that as JSON:
   final_value_norm          Euclidean norm of the values of all states in the
                             end (at most 1.8e308; its logarithm has no bound)
 
+--problem=self_prediction learns no values, but k features Phi of each state,
+orthonormal at first, which are to predict the twin's features of the next state
+(Tang et al. 2022). The updates are expected ones too. What becomes of Phi:
+
+  orthonormality_error      Frobenius norm of Phi^T Phi - I
+  eigen_mass                |V^T Phi|^2 / k, where V are the k eigenvectors of
+                            the process whose eigenvalues are largest in
+                            absolute value: 1 for an orthonormal basis of them
+  eigen_overlap             the same of an orthonormal basis of what the
+                            features span: their directions, whatever their
+                            lengths
+  smallest_singular_value   of Phi
+  effective_rank            of Phi, from 1 to k
+  loss                      the mean squared error of the prediction
+
 Lists make a table, and a line of JSON for each run:
 
   python -m experiments.lab --target_period=1,2,5,10,100 --discount=0.9,0.99
+  python -m experiments.lab --problem=self_prediction \\
+      --target_update=self,residual --seed=0,1,2,3,4
 
-With --run_dir the flags, metrics.csv (norms over time), stability.csv (a row
-for each run), curve.png and, of lists of numbers, curve-stability.png are kept.
-Exit codes: 0, 2 for flags that cannot be, 1 for anything else in the way.
+With --run_dir the flags, metrics.csv (norms, or those numbers, over time),
+stability.csv or self_prediction.csv (a row for each run), curve.png and, of
+lists of numbers for values, curve-stability.png are kept. Exit codes: 0, 2 for
+flags that cannot be, 1 for anything else in the way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib.util
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments import devices, folders, lab_figures, twin_options
 from experiments.flags import (
   FRACTION,
+  POSITIVE,
   UINT32,
   Bound,
   RunError,
@@ -45,20 +64,37 @@ from experiments.flags import (
   as_flags,
   as_json,
   check_lists,
+  choice,
   group,
   one_of,
   option,
+  refuse,
   run_sweep,
   usage_errors,
 )
-from siamrl import stability, twins
+from siamrl import self_prediction, stability, twins
 from siamrl.envs import linear
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import WHERE_FLAGS, RunFolder
 
-# Parameters of problems, all of them options here.
+_SELF_PREDICTION = 'self_prediction'
+_PROBLEMS = {name: p.summary for name, p in linear.PROBLEMS.items()} | {
+  _SELF_PREDICTION: 'features of states that predict themselves, no values'
+}
+# What each problem takes, all of them options here.
+_TAKES: dict[str, tuple[str, ...]] = {
+  name: (*p.takes, 'discount') for name, p in linear.PROBLEMS.items()
+} | {
+  _SELF_PREDICTION: (
+    'seed',
+    'num_states',
+    'num_features',
+    'predictor',
+    'predictor_rate',
+  )
+}
 _PROBLEM_OPTIONS = tuple(
-  dict.fromkeys(name for p in linear.PROBLEMS.values() for name in p.takes)
+  dict.fromkeys(name for takes in _TAKES.values() for name in takes)
 )
 # Of the vector of all weights, for matrices of a size to print results about.
 _LARGEST = 2_000
@@ -66,9 +102,7 @@ _LARGEST = 2_000
 
 def _takers(name: str) -> str:
   """The problems that take a parameter, for a help text."""
-  return ', '.join(
-    p for p, kind in linear.PROBLEMS.items() if name in kind.takes
-  )
+  return ', '.join(p for p, takes in _TAKES.items() if name in takes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +117,19 @@ class LabConfig(twin_options.TwinOptions):
   _problem: Any = group('The problem')
   problem: str = option(
     'baird',
-    '; '.join(f'{name}: {p.summary}' for name, p in linear.PROBLEMS.items()),
-    one_of(linear.PROBLEMS),
+    '; '.join(f'{name}: {summary}' for name, summary in _PROBLEMS.items()),
+    one_of(_PROBLEMS),
   )
   seed: int = option(0, f'Of the drawing, for {_takers("seed")}', UINT32)
   num_states: int | None = option(
     None,
-    f'States with the terminal one, for {_takers("num_states")}',
+    'States, with the terminal one if there is one, for '
+    f'{_takers("num_states")}',
     Bound(lambda x: 2 <= x <= 256, 'from 2 to 256'),
   )
   num_features: int | None = option(
     None,
-    f'Weights, for {_takers("num_features")}',
+    f'Weights, or features of a state, for {_takers("num_features")}',
     Bound(lambda x: 1 <= x <= 256, 'from 1 to 256'),
   )
   termination: float | None = option(
@@ -104,8 +139,17 @@ class LabConfig(twin_options.TwinOptions):
     FRACTION,
   )
 
+  predictor: str = choice(
+    'optimal',
+    f'What maps features to those of the next state, for {_SELF_PREDICTION}:',
+    self_prediction.PREDICTORS,
+  )
+  predictor_rate: float | None = option(
+    None, 'Step size of a learnt predictor, in those of the features', POSITIVE
+  )
+
   _learning: Any = group('Learning')
-  discount: float = option(0.99, 'Per step of the process.', FRACTION)
+  discount: float = option(0.99, 'Per step of the process, of values', FRACTION)
   step_size: float = option(
     0.1,
     'Of gradient descent on the sum of the losses, each weighed by the share '
@@ -136,8 +180,10 @@ class LabConfig(twin_options.TwinOptions):
 
 def drop(config: LabConfig) -> list[str]:
   """Options that mean nothing to a run; a sweep does not cross them with it."""
-  takes = linear.PROBLEMS[config.problem].takes
+  takes = _TAKES[config.problem]
   dropped = [name for name in _PROBLEM_OPTIONS if name not in takes]
+  if config.predictor != 'learnt' and 'predictor_rate' in takes:
+    dropped.append('predictor_rate')
   with usage_errors():  # a list of paths that cannot be read
     return dropped + twin_options.meaningless(config)
 
@@ -145,55 +191,139 @@ def drop(config: LabConfig) -> list[str]:
 def main(sweep: Sweep) -> None:
   """Predicts and runs what the options say, and reports it."""
   with usage_errors():
-    cases = [make_case(config) for config in sweep.configs]
+    study = _study_of(sweep)
+    cases = [study.make_case(config) for config in sweep.configs]
     check_lists(sweep, drop)
     first = sweep.configs[0]
     devices.configure(first.platform)
     folder = None if first.run_dir is None else _open(sweep)
     try:
-      predictions = stability.predict(cases)
-      runs = stability.run(cases, first.gradient_steps)
+      outcomes = study.run(cases, first.gradient_steps)
     except (MemoryError, RuntimeError) as error:
       raise RunError(f'computing failed: {error}') from error
   results = [
-    _result(config, prediction, run)
-    for config, prediction, run in zip(
-      sweep.configs, predictions, runs, strict=True
-    )
+    _settings(config) | study.result(config, outcome)
+    for config, outcome in zip(sweep.configs, outcomes, strict=True)
   ]
   if folder is not None:
     with folders.run_errors(folder), folder:
-      _write(folder, sweep, results, runs)
+      _write(folder, sweep, study, results, outcomes)
   if len(results) == 1:
-    print(_report(first, cases[0], results[0], runs[0]))
+    print('\n'.join(study.report(first, cases[0], results[0], outcomes[0])))
   else:
-    print(_table(sweep, results))
+    print(_table(sweep, study.columns, results))
   for result in results:
     print(json.dumps(result))
 
 
-def make_case(config: LabConfig) -> stability.Case:
-  """The problem and the learner that the options name.
+class _Study(NamedTuple):
+  """What is done with problems of one kind.
+
+  Attributes:
+    name: of its table.
+    columns: what is found of a run, for tables.
+    make_case: (options) -> what to run.
+    run: (cases, gradient_steps) -> what came of each.
+    result: (options, what came of it) -> the columns, and maybe a reason.
+    report: (options, case, what JSON says, what came of it) -> lines of words.
+    history: what came of it -> rows over time.
+    draw: (folder, path of the table, swept options but for the seed, title).
+  """
+
+  name: str
+  columns: tuple[str, ...]
+  make_case: Callable[[LabConfig], Any]
+  run: Callable[[Sequence[Any], int], Sequence[Any]]
+  result: Callable[[LabConfig, Any], dict[str, Any]]
+  report: Callable[[LabConfig, Any, Mapping[str, Any], Any], list[str]]
+  history: Callable[[Any], list[dict[str, Any]]]
+  draw: Callable[..., None]
+
+
+def _study_of(sweep: Sweep) -> _Study:
+  """That of the problems; raises UsageError if they are of two kinds."""
+  kinds = {c.problem == _SELF_PREDICTION for c in sweep.configs}
+  if len(kinds) > 1:
+    named = ','.join(dict.fromkeys(c.problem for c in sweep.configs))
+    raise UsageError(
+      f'--problem={named} must not name {_SELF_PREDICTION} beside others: what '
+      'is found of it is not what is found of values'
+    )
+  return _FEATURES if kinds == {True} else _VALUES
+
+
+def _check_meant(config: LabConfig) -> None:
+  """Raises UsageError for an option that would change nothing."""
+  for field in dataclasses.fields(LabConfig):
+    name = field.name
+    if name in _PROBLEM_OPTIONS and name not in _TAKES[config.problem]:
+      value = getattr(config, name)
+      if value != field.default:
+        raise UsageError(
+          f'--{name}={value} has no meaning for problem={config.problem}'
+        )
+
+
+def _settings(config: LabConfig) -> dict[str, Any]:
+  """What JSON says of the options."""
+  takes = twins.takes(config.target_update, config.target_paths)
+  named = [name for name in twins.PARAMETERS if name in takes]
+  if twins.RULES[config.target_update].period is None:
+    named = list(dict.fromkeys(['target_period', *named]))
+  named += _TAKES[config.problem]
+  settings = {
+    'problem': config.problem,
+    'target_update': config.target_update,
+    **{name: getattr(config, name) for name in named},
+    'step_size': config.step_size,
+    'gradient_steps': config.gradient_steps,
+  }
+  return {name: x for name, x in settings.items() if x is not None}
+
+
+def _twin_in_words(config: LabConfig, result: Mapping[str, Any]) -> str:
+  return ', '.join(
+    [config.target_update]
+    + [f'{name}={result[name]}' for name in twins.PARAMETERS if name in result]
+  )
+
+
+def _schedule(config: LabConfig) -> tuple[dict[str, Any], int]:
+  """The rule's parameters, and gradient steps from one update to the next.
 
   Raises:
     UsageError: options do not go together.
     ValueError: likewise; begins with the option.
   """
-  for name, value, why in (
-    ('target_init', 'equal', 'weights are given, not drawn'),
-    ('count_warmup', False, 'there is no warm-up'),
-    ('reset_optimizer', False, 'plain gradient descent has no state'),
+  for name, why in (
+    ('count_warmup', 'there is no warm-up'),
+    ('reset_optimizer', 'plain gradient descent has no state'),
   ):
-    if getattr(config, name) != value:
-      shown = str(getattr(config, name)).lower()
-      raise UsageError(f'--{name}={shown} must be {str(value).lower()}: {why}')
+    if getattr(config, name):
+      refuse(config, name, f'be false: {why}')
   # An environment step is a gradient step and a frame.
   speeds = twin_options.Speeds(config.target_period_unit, 1, 1)
   sync = twin_options.sync_of(config, speeds)
   if sync >= 2**31:
     raise UsageError(f'--target_period={sync} must be below {2**31}')
-  parameters = twin_options.parameters(config, speeds, config.gradient_steps)
+  return twin_options.parameters(config, speeds, config.gradient_steps), sync
+
+
+# Values.
+
+
+def make_case(config: LabConfig) -> stability.Case:
+  """The problem and the learner of values that the options name.
+
+  Raises:
+    UsageError: options do not go together.
+    ValueError: likewise; begins with the option.
+  """
+  if config.target_init != 'equal':
+    refuse(config, 'target_init', 'be equal: weights are given, not drawn')
+  parameters, sync = _schedule(config)
   problem = make_problem(config)
+  _check_meant(config)
   count = parameters.get('target_count', 1)
   size = 2 * (count + 1) * len(problem.initial)
   if size > _LARGEST:
@@ -215,29 +345,30 @@ def make_case(config: LabConfig) -> stability.Case:
 def make_problem(config: LabConfig) -> linear.LinearProblem:
   """The problem that the options name."""
   takes = linear.PROBLEMS[config.problem].takes
-  given = {name: getattr(config, name) for name in _PROBLEM_OPTIONS}
+  options = dict.fromkeys(n for p in linear.PROBLEMS.values() for n in p.takes)
+  given = {name: getattr(config, name) for name in options}
   if 'seed' not in takes and not config.seed:
     given['seed'] = None  # the default, which is not a choice
   return linear.make_problem(config.problem, **given)
 
 
-def _result(
-  config: LabConfig, prediction: stability.Prediction, run: stability.Run
-) -> dict[str, Any]:
+# Of values: what their learner's map says, and what a run shows.
+_Seen = tuple[stability.Prediction, stability.Run]
+
+
+def _run_values(
+  cases: Sequence[stability.Case], gradient_steps: int
+) -> list[_Seen]:
+  predictions = stability.predict(cases)
+  runs = stability.run(cases, gradient_steps)
+  return list(zip(predictions, runs, strict=True))
+
+
+def _values_result(config: LabConfig, seen: _Seen) -> dict[str, Any]:
   """What JSON says of a run; numbers that are no floats are None."""
-  takes = twins.takes(config.target_update, config.target_paths)
-  named = [name for name in twins.PARAMETERS if name in takes]
-  if twins.RULES[config.target_update].period is None:
-    named = list(dict.fromkeys(['target_period', *named]))
-  named += linear.PROBLEMS[config.problem].takes
+  prediction, run = seen
   last = float(run.log10_norms[-1])
-  result = {
-    'problem': config.problem,
-    'target_update': config.target_update,
-    **{name: getattr(config, name) for name in named},
-    'discount': config.discount,
-    'step_size': config.step_size,
-    'gradient_steps': config.gradient_steps,
+  result: dict[str, Any] = {
     'unit': run.unit,
     'spectral_radius': prediction.spectral_radius,
     'growth': run.growth,
@@ -252,32 +383,24 @@ def _result(
       f'gradient_steps={config.gradient_steps} is too short to see the growth '
       f'over {prediction.unit}'
     )
-  return {
-    name: x for name, x in result.items() if x is not None or name in _ALWAYS
-  }
+  return result
 
 
-_ALWAYS = ('spectral_radius', 'growth', 'log10_final_value_norm')
-
-
-def _report(
+def _values_report(
   config: LabConfig,
   case: stability.Case,
   result: Mapping[str, Any],
-  run: stability.Run,
-) -> str:
+  seen: _Seen,
+) -> list[str]:
   """A few lines about one run."""
+  run = seen[1]
   states, weights = case.batch.obs_tm1.shape
   unit, radius = result['unit'], result['spectral_radius']
   over = 'a gradient step' if unit == 1 else f'{unit:,} gradient steps'
-  rule = ', '.join(
-    [config.target_update]
-    + [f'{name}={result[name]}' for name in twins.PARAMETERS if name in result]
-  )
   lines = [
     f'{config.problem}: {states} states, {weights} weights; '
     f'discount {config.discount:g}, step size {config.step_size:g}',
-    f'twin: {rule}',
+    f'twin: {_twin_in_words(config, result)}',
   ]
   if radius is None:
     lines.append(f'predicted: nothing, for {result["reason"]}')
@@ -293,28 +416,150 @@ def _report(
       f'predicted: {verdict}, spectral radius {radius:.7g} over {over}'
     )
   growth = result['growth']
-  seen = (
+  growing = (
     'its growth cannot be told'
     if growth is None
     else f'growth by {growth:.7g} over {over}'
   )
   lines.append(
     f'observed: {"diverged" if result["diverged"] else "did not diverge"}; '
-    f'{seen}; values from norm {10 ** run.log10_norms[0]:.4g} to '
+    f'{growing}; values from norm {10 ** run.log10_norms[0]:.4g} to '
     f'{run.final_value_norm:.4g} in {config.gradient_steps:,} gradient steps'
   )
-  return '\n'.join(lines)
+  return lines
 
 
-def _table(sweep: Sweep, results: Sequence[Mapping[str, Any]]) -> str:
-  """A row for each run of a sweep, in columns."""
-  shown = (
+def _values_history(seen: _Seen) -> list[dict[str, Any]]:
+  run = seen[1]
+  return [
+    {
+      'gradient_steps': step,
+      # A logarithm of 0 is an empty cell.
+      'log10_value_norm': _finite(norm),
+    }
+    for step, norm in zip(run.gradient_steps, run.log10_norms, strict=True)
+  ]
+
+
+_VALUES = _Study(
+  'stability',
+  (
     'unit',
     'spectral_radius',
     'growth',
     'diverged',
     'final_value_norm',
+    'log10_final_value_norm',
+  ),
+  make_case,
+  _run_values,
+  _values_result,
+  _values_report,
+  _values_history,
+  lab_figures.draw,
+)
+
+
+# Features.
+
+
+def make_features_case(config: LabConfig) -> self_prediction.Case:
+  """The process and the learner of features that the options name.
+
+  Raises:
+    UsageError: options do not go together.
+    ValueError: likewise; begins with the option.
+  """
+  if config.target_update not in self_prediction.RULES:
+    refuse(
+      config,
+      'target_update',
+      f'be one of {", ".join(self_prediction.RULES)} for '
+      f'problem={config.problem}',
+    )
+  _check_meant(config)
+  parameters, sync = _schedule(config)
+  return self_prediction.Case(
+    self_prediction.random_corridor(config.seed, config.num_states or 20),
+    config.num_features or 4,
+    config.target_update,
+    parameters,
+    sync,
+    config.step_size,
+    config.predictor,
+    config.predictor_rate,
+    config.target_init,
+    config.target_order,
+    config.seed,
   )
+
+
+def _features_result(
+  config: LabConfig, run: self_prediction.Run
+) -> dict[str, Any]:
+  """What JSON says of a run; numbers that are no floats are None."""
+  result: dict[str, Any] = {
+    name: _finite(values[-1]) for name, values in run.measures._asdict().items()
+  }
+  if None in result.values():
+    result['reason'] = (
+      f'step_size={config.step_size} lets features outgrow all floats'
+    )
+  return result
+
+
+def _features_report(
+  config: LabConfig,
+  case: self_prediction.Case,
+  result: Mapping[str, Any],
+  run: self_prediction.Run,
+) -> list[str]:
+  """A few lines about one run."""
+  predictor = case.predictor
+  if case.predictor_rate is not None:
+    predictor += f' at {case.predictor_rate:g} times that step size'
+  found = {name: _cell(result[name], 4) for name in run.measures._fields}
+  return [
+    f'{config.problem}: {len(case.transitions)} states, {case.num_features} '
+    f'features; step size {config.step_size:g}',
+    f'twin: {_twin_in_words(config, result)}; predictor: {predictor}',
+    f'observed after {config.gradient_steps:,} gradient steps: |Phi^T Phi - I| '
+    f'{found["orthonormality_error"]}, eigen-mass {found["eigen_mass"]} '
+    f'(overlap {found["eigen_overlap"]}),',
+    f'smallest singular value {found["smallest_singular_value"]}, effective '
+    f'rank {found["effective_rank"]}, loss {found["loss"]}',
+  ]
+
+
+def _features_history(run: self_prediction.Run) -> list[dict[str, Any]]:
+  measures = run.measures._asdict()
+  return [
+    {'gradient_steps': step}
+    | {name: _finite(values[index]) for name, values in measures.items()}
+    for index, step in enumerate(run.gradient_steps)
+  ]
+
+
+_FEATURES = _Study(
+  'self_prediction',
+  self_prediction.Measures._fields,
+  make_features_case,
+  self_prediction.run,
+  _features_result,
+  _features_report,
+  _features_history,
+  lambda folder, ends, by, title: lab_figures.draw_features(folder, by, title),
+)
+
+
+# What is printed and kept of either.
+
+
+def _table(
+  sweep: Sweep, columns: Sequence[str], results: Sequence[Mapping[str, Any]]
+) -> str:
+  """A row for each run of a sweep, in columns."""
+  shown = [name for name in columns if not name.startswith('log10_')]
   rows = [[*sweep.axes, *shown]]
   for point, result in zip(sweep.points, results, strict=True):
     rows.append(
@@ -327,12 +572,17 @@ def _table(sweep: Sweep, results: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-def _cell(value: Any) -> str:
+def _finite(value: Any) -> float | None:
+  """A number as JSON and tables can hold it."""
+  return float(value) if math.isfinite(value) else None
+
+
+def _cell(value: Any, digits: int = 7) -> str:
   if value is None:
     return '-'
   if isinstance(value, bool):
     return 'yes' if value else 'no'
-  return f'{value:.7g}' if isinstance(value, float) else str(value)
+  return f'{value:.{digits}g}' if isinstance(value, float) else str(value)
 
 
 def _open(sweep: Sweep) -> RunFolder:
@@ -351,8 +601,9 @@ def _open(sweep: Sweep) -> RunFolder:
 def _write(
   folder: RunFolder,
   sweep: Sweep,
+  study: _Study,
   results: Sequence[Mapping[str, Any]],
-  runs: Sequence[stability.Run],
+  outcomes: Sequence[Any],
 ) -> None:
   """Writes tables and pictures, in place of those of an equal command."""
   points = [
@@ -360,37 +611,24 @@ def _write(
     {'seed': config.seed, **point}
     for config, point in zip(sweep.configs, sweep.points, strict=True)
   ]
-  norms = [
-    point
-    | {
-      'gradient_steps': step,
-      # A logarithm of 0 is an empty cell.
-      'log10_value_norm': float(norm) if math.isfinite(norm) else None,
-    }
-    for point, run in zip(points, runs, strict=True)
-    for step, norm in zip(run.gradient_steps, run.log10_norms, strict=True)
+  times = [
+    point | row
+    for point, outcome in zip(points, outcomes, strict=True)
+    for row in study.history(outcome)
   ]
-  columns = (
-    'unit',
-    'spectral_radius',
-    'growth',
-    'diverged',
-    'final_value_norm',
-    'log10_final_value_norm',
-  )
   ends = [
-    point | {name: result[name] for name in columns}
+    point | {name: result[name] for name in study.columns}
     for point, result in zip(points, results, strict=True)
   ]
-  path = folder.path / 'stability.csv'
-  for file, rows in ((folder.metrics, norms), (path, ends)):
+  path = folder.path / f'{study.name}.csv'
+  for file, rows in ((folder.metrics, times), (path, ends)):
     file.unlink(missing_ok=True)
     with MetricsWriter(file) as writer:
       writer.write_rows(rows)
   if importlib.util.find_spec('matplotlib') is not None:
     axes = [name for name in sweep.axes if name != 'seed']
     title = '+'.join(dict.fromkeys(c.problem for c in sweep.configs))
-    lab_figures.draw(folder, path, axes, title)
+    study.draw(folder, path, axes, title)
 
 
 if __name__ == '__main__':

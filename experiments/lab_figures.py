@@ -1,4 +1,4 @@
-"""Pictures of the lab: norms over time, and maps of stability."""
+"""Pictures of the lab: norms and features over time, maps of stability."""
 
 from collections.abc import Sequence
 import io
@@ -6,8 +6,9 @@ import pathlib
 
 import numpy as np
 
+from siamrl.report import drawing, statistics
 from siamrl.report.curves import plot_sweep
-from siamrl.report.metrics import Table, group_rows, read_metrics
+from siamrl.report.metrics import Table, by_run, group_rows, read_metrics
 from siamrl.report.run_folder import RunFolder, write_atomically
 
 # Lines that a picture of norms shows: more are thinned out, evenly.
@@ -143,3 +144,56 @@ def plot_map(
   content = io.BytesIO()
   figure.savefig(content, format='png')
   write_atomically(path, content.getvalue())
+
+
+# What a picture of features shows, in words, and on which scale.
+_FEATURES = {
+  'orthonormality_error': ('|\u03a6\u1d40\u03a6 \u2212 I|', 'log'),
+  'eigen_mass': ('eigen-mass', 'linear'),
+  'smallest_singular_value': ('smallest\nsingular value', 'linear'),
+}
+# Errors below are those of rounding.
+_LEAST_ERROR = 1e-6
+
+
+def draw_features(folder: RunFolder, by: Sequence[str], title: str) -> None:
+  """Writes curve.png: what became of features over gradient steps.
+
+  A point is an interquartile mean over seeds, with its 95 % interval.
+
+  Args:
+    folder: of the runs, with its metrics.
+    by: the swept options but for the seed.
+    title: of the picture.
+  """
+  groups = group_rows(read_metrics(folder.metrics), by)
+  points = [dict(zip(by, key, strict=True)) for key in groups]
+  figure = drawing.new_figure(6.4, 6.4)
+  panels = figure.subplots(len(_FEATURES), 1, sharex=True)
+  runs = set()
+  for axes, (column, (label, scale)) in zip(
+    panels, _FEATURES.items(), strict=True
+  ):
+    drawing.tidy(axes)
+    for rows, point, look in zip(
+      groups.values(), points, drawing.looks(points), strict=True
+    ):
+      clock, values = by_run(rows, 'gradient_steps', column)
+      runs.add(len(values))
+      drawing.line(
+        axes,
+        drawing.in_words(point) or label,
+        clock,
+        statistics.over_runs(values),
+        *look,
+        opacity=drawing.band_opacity(len(groups)),
+      )
+    axes.set_ylabel(label)
+    axes.set_yscale(scale)
+  low, high = panels[0].get_ylim()
+  panels[0].set_ylim(max(low, _LEAST_ERROR), max(high, 10 * _LEAST_ERROR))
+  panels[0].set_title(title, loc='left')
+  panels[-1].set_xlabel('gradient steps')
+  explanation = drawing.explanation(statistics.iqm, runs)
+  drawing.side_legend(figure, panels[0], explanation)
+  drawing.save(figure, folder.curve)

@@ -22,6 +22,7 @@ import functools
 from typing import Any
 
 from experiments import compiled, options, twin_options
+from experiments.collecting import Task
 from experiments.flags import (
   NOT_NEGATIVE,
   RunError,
@@ -84,7 +85,7 @@ def _make_environment(game: str, protocol: str) -> JaxEnvironment:
     raise RunError(f'--game={game}: {error}') from error
 
 
-def make_task(config: MinAtarConfig) -> compiled.Task:
+def make_task(config: MinAtarConfig) -> Task:
   """What the options say of the game and the network."""
   environment = _make_environment(config.game, config.protocol)
 
@@ -101,7 +102,7 @@ def make_task(config: MinAtarConfig) -> compiled.Task:
   # Atari's games have these names too.
   name = f'minatar_{resolve_minatar(config.game)}'
   # A bit a cell: a seventh of the memory, for less than 5 % of a step.
-  return compiled.Task(name, environment, network, packed=True)
+  return Task(name, environment, network, packed=True)
 
 
 if __name__ == '__main__':

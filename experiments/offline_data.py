@@ -21,7 +21,7 @@ from experiments.flags import (
 )
 from siamrl import rewards
 from siamrl.envs import car_on_hill, tabular
-from siamrl.envs.registry import ENVIRONMENTS, PROCESSES
+from siamrl.envs.registry import PROCESSES, discrete
 from siamrl.replay import dataset
 from siamrl.replay.dataset import Dataset
 from siamrl.report.run_folder import RunFolder
@@ -47,7 +47,7 @@ class DataOptions:
   environment: str = option(
     CAR,
     'Where the data are from, and where greedy episodes are played; in any '
-    f'spelling: {", ".join(ENVIRONMENTS)}.',
+    f'spelling: {", ".join(discrete())}.',
   )
   dataset: str | None = option(
     None,

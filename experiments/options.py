@@ -3,7 +3,10 @@
 A launcher's dataclass has `tau: float | None = options.tau()`.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from experiments import devices
 from experiments.flags import (
@@ -20,6 +23,17 @@ from siamrl.agents import q
 from siamrl.losses import td
 from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
+
+
+def as_arrays(
+  values: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, np.generic]:
+  """Numbers that enter a program; what a run does not have is not a number."""
+  found = {name: values.get(name, np.nan) for name in names}
+  return {
+    name: (np.int32 if type(value) is int else np.float32)(value)
+    for name, value in found.items()
+  }
 
 
 def platform() -> Any:

@@ -86,7 +86,11 @@ class PlotConfig:
     'iteration is drawn.',
     POSITIVE,
   )
-  column: str = option('train_return', 'What is drawn of a sweep.')
+  column: str | None = option(
+    None,
+    'What is drawn of a sweep; training returns if not given, or losses and '
+    'accuracies of representations.',
+  )
 
 
 def main(config: PlotConfig) -> None:

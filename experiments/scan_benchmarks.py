@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import Any
 
-from experiments import compiled, devices, sweep_run
+from experiments import collecting, compiled, devices, sweep_run
 from experiments.flags import sweep_from_arguments
 
 _FOLDER = 'experiments/flagfiles'
@@ -49,7 +49,7 @@ class _Timed:
 
 def _build(
   config_type: type,
-  make_task: Callable[[Any], compiled.Task],
+  make_task: Callable[[Any], collecting.Task],
   *arguments: str,
   network: Callable[[int], Any] | None = None,
 ) -> _Timed:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
 from typing import Any
 
-from siamrl.report import panel
+from siamrl.report import panel, representation
 from siamrl.report.curves import plot_final, plot_sweep
-from siamrl.report.metrics import STEP_COLUMN, Table, group_rows
+from siamrl.report.metrics import RUN_COLUMN, STEP_COLUMN, Table, group_rows
 
 # Scores of these are on scales of their own: a figure for each, where swept.
 _APART = ('game', 'environment')
@@ -21,7 +21,10 @@ def swept(table: Table, flags: Mapping[str, str]) -> list[str]:
     table: in long form.
     flags: as the sweep's folder has them, lists with commas.
   """
-  return [name for name in table if ',' in flags.get(name, '')]
+  if RUN_COLUMN not in table:
+    return [name for name in table if ',' in flags.get(name, '')]
+  names = list(table)
+  return names[: names.index(RUN_COLUMN)]
 
 
 def draw(
@@ -29,34 +32,50 @@ def draw(
   flags: Mapping[str, str],
   output: str,
   *,
-  column: str = 'train_return',
+  column: str | None = None,
   title: str = '',
 ) -> None:
   """Writes OUTPUT.png, curves, and OUTPUT-final.png, where they end.
 
   And OUTPUT-panel.png, if the twin was measured. Several games or environments
-  have OUTPUT-NAME.png and so on instead.
+  have OUTPUT-NAME.png and so on instead. Of representations the curves are
+  several: losses, collapse and accuracies.
 
   Args:
     table: in long form, with at least a row.
     flags: of the sweep's folder.
     output: path without the ending.
-    column: of the table, what to draw.
+    column: of the table, what to draw; None for returns, or what there is in
+      place of them.
     title: of the figures, but for games and environments.
   """
   x = clock_of(table)
   clock = x.replace('_', ' ')
+  several = column is None and representation.is_representation(table)
+  if column is None:
+    column = representation.headline(table) if several else 'train_return'
   for path, about, part, by in _parts(table, flags, output, title):
-    plot_sweep(
-      f'{path}.png',
-      part,
-      x=x,
-      y=column,
-      by=by,
-      title=about,
-      x_label=clock,
-      y_label=_words(column),
-    )
+    if several:
+      panel.plot_panel(
+        f'{path}.png',
+        part,
+        x=x,
+        by=by,
+        title=about,
+        x_label=clock,
+        shown=representation.facets(part),
+      )
+    else:
+      plot_sweep(
+        f'{path}.png',
+        part,
+        x=x,
+        y=column,
+        by=by,
+        title=about,
+        x_label=clock,
+        y_label=_words(column),
+      )
     if panel.is_measured(part):
       _draw_panel(f'{path}-panel.png', part, flags, by, about)
     if not by:
@@ -95,7 +114,8 @@ def draw_panel(
 
 def clock_of(table: Table) -> str:
   """The column that figures have below: Atari counts frames."""
-  return STEP_COLUMN if STEP_COLUMN in table else 'env_steps'
+  clocks = (STEP_COLUMN, 'env_steps', 'gradient_steps')
+  return next(name for name in clocks if name in table)
 
 
 def _parts(

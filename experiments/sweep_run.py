@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +36,49 @@ from siamrl.report.run_folder import RunFolder
 from siamrl.runners import scan
 from siamrl.runners.errors import NonFiniteError
 
+# What counts the length of runs.
+CLOCKS = ('env_steps', 'gradient_steps')
+
 # Columns of a row that are no metric of the loss.
 _COUNTS = (
   'train_',
   'eval_',
   'epsilon',
-  'env_steps',
-  'gradient_steps',
   'panel/',
+  *CLOCKS,
 )
+
+
+class Loop(Protocol):
+  """What each run of a program does, such as `scan.Loop`.
+
+  Attributes:
+    config: has `batch_size`.
+    clock: what the length of runs is counted in, 'env_steps' or
+      'gradient_steps', a column of the rows.
+    iteration_steps: of it, from one row to the next.
+    headline: the column that is shown while runs go on.
+  """
+
+  @property
+  def config(self) -> Any: ...
+
+  @property
+  def clock(self) -> str: ...
+
+  @property
+  def iteration_steps(self) -> int: ...
+
+  @property
+  def headline(self) -> str: ...
+
+  def start(self, settings: Any, key: jax.Array) -> Any:
+    """A run's beginning; has the learner's state as `train`."""
+
+  def iterate(
+    self, settings: Any, state: Any, iteration: Any
+  ) -> tuple[Any, Mapping[str, jax.Array]]:
+    """Runs one iteration."""
 
 
 class Run(NamedTuple):
@@ -75,14 +109,14 @@ class Group:
     runs: told apart by their numbers only.
   """
 
-  loop: scan.Loop
+  loop: Loop
   iterations: int
   runs: Sequence[Run]
 
   @property
-  def env_steps(self) -> int:
-    """Env steps of one iteration of all runs."""
-    return len(self.runs) * self.loop.config.iteration_env_steps
+  def steps(self) -> int:
+    """Steps of one iteration of all runs, of the loop's clock."""
+    return len(self.runs) * self.loop.iteration_steps
 
   def settings(self) -> dict[str, np.ndarray]:
     """[R] arrays by name."""
@@ -260,9 +294,10 @@ def _run(
     with edited_errors():
       MetricsWriter.truncate(folder.metrics, position.rows)
     if position.group == len(groups):
-      done = sum(group.iterations * group.env_steps for group in groups)
+      done = sum(group.iterations * group.steps for group in groups)
+      unit = _unit(groups[0].loop)
       Progress(done, done).message(
-        f'finished already: {folder.path}, {done:,} env steps'
+        f'finished already: {folder.path}, {done:,} {unit}'
       )
       return True
     size = sum(group.run_bytes() * len(group.runs) for group in groups)
@@ -326,17 +361,19 @@ class _Runs(Running):
     self._diverged: set[tuple[int, int]] = set()
     self._begin = position.group
     writer = MetricsWriter(
-      folder.metrics, folder.events if alone else None, step_column='env_steps'
+      folder.metrics,
+      folder.events if alone else None,
+      step_column=groups[0].loop.clock,
     )
-    total = sum(group.iterations * group.env_steps for group in groups)
+    total = sum(group.iterations * group.steps for group in groups)
     self._done = sum(
-      group.iterations * group.env_steps for group in groups[: self._begin]
+      group.iterations * group.steps for group in groups[: self._begin]
     )
-    self._done += position.iteration * groups[self._begin].env_steps
+    self._done += position.iteration * groups[self._begin].steps
     super().__init__(
       folder,
       writer,
-      Progress(total, self._done, unit='env steps'),
+      Progress(total, self._done, unit=_unit(groups[0].loop)),
       checkpoint_period_s=options.checkpoint_period_s,
       stop=stop,
     )
@@ -367,24 +404,24 @@ class _Runs(Running):
     ):
       if step.iteration == iteration + 1:
         self._say_compiled(begun)
-      self._done += group.env_steps
+      self._done += group.steps
       self._write(index, step)
       last = step.iteration == group.iterations
       if self._overdue() or last or self._stop:
         self._save(checkpoints, index, step)
       if self._stop and not (last and index + 1 == len(self._groups)):
-        self._say_stopped(f'after {self._done:,} env steps')
+        self._say_stopped(f'after {self._done:,} {_unit(group.loop)}')
         raise _Stopped
 
   def _announce(self, index: int, iteration: int, num_devices: int) -> None:
     group = self._groups[index]
     kind = jax.devices()[0].device_kind
-    steps = group.iterations * group.loop.config.iteration_env_steps
+    steps = group.iterations * group.loop.iteration_steps
     text = (
       f'{"resuming" if iteration else "starting"} program {index + 1} of '
       f'{len(self._groups)} in {self._folder.path}: {len(group.runs)} '
-      f'{"runs" if len(group.runs) > 1 else "run"} of {steps:,} env steps on '
-      f'{num_devices} {kind}'
+      f'{"runs" if len(group.runs) > 1 else "run"} of {steps:,} '
+      f'{_unit(group.loop)} on {num_devices} {kind}'
     )
     if iteration:
       text += f', at iteration {iteration} of {group.iterations}'
@@ -404,9 +441,7 @@ class _Runs(Running):
         self._say_diverged(index, number, step.iteration, row, wrong)
       counts = {
         'iteration': step.iteration - 1,
-        'env_steps': row.pop('env_steps'),
-        'gradient_steps': row.pop('gradient_steps'),
-      }
+      } | {name: row.pop(name) for name in CLOCKS if name in row}
       counts['target_updates'] = schedule.syncs(
         counts['gradient_steps'],
         int(each.settings['sync']),
@@ -414,8 +449,8 @@ class _Runs(Running):
       )
       rows.append({**_cells(each.point), 'seed': each.seed, **counts, **row})
     self._writer.write_rows(rows)
-    returns = [row['train_return'] for row in rows]
-    finite = [value for value in returns if math.isfinite(value)]
+    headline = [row[group.loop.headline] for row in rows]
+    finite = [value for value in headline if math.isfinite(value)]
     self._progress.update(
       self._done, float(np.mean(finite)) if finite else None
     )
@@ -451,6 +486,11 @@ class _Runs(Running):
       {'iteration': step.iteration, 'rows': self._writer.position},
     )
     self._saved_at = time.monotonic()
+
+
+def _unit(loop: Loop) -> str:
+  """The loop's clock, for a message."""
+  return loop.clock.replace('_', ' ')
 
 
 def _not_finite(row: Mapping[str, float]) -> str:

@@ -21,7 +21,6 @@ import optax
 
 from siamrl import twins
 from siamrl.learner import TARGET_ORDERS, Regress, make_move
-from siamrl.losses import td
 from siamrl.networks.activations import Activations
 from siamrl.types import (
   Agent,
@@ -113,17 +112,20 @@ def functional_distance(q: chex.Array, q_twin: chex.Array) -> chex.Array:
   return jnp.mean(jnp.abs(q - q_twin))
 
 
-def greedy_disagreement(q: chex.Array, q_other: chex.Array) -> chex.Array:
-  """E 1[argmax_a q != argmax_a q_other]; a tie goes to the lowest index.
+def disagreement(actions: chex.Array, others: chex.Array) -> chex.Array:
+  """How often actions differ, or, where they are continuous, by how much.
 
-  Of values before and after a gradient step it is the policy churn of Schaul et
+  E 1[a != a'], or E |a - a'| over observations and dimensions. Of the greedy
+  actions before and after a gradient step it is the policy churn of Schaul et
   al. (2022).
 
   Args:
-    q: [B, A].
-    q_other: [B, A].
+    actions: int [B], or float [B, D].
+    others: the same of another policy.
   """
-  return jnp.mean(jnp.argmax(q, -1) != jnp.argmax(q_other, -1))
+  if jnp.issubdtype(actions.dtype, jnp.floating):
+    return jnp.mean(jnp.abs(actions - others))
+  return jnp.mean(actions != others)
 
 
 # The twin's age.
@@ -241,8 +243,7 @@ class TDSplit(NamedTuple):
 
 
 def td_split(
-  q_tm1: chex.Array,
-  a_tm1: chex.Numeric,
+  q_tm1: chex.Numeric,
   r_t: chex.Numeric,
   discount_t: chex.Numeric,
   q_t: chex.Array,
@@ -254,15 +255,14 @@ def td_split(
   Written for one transition.
 
   Args:
-    q_tm1: [A] online values of the observation acted upon.
-    a_tm1: int [] the action taken.
+    q_tm1: [] online value of the action taken.
     r_t: [] the reward.
     discount_t: [] discount**n, 0 where the episode terminated.
-    q_t: [A] the twin's values of the successor.
+    q_t: [A] the twin's values of the successor; A = 1 of an actor's action.
     q_t_online: [A] its online values.
   """
   return TDSplit(
-    r_t + discount_t * jnp.max(q_t_online) - td.value_of(q_tm1, a_tm1),
+    r_t + discount_t * jnp.max(q_t_online) - q_tm1,
     discount_t * (jnp.max(q_t) - jnp.max(q_t_online)),
   )
 
@@ -289,27 +289,37 @@ def churn(
     probe: held out.
 
   Returns:
-    `target_churn_train` on the batch, `target_churn` on the probe, and
-    `policy_churn`, the fraction of the probe's `obs_tm1` whose greedy action
-    changes.
+    `target_churn_train` on the batch, `target_churn` on the probe, and of an
+    agent that acts `policy_churn`, the `disagreement` of its greedy actions on
+    the probe's `obs_tm1`.
   """
   stepped, _ = regress(train, batch)
 
-  def targets_of(state: TrainState, transitions: Transition) -> chex.Array:
-    return agent.targets(state.online_params, state.target_params, transitions)
+  def targets_of(state: TrainState, data: Any) -> chex.Array:
+    return agent.targets(
+      state.online_params, state.target_params, data, _same_key(train)
+    )
 
-  def greedy_of(state: TrainState) -> chex.Array:
-    return agent.values(state.online_params, probe.obs_tm1)
-
-  return {
+  metrics = {
     'target_churn_train': target_drift(
       targets_of(train, batch), targets_of(stepped, batch)
     ),
     'target_churn': target_drift(
       targets_of(train, probe), targets_of(stepped, probe)
     ),
-    'policy_churn': greedy_disagreement(greedy_of(train), greedy_of(stepped)),
   }
+  if agent.greedy is not None:
+    metrics['policy_churn'] = disagreement(
+      agent.greedy(train.online_params, probe.obs_tm1),
+      agent.greedy(stepped.online_params, probe.obs_tm1),
+    )
+  return metrics
+
+
+def _same_key(train: TrainState) -> chex.PRNGKey:
+  """For whatever needs chance: the same at every look of a run."""
+  # The keys of gradient steps are folded with other numbers.
+  return jax.random.fold_in(train.key, 2**32 - 1)
 
 
 # Features.
@@ -601,7 +611,8 @@ def shadows_init(
         f'{name!r} cannot be a shadow: the rule in use has other online '
         'parameters than the base agent'
       )
-  return {name: rule.twin.init(online_params) for name, rule in shadows.items()}
+  twinned = twins.part(base_agent, online_params)
+  return {name: rule.twin.init(twinned) for name, rule in shadows.items()}
 
 
 def _still(rule: Clocked) -> bool:
@@ -621,7 +632,7 @@ def shadows_follow(
   Args:
     shadows: the rules.
     state: of `shadows_init`.
-    online_params: the newest.
+    online_params: the newest, of what has a twin.
     before: gradient steps when it was called last.
     after: gradient steps now. A rule is applied once if its clock has crossed a
       multiple of its period since: call it after every gradient step, or at
@@ -676,7 +687,8 @@ def counterfactuals(
     grads, _ = jax.grad(agent.loss, has_aux=True)(
       online_params, target_params, batch, key
     )
-    return agent.targets(online_params, target_params, batch), grads
+    y = agent.targets(online_params, target_params, batch, key)
+    return y, grads
 
   y, grads = answer(agent, train.target_params)
   metrics: Metrics = {}
@@ -694,13 +706,18 @@ def counterfactuals(
 # All of it, for a runner.
 
 
+def _observed(batch: Any) -> chex.Array:
+  """What a network is to answer: of transitions, what was acted upon."""
+  return batch.obs_tm1 if isinstance(batch, Transition) else batch
+
+
 class PanelState(struct.PyTreeNode):
   """What a panel remembers.
 
   Attributes:
     ages: of the twin, see `Clock`.
     measured_at: int32 [] gradient steps of the last measurement.
-    targets: float32 [B] on the probe, at the last measurement; NaN at first.
+    targets: on the probe, at the last measurement; NaN at first.
     dormant: bool [units] of each layer, then; none at first.
     shadows: target parameters of other rules.
     followed_at: int32 [] gradient steps when these moved last.
@@ -742,10 +759,10 @@ class Panel(NamedTuple):
     follows: whether there are shadows that move.
   """
 
-  init: Callable[[TrainState, Transition], PanelState]
+  init: Callable[[TrainState, Any], PanelState]
   follow: Callable[[PanelState, TrainState], PanelState]
   measure: Callable[
-    [PanelState, TrainState, Transition, Transition],
+    [PanelState, TrainState, Any, Any],
     tuple[PanelState, Metrics],
   ]
   follows: bool
@@ -802,18 +819,26 @@ def make_panel(
     # Through the lift, which knows the network that values come from.
     look = rule.twin.lift(base_agent._replace(values=look)).values
 
-  def init(train: TrainState, probe: Transition) -> PanelState:
+  def _targets(train: TrainState, probe: Any) -> chex.Array:
+    return agent.targets(
+      train.online_params, train.target_params, probe, _same_key(train)
+    )
+
+  def init(train: TrainState, probe: Any) -> PanelState:
     dormant: dict[str, jax.Array] = {}
     if look is not None:
-      layers = jax.eval_shape(look, train.online_params, probe.obs_tm1).layers
+      layers = jax.eval_shape(
+        look, train.online_params, _observed(probe)
+      ).layers
       dormant = {
         name: jnp.zeros(layer.shape[-1:], bool)
         for name, layer in layers.items()
       }
+    targets = jax.eval_shape(_targets, train, probe)
     return PanelState(
-      ages=keeper.init(train.online_params),
+      ages=keeper.init(twins.part(agent, train.online_params)),
       measured_at=jnp.copy(train.gradient_steps),
-      targets=jnp.full(probe.r_t.shape, jnp.nan, jnp.float32),
+      targets=jnp.full(targets.shape, jnp.nan, jnp.float32),
       dormant=dormant,
       shadows=shadows_init(rules, base_agent, train.online_params),
       followed_at=jnp.copy(train.gradient_steps),
@@ -824,7 +849,7 @@ def make_panel(
       shadows=shadows_follow(
         rules,
         state.shadows,
-        train.online_params,
+        twins.part(agent, train.online_params),
         state.followed_at,
         train.gradient_steps,
       ),
@@ -839,47 +864,64 @@ def make_panel(
       return {name: whole}
     return {name: whole} | {f'{name}/{at}': x for at, x in layers.items()}
 
-  def measure(
-    state: PanelState, train: TrainState, probe: Transition, batch: Transition
-  ) -> tuple[PanelState, Metrics]:
-    online, target = train.online_params, train.target_params
-    beside = rule.twin.params(online, target)
-    q = agent.values(online, probe.obs_tm1)
-    q_twin = agent.values(beside, probe.obs_tm1)
-    y = agent.targets(online, target, probe)
-    # Beyond the probe: values grow where the agent goes now.
-    seen = jnp.concatenate([q, agent.values(online, batch.obs_tm1)])
-    ages = keeper.advance(
-      online, state.ages, state.measured_at, train.gradient_steps
-    )
+  def compare(
+    train: TrainState, beside: Params, probe: Any, batch: Any
+  ) -> Metrics:
+    """Answers of the network beside those of its twin."""
+    online, obs = train.online_params, _observed(probe)
+    q, q_twin = agent.values(online, obs), agent.values(beside, obs)
+    metrics = {'functional_distance': functional_distance(q, q_twin)}
+    if agent.greedy is not None:
+      metrics['greedy_disagreement'] = disagreement(
+        agent.greedy(online, obs), agent.greedy(beside, obs)
+      )
+    if agent.taken is None:
+      return metrics
     split = jax.vmap(td_split)(
-      q,
-      probe.a_tm1,
+      agent.taken(online, probe),
       probe.r_t,
       probe.discount_t,
-      agent.bootstrap(online, target, probe.obs_t),
+      agent.bootstrap(
+        online, train.target_params, probe.obs_t, _same_key(train)
+      ),
       agent.values(online, probe.obs_t),
     )
-    metrics = (
-      named('twin_age', keeper.read(online, ages))
-      | named('twin_distance', parameter_distance(online, beside))
-      | {
-        'functional_distance': functional_distance(q, q_twin),
-        'greedy_disagreement': greedy_disagreement(q, q_twin),
-        'target_mean': jnp.mean(y),
-        'target_drift': target_drift(state.targets, y),
-        'td_own_abs': jnp.mean(jnp.abs(split.own)),
-        'td_split': jnp.mean(split.twin),
-        'td_split_abs': jnp.mean(jnp.abs(split.twin)),
-        'q_max_abs': jnp.max(jnp.abs(seen)),
-      }
-      | churn(agent, regress, train, batch, probe)
-    )
+    # Beyond the probe: values grow where the agent goes now.
+    seen = jnp.concatenate([q, agent.values(online, batch.obs_tm1)])
     if reward_bound is not None and discount is not None:
       metrics['soft_divergence'] = soft_divergence(seen, reward_bound, discount)
+    return metrics | {
+      'td_own_abs': jnp.mean(jnp.abs(split.own)),
+      'td_split': jnp.mean(split.twin),
+      'td_split_abs': jnp.mean(jnp.abs(split.twin)),
+      'q_max_abs': jnp.max(jnp.abs(seen)),
+    }
+
+  def measure(
+    state: PanelState, train: TrainState, probe: Any, batch: Any
+  ) -> tuple[PanelState, Metrics]:
+    online, twinned = (
+      train.online_params,
+      twins.part(agent, train.online_params),
+    )
+    beside = rule.twin.params(twinned, train.target_params)
+    y = _targets(train, probe)
+    ages = keeper.advance(
+      twinned, state.ages, state.measured_at, train.gradient_steps
+    )
+    metrics = (
+      named('twin_age', keeper.read(twinned, ages))
+      | named('twin_distance', parameter_distance(twinned, beside))
+      | {
+        'target_mean': jnp.mean(y),
+        'target_drift': target_drift(state.targets, y),
+      }
+      | compare(train, twins.whole(agent, online, beside), probe, batch)
+      | churn(agent, regress, train, batch, probe)
+    )
     dormant = state.dormant
     if look is not None:
-      answer = look(online, probe.obs_tm1)
+      answer = look(online, _observed(probe))
       values = singular_values(answer.features[:rank_states])
       metrics['srank'] = srank(values).astype(jnp.float32)
       metrics['effective_rank'] = effective_rank(values)
@@ -903,7 +945,7 @@ def make_panel(
       dormant=dormant,
     ), metrics
 
-  plain = _born(base_agent, lambda agent: agent)
+  plain = twins.part(base_agent, _born(base_agent, lambda agent: agent))
   follows = any(
     not _still(shadow)
     and bool(jax.tree.leaves(jax.eval_shape(shadow.twin.init, plain)))

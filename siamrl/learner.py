@@ -1,6 +1,6 @@
 """The learner: a TrainState, and the function that takes its gradient steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from siamrl import twins
 from siamrl.types import Agent, Metrics, Params, TrainState, Transition, Twin
 
 OPTIMIZERS = (
@@ -78,6 +79,31 @@ def make_optimizer(
   return optax.chain(optax.clip_by_global_norm(max_gradient_norm), optimizer)
 
 
+def make_optimizers(
+  agent: Agent, optimizers: Mapping[str, optax.GradientTransformation]
+) -> optax.GradientTransformation:
+  """One optimiser for each entry of an agent's parameters, as one of all.
+
+  The entries that an agent learns with a delay keep still in between, and so
+  does the state of their optimisers.
+
+  Args:
+    agent: its parameters are a dict.
+    optimizers: for each of its entries.
+  """
+
+  def due(step: chex.Numeric) -> chex.Numeric:
+    return (step + 1) % agent.delay == 0
+
+  held = {
+    name: optax.conditionally_mask(optimizer, due)
+    if name in agent.delayed and agent.delay > 1
+    else optimizer
+    for name, optimizer in optimizers.items()
+  }
+  return optax.partition(held, lambda params: {name: name for name in params})
+
+
 # What the twin is born as, and when it moves within a gradient step.
 TARGET_INITS = ('equal', 'fresh')
 TARGET_ORDERS = ('after', 'before')
@@ -116,7 +142,7 @@ def init_state(
     first = agent.init(jax.random.fold_in(init_key, 1))
   return TrainState(
     online_params=online_params,
-    target_params=twin.init(first),
+    target_params=twin.init(twins.part(agent, first)),
     opt_state=optimizer.init(online_params),
     gradient_steps=jnp.zeros((), jnp.int32),
     key=state_key,
@@ -165,7 +191,7 @@ def make_regress(
       f'target_order={target_order!r} is unknown; choose from '
       f'{", ".join(TARGET_ORDERS)}'
     )
-  move = make_move(twin, sync, sync_offset)
+  move = make_move(twin, sync, sync_offset, agent)
 
   def regress(
     state: TrainState, batch: Transition
@@ -176,12 +202,14 @@ def make_regress(
     online_params = state.online_params
     # Folded, not split and carried: without a use it costs nothing.
     loss_key = jax.random.fold_in(state.key, state.gradient_steps)
+    step = {'step': state.gradient_steps} if agent.delayed else {}
     grads, metrics = jax.grad(agent.loss, has_aux=True)(
-      online_params, state.target_params, batch, loss_key
+      online_params, state.target_params, batch, loss_key, **step
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, online_params)
     if twin.pull is not None:
-      online_params = twin.pull(online_params, state.target_params)
+      pulled = twin.pull(twins.part(agent, online_params), state.target_params)
+      online_params = twins.whole(agent, online_params, pulled)
     state = state.replace(
       online_params=optax.apply_updates(online_params, updates),
       opt_state=opt_state,
@@ -212,7 +240,10 @@ def make_regress(
 
 
 def make_move(
-  twin: Twin, sync: chex.Numeric, sync_offset: chex.Numeric = 0
+  twin: Twin,
+  sync: chex.Numeric,
+  sync_offset: chex.Numeric = 0,
+  agent: Agent | None = None,
 ) -> Callable[[Params, Any, chex.Numeric], tuple[Params, Any]]:
   """Builds what follows a gradient step: a rule applied when it is due.
 
@@ -220,14 +251,19 @@ def make_move(
     twin: the rule.
     sync: gradient steps per application; may be traced.
     sync_offset: gradient steps by which its clock is ahead.
+    agent: says which parameters have a twin; all of them without it.
 
   Returns:
     (online, target, gradient_steps) -> (online, target).
   """
 
+  def update(online, target, clock):
+    twinned = online if agent is None else twins.part(agent, online)
+    return twin.update(twinned, target, clock)
+
   def apply(online, target, clock):
     shifted = online if twin.shift is None else twin.shift(online, clock)
-    return shifted, twin.update(online, target, clock)
+    return shifted, update(online, target, clock)
 
   def move(online, target, gradient_steps):
     clock = gradient_steps + sync_offset
@@ -236,7 +272,7 @@ def make_move(
     if twin.shift is None:  # the online parameters stay out of the conditional
       return online, jax.lax.cond(
         clock % sync == 0,
-        twin.update,
+        update,
         lambda online, target, clock: target,
         online,
         target,

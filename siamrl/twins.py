@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import optax
 
 from siamrl import parameters
-from siamrl.losses import td
 from siamrl.parameters import Domain
 from siamrl.types import (
   Agent,
   Bootstrap,
   Metrics,
+  NoiseProcess,
   Params,
   Transition,
   Twin,
@@ -54,6 +54,22 @@ def born(params: Params) -> Params:
     return jnp.copy(leaf)
 
   return jax.tree.map(widen, params)
+
+
+def part(agent: Agent, params: Params) -> Params:
+  """What has a twin of an agent's parameters; all of them by default."""
+  if agent.twinned is None:
+    return params
+  if callable(agent.twinned):
+    return agent.twinned(params)
+  return {name: params[name] for name in agent.twinned}
+
+
+def whole(agent: Agent, params: Params, twinned: Params) -> Params:
+  """The parameters with these entries in place of their own."""
+  if agent.twinned is None:
+    return twinned
+  return {name: twinned.get(name, entry) for name, entry in params.items()}
 
 
 def _as_in(online: Params, target: Params) -> Params:
@@ -232,9 +248,7 @@ def hard_scheduled(
     update,
     lambda online: Dated(born(online), jnp.zeros((), jnp.int32)),
     params=lambda online, target: target.params,
-    lift=lambda agent: _bootstrapping(
-      agent, lambda online, target, obs: agent.values(target.params, obs)
-    ),
+    lift=lambda agent: _viewing(agent, lambda online, target: target.params),
   )
 
 
@@ -276,7 +290,7 @@ def projected_soft(
     update,
     born,
     lift=lambda agent: _with_term(
-      agent, lambda online, target, batch, key: penalty(online)
+      agent, lambda online, target, batch, key: penalty(part(agent, online))
     ),
     clock=soft(tau),
   )
@@ -367,12 +381,42 @@ def _from_named(tree: Params, leaves: Mapping[str, Any]) -> Params:
 # Rules that say what the agent does with its twin.
 
 
+def _given(function: Callable | None, **keywords: Any) -> Callable | None:
+  """The function with keywords; nothing stays nothing."""
+  return function and functools.partial(function, **keywords)
+
+
 def _bootstrapping(agent: Agent, bootstrap: Bootstrap) -> Agent:
   """The agent with other values to bootstrap from."""
   return agent._replace(
     bootstrap=bootstrap,
-    targets=functools.partial(agent.targets, bootstrap=bootstrap),
+    targets=_given(agent.targets, bootstrap=bootstrap),
     loss=functools.partial(agent.loss, bootstrap=bootstrap),
+  )
+
+
+def _viewing(agent: Agent, view: Callable[[Params, Any], Params]) -> Agent:
+  """The agent with other parameters for a twin.
+
+  Args:
+    agent: to change.
+    view: (online_params, target_params) -> what stands for the twin.
+  """
+
+  def through(function: Any) -> Any:
+    if function is None:
+      return None
+
+    @functools.wraps(function)
+    def viewed(online, target, *args, **kwargs):
+      return function(online, view(online, target), *args, **kwargs)
+
+    return viewed
+
+  return agent._replace(
+    bootstrap=through(agent.bootstrap),
+    targets=through(agent.targets),
+    loss=through(agent.loss),
   )
 
 
@@ -417,8 +461,8 @@ def self_copy() -> Twin:
     _stays,
     _nothing,
     params=_itself,
-    lift=lambda agent: _bootstrapping(
-      agent, lambda online, target, obs: agent.values(_stop(online), obs)
+    lift=lambda agent: _viewing(
+      agent, lambda online, target: _stop(part(agent, online))
     ),
   )
 
@@ -434,8 +478,8 @@ def residual() -> Twin:
     _stays,
     _nothing,
     params=_itself,
-    lift=lambda agent: _bootstrapping(
-      agent, lambda online, target, obs: agent.values(online, obs)
+    lift=lambda agent: _viewing(
+      agent, lambda online, target: part(agent, online)
     ),
   )
 
@@ -450,15 +494,22 @@ def functional(twin_weight: chex.Numeric) -> Twin:
 
   Args:
     twin_weight: of the second term, >= 0.
+
+  Returns:
+    A rule whose `lift` raises ValueError for an agent that has no values of
+    actions taken.
   """
 
   def lift(agent: Agent) -> Agent:
-    free = self_copy().lift(agent)
+    if agent.taken is None:
+      raise ValueError(
+        'target_update=functional needs an agent with values of actions'
+      )
+    taken, free = agent.taken, self_copy().lift(agent)
 
     def term(online, target, batch, key):
-      q_target = agent.values(target, batch.obs_tm1)
       tied = batch._replace(
-        r_t=jax.vmap(td.value_of)(q_target, batch.a_tm1),
+        r_t=taken(target, batch),
         discount_t=jnp.zeros_like(batch.discount_t),
       )
       value, _ = agent.loss(online, target, tied, key, bootstrap=None)
@@ -517,8 +568,9 @@ def averaged(target_count: int) -> Twin:
     )
 
   def lift(agent: Agent) -> Agent:
-    def bootstrap(online, target, obs):
-      return jnp.mean(jax.vmap(agent.values, (0, None))(target, obs), 0)
+    def bootstrap(online, target, obs, key):
+      each = jax.vmap(agent.bootstrap, (None, 0, None, None))
+      return jnp.mean(each(online, target, obs, key), 0)
 
     return _bootstrapping(agent, bootstrap)
 
@@ -598,16 +650,14 @@ def chain(
       init=lambda key: jax.vmap(agent.init)(
         jax.random.split(key, target_count)
       ),
-      noise=_noise_of(agent, target_count),
-      act=_act_of(agent, one),
-      values=lambda params, obs: agent.values(one(params, -1), obs),
-      bootstrap=lambda online, target, obs: agent.bootstrap(
-        one(online, -1), one(target, -1), obs
-      ),
-      targets=lambda online, target, batch: agent.targets(
-        one(online, -1), one(target, -1), batch
-      ),
       loss=loss,
+      bootstrap=lambda online, target, obs, key: agent.bootstrap(
+        one(online, -1), one(target, -1), obs, key
+      ),
+      targets=lambda online, target, batch, key: agent.targets(
+        one(online, -1), one(target, -1), batch, key
+      ),
+      **_acting_of(agent, one, target_count),
     )
 
   return Twin(update, born, lift=lift, shift=shift)
@@ -665,30 +715,27 @@ def iterated_heads(target_count: int) -> Twin:
         functools.partial(agent.loss, **kwargs), (axes, axes, None, None)
       )(
         heads(online, lambda leaf: leaf[1:]),
-        _stop(heads(online, lambda leaf: leaf[:-1])),
+        _stop(part(agent, heads(online, lambda leaf: leaf[:-1]))),
         batch,
         key,
       )
       return _together(losses, metrics)
 
-    def bootstrap(online, target, obs):
-      return agent.bootstrap(one(online, -1), _stop(one(online, -2)), obs)
-
-    def targets(online, target, batch):
-      return agent.targets(one(online, -1), _stop(one(online, -2)), batch)
-
-    def act(params, obs, noise, epsilon):
-      drawn, index = noise
-      return agent.act(one(params, index + 1), obs, drawn, epsilon)
+    def before(online: Params) -> Params:
+      """What the last head learns from."""
+      return _stop(part(agent, one(online, -2)))
 
     return agent._replace(
       init=lambda key: init(key, agent),
-      noise=_noise_of(agent, target_count),
-      act=act,
-      values=lambda params, obs: agent.values(one(params, -1), obs),
-      bootstrap=bootstrap,
-      targets=targets,
       loss=loss,
+      bootstrap=lambda online, target, obs, key: agent.bootstrap(
+        one(online, -1), before(online), obs, key
+      ),
+      targets=lambda online, target, batch, key: agent.targets(
+        one(online, -1), before(online), batch, key
+      ),
+      # Head 0 learns nothing, and does not act.
+      **_acting_of(agent, one, target_count, first=1),
     )
 
   return Twin(
@@ -740,29 +787,57 @@ def _together(
   return loss, means | {'loss': loss}
 
 
-def _noise_of(
-  agent: Agent, count: int
-) -> Callable[[chex.PRNGKey, int], tuple[Any, chex.Array]]:
-  """The agent's noise, and which of its networks is to act."""
+def _acting_of(
+  agent: Agent,
+  one: Callable[[Params, chex.Numeric], Params],
+  count: int,
+  first: int = 0,
+) -> dict[str, Any]:
+  """The parts of an agent of several networks that only look at one.
+
+  Args:
+    agent: of one network.
+    one: (params of all, index) -> params of one.
+    count: networks that act in turns; the noise says which.
+    first: the number of the first of them.
+  """
 
   def noise(key: chex.PRNGKey, batch_size: int) -> tuple[Any, chex.Array]:
     # The agent's own noise stays what it would be without a chain.
     which = jax.random.randint(jax.random.fold_in(key, 0), (), 0, count)
     return agent.noise(key, batch_size), which
 
-  return noise
+  def act_by(function: Callable) -> Callable:
+    def act(params, obs, noise, epsilon):
+      drawn, index = noise
+      return function(one(params, index + first), obs, drawn, epsilon)
 
+    return act
 
-def _act_of(
-  agent: Agent, one: Callable[[Params, chex.Numeric], Params]
-) -> Callable[..., chex.Array]:
-  """Acts by the network that the noise names."""
+  def of_last(function: Callable) -> Callable:
+    return lambda params, *args: function(one(params, -1), *args)
 
-  def act(params, obs, noise, epsilon):
-    drawn, index = noise
-    return agent.act(one(params, index), obs, drawn, epsilon)
+  process = agent.process
+  if process is not None:
+    # Of the noise, not of the network's number beside it.
+    white = process
 
-  return act
+    def step(memory, noise):
+      memory, drawn = white.step(memory, noise[0])
+      return memory, (drawn, noise[1])
+
+    process = NoiseProcess(white.init, step)
+  parts: dict[str, Any] = {
+    'noise': agent.noise and noise,
+    'process': process,
+  }
+  for name in ('act', 'play'):
+    function = getattr(agent, name)
+    parts[name] = function and act_by(function)
+  for name in ('values', 'taken', 'greedy'):
+    function = getattr(agent, name)
+    parts[name] = function and of_last(function)
+  return parts
 
 
 # Gradient steps that no run reaches, the most that int32 counts.

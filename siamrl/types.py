@@ -22,8 +22,8 @@ Metrics = dict[str, chex.Array]
 
 # (online, target, gradient_steps) -> target
 TargetUpdate = Callable[[Params, Any, chex.Numeric], Any]
-# (online_params, target_params, obs [B, ...]) -> [B, A]
-Bootstrap = Callable[[Params, Any, Any], chex.Array]
+# (online_params, target_params, obs [B, ...], key) -> [B, A]
+Bootstrap = Callable[[Params, Any, Any, chex.PRNGKey], chex.Array]
 
 
 class Transition(NamedTuple):
@@ -32,7 +32,7 @@ class Transition(NamedTuple):
   Attributes:
     obs_tm1: [B, S, ...] observation acted upon, S stacked frames, oldest first;
       [B, ...] from environments that do not stack.
-    a_tm1: int32 [B] action taken.
+    a_tm1: action taken, int32 [B], or float32 [B, D] in [-1, 1].
     r_t: float32 [B] sum of the n discounted rewards that followed.
     discount_t: float32 [B] discount**n, and 0 where the episode terminated.
     obs_t: [B, S, ...] observation n steps later (fewer where the episode was
@@ -68,35 +68,73 @@ class TrainState(struct.PyTreeNode):
   key: jax.Array
 
 
+class NoiseProcess(NamedTuple):
+  """Makes noise that remembers, such as Ornstein and Uhlenbeck's, of white.
+
+  Attributes:
+    init: B -> memory, whose leaves lead with [B]; an episode starts with it.
+    step: (memory, noise) -> (memory, noise for `Agent.act`).
+  """
+
+  init: Callable[[int], Any]
+  step: Callable[[Any, Any], tuple[Any, Any]]
+
+
 class Agent(NamedTuple):
   """A learner as pure functions; it holds no arrays.
 
+  Whatever learns with a twin is one: values of discrete actions, an actor with
+  its critics, an encoder of images. The last kind does not act, and has None
+  where it has nothing to say.
+
   Attributes:
     init: key -> params.
+    loss: (online_params, target_params, batch, key) -> (scalar, metrics). The
+      twin is an argument of its own, so `jax.grad` over the first one never
+      differentiates it: the stop-gradient is an argument position. A keyword
+      `bootstrap` takes the place of the agent's own; `bootstrap=None` says that
+      the batch's `r_t` are whole targets already, and that nothing but values
+      is to be learnt.
+    bootstrap: (online_params, target_params, obs [B, ...], key) -> float32
+      [B, A], what its targets are made of: the values of the observations, or
+      an encoder's answers to them.
+    targets: (online_params, target_params, batch, key) -> float32 [B] or
+      [B, A], what it learns towards. It has the keyword too.
+    values: (params, obs [B, ...]) -> float32 [B, A], by which it acts; of an
+      actor's own action, with A = 1; or an encoder's answers.
+    taken: (params, batch) -> float32 [B], values of the actions taken.
     noise: (key, B) -> all that acting in B environments once needs of chance.
       Apart from acting, so that a compiled loop can draw it for many steps at
       once.
-    act: (params, obs [B, ...], noise, epsilon) -> int32 [B] actions.
-    values: (params, obs [B, ...]) -> float32 [B, A], by which it acts.
-    bootstrap: (online_params, target_params, obs [B, ...]) -> float32 [B, A],
-      the values that its targets are made of.
-    targets: (online_params, target_params, batch) -> float32 [B], what its
-      values of the actions taken should be. A keyword `bootstrap` takes the
-      place of the agent's own.
-    loss: (online_params, target_params, batch, key) -> (scalar, metrics). The
-      twin is an argument of its own, so `jax.grad` over the first one never
-      differentiates it: the stop-gradient is an argument position. It has the
-      same keyword; `bootstrap=None` says that the batch's `r_t` are whole
-      targets already.
+    act: (params, obs [B, ...], noise, epsilon) -> [B] or [B, D] actions, as in
+      `Transition`.
+    greedy: (params, obs [B, ...]) -> actions, those that it thinks best.
+    play: (params, obs [B, ...], noise, epsilon) -> actions, where it is
+      evaluated; None for `act`.
+    process: what becomes of the noise before `act` gets it; None for nothing.
+    twinned: the entries of the parameters, a dict, that have a twin; or what
+      makes such a dict of the parameters, in which a part may be twice, to have
+      two twins; None for all. `target_params` hold nothing else.
+    delayed: the entries that are learnt at every `delay`-th gradient step only,
+      such as TD3's actor. `loss` then takes a keyword `step`, the gradient
+      steps taken before this one; without it nothing is left out.
+    delay: gradient steps from one step of these entries to the next.
   """
 
   init: Callable[[chex.PRNGKey], Params]
-  noise: Callable[[chex.PRNGKey, int], Any]
-  act: Callable[[Params, Any, Any, chex.Numeric], chex.Array]
-  values: Callable[[Params, Any], chex.Array]
-  bootstrap: Bootstrap
-  targets: Callable[..., chex.Array]
   loss: Callable[..., tuple[chex.Array, Metrics]]
+  bootstrap: Bootstrap | None = None
+  targets: Callable[..., chex.Array] | None = None
+  values: Callable[[Params, Any], chex.Array] | None = None
+  taken: Callable[[Params, Any], chex.Array] | None = None
+  noise: Callable[[chex.PRNGKey, int], Any] | None = None
+  act: Callable[[Params, Any, Any, chex.Numeric], chex.Array] | None = None
+  greedy: Callable[[Params, Any], chex.Array] | None = None
+  play: Callable[[Params, Any, Any, chex.Numeric], chex.Array] | None = None
+  process: NoiseProcess | None = None
+  twinned: tuple[str, ...] | Callable[[Params], Params] | None = None
+  delayed: tuple[str, ...] = ()
+  delay: int = 1
 
 
 class Twin(NamedTuple):
@@ -201,7 +239,8 @@ class Environments(Protocol):
   """
 
   num_envs: int
-  num_actions: int
+  num_actions: int  # 0 where actions are continuous
+  action_dim: int  # D of continuous actions, else 0
   frame_shape: tuple[int, ...]  # of one frame, without the stack axis
   frame_dtype: np.dtype
   stack: int  # S, frames in an observation
@@ -211,7 +250,12 @@ class Environments(Protocol):
     """Starts N new episodes; returns observations [N, S, ...]."""
 
   def send(self, actions: np.ndarray) -> None:
-    """Hands over int32 [N] actions and returns without waiting."""
+    """Hands over actions and returns without waiting.
+
+    Args:
+      actions: int32 [N]; or float32 [N, D] in [-1, 1], which are stretched to
+        the bounds of the environment.
+    """
 
   def recv(self) -> Timestep:
     """Waits for the answer to the last `send`."""
@@ -243,12 +287,14 @@ class JaxEnvironment(NamedTuple):
 
   Attributes:
     reset: key -> (env_state, obs).
-    step: (env_state, action int32 [], key) -> (env_state, JaxTimestep).
-    num_actions: actions are 0 to num_actions - 1.
+    step: (env_state, action, key) -> (env_state, JaxTimestep). The action is
+      int32 [], or float32 [D] in [-1, 1] and stretched to its bounds.
+    num_actions: actions are 0 to num_actions - 1; 0 if they are continuous.
     obs_shape: of one observation.
     obs_dtype: bool, an integer or a float.
     max_episode_steps: env steps after which an episode is truncated; None if
       none ever is.
+    action_dim: D of continuous actions, else 0.
   """
 
   reset: Callable[[jax.Array], tuple[Any, jax.Array]]
@@ -257,3 +303,4 @@ class JaxEnvironment(NamedTuple):
   obs_shape: tuple[int, ...]
   obs_dtype: np.dtype
   max_episode_steps: int | None
+  action_dim: int = 0

@@ -76,6 +76,7 @@ class Probe:
   def __init__(self, tables: Tables, num_envs: int = 1, *, seed: int):
     self.tables, self.num_envs = tables, num_envs
     states, self.num_actions = tables.rewards.shape
+    self.action_dim = 0
     self.frame_shape = (states,)
     # One stream an environment: what one draws must not move another.
     self._rngs = [

@@ -18,11 +18,12 @@ from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.types import Transition
 
 ACTIONS, WIDTH = 3, 4
+KEY = jax.random.key(0)
 
 
 def MAX(agent, online, target, batch):
   """Targets of one step, made by hand."""
-  v_t = jnp.max(agent.bootstrap(online, target, batch.obs_t), -1)
+  v_t = jnp.max(agent.bootstrap(online, target, batch.obs_t, KEY), -1)
   return batch.r_t + batch.discount_t * v_t
 
 
@@ -76,8 +77,14 @@ def test_functional_distance_and_disagreement_by_hand():
   q = _values([[1, 2], [3, 1], [0, 0], [5, 4]])
   other = _values([[1, 0], [3, 1], [0, 1], [4, 5]])
   assert diagnostics.functional_distance(q, other) == pytest.approx(5 / 8)
-  assert diagnostics.greedy_disagreement(q, other) == 0.75
-  assert diagnostics.greedy_disagreement(q, q) == 0
+  greedy, others = jnp.argmax(q, -1), jnp.argmax(other, -1)
+  assert diagnostics.disagreement(greedy, others) == 0.75
+  assert diagnostics.disagreement(greedy, greedy) == 0
+
+
+def test_continuous_actions_disagree_by_their_distance():
+  one, other = _values([[0, 1], [1, -1]]), _values([[0, 0.5], [-1, -1]])
+  assert diagnostics.disagreement(one, other) == (0.5 + 2) / 4
 
 
 # The twin's age.
@@ -207,9 +214,7 @@ def test_the_order_is_checked():
 
 def test_td_split_by_hand():
   # Own: 1 + 0.5 * 4 - 2 = 1; the twin says 6 in place of 4.
-  split = diagnostics.td_split(
-    _values([7, 2]), 1, 1.0, 0.5, _values([6, 0]), _values([3, 4])
-  )
+  split = diagnostics.td_split(2.0, 1.0, 0.5, _values([6, 0]), _values([3, 4]))
   assert split == (1.0, 1.0)
   whole = td.max_target(
     td.TargetInputs(
@@ -279,8 +284,9 @@ def test_churn_by_hand():
   agent = BASE._replace(
     init=lambda key: {'w': jnp.float32(1.0)},
     values=values,
-    bootstrap=lambda online, target, obs: values(target, obs),
-    targets=lambda online, target, batch: (
+    greedy=lambda params, obs: jnp.argmax(values(params, obs), -1),
+    bootstrap=lambda online, target, obs, key: values(target, obs),
+    targets=lambda online, target, batch, key: (
       batch.r_t + batch.discount_t * jnp.max(values(target, batch.obs_t), -1)
     ),
     loss=loss,

@@ -25,11 +25,7 @@ def _linear_agent() -> Agent:
     value = jnp.mean(error**2)
     return value, {'loss': value}
 
-  return Agent(
-    lambda key: {'w': jnp.float32(1.0)},
-    *[lambda *a: None] * 5,
-    loss,
-  )
+  return Agent(init=lambda key: {'w': jnp.float32(1.0)}, loss=loss)
 
 
 BATCH = Transition(*(jnp.array([x]) for x in (2.0, 0, 3.0, 0.5, 4.0)))
@@ -300,6 +296,75 @@ def test_adam_and_rmsprop_by_hand():
 def test_unknown_optimizer():
   with pytest.raises(ValueError, match="optimizer='lion' is unknown"):
     learner.make_optimizer('lion', learning_rate=1, eps=1)
+
+
+# Parts of the parameters: a twin for some, an optimiser for each.
+
+
+def _parted_agent(**options) -> Agent:
+  """Three weights; the gradient of each is -1, for 'slow' only when due."""
+
+  def loss(online, target, batch, key, step=None):
+    value = -online['fast'] - online['plain']
+    slow = jnp.float32(1.0)
+    if step is not None:
+      slow = jnp.where((step + 1) % 3 == 0, 1.0, 0.0)
+    return value - slow * online['slow'], {'seen': target['fast']}
+
+  def init(key):
+    return {name: jnp.float32(0.0) for name in ('fast', 'plain', 'slow')}
+
+  return Agent(init=init, loss=loss, **options)
+
+
+def _parted_steps(agent, twin, steps, **options):
+  """The state after so many gradient steps."""
+  optimizer = learner.make_optimizers(
+    agent,
+    {
+      'fast': optax.sgd(1.0),
+      'plain': optax.sgd(10.0),
+      'slow': optax.sgd(1.0, momentum=1.0),
+    },
+  )
+  state = learner.init_state(agent, twin, optimizer, jax.random.key(0))
+  regress = jax.jit(learner.make_regress(agent, optimizer, twin, **options))
+  for _ in range(steps):
+    state, _ = regress(state, BATCH)
+  return state
+
+
+def test_each_part_has_its_optimiser():
+  state = _parted_steps(_parted_agent(), twins.hard(), 2)
+  # With momentum: 1, and then 1 + 1.
+  assert state.online_params == {'fast': 2, 'plain': 20, 'slow': 3}
+
+
+def test_delayed_parts_keep_still_in_between():
+  agent = _parted_agent(delayed=('slow',), delay=3)
+  found = [
+    float(_parted_steps(agent, twins.hard(), n).online_params['slow'])
+    for n in (2, 3, 5, 6)
+  ]
+  # Momentum neither moves it in between, nor does it forget.
+  assert found == [0, 1, 1, 3]
+
+
+@pytest.mark.parametrize('rule', ['hard', 'soft', 'self', 'proximal'])
+def test_only_parts_that_have_a_twin_are_in_it(rule):
+  takes = {'soft': {'tau': 0.5}, 'proximal': {'twin_weight': 0.5}}
+  twin = twins.make_rule(rule, **takes.get(rule, {}))
+  agent = twin.lift(_parted_agent(twinned=('fast',)))
+  state = _parted_steps(agent, twin, 2, sync=2 if rule == 'proximal' else 1)
+  # Pulled half-way from 1 back to 0 before the second step.
+  assert state.online_params['fast'] == (1.5 if rule == 'proximal' else 2)
+  assert state.online_params['plain'] == 20
+  # 0.5 * 1, and then half-way from there to 2.
+  expected = {'hard': 2, 'soft': 1.25, 'proximal': 1.5}
+  if rule == 'self':
+    assert state.target_params == ()
+  else:
+    assert state.target_params == {'fast': expected[rule]}
 
 
 # When the twin moves, and what it is born as.

@@ -29,6 +29,7 @@ PARAMETERS = dict(
 )
 ALL_RULES = sorted(twins.RULES)
 OBS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+KEY = jax.random.key(0)
 
 
 def _make(name, **changes):
@@ -167,7 +168,7 @@ def test_only_the_residual_rule_differentiates_its_targets(name):
   twin, agent, online = _pair(name)
   target = twin.init(online)
   gradient = jax.grad(
-    lambda online: jnp.sum(agent.bootstrap(online, target, OBS))
+    lambda online: jnp.sum(agent.bootstrap(online, target, OBS, KEY))
   )(online)
   flows = any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(gradient))
   assert flows == (name == 'residual')
@@ -179,7 +180,7 @@ def test_every_rule_acts_and_learns(name):
   values = agent.values(online, OBS)
   assert (
     values.shape
-    == agent.bootstrap(online, twin.init(online), OBS).shape
+    == agent.bootstrap(online, twin.init(online), OBS, KEY).shape
     == (6, 3)
   )
   noise = agent.noise(jax.random.key(2), 6)
@@ -604,7 +605,7 @@ def test_averaged_averages_values_not_parameters():
   target = jax.tree.map(lambda *leaves: jnp.stack(leaves), *copies)
   mean = sum(_base().values(params, OBS) for params in copies) / 3
   np.testing.assert_allclose(
-    agent.bootstrap(online, target, OBS), mean, rtol=1e-5, atol=1e-6
+    agent.bootstrap(online, target, OBS, KEY), mean, rtol=1e-5, atol=1e-6
   )
 
 

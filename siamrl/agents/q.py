@@ -65,7 +65,7 @@ TRACES = ('peng', 'watkins')
 
 def make_returns(
   agent: Agent, lambda_: chex.Numeric, trace: str = 'peng'
-) -> Callable[[Params, Any, Transition, chex.Array], chex.Array]:
+) -> Callable[[Params, Any, Transition, chex.Array, chex.PRNGKey], chex.Array]:
   """Q(lambda): whole targets for sequences of transitions.
 
   Each step's own target is the agent's, of whatever form and twin, and longer
@@ -79,7 +79,7 @@ def make_returns(
 
   Returns:
     (online_params, target_params, transitions of one step each [T, N, ...],
-    ended [T, N]) -> targets [T, N].
+    ended [T, N], key) -> targets [T, N].
 
   Raises:
     ValueError: the trace's name is unknown.
@@ -90,21 +90,21 @@ def make_returns(
     )
   over_envs = functools.partial(jax.vmap, in_axes=1, out_axes=1)
 
-  def make(online_params, target_params, steps, ended):
+  def make(online_params, target_params, steps, ended, key):
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
 
     def targets(discount: float) -> chex.Array:
       """Of the same steps, with a reward of 0 and this discount."""
       zeros = jnp.zeros_like(flat.r_t)
       batch = flat._replace(r_t=zeros, discount_t=zeros + discount)
-      y = agent.targets(online_params, target_params, batch)
+      y = agent.targets(online_params, target_params, batch, key)
       return y.reshape(ended.shape)
 
     bonus = targets(0.0)  # what the form adds to the reward
     v_t = targets(1.0) - bonus
     lambda_t = jnp.full(ended.shape, lambda_)
     if trace == 'watkins':
-      q_t = agent.bootstrap(online_params, target_params, flat.obs_t)
+      q_t = agent.bootstrap(online_params, target_params, flat.obs_t, key)
       q_t = q_t.reshape(*ended.shape, -1)
       a_t = jnp.roll(steps.a_tm1, -1, axis=0)  # the last is not read
       lambda_t = over_envs(lambda q, a: returns.watkins_trace(q, a, lambda_))(
@@ -207,9 +207,19 @@ def make_q_agent(
     return functools.reduce(jnp.minimum, estimates(params, obs))
 
   def bootstrap(
-    online_params: Params, target_params: Params, obs: chex.Array
+    online_params: Params,
+    target_params: Params,
+    obs: chex.Array,
+    key: chex.PRNGKey,
   ) -> chex.Array:
     return values(target_params, obs)
+
+  def taken(params: Params, batch: Transition) -> chex.Array:
+    q_tm1 = values(params, batch.obs_tm1)
+    return jax.vmap(td.value_of)(q_tm1, batch.a_tm1)
+
+  def greedy(params: Params, obs: chex.Array) -> chex.Array:
+    return jnp.argmax(values(params, obs), axis=-1).astype(jnp.int32)
 
   def act(
     params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
@@ -220,6 +230,7 @@ def make_q_agent(
     online_params: Params,
     target_params: Params,
     batch: Transition,
+    key: chex.PRNGKey,
     *,
     bootstrap: Bootstrap = bootstrap,
   ) -> chex.Array:
@@ -228,12 +239,12 @@ def make_q_agent(
         a_tm1=batch.a_tm1,
         r_t=batch.r_t,
         discount_t=batch.discount_t,
-        q_t=bootstrap(online_params, target_params, batch.obs_t),
+        q_t=bootstrap(online_params, target_params, batch.obs_t, key),
         # XLA computes only those of them that the form reads.
         q_t_online=jax.lax.stop_gradient(
           estimates(online_params, batch.obs_t)[0]
         ),
-        q_tm1=bootstrap(online_params, target_params, batch.obs_tm1),
+        q_tm1=bootstrap(online_params, target_params, batch.obs_tm1, key),
       )
     )
 
@@ -245,11 +256,10 @@ def make_q_agent(
     *,
     bootstrap: Bootstrap | None = bootstrap,
   ) -> tuple[chex.Array, Metrics]:
-    del key
     if bootstrap is None:
       y = batch.r_t
     else:
-      y = targets(online_params, target_params, batch, bootstrap=bootstrap)
+      y = targets(online_params, target_params, batch, key, bootstrap=bootstrap)
     q_a = jnp.stack(  # [networks, B]
       [
         jax.vmap(td.value_of)(q_tm1, batch.a_tm1)
@@ -268,4 +278,14 @@ def make_q_agent(
       'td_error_abs': jnp.mean(jnp.abs(errors), axis=0),
     }
 
-  return Agent(init, exploration_noise, act, values, bootstrap, targets, loss)
+  return Agent(
+    init=init,
+    loss=loss,
+    bootstrap=bootstrap,
+    targets=targets,
+    values=values,
+    taken=taken,
+    noise=exploration_noise,
+    act=act,
+    greedy=greedy,
+  )

@@ -138,6 +138,8 @@ class AtariEnvironments:
     protocol: the rules of play.
   """
 
+  action_dim = 0
+
   def __init__(
     self,
     game: str,

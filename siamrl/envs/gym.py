@@ -1,13 +1,32 @@
-"""Gymnasium's classic control, and what else has vectors and few actions."""
+"""Gymnasium's environments: classic control, MuJoCo, and others like them.
 
+Those of MuJoCo need the package of that name, which is optional and imported
+only when one is made. Its numbers change with its version, so that a record of
+a run names it: `mujoco_version`.
+"""
+
+import importlib
+import importlib.metadata
+import logging
+import math
 import operator
+import re
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from siamrl.envs.names import closest, letters
 from siamrl.types import Timestep
+
+# A name of Gymnasium's, and its version.
+_ID = re.compile(r'(.*?)(?:-v(\d+))?')
+# Where Gymnasium keeps what needs the package mujoco.
+_MUJOCO = 'gymnasium.envs.mujoco.'
+# By how much an action may lie outside [-1, 1]: what float32 rounds.
+_EXCESS = 1e-6
 
 
 def env_seeds(seed: int, num_envs: int) -> np.ndarray:
@@ -56,12 +75,125 @@ def check_actions(actions: Any, num_envs: int, num_actions: int) -> np.ndarray:
   return actions
 
 
+def check_continuous(
+  actions: Any, num_envs: int, action_dim: int
+) -> np.ndarray:
+  """The actions as float32 [N, D].
+
+  Raises:
+    ValueError: they are not N x D floats, or one is NaN, or further outside
+      [-1, 1] than rounding puts it (1e-6).
+  """
+  actions = np.asarray(actions)
+  if actions.shape != (num_envs, action_dim) or actions.dtype.kind != 'f':
+    raise ValueError(
+      f'actions must be {num_envs} x {action_dim} floats, got '
+      f'{actions.dtype} {list(actions.shape)}'
+    )
+  # Asked so that NaN fails.
+  inside = np.abs(actions) <= 1 + _EXCESS
+  if not inside.all():
+    raise ValueError(
+      f'actions must lie in [-1, 1], got {actions[~inside][0]} among '
+      f'{actions.tolist()}'
+    )
+  return actions.astype(np.float32, copy=False)
+
+
+def mujoco_version() -> str | None:
+  """The version of the package mujoco; None if it is not installed."""
+  try:
+    return importlib.metadata.version('mujoco')
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def resolve_gymnasium(name: str) -> str:
+  """Gymnasium's id of an environment, whatever the spelling.
+
+  Args:
+    name: 'halfcheetah', 'HalfCheetah' or 'HalfCheetah-v5'. Without a version it
+      is the newest one; 'package:Name-v0' is left to Gymnasium, which imports
+      the package.
+
+  Returns:
+    'HalfCheetah-v5'.
+
+  Raises:
+    ValueError: there is no such environment, or not in that version.
+  """
+  if ':' in name or name in gymnasium.registry:
+    return name
+  # Versions of each name, by its letters.
+  known: dict[str, dict[int, str]] = {}
+  for env_id, spec in gymnasium.registry.items():
+    versions = known.setdefault(letters(_split(env_id)[0]), {})
+    versions[-1 if spec.version is None else spec.version] = env_id
+  bare, version = _split(name)
+  versions = known.get(letters(bare), {})
+  if not versions:
+    newest = [_split(ids[max(ids)])[0] for ids in known.values()]
+    raise ValueError(
+      f'Gymnasium has no environment {name!r}{closest(bare, newest)}'
+    )
+  if version is None:
+    return versions[max(versions)]
+  if version not in versions:
+    raise ValueError(
+      f'Gymnasium has no {name!r}; the newest is {versions[max(versions)]}'
+    )
+  return versions[version]
+
+
+def _split(env_id: str) -> tuple[str, int | None]:
+  """The name in an id and its version."""
+  match = _ID.fullmatch(env_id)
+  if match is None or match[2] is None:
+    return env_id, None
+  return match[1], int(match[2])
+
+
+def _make(env_id: str) -> gymnasium.Env:
+  """One environment.
+
+  Raises:
+    ImportError: a package that it needs is not installed.
+    ValueError: there is no such environment.
+  """
+  spec = gymnasium.registry.get(env_id)
+  mujoco = spec is not None and str(spec.entry_point).startswith(_MUJOCO)
+  try:
+    if mujoco:
+      _log_mujoco()
+    return gymnasium.make(env_id, disable_env_checker=True)
+  except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+    needs = ' needs mujoco: pip install siamrl[mujoco]'
+    raise ImportError(env_id + (needs if mujoco else f': {error}')) from error
+  except gymnasium.error.UnregisteredEnv as error:
+    raise ValueError(str(error)) from error
+
+
+def _log_mujoco() -> None:
+  """Has MuJoCo's warnings logged, which else go to a file where one stands."""
+  mujoco = importlib.import_module('mujoco')
+  if mujoco.get_mju_user_warning() is None:
+    mujoco.set_mju_user_warning(_tell)
+
+
+def _tell(message: str) -> None:
+  # What is out of date in Gymnasium's models is not for the user to mend.
+  level = logging.DEBUG if 'deprecated' in message else logging.WARNING
+  logging.getLogger(__name__).log(level, 'MuJoCo: %s', message)
+
+
 class GymnasiumEnvironments:
   """N copies of a Gymnasium environment, stepped in turn in this process.
 
   Implements `siamrl.types.Environments` for `Box` observations and `Discrete`
-  actions. Observations are not stacked: [N, 1, ...]. The work is done in
-  `recv`; `send` only keeps the actions.
+  actions, or `Box` actions with finite bounds. Observations are not stacked:
+  [N, 1, ...]. Those of floats are vectors, flattened if they were not, and
+  float64 is narrowed to float32. The work is done in `recv`; `send` only keeps
+  the actions.
 
   Attributes:
     env_id: the Gymnasium id.
@@ -74,39 +206,46 @@ class GymnasiumEnvironments:
     """Makes the environments.
 
     Args:
-      env_id: a registered Gymnasium id, such as 'CartPole-v1'.
+      env_id: a Gymnasium id, such as 'CartPole-v1', or any spelling that
+        `resolve_gymnasium` knows.
       num_envs: N >= 1.
       seed: an integer >= 0, from which all episodes follow.
 
     Raises:
-      ValueError: the spaces are of another kind, or an argument is too small.
-      gymnasium.error.Error: Gymnasium knows no such id.
+      ValueError: there is no such environment, its spaces are of another kind,
+        or an argument is too small.
+      ImportError: a package that it needs is not installed.
     """
     if num_envs < 1:
       raise ValueError(f'num_envs must be >= 1, got {num_envs}')
     self._seeds: list[int | None] | None = env_seeds(seed, num_envs).tolist()
+    env_id = resolve_gymnasium(env_id)
     # Any: its types say that a reset takes one seed.
     self._env: Any = SyncVectorEnv(
-      [lambda: gymnasium.make(env_id, disable_env_checker=True)] * num_envs,
+      [lambda: _make(env_id)] * num_envs,
       autoreset_mode=AutoresetMode.SAME_STEP,
     )
-    space = self._env.single_observation_space
-    actions = self._env.single_action_space
-    if (
-      not isinstance(space, gymnasium.spaces.Box)
-      or not isinstance(actions, gymnasium.spaces.Discrete)
-      or actions.start != 0
-    ):
+    space: Any = self._env.single_observation_space
+    actions: Any = self._env.single_action_space
+    try:
+      _check_spaces(env_id, space, actions)
+    except ValueError:
       self._env.close()
-      raise ValueError(
-        f'{env_id} needs a Box of observations and Discrete '
-        f'actions from 0, got {space} and {actions}'
-      )
+      raise
     self.env_id = env_id
     self.num_envs = num_envs
-    self.num_actions = int(actions.n)
-    self.frame_shape = space.shape
+    self.num_actions = self.action_dim = 0
+    self._bounds: Box | None = None
+    if isinstance(actions, Discrete):
+      self.num_actions = int(actions.n)
+    else:
+      self.action_dim, self._bounds = math.prod(actions.shape), actions
+    self.frame_shape: tuple[int, ...] = space.shape
     self.frame_dtype = np.dtype(space.dtype)
+    if self.frame_dtype.kind == 'f':
+      self.frame_shape = (math.prod(space.shape),)
+    if self.frame_dtype == np.float64:
+      self.frame_dtype = np.dtype(np.float32)
     self._started = False
     self._actions: np.ndarray | None = None
 
@@ -124,17 +263,22 @@ class GymnasiumEnvironments:
     obs, _ = self._env.reset(seed=self._seeds)
     self._seeds = None
     self._started = True
-    return np.asarray(obs)[:, None]
+    return self._framed(obs)
 
   def send(self, actions: np.ndarray) -> None:
-    """Hands over int32 [N] actions.
+    """Hands over actions: int32 [N], or float32 [N, D] in [-1, 1].
 
     Raises:
       RuntimeError: there was no `reset`, or no `recv` since the last `send`.
-      ValueError: the actions are not N integers in [0, num_actions).
+      ValueError: the actions are not N integers in [0, num_actions), or not N
+        vectors in [-1, 1].
     """
     if not self._started or self._actions is not None:
       raise RuntimeError('send must follow reset or recv')
+    if self._bounds is not None:
+      actions = check_continuous(actions, self.num_envs, self.action_dim)
+      self._actions = _stretch(actions, self._bounds)
+      return
     # A copy: the caller may write into its own before recv reads it.
     self._actions = check_actions(
       actions, self.num_envs, self.num_actions
@@ -150,13 +294,13 @@ class GymnasiumEnvironments:
       raise RuntimeError('recv must follow send')
     actions, self._actions = self._actions, None
     answer, reward, terminated, truncated, info = self._env.step(actions)
-    obs = np.asarray(answer)[:, None]
+    obs = self._framed(answer)
     final_obs = obs
     ended = terminated | truncated
     if ended.any():
       final_obs = obs.copy()
       for n in np.flatnonzero(ended):
-        final_obs[n, 0] = info['final_obs'][n]
+        final_obs[n] = self._framed([info['final_obs'][n]])[0]
     return Timestep(
       obs=obs,
       reward=reward.astype(np.float32),
@@ -171,3 +315,38 @@ class GymnasiumEnvironments:
     """Frees the environments; nothing may be called after."""
     self._env.close()
     self._started = False
+
+  def _framed(self, obs: Any) -> np.ndarray:
+    """The environments' observations as [N, 1, ...]."""
+    frames = np.asarray(obs).astype(self.frame_dtype, copy=False)
+    return frames.reshape(-1, 1, *self.frame_shape)
+
+
+def _check_spaces(env_id: str, space: Any, actions: Any) -> None:
+  """Sees that an environment is of a kind that fits.
+
+  Raises:
+    ValueError: it is not; names what it has instead.
+  """
+  continuous = isinstance(actions, Box) and np.dtype(actions.dtype).kind == 'f'
+  discrete = isinstance(actions, Discrete) and actions.start == 0
+  if not isinstance(space, Box) or not (continuous or discrete):
+    raise ValueError(
+      f'{env_id} needs a Box of observations, and Discrete actions from 0 or a '
+      f'Box of floats, got {space} and {actions}'
+    )
+  if continuous and not actions.is_bounded():
+    raise ValueError(
+      f'{env_id} has actions from {actions.low} to {actions.high}: both ends '
+      'must be finite'
+    )
+
+
+def _stretch(actions: np.ndarray, space: Box) -> np.ndarray:
+  """Actions [N, D] in [-1, 1], stretched to a space's bounds, [N, ...]: new."""
+  low, high = space.low, space.high
+  # By the middle, so that -1 to 1 stay what they are to the last bit.
+  stretched = (low / 2 + high / 2) + (high / 2 - low / 2) * actions.reshape(
+    -1, *space.shape
+  )
+  return stretched.clip(low, high).astype(space.dtype)

@@ -1,13 +1,18 @@
 """Environments of gymnax, which are JAX functions themselves.
 
 gymnax (github.com/RobertTLange/gymnax) is optional, and imported only when an
-environment is made. It answers what its own sources say, but for two things.
-Observations of zeros and ones only are bool. And DiscountingChain terminates
-after its 100 steps, as in bsuite, where gymnax truncates it.
+environment is made. It answers what its own sources say, but for these things.
+Observations of zeros and ones only are bool. DiscountingChain terminates after
+its 100 steps, as in bsuite, where gymnax truncates it. And the car of
+MountainCarContinuous stops at the left wall, as Gymnasium's does (and gymnax's
+own with discrete actions), where gymnax lets it keep its speed.
+
+Continuous actions in [-1, 1] are stretched to the bounds of the environment.
 
 Of its small environments, those that `siamrl.envs.registry` offers were
-checked. SimpleBandit is not among them: gymnax deals its arms anew at each
-reset, so that there is nothing to learn.
+checked. Two others are not among them. SimpleBandit deals its arms anew at each
+reset, so that there is nothing to learn; and PointRobot does not show the goal,
+which changes at each reset.
 """
 
 from collections.abc import Callable
@@ -46,6 +51,18 @@ _LENGTHS: dict[str, Callable[[Any, Any], int]] = {
 _TIMED = frozenset({'DiscountingChain-bsuite'})
 
 
+def _stopped(state: Any, params: Any) -> Any:
+  """The state of a car, which stands still if it has run into the left wall."""
+  hit = (state.position <= params.min_position) & (state.velocity < 0)
+  return state.replace(velocity=jnp.where(hit, 0.0, state.velocity))
+
+
+# What a step leaves out.
+_MENDED: dict[str, Callable[[Any, Any], Any]] = {
+  'MountainCarContinuous-v0': _stopped,
+}
+
+
 def _gymnax() -> Any:
   """The module `gymnax`, imported only where it is needed."""
   try:
@@ -74,7 +91,7 @@ def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
 
   Raises:
     ImportError: gymnax is not installed, or of another version.
-    ValueError: gymnax has no such environment, its actions are continuous, or
+    ValueError: gymnax has no such environment, its actions have no bounds, or
       its observations are not one array.
   """
   gymnax = _gymnax()
@@ -88,10 +105,12 @@ def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
       # None stays out of the parameters: observations may be divided by them.
       **{key: settings[key] for key in fields if settings[key] is not None}
     )
-  if not isinstance(
+  discrete = isinstance(
     env.action_space(params), gymnax.environments.spaces.Discrete
-  ):
-    raise ValueError(f'{name} has continuous actions; only discrete ones fit')
+  )
+  action_dim, stretch = (
+    (0, None) if discrete else _stretch(name, env.action_space(params))
+  )
 
   cap: int | None = settings.get(
     'max_steps_in_episode', params.max_steps_in_episode
@@ -103,7 +122,11 @@ def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
     cap = None
 
   key = jax.eval_shape(lambda: jax.random.key(0))
-  action = jax.ShapeDtypeStruct((), jnp.int32)
+  action = (
+    jax.ShapeDtypeStruct((), jnp.int32)
+    if stretch is None
+    else jax.eval_shape(stretch, jnp.zeros(action_dim))
+  )
   first_obs, first = jax.eval_shape(lambda k: env.reset_env(k, params), key)
   if not isinstance(first_obs, jax.ShapeDtypeStruct):
     raise ValueError(f'{name} observes {first_obs}; only one array fits')
@@ -123,7 +146,12 @@ def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
   def step(
     state: Any, action: jax.Array, key: jax.Array
   ) -> tuple[Any, JaxTimestep]:
+    if stretch is not None:
+      action = stretch(action)
     obs, state, reward, terminated, _ = env.step_env(key, state, action, params)
+    if name in _MENDED:
+      state = _MENDED[name](state, params)
+      obs = env.get_obs(state)
     terminated = jnp.asarray(terminated, bool)
     truncated = jnp.zeros((), bool)
     if timed:
@@ -140,8 +168,42 @@ def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
   return JaxEnvironment(
     reset=reset,
     step=step,
-    num_actions=int(env.num_actions),
+    num_actions=int(env.num_actions) if discrete else 0,
     obs_shape=first_obs.shape,
     obs_dtype=obs_dtype,
     max_episode_steps=cap,
+    action_dim=action_dim,
   )
+
+
+def _stretch(
+  name: str, space: Any
+) -> tuple[int, Callable[[jax.Array], jax.Array]]:
+  """What stretches actions in [-1, 1] to the bounds of a gymnax `Box`.
+
+  Args:
+    name: of the environment, for the error.
+    space: of its actions.
+
+  Returns:
+    (D, function of float32 [D]). What lies outside is clipped.
+
+  Raises:
+    ValueError: a bound is missing.
+  """
+  low, high = (
+    np.broadcast_to(np.asarray(bound, np.float32), space.shape)
+    for bound in (space.low, space.high)
+  )
+  if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    raise ValueError(
+      f'{name} has actions from {low} to {high}: both ends must be finite'
+    )
+  # By the middle, so that -1 to 1 stay what they are to the last bit.
+  middle, half = low / 2 + high / 2, high / 2 - low / 2
+
+  def stretch(action: jax.Array) -> jax.Array:
+    stretched = middle + half * action.reshape(space.shape)
+    return jnp.clip(stretched, low, high)
+
+  return low.size, stretch

@@ -10,16 +10,16 @@ is made, nor gymnax imported, before it is called.
 
 `minatar_breakout` and the like play by the rules of the paper,
 `minatar_breakout_gymnax` by those of gymnax; see `siamrl.envs.minatar`.
+`reacher_gymnax` and `swimmer_gymnax` are gymnax's own, and not like MuJoCo's.
 """
 
 from collections.abc import Callable
 import functools
 import re
 
-import gymnasium
-
 from siamrl.envs import ale
 from siamrl.envs.car_on_hill import make_car_on_hill
+from siamrl.envs.gym import resolve_gymnasium
 from siamrl.envs.gymnax import make_gymnax
 from siamrl.envs.minatar import GAMES, make_minatar
 from siamrl.envs.names import closest, letters
@@ -45,6 +45,31 @@ ENVIRONMENTS: dict[str, Callable[[], JaxEnvironment]] = {
   'umbrella_chain': lambda: make_gymnax('UmbrellaChain-bsuite'),
   'car_on_hill': make_car_on_hill,
 }
+
+# Those whose actions are continuous; without making them.
+CONTINUOUS: set[str] = set()
+
+
+def discrete() -> list[str]:
+  """The names of those whose actions are not."""
+  return [name for name in ENVIRONMENTS if name not in CONTINUOUS]
+
+
+_CONTROL = {
+  'pendulum': 'Pendulum-v1',
+  'mountain_car_continuous': 'MountainCarContinuous-v0',
+  'reacher_gymnax': 'Reacher-misc',
+  'swimmer_gymnax': 'Swimmer-misc',
+}
+for _name, _id in _CONTROL.items():
+  ENVIRONMENTS[_name] = functools.partial(make_gymnax, _id)
+  CONTINUOUS.add(_name)
+
+# Without an end, a return is known after some hundred steps: for evaluations.
+ENVIRONMENTS['pendulum_endless'] = functools.partial(
+  make_gymnax, 'Pendulum-v1', max_steps_in_episode=None
+)
+CONTINUOUS.add('pendulum_endless')
 
 # Processes whose values are known exactly, with the env steps after which an
 # episode is truncated. They are environments by the same names.
@@ -75,10 +100,10 @@ for _game in GAMES:
 
 # What ids put behind a name: CartPole-v1, Catch-bsuite.
 _ID = re.compile(r'(.*?)(?:-bsuite)?(?:-v\d+)?')
-# gymnax's ids of the games: Breakout-MinAtar.
-_MINATAR = {
+# gymnax's ids that are not like the names: Breakout-MinAtar, Reacher-misc.
+_GYMNAX = {
   letters(f'{_game}-MinAtar'): f'minatar_{_game}_gymnax' for _game in GAMES
-}
+} | {letters(_id): _name for _name, _id in _CONTROL.items()}
 
 
 def _bare(name: str) -> str:
@@ -89,15 +114,18 @@ def _bare(name: str) -> str:
 
 def _known() -> dict[str, str]:
   """The names in `ENVIRONMENTS` by their letters."""
-  return _MINATAR | {letters(name): name for name in ENVIRONMENTS}
+  return _GYMNAX | {letters(name): name for name in ENVIRONMENTS}
 
 
-def register(name: str, make: Callable[[], JaxEnvironment]) -> None:
+def register(
+  name: str, make: Callable[[], JaxEnvironment], *, continuous: bool = False
+) -> None:
   """Adds an environment to `ENVIRONMENTS`.
 
   Args:
     name: whatever `resolve_environment` should know it by.
     make: makes it, without arguments.
+    continuous: whether its actions are; it is then in `CONTINUOUS`, too.
 
   Raises:
     ValueError: the name is taken, if perhaps in another spelling, or it has no
@@ -109,27 +137,31 @@ def register(name: str, make: Callable[[], JaxEnvironment]) -> None:
   if taken is not None:
     raise ValueError(f'the name {name!r} is taken: {taken}')
   ENVIRONMENTS[name] = make
+  if continuous:
+    CONTINUOUS.add(name)
 
 
-def resolve_environment(name: str) -> str:
+def resolve_environment(name: str, *, continuous: bool | None = None) -> str:
   """The key into `ENVIRONMENTS`, whatever the spelling.
 
   Args:
     name: 'mountain_car', 'MountainCar' or 'MountainCar-v0'; the number of a
       version is not heeded.
+    continuous: whether its actions must be; None where either will do.
 
   Returns:
     'mountain_car'.
 
   Raises:
-    ValueError: there is no such environment, or it is not one of JAX.
+    ValueError: there is no such environment, it is not one of JAX, or its
+      actions are of the other kind; the error then names the launcher for it.
   """
   known = _known()
   wanted = _bare(name)
   # The name as it is comes first: someone may have registered it so.
   for spelling in (letters(name), wanted):
     if spelling in known:
-      return known[spelling]
+      return _of_kind(known[spelling], continuous)
   try:
     game = ale.resolve_game(name)
   except (ImportError, ValueError):
@@ -141,10 +173,33 @@ def resolve_environment(name: str) -> str:
       f'experiments.atari --game={game}'
       + (f' (its small sister is: {small})' if small in ENVIRONMENTS else '')
     )
-  for env_id in gymnasium.registry:
-    if wanted and wanted in (letters(env_id), _bare(env_id)):
-      raise ValueError(
-        f'{name!r} is {env_id} of Gymnasium, which is not JAX-native: it is '
-        'stepped on the host, by siamrl.envs.gym'
-      )
+  for spelling in (name, wanted):
+    try:
+      env_id = resolve_gymnasium(spelling)
+    except ValueError:
+      continue
+    small = f'{wanted}_gymnax'
+    raise ValueError(
+      f'{name!r} is {env_id} of Gymnasium, which is not JAX-native: it is '
+      'stepped on the host, by siamrl.envs.gym'
+      + (f' (its small sister is: {small})' if small in ENVIRONMENTS else '')
+    )
   raise ValueError(f'no environment {name!r}{closest(wanted, ENVIRONMENTS)}')
+
+
+def _of_kind(name: str, continuous: bool | None) -> str:
+  """The name itself, if its actions are of the kind that is asked for.
+
+  Raises:
+    ValueError: they are not.
+  """
+  found = name in CONTINUOUS
+  if continuous in (None, found):
+    return name
+  kind, launcher = (
+    ('continuous', 'control') if found else ('discrete', 'classic')
+  )
+  raise ValueError(
+    f'{name} has {kind} actions: python -m experiments.{launcher} '
+    f'--environment={name}'
+  )

@@ -252,9 +252,14 @@ def collect(
     the data set, in NumPy arrays; each environment's steps follow each other.
 
   Raises:
-    ValueError: not exactly one of `env_steps` and `episodes` is given, or a
-      number does not fit.
+    ValueError: not exactly one of `env_steps` and `episodes` is given, a number
+      does not fit, or actions are continuous.
   """
+  if environment.action_dim:
+    raise ValueError(
+      f'actions are continuous, of {environment.action_dim} numbers: must be '
+      'integers'
+    )
   if (env_steps is None) == (episodes is None):
     raise ValueError('one of env_steps and episodes must be given')
   if episodes is not None:

@@ -47,7 +47,9 @@ class ReplayState(NamedTuple):
   Attributes:
     obs: [(R + M) * N, D] flat observations; uint32 words of bits if packed.
     steps: int32 [R * N, 2] action * 4 + how the step ended, and the bits of the
-      float32 reward: side by side they come with one access to memory.
+      float32 reward: side by side they come with one access to memory. With
+      continuous actions [R * N, 2 + D]: how the step ended, the bits of the
+      reward, and those of the action.
   """
 
   obs: jax.Array
@@ -73,6 +75,7 @@ class DeviceReplay:
     max_episode_steps: L, steps that lie between two truncations of the same
       environment at least; None if there never is one.
     packed: store bool observations as bits.
+    action_dim: D of continuous actions; 0 where actions are integers.
   """
 
   obs_shape: tuple[int, ...]
@@ -82,6 +85,7 @@ class DeviceReplay:
   n_step: int = 1
   max_episode_steps: int | None = None
   packed: bool = False
+  action_dim: int = 0
 
   def __post_init__(self) -> None:
     """Checks the settings.
@@ -95,6 +99,8 @@ class DeviceReplay:
     for name in ('num_envs', 'n_step', 'capacity'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
+    if self.action_dim < 0:
+      raise ValueError(f'action_dim={self.action_dim}: must be at least 0')
     if self.max_episode_steps is not None and self.max_episode_steps < 1:
       raise ValueError(
         f'max_episode_steps={self.max_episode_steps}: must be at least 1, or '
@@ -142,7 +148,7 @@ class DeviceReplay:
       obs=jnp.zeros((slots, -(-size // 32)), jnp.uint32)
       if self.packed
       else jnp.zeros((slots, size), self._dtype),
-      steps=jnp.zeros((steps, 2), jnp.int32),
+      steps=jnp.zeros((steps, 2 + self.action_dim), jnp.int32),
     )
 
   def start(self, state: ReplayState, obs: chex.Array) -> ReplayState:
@@ -174,7 +180,8 @@ class DeviceReplay:
     Args:
       state: the replay at clock t.
       t: int32 [] steps done before this one.
-      action: integer [N], of magnitude below 2**29.
+      action: integer [N], of magnitude below 2**29; or float [N, D], of which
+        float32 is kept to the last bit.
       reward: [N] that followed.
       terminated: bool [N] no value lies beyond this step.
       truncated: bool [N] the episode was cut, but values go on; ignored where
@@ -188,20 +195,22 @@ class DeviceReplay:
       The replay at clock t + 1.
 
     Raises:
-      ValueError: if an argument has another shape, or an observation another
-        dtype.
+      ValueError: if an argument has another shape, or an action or an
+        observation another dtype.
     """
-    t = jnp.asarray(t, jnp.int32)
-    for name, value in (
-      ('action', action),
-      ('reward', reward),
-      ('terminated', terminated),
-      ('truncated', truncated),
+    t, action = jnp.asarray(t, jnp.int32), jnp.asarray(action)
+    each = (self.num_envs,)
+    for name, value, shape in (
+      ('action', action, each + (self.action_dim,) * (self.action_dim > 0)),
+      ('reward', reward, each),
+      ('terminated', terminated, each),
+      ('truncated', truncated, each),
     ):
-      if np.shape(value) != (self.num_envs,):
-        raise ValueError(
-          f'{name} is {np.shape(value)}: must be {(self.num_envs,)}'
-        )
+      if np.shape(value) != shape:
+        raise ValueError(f'{name} is {np.shape(value)}: must be {shape}')
+    kind = jnp.floating if self.action_dim else jnp.integer
+    if not jnp.issubdtype(action.dtype, kind):
+      raise ValueError(f'action is {action.dtype}: must be {kind.__name__}')
     last_rows = self._encode('final_obs', final_obs)
     next_rows = self._encode('obs', obs)
 
@@ -214,10 +223,10 @@ class DeviceReplay:
       kept = lax.dynamic_slice_in_dim(ring, at, self.num_envs)
       cut = (end == _TRUNCATED)[:, None]
       ring = _write(ring, jnp.where(cut, last_rows, kept), at)
-    reward_bits = lax.bitcast_convert_type(
-      jnp.asarray(reward, jnp.float32), jnp.int32
-    )
-    step = jnp.stack([jnp.asarray(action) * 4 + end, reward_bits], axis=1)
+    first = end if self.action_dim else action * 4 + end
+    step = jnp.stack([first, _bits(reward)], axis=1)
+    if self.action_dim:
+      step = jnp.concatenate([step, _bits(action)], axis=1)
     return ReplayState(
       obs=_write(ring, next_rows, (t + 1) % self._rows * self.num_envs),
       steps=_write(state.steps, step, t % self._rows * self.num_envs),
@@ -279,9 +288,9 @@ class DeviceReplay:
 
     window = clock[:, None] + jnp.arange(self.n_step, dtype=jnp.int32)
     window = window % rows * envs + env[:, None]  # [B, n]
-    steps = _read(state.steps, window)  # [B, n, 2]
+    steps = _read(state.steps, window)  # [B, n, 2 or 2 + D]
     ends = steps[..., 0] & 3
-    rewards = lax.bitcast_convert_type(steps[..., 1], jnp.float32)
+    rewards = _float(steps[..., 1])
     # From the last step back to the first: the earliest end has its way.
     r_t = jnp.zeros(index.shape, jnp.float32)
     discount_t = jnp.ones(index.shape, jnp.float32)
@@ -303,7 +312,7 @@ class DeviceReplay:
       row = jnp.where(end == _TRUNCATED, self._further_row(final), row)
     return types.Transition(
       obs_tm1=self._decode(_read(state.obs, window[:, 0])),
-      a_tm1=steps[:, 0, 0] >> 2,
+      a_tm1=_float(steps[:, 0, 2:]) if self.action_dim else steps[:, 0, 0] >> 2,
       r_t=r_t,
       discount_t=discount_t,
       obs_t=self._decode(_read(state.obs, row * envs + env)),
@@ -574,6 +583,16 @@ def _write(array: jax.Array, rows: jax.Array, at: chex.Numeric) -> jax.Array:
   return lax.dynamic_update_slice_in_dim(
     array, rows.astype(array.dtype), at, axis=0
   )
+
+
+def _bits(values: chex.Array) -> jax.Array:
+  """The bits of float32 values, int32."""
+  values = jnp.asarray(values, jnp.float32)
+  return lax.bitcast_convert_type(values, jnp.int32)
+
+
+def _float(bits: jax.Array) -> jax.Array:
+  return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _read(array: jax.Array, index: jax.Array) -> jax.Array:

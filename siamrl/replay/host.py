@@ -33,7 +33,8 @@ from siamrl import types
 
 # What a slot is; a slot never written has no flag. _TERMINATED joins _CLOSED.
 _OPEN, _CLOSED, _LAST, _TERMINATED = 1, 2, 4, 8
-_NO_ACTION = -1  # stands in open and last slots
+# What stands in open and last slots; in each entry of a continuous action, NaN.
+_NO_ACTION = -1
 
 _FORMAT = 1
 # Bytes of slots to a segment file before compression: this bounds the memory
@@ -57,6 +58,7 @@ class HostReplay:
     stack: S, frames in an observation.
     n_step: rewards summed in a transition.
     discount: the discount per env step.
+    action_dim: D of continuous actions; 0 where actions are integers.
   """
 
   def __init__(
@@ -69,6 +71,7 @@ class HostReplay:
     stack: int = 4,
     n_step: int = 1,
     discount: float = 0.99,
+    action_dim: int = 0,
   ):
     """Reserves the rings; their memory is committed as they fill.
 
@@ -81,6 +84,7 @@ class HostReplay:
       stack: S, 1 to 256 frames.
       n_step: rewards to a transition, at least 1.
       discount: per env step, in [0, 1].
+      action_dim: D of continuous actions, float32 [D] each; 0 for integers.
 
     Raises:
       ValueError: if an argument is outside what is allowed above.
@@ -95,6 +99,8 @@ class HostReplay:
       raise ValueError(f'n_step={n_step}: must be at least 1')
     if not 0.0 <= discount <= 1.0:
       raise ValueError(f'discount={discount}: must be in [0, 1]')
+    if action_dim < 0:
+      raise ValueError(f'action_dim={action_dim}: must be at least 0')
     if any(d < 1 for d in shape):
       raise ValueError(f'frame_shape={shape}: every size must be at least 1')
     if dtype.kind not in 'biuf':
@@ -110,13 +116,19 @@ class HostReplay:
       )
     self.capacity, self.num_envs = capacity, num_envs
     self.stack, self.n_step, self.discount = stack, n_step, discount
+    self.action_dim = action_dim
     self._frame_shape, self._frame_dtype = shape, dtype
     self._length = capacity // num_envs  # T
 
     # [N * T, ...], slot t of environment i at i * T + t. np.zeros leaves the
     # pages to be committed by their first write.
     self._frames = np.zeros((capacity, math.prod(shape)), dtype)
-    self._actions = np.zeros(capacity, np.int32)
+    self._actions = (
+      np.zeros((capacity, action_dim), np.float32)
+      if action_dim
+      else np.zeros(capacity, np.int32)
+    )
+    self._no_action = math.nan if action_dim else _NO_ACTION
     self._rewards = np.zeros(capacity, np.float32)
     self._flags = np.zeros(capacity, np.uint8)
     self._ages = np.zeros(capacity, np.uint8)
@@ -144,10 +156,12 @@ class HostReplay:
     capacity: int,
     frame_shape: Sequence[int],
     frame_dtype: npt.DTypeLike = np.uint8,
+    action_dim: int = 0,
   ) -> int:
     """Bytes that a full replay of `capacity` slots holds."""
     frame = math.prod(frame_shape) * np.dtype(frame_dtype).itemsize
-    return capacity * (frame + 4 + 4 + 1 + 1)  # action, reward, flags, age
+    action = 4 * max(action_dim, 1)
+    return capacity * (frame + action + 4 + 1 + 1)  # reward, flags, age
 
   @property
   def nbytes(self) -> int:
@@ -192,7 +206,8 @@ class HostReplay:
     """Stores the answer to one action in each environment.
 
     Args:
-      a_tm1: integer [N] action taken at the newest observation, 0 or more.
+      a_tm1: integer [N] action taken at the newest observation, 0 or more; or
+        float [N, D], finite.
       r_t: float [N] reward that followed.
       terminated: bool [N] no value lies beyond this step. With `ended` False it
         is a lost life: the episode, and its stack of frames, go on.
@@ -204,19 +219,17 @@ class HostReplay:
 
     Raises:
       ValueError: if an argument has another shape or dtype, or an action is
-        negative; nothing is stored then.
+        negative or not finite; nothing is stored then.
       RuntimeError: before the first `start`.
     """
     if not self._written[0]:
       raise RuntimeError('add() before the first start()')
-    action = self._check_vector('a_tm1', a_tm1, 'iu')
+    action = self._check_actions(a_tm1)
     reward = self._check_vector('r_t', r_t, 'f')
     terminal = self._check_vector('terminated', terminated, 'b')
     over = self._check_vector('ended', ended, 'b')
     rows = self._check_frames('frames', frames)
     first_rows = self._check_frames('first_frames', first_frames)
-    if action.min() < 0:
-      raise ValueError(f'a_tm1={action}: must be 0 or more')
 
     slots = self._newest()
     self._actions[slots] = action
@@ -248,7 +261,8 @@ class HostReplay:
 
     Returns:
       A Transition of fresh NumPy arrays, which no later call touches:
-      observations [B, S, *frame_shape], int32 [B], float32 [B], float32 [B].
+      observations [B, S, *frame_shape], int32 [B] or float32 [B, D], float32
+      [B], float32 [B].
 
     Raises:
       ValueError: if `batch_size` is below 1 or above `size`.
@@ -280,7 +294,10 @@ class HostReplay:
     length, written = self._length, self._written[:, None]
     flags = self._flags.reshape(self.num_envs, length)
     ages = self._ages.reshape(self.num_envs, length).astype(np.int64)
-    actions = self._actions.reshape(self.num_envs, length)
+    taken = (
+      np.isfinite(self._actions) if self.action_dim else self._actions >= 0
+    )
+    acted = taken.reshape(self.num_envs, length, -1).all(axis=2)
 
     def hold(ok: npt.ArrayLike, what: str) -> None:
       if not np.all(ok):
@@ -302,7 +319,7 @@ class HostReplay:
     )
     closed = flags & _CLOSED > 0
     hold(
-      ~live | ((actions >= 0) == closed),
+      ~live | (acted == closed),
       'closed slots, and no others, must have an action',
     )
 
@@ -401,7 +418,8 @@ class HostReplay:
       raise ValueError(
         f'manifest format={manifest.get("format")!r}: must be {_FORMAT}'
       )
-    saved, own = manifest['settings'], self._settings()
+    # The oldest manifests know of no continuous actions.
+    saved, own = {'action_dim': 0} | manifest['settings'], self._settings()
     different = [
       f'{k}: saved {saved.get(k)!r}, here {own.get(k)!r}'
       for k in sorted({*saved, *own})
@@ -462,6 +480,7 @@ class HostReplay:
       'stack': self.stack,
       'n_step': self.n_step,
       'discount': self.discount,
+      'action_dim': self.action_dim,
     }
 
   def _check_vector(
@@ -475,6 +494,23 @@ class HostReplay:
         f'{(self.num_envs,)}'
       )
     return array
+
+  def _check_actions(self, value: npt.ArrayLike) -> np.ndarray:
+    """Returns the actions as an array, [N] or float32 [N, D]."""
+    if not self.action_dim:
+      action = self._check_vector('a_tm1', value, 'iu')
+      if action.min() < 0:
+        raise ValueError(f'a_tm1={action}: must be 0 or more')
+      return action
+    action, shape = np.asarray(value), (self.num_envs, self.action_dim)
+    if action.shape != shape or action.dtype.kind != 'f':
+      raise ValueError(
+        f'a_tm1 is {action.dtype} {action.shape}: must be float {shape}'
+      )
+    action = action.astype(np.float32, copy=False)
+    if not np.isfinite(action).all():
+      raise ValueError(f'a_tm1={action}: must be finite')
+    return action
 
   def _check_frames(self, name: str, value: npt.ArrayLike) -> np.ndarray:
     """Returns the frames as rows [N, size of a frame]."""
@@ -506,7 +542,7 @@ class HostReplay:
     self._size -= int(np.count_nonzero(lost))
 
     self._frames[slots] = rows
-    self._actions[slots] = _NO_ACTION
+    self._actions[slots] = self._no_action
     self._flags[slots] = _OPEN
     self._ages[slots] = ages
     self._written[envs] = written + 1

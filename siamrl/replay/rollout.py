@@ -24,7 +24,7 @@ class RolloutState(NamedTuple):
   Attributes:
     current: [N, ...] observations of the environments as they stand.
     obs_tm1: observations acted upon.
-    a_tm1: int32 actions taken.
+    a_tm1: actions taken, int32, or float32 [T, N, D].
     r_t: float32 rewards that followed.
     terminated: bool whether no value lies beyond the step.
     ended: bool whether the episode ended with it, by either end.
@@ -61,12 +61,14 @@ class Rollout:
     obs_dtype: of the observations.
     num_envs: N.
     steps: T, steps of all environments in a round.
+    action_dim: D of continuous actions; 0 where actions are integers.
   """
 
   obs_shape: tuple[int, ...]
   obs_dtype: npt.DTypeLike
   num_envs: int
   steps: int
+  action_dim: int = 0
 
   @property
   def size(self) -> int:
@@ -81,7 +83,9 @@ class Rollout:
     return RolloutState(
       current=jnp.zeros((self.num_envs, *self.obs_shape), dtype),
       obs_tm1=obs,
-      a_tm1=jnp.zeros(leading, jnp.int32),
+      a_tm1=jnp.zeros((*leading, self.action_dim), jnp.float32)
+      if self.action_dim
+      else jnp.zeros(leading, jnp.int32),
       r_t=jnp.zeros(leading, jnp.float32),
       terminated=jnp.zeros(leading, bool),
       ended=jnp.zeros(leading, bool),
@@ -108,7 +112,7 @@ class Rollout:
     Args:
       state: at clock t.
       t: int32 [] steps done before this one; rounds begin at multiples of T.
-      action: integer [N].
+      action: integer [N], or float [N, D].
       reward: [N] that followed.
       terminated: bool [N] no value lies beyond this step.
       truncated: bool [N] the episode was cut, but values go on.
@@ -119,7 +123,7 @@ class Rollout:
     return RolloutState(
       current=obs,
       obs_tm1=state.obs_tm1.at[at].set(state.current),
-      a_tm1=state.a_tm1.at[at].set(action.astype(jnp.int32)),
+      a_tm1=state.a_tm1.at[at].set(action.astype(state.a_tm1.dtype)),
       r_t=state.r_t.at[at].set(reward),
       terminated=state.terminated.at[at].set(terminated),
       ended=state.ended.at[at].set(terminated | truncated),

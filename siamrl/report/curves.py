@@ -92,30 +92,34 @@ def plot_run(
   title: str,
   references: Sequence[Curve] = (),
   columns: Mapping[str, str] = RETURN_COLUMNS,
+  x: str = STEP_COLUMN,
 ) -> None:
-  """Draws the returns of one run against the frames of the emulator.
+  """Draws the returns of one run against its clock.
 
   Args:
-    metrics_path: the run's metrics.csv, with the column `frames`.
+    metrics_path: the run's metrics.csv.
     curve_path: the PNG file to write.
     title: what was run, such as 'pong, dqn'.
-    references: published curves or levels, x in frames.
+    references: published curves or levels, by the same clock.
     columns: labels by column; those that the run lacks are passed over.
+    x: the column of the clock: the emulator's frames by default.
 
   Raises:
     FileNotFoundError: if there are no metrics.
     ImportError: if Matplotlib is not installed.
-    ValueError: if the file is not one of metrics, or has no frames.
+    ValueError: if the file is not one of metrics, or has no such clock.
   """
   metrics = read_metrics(metrics_path)
-  if STEP_COLUMN not in metrics:
-    raise ValueError(f'{metrics_path}: no column {STEP_COLUMN!r}')
+  if x not in metrics:
+    raise ValueError(f'{metrics_path}: no column {x!r}')
   series = [
-    Curve(label, metrics[STEP_COLUMN], metrics[column])
+    Curve(label, metrics[x], metrics[column])
     for column, label in columns.items()
     if column in metrics
   ]
-  plot_curve(curve_path, series, references, title=title)
+  plot_curve(
+    curve_path, series, references, title=title, x_label=x.replace('_', ' ')
+  )
 
 
 # Draws a summary of each curve: (x [T], y [runs, T]) -> [runs].

@@ -132,6 +132,11 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
       _below(table, 'shadow_gap'),
     ),
   ]
+  return known_facets(every, table)
+
+
+def known_facets(every: Sequence[Facet], table: Table) -> list[Facet]:
+  """Those for which there are numbers, without the parts that have none."""
   kept = []
   for facet in every:
     parts = {c: name for c, name in facet.parts.items() if _known(table, c)}
@@ -202,6 +207,7 @@ def plot_panel(
   title: str = '',
   x_label: str | None = None,
   bound: float | None = None,
+  shown: Sequence[Facet] | None = None,
   statistic: statistics.Statistic = statistics.iqm,
 ) -> None:
   """Draws what the twin did, a small picture for each quantity, into a PNG.
@@ -221,6 +227,7 @@ def plot_panel(
     title: above all.
     x_label: below all, with the unit; the name of the column by default.
     bound: of values, beyond which they have diverged softly; None if unknown.
+    shown: other quantities, in place of those of `facets`.
     statistic: over the runs.
 
   Raises:
@@ -229,12 +236,12 @@ def plot_panel(
     ValueError: if nothing was measured, there is no such column, or a
       setting's run has two rows for one value of the clock.
   """
-  if not is_measured(table):
+  if shown is None and not is_measured(table):
     raise ValueError(f'no column {PREFIX}... with a number')
   if run not in table:
     table = table | {run: np.zeros(len(table[x]), np.int64)}
   groups = group_rows(table, by)
-  found = facets(table, bound)
+  found = facets(table, bound) if shown is None else list(shown)
   if len(groups) > 1:
     found = _apart([facet for facet in found if facet.in_sweeps])
   estimate = functools.partial(_estimate, x=x, run=run, statistic=statistic)

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siamrl import diagnostics
+from siamrl import diagnostics, rewards
 from siamrl import schedule as schedules
 from siamrl import twins
 from siamrl.learner import Regress, jit_regress
@@ -74,6 +74,8 @@ class LoopConfig:
       its gradient steps if it began with at least so many.
     batch_size: transitions per gradient step.
     epsilon: env steps taken so far -> probability of a random action.
+    reward_scale: rewards are multiplied by it before they are clipped and
+      stored; reported returns never are.
     reward_clip: rewards are clipped to [-reward_clip, reward_clip] before they
       are stored for learning; None for none.
     life_loss_terminates: whether a lost life cuts the bootstrap (the game goes
@@ -91,6 +93,7 @@ class LoopConfig:
   warmup_env_steps: int
   batch_size: int
   epsilon: Callable[[int], float]
+  reward_scale: float = 1.0
   reward_clip: float | None = 1.0
   life_loss_terminates: bool = False
   overlapped: bool = False
@@ -164,10 +167,12 @@ class LoopState:
     rng: draws the batches.
     env_steps: env steps of the run so far.
     iteration: the iteration under way, from 0.
-    actions: int32 [N] actions of each vector step since the iteration began.
+    actions: of each vector step since the iteration began, int32 [N] or float32
+      [N, D].
     obs_crc: CRC-32 of the current observations; 0 at an iteration's start.
     statistics: of the iteration so far.
     seen: what the panel remembers and its probe; None without one.
+    memory: of the agent's noise, float32 [N, D]; None where it has none.
   """
 
   train: TrainState
@@ -178,6 +183,7 @@ class LoopState:
   obs_crc: int
   statistics: Statistics
   seen: 'Seen | None' = None
+  memory: np.ndarray | None = None
 
   @classmethod
   def start(
@@ -194,12 +200,16 @@ class LoopState:
 
   def to_json(self) -> dict[str, Any]:
     """All but `train` and `seen`, as JSON; `from_json` brings it back."""
-    actions = np.asarray(self.actions, np.uint8).tobytes()
+    actions = np.asarray(self.actions)
+    if actions.dtype != np.float32:
+      actions = actions.astype(np.uint8)
     return {
       'rng': self.rng.bit_generator.state,
       'env_steps': self.env_steps,
       'iteration': self.iteration,
-      'actions': base64.b64encode(zlib.compress(actions)).decode(),
+      'actions': _pack(actions),
+      'action_shape': actions.shape[1:],
+      'memory': None if self.memory is None else _pack(self.memory),
       'obs_crc': self.obs_crc,
       'statistics': dataclasses.asdict(self.statistics),
     }
@@ -213,19 +223,35 @@ class LoopState:
     rng.bit_generator.state = data['rng']
     statistics = Statistics(**data['statistics'])
     num_envs = len(statistics.running_returns)
-    actions = np.frombuffer(
-      zlib.decompress(base64.b64decode(data['actions'])), np.uint8
-    )
+    shape = data.get('action_shape') or [num_envs]
+    continuous = len(shape) > 1
+    actions = _unpack(data['actions'], np.float32 if continuous else np.uint8)
+    if not continuous:
+      actions = actions.astype(np.int32)
+    memory = data.get('memory')
+    if memory is not None:
+      memory = _unpack(memory, np.float32).reshape(num_envs, -1)
     return cls(
       train,
       rng,
       data['env_steps'],
       data['iteration'],
-      list(actions.reshape(-1, num_envs).astype(np.int32)),
+      list(actions.reshape(-1, *shape)),
       data['obs_crc'],
       statistics,
       seen,
+      memory,
     )
+
+
+def _pack(array: np.ndarray) -> str:
+  """Its bytes as text."""
+  return base64.b64encode(zlib.compress(array.tobytes())).decode()
+
+
+def _unpack(text: str, dtype: Any) -> np.ndarray:
+  """Inverse of `_pack`, flat."""
+  return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)
 
 
 class Seen(NamedTuple):
@@ -256,7 +282,11 @@ class Watch:
   probe_size: int
 
   def start(
-    self, train: TrainState, obs_shape: tuple[int, ...], obs_dtype: Any
+    self,
+    train: TrainState,
+    obs_shape: tuple[int, ...],
+    obs_dtype: Any,
+    action_dim: int = 0,
   ) -> Seen:
     """What belongs to it before the first gradient step.
 
@@ -264,8 +294,9 @@ class Watch:
       train: fresh.
       obs_shape: [S, ...] of an observation.
       obs_dtype: of an observation.
+      action_dim: D of continuous actions, else 0.
     """
-    batch = _batch_shape(obs_shape, obs_dtype, self.probe_size)
+    batch = _batch_shape(obs_shape, obs_dtype, action_dim, self.probe_size)
     probe = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
     return Seen(jax.jit(self.panel.init)(train, probe), probe)
 
@@ -302,17 +333,38 @@ def environment_seed(seed: int, iteration: int, *, evaluation: bool) -> int:
 
 @functools.lru_cache(maxsize=8)
 def make_act(agent: Agent) -> Callable[..., jax.Array]:
-  """Jits acting: (params, obs, key, step, epsilon) -> int32 [N] actions.
+  """Jits acting where an agent is evaluated.
 
-  `key` is folded with `step`, so that a run needs no key of its own to be
-  carried from action to action. The same agent gets the same function, so that
-  only the first of many evaluations compiles it.
+  The same agent gets the same function, so that only the first of many
+  evaluations compiles it.
+
+  Returns:
+    (params, obs, key, step, epsilon) -> actions. `key` is folded with `step`,
+    so that a run needs no key of its own to be carried from action to action.
   """
+  play = agent.play or agent.act
 
   @jax.jit
   def act(params, obs, key, step, epsilon):
     noise = agent.noise(jax.random.fold_in(key, step), len(obs))
-    return agent.act(params, obs, noise, epsilon)
+    return play(params, obs, noise, epsilon)
+
+  return act
+
+
+def _make_explore(agent: Agent) -> Callable[..., tuple[jax.Array, Any]]:
+  """Jits acting where an agent learns.
+
+  Returns:
+    (params, obs, key, step, epsilon, memory) -> (actions, memory).
+  """
+
+  @jax.jit
+  def act(params, obs, key, step, epsilon, memory):
+    noise = agent.noise(jax.random.fold_in(key, step), len(obs))
+    if agent.process is not None:
+      memory, noise = agent.process.step(memory, noise)
+    return agent.act(params, obs, noise, epsilon), memory
 
   return act
 
@@ -383,6 +435,8 @@ class _Loop:
 
   _environments: Environments
   _obs: np.ndarray  # the current observations
+  # Memory of the agent's noise at the start of episodes.
+  _calm: np.ndarray | None = None
 
   def __init__(
     self,
@@ -400,7 +454,8 @@ class _Loop:
       self._measure_panel = jax.jit(watch.panel.measure, donate_argnums=0)
       self._follow_panel = jax.jit(watch.panel.follow, donate_argnums=0)
     self._config, self._state, self._replay = config, state, replay
-    self._act, self._act_key = make_act(agent), act_key
+    self._agent, self._act_key = agent, act_key
+    self._act = _make_explore(agent)
     self._regress_one, self._learn = regress, jit_regress(regress)
     # Metrics of the rounds since `_settle`, not waited for.
     self._metrics: list[Metrics] = []
@@ -423,6 +478,9 @@ class _Loop:
         'checkpoint keeps each action in a byte'
       )
     self._environments, self._obs = environments, environments.reset()
+    process = self._agent.process
+    if process is not None:
+      self._calm = np.asarray(process.init(environments.num_envs))
     for step, actions in enumerate(state.actions, 1):
       environments.send(actions)
       self._obs = environments.recv().obs
@@ -430,6 +488,7 @@ class _Loop:
         yield
     if not state.actions:
       self._replay.start(self._obs[:, -1])
+      state.memory = self._calm
     elif _crc(self._obs) != state.obs_crc:
       raise EnvironmentsChangedError(
         'the environments did not return to where this run had stopped: are '
@@ -574,13 +633,24 @@ class _Loop:
     step = np.uint32(state.env_steps)
     with self._timer('acting_s'):
       if epsilon >= 1:  # the network has no say, and is not asked
-        chosen = _explore(
-          self._act_key, step, environments.num_envs, environments.num_actions
+        chosen = _anything(
+          self._act_key,
+          step,
+          environments.num_envs,
+          environments.num_actions,
+          environments.action_dim,
         )
       else:
-        chosen = self._act(
-          params, self._obs, self._act_key, step, np.float32(epsilon)
+        chosen, memory = self._act(
+          params,
+          self._obs,
+          self._act_key,
+          step,
+          np.float32(epsilon),
+          state.memory,
         )
+        if memory is not None:
+          state.memory = np.array(memory)
       # A copy: a view would keep the device's buffer, of kilobytes, alive for
       # as long as the iteration remembers its actions.
       actions = np.array(chosen)
@@ -595,12 +665,14 @@ class _Loop:
       step = self._environments.recv()
     with self._timer('sampling_s'):
       ended = step.terminated | step.truncated
+      if state.memory is not None and ended.any():
+        state.memory = np.where(ended[:, None], self._calm, state.memory)
       terminated = step.terminated
       if config.life_loss_terminates:
         terminated = terminated | step.life_lost
-      reward = step.reward
-      if config.reward_clip is not None:
-        reward = np.clip(reward, -config.reward_clip, config.reward_clip)
+      reward = rewards.learnt(
+        step.reward, config.reward_scale, config.reward_clip
+      )
       self._replay.add(
         state.actions[-1],
         reward,
@@ -654,18 +726,22 @@ def _metric_names(
 ) -> list[str]:
   """Names of the metrics that `regress` will return; nothing is computed."""
   obs_shape = (environments.stack, *environments.frame_shape)
-  batch = _batch_shape(obs_shape, environments.frame_dtype, batch_size)
+  batch = _batch_shape(
+    obs_shape, environments.frame_dtype, environments.action_dim, batch_size
+  )
   _, metrics = jax.eval_shape(regress, train_state, batch)
   return sorted(metrics)
 
 
 def _batch_shape(
-  obs_shape: tuple[int, ...], obs_dtype: Any, batch_size: int
+  obs_shape: tuple[int, ...], obs_dtype: Any, action_dim: int, batch_size: int
 ) -> Transition:
   """Shapes and types of a batch."""
   obs = jax.ShapeDtypeStruct((batch_size, *obs_shape), obs_dtype)
   scalars = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
   actions = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+  if action_dim:
+    actions = jax.ShapeDtypeStruct((batch_size, action_dim), jnp.float32)
   return Transition(obs, actions, scalars, scalars, obs)
 
 
@@ -692,14 +768,19 @@ def _blame(metrics: Metrics, before: int) -> NoReturn:
 _copy = jax.jit(twins.copy)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _explore(
-  key: jax.Array, step: jax.Array, num_envs: int, num_actions: int
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _anything(
+  key: jax.Array,
+  step: jax.Array,
+  num_envs: int,
+  num_actions: int,
+  action_dim: int,
 ) -> jax.Array:
-  """Acts uniformly at random; int32 [N]."""
-  return jax.random.randint(
-    jax.random.fold_in(key, step), (num_envs,), 0, num_actions, jnp.int32
-  )
+  """Acts uniformly at random; int32 [N], or float32 [N, D]."""
+  key = jax.random.fold_in(key, step)
+  if action_dim:
+    return jax.random.uniform(key, (num_envs, action_dim), minval=-1.0)
+  return jax.random.randint(key, (num_envs,), 0, num_actions, jnp.int32)
 
 
 @jax.jit

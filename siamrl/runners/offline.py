@@ -160,7 +160,7 @@ def make_iterate(
   )
   # Left alone, the twin stands still until the end of the regression.
   alone = learner.make_regress(agent, optimizer, twin, twins.NEVER)
-  move = learner.make_move(twin, 1)
+  move = learner.make_move(twin, 1, agent=agent)
 
   def descend(regress, state, data, key, steps):
     """Takes gradient steps; metrics lead with [steps]."""

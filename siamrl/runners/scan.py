@@ -65,8 +65,8 @@ class Learner(NamedTuple):
     beta: env steps taken so far -> exponent of the importance weights, for a
       prioritised replay.
     returns: (online_params, target_params, transitions [T, N, ...], ended
-      [T, N]) -> whole targets [T, N], for a `Rollout`. They are made once a
-      round, and `regress` must take them as such.
+      [T, N], key) -> whole targets [T, N], for a `Rollout`. They are made once
+      a round, and `regress` must take them as such.
     reward_scale: rewards are multiplied by it before they are clipped and
       stored; reported returns never are.
     panel: measures the twin, or None.
@@ -170,6 +170,7 @@ class RunState(struct.PyTreeNode):
     key: everything that the run draws after its start follows from it.
     panel: what the panel remembers; None without one.
     probe: the transitions that it looks at; None without one.
+    memory: of the agent's noise; () where it has none.
   """
 
   train: TrainState
@@ -181,6 +182,7 @@ class RunState(struct.PyTreeNode):
   key: jax.Array
   panel: Any = None
   probe: Transition | None = None
+  memory: Any = ()
 
 
 class _Draws(NamedTuple):
@@ -224,6 +226,7 @@ class Loop:
     replay: where transitions are kept, a `DeviceReplay`, a
       `PrioritisedReplay` or a `Rollout`.
     make_learner: settings -> learner.
+    eval_environment: where to evaluate; None for the same.
     shard: applied to every batch before it is learnt from, for callers who
       share a batch between devices.
   """
@@ -232,7 +235,17 @@ class Loop:
   environment: JaxEnvironment
   replay: Any
   make_learner: Callable[[Settings], Learner]
+  eval_environment: JaxEnvironment | None = None
   shard: Callable[[Any], Any] = lambda batch: batch
+
+  # What counts how long runs are, and the column to show of them.
+  clock = 'env_steps'
+  headline = 'train_return'
+
+  @property
+  def iteration_steps(self) -> int:
+    """Env steps from one row to the next."""
+    return self.config.iteration_env_steps
 
   def start(self, settings: Settings, key: chex.PRNGKey) -> RunState:
     """A run's beginning.
@@ -255,6 +268,7 @@ class Loop:
       returns=jnp.zeros(num_envs, jnp.float32),
       lengths=jnp.zeros(num_envs, jnp.int32),
       key=run_key,
+      memory=_calm(learner.agent, num_envs),
     )
     if learner.panel is None:
       return state
@@ -504,9 +518,12 @@ class Loop:
 
   def _collect(self, learner, carry, clock, drawn):
     """One step of every environment."""
-    config = self.config
+    config, process = self.config, learner.agent.process
     state, sums = carry
     noise, step_key, fresh = drawn
+    memory = state.memory
+    if process is not None:
+      memory, noise = process.step(memory, noise)
     actions = learner.agent.act(
       state.train.online_params,
       state.obs,
@@ -518,6 +535,7 @@ class Loop:
     )
     ended = step.terminated | step.truncated
     env_state, obs = _where(ended, fresh, (env_state, step.obs))
+    memory = _where(ended, _calm(learner.agent, config.num_envs), memory)
     replay = self.replay.add(
       state.replay,
       clock,
@@ -538,6 +556,7 @@ class Loop:
       replay=replay,
       env_state=env_state,
       obs=obs,
+      memory=memory,
       returns=jnp.where(ended, 0, returns),
       lengths=jnp.where(ended, 0, lengths),
     ), sums
@@ -547,8 +566,9 @@ class Loop:
     assert learner.returns is not None
     steps, ended = self.replay.sequence(state.replay, learner.discount)
     train = state.train
+    key = jax.random.fold_in(train.key, train.gradient_steps)
     targets = learner.returns(
-      train.online_params, train.target_params, steps, ended
+      train.online_params, train.target_params, steps, ended, key
     )
     steps = steps._replace(r_t=targets, discount_t=jnp.zeros_like(targets))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
@@ -623,9 +643,11 @@ class Loop:
       flags = jnp.zeros((most, episodes), bool)
       record = _Record(numbers, numbers, flags, ~flags, flags)
 
+    play = agent.play or agent.act
+
     def act(obs: jax.Array, key: chex.PRNGKey) -> jax.Array:
       noise = agent.noise(key, episodes)
-      return agent.act(params, obs, noise, config.eval_epsilon)
+      return play(params, obs, noise, config.eval_epsilon)
 
     def look(obs: jax.Array, step: Any, running: jax.Array) -> _Record:
       return _Record(
@@ -637,7 +659,7 @@ class Loop:
       )
 
     row, record = evaluation.play(
-      self.environment,
+      self.eval_environment or self.environment,
       act,
       key,
       episodes=episodes,
@@ -784,6 +806,11 @@ def _panel_round(iteration: chex.Numeric, rounds: int) -> jax.Array:
   """The round of an iteration after which the panel is looked at."""
   share = diagnostics.panel_share(jnp.asarray(iteration))
   return jnp.minimum((share * rounds).astype(jnp.int32), rounds - 1)
+
+
+def _calm(agent: Agent, num_envs: int) -> Any:
+  """The memory of the agent's noise at the start of episodes."""
+  return () if agent.process is None else agent.process.init(num_envs)
 
 
 def _largest_divisor(number: int, most: int) -> int:

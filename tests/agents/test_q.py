@@ -18,6 +18,7 @@ from siamrl.networks.q_network import mlp_network
 from siamrl.types import Transition
 
 OBS = np.zeros((1, 1, 2), np.float32)
+KEY = jax.random.key(0)
 
 
 def _act_many(q_values, epsilon, draws=20_000):
@@ -140,9 +141,9 @@ def test_every_form_regresses_to_its_targets(form):
       batch.a_tm1,
       batch.r_t,
       batch.discount_t,
-      agent.bootstrap(online, target, batch.obs_t),
+      agent.bootstrap(online, target, batch.obs_t, KEY),
       single.values(first, batch.obs_t),
-      agent.bootstrap(online, target, batch.obs_tm1),
+      agent.bootstrap(online, target, batch.obs_tm1, KEY),
     )
   )
   whole = batch._replace(r_t=targets, discount_t=jnp.zeros(2))
@@ -193,7 +194,9 @@ def test_two_networks_are_born_different_and_the_smaller_is_believed():
   # Neither is the smaller one everywhere.
   assert not any(np.allclose(smaller, values) for values in each)
   np.testing.assert_array_equal(agent.values(params, obs), smaller)
-  np.testing.assert_array_equal(agent.bootstrap(None, params, obs), smaller)
+  np.testing.assert_array_equal(
+    agent.bootstrap(None, params, obs, KEY), smaller
+  )
   # The first one acts.
   noise = agent.noise(jax.random.key(0), 64)
   actions = agent.act(params, obs, noise, 0.0)
@@ -275,7 +278,7 @@ def test_every_rule_moves_two_networks(name):
     )
     assert any(jax.tree.leaves(moved))
   values = agent.bootstrap(
-    state.online_params, state.target_params, batch.obs_t
+    state.online_params, state.target_params, batch.obs_t, KEY
   )
   assert values.shape == (2, 2)
   noise = agent.noise(jax.random.key(1), 2)
@@ -348,12 +351,12 @@ def test_without_lambda_returns_are_the_agents_targets(form, trace):
   agent = _agent_of_form(form)
   online, target = (agent.init(jax.random.key(i)) for i in (0, 1))
   steps, ended = _sequence()
-  found = make_returns(agent, 0.0, trace)(online, target, steps, ended)
+  found = make_returns(agent, 0.0, trace)(online, target, steps, ended, KEY)
   for env in range(3):
     batch = jax.tree.map(lambda x, env=env: x[:, env], steps)
     np.testing.assert_allclose(
       found[:, env],
-      agent.targets(online, target, batch),
+      agent.targets(online, target, batch, KEY),
       rtol=1e-5,
       atol=1e-5,
     )
@@ -364,7 +367,7 @@ def test_longer_returns_step_by_step(trace):
   agent = _agent_of_form('max')
   online, target = (agent.init(jax.random.key(i)) for i in (0, 1))
   steps, ended = _sequence()
-  found = make_returns(agent, 0.7, trace)(online, target, steps, ended)
+  found = make_returns(agent, 0.7, trace)(online, target, steps, ended, KEY)
   cuts = 0
   for env in range(3):
     q = np.asarray(agent.values(target, steps.obs_t[:, env]))

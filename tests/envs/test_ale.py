@@ -310,7 +310,8 @@ def test_fire_on_reset():
 
 @pytest.mark.parametrize('game, minimal', [('pong', 6), ('breakout', 4)])
 def test_action_sets(game, minimal):
-  assert ale.AtariEnvironments(game, seed=0).num_actions == minimal
+  envs = ale.AtariEnvironments(game, seed=0)
+  assert (envs.num_actions, envs.action_dim) == (minimal, 0)
   full = ale.AtariProtocol(full_action_set=True)
   assert ale.AtariEnvironments(game, seed=0, protocol=full).num_actions == 18
 

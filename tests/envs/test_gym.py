@@ -1,5 +1,10 @@
 """Gymnasium's environments, held against one of them stepped by hand."""
 
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,6 +13,53 @@ from hypothesis import strategies as st
 
 from siamrl.envs import gym
 from tests.envs.turns import assert_calls_out_of_turn_raise
+
+
+# Where it is installed, the tests play with robots, too.
+MUJOCO = pytest.mark.skipif(
+  importlib.util.find_spec('mujoco') is None, reason='needs mujoco'
+)
+
+
+def robots(*env_ids):
+  return [pytest.param(env_id, marks=MUJOCO) for env_id in env_ids]
+
+
+class Plane(gymnasium.Env):
+  """Observes [2, 2] floats: the last action, at other bounds, and the time."""
+
+  observation_space = gymnasium.spaces.Box(-9, 9, (2, 2), np.float64)
+
+  def __init__(self, low=(-3, 0), high=(1, 4), dtype=np.float32):
+    self.action_space = gymnasium.spaces.Box(
+      np.array(low, dtype), np.array(high, dtype), dtype=dtype
+    )
+
+  def reset(self, *, seed=None, options=None):
+    super().reset(seed=seed)
+    self.time = 0
+    return np.zeros((2, 2)), {}
+
+  def step(self, action):
+    assert action in self.action_space
+    self.time += 1
+    obs = np.array([action, [self.time, 1 / 3]])
+    return obs, 0.0, False, self.time == 3, {}
+
+
+@pytest.fixture
+def planes():
+  """Registers some."""
+  kinds = {
+    'Plane-v0': {},
+    'HalfPlane-v0': {'high': (1, np.inf)},
+    'Grid-v0': {'dtype': np.int64},
+  }
+  for env_id, arguments in kinds.items():
+    gymnasium.register(env_id, Plane, kwargs=arguments)
+  yield
+  for env_id in kinds:
+    del gymnasium.registry[env_id]
 
 
 def test_equals_single_environments():
@@ -39,6 +91,194 @@ def test_equals_single_environments():
   assert ends > 4
 
 
+@pytest.mark.parametrize(
+  ('env_id', 'largest', 'steps'),
+  [
+    ('Pendulum-v1', 2, 210),  # truncated at 200
+    pytest.param('InvertedPendulum-v5', 3, 60, marks=MUJOCO),  # soon fallen
+    pytest.param('Reacher-v5', 1, 60, marks=MUJOCO),  # truncated at 50
+  ],
+)
+def test_continuous_actions_equal_single_environments(env_id, largest, steps):
+  """As above; actions at their bounds, observations narrowed."""
+  envs = gym.GymnasiumEnvironments(env_id, 2, seed=5)
+  singles = [gymnasium.make(env_id) for _ in range(2)]
+  obs = np.stack(
+    [
+      single.reset(seed=int(seed))[0]
+      for single, seed in zip(singles, gym.env_seeds(5, 2), strict=True)
+    ]
+  )
+  assert (envs.num_actions, envs.action_dim) == (
+    0,
+    *singles[0].action_space.shape,
+  )
+  assert envs.frame_shape == obs[0].shape and envs.frame_dtype == np.float32
+  got = envs.reset()
+  assert got.dtype == np.float32
+  np.testing.assert_array_equal(got[:, 0], obs.astype(np.float32))
+  rng = np.random.default_rng(0)
+  ends = 0
+  for _ in range(steps):
+    actions = rng.uniform(-1, 1, (2, envs.action_dim)).astype(np.float32)
+    envs.send(actions)
+    step = envs.recv()
+    assert step.obs.dtype == step.final_obs.dtype == np.float32
+    for n, single in enumerate(singles):
+      obs, reward, terminated, truncated, _ = single.step(largest * actions[n])
+      np.testing.assert_allclose(step.reward[n], reward, rtol=1e-6)
+      assert step.terminated[n] == terminated
+      assert step.truncated[n] == truncated
+      np.testing.assert_array_equal(step.final_obs[n, 0], np.float32(obs))
+      if terminated or truncated:
+        obs, _ = single.reset()
+        ends += 1
+      np.testing.assert_array_equal(step.obs[n, 0], np.float32(obs))
+  assert ends >= 2
+
+
+@pytest.mark.parametrize('env_id', ['Pendulum-v1', *robots('HalfCheetah-v5')])
+def test_the_same_actions_lead_to_the_same_place(env_id):
+  """Bit for bit, in fresh environments: so does a run return to its place."""
+  plays = []
+  for seed in (3, 3, 4):
+    envs = gym.GymnasiumEnvironments(env_id, 2, seed=seed)
+    rng = np.random.default_rng(0)
+    plays.append([envs.reset()])
+    for _ in range(60):
+      actions = rng.uniform(-1, 1, (2, envs.action_dim)).astype(np.float32)
+      envs.send(actions)
+      plays[-1] += envs.recv()
+    envs.close()
+  one, same, other = ([array.tobytes() for array in play] for play in plays)
+  assert one == same
+  assert one[0] != other[0] and one[1] != other[1]
+
+
+@pytest.mark.usefixtures('planes')
+def test_actions_are_stretched_and_observations_are_vectors():
+  envs = gym.GymnasiumEnvironments('plane', 2, seed=0)
+  assert envs.env_id == 'Plane-v0'
+  assert (envs.num_actions, envs.action_dim) == (0, 2)
+  assert (envs.frame_shape, envs.frame_dtype) == ((4,), np.float32)
+  np.testing.assert_array_equal(envs.reset(), np.zeros((2, 1, 4)))
+  third = np.float32(1 / 3)
+  # Bounds -3 to 1, and 0 to 4; the tiny excess is clipped.
+  envs.send(np.float32([[-1, 1], [0.5, -0.25]]))
+  np.testing.assert_array_equal(
+    envs.recv().obs[:, 0], [[-3, 4, 1, third], [0, 1.5, 1, third]]
+  )
+  envs.send(np.array([[1 + 5e-7, -1 - 5e-7], [0, 0]]))
+  np.testing.assert_array_equal(
+    envs.recv().obs[:, 0], [[1, 0, 2, third], [-1, 2, 2, third]]
+  )
+  envs.send(np.zeros((2, 2), np.float32))
+  step = envs.recv()
+  assert step.truncated.all() and not step.terminated.any()
+  np.testing.assert_array_equal(step.final_obs[:, 0], [[-1, 2, 3, third]] * 2)
+  np.testing.assert_array_equal(step.obs, np.zeros((2, 1, 4)))
+  assert step.obs.dtype == step.final_obs.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  'actions',
+  [
+    np.zeros(2, np.float32),
+    np.zeros((2, 2), np.float32),
+    np.zeros((2, 1), int),
+    np.float32([[0], [1.00001]]),
+    np.float32([[-2], [0]]),
+    np.float32([[0], [np.nan]]),
+    np.float32([[np.inf], [0]]),
+  ],
+)
+def test_impossible_continuous_actions_raise(actions):
+  envs = gym.GymnasiumEnvironments('Pendulum-v1', 2, seed=0)
+  envs.reset()
+  with pytest.raises(ValueError, match='actions must'):
+    envs.send(actions)
+  envs.send(np.zeros((2, 1), np.float32))  # nothing was sent before
+  envs.recv()
+
+
+@pytest.mark.usefixtures('planes')
+def test_other_actions_raise():
+  with pytest.raises(ValueError, match=r'HalfPlane-v0 .*to \[ ?1. inf\]'):
+    gym.GymnasiumEnvironments('HalfPlane-v0', seed=0)
+  with pytest.raises(ValueError, match='Grid-v0 needs .*int64'):
+    gym.GymnasiumEnvironments('Grid-v0', seed=0)
+
+
+@pytest.mark.parametrize(
+  ('name', 'env_id'),
+  [
+    ('halfcheetah', 'HalfCheetah-v5'),
+    ('HalfCheetah', 'HalfCheetah-v5'),
+    ('half_cheetah', 'HalfCheetah-v5'),
+    ('HalfCheetah-v5', 'HalfCheetah-v5'),
+    ('halfcheetah-v4', 'HalfCheetah-v4'),
+    ('walker2d', 'Walker2d-v5'),
+    ('cartpole', 'CartPole-v1'),
+    ('Pendulum', 'Pendulum-v1'),
+    ('some_package:Thing-v0', 'some_package:Thing-v0'),
+  ],
+)
+def test_names(name, env_id):
+  assert gym.resolve_gymnasium(name) == env_id
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('halfcheeta', "no environment 'halfcheeta'; the closest are: HalfCheetah"),
+    ('HalfCheetah-v99', "no 'HalfCheetah-v99'; the newest is HalfCheetah-v5"),
+    ('qqq', "no environment 'qqq'$"),
+    ('', "no environment ''$"),
+  ],
+)
+def test_unknown_names(name, message):
+  with pytest.raises(ValueError, match=message):
+    gym.resolve_gymnasium(name)
+  with pytest.raises(ValueError, match=message):
+    gym.GymnasiumEnvironments(name, seed=0)
+
+
+def test_packages_that_are_missing(monkeypatch):
+  # Whatever of it was imported before must be looked for again.
+  for module in [m for m in sys.modules if 'mujoco' in m]:
+    monkeypatch.delitem(sys.modules, module)
+  monkeypatch.setitem(sys.modules, 'mujoco', None)
+  needed = r'HalfCheetah-v5 needs mujoco: pip install siamrl\[mujoco\]'
+  with pytest.raises(ImportError, match=needed):
+    gym.GymnasiumEnvironments('HalfCheetah', seed=0)
+  with pytest.raises(ImportError, match=r'no_such_package:Thing-v0: .*package'):
+    gym.GymnasiumEnvironments('no_such_package:Thing-v0', seed=0)
+
+
+@MUJOCO
+def test_mujoco_says_what_is_wrong_in_the_log(monkeypatch, tmp_path, caplog):
+  """And leaves no file of its own behind."""
+  monkeypatch.chdir(tmp_path)
+  gym.GymnasiumEnvironments('HalfCheetah-v5', seed=0).close()
+  assert not caplog.records
+  mujoco = importlib.import_module('mujoco')
+  with caplog.at_level(logging.WARNING):
+    mujoco.get_mju_user_warning()('the simulation is unstable')
+  assert 'unstable' in caplog.text
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_version_of_mujoco(monkeypatch):
+  monkeypatch.setattr(importlib.metadata, 'version', {'mujoco': '3.3'}.get)
+  assert gym.mujoco_version() == '3.3'
+
+  def missing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(importlib.metadata, 'version', missing)
+  assert gym.mujoco_version() is None
+
+
 def test_time_limit_truncates():
   envs = gym.GymnasiumEnvironments('MountainCar-v0', seed=0)
   envs.reset()
@@ -52,6 +292,7 @@ def test_time_limit_truncates():
 def test_shapes_and_types():
   envs = gym.GymnasiumEnvironments('CartPole-v1', 3, seed=0)
   assert (envs.num_envs, envs.num_actions, envs.stack) == (3, 2, 1)
+  assert envs.action_dim == 0
   assert (envs.frame_shape, envs.frame_dtype) == ((4,), np.float32)
   assert envs.frames_per_step == 1
   first = envs.reset()
@@ -83,13 +324,20 @@ def test_arrays_stay_the_callers():
       np.testing.assert_array_equal(array, copy)
 
 
-def test_send_takes_the_actions_as_they_are():
+@pytest.mark.parametrize(
+  ('env_id', 'actions'),
+  [
+    ('CartPole-v1', np.zeros(1, np.int32)),
+    ('MountainCarContinuous-v0', np.zeros((1, 1), np.float32)),
+  ],
+)
+def test_send_takes_the_actions_as_they_are(env_id, actions):
   """What the caller writes into its array afterwards does not count."""
   answers = []
   for overwrite in (False, True):
-    envs = gym.GymnasiumEnvironments('CartPole-v1', seed=0)
+    envs = gym.GymnasiumEnvironments(env_id, seed=0)
     envs.reset()
-    actions = np.zeros(1, np.int32)
+    actions[:] = 0
     envs.send(actions)
     if overwrite:
       actions[:] = 1
@@ -106,16 +354,14 @@ def test_second_reset_goes_on_in_the_random_stream():
   assert (resets[0][0] != resets[0][1]).all()
 
 
-@pytest.mark.parametrize('env_id', ['Pendulum-v1', 'FrozenLake-v1'])
-def test_other_spaces_raise(env_id):
-  with pytest.raises(ValueError, match=env_id):
-    gym.GymnasiumEnvironments(env_id, seed=0)
+def test_other_observations_raise():
+  with pytest.raises(ValueError, match='FrozenLake-v1 needs a Box'):
+    gym.GymnasiumEnvironments('FrozenLake-v1', seed=0)
 
 
-def test_calls_out_of_turn_raise():
-  assert_calls_out_of_turn_raise(
-    gym.GymnasiumEnvironments('CartPole-v1', seed=0)
-  )
+@pytest.mark.parametrize('env_id', ['CartPole-v1', 'Pendulum-v1'])
+def test_calls_out_of_turn_raise(env_id):
+  assert_calls_out_of_turn_raise(gym.GymnasiumEnvironments(env_id, seed=0))
 
 
 @pytest.mark.parametrize('bad', [-1, 3, 2**32])

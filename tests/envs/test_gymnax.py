@@ -68,11 +68,103 @@ def test_steps_are_gymnasiums(name):
   assert ends == 4
 
 
-@pytest.mark.parametrize('name', STATE)
+# Of those with continuous actions, what Gymnasium calls the state, one at its
+# ends, and the largest action.
+CONTROL = {
+  'Pendulum-v1': (('theta', 'theta_dot'), (40.0, -7.9), 2),
+  'MountainCarContinuous-v0': (('position', 'velocity'), (-1.19, -0.06), 1),
+}
+
+
+@pytest.mark.parametrize('name', CONTROL)
+def test_steps_with_continuous_actions_are_gymnasiums(name):
+  """From states of whole episodes, and from one at the ends; also clipped.
+
+  Pendulum never terminates, and is truncated after 200 steps.
+  """
+  fields, end, largest = CONTROL[name]
+  env = make_gymnax(name)
+  step = jax.jit(env.step)
+  theirs = gymnasium.make(name)
+  rng = np.random.default_rng(0)
+  ends, cap = [], env.max_episode_steps
+  for episode in range(2):
+    theirs.reset(seed=episode)
+    state, _ = env.reset(jax.random.key(episode))
+    for t in range(1, cap + 1):
+      now = [getattr(state, field) for field in fields]
+      if t == 50 and episode:
+        now = [jnp.float32(value) for value in end]
+        state = state.replace(**dict(zip(fields, now, strict=True)))
+      theirs.unwrapped.state = np.array(now, np.float64)
+      action = rng.uniform(-1.5, 1.5, 1).astype(np.float32)
+      if episode:  # along with the motion, which gathers speed
+        action = np.abs(action) * np.sign(now[1])
+      want, reward, *flags = theirs.step(action.clip(-1, 1) * largest)[:4]
+      state, timestep = step(state, action, KEY)
+      np.testing.assert_allclose(timestep.obs, want, rtol=1e-5, atol=2e-5)
+      np.testing.assert_allclose(timestep.reward, reward, rtol=1e-4, atol=1e-5)
+      if any(flags):
+        ends.append((t, timestep.terminated, timestep.truncated))
+        assert ends[-1][1:] == (flags[0], flags[1] and not flags[0])
+        break
+      assert not timestep.terminated and not timestep.truncated
+  assert ends[0] == (cap, False, True)
+  if name == 'Pendulum-v1':
+    assert ends[1] == ends[0]
+  else:
+    assert ends[1][0] < cap and ends[1][1:] == (True, False)
+
+
+def test_the_car_stops_at_the_left_wall():
+  env = make_gymnax('MountainCarContinuous-v0')
+  state, _ = env.reset(KEY)
+  state = state.replace(
+    position=jnp.float32(-1.19), velocity=jnp.float32(-0.06)
+  )
+  after, timestep = jax.jit(env.step)(state, jnp.float32([-1]), KEY)
+  np.testing.assert_array_equal(timestep.obs, np.float32([-1.2, 0]))
+  assert after.velocity == 0
+
+
+@pytest.mark.parametrize('name', ['Reacher-misc', 'Swimmer-misc'])
+def test_torques_and_thrusts_add_up(name):
+  """Under steady forces speeds grow evenly; observations tell the reward."""
+  env = make_gymnax(name)
+  assert (env.num_actions, env.action_dim) == (0, 2)
+  state, obs = env.reset(KEY)
+  force = np.float32([0.5, -2])  # the second is clipped to -1
+  speed = slice(4, 6) if name == 'Reacher-misc' else slice(12, 14)
+  first, step = np.asarray(obs), jax.jit(env.step)
+  for t in range(1, 21):
+    state, timestep = step(state, force, KEY)
+    obs = np.asarray(timestep.obs)
+    np.testing.assert_allclose(
+      obs[speed], first[speed] + 0.05 * t * np.array([0.5, -1]), rtol=1e-4
+    )
+    goal = obs[-2:]
+    if name == 'Reacher-misc':
+      place = obs[:2].sum(), obs[2:4].sum()  # of two links of length 1
+      near = 1.0
+    else:
+      place = obs[10:12]
+      urchins = obs[:10].reshape(5, 2)
+      near = 1 - np.exp(-30 * np.square(place - urchins).sum(axis=1))
+    width = 1 if name == 'Reacher-misc' else 0.5
+    want = np.exp(-width * np.square(place - goal).sum()) * np.prod(near)
+    np.testing.assert_allclose(timestep.reward, want, rtol=1e-4)
+    assert not timestep.terminated and not timestep.truncated
+
+
+@pytest.mark.parametrize('name', [*STATE, *CONTROL])
 def test_first_states_and_spaces_are_gymnasiums(name):
   env = make_gymnax(name)
   theirs = gymnasium.make(name)
-  assert env.num_actions == theirs.action_space.n
+  actions = theirs.action_space
+  if name in CONTROL:
+    assert (env.num_actions, env.action_dim) == (0, *actions.shape)
+  else:
+    assert (env.num_actions, env.action_dim) == (actions.n, 0)
   assert env.obs_shape == theirs.observation_space.shape
   assert env.obs_dtype == theirs.observation_space.dtype
   assert env.max_episode_steps == theirs.spec.max_episode_steps
@@ -213,10 +305,31 @@ def test_settings():
     make_gymnax('CartPole-v1', gravitas=1)
 
 
-@pytest.mark.parametrize('name', ['Pendulum-v1', 'MountainCarContinuous-v0'])
-def test_continuous_actions_raise(name):
-  with pytest.raises(ValueError, match=f'{name} has continuous actions'):
-    make_gymnax(name)
+@pytest.mark.parametrize(
+  'settings, bounds',
+  [
+    ({'max_action': float('inf')}, r'from \[-1.\] to \[inf\]'),
+    ({'min_action': float('-inf')}, r'from \[-inf\] to \[1.\]'),
+    ({'max_action': float('nan')}, r'from \[-1.\] to \[nan\]'),
+  ],
+)
+def test_actions_without_bounds_raise(settings, bounds):
+  name = 'MountainCarContinuous-v0'
+  with pytest.raises(ValueError, match=f'{name} has actions {bounds}'):
+    make_gymnax(name, **settings)
+
+
+def test_actions_are_stretched_to_bounds_of_any_kind():
+  """Held against the speed that a force gives the car."""
+  env = make_gymnax('MountainCarContinuous-v0', min_action=-1, max_action=3)
+  state, _ = env.reset(KEY)
+  state = state.replace(position=jnp.float32(-jnp.pi / 6))  # on the level
+  step = jax.jit(env.step)
+  for action, force in ((-2, -1), (-1, -1), (0, 1), (0.5, 2), (1, 3), (9, 3)):
+    _, timestep = step(state, jnp.full(1, action, jnp.float32), KEY)
+    np.testing.assert_allclose(
+      timestep.obs[1], 0.0015 * force, rtol=1e-4, atol=1e-8
+    )
 
 
 def test_unknown_names_raise():
@@ -240,6 +353,6 @@ def test_with_another_gymnax(monkeypatch, version):
 def test_imported_only_when_needed():
   code = (
     'import sys, siamrl.envs.registry; '
-    'assert not {"gymnax", "minatar", "ale_py"} & set(sys.modules)'
+    'assert not {"gymnax", "minatar", "ale_py", "mujoco"} & set(sys.modules)'
   )
   subprocess.run([sys.executable, '-c', code], check=True)

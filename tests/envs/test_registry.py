@@ -34,6 +34,10 @@ CAPS = {
   'four_rooms': 1000,
   'car_on_hill': 100,
   'slippery_chain': 200,
+  'pendulum': 200,
+  'mountain_car_continuous': 999,
+  'reacher_gymnax': 100,
+  'swimmer_gymnax': 500,
 } | {
   f'minatar_{game}_gymnax': 2500 if game == 'freeway' else 1000
   for game in ('asterix', 'breakout', 'freeway', 'seaquest', 'space_invaders')
@@ -51,6 +55,12 @@ def _keys(seed):
   return jax.random.split(jax.random.key(seed), N)
 
 
+def _idle(env):
+  """An action for each of N: the first, or the middle."""
+  shape = (N, env.action_dim) if env.action_dim else (N,)
+  return np.zeros(shape, np.float32 if env.action_dim else np.int32)
+
+
 def _pick(ended, new, old):
   return np.where(ended.reshape((N,) + (1,) * (old.ndim - 1)), new, old)
 
@@ -61,7 +71,10 @@ def _play(name, steps, seed=0):
   rng = np.random.default_rng(seed)
   state, _ = reset(_keys(seed))
   for t in range(steps):
-    actions = rng.integers(0, env.num_actions, N).astype(np.int32)
+    if env.action_dim:
+      actions = rng.uniform(-1, 1, (N, env.action_dim)).astype(np.float32)
+    else:
+      actions = rng.integers(0, env.num_actions, N).astype(np.int32)
     state, timestep = step(state, actions, _keys(seed + 2 * t + 1))
     yield jax.device_get(timestep)
     ended = np.asarray(timestep.terminated | timestep.truncated)
@@ -83,7 +96,9 @@ def test_the_record_tells_the_truth(name):
   """Of shapes and kinds, under jit and vmap; and states fit into one scan."""
   env, reset, step = _made(name)
   state, obs = reset(_keys(0))
-  after, timestep = step(state, np.zeros(N, np.int32), _keys(1))
+  assert (env.action_dim > 0) == (env.num_actions == 0)
+  assert (env.action_dim > 0) == (name in registry.CONTINUOUS)
+  after, timestep = step(state, _idle(env), _keys(1))
   for one in (obs, timestep.obs):
     assert one.shape == (N, *env.obs_shape)
     assert one.dtype == env.obs_dtype
@@ -128,7 +143,7 @@ def test_cut_exactly_at_the_cap(name):
   for time in (cap - 2, cap - 1) if cap else (99, 999, 2499, 10**6):
     # An episode that ends itself never gets there.
     state = _at(first, time)
-    _, timestep = step(state, np.zeros(N, np.int32), _keys(1))
+    _, timestep = step(state, _idle(env), _keys(1))
     cut = cap is not None and time == cap - 1
     np.testing.assert_array_equal(
       timestep.truncated, cut & ~np.asarray(timestep.terminated)
@@ -161,6 +176,9 @@ def test_whole_episodes_are_cut_at_the_cap(name):
     ('MinAtar/SpaceInvaders-v0', 'minatar_space_invaders'),
     ('SpaceInvaders-MinAtar', 'minatar_space_invaders_gymnax'),
     ('random MDP', 'random_mdp'),
+    ('Pendulum-v1', 'pendulum'),
+    ('MountainCarContinuous-v0', 'mountain_car_continuous'),
+    ('Reacher-misc', 'reacher_gymnax'),
   ],
 )
 def test_spellings(spelling, name):
@@ -180,12 +198,38 @@ def test_every_name_is_its_own(name):
     ('qqq', "no environment 'qqq'$"),
     ('', "no environment ''$"),
     ('LunarLander-v3', 'is LunarLander-v3 of Gymnasium, which is not JAX'),
-    ('Pendulum', r'is Pendulum-v\d of Gymnasium'),
+    ('LunarLander-v99', 'is LunarLander-v3 of Gymnasium, which is not JAX'),
+    ('halfcheetah', r'is HalfCheetah-v\d of Gymnasium, .*envs.gym$'),
+    ('Hopper-v4', 'is Hopper-v4 of Gymnasium'),
+    ('reacher', r'is Reacher-v\d .*small sister is: reacher_gymnax'),
   ],
 )
 def test_unknown_names(name, message):
   with pytest.raises(ValueError, match=message):
     registry.resolve_environment(name)
+
+
+@pytest.mark.parametrize(
+  'name, known, continuous, launcher',
+  [
+    ('Pendulum-v1', 'pendulum', True, 'control'),
+    ('MountainCarContinuous', 'mountain_car_continuous', True, 'control'),
+    ('CartPole', 'cartpole', False, 'classic'),
+    ('MinAtar-Breakout', 'minatar_breakout', False, 'classic'),
+  ],
+)
+def test_each_kind_of_actions_has_its_launcher(
+  name, known, continuous, launcher
+):
+  for kind in (None, continuous):
+    assert registry.resolve_environment(name, continuous=kind) == known
+  kind = 'continuous' if continuous else 'discrete'
+  with pytest.raises(ValueError) as error:
+    registry.resolve_environment(name, continuous=not continuous)
+  assert str(error.value) == (
+    f'{known} has {kind} actions: python -m experiments.{launcher} '
+    f'--environment={known}'
+  )
 
 
 @pytest.mark.parametrize(
@@ -216,12 +260,16 @@ def test_without_the_emulator(monkeypatch):
 
 def test_registering_ones_own(monkeypatch):
   monkeypatch.setattr(registry, 'ENVIRONMENTS', dict(registry.ENVIRONMENTS))
+  monkeypatch.setattr(registry, 'CONTINUOUS', set(registry.CONTINUOUS))
   make = lambda: make_tabular(chain(50))
   registry.register('long_chain', make)
   assert registry.resolve_environment('LongChain') == 'long_chain'
   assert registry.ENVIRONMENTS['long_chain']().obs_shape == (50,)
   registry.register('walk-v1', make)
   assert registry.resolve_environment('walk-v1') == 'walk-v1'
+  registry.register('swing', make, continuous=True)
+  assert registry.resolve_environment('Swing', continuous=True) == 'swing'
+  assert {'swing'} == registry.CONTINUOUS & {'swing', 'walk-v1', 'long_chain'}
   for taken in ('long_chain', 'Long-Chain', 'CARTPOLE', 'Breakout-MinAtar'):
     with pytest.raises(ValueError, match=re.escape(f'{taken!r} is taken')):
       registry.register(taken, make)

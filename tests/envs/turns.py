@@ -12,7 +12,11 @@ def assert_calls_out_of_turn_raise(environments: Environments) -> None:
   Args:
     environments: one fresh environment.
   """
-  action = np.zeros(1, np.int32)
+  action = (
+    np.zeros((1, environments.action_dim), np.float32)
+    if environments.action_dim
+    else np.zeros(1, np.int32)
+  )
   with pytest.raises(RuntimeError, match='send'):
     environments.send(action)
   environments.reset()

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 
 from experiments import flags, lab
-from siamrl import stability
+from siamrl import self_prediction, stability
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 from tests.experiments.launching import ROOT, start
 
 FLAGFILES = pathlib.Path('experiments/flagfiles')
-SWEEPS = sorted(path.stem for path in (ROOT / FLAGFILES).glob('lab_*.flags'))
+# Of values: what is found of features has a test of its own.
+SWEEPS = sorted(
+  path.stem
+  for path in (ROOT / FLAGFILES).glob('lab_*.flags')
+  if path.stem != 'lab_self_prediction'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +192,86 @@ def test_a_folder_of_runs(launch_here, tmp_path):
   assert 11 in read_metrics(folder.metrics)['target_period']
 
 
+def test_features_that_predict_themselves(launch_here, tmp_path):
+  """Tang et al. (2022): the stop-gradient is what keeps them from 0."""
+  folder = RunFolder(tmp_path / 'run')
+  lines, _ = launch_here(
+    f'--flagfile={FLAGFILES}/lab_self_prediction.flags',
+    f'--run_dir={folder.path}',
+  )
+  header, results = lines[0], [json.loads(line) for line in lines[-10:]]
+  assert 'smallest_singular_value' in header
+  assert len(lines) == 1 + 10 + 10
+  for index, result in enumerate(results):
+    assert result['target_update'] == ('self' if index < 5 else 'residual')
+    assert (result['num_states'], result['num_features']) == (20, 4)
+    assert result['seed'] == index % 5
+    assert 'discount' not in result
+    if result['target_update'] == 'self':
+      assert result['orthonormality_error'] < 0.02
+      assert result['eigen_mass'] >= 0.9
+      assert result['smallest_singular_value'] > 0.99
+      assert result['effective_rank'] == pytest.approx(4)
+    else:
+      assert result['smallest_singular_value'] < 0.2
+      assert result['eigen_mass'] < 0.27
+      assert result['loss'] < 1e-4  # less than the others': it has collapsed
+  assert len({result['loss'] for result in results}) == 10
+  ends = read_metrics(folder.path / 'self_prediction.csv')
+  times = read_metrics(folder.metrics)
+  for name in self_prediction.Measures._fields:
+    assert ends[name].tolist() == [result[name] for result in results]
+    last = times[name][times['gradient_steps'] == 20_000]
+    assert last.tolist() == ends[name].tolist()
+  assert folder.curve.read_bytes().startswith(b'\x89PNG')
+  assert not (folder.path / 'stability.csv').exists()
+
+
+def test_a_predictor_of_features_is_an_axis(launch_here):
+  lines, _ = launch_here(
+    '--problem=self_prediction',
+    '--target_update=soft',
+    '--tau=0.5',
+    '--num_states=6',
+    '--num_features=2',
+    '--predictor=optimal,learnt',
+    '--predictor_rate=1,10',
+    '--gradient_steps=5',
+  )
+  table = [line.split()[:2] for line in lines if not line.startswith('{')]
+  assert table == [
+    ['predictor', 'predictor_rate'],
+    ['optimal', '-'],
+    ['learnt', '1'],
+    ['learnt', '10'],
+  ]
+  results = [json.loads(line) for line in lines[4:]]
+  assert 'predictor_rate' not in results[0]
+  assert [result['predictor_rate'] for result in results[1:]] == [1, 10]
+  assert len({result['loss'] for result in results}) == 3
+
+
+def test_features_that_outgrow_all_floats(launch_here, tmp_path):
+  *words, last = launch_here(
+    '--problem=self_prediction',
+    '--target_update=self',
+    '--step_size=1e6',
+    '--gradient_steps=50',
+    f'--run_dir={tmp_path / "run"}',
+  )[0]
+  assert len(words) == 4
+  assert max(map(len, words)) <= 150
+  result = json.loads(last)
+  for name in self_prediction.Measures._fields:
+    assert result[name] is None
+  assert result['reason'] == (
+    'step_size=1000000.0 lets features outgrow all floats'
+  )
+
+
+FEATURES = ['--problem=self_prediction', '--target_update=self']
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
@@ -222,6 +307,27 @@ def test_a_folder_of_runs(launch_here, tmp_path):
       ['--target_update=by_path', '--target_paths=torso'],
       '--target_paths=torso must be such as torso:soft',
     ),
+    (['--predictor=learnt'], '--predictor=learnt has no meaning for problem=b'),
+    (['--predictor_rate=2'], '--predictor_rate=2.0 has no meaning for prob'),
+    (
+      ['--problem=baird,self_prediction'],
+      '--problem=baird,self_prediction must not name self_prediction beside',
+    ),
+    (
+      [FEATURES[0], '--target_update=functional', '--twin_weight=1'],
+      '--target_update=functional must be one of hard, .* for problem=self_p',
+    ),
+    (
+      [*FEATURES, '--discount=0.5'],
+      '--discount=0.5 has no meaning for problem',
+    ),
+    ([*FEATURES, '--termination=1'], '--termination=1.0 has no meaning for pr'),
+    ([*FEATURES, '--num_states=3'], '--num_features=4 must be from 1 to num_s'),
+    ([*FEATURES, '--predictor=best'], '--predictor=best must be one of optima'),
+    ([*FEATURES, '--predictor_rate=1'], '--predictor_rate=1.0 has no meaning'),
+    ([*FEATURES, '--predictor=learnt'], '--predictor=learnt needs a predictor'),
+    ([*FEATURES, '--target_init=fresh'], '--target_init=fresh has no meaning'),
+    ([*FEATURES, '--reset_optimizer'], '--reset_optimizer=true must be false'),
     (['--no_such_flag=1'], '--no_such_flag is no flag'),
     (['--run_dir=/proc/run'], '--run_dir=/proc/run: cannot be written'),
   ],

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classic, compiled, flags, target_options, twin_options
+from experiments import (
+  classic,
+  compiled,
+  flags,
+  sweeps,
+  target_options,
+  twin_options,
+)
 from siamrl import twins
 from siamrl.losses import td
 
@@ -219,7 +226,7 @@ def test_what_does_not_go_together(arguments, message):
     flags.check_lists(sweep, compiled.drop)
     groups = list(compiled.make_groups(sweep, tasks))
     with flags.usage_errors():
-      compiled.check_memory(groups, sweep.configs[0], 'cpu')
+      sweeps.check_memory(groups, sweep.configs[0], 'cpu')
   assert message in str(error.value)
 
 

@@ -309,6 +309,12 @@ def test_whole_episodes_need_a_cap():
     dataset.collect(make_tabular(chain(3)), jax.random.key(0), episodes=1)
 
 
+def test_continuous_actions_are_not_collected():
+  environment = CHAIN._replace(num_actions=0, action_dim=2)
+  with pytest.raises(ValueError, match='continuous, of 2 numbers'):
+    dataset.collect(environment, jax.random.key(0), env_steps=5)
+
+
 def test_without_minari(monkeypatch):
   monkeypatch.setitem(sys.modules, 'minari', None)
   with pytest.raises(ImportError, match=r'pip install siamrl\[minari\]'):

@@ -98,6 +98,30 @@ def _number(obs: np.ndarray) -> np.ndarray:
   return flat[..., 0].astype(np.int64)
 
 
+# With which a continuous action begins, of number 0: a NaN with a payload, the
+# smallest number and the next below 0, pi.
+_WORDS = np.uint32([0x7FC12340, 0x00000000, 0x80000000, 0x40490FD8])
+
+
+def _action(replay: DeviceReplay, number: Any) -> np.ndarray:
+  """Actions [...] or [..., D], of which each shows its number, 0 to 7."""
+  number = np.asarray(number, np.int32)
+  if not replay.action_dim:
+    return number
+  words = _WORDS[: replay.action_dim] ^ number[..., None].astype(np.uint32)
+  return words.view(np.float32)
+
+
+def _action_number(actions: np.ndarray) -> np.ndarray:
+  if actions.dtype == np.int32:
+    return actions
+  assert actions.dtype == np.float32
+  numbers = np.ascontiguousarray(actions).view(np.uint32)
+  numbers = numbers ^ _WORDS[: actions.shape[-1]]
+  np.testing.assert_array_equal(numbers, numbers[..., :1] + 0 * numbers)
+  return numbers[..., 0].astype(np.int32)
+
+
 def _history(rng, num_envs: int, length: int, cap: int | None, terminate):
   """First observations and `length` steps, as the reference has them."""
   count = iter(range(1, 2**_BITS))
@@ -131,7 +155,7 @@ def _inputs(replay: DeviceReplay, steps: list[_Step]) -> tuple:
   """The arguments of `add` that follow t, each with a leading axis of steps."""
   columns = _Step(*zip(*steps, strict=True))
   return (
-    np.array(columns.action, np.int32),
+    _action(replay, columns.action),
     np.array(columns.reward, np.float32),
     np.array(columns.terminated),
     np.array(columns.truncated),
@@ -142,7 +166,13 @@ def _inputs(replay: DeviceReplay, steps: list[_Step]) -> tuple:
 
 def _rows(obs_tm1, a_tm1, r_t, discount_t, obs_t) -> list[tuple]:
   """A batch as the reference writes it."""
-  columns = _number(obs_tm1), a_tm1, r_t, discount_t, _number(obs_t)
+  columns = (
+    _number(obs_tm1),
+    _action_number(a_tm1),
+    r_t,
+    discount_t,
+    _number(obs_t),
+  )
   return list(zip(*(x.tolist() for x in columns), strict=True))
 
 
@@ -197,8 +227,9 @@ _SETTINGS = [
   dict(num_envs=3, capacity=27, n_step=3, max_episode_steps=None),
   dict(num_envs=1, capacity=10, n_step=4, max_episode_steps=5),
   dict(num_envs=2, capacity=18, n_step=4, max_episode_steps=13),
+  dict(num_envs=1, capacity=7, n_step=1, max_episode_steps=3, action_dim=1),
+  dict(num_envs=3, capacity=12, n_step=2, max_episode_steps=4, action_dim=4),
 ]
-_DTYPES = [np.uint8, 'packed']
 _LENGTH = 64
 
 
@@ -209,7 +240,7 @@ def _make(settings, dtype=np.float32) -> DeviceReplay:
   )
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=75, deadline=None, derandomize=True)
 @hypothesis.given(
   st.sampled_from(_SETTINGS),
   st.sampled_from([0.0, 0.05, 0.3, 0.9]),
@@ -255,8 +286,15 @@ def test_no_final_observation_is_lost(cap):
   _compare(replay, first, steps, batches)
 
 
-@pytest.mark.parametrize('settings', [_SETTINGS[3], _SETTINGS[5]])
-@pytest.mark.parametrize('dtype', _DTYPES)
+@pytest.mark.parametrize(
+  ('settings', 'dtype'),
+  [
+    (_SETTINGS[3], np.uint8),
+    (_SETTINGS[3], 'packed'),
+    (_SETTINGS[5], np.uint8),
+    (_SETTINGS[9], 'packed'),
+  ],
+)
 def test_runs_side_by_side_are_as_each_alone(settings, dtype):
   replay = _make(settings, dtype)
   rng = np.random.default_rng(0)
@@ -373,6 +411,18 @@ def test_a_step_can_be_sampled_at_once_and_capacity_of_them_when_full():
   assert sizes == [0, 0, 0, 0, 3, 6, 9, 12, 12]
 
 
+def test_three_steps_keep_the_first_of_continuous_actions():
+  replay = DeviceReplay((1,), np.float32, 4, 1, 3, 10, action_dim=2)
+  actions = {
+    f'at{t}': dict(action=jnp.array([[0.1 * t, -1.0]])) for t in range(4)
+  }
+  batch = replay.gather(_fed(replay, 4, **actions), 4, jnp.arange(2), 0.5)
+  np.testing.assert_array_equal(
+    batch.a_tm1, np.float32([[0.0, -1.0], [0.1, -1.0]])
+  )
+  np.testing.assert_array_equal(batch.r_t, [1.75, 1.75])
+
+
 def test_observations_of_no_dimension_are_stored():
   replay = DeviceReplay((), np.int32, 2, 1)
   state = replay.start(replay.init(), jnp.array([5]))
@@ -401,18 +451,24 @@ def test_sampling_is_uniform(t):
 # --- In a compiled loop ----------------------------------------------------
 
 
-@pytest.mark.parametrize(('num_envs', 'runs'), [(1, None), (4, None), (4, 3)])
+@pytest.mark.parametrize(
+  ('num_envs', 'runs', 'action_dim'),
+  [(1, None, 0), (4, None, 0), (4, 3, 0), (4, None, 6)],
+)
 @pytest.mark.parametrize('kind', ['uniform', 'prioritised'])
-def test_a_scan_works_in_place(kind, num_envs, runs):
+def test_a_scan_works_in_place(kind, num_envs, runs, action_dim):
   """No buffer of the ring's size is copied, and adding is no scatter."""
-  ring = DeviceReplay((3,), np.float32, 2048, num_envs, 3, 50)
+  ring = DeviceReplay(
+    (3,), np.float32, 2048, num_envs, 3, 50, action_dim=action_dim
+  )
+  action = jnp.zeros((num_envs, 6)) if action_dim else jnp.zeros(num_envs, int)
   replay = PrioritisedReplay(ring) if kind == 'prioritised' else ring
   bits = jnp.arange(8, dtype=jnp.uint32) * 7919
   zeros, no = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
   obs = jnp.ones((num_envs, 3))
 
   def step(state, t):
-    state = replay.add(state, t, zeros.astype(int), zeros, no, no, obs, obs)
+    state = replay.add(state, t, action, zeros, no, no, obs, obs)
     if kind == 'uniform':
       return state, replay.sample(state, t + 1, bits, 0.9)
     batch, index = replay.sample(state, t + 1, bits, 0.9, 0.4)
@@ -659,6 +715,10 @@ def test_bytes_are_known_beforehand():
   packed = DeviceReplay((10, 10, 4), np.bool_, 99_999, 1, packed=True)
   assert plain.nbytes == 100_000 * (400 + 8)
   assert packed.nbytes == 100_000 * (52 + 8)
+  # Four bytes to each number of an action, where the one number was with the
+  # word that tells the end.
+  plane = DeviceReplay((4,), np.float32, 10_000, 10, action_dim=3)
+  assert plane.nbytes == 10_010 * (16 + 8 + 12)
   # Leaves, 1250, 157, 20 and 3 nodes, the lower ones in rows of 8; and the
   # largest.
   assert PrioritisedReplay(replay).nbytes == replay.nbytes + 4 * (
@@ -681,6 +741,7 @@ def test_bytes_are_known_beforehand():
     (dict(obs_dtype='float64'), 'obs_dtype=float64: must be bool or a num'),
     (dict(packed=True), 'packed=True: must be False unless obs_dtype is bool'),
     (dict(capacity=2**31), 'capacity=2147483648: must be so small'),
+    (dict(action_dim=-1), 'action_dim=-1: must be at least 0'),
   ],
 )
 def test_impossible_settings_are_refused(changes, message):
@@ -702,6 +763,7 @@ def test_an_epsilon_that_is_not_above_0_is_refused(epsilon):
   ('changes', 'message'),
   [
     (dict(action=jnp.zeros(3, int)), r'action is \(3,\): must be \(2,\)'),
+    (dict(action=jnp.zeros(2)), 'action is float32: must be integer'),
     (dict(reward=jnp.zeros((2, 1))), r'reward is \(2, 1\)'),
     (dict(terminated=False), r'terminated is \(\)'),
     (dict(truncated=jnp.zeros(1, bool)), r'truncated is \(1,\)'),
@@ -713,6 +775,20 @@ def test_add_refuses_other_arrays(changes, message):
   replay = DeviceReplay((1,), np.float32, 4, 2)
   with pytest.raises(ValueError, match=message):
     _fed(replay, 1, at0=changes)
+
+
+@pytest.mark.parametrize(
+  ('action', 'message'),
+  [
+    (jnp.zeros(2), r'action is \(2,\): must be \(2, 3\)'),
+    (jnp.zeros((2, 1)), r'action is \(2, 1\): must be \(2, 3\)'),
+    (jnp.zeros((2, 3), int), 'action is int32: must be float'),
+  ],
+)
+def test_add_refuses_other_continuous_actions(action, message):
+  replay = DeviceReplay((1,), np.float32, 4, 2, action_dim=3)
+  with pytest.raises(ValueError, match=message):
+    _fed(replay, 1, at0=dict(action=action))
 
 
 def test_equal_descriptions_are_one_static_argument():

@@ -26,7 +26,7 @@ class _Slot(NamedTuple):
   """An observation; action None means that none was ever taken there."""
 
   frame: int
-  action: int | None = None
+  action: Any = None
   reward: float = 0.0
   terminated: bool = False
 
@@ -44,7 +44,7 @@ class _Reference:
 
   def add(
     self,
-    action: int,
+    action: Any,
     reward: float,
     terminated: bool,
     ended: bool,
@@ -101,6 +101,15 @@ class _Reference:
     return found
 
 
+def _action(number: int, action_dim: int) -> int | tuple[float, ...]:
+  """One of seven actions: 0 to 6, or D numbers that begin with it, roughly."""
+  if not action_dim:
+    return number
+  # Of the last, float32 has few digits.
+  row = np.float32([number / 7, -number, number * 1e-42])[:action_dim]
+  return tuple(row.tolist())
+
+
 def _frame(number: int) -> np.ndarray:
   """A frame [2] of its own for each number below 65536."""
   return np.array([number % 256, number // 256], np.uint8)
@@ -117,10 +126,14 @@ def _rows(batch) -> list[tuple]:
     assert obs.dtype == np.uint8
     return [tuple(int(f[0]) + 256 * int(f[1]) for f in o) for o in obs]
 
+  actions = batch.a_tm1.tolist()
+  if batch.a_tm1.ndim == 2:
+    assert batch.a_tm1.dtype == np.float32
+    actions = list(map(tuple, actions))
   return list(
     zip(
       numbers(batch.obs_tm1),
-      batch.a_tm1.tolist(),
+      actions,
       batch.r_t,
       batch.discount_t,
       numbers(batch.obs_t),
@@ -141,7 +154,15 @@ def _all_valid(replay: HostReplay) -> list[tuple]:
 class _Pair:
   """A replay and its reference, fed alike, with frames that never repeat."""
 
-  def __init__(self, num_envs=1, stack=2, n_step=1, spare=0, discount=0.5):
+  def __init__(
+    self,
+    num_envs=1,
+    stack=2,
+    n_step=1,
+    spare=0,
+    discount=0.5,
+    action_dim=0,
+  ):
     self.length = stack + n_step + spare
     self.num_envs = num_envs
     self.settings: dict[str, Any] = dict(
@@ -151,7 +172,9 @@ class _Pair:
       stack=stack,
       n_step=n_step,
       discount=discount,
+      action_dim=action_dim,
     )
+    self.action_dim = action_dim
     self.replay = HostReplay(**self.settings)
     self.references = [
       _Reference(self.length, stack, n_step, discount) for _ in range(num_envs)
@@ -170,10 +193,10 @@ class _Pair:
 
   def add(self, terminated, ended) -> None:
     numbers, firsts = self.numbers(), self.numbers()
-    actions = [n % 7 for n in numbers]
+    actions = [_action(n % 7, self.action_dim) for n in numbers]
     rewards = [float(n % 5) - 1 for n in numbers]
     self.replay.add(
-      np.array(actions),
+      np.array(actions, np.float32 if self.action_dim else np.int64),
       np.array(rewards, np.float32),
       np.array(terminated),
       np.array(ended),
@@ -224,6 +247,7 @@ def _histories(draw):
     stack=draw(st.integers(1, 4)),
     n_step=draw(st.integers(1, 4)),
     spare=draw(st.integers(0, 9)),
+    action_dim=draw(st.sampled_from([0, 0, 1, 3])),
   )
   # Of one long episode to nothing but ends: each history its own mixture.
   busy = draw(st.sampled_from([1, 2, 5]))
@@ -271,7 +295,8 @@ def test_yields_exactly_the_transitions_of_the_episodes(history):
 @pytest.mark.parametrize('spare', [0, 1, 40])
 def test_wraps_around_many_times(stack, n_step, spare):
   rng = np.random.default_rng(stack + 10 * n_step)
-  pair = _Pair(2, stack, n_step, spare, discount=0.75)
+  action_dim = 2 * (stack + n_step) % 3  # 0, 1 or 2
+  pair = _Pair(2, stack, n_step, spare, discount=0.75, action_dim=action_dim)
   pair.start()
   for i in range(12 * pair.length):
     picks = rng.choice(len(_OUTCOMES), 2, p=[0.4, 0.4, 0.1, 0.05, 0.05])
@@ -445,16 +470,23 @@ def test_the_generator_decides_the_batch():
   assert one == same != other
 
 
-def test_batches_have_the_right_shapes_and_are_never_overwritten():
-  pair = _full_pair()
+@pytest.mark.parametrize('action_dim', [0, 3])
+def test_batches_have_the_right_shapes_and_are_never_overwritten(action_dim):
+  pair = _full_pair(action_dim=action_dim)
   rng = np.random.default_rng(0)
   batch = pair.replay.sample(rng, 8)
   assert batch.weight is None
   arrays = jax.tree.leaves(batch)
-  assert [x.shape for x in arrays] == [(8, 3, 2), (8,), (8,), (8,), (8, 3, 2)]
+  assert [x.shape for x in arrays] == [
+    (8, 3, 2),
+    (8, 3) if action_dim else (8,),
+    (8,),
+    (8,),
+    (8, 3, 2),
+  ]
   assert [x.dtype for x in arrays] == [
     np.uint8,
-    np.int32,
+    np.float32 if action_dim else np.int32,
     np.float32,
     np.float32,
     np.uint8,
@@ -487,6 +519,13 @@ def test_an_atari_transition_costs_its_frame_and_ten_bytes():
   assert replay.nbytes == HostReplay.estimate_nbytes(1000, (84, 84))
   assert HostReplay.estimate_nbytes(1_000_000, (84, 84)) <= 7.3e9
   assert HostReplay.estimate_nbytes(10, (3,), np.float32) == 220
+
+
+def test_a_robots_transition_costs_its_numbers_and_six_bytes():
+  settings = dict(frame_shape=(17,), frame_dtype=np.float32, action_dim=6)
+  replay = HostReplay(1000, **settings)
+  assert replay.bytes_per_transition == 4 * (17 + 6) + 6
+  assert HostReplay.estimate_nbytes(1000, **settings) == replay.nbytes
 
 
 @pytest.mark.skipif(
@@ -529,6 +568,7 @@ print(empty - before, resident() - empty)
     (dict(stack=257), 'stack=257'),
     (dict(n_step=0), 'n_step=0'),
     (dict(discount=1.5), 'discount=1.5'),
+    (dict(action_dim=-1), 'action_dim=-1'),
     (dict(frame_shape=(84, 0)), 'frame_shape='),
     (dict(frame_dtype='U1'), 'frame_dtype='),
     (dict(num_envs=3), 'capacity=100.*multiple of num_envs=3'),
@@ -543,6 +583,24 @@ def test_impossible_settings_are_refused(changes, message):
 def test_add_before_start_is_refused():
   with pytest.raises(RuntimeError, match='before the first start'):
     _Pair().step()
+
+
+@pytest.mark.parametrize(
+  ('action', 'message'),
+  [
+    (np.zeros((2, 3), int), r'a_tm1 is int64 \(2, 3\): must be float \(2, 3\)'),
+    (np.zeros(2), r'a_tm1 is float64 \(2,\)'),
+    (np.float32([[0, 0, 0], [0, np.nan, 0]]), 'must be finite'),
+    (np.float64([[0, 0, 0], [0, 0, -np.inf]]), 'must be finite'),
+  ],
+)
+def test_add_refuses_other_continuous_actions(action, message):
+  pair = _Pair(num_envs=2, action_dim=3)
+  pair.start()
+  zeros, no = np.zeros(2, np.float32), np.zeros(2, bool)
+  with pytest.raises(ValueError, match=message):
+    pair.replay.add(action, zeros, no, no, _frames([1, 2]), _frames([3, 4]))
+  pair.compare()
 
 
 @pytest.mark.parametrize(
@@ -596,13 +654,17 @@ def test_sample_refuses_more_than_there_is(batch_size):
     ('_flags', 'closed', host._LAST, 'must have an action'),
     ('_actions', 'last', 3, 'must have an action'),
     ('_actions', 'closed', -1, 'must have an action'),
+    ('_actions', 'last', [0.0, 0.0], 'must have an action'),
+    ('_actions', 'closed', [0.0, np.nan], 'must have an action'),
     ('_ages', 'closed', 0, 'ages do not follow'),
     ('_pending', 0, 0, 'pending'),
     ('_size', None, 1, 'size is 1'),
   ],
 )
 def test_check_finds_what_is_broken(array, position, value, message):
-  pair = _Pair(stack=3, n_step=2, spare=10)
+  # Some of the values are continuous actions.
+  action_dim = len(value) if isinstance(value, list) else 0
+  pair = _Pair(stack=3, n_step=2, spare=10, action_dim=action_dim)
   pair.start()
   for _ in range(4):
     pair.step()
@@ -843,6 +905,7 @@ def test_damaged_segments_are_refused(tmp_path, damage, message, which):
     dict(frame_shape=(1, 2)),
     dict(frame_dtype='int8'),
     dict(num_envs=1),
+    dict(action_dim=2),
   ],
 )
 def test_other_settings_are_refused_by_name(tmp_path, settings):
@@ -851,6 +914,15 @@ def test_other_settings_are_refused_by_name(tmp_path, settings):
   (name,) = settings
   with pytest.raises(ValueError, match=f'differ: {name}: saved'):
     HostReplay(**(pair.settings | settings)).load(tmp_path, manifest)
+
+
+def test_a_manifest_from_before_continuous_actions_is_one_without(tmp_path):
+  pair = _full_pair(20)
+  manifest = _through_json(pair.replay.save(tmp_path))
+  del manifest['settings']['action_dim']
+  _assert_same(_loaded(pair, tmp_path, manifest), pair.replay)
+  with pytest.raises(ValueError, match='action_dim: saved 0, here 2'):
+    HostReplay(**(pair.settings | dict(action_dim=2))).load(tmp_path, manifest)
 
 
 def test_another_byte_order_is_refused(tmp_path):

@@ -62,6 +62,22 @@ def test_the_next_round_takes_its_place():
   )
 
 
+def test_continuous_actions_are_kept_as_they_are():
+  rollout = Rollout((1,), np.float32, num_envs=2, steps=2, action_dim=3)
+  state = rollout.start(rollout.init(), _row(1, 2))
+  rng = np.random.default_rng(0)
+  actions = rng.uniform(-1, 1, (2, 2, 3)).astype(np.float32)
+  zeros, no = jnp.zeros(2), jnp.zeros(2, bool)
+  add = jax.jit(rollout.add)
+  for t in range(2):
+    state = add(state, t, actions[t], zeros, no, no, _row(1, 2), _row(1, 2))
+  steps, _ = rollout.sequence(state, 0.5)
+  assert steps.a_tm1.dtype == jnp.float32
+  np.testing.assert_array_equal(steps.a_tm1, actions)
+  batch = rollout.sample(state, 2, jnp.uint32([3, 0, 1]), 0.5)
+  np.testing.assert_array_equal(batch.a_tm1, actions.reshape(4, 3)[[3, 0, 1]])
+
+
 @pytest.mark.parametrize('shape', [(1, 6), (3, 2), (6, 2), (4, 3)])
 def test_every_epoch_holds_each_transition_once(shape):
   bits = jax.random.bits(jax.random.key(0), shape, jnp.uint32)

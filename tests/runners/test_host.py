@@ -314,12 +314,12 @@ class Spy:
 
   def __init__(self):
     self.agent = Agent(
-      lambda key: {'count': jnp.float32(0)},
-      lambda key, batch_size: None,
-      lambda params, obs, noise, epsilon: jnp.full(
+      init=lambda key: {'count': jnp.float32(0)},
+      loss=lambda *unused: None,
+      noise=lambda key, batch_size: None,
+      act=lambda params, obs, noise, epsilon: jnp.full(
         len(obs), params['count'], jnp.int32
       ),
-      *[lambda *unused: None] * 4,
     )
 
   @staticmethod

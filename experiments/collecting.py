@@ -1,0 +1,245 @@
+"""What the launchers of compiled runs that act share: options, speeds, checks.
+
+They collect with environments that are JAX functions and learn from a replay on
+the device; `runners.scan` runs them.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from experiments import options, panel_options, sweeps, twin_options
+from experiments.flags import (
+  FRACTION,
+  NOT_NEGATIVE,
+  POSITIVE,
+  group,
+  option,
+  refuse,
+  usage_errors,
+)
+from siamrl import schedule
+from siamrl.envs.tabular import TabularMDP
+from siamrl.replay.device import DeviceReplay
+from siamrl.runners import scan
+from siamrl.types import JaxEnvironment, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectOptions(
+  panel_options.PanelOptions, twin_options.TwinOptions, sweeps.SweepOptions
+):
+  """The options; a family adds its own, a launcher its environment."""
+
+  target_period: int = twin_options.default('target_period', 500)
+
+  _length: Any = group('How long they are')
+  env_steps: int = option(
+    500_000, 'Env steps of each run.', POSITIVE, single=True
+  )
+  iteration_env_steps: int = option(
+    10_000,
+    'Env steps from one row of metrics.csv, and evaluation, to the next.',
+    POSITIVE,
+    single=True,
+  )
+
+  _collecting: Any = group('Collecting and learning')
+  num_envs: int = option(
+    10,
+    'Environments stepped at once by each run; must divide --train_period or '
+    'be a multiple of it.',
+    POSITIVE,
+  )
+  discount: float = options.discount()
+  n_step: int = options.n_step()
+  reward_scale: float = options.reward_scale()
+  reward_clip: float = options.reward_clip(0.0)
+  batch_size: int = options.batch_size(128)
+  train_period: int = options.train_period(10)
+  train_steps: int = options.train_steps()
+  min_replay: int = options.min_replay(10_000)
+  replay_capacity: int = option(10_000, 'Transitions, of each run.', POSITIVE)
+
+  _evaluation: Any = group('Evaluation, after each iteration')
+  eval_episodes: int = option(
+    0, 'Episodes to play; 0 for no evaluation.', NOT_NEGATIVE, single=True
+  )
+  eval_epsilon: float = option(
+    0.0, 'Chance of a random action.', FRACTION, single=True
+  )
+  eval_episode_env_steps: int = option(
+    10_000,
+    'Env steps after which an episode is cut.',
+    POSITIVE,
+    single=True,
+  )
+
+
+def default(name: str, value: Any) -> Any:
+  """The field of a subclass whose option has another default."""
+  inherited = CollectOptions.__dataclass_fields__[name]
+  return dataclasses.field(default=value, metadata=inherited.metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a launcher makes of the environment's part of a configuration.
+
+  Attributes:
+    name: of the environment, for folders and titles.
+    environment: what to act in.
+    network: number of actions -> network; None where the family makes it.
+    packed: whether its boolean observations are stored a bit each.
+    process: behind the environment, if its values are known exactly.
+    eval_environment: where to evaluate, if elsewhere.
+  """
+
+  name: str
+  environment: JaxEnvironment
+  network: Callable[[int], Any] | None = None
+  packed: bool = False
+  process: TabularMDP | None = None
+  eval_environment: JaxEnvironment | None = None
+
+
+def check(config: CollectOptions) -> None:
+  """Raises UsageError for options that do not go together."""
+  with usage_errors():
+    sync = twin_options.sync_of(config, speeds(config))
+    schedule.make_schedule(config.num_envs, config.train_period, sync)
+    rule_parameters(config)
+  collect = max(config.num_envs, config.train_period)
+  if config.iteration_env_steps % collect:
+    refuse(
+      config,
+      'iteration_env_steps',
+      f'be a multiple of {collect}, the larger of --num_envs and '
+      '--train_period',
+    )
+  if config.env_steps % config.iteration_env_steps:
+    refuse(
+      config,
+      'env_steps',
+      f'be a multiple of --iteration_env_steps={config.iteration_env_steps}',
+    )
+  if config.env_steps >= 2**31:
+    refuse(config, 'env_steps', f'be below {2**31}')
+  with usage_errors():
+    panel_options.check(
+      config,
+      iteration_env_steps=config.iteration_env_steps,
+      capacity=config.replay_capacity,
+      unready=config.n_step * config.num_envs,
+    )
+
+
+def check_replay(config: CollectOptions) -> None:
+  """Raises UsageError for a replay that cannot be."""
+  # Before the first gradient step, n transitions of each environment are not
+  # yet whole.
+  needed = config.batch_size + config.num_envs * config.n_step
+  if config.min_replay < needed:
+    refuse(
+      config,
+      'min_replay',
+      f'be at least {needed}: --batch_size={config.batch_size}, and '
+      f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
+    )
+  if config.replay_capacity < config.batch_size:
+    refuse(
+      config,
+      'replay_capacity',
+      f'be at least --batch_size={config.batch_size}',
+    )
+  if config.replay_capacity % config.num_envs:
+    refuse(
+      config,
+      'replay_capacity',
+      f'be a multiple of --num_envs={config.num_envs}',
+    )
+  if config.replay_capacity >= 2**30:
+    refuse(config, 'replay_capacity', f'be below {2**30}')
+
+
+def speeds(config: CollectOptions) -> twin_options.Speeds:
+  """What converts periods; a frame is an env step."""
+  return twin_options.Speeds(
+    config.target_period_unit,
+    config.train_period,
+    frames_per_env_step=1,
+    train_steps=config.train_steps,
+  )
+
+
+def make_schedule(config: CollectOptions) -> Schedule:
+  """Speeds of the three processes."""
+  units = speeds(config)
+  sync = twin_options.sync_of(config, units)
+  return schedule.make_schedule(
+    config.num_envs,
+    config.train_period,
+    sync,
+    train_steps=config.train_steps,
+    offset=twin_options.sync_offset(config, units, sync, config.min_replay),
+  )
+
+
+def rule_parameters(config: CollectOptions) -> dict[str, Any]:
+  """Those of the twin's rule, periods in gradient steps."""
+  return twin_options.parameters(config, speeds(config), gradient_steps(config))
+
+
+def gradient_steps(config: CollectOptions) -> int:
+  """Those of the whole run, but at least one."""
+  return max(
+    1, speeds(config).gradient_steps_of(config.env_steps - config.min_replay)
+  )
+
+
+def iterations(config: CollectOptions) -> int:
+  """Those of the whole run."""
+  return config.env_steps // config.iteration_env_steps
+
+
+def twin_settings(config: CollectOptions) -> dict[str, Any]:
+  """The numbers of the twin that may be traced."""
+  speeds_, values = make_schedule(config), rule_parameters(config)
+  return {
+    'sync': np.int32(speeds_.sync),
+    'sync_offset': np.int32(speeds_.offset),
+  } | options.as_arrays(values, twin_options.TRACED)
+
+
+def make_config(config: CollectOptions) -> scan.ScanConfig:
+  """How the runs collect and learn."""
+  return scan.ScanConfig(
+    schedule=make_schedule(config),
+    num_envs=config.num_envs,
+    iteration_env_steps=config.iteration_env_steps,
+    warmup_env_steps=config.min_replay,
+    batch_size=config.batch_size,
+    reward_clip=config.reward_clip or None,
+    eval_episodes=config.eval_episodes,
+    eval_epsilon=config.eval_epsilon,
+    eval_episode_env_steps=config.eval_episode_env_steps,
+    panel_period=max(config.panel_period, 1),
+    probe_size=config.probe_size,
+  )
+
+
+def make_replay(config: CollectOptions, task: Task) -> DeviceReplay:
+  """A uniform replay."""
+  environment = task.environment
+  return DeviceReplay(
+    obs_shape=environment.obs_shape,
+    obs_dtype=environment.obs_dtype,
+    capacity=config.replay_capacity,
+    num_envs=config.num_envs,
+    n_step=config.n_step,
+    max_episode_steps=environment.max_episode_steps,
+    packed=task.packed,
+    action_dim=environment.action_dim,
+  )

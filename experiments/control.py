@@ -1,0 +1,130 @@
+"""DDPG, TD3 and SAC on continuous control.
+
+SAC on the pendulum, a whole run compiled, and what the rate of its twin does,
+with five seeds for each:
+
+  python -m experiments.control \\
+      --flagfile=experiments/flagfiles/sac_pendulum.flags
+  python -m experiments.control --agent=td3 --seeds=5 --env_steps=20000 \\
+      --min_replay=1000 --random_env_steps=1000 --tau=1,0.1,0.01,0.005
+
+MuJoCo's robots are stepped on the host, one run at a time:
+
+  python -m experiments.control \\
+      --flagfile=experiments/flagfiles/td3.flags --environment=HalfCheetah-v5
+
+Actions are in [-1, 1] wherever there are noises and clips, and stretched to
+what the environment takes. Everything is kept in one folder, --run_dir: the
+flags, metrics.csv, plots, checkpoints. Ctrl-C or SIGTERM saves and stops, and
+the same command, without --overwrite, resumes.
+
+The defaults are those of TD3's authors' code. Exit codes: 0 for runs that
+finished or were stopped, 2 for flags that cannot be, 1 for anything else in the
+way, 130 for a second Ctrl-C.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import (
+  collecting,
+  control_host,
+  control_options,
+  environments,
+  sweeps,
+)
+from experiments.collecting import Task
+from experiments.control_options import ControlConfig
+from experiments.flags import Sweep, UsageError, run_sweep
+from siamrl.runners import scan
+
+
+def make_task(config: ControlConfig) -> Task:
+  """The environments that the options name."""
+  name, environment, _ = environments.make_task(
+    config.environment, continuous=True
+  )
+  elsewhere = None
+  if config.eval_environment is not None:
+    _, elsewhere, _ = environments.make_task(
+      config.eval_environment, continuous=True, flag='eval_environment'
+    )
+    for field in ('action_dim', 'obs_shape'):
+      here, there = getattr(environment, field), getattr(elsewhere, field)
+      if here != there:
+        raise UsageError(
+          f'--eval_environment={config.eval_environment} must have the '
+          f'{field} {here} of --environment={config.environment}, not {there}'
+        )
+  return Task(name, environment, eval_environment=elsewhere)
+
+
+def make_learner(
+  config: ControlConfig, task: Task, settings: Mapping[str, jax.Array]
+) -> scan.Learner:
+  """The learner of a run.
+
+  Args:
+    config: gives all but the traced options.
+    task: what to learn.
+    settings: the traced options, as `control_options.settings_of` has them.
+  """
+  environment = task.environment
+  learning = control_options.make_learning(
+    config,
+    environment.action_dim,
+    jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
+    settings,
+  )
+  return scan.Learner(
+    agent=learning.agent,
+    init=control_options.make_init(config, learning),
+    regress=learning.regress,
+    epsilon=functools.partial(
+      control_options.at_random, random_env_steps=settings['random_env_steps']
+    ),
+    discount=settings['discount'],
+    reward_scale=settings['reward_scale'],
+    panel=learning.panel,
+  )
+
+
+def make_loop(config: ControlConfig, task: Task) -> scan.Loop:
+  """The functions of a run; raises ValueError for options that do not fit."""
+  return scan.Loop(
+    config=collecting.make_config(config),
+    environment=task.environment,
+    replay=collecting.make_replay(config, task),
+    make_learner=functools.partial(make_learner, config, task),
+    eval_environment=task.eval_environment,
+  )
+
+
+FAMILY = sweeps.Family(
+  traced=control_options.TRACED,
+  drop=control_options.drop,
+  check=control_options.check,
+  settings=lambda config, task: control_options.settings_of(config),
+  make_loop=make_loop,
+  iterations=collecting.iterations,
+)
+
+
+def main(sweep: Sweep) -> None:
+  """Trains all runs of a sweep, or the one run of a host environment."""
+  if any(map(control_host.is_on_host, _environments_of(sweep))):
+    control_host.main(sweep)
+  else:
+    sweeps.main(sweep, make_task, FAMILY)
+
+
+def _environments_of(sweep: Sweep) -> Any:
+  return dict.fromkeys(config.environment for config in sweep.configs)
+
+
+if __name__ == '__main__':
+  run_sweep(ControlConfig, __doc__, main, control_options.drop)

@@ -1,0 +1,282 @@
+"""DDPG, TD3 and SAC on Gymnasium's robots: one run of the host loop."""
+
+from collections.abc import Generator
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import collecting, control_options, devices, folders, host_run
+from experiments.control_options import ControlConfig
+from experiments.flags import (
+  RunError,
+  Sweep,
+  UsageError,
+  check_float32,
+  check_lists,
+  refuse,
+  usage_errors,
+)
+from siamrl.envs import gym, registry
+from siamrl.envs.gym import GymnasiumEnvironments
+from siamrl.replay.host import HostReplay
+from siamrl.report import panel
+from siamrl.report.curves import plot_run
+from siamrl.report.metrics import read_metrics
+from siamrl.report.run_folder import RunFolder
+from siamrl.runners import evaluation, host
+from siamrl.types import Agent, Params
+
+# Options that only compiled runs have, and what they are there.
+_COMPILED_ONLY = {
+  'seeds': 1,
+  'share': 'runs',
+  'vectorised': None,
+  'num_processes': 1,
+  'eval_environment': None,
+}
+
+# Environments stepped side by side in an evaluation, at most.
+_EVAL_ENVS = 10
+
+
+def is_on_host(name: str) -> bool:
+  """Whether an environment is one of Gymnasium's rather than of JAX."""
+  try:
+    registry.resolve_environment(name)
+    return False
+  except (ImportError, ValueError):
+    pass
+  try:
+    gym.resolve_gymnasium(name)
+    return True
+  except ValueError:
+    return False  # the registry knows what to say
+
+
+def main(sweep: Sweep) -> None:
+  """Trains the one run of a sweep.
+
+  Raises:
+    UsageError: it has several, or an option that only compiled runs have.
+    RunError: something else is in the way.
+  """
+  check_lists(sweep, control_options.drop)
+  if len(sweep.configs) > 1:
+    raise UsageError(
+      f'--environment={sweep.configs[0].environment} must be run one at a '
+      f'time: it is stepped on the host, without lists of '
+      f'--{", --".join(sweep.axes)}'
+    )
+  (config,) = sweep.configs
+  for name, value in _COMPILED_ONLY.items():
+    if getattr(config, name) != value:
+      refuse(
+        config,
+        name,
+        f'not be given with --environment={config.environment}, which is '
+        'stepped on the host',
+      )
+  with devices.StopRequest() as stop:
+    _train(config, stop)
+
+
+def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
+  env_id = gym.resolve_gymnasium(config.environment)
+  run_dir = config.run_dir or f'runs/{env_id}-{config.agent}-{config.seed}'
+  config = dataclasses.replace(config, environment=env_id, run_dir=run_dir)
+  control_options.check(config)
+  check_float32(config, control_options.TRACED)
+  environments = _environments(config, seed=0)
+  environments.close()
+  if not environments.action_dim:
+    refuse(
+      config,
+      'environment',
+      'have continuous actions; for discrete ones there is '
+      'python -m experiments.classic',
+    )
+  _check_memory(config, environments)
+  devices.configure(config.platform)
+  with usage_errors():
+    parts, derived = build(config, environments, RunFolder(run_dir))
+  with folders.open_run(config, derived) as folder:
+    host_run.run(folder, parts, stop)
+
+
+def _environments(
+  config: ControlConfig, seed: int, num_envs: int | None = None
+) -> GymnasiumEnvironments:
+  try:
+    return GymnasiumEnvironments(
+      config.environment, num_envs or config.num_envs, seed=seed
+    )
+  except ValueError as error:
+    raise UsageError(f'--environment={config.environment}: {error}') from error
+  except ImportError as error:
+    raise RunError(f'--environment={config.environment}: {error}') from error
+
+
+def _check_memory(
+  config: ControlConfig, environments: GymnasiumEnvironments
+) -> None:
+  nbytes = HostReplay.estimate_nbytes(
+    config.replay_capacity,
+    environments.frame_shape,
+    environments.frame_dtype,
+    environments.action_dim,
+  )
+  memory = devices.memory_bytes()
+  if nbytes > 0.9 * memory:
+    refuse(
+      config,
+      'replay_capacity',
+      f'fit the memory: it takes {nbytes / 1e9:.1f} GB of '
+      f'{memory / 1e9:.1f} GB, and 90 % may be taken',
+    )
+
+
+def build(
+  config: ControlConfig, environments: GymnasiumEnvironments, folder: RunFolder
+) -> tuple[host_run.Parts, dict[str, Any]]:
+  """Makes all parts of the run; returns them and what to record of them.
+
+  Args:
+    config: the options.
+    environments: such as the run will have; only looked at.
+    folder: of the run.
+
+  Raises:
+    ValueError: options that do not go together.
+  """
+  speeds = collecting.make_schedule(config)
+  if config.shadows and speeds.regress > 1:
+    raise ValueError(
+      f'shadows={config.shadows} must not be given where a round takes '
+      f'{speeds.regress} gradient steps: they move once a round'
+    )
+  obs_shape = (environments.stack, *environments.frame_shape)
+  learning = control_options.make_learning(
+    config,
+    environments.action_dim,
+    np.zeros((1, *obs_shape), environments.frame_dtype),
+    # Numbers of Python where they say when something happens: constants.
+    control_options.settings_of(config)
+    | {'sync': speeds.sync, 'sync_offset': speeds.offset},
+  )
+  init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+  state = control_options.make_init(config, learning)(init_key)
+  watch = None
+  if learning.panel is not None:
+    watch = host.Watch(learning.panel, config.panel_period, config.probe_size)
+  replay = HostReplay(
+    config.replay_capacity,
+    frame_shape=environments.frame_shape,
+    frame_dtype=environments.frame_dtype,
+    num_envs=config.num_envs,
+    stack=environments.stack,
+    n_step=config.n_step,
+    discount=config.discount,
+    action_dim=environments.action_dim,
+  )
+  loop = host.LoopConfig(
+    schedule=speeds,
+    total_env_steps=config.env_steps,
+    iteration_env_steps=config.iteration_env_steps,
+    warmup_env_steps=config.min_replay,
+    batch_size=config.batch_size,
+    epsilon=functools.partial(
+      control_options.at_random, random_env_steps=config.random_env_steps
+    ),
+    reward_scale=config.reward_scale,
+    reward_clip=config.reward_clip or None,
+  )
+  parts = host_run.Parts(
+    state=state,
+    seen=watch.start(
+      state, obs_shape, environments.frame_dtype, environments.action_dim
+    )
+    if watch
+    else None,
+    replay=replay,
+    loop=functools.partial(
+      host.train,
+      loop,
+      agent=learning.agent,
+      regress=learning.regress,
+      replay=replay,
+      make_environments=functools.partial(_environments, config),
+      seed=config.seed,
+      act_key=act_key,
+      watch=watch,
+    ),
+    evaluate=functools.partial(_evaluate, config, learning.agent, eval_key)
+    if config.eval_episodes
+    else None,
+    draw=functools.partial(_draw, config, folder),
+    frames=config.env_steps,
+    frames_per_env_step=environments.frames_per_step,
+    num_envs=config.num_envs,
+    seed=config.seed,
+    checkpoint_period_s=config.checkpoint_period_s,
+    unit='env step',
+  )
+  return parts, {
+    'schedule': speeds._asdict(),
+    'parameters': sum(x.size for x in jax.tree.leaves(state.online_params)),
+    'mujoco': gym.mujoco_version(),
+  }
+
+
+def _evaluate(
+  config: ControlConfig,
+  agent: Agent,
+  key: jax.Array,
+  params: Params,
+  iteration: int,
+) -> Generator[None, None, dict[str, float]]:
+  """Yields while it plays; returns the evaluation's columns."""
+  begun = time.perf_counter()
+  seed = host.environment_seed(config.seed, iteration, evaluation=True)
+  number = min(config.eval_episodes, _EVAL_ENVS)
+  with contextlib.closing(_environments(config, seed, number)) as environments:
+    result = None
+    for current in evaluation.evaluate(
+      host.make_act(agent),
+      params,
+      environments,
+      jax.random.fold_in(key, iteration),
+      config.eval_epsilon,
+      episodes=config.eval_episodes,
+    ):
+      result = current
+      yield
+  assert result is not None
+  return {
+    'eval_episodes': len(result.returns),
+    'eval_return': float(np.mean(result.returns)),
+    'eval_episode_env_steps': float(np.mean(result.lengths)),
+    'eval_s': time.perf_counter() - begun,
+  }
+
+
+def _draw(config: ControlConfig, folder: RunFolder) -> None:
+  # Without Matplotlib there is no curve: metrics.csv says the same.
+  if importlib.util.find_spec('matplotlib') is None:
+    return
+  title = f'{config.environment}, {config.agent}, seed {config.seed}'
+  plot_run(folder.metrics, folder.curve, title=title, x='env_steps')
+  table = read_metrics(folder.metrics)
+  if panel.is_measured(table):
+    panel.plot_panel(
+      folder.path / 'curve-panel.png',
+      table,
+      x='env_steps',
+      title=title,
+      x_label='env steps',
+    )

@@ -1,0 +1,448 @@
+"""DDPG, TD3 and SAC: options, and the agents and learners that they make."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import inspect
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import collecting, options, panel_options, twin_options
+from experiments.flags import (
+  NOT_NEGATIVE,
+  POSITIVE,
+  RATE,
+  Bound,
+  choice,
+  group,
+  one_of,
+  option,
+  refuse,
+  usage_errors,
+)
+from siamrl import diagnostics, learner
+from siamrl.agents import actor_critic
+from siamrl.diagnostics import Clocked
+from siamrl.losses import td
+from siamrl.networks import policies
+from siamrl.networks.initializers import INITIALIZERS
+from siamrl.types import Agent, Twin
+
+_SIZES = Bound(
+  lambda text: re.fullmatch(r'[1-9]\d*(-[1-9]\d*)*', text) is not None,
+  'positive numbers joined by hyphens, such as 400-300',
+)
+
+# Options of the agents that may differ between runs of one program. The others
+# shape it, or are there in some agents only.
+_OF_AGENTS = (
+  'exploration_std',
+  'exploration_theta',
+  'smoothing_std',
+  'smoothing_clip',
+)
+TRACED = (
+  'discount',
+  'reward_scale',
+  *twin_options.TRACED,
+  *_OF_AGENTS,
+  'actor_learning_rate',
+  'critic_learning_rate',
+  'alpha_learning_rate',
+  'optimizer_eps',
+  'critic_weight_decay',
+  'random_env_steps',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlConfig(collecting.CollectOptions):
+  """The options; their defaults are those of TD3's authors' code today."""
+
+  target_update: str = twin_options.default('target_update', 'periodic_soft')
+  tau: float | None = twin_options.default('tau', 0.005)
+  target_period: int = twin_options.default('target_period', 2)
+  target_period_unit: str = twin_options.default(
+    'target_period_unit', 'gradient_steps'
+  )
+  env_steps: int = collecting.default('env_steps', 1_000_000)
+  iteration_env_steps: int = collecting.default('iteration_env_steps', 5_000)
+  num_envs: int = collecting.default('num_envs', 1)
+  batch_size: int = collecting.default('batch_size', 256)
+  train_period: int = collecting.default('train_period', 1)
+  min_replay: int = collecting.default('min_replay', 25_000)
+  replay_capacity: int = collecting.default('replay_capacity', 1_000_000)
+  eval_episodes: int = collecting.default('eval_episodes', 10)
+
+  _environment: Any = group('The environment')
+  environment: str = option(
+    'pendulum',
+    'JAX-native ones, whose runs are compiled, in any spelling: pendulum, '
+    'pendulum_endless, mountain_car_continuous, reacher_gymnax, '
+    'swimmer_gymnax; or an id of Gymnasium, such as HalfCheetah-v5, which is '
+    'stepped on the host: one run, no lists.',
+  )
+  eval_environment: str | None = option(
+    None, 'Where to evaluate, if elsewhere; of JAX-native ones.', single=True
+  )
+
+  _agent: Any = group('The agent')
+  agent: str = choice(
+    'td3',
+    'Which:',
+    {name: a.summary for name, a in actor_critic.AGENTS.items()},
+  )
+  critics: int | None = option(
+    None, 'How many; 2 if not given. For td3, sac', POSITIVE
+  )
+  policy_delay: int | None = option(
+    None,
+    "The critics' gradient steps to one of the actor; 2 for td3 and 1 for "
+    'ddpg, sac if not given',
+    POSITIVE,
+  )
+  smoothing_std: float | None = option(
+    None,
+    "Of the noise on the target's action; 0.2 if not given. For td3",
+    NOT_NEGATIVE,
+  )
+  smoothing_clip: float | None = option(
+    None, 'The most that it may be; 0.5 if not given. For td3', NOT_NEGATIVE
+  )
+  alpha: float | None = option(
+    None, 'Temperature; learnt if not given. For sac', NOT_NEGATIVE
+  )
+  target_entropy: float | None = option(
+    None,
+    'Of a temperature that is learnt; minus the number of action dimensions '
+    'if not given. For sac.',
+  )
+  fixed_policy: bool = option(
+    False, 'Leave the actor as it was born: critics alone are learnt.'
+  )
+  actor_sizes: str = option('256-256', "Units of the actor's layers", _SIZES)
+  critic_sizes: str = option('256-256', "Units of the critics' layers", _SIZES)
+  action_layer: int = option(
+    0, 'Hidden layer of the critics that the action enters.', NOT_NEGATIVE
+  )
+  layer_norm: bool = options.layer_norm()
+  initializer: str = option(
+    'torch_uniform', 'Initial weights', one_of(INITIALIZERS)
+  )
+  last_bound: float | None = option(
+    None,
+    'Weights of last layers are drawn between plus and minus this; as the '
+    'others if not given',
+    POSITIVE,
+  )
+  log_std_low: float = option(
+    -20.0, "Lowest logarithm of the actor's standard deviation. For sac."
+  )
+  log_std_high: float = option(2.0, 'The highest. For sac.')
+  log_std_squash: str = option(
+    'clip', 'How it is kept there. For sac', one_of(policies.SQUASHES)
+  )
+
+  _learning: Any = group('Learning')
+  actor_learning_rate: float = option(
+    3e-4, "Adam's step size of the actor.", POSITIVE
+  )
+  critic_learning_rate: float = option(3e-4, 'Of the critics.', POSITIVE)
+  alpha_learning_rate: float = option(
+    3e-4, 'Of the temperature. For sac.', POSITIVE
+  )
+  optimizer_eps: float = options.optimizer_eps(1e-8)
+  critic_weight_decay: float = option(
+    0.0, "Weight of the critics' squared weights in the loss.", NOT_NEGATIVE
+  )
+  td_loss: str | None = option(
+    None,
+    'Loss of a TD error; half_squared for sac and squared for ddpg, td3 if not '
+    'given',
+    one_of(td.FORMS),
+  )
+  error_bound: float = options.error_bound()
+
+  _acting: Any = group('Acting')
+  random_env_steps: int = option(
+    25_000, 'Env steps acted at random at first.', NOT_NEGATIVE
+  )
+  exploration: str | None = option(
+    None,
+    'Noise on actions, white or carried over from step to step; gaussian for '
+    'td3 and ornstein_uhlenbeck for ddpg if not given',
+    one_of(actor_critic.EXPLORATIONS),
+  )
+  exploration_std: float | None = option(
+    None,
+    'Its size; 0.1 for td3 and 0.2 for ddpg if not given',
+    NOT_NEGATIVE,
+  )
+  exploration_theta: float | None = option(
+    None,
+    'Share of it that is forgotten at each env step; 0.15 if not given. For '
+    'ornstein_uhlenbeck',
+    RATE,
+  )
+
+
+# Options that the agents' builders take by the same names.
+_BUILT = (
+  'critics',
+  'policy_delay',
+  'smoothing_std',
+  'smoothing_clip',
+  'alpha',
+  'target_entropy',
+  'exploration',
+  'exploration_std',
+  'exploration_theta',
+  'td_loss',
+)
+
+
+def agent_options(config: ControlConfig) -> dict[str, Any]:
+  """Those of the agent that mean something to it, defaults put in."""
+  algorithm = actor_critic.AGENTS[config.agent]
+  defaults = inspect.signature(algorithm.make).parameters
+  given = {name: getattr(config, name) for name in _BUILT}
+  return {
+    name: defaults[name].default if value is None else value
+    for name, value in given.items()
+    if name in algorithm.takes
+  }
+
+
+def drop(config: ControlConfig) -> list[str]:
+  """Options that mean nothing to a run; a sweep does not cross them with it."""
+  takes = actor_critic.AGENTS[config.agent].takes
+  correlated = agent_options(config).get('exploration') == 'ornstein_uhlenbeck'
+  random_actor = 'alpha' in takes
+  meaning = {name: name in takes for name in _BUILT} | {
+    'exploration_theta': correlated,
+    'target_entropy': random_actor and config.alpha is None,
+    'alpha_learning_rate': random_actor and config.alpha is None,
+    'error_bound': config.td_loss in ('huber', 'clipped'),
+    'log_std_low': random_actor,
+    'log_std_high': random_actor,
+    'log_std_squash': random_actor,
+    'actor_learning_rate': not config.fixed_policy,
+  }
+  dropped = [name for name, meant in meaning.items() if not meant]
+  with usage_errors():  # paths that cannot be read
+    return [*dropped, *twin_options.meaningless(config)]
+
+
+def check(config: ControlConfig) -> None:
+  """Raises UsageError for options that do not go together."""
+  collecting.check(config)
+  collecting.check_replay(config)
+  takes = actor_critic.AGENTS[config.agent].takes
+  for name in _BUILT:
+    if name not in takes and getattr(config, name) is not None:
+      readers = [
+        other
+        for other, algorithm in actor_critic.AGENTS.items()
+        if name in algorithm.takes
+      ]
+      refuse(
+        config,
+        name,
+        f'go with --agent={" or ".join(readers)}, not {config.agent}',
+      )
+  if config.alpha is not None and config.target_entropy is not None:
+    refuse(config, 'target_entropy', 'not be given with --alpha')
+  if not config.log_std_low < config.log_std_high:
+    refuse(
+      config, 'log_std_low', f'be below --log_std_high={config.log_std_high}'
+    )
+  layers = len(config.critic_sizes.split('-'))
+  if config.action_layer > layers:
+    refuse(
+      config, 'action_layer', f'be at most {layers}, with these --critic_sizes'
+    )
+
+
+def settings_of(config: ControlConfig) -> dict[str, Any]:
+  """The numbers of a run that may be traced; its key is beside them."""
+  settings = collecting.twin_settings(config) | options.as_arrays(
+    agent_options(config), _OF_AGENTS
+  )
+  return settings | {
+    name: np.float32(getattr(config, name))
+    for name in TRACED
+    if name not in settings
+  }
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+  return tuple(int(size) for size in text.split('-'))
+
+
+def make_agent(
+  config: ControlConfig,
+  action_dim: int,
+  example_obs: Any,
+  settings: Mapping[str, Any],
+) -> Agent:
+  """The agent that the options describe, not lifted by any twin.
+
+  Args:
+    config: the options.
+    action_dim: D.
+    example_obs: [B, ...], of any content.
+    settings: as `settings_of` has them; may be traced.
+
+  Raises:
+    ValueError: options that the agent cannot have.
+  """
+  given = agent_options(config)
+  given |= {name: settings[name] for name in _OF_AGENTS if name in given}
+  shared = dict(
+    initializer=config.initializer,
+    layer_norm=config.layer_norm,
+    last_bound=config.last_bound,
+  )
+  more: dict[str, Any] = {}
+  kind = actor_critic.AGENTS[config.agent].actor
+  if kind is policies.TanhGaussianActor:
+    more = dict(
+      log_std_bounds=(config.log_std_low, config.log_std_high),
+      log_std_squash=config.log_std_squash,
+    )
+  return actor_critic.make_actor_critic(
+    config.agent,
+    kind(
+      sizes=_sizes(config.actor_sizes), action_dim=action_dim, **shared, **more
+    ),
+    policies.Critic(
+      sizes=_sizes(config.critic_sizes),
+      action_layer=config.action_layer,
+      **shared,
+    ),
+    example_obs,
+    error_bound=config.error_bound,
+    **given,
+  )
+
+
+def make_optimizer(
+  config: ControlConfig, agent: Agent, settings: Mapping[str, Any]
+) -> optax.GradientTransformation:
+  """Adam for each entry of the parameters, at a rate of its own.
+
+  Args:
+    config: the options.
+    agent: of `make_agent`, lifted or not.
+    settings: as `settings_of` has them; may be traced.
+  """
+
+  def adam(entry: str) -> optax.GradientTransformation:
+    return optax.adam(
+      settings[f'{entry}_learning_rate'], eps=settings['optimizer_eps']
+    )
+
+  optimizers = {
+    'actor': optax.set_to_zero() if config.fixed_policy else adam('actor'),
+    'critic': optax.chain(
+      optax.add_decayed_weights(settings['critic_weight_decay']),
+      adam('critic'),
+    ),
+  }
+  entries = jax.eval_shape(lambda: agent.init(jax.random.key(config.seed)))
+  if 'log_alpha' in entries:
+    optimizers['log_alpha'] = adam('alpha')
+  return learner.make_optimizers(agent, optimizers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+  """What host and compiled runs need to learn.
+
+  Attributes:
+    base: the agent before it is lifted.
+    agent: lifted by the twin.
+    twin: the rule.
+    optimizer: of all parameters.
+    regress: takes a gradient step.
+    panel: measures the twin, or None.
+  """
+
+  base: Agent
+  agent: Agent
+  twin: Twin
+  optimizer: optax.GradientTransformation
+  regress: learner.Regress
+  panel: diagnostics.Panel | None
+
+
+def make_learning(
+  config: ControlConfig,
+  action_dim: int,
+  example_obs: Any,
+  settings: Mapping[str, Any],
+) -> Learning:
+  """What the options describe; see `make_agent` for the arguments."""
+  twin = twin_options.make_twin(
+    config,
+    {
+      name: settings[name] if name in twin_options.TRACED else value
+      for name, value in collecting.rule_parameters(config).items()
+    },
+  )
+  base = make_agent(config, action_dim, example_obs, settings)
+  agent = twin.lift(base)
+  optimizer = make_optimizer(config, agent, settings)
+  regress = learner.make_regress(
+    agent,
+    optimizer,
+    twin,
+    settings['sync'],
+    target_order=config.target_order,
+    sync_offset=settings['sync_offset'],
+    reset_optimizer=config.reset_optimizer,
+  )
+  panel = None
+  if config.panel_period:
+    panel = diagnostics.make_panel(
+      base,
+      Clocked(twin, settings['sync'], settings['sync_offset']),
+      regress,
+      target_order=config.target_order,
+      reward_bound=config.reward_bound,
+      discount=settings['discount'],
+      shadows=_make_shadows(config, settings),
+    )
+  return Learning(base, agent, twin, optimizer, regress, panel)
+
+
+def _make_shadows(
+  config: ControlConfig, settings: Mapping[str, Any]
+) -> dict[str, Clocked]:
+  if not config.shadows:
+    return {}
+  age = twin_options.mean_age(config, collecting.speeds(config), settings)
+  return panel_options.make_shadows(config, age)
+
+
+def make_init(config: ControlConfig, learning: Learning) -> Any:
+  """key -> a fresh TrainState."""
+  return functools.partial(
+    learner.init_state,
+    learning.agent,
+    learning.twin,
+    learning.optimizer,
+    target_init=config.target_init,
+  )
+
+
+def at_random(env_steps: Any, random_env_steps: Any) -> Any:
+  """The chance of a random action: 1 at first, and then 0."""
+  if isinstance(env_steps, jax.Array):
+    return jnp.where(env_steps < random_env_steps, 1.0, 0.0)
+  return 1.0 if env_steps < random_env_steps else 0.0

@@ -1,0 +1,607 @@
+"""Siamese representation learning: SimSiam, BYOL, SimCLR, and their twins.
+
+SimSiam on small images, and what becomes of it without a stop-gradient or with
+a slower twin:
+
+  python -m experiments.siamese --images=digits
+  python -m experiments.siamese --images=digits --seeds=5 --output_norm=false \\
+      --also="--target_update=residual; --target_update=soft --tau=0.1,0.01"
+
+The agent is one: what tells SimSiam from BYOL is the rule of the twin, by the
+names that it has everywhere. Runs that differ in numbers only are one compiled
+program, shared by all devices. Everything is kept in one folder, --run_dir: the
+flags, metrics.csv with a row for each run and iteration, plots, checkpoints.
+Ctrl-C or SIGTERM saves and stops, and the same command, without --overwrite,
+resumes.
+
+Accuracies are of nearest neighbours and of a linear probe on images held out,
+by features of the encoder and by projections; columns that end in _pixels are
+the same of the images themselves. Exit codes: 0 for runs that finished or were
+stopped, 2 for flags that cannot be, 1 for anything else in the way, 130 for a
+second Ctrl-C.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import options, sweeps, twin_options
+from experiments.flags import (
+  DECAY,
+  NOT_NEGATIVE,
+  POSITIVE,
+  Bound,
+  RunError,
+  UsageError,
+  choice,
+  group,
+  one_of,
+  option,
+  refuse,
+  run_sweep,
+  usage_errors,
+)
+from siamrl import collapse, diagnostics, images, learner, probing
+from siamrl.agents import siamese
+from siamrl.augment import AUGMENTATIONS
+from siamrl.diagnostics import Clocked
+from siamrl.envs import frames
+from siamrl.networks.siamese import ENCODERS, as_float, siamese_networks
+from siamrl.runners import epochs
+from siamrl.types import Metrics, Params, Twin
+
+# Agents by name, and their loss.
+AGENTS = {'simsiam': 'cosine', 'byol': 'byol', 'simclr': 'contrastive'}
+
+PREDICTORS = {
+  'mlp': 'a hidden layer, narrower than the projections',
+  'linear': 'a matrix',
+  'fixed': 'the first, as random as it was born',
+  'none': 'the projections themselves',
+}
+
+# Options that may differ between runs of one program: they enter as arrays.
+TRACED = (
+  *twin_options.TRACED,
+  'learning_rate',
+  'predictor_rate',
+  'momentum',
+  'weight_decay',
+  'statistics_momentum',
+)
+
+UNITS = ('gradient_steps', 'epochs')
+
+# Frames of a game's name: frames:pong.
+_FRAMES = re.compile(r'frames:(\w+)')
+
+_PART = Bound(lambda x: 0 < x < 1, 'in (0, 1)')
+
+
+@dataclasses.dataclass(frozen=True)
+class SiameseConfig(twin_options.TwinOptions, sweeps.SweepOptions):
+  """The options; their defaults are SimSiam's, small."""
+
+  target_update: str = twin_options.default('target_update', 'self')
+  target_period: int = twin_options.default('target_period', 1)
+  target_period_unit: str = option(
+    'gradient_steps',
+    'Unit of the three periods here',
+    one_of(UNITS),
+    single=True,
+  )
+
+  _data: Any = group('The images')
+  images: str = option(
+    'digits',
+    'digits (8 x 8) or mnist5k (28 x 28), which come with packages; '
+    'frames:GAME of an Atari game, played at random; or the path of a folder '
+    'of images, or of an .npz file.',
+    single=True,
+  )
+  held_out_fraction: float = option(
+    0.2, 'Of the images, to judge by.', _PART, single=True
+  )
+  frames: int = option(5_000, 'Of a game.', POSITIVE, single=True)
+  ram_byte: int = option(
+    -1,
+    "Byte of a game's memory to be told from its frames, in 8 classes of about "
+    'the same size; -1 for none.',
+    Bound(lambda x: -1 <= x < 128, 'from -1 to 127'),
+    single=True,
+  )
+  augmentation: str = option(
+    'digits', 'How an image becomes a view', one_of(AUGMENTATIONS)
+  )
+
+  _length: Any = group('How long they are')
+  epochs: int = option(
+    200, 'Passes over the images, of each run.', POSITIVE, single=True
+  )
+  iteration_epochs: int = option(
+    10,
+    'Epochs from one row of metrics.csv to the next.',
+    POSITIVE,
+    single=True,
+  )
+
+  _agent: Any = group('The agent')
+  agent: str = option(
+    'simsiam',
+    'The loss: the negative cosine (simsiam), the squared error of unit '
+    'vectors (byol), or NT-Xent, which has no twin (simclr)',
+    one_of(AGENTS),
+  )
+  predictor: str = choice(
+    'mlp', 'What meets the projections of the twin:', PREDICTORS
+  )
+  symmetric: bool = option(True, 'Predict each view from the other one.')
+  twin_statistics: str = choice(
+    'own',
+    "What the twin's batch normalisation uses:",
+    siamese.TWIN_STATISTICS,
+  )
+  temperature: float | None = option(
+    None, 'Of the contrastive loss; 0.1 if not given', POSITIVE
+  )
+  encoder: str = choice('mlp', 'Maps images to features:', ENCODERS)
+  projector_units: int = option(
+    256, "Of the projector's hidden layer.", POSITIVE
+  )
+  projections: int = option(64, 'Numbers in a projection.', POSITIVE)
+  predictor_units: int = option(
+    16, "Of the predictor's hidden layer.", POSITIVE
+  )
+  encoder_norm: bool = option(True, 'Batch normalisation in the encoder.')
+  head_norm: bool = option(
+    True, 'In the hidden layers of projector and predictor.'
+  )
+  output_norm: bool = option(
+    True, 'Of the projections, without scale and bias, as in SimSiam.'
+  )
+
+  _learning: Any = group('Learning')
+  optimizer: str = option('sgd', 'Optimiser', one_of(('sgd', 'adam', 'lars')))
+  learning_rate: float = option(0.05, 'Step size.', POSITIVE)
+  predictor_rate: float = option(
+    1.0, "The predictor's step size, times this.", NOT_NEGATIVE
+  )
+  momentum: float = option(0.9, 'Of sgd and lars.', DECAY)
+  weight_decay: float = option(1e-4, 'Of all weights.', NOT_NEGATIVE)
+  anneal: str = option(
+    'cosine', 'How the step size falls to 0', one_of(('cosine', 'none'))
+  )
+  constant_predictor_rate: bool = option(
+    False, "Leave the predictor's step size as it is, as SimSiam does."
+  )
+  batch_size: int = option(256, 'Images per gradient step.', POSITIVE)
+  statistics_momentum: float = option(
+    0.9, 'Of the running averages of batch normalisation.', DECAY
+  )
+
+  _evaluation: Any = group('Evaluation, after each iteration')
+  neighbours: int = option(
+    20, 'Images that vote, by their cosine.', POSITIVE, single=True
+  )
+  vote_temperature: float = option(
+    0.07, 'Of their votes.', POSITIVE, single=True
+  )
+  probe_ridge: float = option(
+    1e-3, 'Penalty of the linear probe, relative.', POSITIVE, single=True
+  )
+
+  _panel: Any = group("The twin's panel")
+  panel_period: int = option(
+    0,
+    'Iterations from one measurement of what the twin does to the next; 0 for '
+    'none. Columns of metrics.csv that begin with panel/.',
+    NOT_NEGATIVE,
+    single=True,
+  )
+  probe_size: int = option(
+    256, 'Held-out images that it looks at.', POSITIVE, single=True
+  )
+
+
+class Task(NamedTuple):
+  """What is learnt from.
+
+  Attributes:
+    name: for folders and titles.
+    train: images [N, H, W, C], and labels or None.
+    held_out: the same.
+    classes: that labels tell apart; 0 without labels.
+  """
+
+  name: str
+  train: images.Images
+  held_out: images.Images
+  classes: int
+
+
+@functools.cache
+def _load(
+  source: str, held_out_fraction: float, count: int, ram_byte: int
+) -> Task:
+  game = _FRAMES.fullmatch(source)
+  if game:
+    loaded = frames.collect_frames(
+      game[1], count, ram_byte=None if ram_byte < 0 else ram_byte
+    )
+  else:
+    loaded = images.load_images(source)
+  # The same split for all seeds: what differs is learning.
+  parts = images.split(*loaded, held_out_fraction, seed=0)
+  name = re.sub(r'\W+', '_', source).strip('_')
+  classes = 0 if loaded.labels is None else int(loaded.labels.max()) + 1
+  train, held_out = jax.tree.map(jnp.asarray, tuple(parts))
+  return Task(name, train, held_out, classes)
+
+
+def make_task(config: SiameseConfig) -> Task:
+  """Reads the images that the options name."""
+  try:
+    return _load(
+      config.images, config.held_out_fraction, config.frames, config.ram_byte
+    )
+  except ValueError as error:
+    raise UsageError(f'--images={config.images}: {error}') from error
+  except (ImportError, OSError) as error:
+    raise RunError(f'--images={config.images}: {error}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Speeds:
+  """What converts periods, as `twin_options.Speeds` does.
+
+  Attributes:
+    unit: one of `UNITS`.
+    epoch_steps: gradient steps of an epoch; 1 where it does not matter.
+  """
+
+  unit: str
+  epoch_steps: int = 1
+
+  def gradient_steps(self, period: int, name: str) -> int:
+    """A period in gradient steps."""
+    return period * (self.epoch_steps if self.unit == 'epochs' else 1)
+
+  def gradient_steps_of(self, env_steps: int) -> int:
+    """None are taken for a warm-up."""
+    return 0
+
+
+def drop(config: SiameseConfig) -> list[str]:
+  """Options that mean nothing to a run; a sweep does not cross them with it."""
+  contrasts = config.agent == 'simclr'
+  has_mlp = config.predictor in ('mlp', 'fixed')
+  meaning = {
+    'momentum': config.optimizer != 'adam',
+    'temperature': contrasts,
+    'predictor': not contrasts,
+    'symmetric': not contrasts,
+    'twin_statistics': not contrasts,
+    'predictor_units': has_mlp and not contrasts,
+    'predictor_rate': config.predictor in ('mlp', 'linear') and not contrasts,
+    'constant_predictor_rate': config.anneal != 'none'
+    and config.predictor in ('mlp', 'linear')
+    and not contrasts,
+  }
+  dropped = [name for name, meant in meaning.items() if not meant]
+  with usage_errors():  # paths that cannot be read
+    return [*dropped, *twin_options.meaningless(config), 'count_warmup']
+
+
+def check(config: SiameseConfig) -> None:
+  """Raises UsageError for options that do not go together."""
+  if config.epochs % config.iteration_epochs:
+    refuse(
+      config,
+      'epochs',
+      f'be a multiple of --iteration_epochs={config.iteration_epochs}',
+    )
+  norms = config.encoder_norm or config.head_norm or config.output_norm
+  if config.batch_size < 2 and (norms or config.agent == 'simclr'):
+    refuse(config, 'batch_size', 'be 2 or more with batch normalisation')
+  if config.agent == 'simclr' and config.target_update != 'self':
+    refuse(
+      config, 'target_update', 'be self for --agent=simclr: it has no twin'
+    )
+  if config.reset_optimizer and config.anneal != 'none':
+    refuse(config, 'anneal', 'be none with --reset_optimizer')
+  if config.count_warmup:
+    refuse(config, 'count_warmup', 'be false: there is no warm-up')
+  if config.ram_byte >= 0 and not _FRAMES.fullmatch(config.images):
+    refuse(config, 'ram_byte', 'go with --images=frames:GAME')
+  with usage_errors():
+    twin_options.sync_of(config, _Speeds(config.target_period_unit))
+    _rule_parameters(config, _Speeds(config.target_period_unit), 1)
+
+
+def _config_of(config: SiameseConfig, task: Task) -> epochs.EpochsConfig:
+  return epochs.EpochsConfig(
+    size=len(task.train.images),
+    batch_size=config.batch_size,
+    iteration_epochs=config.iteration_epochs,
+    panel_period=max(config.panel_period, 1),
+  )
+
+
+def _rule_parameters(
+  config: SiameseConfig, speeds: Any, gradient_steps: int
+) -> dict[str, Any]:
+  return twin_options.parameters(config, speeds, gradient_steps)
+
+
+def _clock(config: SiameseConfig, task: Task) -> tuple[_Speeds, int]:
+  """What converts periods, and the gradient steps of a whole run."""
+  steps = _config_of(config, task).epoch_steps
+  return _Speeds(config.target_period_unit, steps), steps * config.epochs
+
+
+def settings_of(config: SiameseConfig, task: Task) -> dict[str, Any]:
+  """The numbers of a run that may be traced; its key is beside them."""
+  speeds, gradient_steps = _clock(config, task)
+  values = _rule_parameters(config, speeds, gradient_steps)
+  settings = {
+    'sync': np.int32(twin_options.sync_of(config, speeds)),
+    'sync_offset': np.int32(0),
+  } | options.as_arrays(values, twin_options.TRACED)
+  return settings | {
+    name: np.float32(getattr(config, name))
+    for name in TRACED
+    if name not in settings
+  }
+
+
+def make_agent(config: SiameseConfig, task: Task) -> siamese.SiameseAgent:
+  """The agent that the options describe, not lifted by any twin.
+
+  Raises:
+    ValueError: options that do not go together.
+  """
+  contrasts = config.agent == 'simclr'
+  fixed = config.predictor == 'fixed'
+  predictor = 'mlp' if fixed else config.predictor
+  networks = siamese_networks(
+    config.encoder,
+    projector_sizes=(config.projector_units,),
+    projections=config.projections,
+    predictor_units=config.predictor_units,
+    encoder_norm=config.encoder_norm,
+    head_norm=config.head_norm,
+    output_norm=config.output_norm,
+    inside_loop=True,
+  )
+  return siamese.make_siamese_agent(
+    networks,
+    task.train.images[:2],
+    augment=AUGMENTATIONS[config.augmentation],
+    loss=AGENTS[config.agent],
+    predictor='none' if contrasts else predictor,
+    fixed_predictor=fixed and not contrasts,
+    symmetric=config.symmetric or contrasts,
+    twin_statistics='own' if contrasts else config.twin_statistics,
+    temperature=config.temperature if contrasts else None,
+  )
+
+
+def _make_optimizer(
+  config: SiameseConfig,
+  agent: Any,
+  settings: Mapping[str, jax.Array],
+  gradient_steps: int,
+) -> optax.GradientTransformation:
+  """Of all entries of the parameters, each as it wants it."""
+
+  def descent(scale: Any, constant: bool) -> optax.GradientTransformation:
+    rate: Any = settings['learning_rate'] * scale
+    if config.anneal == 'cosine' and not constant:
+      highest = rate
+      rate = lambda step: (
+        highest * (1 + jnp.cos(jnp.pi * step / gradient_steps)) / 2
+      )
+    decay = optax.add_decayed_weights(settings['weight_decay'])
+    if config.optimizer == 'adam':
+      return optax.chain(decay, optax.adam(rate))
+    if config.optimizer == 'lars':
+      return optax.lars(
+        rate,
+        weight_decay=settings['weight_decay'],
+        weight_decay_mask=_is_matrix,
+        trust_ratio_mask=_is_matrix,
+        momentum=settings['momentum'],
+      )
+    return optax.chain(decay, optax.sgd(rate, momentum=settings['momentum']))
+
+  entries = jax.eval_shape(lambda: agent.init(jax.random.key(config.seed)))
+  optimizers = dict.fromkeys(entries, descent(1.0, False))
+  optimizers['statistics'] = optax.sgd(1 - settings['statistics_momentum'])
+  if config.predictor == 'fixed':
+    optimizers['predictor'] = optax.set_to_zero()
+  elif 'predictor' in optimizers:
+    optimizers['predictor'] = descent(
+      settings['predictor_rate'], config.constant_predictor_rate
+    )
+  return learner.make_optimizers(agent, optimizers)
+
+
+def _is_matrix(params: Params) -> Params:
+  """Biases and normalisation are neither decayed nor scaled by LARS."""
+  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def make_judge(
+  config: SiameseConfig, task: Task, twin: Twin, known: Metrics
+) -> Callable[[Params], Metrics]:
+  """What representations are worth, by the images held out.
+
+  Args:
+    config: the options.
+    task: the images.
+    twin: of several networks, the rule names the one that counts.
+    known: what needs no parameters, to be told as well.
+
+  Returns:
+    online_params -> accuracies in [0, 1], where there are labels, and how far
+    the projections are from collapse.
+  """
+  agent = make_agent(config, task)
+  # Through the lift, which knows the network that counts.
+  look = twin.lift(agent.agent._replace(values=agent.features)).values
+  assert look is not None
+
+  def judge(params: Params) -> Metrics:
+    train = look(params, task.train.images)
+    held_out = look(params, task.held_out.images)
+    row = dict(known)
+    for name, seen, asked in (
+      ('encoder', train.encoder, held_out.encoder),
+      ('projection', train.projections, held_out.projections),
+    ):
+      row |= _accuracies(config, task, name, seen, asked)
+    row |= collapse.measures(held_out.projections)
+    return row | {
+      f'encoder_{name}': value
+      for name, value in collapse.measures(held_out.encoder).items()
+    }
+
+  return judge
+
+
+def _accuracies(
+  config: SiameseConfig,
+  task: Task,
+  name: str,
+  train: jax.Array,
+  held_out: jax.Array,
+) -> Metrics:
+  """By these features; nothing without labels."""
+  if not task.classes:
+    return {}
+  labels, asked = task.train.labels, task.held_out.labels
+  votes = probing.nearest_neighbours(
+    train,
+    labels,
+    held_out,
+    num_classes=task.classes,
+    neighbours=config.neighbours,
+    temperature=config.vote_temperature,
+  )
+  scores = probing.linear_probe(
+    train, labels, held_out, num_classes=task.classes, ridge=config.probe_ridge
+  )
+  return {
+    f'knn_{name}': probing.accuracy(votes, asked),
+    f'probe_{name}': probing.accuracy(scores, asked),
+  }
+
+
+def make_learner(
+  config: SiameseConfig,
+  task: Task,
+  known: Metrics,
+  settings: Mapping[str, jax.Array],
+) -> epochs.Learner:
+  """The learner of a run.
+
+  Args:
+    config: gives all but the traced options.
+    task: the images.
+    known: see `make_judge`.
+    settings: the traced options, as `settings_of` has them.
+  """
+  speeds, gradient_steps = _clock(config, task)
+  twin = twin_options.make_twin(
+    config,
+    {
+      name: settings[name] if name in twin_options.TRACED else value
+      for name, value in _rule_parameters(
+        config, speeds, gradient_steps
+      ).items()
+    },
+  )
+  base = make_agent(config, task).agent
+  agent = twin.lift(base)
+  optimizer = _make_optimizer(config, agent, settings, gradient_steps)
+  regress = learner.make_regress(
+    agent,
+    optimizer,
+    twin,
+    settings['sync'],
+    target_order=config.target_order,
+    reset_optimizer=config.reset_optimizer,
+  )
+  panel = None
+  if config.panel_period:
+    panel = diagnostics.make_panel(
+      base,
+      Clocked(twin, settings['sync']),
+      regress,
+      target_order=config.target_order,
+    )
+  return epochs.Learner(
+    init=functools.partial(
+      learner.init_state,
+      agent,
+      twin,
+      optimizer,
+      target_init=config.target_init,
+    ),
+    regress=regress,
+    judge=make_judge(config, task, twin, known),
+    panel=panel,
+  )
+
+
+def make_loop(config: SiameseConfig, task: Task) -> epochs.Loop:
+  """The functions of a run; raises ValueError for options that do not fit."""
+  held_out = task.held_out.images
+  if config.panel_period and config.probe_size > len(held_out):
+    raise ValueError(
+      f'probe_size={config.probe_size} must be at most the {len(held_out)} '
+      'images held out'
+    )
+  if config.neighbours > len(task.train.images):
+    raise ValueError(
+      f'neighbours={config.neighbours} must be at most the '
+      f'{len(task.train.images)} images to learn from'
+    )
+  pixels = [
+    as_float(part.images).reshape(len(part.images), -1)
+    for part in (task.train, task.held_out)
+  ]
+  known = jax.device_get(_accuracies(config, task, 'pixels', *pixels))
+  return epochs.Loop(
+    config=_config_of(config, task),
+    data=task.train.images,
+    probe=held_out[: config.probe_size],
+    make_learner=functools.partial(make_learner, config, task, known),
+    headline='normalised_std' if task.train.labels is None else 'knn_encoder',
+  )
+
+
+FAMILY = sweeps.Family(
+  traced=TRACED,
+  drop=drop,
+  check=check,
+  settings=settings_of,
+  make_loop=make_loop,
+  iterations=lambda config: config.epochs // config.iteration_epochs,
+)
+
+
+if __name__ == '__main__':
+  run_sweep(
+    SiameseConfig,
+    __doc__,
+    lambda sweep: sweeps.main(sweep, make_task, FAMILY),
+    drop,
+  )

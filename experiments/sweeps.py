@@ -1,0 +1,336 @@
+"""Sweeps of compiled runs: their options, and how they become programs.
+
+A command line may hold lists, and every combination of their values, times the
+seeds, is a run. Runs that differ in numbers only are one compiled program. What
+kind of runs they are, a `Family` says.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import (
+  devices,
+  folders,
+  options,
+  processes,
+  sweep_figures,
+  sweep_run,
+)
+from experiments.flags import (
+  NOT_NEGATIVE,
+  POSITIVE,
+  Bound,
+  Sweep,
+  UsageError,
+  also,
+  as_flags,
+  as_json,
+  check_float32,
+  check_lists,
+  group,
+  one_of,
+  option,
+  refuse,
+  usage_errors,
+)
+from siamrl.report.metrics import read_metrics
+from siamrl.report.run_folder import RunFolder
+
+# Options that may differ between a sweep and its resumption.
+WHERE = (*folders.WHERE, 'coordinator', 'process_id')
+
+_ADDRESS = Bound(
+  lambda text: re.fullmatch(r'.+:\d{1,5}', text) is not None, 'HOST:PORT'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+  """The options of every sweep; a launcher's record inherits them."""
+
+  _run: Any = group('The runs')
+  run_dir: str | None = option(
+    None,
+    'Folder of all these runs; runs/ENVIRONMENT-AGENT-SEED if not given.',
+    single=True,
+  )
+  overwrite: bool = option(
+    False, 'Start afresh where the folder holds runs already.', single=True
+  )
+  seed: int = options.seed('The first seed. Everything random follows from it.')
+  seeds: int = option(
+    1,
+    'Runs of each combination, with the seeds from --seed on',
+    POSITIVE,
+    single=True,
+  )
+  also: str | None = also()
+  checkpoint_period_s: float = option(
+    600, 'Seconds between two checkpoints, about.', POSITIVE, single=True
+  )
+
+  _devices: Any = group('Devices')
+  platform: str | None = options.platform()
+  share: str = option(
+    'runs',
+    'What the devices share: the runs, or the batch of each gradient step',
+    one_of(('runs', 'batch')),
+    single=True,
+  )
+  vectorised: bool | None = option(
+    None,
+    'Compute the runs of a device together rather than one after the other; '
+    'if not given, on accelerators only.',
+    single=True,
+  )
+  coordinator: str | None = option(
+    None,
+    'Where the first process is, if several share the runs',
+    _ADDRESS,
+    single=True,
+  )
+  num_processes: int = option(
+    1, 'Processes that share the runs.', POSITIVE, single=True
+  )
+  process_id: int = option(
+    0, 'Which of them this one is, from 0.', NOT_NEGATIVE, single=True
+  )
+
+
+class Family(NamedTuple):
+  """What runs of one kind need of a sweep.
+
+  Attributes:
+    traced: options that may differ between runs of one program: they enter as
+      arrays.
+    drop: configuration -> options that mean nothing to it; a sweep does not
+      cross them with it.
+    check: configuration -> None; raises UsageError for options that do not go
+      together.
+    settings: (configuration, task) -> the numbers of a run that are traced,
+      `sync` and `sync_offset` of its twin among them.
+    make_loop: (configuration, task) -> what each run does, for `sweep_run`;
+      raises ValueError for options that do not fit.
+    iterations: configuration -> iterations of the run.
+  """
+
+  traced: tuple[str, ...]
+  drop: Callable[[Any], list[str]]
+  check: Callable[[Any], None]
+  settings: Callable[[Any, Any], dict[str, Any]]
+  make_loop: Callable[[Any, Any], sweep_run.Loop]
+  iterations: Callable[[Any], int]
+
+
+def main(sweep: Sweep, make_task: Callable[[Any], Any], family: Family) -> None:
+  """Trains all runs of a sweep.
+
+  Args:
+    sweep: of records of a launcher's subclass of `SweepOptions`.
+    make_task: such a record -> its task, which has a `name`; raises UsageError
+      or RunError.
+    family: what kind of runs they are.
+  """
+  with devices.StopRequest() as stop:
+    _train(sweep, make_task, family, stop)
+
+
+def _train(
+  sweep: Sweep,
+  make_task: Callable[[Any], Any],
+  family: Family,
+  stop: devices.StopRequest,
+) -> None:
+  first = sweep.configs[0]
+  _check_processes(first)
+  for config in sweep.configs:
+    _check(config)
+    family.check(config)
+    check_float32(config, family.traced)
+  check_lists(sweep, family.drop)
+  platform = configure(first)
+  if first.share == 'batch':
+    _check_shared_batch(sweep)
+  # Only now: environments may hold arrays.
+  tasks = {config: make_task(config) for config in sweep.configs}
+  run_dir = first.run_dir or default_folder(sweep, tasks)
+  # With a seed each at first: there may be more runs than can be listed.
+  with usage_errors():  # such as a rule that does not fit the network
+    check_memory(list(_make_programs(sweep, tasks, family)), first, platform)
+  groups = list(make_groups(sweep, tasks, family))
+  recorded = sweep._replace(
+    values=sweep.values | {'run_dir': (run_dir,), 'overwrite': (False,)}
+  )
+  vectorised = first.vectorised
+  sweep_run.run(
+    groups,
+    sweep_run.Options(
+      run_dir=run_dir,
+      overwrite=first.overwrite,
+      flags=as_flags(recorded),
+      config=as_json(recorded),
+      ignore=WHERE,
+      share=first.share,
+      vectorised=platform != 'cpu' if vectorised is None else vectorised,
+      checkpoint_period_s=first.checkpoint_period_s,
+      num_processes=first.num_processes,
+      process_id=first.process_id,
+      draw=functools.partial(_draw, pathlib.Path(run_dir).name),
+    ),
+    stop,
+  )
+
+
+def default_folder(sweep: Sweep, tasks: Mapping[Any, Any]) -> str:
+  """The folder of a sweep whose user named none."""
+  names = '+'.join(dict.fromkeys(task.name for task in tasks.values()))
+  agents = '+'.join(dict.fromkeys(c.agent for c in sweep.configs))
+  swept = ''.join(
+    f'-{name}' for name in sweep.axes if name not in ('agent', 'environment')
+  )
+  return f'runs/{names}-{agents}{swept}-{sweep.configs[0].seed}'
+
+
+def configure(config: SweepOptions) -> str:
+  """Settles platform, devices and processes; returns the platform."""
+  if config.num_processes > 1:
+    # Before JAX starts, for it to know of the others.
+    if config.platform:
+      jax.config.update('jax_platforms', config.platform)
+    assert config.coordinator is not None
+    processes.connect(
+      config.coordinator, config.num_processes, config.process_id
+    )
+  # One device a core: programs so small gain nothing from more than a thread.
+  return devices.configure(config.platform, cpu_devices=devices.cores())
+
+
+def _check_processes(config: SweepOptions) -> None:
+  if config.num_processes > 1 and config.coordinator is None:
+    raise UsageError(
+      f'--coordinator must be given with --num_processes='
+      f'{config.num_processes}: HOST:PORT of process 0'
+    )
+  if config.process_id >= config.num_processes:
+    raise UsageError(
+      f'--process_id={config.process_id} must be below '
+      f'--num_processes={config.num_processes}'
+    )
+  if config.num_processes > 1 and config.share == 'batch':
+    raise UsageError(
+      f'--share=batch must go with --num_processes=1, not '
+      f'{config.num_processes}: processes share runs'
+    )
+
+
+def _check(config: SweepOptions) -> None:
+  """Raises UsageError for options of a sweep that do not go together."""
+  if config.seed + config.seeds > 2**32:
+    refuse(config, 'seeds', f'leave --seed + --seeds below {2**32}')
+  if config.seeds > 1 and config.share == 'batch':
+    refuse(config, 'share', f'be runs where --seeds={config.seeds}')
+
+
+def _check_shared_batch(sweep: Sweep) -> None:
+  """Raises UsageError for a batch that the devices here cannot divide."""
+  number = jax.local_device_count()
+  for config in sweep.configs:
+    if config.batch_size % number:
+      refuse(
+        config,
+        'batch_size',
+        f'be a multiple of the {number} devices here, for --share=batch',
+      )
+
+
+def make_groups(
+  sweep: Sweep, tasks: Mapping[Any, Any], family: Family
+) -> Iterator[sweep_run.Group]:
+  """The programs of a sweep, each with the runs that it computes."""
+  seeds = range(sweep.configs[0].seeds)
+  for group_ in _make_programs(sweep, tasks, family):
+    runs = [
+      run._replace(seed=run.seed + i) for run in group_.runs for i in seeds
+    ]
+    yield dataclasses.replace(group_, runs=runs)
+
+
+def _make_programs(
+  sweep: Sweep, tasks: Mapping[Any, Any], family: Family
+) -> Iterator[sweep_run.Group]:
+  """The programs of a sweep, each with the runs of the first seed."""
+  programs: dict[Any, list[int]] = {}
+  for index, config in enumerate(sweep.configs):
+    # Runs with the same rest are one program.
+    rest = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    for name in family.traced:
+      del rest[name]
+    programs.setdefault(tuple(rest.items()), []).append(index)
+  for indices in programs.values():
+    configs = [sweep.configs[index] for index in indices]
+    with usage_errors():
+      loop = family.make_loop(configs[0], tasks[configs[0]])
+      settings = [family.settings(config, tasks[config]) for config in configs]
+    yield sweep_run.Group(
+      loop=loop,
+      iterations=family.iterations(configs[0]),
+      runs=[
+        sweep_run.Run(sweep.points[index], configs[0].seed, numbers)
+        for index, numbers in zip(indices, settings, strict=True)
+      ],
+    )
+
+
+def check_memory(
+  programs: list[sweep_run.Group], config: SweepOptions, platform: str
+) -> None:
+  """Raises UsageError for a sweep whose runs the memory cannot hold at once.
+
+  Args:
+    programs: with the runs of one seed.
+    config: tells how many seeds and processes there are.
+    platform: that of the devices.
+  """
+  if platform == 'cpu':
+    memory = devices.memory_bytes()
+  else:
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    memory = sum(stat.get('bytes_limit', 0) for stat in stats)
+    if not memory:
+      return  # the device does not tell
+  for program in programs:
+    one = program.run_bytes()
+    # An iteration holds the runs before and after it.
+    most = int(0.9 * memory / (2 * one)) * config.num_processes
+    combinations = len(program.runs)
+    if combinations * config.seeds > most:
+      need = f'{2 * one / 1e6:,.1f} MB each of {memory / 1e9:,.1f} GB'
+      if not most:
+        raise UsageError(
+          f'--replay_capacity={config.replay_capacity} must be so small '
+          f'that a run fits the memory: {need}'
+        )
+      raise UsageError(
+        f'--seeds={config.seeds} times {combinations} combinations are '
+        f'{combinations * config.seeds} runs, and must be at most {most} to '
+        f'fit the memory: {need}'
+      )
+
+
+def _draw(title: str, folder: RunFolder) -> None:
+  """Draws what the metrics say; without Matplotlib, nothing."""
+  flags_ = folder.read_flags()
+  if flags_ is not None and importlib.util.find_spec('matplotlib') is not None:
+    sweep_figures.draw(
+      read_metrics(folder.metrics),
+      flags_,
+      str(folder.curve.with_suffix('')),
+      title=title,
+    )

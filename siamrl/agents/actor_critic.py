@@ -1,0 +1,690 @@
+"""DDPG, TD3 and SAC: an actor and its critics as pure functions.
+
+Their parameters are one dict: 'actor', 'critic' with a leading axis [K] on its
+leaves, one for each of K critics, and 'log_alpha' where SAC learns its
+temperature. One loss is the sum of the losses of all entries, each of which
+sees the other entries behind a stop-gradient: one `jax.grad` gives every entry
+the gradient of its own loss alone.
+
+One departure from most code: actor and critics take their gradient steps at
+once, and the actor's is thus taken up the critics as they were before theirs,
+as in Acme. The authors' code of TD3 and CleanRL have the critics go first.
+"""
+
+from collections.abc import Callable
+import functools
+import inspect
+import math
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from siamrl import parameters
+from siamrl.losses import actor_critic as losses
+from siamrl.losses import td
+from siamrl.networks.policies import (
+  Actor,
+  Critic,
+  DeterministicActor,
+  TanhGaussianActor,
+)
+from siamrl.parameters import Domain
+from siamrl.types import (
+  Agent,
+  Bootstrap,
+  Metrics,
+  NoiseProcess,
+  Params,
+  Transition,
+)
+
+
+class ActionNoise(NamedTuple):
+  """What acting in B environments once needs of chance.
+
+  Attributes:
+    explore: float32 [B] in [0, 1), whether to act at random.
+    whereto: float32 [B, D] in [-1, 1), a random action.
+    normal: float32 [B, D] standard normal, around the actor's action; what a
+      `NoiseProcess` makes of it, if there is one.
+  """
+
+  explore: chex.Array
+  whereto: chex.Array
+  normal: chex.Array
+
+
+def action_noise(
+  key: chex.PRNGKey, batch_size: int, action_dim: int
+) -> ActionNoise:
+  """Draws the noise of one act in B environments."""
+  explore_key, whereto_key, normal_key = jax.random.split(key, 3)
+  shape = (batch_size, action_dim)
+  return ActionNoise(
+    jax.random.uniform(explore_key, (batch_size,)),
+    jax.random.uniform(whereto_key, shape, minval=-1.0, maxval=1.0),
+    jax.random.normal(normal_key, shape),
+  )
+
+
+def mixed_with_random(
+  action: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
+) -> chex.Array:
+  """The actions, each replaced with probability epsilon by a random one.
+
+  Args:
+    action: [B, D].
+    noise: of `action_noise`.
+    epsilon: [] or [B], in [0, 1]; 1 while a run is warmed up.
+  """
+  explores = noise.explore < epsilon
+  return jnp.where(explores[:, None], noise.whereto, action)
+
+
+def ornstein_uhlenbeck(action_dim: int, theta: chex.Numeric) -> NoiseProcess:
+  """Noise that is carried over: x <- x + theta * (0 - x) + eps.
+
+  Whoever acts multiplies it by sigma, which is the same as x <- x - theta * x +
+  sigma * eps. In the long run its variance is 1 / (theta * (2 - theta)), and
+  its correlation over n steps (1 - theta)**n; theta = 1 is white noise.
+
+  DDPG's paper (Lillicrap et al. 2016, section 7) has theta = 0.15 and sigma =
+  0.2 and names no time step; here it is 1, as in rlax. OpenAI Baselines and
+  Stable-Baselines3 have dt = 0.01, which is theta * dt and sigma * dt**0.5 of
+  these: noise of about the same size which lasts a hundred times as long.
+
+  Args:
+    action_dim: D.
+    theta: in (0, 1]; may be traced.
+  """
+
+  def step(memory: chex.Array, noise: ActionNoise) -> tuple[chex.Array, Any]:
+    memory = memory - theta * memory + noise.normal
+    return memory, noise._replace(normal=memory)
+
+  return NoiseProcess(
+    lambda batch_size: jnp.zeros((batch_size, action_dim)), step
+  )
+
+
+EXPLORATIONS = ('gaussian', 'ornstein_uhlenbeck')
+
+
+# What agents may take, and what each may be. All may be traced but the first
+# two, which shape arrays and programs.
+PARAMETERS: dict[str, Domain] = {
+  'critics': parameters.WHOLE,
+  'policy_delay': parameters.WHOLE,
+  'exploration_std': parameters.NOT_NEGATIVE,
+  'exploration_theta': parameters.RATE,
+  'smoothing_std': parameters.NOT_NEGATIVE,
+  'smoothing_clip': parameters.NOT_NEGATIVE,
+  'alpha': parameters.NOT_NEGATIVE,
+  'target_entropy': Domain(math.isfinite, 'finite'),
+}
+
+
+def make_td3_agent(
+  actor: DeterministicActor,
+  critic: Critic,
+  example_obs: chex.Array,
+  *,
+  critics: int = 2,
+  smoothing_std: chex.Numeric = 0.2,
+  smoothing_clip: chex.Numeric = 0.5,
+  policy_delay: int = 2,
+  exploration: str = 'gaussian',
+  exploration_std: chex.Numeric = 0.1,
+  exploration_theta: chex.Numeric = 0.15,
+  td_loss: str = 'squared',
+  error_bound: float = 1.0,
+) -> Agent:
+  """Twin Delayed DDPG (Fujimoto et al. 2018); the defaults are the paper's.
+
+  Targets are r_t + discount_t * min_k Qbar_k(s', a'), where a' is the action of
+  the actor's twin with clipped noise on it (eq. 15). The actor climbs the first
+  critic.
+
+  Args:
+    actor: maps [B, ...] to actions [B, D].
+    critic: maps [B, ...] and [B, D] to values [B].
+    example_obs: [B, ...], of any content; gives `init` its shapes.
+    critics: K, how many are born and learnt, each by a key of its own.
+    smoothing_std: of the noise on the target's action; may be traced. 0 draws
+      none.
+    smoothing_clip: the most by which it may change a number; may be traced.
+    policy_delay: d, the critics' gradient steps to one of the actor. (That the
+      twins wait as long is for their schedule to say.)
+    exploration: 'gaussian', or 'ornstein_uhlenbeck', where noise is carried
+      over from step to step.
+    exploration_std: of the noise that acting adds before it clips to [-1, 1];
+      sigma of the other kind; may be traced.
+    exploration_theta: of 'ornstein_uhlenbeck', which see; 'gaussian' does not
+      read it. May be traced.
+    td_loss: a key of `losses.td.FORMS`.
+    error_bound: where the gradient of 'huber' and 'clipped' in one TD error is
+      clipped, > 0.
+
+  Returns:
+    An agent; see `_assemble` for what its loss reports.
+
+  Raises:
+    ValueError: a name is unknown, or a number outside its domain.
+  """
+  if exploration not in EXPLORATIONS:
+    raise ValueError(
+      f'exploration={exploration!r} is unknown; choose from '
+      f'{", ".join(EXPLORATIONS)}'
+    )
+  _check(
+    critics=critics,
+    policy_delay=policy_delay,
+    smoothing_std=smoothing_std,
+    smoothing_clip=smoothing_clip,
+    exploration_std=exploration_std,
+    exploration_theta=exploration_theta,
+  )
+  values_of = functools.partial(_values_of, critic)
+  smooths = not (isinstance(smoothing_std, (int, float)) and smoothing_std == 0)
+
+  def greedy(params: Params, obs: chex.Array) -> chex.Array:
+    return actor.apply(params['actor'], obs)
+
+  def bootstrap(
+    online_params: Params,
+    target_params: Params,
+    obs: chex.Array,
+    key: chex.PRNGKey,
+  ) -> chex.Array:
+    # Stopped, for the case that the target is the online network itself: the
+    # critics' errors are not the actor's to mend.
+    action = greedy(_stop(target_params), obs)
+    if smooths:
+      noise = jax.random.normal(_target_key(key), action.shape)
+      action = jax.vmap(losses.smoothed_action, (0, 0, None, None))(
+        action, noise, smoothing_std, smoothing_clip
+      )
+    q_t = values_of(target_params['critic'], obs, action)
+    return jax.vmap(losses.smallest_value)(q_t)[:, None]
+
+  def policy_loss(
+    online_params: Params, obs: chex.Array, key: chex.PRNGKey
+  ) -> tuple[chex.Array, Metrics]:
+    # The first critic only: the others would be computed for nothing.
+    first = jax.tree.map(
+      lambda leaf: jax.lax.stop_gradient(leaf[:1]), online_params['critic']
+    )
+    q_tm1 = values_of(first, obs, greedy(online_params, obs))
+    loss = jnp.mean(jax.vmap(losses.deterministic_policy_loss)(q_tm1))
+    return loss, {'actor_loss': loss}
+
+  def act(
+    params: Params, obs: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
+  ) -> chex.Array:
+    noisy = greedy(params, obs) + exploration_std * noise.normal
+    return mixed_with_random(jnp.clip(noisy, -1.0, 1.0), noise, epsilon)
+
+  agent = _assemble(
+    actor,
+    critic,
+    example_obs,
+    critics=critics,
+    delayed=('actor',),
+    policy_delay=policy_delay,
+    td_loss=td_loss,
+    error_bound=error_bound,
+    greedy=greedy,
+    act=act,
+    bootstrap=bootstrap,
+    policy_loss=policy_loss,
+  )
+  if exploration == 'gaussian':
+    return agent
+  return agent._replace(
+    process=ornstein_uhlenbeck(actor.action_dim, exploration_theta)
+  )
+
+
+def make_ddpg_agent(
+  actor: DeterministicActor,
+  critic: Critic,
+  example_obs: chex.Array,
+  *,
+  policy_delay: int = 1,
+  exploration: str = 'ornstein_uhlenbeck',
+  exploration_std: chex.Numeric = 0.2,
+  exploration_theta: chex.Numeric = 0.15,
+  td_loss: str = 'squared',
+  error_bound: float = 1.0,
+) -> Agent:
+  """DDPG (Lillicrap et al. 2016); the defaults are the paper's.
+
+  It is TD3 with one critic, without smoothing and, but for CleanRL's, without a
+  delay: targets are r_t + discount_t * Qbar(s', pibar(s')). See
+  `make_td3_agent` for the arguments.
+  """
+  return make_td3_agent(
+    actor,
+    critic,
+    example_obs,
+    critics=1,
+    smoothing_std=0.0,
+    policy_delay=policy_delay,
+    exploration=exploration,
+    exploration_std=exploration_std,
+    exploration_theta=exploration_theta,
+    td_loss=td_loss,
+    error_bound=error_bound,
+  )
+
+
+def make_sac_agent(
+  actor: TanhGaussianActor,
+  critic: Critic,
+  example_obs: chex.Array,
+  *,
+  critics: int = 2,
+  alpha: chex.Numeric | None = None,
+  target_entropy: chex.Numeric | None = None,
+  policy_delay: int = 1,
+  td_loss: str = 'half_squared',
+  error_bound: float = 1.0,
+) -> Agent:
+  """Soft Actor-Critic (Haarnoja et al. 2018b); the defaults are the paper's.
+
+  Targets are r_t + discount_t * (min_k Qbar_k(s', a') - alpha * log pi(a'|s')),
+  with a' drawn by the actor itself: only the critics have a twin. It acts by
+  samples, and is evaluated by the tanh of the mean.
+
+  Args:
+    actor: maps [B, ...] to mean and log_std [B, D].
+    critic: maps [B, ...] and [B, D] to values [B].
+    example_obs: [B, ...], of any content; gives `init` its shapes.
+    critics: K, how many are born and learnt, each by a key of its own.
+    alpha: the temperature, in units of value; may be traced. None to learn it,
+      from 1. (A reward scaled by c with alpha = 1, as in 2018a, is a reward as
+      it is with alpha = 1 / c.)
+    target_entropy: of a temperature that is learnt, in nats; may be traced.
+      None for -D.
+    policy_delay: the critics' gradient steps to one of the actor and the
+      temperature.
+    td_loss: a key of `losses.td.FORMS`.
+    error_bound: where the gradient of 'huber' and 'clipped' in one TD error is
+      clipped, > 0.
+
+  Returns:
+    An agent; see `_assemble` for what its loss reports. Besides, `entropy`, the
+    mean of -log pi(a|s) in nats, and `alpha`, the temperature that this
+    gradient step was taken with.
+
+  Raises:
+    ValueError: a name is unknown, a number outside its domain, or an entropy
+      given for a temperature that is not learnt.
+  """
+  learnt = alpha is None
+  if not learnt and target_entropy is not None:
+    raise ValueError(
+      f'target_entropy={target_entropy!r} has no meaning for alpha={alpha!r}, '
+      'which is not learnt'
+    )
+  if target_entropy is None:
+    target_entropy = -float(actor.action_dim)
+  _check(
+    critics=critics,
+    policy_delay=policy_delay,
+    alpha=alpha,
+    target_entropy=target_entropy,
+  )
+  values_of = functools.partial(_values_of, critic)
+
+  def temperature(params: Params) -> chex.Numeric:
+    """Without a gradient: in others' losses."""
+    if not learnt:
+      return alpha
+    return jnp.exp(jax.lax.stop_gradient(params['log_alpha']))
+
+  def sample(
+    actor_params: Params, obs: chex.Array, noise: chex.Array
+  ) -> tuple[chex.Array, chex.Array]:
+    """Actions [B, D] and the logs of their densities [B]."""
+    mean, log_std = actor.apply(actor_params, obs)
+    return jax.vmap(losses.tanh_gaussian)(mean, log_std, noise)
+
+  def normal(key: chex.PRNGKey, obs: chex.Array) -> chex.Array:
+    return jax.random.normal(key, (obs.shape[0], actor.action_dim))
+
+  def greedy(params: Params, obs: chex.Array) -> chex.Array:
+    mean, _ = actor.apply(params['actor'], obs)
+    return jnp.tanh(mean)
+
+  def bootstrap(
+    online_params: Params,
+    target_params: Params,
+    obs: chex.Array,
+    key: chex.PRNGKey,
+  ) -> chex.Array:
+    action, log_prob = sample(
+      _stop(online_params['actor']), obs, normal(_target_key(key), obs)
+    )
+    q_t = values_of(target_params['critic'], obs, action)
+    v_t = jax.vmap(losses.soft_value, (0, 0, None))(
+      q_t, log_prob, temperature(online_params)
+    )
+    return v_t[:, None]
+
+  def policy_loss(
+    online_params: Params, obs: chex.Array, key: chex.PRNGKey
+  ) -> tuple[chex.Array, Metrics]:
+    action, log_prob = sample(online_params['actor'], obs, normal(key, obs))
+    q_tm1 = values_of(_stop(online_params['critic']), obs, action)
+    loss = actor_loss = jnp.mean(
+      jax.vmap(losses.soft_policy_loss, (0, 0, None))(
+        q_tm1, log_prob, temperature(online_params)
+      )
+    )
+    if learnt:
+      loss += jnp.mean(
+        jax.vmap(losses.temperature_loss, (None, 0, None))(
+          online_params['log_alpha'],
+          jax.lax.stop_gradient(log_prob),
+          target_entropy,
+        )
+      )
+    return loss, {'actor_loss': actor_loss, 'entropy': -jnp.mean(log_prob)}
+
+  def act(
+    params: Params, obs: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
+  ) -> chex.Array:
+    action, _ = sample(params['actor'], obs, noise.normal)
+    return mixed_with_random(action, noise, epsilon)
+
+  agent = _assemble(
+    actor,
+    critic,
+    example_obs,
+    critics=critics,
+    delayed=('actor', 'log_alpha') if learnt else ('actor',),
+    policy_delay=policy_delay,
+    td_loss=td_loss,
+    error_bound=error_bound,
+    greedy=greedy,
+    act=act,
+    bootstrap=bootstrap,
+    policy_loss=policy_loss,
+  )
+
+  def init(key: chex.PRNGKey) -> Params:
+    params = agent.init(key)
+    return params | {'log_alpha': jnp.zeros(())} if learnt else params
+
+  def loss(online_params: Params, *args, **kwargs):
+    value, metrics = agent.loss(online_params, *args, **kwargs)
+    now = jnp.asarray(temperature(online_params), jnp.float32)
+    return value, metrics | {'alpha': now}
+
+  return agent._replace(init=init, loss=loss, twinned=('critic',))
+
+
+def _assemble(
+  actor: Actor,
+  critic: Critic,
+  example_obs: chex.Array,
+  *,
+  critics: int,
+  delayed: tuple[str, ...],
+  policy_delay: int,
+  td_loss: str,
+  error_bound: float,
+  greedy: Callable[[Params, chex.Array], chex.Array],
+  act: Callable[..., chex.Array],
+  bootstrap: Bootstrap,
+  policy_loss: Callable[..., tuple[chex.Array, Metrics]],
+) -> Agent:
+  """What the agents share.
+
+  Args:
+    actor: the actor's network.
+    critic: the critics' network.
+    example_obs: [B, ...].
+    critics: K.
+    delayed: entries of the parameters that learn at every `policy_delay`-th
+      gradient step only.
+    policy_delay: in gradient steps.
+    td_loss: a key of `losses.td.FORMS`.
+    error_bound: of some of them.
+    greedy: of the agent.
+    act: of the agent.
+    bootstrap: of the agent. No gradient of it may reach `delayed` entries.
+    policy_loss: (online_params, obs, key) -> the loss of the `delayed` entries,
+      of nothing else, and metrics [].
+
+  Returns:
+    An agent whose `loss` reports `loss`, the sum; `critic_loss`, of all critics
+    together; for each transition [B] the `q_tm1` of the action taken and
+    `td_error_abs`, means over the critics; and the metrics of `policy_loss`.
+    These are 0 where the actor is not due, and d times what they are where it
+    is: their means over gradient steps are right. Weights multiply the critics'
+    losses and nothing else.
+  """
+  if td_loss not in td.FORMS:
+    raise ValueError(
+      f'td_loss={td_loss!r} is unknown; choose from {", ".join(td.FORMS)}'
+    )
+  if not error_bound > 0:
+    raise ValueError(f'error_bound={error_bound} must be positive')
+  form = lambda error: td.FORMS[td_loss](error, error_bound)
+  values_of = functools.partial(_values_of, critic)
+
+  def init(key: chex.PRNGKey) -> Params:
+    actor_key, critic_key = jax.random.split(key)
+    action = jnp.zeros((example_obs.shape[0], actor.action_dim))
+    born = jax.vmap(lambda key: critic.init(key, example_obs, action))
+    return {
+      'actor': actor.init(actor_key, example_obs),
+      'critic': born(jax.random.split(critic_key, critics)),
+    }
+
+  def values(params: Params, obs: chex.Array) -> chex.Array:
+    q_values = values_of(params['critic'], obs, greedy(params, obs))
+    return jax.vmap(losses.smallest_value)(q_values)[:, None]
+
+  def taken(params: Params, batch: Transition) -> chex.Array:
+    q_tm1 = values_of(params['critic'], batch.obs_tm1, batch.a_tm1)
+    return jnp.mean(q_tm1, axis=1)
+
+  def play(
+    params: Params, obs: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
+  ) -> chex.Array:
+    return mixed_with_random(greedy(params, obs), noise, epsilon)
+
+  def targets(
+    online_params: Params,
+    target_params: Params,
+    batch: Transition,
+    key: chex.PRNGKey,
+    *,
+    bootstrap: Bootstrap = bootstrap,
+  ) -> chex.Array:
+    v_t = bootstrap(online_params, target_params, batch.obs_t, key)[:, 0]
+    return batch.r_t + batch.discount_t * v_t
+
+  def loss(
+    online_params: Params,
+    target_params: Params,
+    batch: Transition,
+    key: chex.PRNGKey,
+    *,
+    bootstrap: Bootstrap | None = bootstrap,
+    step: chex.Numeric | None = None,
+  ) -> tuple[chex.Array, Metrics]:
+    if bootstrap is None:
+      y = batch.r_t
+    else:
+      y = targets(online_params, target_params, batch, key, bootstrap=bootstrap)
+    q_tm1 = values_of(online_params['critic'], batch.obs_tm1, batch.a_tm1)
+    errors = y[:, None] - q_tm1  # [B, K]
+    each = jax.vmap(lambda errors: losses.critics_loss(errors, form))(errors)
+    if batch.weight is not None:
+      each = batch.weight * each
+    value = critic_loss = jnp.mean(each)
+    metrics = {
+      'critic_loss': critic_loss,
+      'q_tm1': jnp.mean(q_tm1, axis=1),
+      'td_error_abs': jnp.mean(jnp.abs(errors), axis=1),
+    }
+    if bootstrap is not None:
+      added, more = policy_part(online_params, batch.obs_tm1, key, step)
+      value += added
+      metrics |= more
+    return value, metrics | {'loss': value}
+
+  def policy_part(
+    online_params: Params,
+    obs: chex.Array,
+    key: chex.PRNGKey,
+    step: chex.Numeric | None,
+  ) -> tuple[chex.Array, Metrics]:
+    """`policy_loss` where it is due, and 0 elsewhere."""
+    due = functools.partial(policy_loss, online_params, obs, _policy_key(key))
+    if step is None or policy_delay == 1:
+      return due()
+
+    def often() -> tuple[chex.Array, Metrics]:
+      value, metrics = due()
+      return value, jax.tree.map(lambda x: policy_delay * x, metrics)
+
+    nothing = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(often)
+    )
+    return jax.lax.cond((step + 1) % policy_delay == 0, often, lambda: nothing)
+
+  return Agent(
+    init=init,
+    loss=loss,
+    bootstrap=bootstrap,
+    targets=targets,
+    values=values,
+    taken=taken,
+    noise=lambda key, batch_size: action_noise(
+      key, batch_size, actor.action_dim
+    ),
+    act=act,
+    greedy=greedy,
+    play=play,
+    twinned=('actor', 'critic'),
+    delayed=delayed if policy_delay > 1 else (),
+    delay=policy_delay,
+  )
+
+
+def _values_of(
+  critic: Critic, params: Params, obs: chex.Array, action: chex.Array
+) -> chex.Array:
+  """[B, K] values of all critics, whose leaves lead with [K]."""
+  # A vmap and not a loop: with 2 critics of 2 x 256 units and a batch of 256,
+  # inside a scan on a CPU, neither is the faster one, and of the two this
+  # compiles one network.
+  return jax.vmap(critic.apply, (0, None, None), 1)(params, obs, action)
+
+
+# The key of a gradient step is split in two: for targets and for the actor.
+
+
+def _target_key(key: chex.PRNGKey) -> chex.PRNGKey:
+  return jax.random.split(key)[0]
+
+
+def _policy_key(key: chex.PRNGKey) -> chex.PRNGKey:
+  return jax.random.split(key)[1]
+
+
+def _stop(params: Params) -> Params:
+  return jax.tree.map(jax.lax.stop_gradient, params)
+
+
+def _check(**given: chex.Numeric | None) -> None:
+  """Raises ValueError where a number is outside its domain."""
+  for name, value in given.items():
+    if value is None or isinstance(value, jax.core.Tracer):
+      continue
+    if not PARAMETERS[name].holds(value):
+      raise ValueError(f'{name}={value!r} must be {PARAMETERS[name].text}')
+
+
+class Algorithm(NamedTuple):
+  """An agent as a launcher offers it.
+
+  Attributes:
+    make: (actor, critic, example_obs, **options) -> Agent.
+    actor: the kind of network that acts.
+    summary: what it is, for a help text.
+  """
+
+  make: Callable[..., Agent]
+  actor: type[Actor]
+  summary: str
+
+  @property
+  def takes(self) -> tuple[str, ...]:
+    """Names of its options, which all have defaults."""
+    arguments = inspect.signature(self.make).parameters.values()
+    return tuple(a.name for a in arguments if a.kind is a.KEYWORD_ONLY)
+
+
+AGENTS: dict[str, Algorithm] = {
+  'ddpg': Algorithm(
+    make_ddpg_agent, DeterministicActor, 'a deterministic actor and its critic'
+  ),
+  'td3': Algorithm(
+    make_td3_agent,
+    DeterministicActor,
+    'the smaller of two critics, smoothed targets, an actor that waits',
+  ),
+  'sac': Algorithm(
+    make_sac_agent,
+    TanhGaussianActor,
+    'a random actor that is paid for its entropy',
+  ),
+}
+
+
+def make_actor_critic(
+  name: str,
+  actor: Actor,
+  critic: Critic,
+  example_obs: chex.Array,
+  **options: Any,
+) -> Agent:
+  """Builds the agent that `AGENTS` holds under `name`.
+
+  Args:
+    name: a key of `AGENTS`.
+    actor: of the kind that it names.
+    critic: the critics' network.
+    example_obs: [B, ...], of any content.
+    **options: of the agent's own builder; None is as good as left out.
+
+  Raises:
+    ValueError: the name is unknown, the actor of another kind, an option not
+      for this agent, or refused by its builder.
+  """
+  if name not in AGENTS:
+    raise ValueError(
+      f'agent={name!r} is unknown; choose from {", ".join(AGENTS)}'
+    )
+  algorithm = AGENTS[name]
+  if not isinstance(actor, algorithm.actor):
+    raise ValueError(
+      f'agent={name!r} needs a {algorithm.actor.__name__}, not a '
+      f'{type(actor).__name__}'
+    )
+  given = {key: value for key, value in options.items() if value is not None}
+  for key, value in given.items():
+    if key not in algorithm.takes:
+      raise ValueError(
+        f'{key}={value!r} has no meaning for agent={name!r}, which takes '
+        f'{", ".join(algorithm.takes)}'
+      )
+  return algorithm.make(actor, critic, example_obs, **given)

@@ -1,0 +1,260 @@
+"""Random changes of an image that leave what it shows.
+
+Each function takes a key and one image, float32 [H, W, C] in [0, 1], and
+returns another one like it: the caller vmaps over images, each with a key of
+its own. All are cheap enough to be drawn anew in every gradient step.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Augmentation = Callable[[chex.PRNGKey, chex.Array], chex.Array]
+
+# How bright the eye finds red, green and blue (ITU-R BT.601).
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def _clipped(image: chex.Array) -> chex.Array:
+  return jnp.clip(image, 0.0, 1.0)
+
+
+def _grey(image: chex.Array) -> chex.Array:
+  """[H, W, 1], or what broadcasts like it."""
+  if image.shape[-1] == 1:
+    return image
+  if image.shape[-1] != 3:
+    raise ValueError(
+      f'images must be grey or of 3 colours, not of {image.shape[-1]} channels'
+    )
+  return jnp.sum(image * jnp.asarray(_LUMA), -1, keepdims=True)
+
+
+def _taps(pixels: int, start: chex.Numeric, share: chex.Numeric) -> chex.Array:
+  """Bilinear weights [pixels, pixels] of the old pixels in each new one.
+
+  Args:
+    pixels: of the side.
+    start: of the window, as a part of the side.
+    share: the window's length, as a part of the side.
+  """
+  old = jnp.arange(pixels)
+  centres = start * pixels + (old + 0.5) * share - 0.5
+  centres = jnp.clip(centres, 0, pixels - 1)
+  return jnp.maximum(0.0, 1 - jnp.abs(centres[:, None] - old))
+
+
+def random_resized_crop(
+  key: chex.PRNGKey,
+  image: chex.Array,
+  *,
+  scale: tuple[float, float] = (0.2, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> chex.Array:
+  """A random window, stretched to the whole (Szegedy et al. 2015).
+
+  The window's area is uniform, and the logarithm of its aspect ratio is uniform
+  among those with which a window of that area fits. (Others draw both together
+  until they fit, and so get fewer large windows.) Pixels are interpolated
+  bilinearly.
+
+  Args:
+    key: of chance.
+    image: [H, W, C].
+    scale: (least, greatest) area, as a part of the image's; in (0, 1].
+    ratio: (least, greatest) width over height of the window, both in units of
+      the image's; 1 lies between.
+
+  Raises:
+    ValueError: a range is not such.
+  """
+  if not 0 < scale[0] <= scale[1] <= 1:
+    raise ValueError(f'scale={scale} must be a range in (0, 1]')
+  if not 0 < ratio[0] <= 1 <= ratio[1]:
+    raise ValueError(f'ratio={ratio} must be a range around 1')
+  chance = jax.random.uniform(key, (4,))
+  area = scale[0] + chance[0] * (scale[1] - scale[0])
+  low = jnp.maximum(math.log(ratio[0]), jnp.log(area))
+  high = jnp.minimum(math.log(ratio[1]), -jnp.log(area))
+  aspect = jnp.exp(low + chance[1] * (high - low))
+  sides = jnp.stack([jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)])
+  starts = chance[2:] * (1 - sides)
+  rows, columns = (
+    _taps(pixels, start, share)
+    for pixels, start, share in zip(image.shape[:2], starts, sides, strict=True)
+  )
+  # As matrix products, which a CPU does faster than it gathers pixels.
+  cropped = jnp.einsum(
+    'ih,jw,hwc->ijc', rows, columns, image, precision='highest'
+  )
+  # Weights add up to 1 but for rounding.
+  return _clipped(cropped)
+
+
+def horizontal_flip(
+  key: chex.PRNGKey, image: chex.Array, *, probability: float = 0.5
+) -> chex.Array:
+  """Left becomes right, with a probability."""
+  flip = jax.random.bernoulli(key, probability)
+  return jnp.where(flip, image[:, ::-1], image)
+
+
+def shift(key: chex.PRNGKey, image: chex.Array, *, pixels: int) -> chex.Array:
+  """Moves the image, repeating its border (Yarats et al. 2021, DrQ).
+
+  Args:
+    key: of chance.
+    image: [H, W, C].
+    pixels: the most by which it moves up, down, left or right, >= 0; each
+      number of pixels is as likely.
+  """
+  padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), 'edge')
+  row, column = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
+  return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
+
+
+def intensity(
+  key: chex.PRNGKey, image: chex.Array, *, amount: float
+) -> chex.Array:
+  """Multiplies by 1 + amount * n, n normal and clipped to [-2, 2].
+
+  As SPR does to Atari frames (mila-iqia/spr, models.py), with amount 0.05; but
+  what is above 1 is cut.
+  """
+  noise = jnp.clip(jax.random.normal(key), -2.0, 2.0)
+  return _clipped(image * (1 + amount * noise))
+
+
+def jitter(
+  key: chex.PRNGKey,
+  image: chex.Array,
+  *,
+  brightness: float = 0.0,
+  contrast: float = 0.0,
+  saturation: float = 0.0,
+) -> chex.Array:
+  """Changes brightness, contrast and saturation, in this order.
+
+  Each is multiplied by a factor from U(1 - x, 1 + x): away from black, from the
+  mean grey, and from the grey of each pixel, as in torchvision's ColorJitter,
+  which has a random order and a hue besides. The saturation of a grey image is
+  nothing.
+
+  Args:
+    key: of chance.
+    image: [H, W, C] with C = 1 or 3.
+    brightness: x of the brightness, in [0, 1].
+    contrast: x of the contrast, in [0, 1].
+    saturation: x of the saturation, in [0, 1].
+  """
+  amounts = jnp.stack([brightness, contrast, saturation])
+  factors = 1 + amounts * jax.random.uniform(key, (3,), minval=-1, maxval=1)
+  image = _clipped(factors[0] * image)
+  mean = jnp.mean(_grey(image))
+  image = _clipped(mean + factors[1] * (image - mean))
+  grey = _grey(image)
+  return _clipped(grey + factors[2] * (image - grey))
+
+
+def gaussian_noise(
+  key: chex.PRNGKey, image: chex.Array, *, std: float
+) -> chex.Array:
+  """Adds normal noise to each number."""
+  return _clipped(image + std * jax.random.normal(key, image.shape))
+
+
+def random_mask(
+  key: chex.PRNGKey, image: chex.Array, *, probability: float
+) -> chex.Array:
+  """Blackens each pixel with a probability."""
+  keep = jax.random.bernoulli(key, 1 - probability, (*image.shape[:2], 1))
+  return jnp.where(keep, image, 0.0)
+
+
+def cutout(key: chex.PRNGKey, image: chex.Array, *, pixels: int) -> chex.Array:
+  """Blackens a square around any pixel (DeVries & Taylor 2017).
+
+  What of the square lies outside of the image is lost.
+
+  Args:
+    key: of chance.
+    image: [H, W, C].
+    pixels: the square's side.
+  """
+  sides = image.shape[:2]
+  centres = jax.random.randint(key, (2,), 0, jnp.array(sides))
+  # An even square's middle lies between two pixels.
+  rows, columns = (
+    jnp.abs(2 * (jnp.arange(side) - centre) + 1 - pixels % 2) < pixels
+    for side, centre in zip(sides, centres, strict=True)
+  )
+  return jnp.where((rows[:, None] & columns)[..., None], 0.0, image)
+
+
+def colour_drop(
+  key: chex.PRNGKey, image: chex.Array, *, probability: float
+) -> chex.Array:
+  """Makes the image grey, with a probability; [H, W, C] with C = 1 or 3."""
+  drop = jax.random.bernoulli(key, probability)
+  return jnp.where(drop, _grey(image), image)
+
+
+def sometimes(augmentation: Augmentation, probability: float) -> Augmentation:
+  """An augmentation that is applied with a probability."""
+
+  def augment(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
+    whether_key, key = jax.random.split(key)
+    whether = jax.random.bernoulli(whether_key, probability)
+    return jnp.where(whether, augmentation(key, image), image)
+
+  return augment
+
+
+def compose(*augmentations: Augmentation) -> Augmentation:
+  """One after the other, each with a key of its own."""
+
+  def augment(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
+    keys = jax.random.split(key, len(augmentations))
+    for augmentation, one in zip(augmentations, keys, strict=True):
+      image = augmentation(one, image)
+    return image
+
+  return augment
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+  # No change: both views are the image.
+  'none': compose(),
+  # Mild, for images of about 8 x 8.
+  'digits': compose(
+    functools.partial(shift, pixels=1),
+    functools.partial(jitter, brightness=0.3),
+    functools.partial(gaussian_noise, std=0.1),
+    functools.partial(random_mask, probability=0.1),
+  ),
+  # Strong, for grey images of about 28 x 28 whose mirror image is another one.
+  'crops': compose(
+    random_resized_crop,
+    functools.partial(jitter, brightness=0.4, contrast=0.4),
+    functools.partial(gaussian_noise, std=0.1),
+  ),
+  # SimSiam's for photographs, without hue and blur.
+  'colour': compose(
+    random_resized_crop,
+    sometimes(
+      functools.partial(jitter, brightness=0.4, contrast=0.4, saturation=0.4),
+      0.8,
+    ),
+    functools.partial(colour_drop, probability=0.2),
+    horizontal_flip,
+  ),
+  # SPR's for Atari frames of 84 x 84.
+  'frames': compose(
+    functools.partial(shift, pixels=4),
+    functools.partial(intensity, amount=0.05),
+  ),
+}

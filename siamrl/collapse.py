@@ -1,0 +1,106 @@
+"""How far representations have collapsed, from projections alone.
+
+A Siamese network without negatives can answer every image alike, and its loss
+is then at its least. Pure functions of a batch of projections, to be compiled
+and vmapped by the caller.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from siamrl.diagnostics import effective_rank, singular_values
+from siamrl.losses import siamese as losses
+from siamrl.types import Metrics
+
+
+def normalised_std(z: chex.Array) -> chex.Array:
+  """sqrt(D) * mean over channels of the std of z / ||z|| (Chen & He 2021, 4.1).
+
+  Args:
+    z: [B, D].
+
+  Returns:
+    []: about 1 where directions are spread evenly, 0 where all are the same.
+  """
+  chex.assert_rank(z, 2)
+  directions = jax.vmap(losses.normalised)(z)
+  return jnp.sqrt(z.shape[-1]) * jnp.mean(jnp.std(directions, axis=0))
+
+
+def measures(z: chex.Array) -> Metrics:
+  """What there is to say about a batch of projections or features.
+
+  Args:
+    z: [B, D].
+
+  Returns:
+    `normalised_std`; `effective_rank` of z, 1 where all are the same; and
+    `centred_rank`, that of z without its mean, which says how many directions
+    are left to tell images apart, however little they differ: it is 0 for a
+    constant, and many for one with noise.
+  """
+  return {
+    'normalised_std': normalised_std(z),
+    'effective_rank': effective_rank(singular_values(z)),
+    'centred_rank': effective_rank(singular_values(z - jnp.mean(z, axis=0))),
+  }
+
+
+def loss_gap(
+  value: chex.Numeric,
+  loss: str,
+  *,
+  batch_size: int | None = None,
+  temperature: float = losses.TEMPERATURE,
+) -> chex.Numeric:
+  """How far a loss is above what it cannot fall below, >= 0.
+
+  At a gap of 0 either every view is recognised or, but for 'contrastive', all
+  is the same.
+
+  Args:
+    value: of the loss, in one direction or both.
+    loss: one of `losses.siamese.LOSSES`.
+    batch_size: of 'contrastive': images in the batch.
+    temperature: of 'contrastive'.
+
+  Raises:
+    ValueError: the name is unknown, or 'contrastive' lacks its batch size.
+  """
+  if loss not in losses.LOSSES:
+    raise ValueError(
+      f'loss={loss!r} is unknown; choose from {", ".join(losses.LOSSES)}'
+    )
+  if loss in losses.FORMS:
+    return value - losses.FORMS[loss].least
+  if batch_size is None:
+    raise ValueError('the least contrastive loss depends on the batch_size')
+  return value - losses.least_contrastive(batch_size, temperature)
+
+
+def predictor_spectrum(
+  predict: Callable[[chex.Array], chex.Array], z: chex.Array
+) -> chex.Array:
+  """Singular values of the predictor's Jacobian, averaged over a batch.
+
+  Of a linear predictor they are those of its matrix. The mean of Jacobians is
+  the Jacobian of a mean: of v -> mean_b predict(z_b + v) at v = 0, which takes
+  no more memory than D batches.
+
+  Args:
+    predict: [B, D] -> [B, D], row by row: batch normalisation with given
+      statistics.
+    z: [B, D].
+
+  Returns:
+    float32 [D], descending.
+  """
+  chex.assert_rank(z, 2)
+
+  def mean(v: chex.Array) -> chex.Array:
+    return jnp.mean(predict(z + v), axis=0)
+
+  return singular_values(jax.jacfwd(mean)(jnp.zeros(z.shape[-1])))

@@ -1,0 +1,103 @@
+"""Frames of Atari games under a policy that acts at random, with labels."""
+
+import numpy as np
+
+from siamrl.envs.ale import resolve_game
+from siamrl.images import Images
+
+_SIZE = 84
+_MOST_NOOPS = 30  # frames at the start of an episode
+
+
+def collect_frames(
+  game: str,
+  count: int,
+  *,
+  ram_byte: int | None = None,
+  classes: int = 8,
+  every: int = 4,
+  frame_skip: int = 4,
+  seed: int = 0,
+) -> Images:
+  """Plays at random, and keeps frames.
+
+  Args:
+    game: any spelling.
+    count: N, frames to keep.
+    ram_byte: of the console's 128 bytes of memory, the one that labels tell;
+      None for no labels. The bytes' meaning differs from game to game: in Pong
+      54 is the height of the ball and 51 that of the player (Anand et al. 2019,
+      AtariARI).
+    classes: its values are put into so many classes of about the same size, or
+      fewer where there are not so many values.
+    every: env steps from one frame that is kept to the next.
+    frame_skip: emulator frames per env step.
+    seed: of the emulator and the actions.
+
+  Returns:
+    grey images uint8 [N, 84, 84, 1], and labels.
+
+  Raises:
+    ImportError: ale-py is not installed.
+    ValueError: there is no such game, or the byte has one value only.
+  """
+  name = resolve_game(game)
+  import ale_py
+  from ale_py import roms
+
+  ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+  ale = ale_py.ALEInterface()
+  rng = np.random.default_rng(seed)
+  ale.setInt('random_seed', int(rng.integers(2**31)))
+  ale.setFloat('repeat_action_probability', 0.0)
+  ale.loadROM(roms.get_rom_path(name))
+  actions = ale.getMinimalActionSet()
+
+  screens, memory = [], []
+  while len(screens) < count:
+    ale.reset_game()
+    for _ in range(rng.integers(_MOST_NOOPS + 1)):
+      ale.act(actions[0])
+    steps = 0
+    while not ale.game_over() and len(screens) < count:
+      action = actions[rng.integers(len(actions))]
+      for _ in range(frame_skip):
+        ale.act(action)
+      steps += 1
+      if steps % every == 0:
+        screens.append(_smaller(ale.getScreenGrayscale()))
+        memory.append(ale.getRAM())
+  images = np.stack(screens)[..., None]
+  if ram_byte is None:
+    return Images(images, None)
+  values = np.stack(memory)[:, ram_byte]
+  return Images(images, _classes(values, classes, ram_byte))
+
+
+def _smaller(screen: np.ndarray) -> np.ndarray:
+  """uint8 [H, W] -> [84, 84], each pixel the mean of what it covers."""
+
+  def weights(length: int) -> np.ndarray:
+    """[84, length], rows that add up to 1."""
+    edges = np.linspace(0, length, _SIZE + 1)
+    low, high = edges[:-1, None], edges[1:, None]
+    pixel = np.arange(length)
+    covered = np.minimum(high, pixel + 1) - np.maximum(low, pixel)
+    return np.clip(covered, 0, None) / (high - low)
+
+  height, width = screen.shape
+  small = weights(height) @ screen @ weights(width).T
+  return np.round(small).astype(np.uint8)
+
+
+def _classes(values: np.ndarray, classes: int, ram_byte: int) -> np.ndarray:
+  """int32 [N]: quantiles, numbered from 0 without gaps."""
+  edges = np.unique(np.quantile(values, np.linspace(0, 1, classes + 1)[1:-1]))
+  found, labels = np.unique(
+    np.searchsorted(edges, values, side='right'), return_inverse=True
+  )
+  if len(found) < 2:
+    raise ValueError(
+      f'ram_byte={ram_byte} has one value only, or nearly so: nothing to tell'
+    )
+  return labels.astype(np.int32)

@@ -1,0 +1,165 @@
+"""Losses of Siamese representation learning: SimSiam, BYOL and SimCLR.
+
+Written for one pair of answers, or one row of similarities: the caller vmaps. A
+`prediction` is what the online network makes of one view of an image, a
+`projection` the twin's answer to the other view. No function stops a gradient:
+the projection comes from the twin, which the caller passes as an argument of
+its own.
+"""
+
+from collections.abc import Callable
+import math
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+# Squares of lengths below this are taken for it, as in BYOL's code.
+_SMALLEST_SQUARE = 1e-12
+# Of the contrastive loss, if nobody says: the default of SimCLR's code.
+TEMPERATURE = 0.1
+
+
+def normalised(x: chex.Array) -> chex.Array:
+  """A vector [D] shortened to length 1; the vector of zeros stays."""
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2), _SMALLEST_SQUARE))
+
+
+def negative_cosine(
+  prediction: chex.Array, projection: chex.Array
+) -> chex.Array:
+  """-cos(p, z), from -1 to 1 (Chen & He 2021, eq. 1).
+
+  Args:
+    prediction: [D] p.
+    projection: [D] z.
+
+  Returns:
+    []; its least value -1 is where both point the same way.
+  """
+  chex.assert_equal_shape([prediction, projection])
+  return -jnp.dot(normalised(prediction), normalised(projection))
+
+
+def normalised_error(
+  prediction: chex.Array, projection: chex.Array
+) -> chex.Array:
+  """||p / ||p|| - z / ||z|| ||**2, from 0 to 4 (Grill et al. 2020, eq. 2).
+
+  It is 2 + 2 * `negative_cosine`: the same direction, twice the gradient.
+
+  Args:
+    prediction: [D] p.
+    projection: [D] z.
+
+  Returns:
+    []; its least value 0 is where both point the same way.
+  """
+  chex.assert_equal_shape([prediction, projection])
+  return jnp.sum((normalised(prediction) - normalised(projection)) ** 2)
+
+
+def nt_xent(
+  similarities: chex.Array,
+  anchor: chex.Numeric,
+  partner: chex.Numeric,
+  temperature: chex.Numeric,
+) -> chex.Array:
+  """The contrastive loss of one view (Chen et al. 2020, eq. 1).
+
+  -log(exp(s[partner] / t) / sum_{k != anchor} exp(s[k] / t))
+
+  Args:
+    similarities: [M] cosines of this view with each of the batch's views.
+    anchor: int [] its own place among them, which is not looked at.
+    partner: int [] the place of the other view of the same image.
+    temperature: t, > 0.
+
+  Returns:
+    [], > 0.
+  """
+  chex.assert_rank(similarities, 1)
+  places = jnp.arange(similarities.shape[0])
+  logits = similarities / temperature
+  others = jax.nn.logsumexp(jnp.where(places == anchor, -jnp.inf, logits))
+  return others - jnp.sum(jnp.where(places == partner, logits, 0.0))
+
+
+def contrastive(
+  one: chex.Array, other: chex.Array, temperature: chex.Numeric
+) -> chex.Array:
+  """SimCLR's loss of a batch: the mean of `nt_xent` over all its views.
+
+  There is no unbatched form: what one image's views are compared with is the
+  batch. The mean is the paper's (algorithm 1); the authors' code
+  (google-research/simclr, objective.py) adds up the means over the first and
+  over the second views, which is twice as much.
+
+  Args:
+    one: [B, D] projections of one view of each image.
+    other: [B, D] projections of the other.
+    temperature: > 0.
+
+  Returns:
+    [].
+  """
+  chex.assert_rank([one, other], 2)
+  chex.assert_equal_shape([one, other])
+  z = jax.vmap(normalised)(jnp.concatenate([one, other]))
+  anchors = jnp.arange(len(z))
+  partners = jnp.roll(anchors, len(one))
+  losses = jax.vmap(nt_xent, (0, 0, 0, None))(
+    z @ z.T, anchors, partners, temperature
+  )
+  return jnp.mean(losses)
+
+
+def least_contrastive(batch_size: int, temperature: float) -> float:
+  """What `contrastive` cannot fall below.
+
+  log(1 + 2 (B - 1) exp(-B / (B - 1) / t)). By Jensen's inequality the loss is
+  least for a given mean of the cosines, and cosines of 2B unit vectors add up
+  to 0 or more. It is reached where views of an image agree and the B images are
+  the corners of a simplex, for which B - 1 dimensions are needed.
+
+  Args:
+    batch_size: B images, >= 2.
+    temperature: t, > 0.
+  """
+  others = batch_size - 1
+  return math.log1p(2 * others * math.exp(-batch_size / others / temperature))
+
+
+class Form(NamedTuple):
+  """A loss of one prediction and the projection that it is to meet.
+
+  Attributes:
+    error: (prediction [D], projection [D]) -> [].
+    together: what a pair of views in both directions counts, [2] -> [].
+    least: the least value of the error, and of one or both directions.
+    summary: for a help text.
+  """
+
+  error: Callable[[chex.Array, chex.Array], chex.Array]
+  together: Callable[[chex.Array], chex.Array]
+  least: float
+  summary: str
+
+
+FORMS: dict[str, Form] = {
+  'cosine': Form(
+    negative_cosine,
+    jnp.mean,
+    -1.0,
+    'SimSiam: the negative cosine, averaged over both directions',
+  ),
+  'byol': Form(
+    normalised_error,
+    jnp.sum,
+    0.0,
+    'BYOL: the squared error of unit vectors, summed over both directions',
+  ),
+}
+# All that there are. The last one needs no twin.
+LOSSES = (*FORMS, 'contrastive')

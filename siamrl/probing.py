@@ -1,0 +1,115 @@
+"""What can be read off frozen features: nearest neighbours and a linear probe.
+
+Pure functions of features and labels, deterministic, to be compiled and vmapped
+by the caller. Both give scores, of which the largest names the class.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from siamrl.losses.siamese import normalised
+
+
+def _dot(one: chex.Array, other: chex.Array) -> chex.Array:
+  # Accelerators would round what decides between close neighbours.
+  return jnp.matmul(one, other, precision='highest')
+
+
+def accuracy(scores: chex.Array, labels: chex.Array) -> chex.Array:
+  """The share of rows whose largest score is at the label, [] in [0, 1].
+
+  Args:
+    scores: [M, K].
+    labels: int [M].
+  """
+  return jnp.mean(jnp.argmax(scores, axis=-1) == labels)
+
+
+def nearest_neighbours(
+  train_features: chex.Array,
+  train_labels: chex.Array,
+  features: chex.Array,
+  *,
+  num_classes: int,
+  neighbours: int,
+  temperature: float | None = None,
+) -> chex.Array:
+  """The votes of the nearest training points, by cosine.
+
+  Args:
+    train_features: [N, F].
+    train_labels: int [N], from 0 to num_classes - 1.
+    features: [M, F] to classify.
+    num_classes: K.
+    neighbours: points that vote, from 1 to N.
+    temperature: t, > 0: a point of cosine s has a vote of weight exp(s / t), as
+      in Wu et al. (2018), who have 200 neighbours and t = 0.07; None for equal
+      votes.
+
+  Returns:
+    float32 [M, K] votes; weighted ones are relative to that of a point of
+    cosine 1.
+
+  Raises:
+    ValueError: there are not so many points, or the temperature is not
+      positive.
+  """
+  if not 1 <= neighbours <= len(train_features):
+    raise ValueError(
+      f'{neighbours=} must be from 1 to the {len(train_features)} points that '
+      'there are'
+    )
+  if temperature is not None and not temperature > 0:
+    raise ValueError(f'{temperature=} must be positive')
+  unit = jax.vmap(normalised)
+  cosines = _dot(unit(features), unit(train_features).T)
+  nearest, places = jax.lax.top_k(cosines, neighbours)
+  if temperature is None:
+    weights = jnp.ones_like(nearest)
+  else:
+    weights = jnp.exp((nearest - 1) / temperature)
+  labels = jnp.asarray(train_labels)[places]
+  ballots = jax.nn.one_hot(labels, num_classes)  # [M, k, K]
+  return jnp.sum(weights[..., None] * ballots, axis=1)
+
+
+def linear_probe(
+  train_features: chex.Array,
+  train_labels: chex.Array,
+  features: chex.Array,
+  *,
+  num_classes: int,
+  ridge: float = 1e-3,
+) -> chex.Array:
+  """Ridge regression to one-hot labels, solved exactly.
+
+  Not the logistic regression by gradient descent of the literature, whose
+  result depends on its step size and length. The intercept is not penalised.
+  The penalty is relative to the features' mean variance, so that features of
+  another scale are judged alike.
+
+  Args:
+    train_features: [N, F].
+    train_labels: int [N], from 0 to num_classes - 1.
+    features: [M, F] to classify.
+    num_classes: K.
+    ridge: > 0; of sum_n ||y_n - W x_n||**2 + ridge * v * N * ||W||**2, where v
+      is the mean over the F features of their variance.
+
+  Returns:
+    float32 [M, K]; where all training features are the same, each class's share
+    of the labels.
+  """
+  mean = jnp.mean(train_features, axis=0)
+  x = train_features - mean
+  y = jax.nn.one_hot(train_labels, num_classes)
+  share = jnp.mean(y, axis=0)
+  gram = _dot(x.T, x)
+  penalty = ridge * jnp.trace(gram) / len(gram)
+  # Above 0, so that features without variance get no weights rather than NaN.
+  penalty = jnp.maximum(penalty, jnp.finfo(gram.dtype).tiny)
+  weights = jax.scipy.linalg.solve(
+    gram + penalty * jnp.eye(len(gram)), _dot(x.T, y - share), assume_a='pos'
+  )
+  return share + _dot(features - mean, weights)

@@ -1,0 +1,51 @@
+"""Representation learning in one figure: small multiples of loss and worth."""
+
+from siamrl.report.metrics import Table
+from siamrl.report.panel import Facet, known_facets
+
+# What tells a run's worth in a number, the best first.
+HEADLINES = ('knn_encoder', 'normalised_std')
+
+
+def is_representation(table: Table) -> bool:
+  """Whether runs learnt representations."""
+  return 'normalised_std' in table
+
+
+def headline(table: Table) -> str:
+  """The column that tells a run's worth."""
+  return next(name for name in HEADLINES if name in table)
+
+
+def facets(table: Table) -> list[Facet]:
+  """The small multiples for which runs have numbers.
+
+  Args:
+    table: [R] arrays by column.
+  """
+  accuracy = 'accuracy on held-out images'
+  names = {'encoder': 'features', 'projection': 'projections'}
+  return known_facets(
+    [
+      Facet('Loss', 'mean over the gradient steps', {'loss': ''}),
+      Facet(
+        'Normalised std',
+        r'$\sqrt{d}$ mean std of $z / \|z\|$: 0 collapsed, 1 even',
+        {'normalised_std': ''},
+      ),
+      Facet(
+        'Effective rank of projections', 'dimensions', {'effective_rank': ''}
+      ),
+      Facet(
+        'Effective rank of features',
+        'dimensions',
+        {'encoder_effective_rank': ''},
+      ),
+      *(
+        Facet(f'{judge} by {of}', accuracy, {f'{short}_{part}': ''})
+        for short, judge in (('knn', 'Neighbours'), ('probe', 'Linear probe'))
+        for part, of in names.items()
+      ),
+    ],
+    table,
+  )

@@ -1,0 +1,234 @@
+"""Learning from what is given, in epochs: whole runs compiled.
+
+Representation learning is a schedule that collects nothing: each gradient step
+takes its share of a data set that lies in device memory, drawn anew in another
+order in every epoch, and the twin moves as it does in every other loop. `Loop`
+has the form of `scan.Loop`, so that `scan.make_program` compiles it for many
+runs and devices, and what is said there of runs side by side holds here too.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from siamrl import diagnostics
+from siamrl.learner import Regress
+from siamrl.types import Metrics, Params, TrainState
+
+
+class Learner(NamedTuple):
+  """What the settings of a run make; its parts may hold tracers.
+
+  Attributes:
+    init: key -> a fresh TrainState.
+    regress: takes one gradient step on a batch [B, ...] of the data.
+    judge: online_params -> what they are worth, scalars by name.
+    panel: measures the twin, or None.
+  """
+
+  init: Callable[[chex.PRNGKey], TrainState]
+  regress: Regress
+  judge: Callable[[Params], Metrics]
+  panel: diagnostics.Panel | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochsConfig:
+  """How runs learn; the same for all of a program.
+
+  Attributes:
+    size: N, rows of the data.
+    batch_size: rows per gradient step. An epoch is N // batch_size gradient
+      steps; what is left over waits for the next one.
+    iteration_epochs: epochs from one row of metrics to the next.
+    panel_period: iterations from one measurement of the panel to the next.
+
+  Raises:
+    ValueError: there are fewer rows than a batch takes, or a number is not
+      positive.
+  """
+
+  size: int
+  batch_size: int
+  iteration_epochs: int = 1
+  panel_period: int = 1
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) < 1:
+        raise ValueError(
+          f'{field.name}={getattr(self, field.name)} must be at least 1'
+        )
+    if self.batch_size > self.size:
+      raise ValueError(
+        f'batch_size={self.batch_size} must be at most the {self.size} that '
+        'there are'
+      )
+
+  @property
+  def epoch_steps(self) -> int:
+    """Gradient steps of an epoch."""
+    return self.size // self.batch_size
+
+  @property
+  def steps(self) -> int:
+    """Gradient steps of an iteration."""
+    return self.epoch_steps * self.iteration_epochs
+
+
+class RunState(struct.PyTreeNode):
+  """All of a run but its clock: with the clock it is the checkpoint.
+
+  Attributes:
+    train: the learner's state.
+    key: draws the order of every epoch.
+    panel: what the panel remembers; None without one.
+  """
+
+  train: TrainState
+  key: jax.Array
+  panel: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """The functions of one run: pure, for callers to vmap and jit.
+
+  Attributes:
+    config: how to learn.
+    data: [N, ...] an array.
+    probe: [P, ...] held out, for the panel.
+    make_learner: settings -> learner.
+    headline: the column to show of a run.
+    shard: applied to every batch before it is learnt from, for callers who
+      share a batch between devices.
+  """
+
+  config: EpochsConfig
+  data: chex.Array
+  probe: chex.Array
+  make_learner: Callable[[Any], Learner]
+  headline: str = 'loss'
+  shard: Callable[[Any], Any] = lambda batch: batch
+
+  # What counts how long runs are.
+  clock = 'gradient_steps'
+
+  @property
+  def iteration_steps(self) -> int:
+    """Gradient steps from one row to the next."""
+    return self.config.steps
+
+  def start(self, settings: Any, key: chex.PRNGKey) -> RunState:
+    """A run's beginning.
+
+    Args:
+      settings: of the run.
+      key: of the run.
+    """
+    init_key, run_key = jax.random.split(key)
+    learner = self.make_learner(settings)
+    state = RunState(learner.init(init_key), run_key)
+    if learner.panel is None:
+      return state
+    return state.replace(panel=learner.panel.init(state.train, self.probe))
+
+  def iterate(
+    self, settings: Any, state: RunState, iteration: chex.Numeric
+  ) -> tuple[RunState, Metrics]:
+    """Runs one iteration.
+
+    Args:
+      settings: of the run.
+      state: where the run stands; the last iteration's.
+      iteration: int32 [] its number, from 0; the same for runs side by side.
+
+    Returns:
+      (state, row): scalars of the iteration. Metrics of the loss are means over
+      its gradient steps; what the judge says is of its end.
+    """
+    config, learner = self.config, self.make_learner(settings)
+    steps, panel = config.steps, learner.panel
+    order = self._order(state.key, iteration)  # [steps, B]
+
+    def learn(number, carry):
+      train, seen, sums = carry
+      batch = self.shard(self._batch(order[number]))
+      train, metrics = learner.regress(train, batch)
+      if panel is not None and panel.follows:
+        seen = panel.follow(seen, train)
+      return train, seen, jax.tree.map(jnp.add, sums, metrics)
+
+    _, shapes = jax.eval_shape(
+      learner.regress, state.train, self._batch(order[0])
+    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    carry = (state.train, state.panel, zeros)
+    measured: Metrics = {}
+    if panel is None:
+      carry = jax.lax.fori_loop(0, steps, learn, carry)
+    else:
+      carry, measured = self._watched(panel, learn, carry, order, iteration)
+    train, seen, sums = carry
+    row = jax.tree.map(lambda total: total / steps, sums)
+    row |= {f'panel/{name}': value for name, value in measured.items()}
+    row |= learner.judge(train.online_params)
+    row |= {
+      'gradient_steps': train.gradient_steps,
+      'epochs': (iteration + 1) * config.iteration_epochs,
+    }
+    return state.replace(train=train, panel=seen), row
+
+  def _order(self, key: chex.PRNGKey, iteration: chex.Numeric) -> jax.Array:
+    """Rows of each gradient step of an iteration, int32 [steps, B]."""
+    config = self.config
+    used = config.epoch_steps * config.batch_size
+
+    def epoch(number: chex.Numeric) -> jax.Array:
+      shuffled = jax.random.permutation(
+        jax.random.fold_in(key, number), config.size
+      )
+      return shuffled[:used].reshape(config.epoch_steps, config.batch_size)
+
+    first = iteration * config.iteration_epochs
+    orders = jax.lax.map(epoch, first + jnp.arange(config.iteration_epochs))
+    return orders.reshape(config.steps, config.batch_size)
+
+  def _watched(self, panel, learn, carry, order, iteration):
+    """The iteration's gradient steps, with a look at the panel among them."""
+    share = diagnostics.panel_share(jnp.asarray(iteration))
+    pause = 1 + (share * self.config.steps).astype(jnp.int32)
+    pause = jnp.minimum(pause, self.config.steps)
+    due = (iteration == 0) | ((iteration + 1) % self.config.panel_period == 0)
+    _, shapes = jax.eval_shape(
+      panel.measure, carry[1], carry[0], self.probe, self._batch(order[0])
+    )
+    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), shapes)
+
+    def part(number, carry):
+      """The gradient steps up to the panel's, and the others."""
+      carry, measured = carry
+      begin, end = jax.tree.map(
+        lambda *ends: jnp.where(number == 0, *ends),
+        (0, pause),
+        (pause, self.config.steps),
+      )
+      train, seen, sums = jax.lax.fori_loop(begin, end, learn, carry)
+      batch = self._batch(order[pause - 1])
+      seen, measured = jax.lax.cond(
+        due & (number == 0),
+        lambda: panel.measure(seen, train, self.probe, batch),
+        lambda: (seen, measured),
+      )
+      return (train, seen, sums), measured
+
+    # One loop of two passes, so that a gradient step is compiled once.
+    return jax.lax.fori_loop(0, 2, part, (carry, nothing))
+
+  def _batch(self, rows: jax.Array) -> jax.Array:
+    return jnp.asarray(self.data)[rows]

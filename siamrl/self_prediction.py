@@ -1,0 +1,456 @@
+"""Linear self-prediction: features that learn to predict themselves, exactly.
+
+Each of S states has k features, a row of Phi. A predictor W maps them to those
+of the next state, which the twin supplies; the loss is the mean over all pairs
+of states that follow on each other,
+
+  E_(s, s') |Phi(s) W - Phi_bar(s')|^2
+
+(Tang et al. 2022, "Understanding Self-Predictive Learning for Reinforcement
+Learning"). Features that are all 0 predict themselves without an error. What
+keeps them from it can be said exactly. With D the shares of the states and P
+the matrix of the process, the best W has Phi^T D (Phi W - P Phi_bar) = 0. Where
+no gradient flows through Phi_bar, the gradient is G = 2 D (Phi W - P Phi_bar)
+W^T, and so, if all states are visited alike, Phi^T G = 0: a gradient step makes
+of Phi^T Phi
+
+  Phi^T Phi + step_size^2 G^T G.
+
+Orthonormal features stay so, but for the length of the steps, whatever moves
+the twin. With the gradient through the twin they go to 0.
+
+If P is symmetric and the twin is the network itself, G is for orthonormal
+features -1 / (2 S) times the gradient of |Phi^T P Phi|^2 (Frobenius) along
+them: they climb to a subspace that P maps into itself. Where no eigenvalue is
+negative, only that of the k largest is a peak; where some are, there may be
+others.
+
+Like `siamrl.stability`, everything is float64, and made of the learner and the
+rules of all other agents.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from siamrl import diagnostics, learner, twins
+from siamrl.types import Agent, Metrics, Params, TrainState, Transition
+
+# Rules that only move the twin, or say whether gradients flow through it.
+RULES = (
+  'hard',
+  'soft',
+  'periodic_soft',
+  'soft_cosine',
+  'soft_linear',
+  'hard_scheduled',
+  'frozen',
+  'self',
+  'residual',
+)
+
+PREDICTORS: dict[str, str] = {
+  'optimal': 'the best for the features and the twin, at every gradient step',
+  'learnt': 'drawn at first, then learnt by gradient descent',
+}
+
+# Mean squares of features that are as small, next to the largest, are rounding.
+_NOISE = 1e-14
+
+
+def random_corridor(seed: int = 0, num_states: int = 20) -> np.ndarray:
+  """A walk along a row of states, with doors of random widths between them.
+
+  It goes through a door, from either side, with a chance drawn between 1/8 and
+  1/4, and else stays where it is. The matrix is symmetric, so that all states
+  are visited alike. Its eigenvalues are distinct, since it is tridiagonal, and
+  in [0, 1], since no state is left with more than an even chance.
+
+  Args:
+    seed: an integer >= 0.
+    num_states: S, >= 2.
+
+  Returns:
+    float64 [S, S] chance of each next state.
+
+  Raises:
+    ValueError: there are too few states.
+  """
+  if num_states < 2:
+    raise ValueError(f'num_states={num_states} must be at least 2')
+  doors = np.random.default_rng((seed, 3)).uniform(1 / 8, 1 / 4, num_states - 1)
+  moves = np.diag(doors, 1) + np.diag(doors, -1)
+  return moves + np.diag(1 - moves.sum(1))
+
+
+def pairs(transitions: np.ndarray) -> Transition:
+  """All pairs of a state, any with the same chance, and the next, as a batch.
+
+  Args:
+    transitions: [S, S] chance of each next state.
+
+  Returns:
+    B transitions whose observations are the numbers of the states, int32 [B],
+    and whose weights, float64 [B], are the chances of the pairs. They have no
+    actions, and nothing is paid.
+  """
+  before, after = np.nonzero(transitions)
+  zeros = np.zeros(len(before))
+  return Transition(
+    obs_tm1=before.astype(np.int32),
+    a_tm1=zeros.astype(np.int32),
+    r_t=zeros,
+    discount_t=zeros,
+    obs_t=after.astype(np.int32),
+    weight=transitions[before, after] / len(transitions),
+  )
+
+
+def best_predictor(
+  z_tm1: chex.Array, z_t: chex.Array, weight: chex.Array
+) -> chex.Array:
+  """The smallest W for which sum_i weight_i |z_tm1_i W - z_t_i|^2 is least.
+
+  Args:
+    z_tm1: [B, k].
+    z_t: [B, k].
+    weight: [B].
+
+  Returns:
+    [k, k].
+  """
+  weighed = weight[:, None] * z_tm1
+  inverse = jnp.linalg.pinv(weighed.T @ z_tm1, rtol=_NOISE, hermitian=True)
+  return inverse @ (weighed.T @ z_t)
+
+
+def make_agent(
+  num_states: int, num_features: int, predictor: str = 'optimal'
+) -> Agent:
+  """An agent that has features of states, and learns to predict them.
+
+  Args:
+    num_states: S.
+    num_features: k <= S.
+    predictor: a key of `PREDICTORS`.
+
+  Returns:
+    An agent with the parameters `encoder` [S, k], orthonormal at first, and,
+    where it is learnt, `predictor` [k, k], normal of variance 1 / k at first.
+    The encoder alone has a twin. Batches are as `pairs` makes them.
+
+  Raises:
+    ValueError: the predictor's name is unknown.
+  """
+  if predictor not in PREDICTORS:
+    raise ValueError(
+      f'predictor={predictor!r} is unknown; choose from {", ".join(PREDICTORS)}'
+    )
+  learnt = predictor == 'learnt'
+
+  def init(key: chex.PRNGKey) -> Params:
+    encoder_key, predictor_key = jax.random.split(key)
+    drawn = jax.random.normal(encoder_key, (num_states, num_features))
+    params = {'encoder': jnp.linalg.qr(drawn)[0]}
+    if learnt:
+      shape = (num_features, num_features)
+      first = jax.random.normal(predictor_key, shape)
+      params['predictor'] = first / jnp.sqrt(num_features)
+    return params
+
+  def loss(
+    online_params: Params,
+    target_params: Params,
+    batch: Transition,
+    key: chex.PRNGKey,
+  ) -> tuple[chex.Array, Metrics]:
+    del key
+    z_tm1 = online_params['encoder'][batch.obs_tm1]
+    z_t = target_params['encoder'][batch.obs_t]
+    if learnt:
+      matrix = online_params['predictor']
+    else:
+      # At its best the loss has no slope in it: nothing is lost.
+      matrix = jax.lax.stop_gradient(best_predictor(z_tm1, z_t, batch.weight))
+    errors = jnp.sum(jnp.square(z_tm1 @ matrix - z_t), axis=-1)
+    value = jnp.sum(batch.weight * errors)
+    return value, {'loss': value}
+
+  return Agent(init=init, loss=loss, twinned=('encoder',))
+
+
+def eigenspace(transitions: np.ndarray, num_features: int) -> np.ndarray:
+  """Eigenvectors of the k eigenvalues that are largest in absolute value.
+
+  Args:
+    transitions: [S, S], symmetric.
+    num_features: k.
+
+  Returns:
+    float64 [S, k], orthonormal.
+  """
+  values, vectors = np.linalg.eigh(transitions)
+  return vectors[:, np.argsort(-np.abs(values))[:num_features]]
+
+
+class Measures(NamedTuple):
+  """What became of features Phi [S, k]; [] each, or [T] over time.
+
+  Attributes:
+    orthonormality_error: |Phi^T Phi - I|, the Frobenius norm.
+    eigen_mass: |V^T Phi|^2 / k (Frobenius), V the `eigenspace`: 1 where Phi is
+      an orthonormal basis of it, 0 where features are 0 or across it.
+    eigen_overlap: the same of an orthonormal basis of what Phi spans, in
+      [0, 1], whatever the features' lengths (but for directions that are
+      lost in rounding).
+    smallest_singular_value: of Phi.
+    effective_rank: of Phi, see `diagnostics.effective_rank`; from 1 to k.
+    loss: with the twin of that moment.
+  """
+
+  orthonormality_error: Any
+  eigen_mass: Any
+  eigen_overlap: Any
+  smallest_singular_value: Any
+  effective_rank: Any
+  loss: Any
+
+
+def measure(
+  features: chex.Array, space: chex.Array, loss: chex.Numeric
+) -> Measures:
+  """Looks at features.
+
+  Args:
+    features: [S, k].
+    space: [S, k], as `eigenspace` has it.
+    loss: of these features.
+  """
+  count = features.shape[1]
+  basis, values, _ = jnp.linalg.svd(features, full_matrices=False)
+  rank = diagnostics.effective_rank(values)
+  return Measures(
+    orthonormality_error=jnp.linalg.norm(
+      features.T @ features - jnp.eye(count)
+    ),
+    eigen_mass=jnp.sum(jnp.square(space.T @ features)) / count,
+    eigen_overlap=jnp.sum(jnp.square(space.T @ basis)) / count,
+    smallest_singular_value=values[-1],
+    effective_rank=jnp.where(jnp.isfinite(values[0]), rank, jnp.nan),
+    loss=loss,
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+  """Features to be learnt, and how.
+
+  Attributes:
+    transitions: float64 [S, S] chance of each next state, symmetric.
+    num_features: k, from 1 to S.
+    rule: one of `RULES`.
+    parameters: of the rule, by name, periods in gradient steps.
+    sync: gradient steps from one application of the rule to the next.
+    step_size: of gradient descent.
+    predictor: a key of `PREDICTORS`.
+    predictor_rate: step size of a learnt predictor, as a multiple of
+      `step_size`, > 0; None for one that is not learnt.
+    target_init: one of `learner.TARGET_INITS`.
+    target_order: one of `learner.TARGET_ORDERS`.
+    seed: of the features at first, an integer in [0, 2**32).
+
+  Raises:
+    ValueError: one of them cannot be, or they do not go together.
+  """
+
+  transitions: np.ndarray
+  num_features: int
+  rule: str
+  parameters: Mapping[str, Any]
+  sync: int
+  step_size: float
+  predictor: str = 'optimal'
+  predictor_rate: float | None = None
+  target_init: str = 'equal'
+  target_order: str = 'after'
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    chances = self.transitions
+    if np.ndim(chances) != 2 or not np.array_equal(chances, chances.T):
+      raise ValueError('transitions must be a symmetric matrix')
+    if (chances < 0).any() or not np.allclose(chances.sum(1), 1):
+      raise ValueError('transitions must be >= 0 and sum to 1')
+    if not 1 <= self.num_features <= len(chances):
+      raise ValueError(
+        f'num_features={self.num_features} must be from 1 to '
+        f'num_states={len(chances)}'
+      )
+    if self.rule not in RULES:
+      raise ValueError(
+        f'target_update={self.rule!r} must be one of {", ".join(RULES)} where '
+        'features are learnt'
+      )
+    rate = self.predictor_rate
+    if self.predictor != 'learnt' and rate is not None:
+      raise ValueError(
+        f'predictor_rate={rate} has no meaning for predictor={self.predictor!r}'
+      )
+    if self.predictor == 'learnt' and not (rate is not None and rate > 0):
+      raise ValueError(
+        f"predictor='learnt' needs a predictor_rate above 0, not {rate}"
+      )
+
+
+class Run(NamedTuple):
+  """What a case was seen to do.
+
+  Attributes:
+    gradient_steps: int [T] when features were looked at, 0 and the end
+      included.
+    measures: float64 [T] each; not finite where features have outgrown floats.
+  """
+
+  gradient_steps: np.ndarray
+  measures: Measures
+
+
+def run(
+  cases: Sequence[Case], gradient_steps: int, points: int = 200
+) -> list[Run]:
+  """Lets each case learn.
+
+  Args:
+    cases: what to run; those that differ in numbers only run side by side.
+    gradient_steps: of the whole run, >= 1.
+    points: how often features are looked at, about.
+
+  Raises:
+    ValueError: a rule cannot be built of its parameters, or a predictor's
+      name is unknown.
+  """
+  groups: dict[Hashable, list[int]] = {}
+  for index, case in enumerate(cases):
+    groups.setdefault(_structure(case), []).append(index)
+  stride = max(1, gradient_steps // points)
+  clock = tuple(range(0, gradient_steps, stride)) + (gradient_steps,)
+  found: dict[int, Run] = {}
+  for structure, members in groups.items():
+    with jax.enable_x64(True):
+      numbers = [_numbers(cases[index]) for index in members]
+      stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *numbers)
+      measures = jax.tree.map(np.asarray, _program(structure, clock)(stacked))
+    for place, index in enumerate(members):
+      found[index] = Run(
+        np.array(clock), Measures(*(m[place] for m in measures))
+      )
+  return [found[index] for index in range(len(cases))]
+
+
+class _Structure(NamedTuple):
+  """What makes a program of its own; cases of one differ in numbers only."""
+
+  num_states: int
+  num_features: int
+  num_pairs: int
+  rule: str
+  names: tuple[str, ...]
+  predictor: str
+  target_init: str
+  target_order: str
+
+
+def _structure(case: Case) -> _Structure:
+  return _Structure(
+    len(case.transitions),
+    case.num_features,
+    int(np.count_nonzero(case.transitions)),
+    case.rule,
+    tuple(sorted(k for k, v in case.parameters.items() if v is not None)),
+    case.predictor,
+    case.target_init,
+    case.target_order,
+  )
+
+
+def _numbers(case: Case) -> dict[str, Any]:
+  """The arrays of a case, for `_program`."""
+  return {
+    'batch': pairs(case.transitions),
+    'space': eigenspace(case.transitions, case.num_features),
+    'seed': np.uint32(case.seed),
+    'sync': np.int32(case.sync),
+    'step_sizes': {
+      'encoder': np.float64(case.step_size),
+      'predictor': np.float64(case.step_size * (case.predictor_rate or 0)),
+    },
+    'parameters': {
+      name: (np.int32 if isinstance(value, int) else np.float64)(value)
+      for name, value in case.parameters.items()
+      if value is not None
+    },
+  }
+
+
+@functools.cache
+def _program(structure: _Structure, clock: tuple[int, ...]) -> Any:
+  """Compiles runs of many cases.
+
+  Args:
+    structure: of all of them.
+    clock: [T], the gradient steps after which features are looked at.
+
+  Returns:
+    numbers, each with a leading axis -> Measures [cases, T].
+  """
+
+  def one(numbers: Mapping[str, Any]) -> Measures:
+    twin = twins.make_rule(structure.rule, **numbers['parameters'])
+    agent = twin.lift(
+      make_agent(
+        structure.num_states, structure.num_features, structure.predictor
+      )
+    )
+    key = jax.random.key(numbers['seed'])
+    entries = jax.eval_shape(agent.init, key)
+    optimizer = learner.make_optimizers(
+      agent,
+      {name: optax.sgd(numbers['step_sizes'][name]) for name in entries},
+    )
+    state = learner.init_state(
+      agent, twin, optimizer, key, target_init=structure.target_init
+    )
+    regress = learner.make_regress(
+      agent,
+      optimizer,
+      twin,
+      numbers['sync'],
+      target_order=structure.target_order,
+    )
+    batch = numbers['batch']
+
+    def look(state: TrainState) -> Measures:
+      loss, _ = agent.loss(
+        state.online_params, state.target_params, batch, state.key
+      )
+      return measure(state.online_params['encoder'], numbers['space'], loss)
+
+    def step(_: chex.Numeric, state: TrainState) -> TrainState:
+      return regress(state, batch)[0]
+
+    def record(
+      state: TrainState, steps: chex.Numeric
+    ) -> tuple[TrainState, Measures]:
+      state = jax.lax.fori_loop(0, steps, step, state)
+      return state, look(state)
+
+    return jax.lax.scan(record, state, np.diff(clock, prepend=0))[1]
+
+  return jax.jit(jax.vmap(one))
