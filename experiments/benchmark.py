@@ -9,6 +9,9 @@
   python -m experiments.benchmark --benchmark=ring_scan
   python -m experiments.benchmark --benchmark=ale_xla
   python -m experiments.benchmark --benchmark=diagnostics
+  python -m experiments.benchmark --benchmark=control_scan
+  python -m experiments.benchmark --benchmark=control_loop
+  python -m experiments.benchmark --benchmark=siamese_step
 
 Run one at a time on a machine that does nothing else. To compare two programs
 run them in turns, several times, and compare minima or medians.
@@ -28,8 +31,21 @@ import tempfile
 import time
 from typing import Any
 
-from experiments import atari, devices, flags, scan_benchmarks
+from experiments import (
+  atari,
+  devices,
+  family_benchmarks,
+  flags,
+  scan_benchmarks,
+)
 from experiments.flags import POSITIVE, option
+
+_ON_ONE_CORE = (
+  'minatar_scan',
+  'ring_scan',
+  'diagnostics',
+  *family_benchmarks.ON_ONE_CORE,
+)
 
 _QUICKSTART = '--flagfile=experiments/flagfiles/quickstart.flags'
 
@@ -52,6 +68,7 @@ class BenchmarkConfig:
         'ring_scan',
         'ale_xla',
         'diagnostics',
+        *family_benchmarks.BENCHMARKS,
       )
     ),
   )
@@ -81,7 +98,7 @@ def main(config: BenchmarkConfig) -> None:
   if config.benchmark == 'startup':
     result = startup(config)
   else:
-    if config.benchmark in ('minatar_scan', 'ring_scan', 'diagnostics') or (
+    if config.benchmark in _ON_ONE_CORE or (
       config.benchmark == 'cartpole_scan' and config.seeds == 1
     ):
       _use_one_core()
@@ -89,7 +106,7 @@ def main(config: BenchmarkConfig) -> None:
       config.platform,
       cpu_devices=min(devices.cores(), config.seeds),
     )
-    result = {'platform': platform} | {
+    benchmarks: dict[str, Callable[[Any], dict[str, Any]]] = {
       'learn_step': learn_step,
       'atari_loop': atari_loop,
       'replay': replay,
@@ -102,7 +119,12 @@ def main(config: BenchmarkConfig) -> None:
       'ring_scan': lambda config: scan_benchmarks.ring_scan(config.rounds),
       'ale_xla': lambda config: scan_benchmarks.ale_xla(config.rounds),
       'diagnostics': lambda config: scan_benchmarks.diagnostics(config.rounds),
-    }[config.benchmark](config)
+      **{
+        name: functools.partial(_of_rounds, function)
+        for name, function in family_benchmarks.BENCHMARKS.items()
+      },
+    }
+    result = {'platform': platform} | benchmarks[config.benchmark](config)
   print(
     json.dumps(
       {'benchmark': config.benchmark}
@@ -112,6 +134,12 @@ def main(config: BenchmarkConfig) -> None:
       }
     )
   )
+
+
+def _of_rounds(
+  function: Callable[[int], dict[str, Any]], config: BenchmarkConfig
+) -> dict[str, Any]:
+  return function(config.rounds)
 
 
 def _use_one_core() -> None:

@@ -99,7 +99,7 @@ class Task:
 
   name: str
   environment: JaxEnvironment
-  network: Callable[[int], Any] | None = None
+  network: Callable[[int], Any] = None  # type: ignore[assignment]
   packed: bool = False
   process: TabularMDP | None = None
   eval_environment: JaxEnvironment | None = None

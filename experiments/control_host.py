@@ -92,7 +92,7 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
   config = dataclasses.replace(config, environment=env_id, run_dir=run_dir)
   control_options.check(config)
   check_float32(config, control_options.TRACED)
-  environments = _environments(config, seed=0)
+  environments = make_environments(config, seed=0)
   environments.close()
   if not environments.action_dim:
     refuse(
@@ -109,7 +109,7 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
     host_run.run(folder, parts, stop)
 
 
-def _environments(
+def make_environments(
   config: ControlConfig, seed: int, num_envs: int | None = None
 ) -> GymnasiumEnvironments:
   try:
@@ -210,7 +210,7 @@ def build(
       agent=learning.agent,
       regress=learning.regress,
       replay=replay,
-      make_environments=functools.partial(_environments, config),
+      make_environments=functools.partial(make_environments, config),
       seed=config.seed,
       act_key=act_key,
       watch=watch,
@@ -244,7 +244,9 @@ def _evaluate(
   begun = time.perf_counter()
   seed = host.environment_seed(config.seed, iteration, evaluation=True)
   number = min(config.eval_episodes, _EVAL_ENVS)
-  with contextlib.closing(_environments(config, seed, number)) as environments:
+  with contextlib.closing(
+    make_environments(config, seed, number)
+  ) as environments:
     result = None
     for current in evaluation.evaluate(
       host.make_act(agent),

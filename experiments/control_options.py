@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +62,14 @@ TRACED = (
 
 @dataclasses.dataclass(frozen=True)
 class ControlConfig(collecting.CollectOptions):
-  """The options; their defaults are those of TD3's authors' code today."""
+  """The options; their defaults are those of TD3's authors' code today.
+
+  Of rules with a rate it is 0.005, if --tau is not given.
+  """
+
+  twin_defaults: ClassVar[Mapping[str, Any]] = {'tau': 0.005}
 
   target_update: str = twin_options.default('target_update', 'periodic_soft')
-  tau: float | None = twin_options.default('tau', 0.005)
   target_period: int = twin_options.default('target_period', 2)
   target_period_unit: str = twin_options.default(
     'target_period_unit', 'gradient_steps'
@@ -303,7 +307,7 @@ def make_agent(
   """
   given = agent_options(config)
   given |= {name: settings[name] for name in _OF_AGENTS if name in given}
-  shared = dict(
+  shared: dict[str, Any] = dict(
     initializer=config.initializer,
     layer_norm=config.layer_norm,
     last_bound=config.last_bound,

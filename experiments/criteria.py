@@ -17,6 +17,17 @@ Studies, each with a flag file of the same name that runs it:
   target_free_gap: what a twin adds to the return is more without layer
     normalisation than with it; with the last layer's twin alone it is no worse
     than without any. After Gallici et al. (2025) and Vincent et al. (2025).
+  siamese_collapse: what SimSiam's figure 2 and BYOL's table 5a show, in small.
+    Without normalisation of the output, a network without a stop-gradient or
+    without a predictor collapses and one with both does not, nor does one whose
+    predictor is fixed; a frozen twin is met less well than a slow one, and that
+    less well than a faster one. After Chen & He (2021) and Grill et al. (2020).
+  siamese_accuracy: where pixels say little, a twin that moves makes better
+    features than a random one, and they are better than pixels.
+  twin_rate: critics of a fixed policy end at the same values whatever the rate
+    of their twin; with a policy that is learnt, values without a twin are
+    further from the truth, and the policy is worse. After Fujimoto et al.
+    (2018), figure 3.
 
 Exit codes: 0 whether or not claims are met, 2 for flags that cannot be, 1 for
 anything else in the way.
@@ -270,10 +281,174 @@ def target_free_gap(table: Table) -> list[Claim]:
   ]
 
 
+def _last(setting: Setting, column: str) -> np.ndarray:
+  """The last value of each run, [runs]."""
+  x, y = by_run(setting.table, _clock(setting.table), column, 'seed')
+  return y[:, np.argmax(x)]
+
+
+def _clock(table: Table) -> str:
+  return 'env_steps' if 'env_steps' in table else 'gradient_steps'
+
+
+def _within(text: str, values: np.ndarray, low: float, high: float) -> Claim:
+  """The claim that every run's value lies between two."""
+  seen = f'{values.min():.3g} to {values.max():.3g} over {len(values)} seeds'
+  return Claim(text, bool(np.all((low < values) & (values < high))), seen)
+
+
+def siamese_collapse(table: Table) -> list[Claim]:
+  """Of a sweep over rules, predictors and normalisation of the output.
+
+  Raises:
+    ValueError: it lacks a column or a setting.
+  """
+  found = {
+    tuple(s.point.values()): s
+    for s in _settings(
+      table, 'target_update', 'tau', 'predictor', 'output_norm'
+    )
+  }
+
+  def of(
+    rule: str, tau: float | None = None, predictor: str = 'mlp'
+  ) -> dict[str, np.ndarray]:
+    key = (rule, tau, predictor, False)
+    if key not in found:
+      raise ValueError(f'no run with {key}')
+    return {
+      name: _last(found[key], name) for name in ('loss', 'normalised_std')
+    }
+
+  default, free = of('self'), of('residual')
+  without, fixed = of('self', None, 'none'), of('self', None, 'fixed')
+  frozen, slow, faster = of('frozen'), of('soft', 0.001), of('soft', 0.01)
+  claims = [
+    _within(
+      'the default keeps a normalised std above 0.5',
+      default['normalised_std'],
+      0.5,
+      np.inf,
+    )
+  ]
+  for name, arm in (('stop-gradient', free), ('predictor', without)):
+    claims += [
+      _within(
+        f'without {name} the loss falls below -0.98',
+        arm['loss'],
+        -np.inf,
+        -0.98,
+      ),
+      _within(
+        'and the normalised std below 0.15', arm['normalised_std'], -1, 0.15
+      ),
+    ]
+  return [
+    *claims,
+    _within(
+      'with a fixed predictor the std stays above 0.5',
+      fixed['normalised_std'],
+      0.5,
+      np.inf,
+    ),
+    *(
+      _exceeds(text, [more['loss']], [less['loss']])
+      for text, more, less in (
+        ('and its loss above that of the default', fixed, default),
+        ("a frozen twin's loss is above that of retention 0.999", frozen, slow),
+        ('and that above the loss of retention 0.99', slow, faster),
+      )
+    ),
+  ]
+
+
+def siamese_accuracy(table: Table) -> list[Claim]:
+  """Of a sweep over rules of the twin, on images with labels.
+
+  Raises:
+    ValueError: it lacks a column or a setting.
+  """
+  settings = _settings(table, 'target_update', 'tau')
+  named = {setting.point['target_update']: setting for setting in settings}
+  for rule in ('self', 'frozen', 'soft'):
+    if rule not in named:
+      raise ValueError(f'no run with target_update={rule}')
+  claims = []
+  for judge in ('knn', 'probe'):
+    column = f'{judge}_encoder'
+    best = max(
+      (s for s in settings if s.point['target_update'] == 'soft'),
+      key=lambda s: np.mean(_last(s, column)),
+    )
+    claims += [
+      _exceeds(
+        f'{judge}: tau = {best.point["tau"]:g} exceeds a frozen twin',
+        [_last(best, column)],
+        [_last(named['frozen'], column)],
+      ),
+      _exceeds(
+        f'{judge}: the default exceeds pixels',
+        [_last(named['self'], column)],
+        [_last(named['self'], f'{judge}_pixels')],
+      ),
+    ]
+  return claims
+
+
+def twin_rate(table: Table) -> list[Claim]:
+  """Of a sweep over rates, with a policy that is fixed and one that is learnt.
+
+  Raises:
+    ValueError: it lacks a column or a setting.
+  """
+  found = {
+    tuple(setting.point.values()): setting
+    for setting in _settings(table, 'fixed_policy', 'tau')
+  }
+  rates = sorted({tau for _, tau in found}, reverse=True)
+  for fixed in (False, True):
+    for tau in (1.0, 0.01, 0.005):
+      if (fixed, tau) not in found:
+        raise ValueError(f'no run with fixed_policy={fixed}, tau={tau}')
+
+  def farthest(setting: Setting) -> np.ndarray:
+    """Largest |value - return| of each run's evaluations."""
+    return np.nanmax(np.abs(setting.values('panel/overestimation')), 1)
+
+  ends = np.array([np.mean(_last(found[True, tau], 'q_tm1')) for tau in rates])
+  spread = float((ends.max() - ends.min()) / np.abs(ends).mean())
+  errors = {tau: float(np.mean(farthest(found[False, tau]))) for tau in rates}
+  listed = ', '.join(f'tau = {tau:g}: {e:.3g}' for tau, e in errors.items())
+  return [
+    Claim(
+      'with a fixed policy values end within 20 % whatever the rate',
+      spread <= 0.2,
+      ', '.join(
+        f'tau = {tau:g}: {end:.4g}'
+        for tau, end in zip(rates, ends, strict=True)
+      ),
+    ),
+    Claim(
+      'values of a learnt policy are at least twice as far from returns '
+      'without a twin as with tau = 0.01',
+      errors[1.0] >= 2 * errors[0.01],
+      listed,
+    ),
+    _exceeds(
+      'tau = 0.005 learns a better policy than no twin',
+      [found[False, 0.005].height('train_return')],
+      [found[False, 1.0].height('train_return')],
+    ),
+  ]
+
+
 STUDIES: dict[str, Callable[[Table], list[Claim]]] = {
   'twin_age': twin_age,
   'soft_divergence': soft_divergence,
   'target_free_gap': target_free_gap,
+  'siamese_collapse': siamese_collapse,
+  'siamese_accuracy': siamese_accuracy,
+  'twin_rate': twin_rate,
 }
 
 

@@ -227,13 +227,12 @@ def _plot_sweep(config: PlotConfig, folder: RunFolder) -> None:
   if not len(table.get(x, ())):
     raise RunError(f'{folder.path} has no rows of metrics yet')
   numbers = [n for n, values in table.items() if values.dtype.kind != 'U']
-  if config.column not in numbers:
-    raise UsageError(
-      f'--column={config.column} must be one of {", ".join(numbers)}'
-    )
+  column = config.column or sweep_figures.headline(table)
+  if column not in numbers:
+    raise UsageError(f'--column={column} must be one of {", ".join(numbers)}')
   swept = sweep_figures.swept(table, known)
-  _write_settings(config, table, x, swept)
-  _write_curves(config, table, x, swept)
+  _write_settings(config, table, x, column, swept)
+  _write_curves(config, table, x, column, swept)
   sweep_figures.draw(
     table,
     known,
@@ -244,7 +243,7 @@ def _plot_sweep(config: PlotConfig, folder: RunFolder) -> None:
 
 
 def _write_settings(
-  config: PlotConfig, table: Table, x: str, swept: list[str]
+  config: PlotConfig, table: Table, x: str, column: str, swept: list[str]
 ) -> None:
   """A row for each setting: its estimates, and the ends of their intervals."""
   text = io.StringIO()
@@ -252,7 +251,7 @@ def _write_settings(
   names = [f'{n}{e}' for n in ('final', 'area') for e in ('', '_low', '_high')]
   writer.writerow([*swept, 'seeds', *names])
   for key, group in group_rows(table, swept).items():
-    clock, values = by_run(group, x, config.column)
+    clock, values = by_run(group, x, column)
     numbers = [
       number
       for summary in (final_mean, area_under_curve)
@@ -265,7 +264,7 @@ def _write_settings(
 
 
 def _write_curves(
-  config: PlotConfig, table: Table, x: str, swept: list[str]
+  config: PlotConfig, table: Table, x: str, column: str, swept: list[str]
 ) -> None:
   """A row for each run: its setting, its seed, and its curve."""
   text = io.StringIO()
@@ -273,7 +272,7 @@ def _write_curves(
   clock = np.unique(table[x])
   writer.writerow([*swept, RUN_COLUMN, *(f'{x}={value}' for value in clock)])
   for key, run_ in group_rows(table, [*swept, RUN_COLUMN]).items():
-    known = dict(zip(run_[x], run_[config.column], strict=True))
+    known = dict(zip(run_[x], run_[column], strict=True))
     values = [known.get(value, np.nan) for value in clock]
     writer.writerow([*_cells(key), *(f'{value:.5g}' for value in values)])
   write_atomically(

@@ -7,14 +7,14 @@ import statistics
 import time
 from typing import Any
 
-from experiments import collecting, compiled, devices, sweep_run
+from experiments import collecting, compiled, devices, sweep_run, sweeps
 from experiments.flags import sweep_from_arguments
 
 _FOLDER = 'experiments/flagfiles'
 
 
 @dataclasses.dataclass
-class _Timed:
+class Timed:
   """Runs of one compiled program, and what their iterations took.
 
   Attributes:
@@ -47,31 +47,33 @@ class _Timed:
     return min(self.seconds) / self.rounds * 1e6
 
 
-def _build(
+def build(
   config_type: type,
   make_task: Callable[[Any], collecting.Task],
   *arguments: str,
+  family: sweeps.Family = compiled.FAMILY,
   network: Callable[[int], Any] | None = None,
-) -> _Timed:
+) -> Timed:
   """Compiles a sweep of one program and runs it until it has begun to learn.
 
   Args:
     config_type: the launcher's options.
     make_task: the launcher's.
     *arguments: its command line.
+    family: the launcher's kind of runs.
     network: another one than the launcher's.
   """
   import jax
   import numpy as np
 
-  sweep = sweep_from_arguments(config_type, *arguments, drop=compiled.drop)
+  sweep = sweep_from_arguments(config_type, *arguments, drop=family.drop)
   tasks = {config: make_task(config) for config in sweep.configs}
   if network is not None:
     tasks = {
       config: dataclasses.replace(task, network=network)
       for config, task in tasks.items()
     }
-  (group,) = compiled.make_groups(sweep, tasks)
+  (group,) = sweeps.make_groups(sweep, tasks, family)
   program, place, _ = sweep_run.compile_group(
     group, share='runs', vectorised=jax.default_backend() != 'cpu'
   )
@@ -90,9 +92,9 @@ def _build(
     jax.block_until_ready(state)
     iteration += 1
 
-  timed = _Timed(
+  timed = Timed(
     step,
-    env_steps=group.env_steps,
+    env_steps=group.steps,
     gradient_steps=len(group.runs) * config.rounds * config.schedule.regress,
     rounds=config.rounds,
     compile_s=compile_s,
@@ -103,17 +105,17 @@ def _build(
   return timed
 
 
-def _in_turns(timed: Sequence[_Timed], rounds: int) -> None:
+def in_turns(timed: Sequence[Timed], rounds: int) -> None:
   """Times iterations of several programs, one after the other."""
   for _ in range(rounds):
     for each in timed:
       each.time_one()
 
 
-def _cartpole(*arguments: str) -> _Timed:
+def _cartpole(*arguments: str) -> Timed:
   from experiments import classic
 
-  return _build(
+  return build(
     classic.ClassicConfig,
     classic.make_task,
     f'--flagfile={_FOLDER}/cleanrl_dqn_cartpole.flags',
@@ -131,7 +133,7 @@ def cartpole_scan(rounds: int, seeds: int) -> dict[str, Any]:
   import jax
 
   timed = _cartpole(f'--seeds={seeds}')
-  _in_turns([timed], rounds)
+  in_turns([timed], rounds)
   median = statistics.median(timed.seconds)
   return {
     'env_steps_per_s': timed.env_steps / median,
@@ -152,7 +154,7 @@ def ring_scan(rounds: int) -> dict[str, Any]:
   """
   small = _cartpole('--replay_capacity=10000')
   large = _cartpole('--replay_capacity=1000000')
-  _in_turns([small, large], rounds)
+  in_turns([small, large], rounds)
   medians = [statistics.median(each.seconds) for each in (small, large)]
   return {
     'round_us_10k': small.best_us,
@@ -188,7 +190,7 @@ def diagnostics(rounds: int) -> dict[str, Any]:
 
   jax.config.update('jax_enable_compilation_cache', False)
   breakout = functools.partial(
-    _build,
+    build,
     minatar.MinAtarConfig,
     minatar.make_task,
     f'--flagfile={_FOLDER}/minatar_dqn.flags',
@@ -207,10 +209,10 @@ def diagnostics(rounds: int) -> dict[str, Any]:
   }
 
 
-def _panel_cost(build: Callable[..., _Timed], rounds: int) -> dict[str, float]:
+def _panel_cost(build: Callable[..., Timed], rounds: int) -> dict[str, float]:
   """The costs of one loop, by names that begin with those of `_PANELS`."""
   timed = {name: build(*flags) for name, flags in _PANELS.items()}
-  _in_turns(list(timed.values()), 2 * rounds)
+  in_turns(list(timed.values()), 2 * rounds)
   plain = timed.pop('plain')
   iteration_s = statistics.median(plain.seconds)
   run_s = iteration_s * _CADENCE / plain.env_steps
@@ -261,26 +263,26 @@ def minatar_scan(rounds: int) -> dict[str, Any]:
       FlaxTorso(), HEADS['linear'](num_actions, 128, 'torch_uniform')
     )
 
-  build = functools.partial(
-    _build,
+  breakout = functools.partial(
+    build,
     minatar.MinAtarConfig,
     minatar.make_task,
     f'--flagfile={_FOLDER}/minatar_dqn.flags',
     '--iteration_env_steps=1000',
     '--env_steps=1000000',
   )
-  ours, flax = build(), build(network=flax_network)
+  ours, flax = breakout(), breakout(network=flax_network)
   size = 1_024
   matrix = jnp.asarray(
     np.random.default_rng(0).normal(size=(size, size)), jnp.float32
   )
   product = jax.jit(jnp.matmul)
-  sgemm = _Timed(
+  sgemm = Timed(
     lambda: jax.block_until_ready(product(matrix, matrix)), 1, 0, 1, 0.0
   )
   sgemm.time_one()
   sgemm.seconds.clear()
-  _in_turns([ours, flax, sgemm, sgemm], rounds)
+  in_turns([ours, flax, sgemm, sgemm], rounds)
   gflop = minatar_gflop(batch_size=32, channels=4, num_actions=6)
   speed = 2 * size**3 / 1e9 / min(sgemm.seconds)
   floor_us = gflop / speed * 1e6
@@ -372,12 +374,12 @@ def ale_xla(rounds: int) -> dict[str, Any]:
     position[:] = jax.block_until_ready(play(*position))
 
   timed = [
-    _Timed(function, block, 0, block, 0.0)
+    Timed(function, block, 0, block, 0.0)
     for function in (step_host, step_inside)
   ]
   for each in timed:
     each.advance()
-  _in_turns(timed, rounds)
+  in_turns(timed, rounds)
   host.close()
   inside.close()
   return {

@@ -187,6 +187,12 @@ class SiameseConfig(twin_options.TwinOptions, sweeps.SweepOptions):
   )
 
   _evaluation: Any = group('Evaluation, after each iteration')
+  judged_as: str = option(
+    'none',
+    'What becomes of images, once and for all, before they are judged by',
+    one_of(AUGMENTATIONS),
+    single=True,
+  )
   neighbours: int = option(
     20, 'Images that vote, by their cosine.', POSITIVE, single=True
   )
@@ -218,12 +224,14 @@ class Task(NamedTuple):
     train: images [N, H, W, C], and labels or None.
     held_out: the same.
     classes: that labels tell apart; 0 without labels.
+    judged: images of both that representations are judged by, float32.
   """
 
   name: str
   train: images.Images
   held_out: images.Images
   classes: int
+  judged: tuple[jax.Array, ...] = ()
 
 
 @functools.cache
@@ -459,8 +467,7 @@ def make_judge(
   assert look is not None
 
   def judge(params: Params) -> Metrics:
-    train = look(params, task.train.images)
-    held_out = look(params, task.held_out.images)
+    train, held_out = (look(params, view) for view in task.judged)
     row = dict(known)
     for name, seen, asked in (
       ('encoder', train.encoder, held_out.encoder),
@@ -561,6 +568,21 @@ def make_learner(
   )
 
 
+def _views(config: SiameseConfig, task: Task) -> tuple[jax.Array, ...]:
+  """One view of each image, the same for all runs."""
+  augment = AUGMENTATIONS[config.judged_as]
+
+  @jax.jit
+  def views(number: jax.Array, pictures: jax.Array) -> jax.Array:
+    keys = jax.random.split(jax.random.key(number), len(pictures))
+    return jax.vmap(augment)(keys, as_float(pictures))
+
+  return tuple(
+    views(jnp.uint32(number), part.images)
+    for number, part in enumerate((task.train, task.held_out))
+  )
+
+
 def make_loop(config: SiameseConfig, task: Task) -> epochs.Loop:
   """The functions of a run; raises ValueError for options that do not fit."""
   held_out = task.held_out.images
@@ -574,10 +596,8 @@ def make_loop(config: SiameseConfig, task: Task) -> epochs.Loop:
       f'neighbours={config.neighbours} must be at most the '
       f'{len(task.train.images)} images to learn from'
     )
-  pixels = [
-    as_float(part.images).reshape(len(part.images), -1)
-    for part in (task.train, task.held_out)
-  ]
+  task = task._replace(judged=_views(config, task))
+  pixels = [view.reshape(len(view), -1) for view in task.judged]
   known = jax.device_get(_accuracies(config, task, 'pixels', *pixels))
   return epochs.Loop(
     config=_config_of(config, task),

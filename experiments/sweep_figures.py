@@ -52,8 +52,7 @@ def draw(
   x = clock_of(table)
   clock = x.replace('_', ' ')
   several = column is None and representation.is_representation(table)
-  if column is None:
-    column = representation.headline(table) if several else 'train_return'
+  column = column or headline(table)
   for path, about, part, by in _parts(table, flags, output, title):
     if several:
       panel.plot_panel(
@@ -110,6 +109,13 @@ def draw_panel(
   for path, about, part, by in _parts(table, flags, output, title):
     if panel.is_measured(part):
       _draw_panel(f'{path}.png', part, flags, by, about)
+
+
+def headline(table: Table) -> str:
+  """The column that tells how good runs are."""
+  if representation.is_representation(table):
+    return representation.headline(table)
+  return 'train_return'
 
 
 def clock_of(table: Table) -> str:

@@ -313,10 +313,10 @@ def check_memory(
     if combinations * config.seeds > most:
       need = f'{2 * one / 1e6:,.1f} MB each of {memory / 1e9:,.1f} GB'
       if not most:
-        raise UsageError(
-          f'--replay_capacity={config.replay_capacity} must be so small '
-          f'that a run fits the memory: {need}'
-        )
+        field = 'replay_capacity'
+        if not hasattr(config, field):
+          field = 'batch_size'
+        refuse(config, field, f'be so small that a run fits the memory: {need}')
       raise UsageError(
         f'--seeds={config.seeds} times {combinations} combinations are '
         f'{combinations * config.seeds} runs, and must be at most {most} to '

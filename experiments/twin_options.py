@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from experiments.flags import (
   FRACTION,
@@ -40,6 +40,9 @@ def _readers(name: str) -> str:
 @dataclasses.dataclass(frozen=True)
 class TwinOptions:
   """What a launcher's options of the twin are; it inherits them."""
+
+  # Of rules' parameters that a user need not give, where a rule takes them.
+  twin_defaults: ClassVar[Mapping[str, Any]] = {}
 
   _twin: Any = group('The twin')
   target_update: str = choice(
@@ -151,7 +154,7 @@ def meaningless(config: TwinOptions) -> list[str]:
 
 
 def parameters(
-  config: TwinOptions, speeds: 'Speeds', gradient_steps: int
+  config: TwinOptions, speeds: 'Units', gradient_steps: int
 ) -> dict[str, Any]:
   """The rule's parameters, periods in gradient steps.
 
@@ -166,6 +169,9 @@ def parameters(
   _check_meant(config)
   given = {name: getattr(config, name) for name in twins.PARAMETERS}
   takes = twins.takes(config.target_update, config.target_paths)
+  for name, value in config.twin_defaults.items():
+    if given[name] is None and name in takes:
+      given[name] = value
   for name in _PERIODS:
     if given[name] is not None and name in takes:
       given[name] = speeds.gradient_steps(given[name], name)
@@ -195,6 +201,16 @@ def _check_meant(config: TwinOptions) -> None:
       raise ValueError(
         f'{name}={shown} has no meaning for target_update={rule!r}'
       )
+
+
+class Units(Protocol):
+  """What converts periods to gradient steps."""
+
+  def gradient_steps_of(self, env_steps: int) -> int:
+    """Gradient steps that so many env steps call for."""
+
+  def gradient_steps(self, period: int, name: str) -> int:
+    """A period in gradient steps; raises ValueError unless it is whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +245,7 @@ class Speeds:
     )
 
 
-def sync_of(config: TwinOptions, speeds: Speeds) -> int:
+def sync_of(config: TwinOptions, speeds: Units) -> int:
   """Gradient steps per target update."""
   period = twins.RULES[config.target_update].period
   if period is not None:
@@ -244,7 +260,7 @@ def sync_of(config: TwinOptions, speeds: Speeds) -> int:
 
 
 def mean_age(
-  config: TwinOptions, speeds: Speeds, settings: Mapping[str, Any]
+  config: TwinOptions, speeds: Units, settings: Mapping[str, Any]
 ) -> Any:
   """How old the twin is on average, in gradient steps, about.
 
@@ -284,7 +300,7 @@ def make_twin(config: TwinOptions, values: Mapping[str, Any]) -> Twin:
 
 
 def sync_offset(
-  config: TwinOptions, speeds: Speeds, sync: int, warmup: int
+  config: TwinOptions, speeds: Units, sync: int, warmup: int
 ) -> int:
   """Gradient steps by which the twin's clock is ahead of the learner's.
 

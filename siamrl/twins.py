@@ -381,7 +381,7 @@ def _from_named(tree: Params, leaves: Mapping[str, Any]) -> Params:
 # Rules that say what the agent does with its twin.
 
 
-def _given(function: Callable | None, **keywords: Any) -> Callable | None:
+def _given(function: Any, **keywords: Any) -> Any:
   """The function with keywords; nothing stays nothing."""
   return function and functools.partial(function, **keywords)
 
@@ -712,7 +712,8 @@ def iterated_heads(target_count: int) -> Twin:
         lambda path, leaf: 0 if _LAST_LAYER.search(path) else None, online
       )
       losses, metrics = jax.vmap(
-        functools.partial(agent.loss, **kwargs), (axes, axes, None, None)
+        functools.partial(agent.loss, **kwargs),
+        (axes, part(agent, axes), None, None),
       )(
         heads(online, lambda leaf: leaf[1:]),
         _stop(part(agent, heads(online, lambda leaf: leaf[:-1]))),
@@ -828,7 +829,7 @@ def _acting_of(
 
     process = NoiseProcess(white.init, step)
   parts: dict[str, Any] = {
-    'noise': agent.noise and noise,
+    'noise': None if agent.noise is None else noise,
     'process': process,
   }
   for name in ('act', 'play'):

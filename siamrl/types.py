@@ -26,6 +26,27 @@ TargetUpdate = Callable[[Params, Any, chex.Numeric], Any]
 Bootstrap = Callable[[Params, Any, Any, chex.PRNGKey], chex.Array]
 
 
+class Future(NamedTuple):
+  """The K env steps that begin with each transition of a batch.
+
+  Where `mask` does not hold, the last entries that count are repeated; if there
+  is none, these are `a_tm1` and the observation acted upon. So nothing is ever
+  from another episode.
+
+  Attributes:
+    a: int32 [B, K] or float32 [B, K, D]; a[:, k] is the action taken k steps
+      after `obs_tm1`, and a[:, 0] is `a_tm1`.
+    obs: [B, K, S, ...] or [B, K, ...]; obs[:, k] is what followed a[:, k].
+    mask: bool [B, K], whether obs[:, k] is of the same episode and taken
+      already. What follows a termination does not count, be it a lost life; the
+      last observation of a truncated episode does.
+  """
+
+  a: Any
+  obs: Any
+  mask: Any
+
+
 class Transition(NamedTuple):
   """A batch of n-step transitions; every leaf leads with [B].
 
@@ -39,6 +60,8 @@ class Transition(NamedTuple):
       truncated before); never one from after a reset.
     weight: float32 [B] factor of each transition's loss, as prioritised replay
       has it; None for 1.
+    future: the steps that begin with it, of any length K, for agents that look
+      further ahead than at n rewards; None where nobody asked for them.
   """
 
   obs_tm1: Any
@@ -47,6 +70,7 @@ class Transition(NamedTuple):
   discount_t: Any
   obs_t: Any
   weight: Any = None
+  future: Future | None = None
 
 
 class TrainState(struct.PyTreeNode):
@@ -123,14 +147,15 @@ class Agent(NamedTuple):
 
   init: Callable[[chex.PRNGKey], Params]
   loss: Callable[..., tuple[chex.Array, Metrics]]
-  bootstrap: Bootstrap | None = None
-  targets: Callable[..., chex.Array] | None = None
-  values: Callable[[Params, Any], chex.Array] | None = None
-  taken: Callable[[Params, Any], chex.Array] | None = None
-  noise: Callable[[chex.PRNGKey, int], Any] | None = None
-  act: Callable[[Params, Any, Any, chex.Numeric], chex.Array] | None = None
-  greedy: Callable[[Params, Any], chex.Array] | None = None
-  play: Callable[[Params, Any, Any, chex.Numeric], chex.Array] | None = None
+  # Typed as if they were there: who calls one knows that it is.
+  bootstrap: Bootstrap = None  # type: ignore[assignment]
+  targets: Callable[..., chex.Array] = None  # type: ignore[assignment]
+  values: Callable[[Params, Any], chex.Array] = None  # type: ignore[assignment]
+  taken: Callable[[Params, Any], chex.Array] = None  # type: ignore[assignment]
+  noise: Callable[[chex.PRNGKey, int], Any] = None  # type: ignore[assignment]
+  act: Callable[..., chex.Array] = None  # type: ignore[assignment]
+  greedy: Callable[[Params, Any], chex.Array] = None  # type: ignore[assignment]
+  play: Callable[..., chex.Array] | None = None
   process: NoiseProcess | None = None
   twinned: tuple[str, ...] | Callable[[Params], Params] | None = None
   delayed: tuple[str, ...] = ()

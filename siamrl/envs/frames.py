@@ -50,10 +50,13 @@ def collect_frames(
   rng = np.random.default_rng(seed)
   ale.setInt('random_seed', int(rng.integers(2**31)))
   ale.setFloat('repeat_action_probability', 0.0)
-  ale.loadROM(roms.get_rom_path(name))
+  rom = roms.get_rom_path(name)
+  assert rom is not None
+  ale.loadROM(rom)
   actions = ale.getMinimalActionSet()
 
-  screens, memory = [], []
+  screens: list[np.ndarray] = []
+  memory: list[np.ndarray] = []
   while len(screens) < count:
     ale.reset_game()
     for _ in range(rng.integers(_MOST_NOOPS + 1)):

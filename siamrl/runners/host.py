@@ -665,7 +665,8 @@ class _Loop:
       step = self._environments.recv()
     with self._timer('sampling_s'):
       ended = step.terminated | step.truncated
-      if state.memory is not None and ended.any():
+      if self._calm is not None and ended.any():
+        assert state.memory is not None
         state.memory = np.where(ended[:, None], self._calm, state.memory)
       terminated = step.terminated
       if config.life_loss_terminates:

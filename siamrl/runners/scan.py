@@ -692,12 +692,13 @@ class Program(NamedTuple):
 
 
 def make_program(
-  loop: Loop, mesh: jax.sharding.Mesh, *, vectorised: bool
+  loop: Any, mesh: jax.sharding.Mesh, *, vectorised: bool
 ) -> Program:
   """Compiles a loop for several runs and devices.
 
   Args:
-    loop: what each run does.
+    loop: what each run does; a `Loop`, or another dataclass that has `start`,
+      `iterate`, `config.batch_size` and `shard`, such as `epochs.Loop`.
     mesh: of one axis. 'runs': the devices share the runs, whose number must be
       a multiple of theirs; they never wait for each other. 'batch': all devices
       compute every run and share its batches, whose size must be a multiple.

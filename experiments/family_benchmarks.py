@@ -1,0 +1,230 @@
+"""Benchmarks of actor-critics and Siamese agents, beside their arithmetic.
+
+`experiments.benchmark` runs them.
+"""
+
+from collections.abc import Callable, Sequence
+import pathlib
+import statistics
+import time
+from typing import Any
+
+from experiments import flags, scan_benchmarks
+
+_FOLDER = 'experiments/flagfiles'
+
+
+def _layers(*sizes: int) -> list[int]:
+  """Multiplications of a dense network for one row, layer by layer."""
+  return [a * b for a, b in zip(sizes, sizes[1:], strict=False)]
+
+
+def sac_flop(obs: int, actions: int, width: int, batch_size: int) -> int:
+  """Operations of one gradient step of SAC with two hidden layers and critics.
+
+  Multiplications and additions of its matrix products alone: passes forward of
+  the actor (twice), both targets, both critics (twice); backwards towards
+  weights and inputs of the actor and of both critics, and through both critics
+  towards the action.
+  """
+  actor = _layers(obs, width, width, 2 * actions)
+  critic = _layers(obs + actions, width, width, 1)
+  forward = 2 * sum(actor) + 6 * sum(critic)
+  # The first layers have no inputs to pass anything on to, but where the
+  # actor's action is one.
+  towards_weights = sum(actor) + 2 * sum(critic)
+  towards_inputs = sum(actor[1:]) + 2 * sum(critic[1:]) + 2 * sum(critic)
+  return 2 * batch_size * (forward + towards_weights + towards_inputs)
+
+
+def _product(rows: int, width: int) -> Callable[[], None]:
+  """A matrix product of the shape of a hidden layer's."""
+  import jax
+  import jax.numpy as jnp
+
+  x, w = jnp.ones((rows, width)), jnp.ones((width, width))
+
+  # Many in a program: of one alone the dispatch would be timed.
+  @jax.jit
+  def products(x):
+    return jax.lax.fori_loop(0, 100, lambda _, x: 1e-3 * (x @ w), x)
+
+  return lambda: products(x).block_until_ready()
+
+
+def _gflops(times: Sequence[float], rows: int, width: int) -> float:
+  """The best speed of `_product`."""
+  return 100 * 2 * rows * width * width / min(times) / 1e9
+
+
+def _time(function: Callable[[], Any]) -> float:
+  begun = time.perf_counter()
+  function()
+  return time.perf_counter() - begun
+
+
+def control_scan(rounds: int) -> dict[str, Any]:
+  """SAC on the pendulum, compiled, on one core.
+
+  A batch of 256, two layers of 256 units, one environment and a gradient step
+  per env step. `floor_us` is what its matrix products take at `gflops`, the
+  speed of products of the hidden layers' shape, measured in turns with it.
+  """
+  from experiments import control
+
+  timed = scan_benchmarks.build(
+    control.ControlConfig,
+    control.make_task,
+    f'--flagfile={_FOLDER}/sac_pendulum.flags',
+    '--iteration_env_steps=500',
+    '--eval_episodes=0',
+    family=control.FAMILY,
+  )
+  product = _product(256, 256)
+  product()
+  times = []
+  for _ in range(rounds):
+    scan_benchmarks.in_turns([timed], 1)
+    times.append(_time(product))
+  median = statistics.median(timed.seconds)
+  gflop = sac_flop(3, 1, 256, 256) / 1e9
+  gflops = _gflops(times, 256, 256)
+  return {
+    'env_steps_per_s': timed.env_steps / median,
+    'env_steps_per_s_max': timed.env_steps / min(timed.seconds),
+    'gradient_steps_per_s': timed.gradient_steps / median,
+    'step_us': timed.best_us,
+    'gflop': gflop,
+    'gflops': gflops,
+    'floor_us': gflop / gflops * 1e6,
+    'compile_s': timed.compile_s,
+  }
+
+
+def control_loop(rounds: int) -> dict[str, Any]:
+  """SAC on HalfCheetah in the host loop.
+
+  A batch of 256, two layers of 256 units, one environment and a gradient step
+  per env step. Blocks of 500 env steps after the learning has begun.
+  """
+  import jax
+
+  from experiments import control_host
+  from experiments.control_options import ControlConfig
+  from siamrl.report.run_folder import RunFolder
+  from siamrl.runners import host
+
+  block, first = 500, 1_000
+  env_steps = first + (rounds + 2) * block
+  config = flags.from_arguments(
+    ControlConfig,
+    '--environment=HalfCheetah-v5',
+    '--agent=sac',
+    '--target_update=soft',
+    f'--min_replay={first}',
+    f'--random_env_steps={first}',
+    '--replay_capacity=100000',
+    f'--env_steps={env_steps}',
+    f'--iteration_env_steps={env_steps}',
+    '--eval_episodes=0',
+  )
+  environments = control_host.make_environments(config, seed=0)
+  environments.close()
+  parts, _ = control_host.build(config, environments, RunFolder(pathlib.Path()))
+  state = host.LoopState.start(parts.state, seed=0, num_envs=1)
+  rates: list[float] = []
+  begun, since = 0.0, 0
+  before = dict(state.statistics.seconds)
+  for progress in parts.loop(state):
+    jax.block_until_ready(state.train)
+    now = time.perf_counter()
+    if progress.metrics is not None or state.env_steps < first + block:
+      continue  # warm-up and compilation
+    if not begun:
+      begun, since = now, state.env_steps
+      before = dict(state.statistics.seconds)
+    elif state.env_steps - since >= block:
+      rates.append((state.env_steps - since) / (now - begun))
+      begun, since = now, state.env_steps
+      spent = dict(state.statistics.seconds)
+  return {
+    'gradient_steps_per_s': statistics.median(rates),
+    'gradient_steps_per_s_max': max(rates),
+    'blocks': len(rates),
+    'mujoco': _mujoco(),
+  } | {name: spent[name] - before[name] for name in host.TIMERS[:4]}
+
+
+def _mujoco() -> str | None:
+  from siamrl.envs import gym
+
+  return gym.mujoco_version()
+
+
+def siamese_step(rounds: int) -> dict[str, Any]:
+  """A gradient step of SimSiam on digits, in a compiled epoch, on one core.
+
+  A batch of 256 images, an encoder of three layers of 256 units, both views
+  augmented. `floor_us` is what its matrix products take at `gflops`, the speed
+  of products of the hidden layers' shape, measured in turns with it.
+  """
+  import jax
+  import numpy as np
+
+  from experiments import siamese, sweep_run, sweeps
+
+  sweep = flags.sweep_from_arguments(
+    siamese.SiameseConfig,
+    '--images=digits',
+    '--iteration_epochs=10',
+    drop=siamese.drop,
+  )
+  tasks = {config: siamese.make_task(config) for config in sweep.configs}
+  (group,) = sweeps.make_groups(sweep, tasks, siamese.FAMILY)
+  program, place, _ = sweep_run.compile_group(
+    group, share='runs', vectorised=jax.default_backend() != 'cpu'
+  )
+  settings, keys = place(group.settings()), place(group.keys())
+  state = program.start(settings, keys)
+
+  def iterate() -> None:
+    nonlocal state
+    state, _ = program.advance(settings, state, np.int32(0))
+    jax.block_until_ready(state)
+
+  compile_s = _time(iterate)
+  product = _product(256, 256)
+  product()
+  times, seconds = [], []
+  for _ in range(rounds):
+    seconds.append(_time(iterate))
+    times.append(_time(product))
+  config = sweep.configs[0]
+  online = _layers(
+    64, 256, 256, 256, config.projector_units, config.projections
+  )
+  head = _layers(config.projections, config.predictor_units, config.projections)
+  # Both views: forward through encoder and head of the twin, which is the
+  # network itself, once more; backwards twice but for the first layer's input.
+  once = 2 * sum(online) + sum(head)
+  back = 2 * (sum(online) + sum(head)) - online[0]
+  gflop = 2 * 2 * 256 * (once + back) / 1e9
+  gflops = _gflops(times, 256, 256)
+  return {
+    'step_us': min(seconds) / group.loop.iteration_steps * 1e6,
+    'step_us_median': statistics.median(seconds)
+    / group.loop.iteration_steps
+    * 1e6,
+    'gflop': gflop,
+    'gflops': gflops,
+    'floor_us': gflop / gflops * 1e6,
+    'first_s': compile_s,
+  }
+
+
+BENCHMARKS = {
+  'control_scan': control_scan,
+  'control_loop': control_loop,
+  'siamese_step': siamese_step,
+}
+ON_ONE_CORE = ('control_scan', 'siamese_step')
