@@ -16,20 +16,6 @@ from siamrl.losses import siamese as losses
 from siamrl.types import Metrics
 
 
-def normalised_std(z: chex.Array) -> chex.Array:
-  """sqrt(D) * mean over channels of the std of z / ||z|| (Chen & He 2021, 4.1).
-
-  Args:
-    z: [B, D].
-
-  Returns:
-    []: about 1 where directions are spread evenly, 0 where all are the same.
-  """
-  chex.assert_rank(z, 2)
-  directions = jax.vmap(losses.normalised)(z)
-  return jnp.sqrt(z.shape[-1]) * jnp.mean(jnp.std(directions, axis=0))
-
-
 def measures(z: chex.Array) -> Metrics:
   """What there is to say about a batch of projections or features.
 
@@ -43,7 +29,7 @@ def measures(z: chex.Array) -> Metrics:
     constant, and many for one with noise.
   """
   return {
-    'normalised_std': normalised_std(z),
+    'normalised_std': losses.normalised_std(z),
     'effective_rank': effective_rank(singular_values(z)),
     'centred_rank': effective_rank(singular_values(z - jnp.mean(z, axis=0))),
   }

@@ -217,6 +217,10 @@ def test_sometimes_is_as_often_as_asked():
   black = np.all(drawn == 0, (1, 2, 3))
   assert np.all(black | np.all(drawn == IMAGE, (1, 2, 3)))
   assert black.mean() == pytest.approx(0.3, abs=0.1)
+  # Whether it is applied and what it does are drawn apart.
+  twice = augment.sometimes(augment.horizontal_flip, 0.5)
+  flipped = np.any(_draws(twice, IMAGE) != IMAGE, (1, 2, 3))
+  assert flipped.mean() == pytest.approx(0.25, abs=0.1)
 
 
 def test_ranges_that_are_none():

@@ -131,6 +131,22 @@ def least_contrastive(batch_size: int, temperature: float) -> float:
   return math.log1p(2 * others * math.exp(-batch_size / others / temperature))
 
 
+def normalised_std(z: chex.Array) -> chex.Array:
+  """sqrt(D) * mean over channels of the std of z / ||z|| (Chen & He 2021, 4.1).
+
+  No loss, but what tells one that has learnt from one that has collapsed.
+
+  Args:
+    z: [B, D].
+
+  Returns:
+    []: about 1 where directions are spread evenly, 0 where all are the same.
+  """
+  chex.assert_rank(z, 2)
+  directions = jax.vmap(normalised)(z)
+  return jnp.sqrt(z.shape[-1]) * jnp.mean(jnp.std(directions, axis=0))
+
+
 class Form(NamedTuple):
   """A loss of one prediction and the projection that it is to meet.
 

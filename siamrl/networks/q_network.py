@@ -4,38 +4,69 @@ from collections.abc import Sequence
 
 import chex
 from flax import linen as nn
+import jax.numpy as jnp
 
 from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.torsos import MLP, MinAtarCNN, NatureCNN
 
 
+def renormalised(features: chex.Array) -> chex.Array:
+  """Brings the features of each observation to [0, 1].
+
+  (x - min) / (max - min + 1e-5) over all of its features, as SPR does
+  (mila-iqia/spr, models.py); the 1e-5, without which equal features are no
+  numbers, is of Dopamine's SPR (labs/atari_100k/spr_networks.py).
+
+  Args:
+    features: [B, ...].
+  """
+  axes = tuple(range(1, features.ndim))
+  low = jnp.min(features, axes, keepdims=True)
+  high = jnp.max(features, axes, keepdims=True)
+  return (features - low) / (high - low + 1e-5)
+
+
 class QNetwork(nn.Module):
-  """Maps observations [B, ...] to action values float32 [B, A]."""
+  """Maps observations [B, ...] to action values float32 [B, A].
+
+  Attributes:
+    torso: observations -> features [B, F].
+    head: features -> values.
+    renormalise: whether features are `renormalised` in between.
+  """
 
   torso: nn.Module
   head: nn.Module
+  renormalise: bool = False
 
   def __call__(self, obs: chex.Array) -> chex.Array:
-    return self.head(self.torso(obs))
+    features = self.torso(obs)
+    if self.renormalise:
+      features = renormalised(features)
+    return self.head(features)
 
 
 def nature_network(
   num_actions: int,
   *,
+  hidden_units: int = 512,
   head: str = 'linear',
   padding: str = 'VALID',
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,
+  renormalise: bool = False,
 ) -> QNetwork:
   """The network of Nature DQN for 84 x 84 frames (Mnih et al. 2015).
 
   Args:
     num_actions: A.
-    head: a key of `HEADS`; its hidden layer has 512 units.
+    hidden_units: of the head's hidden layer, or of each that it has.
+    head: a key of `HEADS`.
     padding: of the convolutions, see `NatureCNN`.
     initializer: a key of `INITIALIZERS`.
     layer_norm: normalise each hidden layer before its ReLU.
+    renormalise: see `QNetwork`.
 
   Raises:
     ValueError: a name is unknown.
@@ -45,7 +76,8 @@ def nature_network(
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
     NatureCNN(padding, initializer, layer_norm),
-    HEADS[head](num_actions, 512, initializer, layer_norm),
+    HEADS[head](num_actions, hidden_units, initializer, layer_norm),
+    renormalise,
   )
 
 
@@ -57,6 +89,7 @@ def minatar_network(
   head: str = 'linear',
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,
+  renormalise: bool = False,
 ) -> QNetwork:
   """The network of the MinAtar paper for 10 x 10 boards (Young & Tian 2019).
 
@@ -67,6 +100,7 @@ def minatar_network(
     head: a key of `HEADS`.
     initializer: a key of `INITIALIZERS`; the paper's code has 'torch_uniform'.
     layer_norm: normalise each hidden layer before its ReLU.
+    renormalise: see `QNetwork`.
 
   Raises:
     ValueError: a name is unknown.
@@ -77,6 +111,7 @@ def minatar_network(
   return QNetwork(
     MinAtarCNN(initializer, padding, layer_norm),
     HEADS[head](num_actions, hidden_units, initializer, layer_norm),
+    renormalise,
   )
 
 
@@ -88,6 +123,7 @@ def mlp_network(
   head: str = 'linear',
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,
+  renormalise: bool = False,
 ) -> QNetwork:
   """Dense layers for vector observations; the default sizes are CleanRL's.
 
@@ -98,6 +134,7 @@ def mlp_network(
     head: a key of `HEADS`; it has no hidden layer of its own.
     initializer: a key of `INITIALIZERS`.
     layer_norm: normalise each hidden layer before its ReLU.
+    renormalise: see `QNetwork`.
 
   Raises:
     ValueError: a name is unknown.
@@ -107,6 +144,7 @@ def mlp_network(
   return QNetwork(
     MLP(tuple(sizes), initializer, bounds, layer_norm),
     HEADS[head](num_actions, 0, initializer),
+    renormalise,
   )
 
 

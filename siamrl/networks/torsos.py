@@ -36,11 +36,13 @@ class NatureCNN(nn.Module):
       64 = 7,744).
     initializer: a key of `INITIALIZERS`.
     layer_norm: normalise each layer before its ReLU.
+    flat: whether the answer is [B, F]; else it is [B, H, W, 64].
   """
 
   padding: str = 'VALID'
   initializer: str = 'lecun_normal'
   layer_norm: bool = False
+  flat: bool = True
 
   @nn.compact
   def __call__(self, obs: chex.Array) -> chex.Array:
@@ -60,7 +62,7 @@ class NatureCNN(nn.Module):
         bias_init=chosen.bias(fan_in),
       )
       x = rectified(layer, x, layer_norm=self.layer_norm)
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], -1) if self.flat else x
 
 
 class MinAtarCNN(nn.Module):
@@ -73,11 +75,13 @@ class MinAtarCNN(nn.Module):
     initializer: a key of `INITIALIZERS`.
     padding: 'VALID' as in the paper, or 'SAME' as in Dopamine.
     layer_norm: normalise the channels of each place before the ReLU.
+    flat: whether the answer is [B, F]; else it is [B, H, W, 16].
   """
 
   initializer: str = 'lecun_normal'
   padding: str = 'VALID'
   layer_norm: bool = False
+  flat: bool = True
 
   @nn.compact
   def __call__(self, obs: chex.Array) -> chex.Array:
@@ -96,7 +100,7 @@ class MinAtarCNN(nn.Module):
       bias_init=chosen.bias(3 * 3 * obs.shape[-1]),
     )
     x = rectified(layer, obs.astype(jnp.float32), layer_norm=self.layer_norm)
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], -1) if self.flat else x
 
 
 class MLP(nn.Module):

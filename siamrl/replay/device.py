@@ -76,6 +76,8 @@ class DeviceReplay:
       environment at least; None if there never is one.
     packed: store bool observations as bits.
     action_dim: D of continuous actions; 0 where actions are integers.
+    sequence_steps: K, steps of each transition's `future`; 0 for none. Nothing
+      but that depends on it: the same transitions can be sampled.
   """
 
   obs_shape: tuple[int, ...]
@@ -86,6 +88,7 @@ class DeviceReplay:
   max_episode_steps: int | None = None
   packed: bool = False
   action_dim: int = 0
+  sequence_steps: int = 0
 
   def __post_init__(self) -> None:
     """Checks the settings.
@@ -99,8 +102,9 @@ class DeviceReplay:
     for name in ('num_envs', 'n_step', 'capacity'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
-    if self.action_dim < 0:
-      raise ValueError(f'action_dim={self.action_dim}: must be at least 0')
+    for name in ('action_dim', 'sequence_steps'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name}={getattr(self, name)}: must be at least 0')
     if self.max_episode_steps is not None and self.max_episode_steps < 1:
       raise ValueError(
         f'max_episode_steps={self.max_episode_steps}: must be at least 1, or '
@@ -286,9 +290,10 @@ class DeviceReplay:
     newest = t - self.n_step
     clock = newest - lax.rem(newest - position, jnp.int32(self._starts))
 
-    window = clock[:, None] + jnp.arange(self.n_step, dtype=jnp.int32)
-    window = window % rows * envs + env[:, None]  # [B, n]
-    steps = _read(state.steps, window)  # [B, n, 2 or 2 + D]
+    reach = max(self.n_step, self.sequence_steps)
+    window = clock[:, None] + jnp.arange(reach, dtype=jnp.int32)
+    window = window % rows * envs + env[:, None]  # [B, n or K]
+    steps = _read(state.steps, window)  # [B, n or K, 2 or 2 + D]
     ends = steps[..., 0] & 3
     rewards = _float(steps[..., 1])
     # From the last step back to the first: the earliest end has its way.
@@ -316,6 +321,53 @@ class DeviceReplay:
       r_t=r_t,
       discount_t=discount_t,
       obs_t=self._decode(_read(state.obs, row * envs + env)),
+      future=self._future(state, t, clock, env, steps)
+      if self.sequence_steps
+      else None,
+    )
+
+  def _future(
+    self,
+    state: ReplayState,
+    t: chex.Numeric,
+    clock: jax.Array,
+    env: jax.Array,
+    steps: jax.Array,
+  ) -> types.Future:
+    """The K steps from given clocks on.
+
+    Args:
+      state: the replay at clock t.
+      t: int32 [] steps done.
+      clock: int32 [B] of the first step, which is done.
+      env: int32 [B].
+      steps: int32 [B, K or more, 2 or 2 + D], entries of the steps from there
+        on; those that are not done have no meaning.
+    """
+    steps = steps[:, : self.sequence_steps]
+    number = jnp.arange(self.sequence_steps, dtype=jnp.int32)
+    ends = steps[..., 0] & 3
+    over = ends > 0
+    mask = (
+      (clock[:, None] + number < t)
+      & (ends != _TERMINATED)
+      & (jnp.cumsum(over, 1) - over == 0)  # no end before
+    )
+    # Steps from the first observation to that of each entry.
+    ahead = jnp.minimum(number + 1, jnp.sum(mask, 1, keepdims=True))  # [B, K]
+    last = jnp.maximum(ahead - 1, 0)  # the step that led there
+    row = (clock[:, None] + ahead) % self._rows
+    if self.max_episode_steps is not None:
+      cut = jnp.take_along_axis(ends, last, 1) == _TRUNCATED
+      row = jnp.where(
+        cut & (ahead > 0), self._further_row(clock[:, None] + last), row
+      )
+    obs = _read(state.obs, (row * self.num_envs + env[:, None]).reshape(-1))
+    steps = jnp.take_along_axis(steps, last[..., None], 1)
+    return types.Future(
+      a=_float(steps[..., 2:]) if self.action_dim else steps[..., 0] >> 2,
+      obs=self._decode(obs).reshape(*mask.shape, *self.obs_shape),
+      mask=mask,
     )
 
   @property

@@ -59,6 +59,7 @@ class HostReplay:
     n_step: rewards summed in a transition.
     discount: the discount per env step.
     action_dim: D of continuous actions; 0 where actions are integers.
+    sequence_steps: K, steps of each transition's `future`; 0 for none.
   """
 
   def __init__(
@@ -72,6 +73,7 @@ class HostReplay:
     n_step: int = 1,
     discount: float = 0.99,
     action_dim: int = 0,
+    sequence_steps: int = 0,
   ):
     """Reserves the rings; their memory is committed as they fill.
 
@@ -85,6 +87,9 @@ class HostReplay:
       n_step: rewards to a transition, at least 1.
       discount: per env step, in [0, 1].
       action_dim: D of continuous actions, float32 [D] each; 0 for integers.
+      sequence_steps: K, steps of each transition's `future`; 0 for none.
+        Nothing but that depends on it: the same transitions are sampled, and
+        files of one K can be loaded with another.
 
     Raises:
       ValueError: if an argument is outside what is allowed above.
@@ -101,6 +106,8 @@ class HostReplay:
       raise ValueError(f'discount={discount}: must be in [0, 1]')
     if action_dim < 0:
       raise ValueError(f'action_dim={action_dim}: must be at least 0')
+    if sequence_steps < 0:
+      raise ValueError(f'sequence_steps={sequence_steps}: must be at least 0')
     if any(d < 1 for d in shape):
       raise ValueError(f'frame_shape={shape}: every size must be at least 1')
     if dtype.kind not in 'biuf':
@@ -116,7 +123,7 @@ class HostReplay:
       )
     self.capacity, self.num_envs = capacity, num_envs
     self.stack, self.n_step, self.discount = stack, n_step, discount
-    self.action_dim = action_dim
+    self.action_dim, self.sequence_steps = action_dim, sequence_steps
     self._frame_shape, self._frame_dtype = shape, dtype
     self._length = capacity // num_envs  # T
 
@@ -146,6 +153,7 @@ class HostReplay:
     self._back = np.arange(stack)  # [S]
     self._next_age = np.minimum(self._back + 1, stack - 1)  # [S]
     self._ahead = np.arange(n_step)  # [n]
+    self._sequence = np.arange(sequence_steps)  # [K]
     self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
 
     # What is already in files, as in a manifest.
@@ -581,22 +589,49 @@ class HostReplay:
       reward = (rewards * self._powers[:-1]).sum(axis=1)
     discount = np.where(terminated, 0.0, self._powers[steps])
 
-    newest = np.stack([slot, (slot + steps) % length])  # [2, B]
-    ages = self._ages[newest + row]
-    # An episode's first frame stands in for those before it.
-    stacks = newest[..., None] - np.minimum(self._back[::-1], ages[..., None])
-    stacks = stacks % length + row[:, None]  # [2, B, S]
     # One array for both observations: the allocator tends to hand out a block
     # that it got back, where two are mapped anew each time, and faulting their
     # pages in costs several times what copying does.
-    obs = self._frames.take(stacks, axis=0)
-    obs = obs.reshape(*stacks.shape, *self._frame_shape)
+    obs = self._observations(np.stack([slot, slot + steps]), row)
     return types.Transition(
       obs_tm1=obs[0],
       a_tm1=self._actions[index],
       r_t=reward.astype(np.float32),
       discount_t=discount.astype(np.float32),
       obs_t=obs[1],
+      future=self._future(slot, row) if self.sequence_steps else None,
+    )
+
+  def _observations(self, slots: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Observations [..., S, *frame_shape] of slots [...] in their rings.
+
+    Args:
+      slots: may lie beyond the end of a ring, which then begins anew.
+      row: where each ring begins; broadcast to the slots.
+    """
+    newest = slots % self._length
+    ages = self._ages[newest + row]
+    # An episode's first frame stands in for those before it.
+    stacks = newest[..., None] - np.minimum(self._back[::-1], ages[..., None])
+    stacks = stacks % self._length + row[..., None]  # [..., S]
+    obs = self._frames.take(stacks, axis=0)
+    return obs.reshape(*stacks.shape, *self._frame_shape)
+
+  def _future(self, slot: np.ndarray, row: np.ndarray) -> types.Future:
+    """The K steps from valid slots [B] on, of rings that begin at `row` [B]."""
+    slot, row = slot[:, None], row[:, None]
+    window = (slot + self._sequence) % self._length + row
+    flags = self._flags[window]  # [B, K]
+    # An open or a last slot stops whatever would lie beyond it. What follows a
+    # closed one is there, and its stack reaches no further back.
+    mask = np.cumprod(flags & (_CLOSED | _TERMINATED) == _CLOSED, 1) > 0
+    # Steps from the first observation to that of each entry.
+    ahead = np.minimum(self._sequence + 1, mask.sum(1)[:, None])  # [B, K]
+    last = np.maximum(ahead - 1, 0)  # the step that led there
+    return types.Future(
+      a=self._actions[np.take_along_axis(window, last, 1)],
+      obs=self._observations(slot + ahead, row),
+      mask=mask,
     )
 
   def _runs(self, env: int, begin: int, end: int) -> list[slice]:

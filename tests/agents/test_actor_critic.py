@@ -218,17 +218,26 @@ def test_sac_by_hand():
   )
 
 
-def test_the_entropy_that_is_reported_is_the_policys():
-  """Of a policy in the middle of a narrow Gaussian: that of the Gaussian."""
+def test_entropy_of_a_narrow_policy():
+  """In the middle of the tanh it is that of the Gaussian."""
   actor = TanhGaussianActor(sizes=(), action_dim=D)
   agent = make_sac_agent(actor, Critic(sizes=()), OBS)
-  online = _linear(np.zeros((N, 2 * D))) | {'log_alpha': jnp.zeros(())}
+  online = _linear(np.zeros((N, 2 * D)), 0 * CRITICS)
+  online |= {'log_alpha': jnp.zeros(())}
   online['actor']['params']['last']['bias'] = jnp.array([0.0, 0.0, -4.0, -4.0])
-  _, metrics = jax.jit(agent.loss)(
-    online, _twin(agent, online), _batch(size=4_000), KEY
-  )
+  many = _batch(size=4_000)
+  (_, metrics), grads = _grads(agent, online, _twin(agent, online), many)
   expected = D * (0.5 * math.log(2 * math.pi * math.e) - 4.0)
   assert float(metrics['entropy']) == pytest.approx(expected, abs=0.05)
+  # Of critics that answer 0 and alpha = 1 it is the target, too, from samples
+  # of its own.
+  v_t = agent.bootstrap(online, _twin(agent, online), many.obs_tm1, KEY)
+  assert float(jnp.mean(v_t)) == pytest.approx(expected, abs=0.05)
+  assert abs(float(jnp.mean(v_t) - metrics['entropy'])) > 1e-4
+  # It is meant to be -D.
+  assert float(grads['log_alpha']) == pytest.approx(
+    float(metrics['entropy']) + D, rel=1e-4
+  )
 
 
 # Identities.
@@ -311,7 +320,8 @@ def test_sac_without_temperature_and_spread_is_deterministic():
   )
 
 
-# Who learns from whom.
+# Who learns from whom. Compiling SAC takes seconds.
+_BOTH = ['td3', pytest.param('sac', marks=pytest.mark.slow)]
 
 
 def test_targets_come_from_the_twins_entries():
@@ -407,7 +417,7 @@ def test_the_actor_climbs_the_first_critic_of_td3_and_the_smaller_one_of_sac():
     assert moved == expected
 
 
-@pytest.mark.parametrize('name', ['td3', 'sac'])
+@pytest.mark.parametrize('name', _BOTH)
 def test_a_delayed_actor(name):
   """d = 3: the gradient steps numbered 3, 6, ... are its own."""
   agent = _agent(name, policy_delay=3)
@@ -461,7 +471,7 @@ def test_a_delayed_actor_is_not_computed_in_vain():
   assert counts[0] == 1 < counts[1]  # the twin's, for the targets
 
 
-@pytest.mark.parametrize('name', ['td3', 'sac'])
+@pytest.mark.parametrize('name', _BOTH)
 def test_weights_are_of_the_critics_losses(name):
   agent = _agent(name)
   online, target = _params(name, 0), _twin(agent, _params(name, 1))

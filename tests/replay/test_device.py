@@ -60,7 +60,9 @@ class _Reference:
     else:
       episode.obs.append(following)
 
-  def transitions(self, t: int, starts: int, n_step: int) -> dict[int, tuple]:
+  def transitions(
+    self, t: int, starts: int, n_step: int, sequence_steps: int = 0
+  ) -> dict[int, tuple]:
     """All that can be sampled at clock t, by the clock they begin at."""
     found = {}
     for episode in self.episodes:
@@ -76,7 +78,20 @@ class _Reference:
         if stop == len(episode.actions) and episode.end == ['terminated']:
           weight, last = 0.0, episode.obs[stop - 1]
         found[clock] = (episode.obs[k], episode.actions[k], total, weight, last)
+        if sequence_steps:
+          found[clock] += (self._future(episode, k, sequence_steps),)
     return found
+
+  def _future(self, episode: _Episode, k: int, sequence_steps: int) -> list:
+    """(action, observation, whether they count) of the steps from k on."""
+    seen = []
+    for u in range(k, min(k + sequence_steps, len(episode.actions))):
+      if u == len(episode.actions) - 1 and episode.end == ['terminated']:
+        break
+      seen.append((episode.actions[u], episode.obs[u + 1], True))
+    none = (episode.actions[k], episode.obs[k], True)
+    filler = (*(seen or [none])[-1][:2], False)
+    return seen + [filler] * (sequence_steps - len(seen))
 
 
 def _observation(dtype: np.dtype, number: Any) -> np.ndarray:
@@ -201,34 +216,55 @@ def _expected(replay: DeviceReplay, first, steps):
       clock % starts * replay.num_envs + env: transition
       for env, reference in enumerate(references)
       for clock, transition in reference.transitions(
-        t, starts, replay.n_step
+        t, starts, replay.n_step, replay.sequence_steps
       ).items()
     }
 
 
+def _futures(future) -> list[tuple[list]]:
+  """The further column of each row, as the reference writes it."""
+  columns = _action_number(future.a), _number(future.obs), future.mask
+  rows = zip(*(x.tolist() for x in columns), strict=True)
+  return [(list(zip(*row, strict=True)),) for row in rows]
+
+
 def _compare(replay: DeviceReplay, first, steps, batches) -> None:
+  future = jax.tree.map(np.asarray, batches.future)
+  assert (future is None) == (replay.sequence_steps == 0)
   batches = [np.asarray(x) for x in batches[:5]]
   sizes = np.asarray(jax.vmap(replay.size)(jnp.arange(1, len(steps) + 1)))
   for t, expected in enumerate(_expected(replay, first, steps)):
     # The indices below the size are those that can be sampled, and no others.
     assert sorted(expected) == list(range(sizes[t]))
-    assert _rows(*(x[t, : sizes[t]] for x in batches)) == [
-      expected[k] for k in sorted(expected)
-    ]
+    rows = _rows(*(x[t, : sizes[t]] for x in batches))
+    if future is not None:
+      now = type(future)(*(x[t, : sizes[t]] for x in future))
+      further = _futures(now)
+      rows = [row + more for row, more in zip(rows, further, strict=True)]
+    assert rows == [expected[k] for k in sorted(expected)]
 
 
 # Few shapes, each compiled once, and any number of histories in them.
 _SETTINGS = [
   dict(num_envs=1, capacity=1, n_step=1, max_episode_steps=1),
-  dict(num_envs=1, capacity=7, n_step=1, max_episode_steps=3),
+  dict(num_envs=1, capacity=7, n_step=1, max_episode_steps=3, sequence_steps=3),
   dict(num_envs=3, capacity=12, n_step=1, max_episode_steps=20),
   dict(num_envs=2, capacity=12, n_step=2, max_episode_steps=4),
-  dict(num_envs=2, capacity=2, n_step=3, max_episode_steps=2),
-  dict(num_envs=3, capacity=27, n_step=3, max_episode_steps=None),
+  dict(num_envs=2, capacity=2, n_step=3, max_episode_steps=2, sequence_steps=5),
+  dict(
+    num_envs=3, capacity=27, n_step=3, max_episode_steps=None, sequence_steps=2
+  ),
   dict(num_envs=1, capacity=10, n_step=4, max_episode_steps=5),
   dict(num_envs=2, capacity=18, n_step=4, max_episode_steps=13),
   dict(num_envs=1, capacity=7, n_step=1, max_episode_steps=3, action_dim=1),
-  dict(num_envs=3, capacity=12, n_step=2, max_episode_steps=4, action_dim=4),
+  dict(
+    num_envs=3,
+    capacity=12,
+    n_step=2,
+    max_episode_steps=4,
+    action_dim=4,
+    sequence_steps=4,
+  ),
 ]
 _LENGTH = 64
 
@@ -270,7 +306,7 @@ def test_yields_exactly_the_transitions_of_the_episodes(
 def test_no_final_observation_is_lost(cap):
   """Cut about as often as may be, each environment at times of its own."""
   settings = dict(num_envs=3, capacity=24, n_step=2, max_episode_steps=cap)
-  replay = _make(settings)
+  replay = _make(settings | dict(sequence_steps=4))
   first, steps = _history(np.random.default_rng(cap), 3, _LENGTH, None, 0.0)
   rng = np.random.default_rng(cap)
   for env in range(3):
@@ -388,6 +424,58 @@ def test_three_step_returns_by_hand():
     (0, 0, 1.5, 0.0, 1),
     (1, 1, 1.0, 0.0, 1),
   ]
+
+
+def test_three_steps_ahead_by_hand():
+  replay = DeviceReplay((1,), np.float32, 5, 1, 1, 10, sequence_steps=3)
+  yes = jnp.ones(1, bool)
+
+  def rows(state):
+    future = replay.gather(state, 5, jnp.arange(5), 0.5).future
+    assert future.obs.shape == (5, 3, 1)
+    assert future.a.dtype == jnp.int32
+    return [
+      [*zip(a, obs, mask, strict=True)]
+      for a, obs, mask in zip(
+        future.a.tolist(), future.obs[..., 0].tolist(), future.mask, strict=True
+      )
+    ]
+
+  # Action t at observation t leads to t + 1; of clock 5 there is no action yet.
+  plain = rows(_fed(replay, 5))
+  assert plain[2] == [(2, 3, True), (3, 4, True), (4, 5, True)]
+  assert plain[3] == [(3, 4, True), (4, 5, True), (4, 5, False)]
+  # Cut after clock 2, with the observation -1 last: it still counts.
+  cut = rows(_fed(replay, 5, at2=dict(truncated=yes)))
+  assert cut[1] == [(1, 2, True), (2, -1, True), (2, -1, False)]
+  assert cut[3] == plain[3]
+  # Terminated there: what followed does not, and of clock 2 nothing is left.
+  terminated = rows(_fed(replay, 5, at2=dict(terminated=yes)))
+  assert terminated[1] == [(1, 2, True), (1, 2, False), (1, 2, False)]
+  assert terminated[2] == [(2, 2, False)] * 3
+
+
+def test_looking_ahead_changes_nothing_else():
+  rng = np.random.default_rng(0)
+  first, steps = _history(rng, 2, 20, 5, 0.1)
+  bits = jnp.asarray(rng.integers(0, 2**32, 16, np.uint32))
+  batches = []
+  for ahead in (0, 5):
+    ring = _make(
+      dict(num_envs=2, capacity=12, n_step=2, max_episode_steps=5)
+      | dict(sequence_steps=ahead)
+    )
+    replay = PrioritisedReplay(ring)
+    state = replay.start(replay.init(), _observation(ring.obs_dtype, first))
+    state, _ = jax.lax.scan(
+      lambda state, step, replay=replay: (replay.add(state, *step), None),
+      state,
+      (jnp.arange(20), *_inputs(ring, steps)),
+    )
+    batch, index = jax.jit(replay.sample)(state, 20, bits, 0.5, 1.0)
+    assert (batch.future is not None) == (ahead > 0)
+    batches.append((state, batch._replace(future=None), index))
+  jax.tree.map(np.testing.assert_array_equal, *batches)
 
 
 def test_rewards_after_an_end_do_not_count_even_if_infinite():
@@ -742,6 +830,7 @@ def test_bytes_are_known_beforehand():
     (dict(packed=True), 'packed=True: must be False unless obs_dtype is bool'),
     (dict(capacity=2**31), 'capacity=2147483648: must be so small'),
     (dict(action_dim=-1), 'action_dim=-1: must be at least 0'),
+    (dict(sequence_steps=-1), 'sequence_steps=-1: must be at least 0'),
   ],
 )
 def test_impossible_settings_are_refused(changes, message):

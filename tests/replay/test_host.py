@@ -34,9 +34,17 @@ class _Slot(NamedTuple):
 class _Reference:
   """One environment's history as a list of episodes, nothing forgotten."""
 
-  def __init__(self, length: int, stack: int, n_step: int, discount: float):
+  def __init__(
+    self,
+    length: int,
+    stack: int,
+    n_step: int,
+    discount: float,
+    sequence_steps: int = 0,
+  ):
     self.length, self.stack = length, stack
     self.n_step, self.discount = n_step, discount
+    self.sequence_steps = sequence_steps
     self.episodes: list[list[_Slot]] = []
 
   def start(self, frame: int) -> None:
@@ -97,8 +105,22 @@ class _Reference:
             self._observation(episode, u),
           )
         )
+        if self.sequence_steps:
+          found[-1] += (self._future(episode, t),)
       before += len(episode)
     return found
+
+  def _future(self, episode: list[_Slot], t: int) -> list[tuple]:
+    """(action, observation, whether they count) of the steps from t on."""
+    seen = []
+    for u in range(t, t + self.sequence_steps):
+      if episode[u].action is None or episode[u].terminated:
+        break
+      obs = self._observation(episode, u + 1)
+      seen.append((episode[u].action, obs, True))
+    none = (episode[t].action, self._observation(episode, t), True)
+    filler = (*(seen or [none])[-1][:2], False)
+    return seen + [filler] * (self.sequence_steps - len(seen))
 
 
 def _action(number: int, action_dim: int) -> int | tuple[float, ...]:
@@ -126,20 +148,27 @@ def _rows(batch) -> list[tuple]:
     assert obs.dtype == np.uint8
     return [tuple(int(f[0]) + 256 * int(f[1]) for f in o) for o in obs]
 
-  actions = batch.a_tm1.tolist()
-  if batch.a_tm1.ndim == 2:
-    assert batch.a_tm1.dtype == np.float32
-    actions = list(map(tuple, actions))
-  return list(
-    zip(
-      numbers(batch.obs_tm1),
-      actions,
-      batch.r_t,
-      batch.discount_t,
-      numbers(batch.obs_t),
-      strict=True,
+  def taken(actions):
+    if actions.ndim == 1:
+      return actions.tolist()
+    assert actions.dtype == np.float32
+    return list(map(tuple, actions.tolist()))
+
+  columns = [
+    numbers(batch.obs_tm1),
+    taken(batch.a_tm1),
+    batch.r_t,
+    batch.discount_t,
+    numbers(batch.obs_t),
+  ]
+  if batch.future is not None:
+    columns.append(
+      [
+        list(zip(taken(a), numbers(obs), mask.tolist(), strict=True))
+        for a, obs, mask in zip(*batch.future, strict=True)
+      ]
     )
-  )
+  return list(zip(*columns, strict=True))
 
 
 def _all_valid(replay: HostReplay) -> list[tuple]:
@@ -162,6 +191,7 @@ class _Pair:
     spare=0,
     discount=0.5,
     action_dim=0,
+    sequence_steps=0,
   ):
     self.length = stack + n_step + spare
     self.num_envs = num_envs
@@ -173,11 +203,13 @@ class _Pair:
       n_step=n_step,
       discount=discount,
       action_dim=action_dim,
+      sequence_steps=sequence_steps,
     )
     self.action_dim = action_dim
     self.replay = HostReplay(**self.settings)
     self.references = [
-      _Reference(self.length, stack, n_step, discount) for _ in range(num_envs)
+      _Reference(self.length, stack, n_step, discount, sequence_steps)
+      for _ in range(num_envs)
     ]
     self.count = 0
 
@@ -248,6 +280,7 @@ def _histories(draw):
     n_step=draw(st.integers(1, 4)),
     spare=draw(st.integers(0, 9)),
     action_dim=draw(st.sampled_from([0, 0, 1, 3])),
+    sequence_steps=draw(st.sampled_from([0, 0, 1, 2, 5])),
   )
   # Of one long episode to nothing but ends: each history its own mixture.
   busy = draw(st.sampled_from([1, 2, 5]))
@@ -296,7 +329,15 @@ def test_yields_exactly_the_transitions_of_the_episodes(history):
 def test_wraps_around_many_times(stack, n_step, spare):
   rng = np.random.default_rng(stack + 10 * n_step)
   action_dim = 2 * (stack + n_step) % 3  # 0, 1 or 2
-  pair = _Pair(2, stack, n_step, spare, discount=0.75, action_dim=action_dim)
+  pair = _Pair(
+    2,
+    stack,
+    n_step,
+    spare,
+    discount=0.75,
+    action_dim=action_dim,
+    sequence_steps=stack - 1,
+  )
   pair.start()
   for i in range(12 * pair.length):
     picks = rng.choice(len(_OUTCOMES), 2, p=[0.4, 0.4, 0.1, 0.05, 0.05])
@@ -385,6 +426,56 @@ def test_a_lost_life_stops_the_sum_but_not_the_stack():
     ((1, 2), 0, 2.0, 0.0, (2, 3)),
     ((2, 3), 0, 8.0, 0.25, (4, 5)),
   ]
+
+
+def _ahead(steps) -> list[list]:
+  """(action, observation, mask) of 3 steps from frames 1, 2, ... on."""
+  replay = HostReplay(64, frame_shape=_SHAPE, stack=2, sequence_steps=3)
+  replay.start(_frames([1]))
+  for t, (terminated, ended) in enumerate(steps, 1):
+    replay.add(
+      [t],
+      np.ones(1, np.float32),
+      np.array([terminated]),
+      np.array([ended]),
+      _frames([t + 1]),
+      _frames([100]),
+    )
+  return [row[-1] for row in _all_valid(replay)]
+
+
+def test_three_steps_ahead_by_hand():
+  go, lost, cut = (False, False), (True, False), (False, True)
+  # Of frame 5 there is no action yet.
+  assert _ahead([go] * 4)[1:3] == [
+    [(2, (2, 3), True), (3, (3, 4), True), (4, (4, 5), True)],
+    [(3, (3, 4), True), (4, (4, 5), True), (4, (4, 5), False)],
+  ]
+  # The last observation of a truncated episode counts.
+  assert _ahead([go, cut, go])[:2] == [
+    [(1, (1, 2), True), (2, (2, 3), True), (2, (2, 3), False)],
+    [(2, (2, 3), True), (2, (2, 3), False), (2, (2, 3), False)],
+  ]
+  # What follows a lost life does not, although the game goes on.
+  assert _ahead([go, lost, go])[:2] == [
+    [(1, (1, 2), True), (1, (1, 2), False), (1, (1, 2), False)],
+    [(2, (1, 2), False)] * 3,
+  ]
+
+
+def test_looking_ahead_changes_nothing_else(tmp_path):
+  pair = _full_pair(60)
+  ahead = HostReplay(**(pair.settings | dict(sequence_steps=4)))
+  ahead.load(tmp_path, _through_json(pair.replay.save(tmp_path)))
+  plain, more = (
+    replay.sample(np.random.default_rng(0), 32)
+    for replay in (pair.replay, ahead)
+  )
+  assert plain.future is None
+  assert more.future.obs.shape == (32, 4, *plain.obs_t.shape[1:])
+  np.testing.assert_array_equal(more.future.a[:, 0], more.a_tm1)
+  for a, b in zip(plain[:5], more[:5], strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_a_transition_is_ready_with_its_successor():
@@ -569,6 +660,7 @@ print(empty - before, resident() - empty)
     (dict(n_step=0), 'n_step=0'),
     (dict(discount=1.5), 'discount=1.5'),
     (dict(action_dim=-1), 'action_dim=-1'),
+    (dict(sequence_steps=-1), 'sequence_steps=-1'),
     (dict(frame_shape=(84, 0)), 'frame_shape='),
     (dict(frame_dtype='U1'), 'frame_dtype='),
     (dict(num_envs=3), 'capacity=100.*multiple of num_envs=3'),
