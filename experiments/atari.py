@@ -33,6 +33,7 @@ from experiments import (
   devices,
   folders,
   host_run,
+  latent_options,
   options,
   panel_options,
   target_options,
@@ -44,6 +45,7 @@ from experiments.flags import (
   POSITIVE,
   RunError,
   UsageError,
+  choice,
   group,
   one_of,
   option,
@@ -51,7 +53,8 @@ from experiments.flags import (
   run,
   usage_errors,
 )
-from siamrl import learner, schedule
+from siamrl import augment, learner, schedule
+from siamrl.agents import latent
 from siamrl.diagnostics import Clocked
 from siamrl.envs.ale import AtariEnvironments, AtariProtocol, resolve_game
 from siamrl.networks.q_network import QNetwork, nature_network
@@ -66,9 +69,21 @@ from siamrl.runners import evaluation, host
 from siamrl.types import Agent, Params, Schedule, Twin
 
 
+AUGMENTATIONS = {
+  'none': 'nothing',
+  'shift': 'moved by up to 4 pixels (DrQ)',
+  'shift_intensity': 'and made brighter or darker by 5 % or so (SPR)',
+}
+_AUGMENT: dict[str, augment.Augmentation] = {
+  'shift': functools.partial(augment.shift, pixels=4),
+  'shift_intensity': augment.AUGMENTATIONS['frames'],
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class AtariConfig(
   panel_options.PanelOptions,
+  latent_options.LatentOptions,
   target_options.TargetOptions,
   twin_options.TwinOptions,
 ):
@@ -121,6 +136,11 @@ class AtariConfig(
 
   _agent: Any = group('The agent')
   head: str = options.head()
+  hidden_units: int = option(
+    512,
+    'Of the layer after the convolutions; 0 for no such layer.',
+    NOT_NEGATIVE,
+  )
   padding: str = options.padding()
   initializer: str = options.initializer()
   layer_norm: bool = options.layer_norm()
@@ -142,6 +162,9 @@ class AtariConfig(
   error_bound: float = options.error_bound()
   batch_reduction: str = options.batch_reduction('sum')
   param_dtype: str = options.param_dtype()
+  augmentation: str = choice(
+    'none', 'What is done to the frames learnt from:', AUGMENTATIONS
+  )
   batch_size: int = options.batch_size(32)
   train_period: int = options.train_period(4)
   train_steps: int = options.train_steps()
@@ -235,6 +258,7 @@ def _check(config: AtariConfig) -> None:
   if config.reset_optimizer and config.anneal_learning_rate:
     refuse(config, 'anneal_learning_rate', 'be false with --reset_optimizer')
   with usage_errors():
+    latent_options.check(config)
     panel_options.check(
       config,
       iteration_env_steps=config.env_steps(
@@ -351,6 +375,7 @@ def build(
     num_envs=config.num_envs,
     n_step=config.n_step,
     discount=config.discount,
+    sequence_steps=config.spr_steps,
   )
   loop = host.LoopConfig(
     schedule=speeds,
@@ -382,7 +407,11 @@ def build(
   )
   parts = host_run.Parts(
     state=state,
-    seen=watch.start(state, (4, 84, 84), np.uint8) if watch else None,
+    seen=watch.start(
+      state, (4, 84, 84), np.uint8, sequence_steps=config.spr_steps
+    )
+    if watch
+    else None,
     replay=replay,
     loop=train,
     evaluate=functools.partial(_evaluate, config, folder, agent, eval_key)
@@ -453,7 +482,7 @@ def _make_watch(
   panel_ = panel_options.make_panel(
     config,
     base,
-    network,
+    latent_options.looked_at(config, network),
     Clocked(twin, speeds.sync, speeds.offset),
     regress,
     target_order=config.target_order,
@@ -470,14 +499,26 @@ def make_agent(config: AtariConfig) -> tuple[QNetwork, Agent]:
   environments.close()
   network = nature_network(
     num_actions,
+    hidden_units=config.hidden_units,
     head=config.head,
     padding=config.padding,
     initializer=config.initializer,
     layer_norm=config.layer_norm,
+    renormalise=config.renormalise,
   )
   example = np.zeros((1, 4, 84, 84), np.uint8)
   values = target_options.parameters(config)
-  return network, target_options.make_agent(config, network, example, values)
+  agent = latent_options.make_agent(
+    config,
+    network,
+    target_options.make_agent(config, network, example, values),
+    example,
+    config.spr_weight,
+    inside_loop=False,
+  )
+  if config.augmentation != 'none':
+    agent = latent.with_augmentation(agent, _AUGMENT[config.augmentation])
+  return network, agent
 
 
 def _environments(

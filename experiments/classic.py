@@ -88,6 +88,7 @@ def make_task(config: ClassicConfig) -> Task:
       head=config.head,
       initializer=config.initializer,
       layer_norm=config.layer_norm,
+      renormalise=config.renormalise,
     )
 
   return Task(name, environment, network, process=process)

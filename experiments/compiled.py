@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments import (
   collecting,
+  latent_options,
   options,
   panel_options,
   sweep_run,
@@ -53,6 +54,7 @@ TRACED = (
   'discount',
   *twin_options.TRACED,
   *target_options.TRACED,
+  *latent_options.TRACED,
   'learning_rate',
   'optimizer_eps',
   'epsilon_start',
@@ -78,7 +80,11 @@ _NO_WHOLE_TARGETS = ('residual', 'chain', 'iterated_heads')
 
 
 @dataclasses.dataclass(frozen=True)
-class CompiledConfig(target_options.TargetOptions, collecting.CollectOptions):
+class CompiledConfig(
+  latent_options.LatentOptions,
+  target_options.TargetOptions,
+  collecting.CollectOptions,
+):
   """The options; a launcher adds its environment, and defaults of its own."""
 
   _agent: Any = group('The agent')
@@ -152,6 +158,7 @@ def drop(config: CompiledConfig) -> list[str]:
       *dropped,
       *twin_options.meaningless(config),
       *target_options.meaningless(config),
+      *latent_options.meaningless(config),
     ]
 
 
@@ -160,6 +167,7 @@ def check(config: CompiledConfig) -> None:
   collecting.check(config)
   with usage_errors():
     target_options.parameters(config)
+    latent_options.check(config)
   if config.reset_optimizer and config.anneal_learning_rate:
     refuse(config, 'anneal_learning_rate', 'be false with --reset_optimizer')
   if config.replay == 'none':
@@ -180,6 +188,12 @@ def _check_rollout(config: CompiledConfig) -> None:
       'batch_size',
       f'make whole epochs of the {speeds_.collect} env steps of a round, with '
       f'its {speeds_.regress} gradient steps, for --replay=none',
+    )
+  if config.spr_steps:
+    refuse(
+      config,
+      'spr_steps',
+      'be 0 for --replay=none, which has no sequences to draw',
     )
   if config.n_step != 1:
     refuse(
@@ -235,11 +249,19 @@ def make_learner(
   """
   environment = task.environment
   network = task.network(environment.num_actions)
-  base = target_options.make_agent(
+  example = jnp.zeros((1, *environment.obs_shape), environment.obs_dtype)
+  base = latent_options.make_agent(
     config,
     network,
-    jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
-    {name: settings[name] for name in target_options.parameters(config)},
+    target_options.make_agent(
+      config,
+      network,
+      example,
+      {name: settings[name] for name in target_options.parameters(config)},
+    ),
+    example,
+    settings['spr_weight'],
+    inside_loop=True,
   )
   optimizer = learner.make_optimizer(
     config.optimizer,
@@ -311,7 +333,7 @@ def make_learner(
     panel=panel_options.make_panel(
       config,
       base,
-      network,
+      latent_options.looked_at(config, network),
       Clocked(twin, settings['sync'], settings['sync_offset']),
       _of_one_step(make_regress(), agent)
       if config.replay == 'none'
@@ -370,7 +392,9 @@ def _make_replay(config: CompiledConfig, task: Task) -> Any:
       config.num_envs,
       steps=make_schedule(config).collect // config.num_envs,
     )
-  replay = collecting.make_replay(config, task)
+  replay = dataclasses.replace(
+    collecting.make_replay(config, task), sequence_steps=config.spr_steps
+  )
   return PrioritisedReplay(replay) if config.replay == 'prioritised' else replay
 
 

@@ -25,7 +25,6 @@ way, 130 for a second Ctrl-C.
 
 from collections.abc import Mapping
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ from experiments import (
   sweeps,
 )
 from experiments.collecting import Task
-from experiments.control_options import ControlConfig
+from experiments.control_options import ControlConfig, drop
 from experiments.flags import Sweep, UsageError, run_sweep
 from siamrl.runners import scan
 
@@ -106,7 +105,7 @@ def make_loop(config: ControlConfig, task: Task) -> scan.Loop:
 
 FAMILY = sweeps.Family(
   traced=control_options.TRACED,
-  drop=control_options.drop,
+  drop=drop,
   check=control_options.check,
   settings=lambda config, task: control_options.settings_of(config),
   make_loop=make_loop,
@@ -116,15 +115,13 @@ FAMILY = sweeps.Family(
 
 def main(sweep: Sweep) -> None:
   """Trains all runs of a sweep, or the one run of a host environment."""
-  if any(map(control_host.is_on_host, _environments_of(sweep))):
-    control_host.main(sweep)
+  names = dict.fromkeys(config.environment for config in sweep.configs)
+  on_host = [name for name in names if control_host.is_on_host(name)]
+  if on_host:
+    control_host.main(sweep, on_host[0])
   else:
     sweeps.main(sweep, make_task, FAMILY)
 
 
-def _environments_of(sweep: Sweep) -> Any:
-  return dict.fromkeys(config.environment for config in sweep.configs)
-
-
 if __name__ == '__main__':
-  run_sweep(ControlConfig, __doc__, main, control_options.drop)
+  run_sweep(ControlConfig, __doc__, main, drop)

@@ -22,7 +22,7 @@ from experiments.flags import (
   refuse,
   usage_errors,
 )
-from siamrl.envs import gym, registry
+from siamrl.envs import ale, gym, registry
 from siamrl.envs.gym import GymnasiumEnvironments
 from siamrl.replay.host import HostReplay
 from siamrl.report import panel
@@ -32,35 +32,59 @@ from siamrl.report.run_folder import RunFolder
 from siamrl.runners import evaluation, host
 from siamrl.types import Agent, Params
 
-# Options that only compiled runs have, and what they are there.
-_COMPILED_ONLY = {
-  'seeds': 1,
-  'share': 'runs',
-  'vectorised': None,
-  'num_processes': 1,
-  'eval_environment': None,
-}
+# Options that only compiled runs have.
+_COMPILED_ONLY = (
+  'seeds',
+  'share',
+  'vectorised',
+  'coordinator',
+  'num_processes',
+  'process_id',
+  'eval_environment',
+  'eval_episode_env_steps',
+)
 
 # Environments stepped side by side in an evaluation, at most.
 _EVAL_ENVS = 10
 
 
 def is_on_host(name: str) -> bool:
-  """Whether an environment is one of Gymnasium's rather than of JAX."""
+  """Whether an environment is one of Gymnasium's rather than of JAX.
+
+  Raises:
+    UsageError: there is no such environment anywhere.
+  """
   try:
     registry.resolve_environment(name)
     return False
-  except (ImportError, ValueError):
-    pass
+  except ValueError as error:
+    if _is_game(name):  # of which Gymnasium may know, too
+      raise UsageError(f'--environment={name}: {error}') from error
   try:
     gym.resolve_gymnasium(name)
     return True
-  except ValueError:
-    return False  # the registry knows what to say
+  except ValueError as error:
+    raise UsageError(
+      f'--environment={name}: {error}; JAX-native ones are '
+      f'{", ".join(sorted(registry.CONTINUOUS))}'
+    ) from error
 
 
-def main(sweep: Sweep) -> None:
+def _is_game(name: str) -> bool:
+  """Whether it is one of Atari's."""
+  try:
+    ale.resolve_game(name)
+    return True
+  except (ImportError, ValueError):
+    return False
+
+
+def main(sweep: Sweep, environment: str) -> None:
   """Trains the one run of a sweep.
+
+  Args:
+    sweep: of records of `ControlConfig`.
+    environment: one of its environments, which is stepped on the host.
 
   Raises:
     UsageError: it has several, or an option that only compiled runs have.
@@ -69,13 +93,12 @@ def main(sweep: Sweep) -> None:
   check_lists(sweep, control_options.drop)
   if len(sweep.configs) > 1:
     raise UsageError(
-      f'--environment={sweep.configs[0].environment} must be run one at a '
-      f'time: it is stepped on the host, without lists of '
-      f'--{", --".join(sweep.axes)}'
+      f'--environment={environment} must be run one at a time: it is stepped '
+      f'on the host, without lists of --{", --".join(sweep.axes)}'
     )
   (config,) = sweep.configs
-  for name, value in _COMPILED_ONLY.items():
-    if getattr(config, name) != value:
+  for name in _COMPILED_ONLY:
+    if getattr(config, name) != getattr(ControlConfig, name):
       refuse(
         config,
         name,
@@ -98,7 +121,7 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
     refuse(
       config,
       'environment',
-      'have continuous actions; for discrete ones there is '
+      'have continuous actions; JAX-native ones with discrete actions are for '
       'python -m experiments.classic',
     )
   _check_memory(config, environments)

@@ -82,6 +82,10 @@ class ControlConfig(collecting.CollectOptions):
   min_replay: int = collecting.default('min_replay', 25_000)
   replay_capacity: int = collecting.default('replay_capacity', 1_000_000)
   eval_episodes: int = collecting.default('eval_episodes', 10)
+  # Rewards here are of any size.
+  reward_bound: float | None = collecting.default(  # type: ignore[assignment]
+    'reward_bound', None
+  )
 
   _environment: Any = group('The environment')
   environment: str = option(
@@ -162,7 +166,9 @@ class ControlConfig(collecting.CollectOptions):
   )
   optimizer_eps: float = options.optimizer_eps(1e-8)
   critic_weight_decay: float = option(
-    0.0, "Weight of the critics' squared weights in the loss.", NOT_NEGATIVE
+    0.0,
+    "Weight of half the critics' squared parameters in the loss.",
+    NOT_NEGATIVE,
   )
   td_loss: str | None = option(
     None,
@@ -209,6 +215,14 @@ _BUILT = (
   'td_loss',
 )
 
+# And those of the actor that draws its actions.
+_OF_RANDOM_ACTORS = (
+  'alpha_learning_rate',
+  'log_std_low',
+  'log_std_high',
+  'log_std_squash',
+)
+
 
 def agent_options(config: ControlConfig) -> dict[str, Any]:
   """Those of the agent that mean something to it, defaults put in."""
@@ -222,19 +236,24 @@ def agent_options(config: ControlConfig) -> dict[str, Any]:
   }
 
 
+def _readers(name: str) -> list[str]:
+  """The agents to which an option means something."""
+  if name in _OF_RANDOM_ACTORS:
+    name = 'alpha'
+  return [a for a, found in actor_critic.AGENTS.items() if name in found.takes]
+
+
 def drop(config: ControlConfig) -> list[str]:
   """Options that mean nothing to a run; a sweep does not cross them with it."""
-  takes = actor_critic.AGENTS[config.agent].takes
-  correlated = agent_options(config).get('exploration') == 'ornstein_uhlenbeck'
-  random_actor = 'alpha' in takes
-  meaning = {name: name in takes for name in _BUILT} | {
-    'exploration_theta': correlated,
-    'target_entropy': random_actor and config.alpha is None,
-    'alpha_learning_rate': random_actor and config.alpha is None,
+  exploration = agent_options(config).get('exploration')
+  learns_alpha = config.agent in _readers('alpha') and config.alpha is None
+  meaning = {
+    name: config.agent in _readers(name) for name in _BUILT + _OF_RANDOM_ACTORS
+  } | {
+    'exploration_theta': exploration == 'ornstein_uhlenbeck',
+    'target_entropy': learns_alpha,
+    'alpha_learning_rate': learns_alpha,
     'error_bound': config.td_loss in ('huber', 'clipped'),
-    'log_std_low': random_actor,
-    'log_std_high': random_actor,
-    'log_std_squash': random_actor,
     'actor_learning_rate': not config.fixed_policy,
   }
   dropped = [name for name, meant in meaning.items() if not meant]
@@ -246,19 +265,21 @@ def check(config: ControlConfig) -> None:
   """Raises UsageError for options that do not go together."""
   collecting.check(config)
   collecting.check_replay(config)
-  takes = actor_critic.AGENTS[config.agent].takes
-  for name in _BUILT:
-    if name not in takes and getattr(config, name) is not None:
-      readers = [
-        other
-        for other, algorithm in actor_critic.AGENTS.items()
-        if name in algorithm.takes
-      ]
+  for name in _BUILT + _OF_RANDOM_ACTORS:
+    given = getattr(config, name) != getattr(ControlConfig, name)
+    readers = _readers(name)
+    if given and config.agent not in readers:
       refuse(
         config,
         name,
         f'go with --agent={" or ".join(readers)}, not {config.agent}',
       )
+  if config.exploration_theta is not None and (
+    'exploration_theta' in drop(config)
+  ):
+    refuse(
+      config, 'exploration_theta', 'go with --exploration=ornstein_uhlenbeck'
+    )
   if config.alpha is not None and config.target_entropy is not None:
     refuse(config, 'target_entropy', 'not be given with --alpha')
   if not config.log_std_low < config.log_std_high:
@@ -412,6 +433,11 @@ def make_learning(
     reset_optimizer=config.reset_optimizer,
   )
   panel = None
+  if config.shadows and twin.shift is not None:
+    raise ValueError(
+      f'shadows={config.shadows} must not be given with a rule that has '
+      'several networks'
+    )
   if config.panel_period:
     panel = diagnostics.make_panel(
       base,

@@ -28,6 +28,10 @@ Studies, each with a flag file of the same name that runs it:
     of their twin; with a policy that is learnt, values without a twin are
     further from the truth, and the policy is worse. After Fujimoto et al.
     (2018), figure 3.
+  spr_minatar: an agent that predicts its own latents keeps them apart if what
+    it predicts comes from a twin, be it itself behind a stop-gradient or a slow
+    one; without a stop-gradient they collapse. It costs no return. After
+    Schwarzer et al. (2021).
 
 Exit codes: 0 whether or not claims are met, 2 for flags that cannot be, 1 for
 anything else in the way.
@@ -442,6 +446,57 @@ def twin_rate(table: Table) -> list[Claim]:
   ]
 
 
+def spr_minatar(table: Table) -> list[Claim]:
+  """Of a sweep over twins of the latents, on a game with noise.
+
+  That one arm costs no return is met unless the 95 % interval of what it lacks
+  lies above 0.
+
+  Raises:
+    ValueError: it lacks a column or a setting.
+  """
+  found = {
+    tuple(setting.point.values()): setting
+    for setting in _settings(table, 'spr_steps', 'target_paths', 'spr_target')
+  }
+  arms = {
+    'a stop-gradient': ('q:hard+latent:self', 'twin'),
+    'a slow twin': ('q:hard+latent:soft', 'twin'),
+    'no stop-gradient': (None, 'online_gradient'),
+  }
+
+  def of(arm: str | None) -> Setting:
+    for (steps, *rest), setting in found.items():
+      if not steps if arm is None else steps and tuple(rest) == arms[arm]:
+        return setting
+    raise ValueError(f'no run with {arm or "spr_steps=0"}')
+
+  free, plain = of('no stop-gradient'), of(None)
+  claims = []
+  for name in ('a stop-gradient', 'a slow twin'):
+    arm = of(name)
+    claims.append(
+      _exceeds(
+        f'{name} keeps a larger normalised std than none '
+        f'({np.mean(_last(arm, "spr_std")):.3g} against '
+        f'{np.mean(_last(free, "spr_std")):.3g})',
+        [_last(arm, 'spr_std')],
+        [_last(free, 'spr_std')],
+      )
+    )
+    better = _exceeds(
+      '', [plain.height('train_return')], [arm.height('train_return')]
+    )
+    claims.append(
+      Claim(
+        f'predicting latents with {name} costs no return',
+        not better.met,
+        f'without any, {better.seen}',
+      )
+    )
+  return claims
+
+
 STUDIES: dict[str, Callable[[Table], list[Claim]]] = {
   'twin_age': twin_age,
   'soft_divergence': soft_divergence,
@@ -449,6 +504,7 @@ STUDIES: dict[str, Callable[[Table], list[Claim]]] = {
   'siamese_collapse': siamese_collapse,
   'siamese_accuracy': siamese_accuracy,
   'twin_rate': twin_rate,
+  'spr_minatar': spr_minatar,
 }
 
 

@@ -313,10 +313,9 @@ def _further_parts(
     if not text.strip():
       continue
     try:
-      more = shlex.split(text)
-    except ValueError as error:
+      part = _read_lists(cls, (*arguments, *shlex.split(text)))
+    except (ValueError, UsageError) as error:
       raise UsageError(f'--{_ALSO}={text.strip()}: {error}') from error
-    part = _read_lists(cls, (*arguments, *more))
     for field, _ in _options(cls):
       if field.metadata['single'] and part[field.name] != values[field.name]:
         raise UsageError(
@@ -513,7 +512,11 @@ def _help_body(field: dataclasses.Field) -> list[str]:
     text = f'{text.rstrip(".")}; {bound}.'
   indent = ' ' * 6
   lines = textwrap.wrap(
-    text, 76, initial_indent=indent, subsequent_indent=indent
+    text,
+    76,
+    initial_indent=indent,
+    subsequent_indent=indent,
+    break_on_hyphens=False,  # --tau is a word
   )
   for name, summary in summaries.items():
     lines += textwrap.wrap(

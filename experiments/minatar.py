@@ -67,6 +67,12 @@ class MinAtarConfig(compiled.CompiledConfig):
     'its own rules, with the fewest actions and a cap',
     one_of(PRESETS),
   )
+  noise_channels: int = option(
+    0,
+    'Planes of noise behind those of the game: cells that are set with a '
+    'probability of 0.1, anew in every step.',
+    NOT_NEGATIVE,
+  )
   padding: str = options.padding('Padding of the convolution')
   hidden_units: int = option(
     128,
@@ -76,9 +82,11 @@ class MinAtarConfig(compiled.CompiledConfig):
 
 
 @functools.cache
-def _make_environment(game: str, protocol: str) -> JaxEnvironment:
+def _make_environment(
+  game: str, protocol: str, noise_channels: int
+) -> JaxEnvironment:
   try:
-    return make_minatar(game, protocol)
+    return make_minatar(game, protocol, noise_channels)
   except ValueError as error:
     raise UsageError(f'--game={game}: {error}') from error
   except ImportError as error:
@@ -87,7 +95,9 @@ def _make_environment(game: str, protocol: str) -> JaxEnvironment:
 
 def make_task(config: MinAtarConfig) -> Task:
   """What the options say of the game and the network."""
-  environment = _make_environment(config.game, config.protocol)
+  environment = _make_environment(
+    config.game, config.protocol, config.noise_channels
+  )
 
   def network(num_actions: int) -> QNetwork:
     return minatar_network(
@@ -97,6 +107,7 @@ def make_task(config: MinAtarConfig) -> Task:
       head=config.head,
       initializer=config.initializer,
       layer_norm=config.layer_norm,
+      renormalise=config.renormalise,
     )
 
   # Atari's games have these names too.

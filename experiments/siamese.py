@@ -21,7 +21,8 @@ stopped, 2 for flags that cannot be, 1 for anything else in the way, 130 for a
 second Ctrl-C.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import re
@@ -39,6 +40,7 @@ from experiments.flags import (
   POSITIVE,
   Bound,
   RunError,
+  Sweep,
   UsageError,
   choice,
   group,
@@ -80,7 +82,7 @@ TRACED = (
 UNITS = ('gradient_steps', 'epochs')
 
 # Frames of a game's name: frames:pong.
-_FRAMES = re.compile(r'frames:(\w+)')
+_FRAMES = re.compile(r'frames:(.*)')
 
 _PART = Bound(lambda x: 0 < x < 1, 'in (0, 1)')
 
@@ -217,7 +219,7 @@ class SiameseConfig(twin_options.TwinOptions, sweeps.SweepOptions):
 
 
 class Task(NamedTuple):
-  """What is learnt from.
+  """What is learnt from, and judged by.
 
   Attributes:
     name: for folders and titles.
@@ -225,19 +227,22 @@ class Task(NamedTuple):
     held_out: the same.
     classes: that labels tell apart; 0 without labels.
     judged: images of both that representations are judged by, float32.
+    known: accuracies by these images themselves.
   """
 
   name: str
   train: images.Images
   held_out: images.Images
   classes: int
-  judged: tuple[jax.Array, ...] = ()
+  judged: tuple[jax.Array, jax.Array]
+  known: Metrics
 
 
 @functools.cache
 def _load(
   source: str, held_out_fraction: float, count: int, ram_byte: int
-) -> Task:
+) -> tuple[images.Split, int]:
+  """The images of both parts, on the device, and how many classes."""
   game = _FRAMES.fullmatch(source)
   if game:
     loaded = frames.collect_frames(
@@ -245,24 +250,102 @@ def _load(
     )
   else:
     loaded = images.load_images(source)
+  classes = 0
+  if loaded.labels is not None:
+    # Without the gaps: each class is a column of the probe.
+    found, labels = np.unique(loaded.labels, return_inverse=True)
+    loaded, classes = loaded._replace(labels=labels), len(found)
   # The same split for all seeds: what differs is learning.
   parts = images.split(*loaded, held_out_fraction, seed=0)
-  name = re.sub(r'\W+', '_', source).strip('_')
-  classes = 0 if loaded.labels is None else int(loaded.labels.max()) + 1
-  train, held_out = jax.tree.map(jnp.asarray, tuple(parts))
-  return Task(name, train, held_out, classes)
+  return jax.tree.map(jnp.asarray, parts), classes
 
 
 def make_task(config: SiameseConfig) -> Task:
-  """Reads the images that the options name."""
+  """Reads the images that the options name; the same object each time."""
   try:
-    return _load(
-      config.images, config.held_out_fraction, config.frames, config.ram_byte
+    (train, held_out), classes = _load(*_source_of(config))
+  except FileNotFoundError as error:
+    if config.images in images.NAMES:
+      raise RunError(f'--images={error}') from error
+    raise UsageError(
+      f'--images={config.images}: no such file or folder, and none of '
+      f'{", ".join(images.NAMES)}, frames:GAME'
+    ) from error
+  except (ValueError, ImportError, OSError) as error:
+    kind = UsageError if isinstance(error, ValueError) else RunError
+    text = str(error).removeprefix(f'{config.images}: ')
+    raise kind(f'--images={config.images}: {text}') from error
+  if config.neighbours > len(train.images):
+    refuse(
+      config,
+      'neighbours',
+      f'be at most the {len(train.images)} images to learn from',
     )
+  judged, known = _judged(
+    *_source_of(config),
+    config.judged_as,
+    _Judges(config.neighbours, config.vote_temperature, config.probe_ridge),
+  )
+  name = re.sub(r'\W+', '_', config.images).strip('_')
+  return Task(name, train, held_out, classes, judged, known)
+
+
+def _source_of(config: SiameseConfig) -> tuple[str, float, int, int]:
+  return (
+    config.images,
+    config.held_out_fraction,
+    config.frames,
+    config.ram_byte,
+  )
+
+
+class _Judges(NamedTuple):
+  """The options of nearest neighbours and of the linear probe."""
+
+  neighbours: int
+  vote_temperature: float
+  probe_ridge: float
+
+
+@functools.cache
+def _judged(
+  source: str,
+  held_out_fraction: float,
+  count: int,
+  ram_byte: int,
+  judged_as: str,
+  judges: _Judges,
+) -> tuple[tuple[jax.Array, jax.Array], Metrics]:
+  """One view of each image, the same for all runs, and what pixels tell."""
+  parts, classes = _load(source, held_out_fraction, count, ram_byte)
+  augment = AUGMENTATIONS[judged_as]
+
+  def view(number: int, pictures: jax.Array) -> jax.Array:
+    keys = jax.random.split(jax.random.key(number), len(pictures))
+    return jax.vmap(augment)(keys, as_float(pictures))
+
+  @jax.jit
+  def look(
+    parts: images.Split,
+  ) -> tuple[tuple[jax.Array, jax.Array], Metrics]:
+    train, held_out = (view(n, part.images) for n, part in enumerate(parts))
+    pixels = [seen.reshape(len(seen), -1) for seen in (train, held_out)]
+    labels = [part.labels for part in parts]
+    known = _accuracies(judges, classes, labels, 'pixels', *pixels)
+    return (train, held_out), known
+
+  with _speaking_of('judged_as', judged_as):
+    judged, known = look(parts)
+  return judged, jax.device_get(known)
+
+
+@contextlib.contextmanager
+def _speaking_of(name: str, value: Any) -> Iterator[None]:
+  """Has ValueErrors of the library speak of an option."""
+  try:
+    yield
   except ValueError as error:
-    raise UsageError(f'--images={config.images}: {error}') from error
-  except (ImportError, OSError) as error:
-    raise RunError(f'--images={config.images}: {error}') from error
+    raise UsageError(f'--{name}={value}: {error}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,18 +399,30 @@ def check(config: SiameseConfig) -> None:
       f'be a multiple of --iteration_epochs={config.iteration_epochs}',
     )
   norms = config.encoder_norm or config.head_norm or config.output_norm
-  if config.batch_size < 2 and (norms or config.agent == 'simclr'):
+  if config.batch_size < 2 and norms:
     refuse(config, 'batch_size', 'be 2 or more with batch normalisation')
-  if config.agent == 'simclr' and config.target_update != 'self':
-    refuse(
-      config, 'target_update', 'be self for --agent=simclr: it has no twin'
-    )
+  if config.panel_period and config.probe_size < 2 and norms:
+    refuse(config, 'probe_size', 'be 2 or more with batch normalisation')
+  if config.agent == 'simclr':
+    if config.batch_size < 2:
+      refuse(config, 'batch_size', 'be 2 or more for --agent=simclr')
+    if config.target_update != 'self':
+      refuse(
+        config, 'target_update', 'be self for --agent=simclr: it has no twin'
+      )
+    for name in ('predictor', 'symmetric', 'twin_statistics'):
+      if getattr(config, name) != getattr(SiameseConfig, name):
+        refuse(config, name, 'not be given with --agent=simclr')
+  elif config.temperature is not None:
+    refuse(config, 'temperature', 'go with --agent=simclr')
   if config.reset_optimizer and config.anneal != 'none':
     refuse(config, 'anneal', 'be none with --reset_optimizer')
   if config.count_warmup:
     refuse(config, 'count_warmup', 'be false: there is no warm-up')
-  if config.ram_byte >= 0 and not _FRAMES.fullmatch(config.images):
-    refuse(config, 'ram_byte', 'go with --images=frames:GAME')
+  if not _FRAMES.fullmatch(config.images):
+    for name in ('ram_byte', 'frames'):
+      if getattr(config, name) != getattr(SiameseConfig, name):
+        refuse(config, name, 'go with --images=frames:GAME')
   with usage_errors():
     twin_options.sync_of(config, _Speeds(config.target_period_unit))
     _rule_parameters(config, _Speeds(config.target_period_unit), 1)
@@ -423,8 +518,8 @@ def _make_optimizer(
       return optax.lars(
         rate,
         weight_decay=settings['weight_decay'],
-        weight_decay_mask=_is_matrix,
-        trust_ratio_mask=_is_matrix,
+        weight_decay_mask=_is_kernel,
+        trust_ratio_mask=_is_kernel,
         momentum=settings['momentum'],
       )
     return optax.chain(decay, optax.sgd(rate, momentum=settings['momentum']))
@@ -441,13 +536,17 @@ def _make_optimizer(
   return learner.make_optimizers(agent, optimizers)
 
 
-def _is_matrix(params: Params) -> Params:
+def _is_kernel(params: Params) -> Params:
   """Biases and normalisation are neither decayed nor scaled by LARS."""
-  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+  # By name: rules with several networks stack their biases.
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jax.tree_util.keystr(path[-1:], simple=True) == 'kernel',
+    params,
+  )
 
 
 def make_judge(
-  config: SiameseConfig, task: Task, twin: Twin, known: Metrics
+  config: SiameseConfig, task: Task, twin: Twin
 ) -> Callable[[Params], Metrics]:
   """What representations are worth, by the images held out.
 
@@ -455,7 +554,6 @@ def make_judge(
     config: the options.
     task: the images.
     twin: of several networks, the rule names the one that counts.
-    known: what needs no parameters, to be told as well.
 
   Returns:
     online_params -> accuracies in [0, 1], where there are labels, and how far
@@ -468,12 +566,16 @@ def make_judge(
 
   def judge(params: Params) -> Metrics:
     train, held_out = (look(params, view) for view in task.judged)
-    row = dict(known)
+    row = dict(task.known)
+    judges = _Judges(
+      config.neighbours, config.vote_temperature, config.probe_ridge
+    )
+    labels = [task.train.labels, task.held_out.labels]
     for name, seen, asked in (
       ('encoder', train.encoder, held_out.encoder),
       ('projection', train.projections, held_out.projections),
     ):
-      row |= _accuracies(config, task, name, seen, asked)
+      row |= _accuracies(judges, task.classes, labels, name, seen, asked)
     row |= collapse.measures(held_out.projections)
     return row | {
       f'encoder_{name}': value
@@ -484,26 +586,36 @@ def make_judge(
 
 
 def _accuracies(
-  config: SiameseConfig,
-  task: Task,
+  judges: _Judges,
+  classes: int,
+  labels: Sequence[Any],
   name: str,
   train: jax.Array,
   held_out: jax.Array,
 ) -> Metrics:
-  """By these features; nothing without labels."""
-  if not task.classes:
+  """On images held out, by these features; nothing without labels.
+
+  Args:
+    judges: options.
+    classes: that labels tell apart; 0 without labels.
+    labels: of the images to learn from and of those held out.
+    name: of the features.
+    train: features [N, F] of the images to learn from.
+    held_out: features [M, F] of the others.
+  """
+  if not classes:
     return {}
-  labels, asked = task.train.labels, task.held_out.labels
+  known, asked = labels
   votes = probing.nearest_neighbours(
     train,
-    labels,
+    known,
     held_out,
-    num_classes=task.classes,
-    neighbours=config.neighbours,
-    temperature=config.vote_temperature,
+    num_classes=classes,
+    neighbours=judges.neighbours,
+    temperature=judges.vote_temperature,
   )
   scores = probing.linear_probe(
-    train, labels, held_out, num_classes=task.classes, ridge=config.probe_ridge
+    train, known, held_out, num_classes=classes, ridge=judges.probe_ridge
   )
   return {
     f'knn_{name}': probing.accuracy(votes, asked),
@@ -512,17 +624,13 @@ def _accuracies(
 
 
 def make_learner(
-  config: SiameseConfig,
-  task: Task,
-  known: Metrics,
-  settings: Mapping[str, jax.Array],
+  config: SiameseConfig, task: Task, settings: Mapping[str, jax.Array]
 ) -> epochs.Learner:
   """The learner of a run.
 
   Args:
     config: gives all but the traced options.
     task: the images.
-    known: see `make_judge`.
     settings: the traced options, as `settings_of` has them.
   """
   speeds, gradient_steps = _clock(config, task)
@@ -563,23 +671,8 @@ def make_learner(
       target_init=config.target_init,
     ),
     regress=regress,
-    judge=make_judge(config, task, twin, known),
+    judge=make_judge(config, task, twin),
     panel=panel,
-  )
-
-
-def _views(config: SiameseConfig, task: Task) -> tuple[jax.Array, ...]:
-  """One view of each image, the same for all runs."""
-  augment = AUGMENTATIONS[config.judged_as]
-
-  @jax.jit
-  def views(number: jax.Array, pictures: jax.Array) -> jax.Array:
-    keys = jax.random.split(jax.random.key(number), len(pictures))
-    return jax.vmap(augment)(keys, as_float(pictures))
-
-  return tuple(
-    views(jnp.uint32(number), part.images)
-    for number, part in enumerate((task.train, task.held_out))
   )
 
 
@@ -591,21 +684,32 @@ def make_loop(config: SiameseConfig, task: Task) -> epochs.Loop:
       f'probe_size={config.probe_size} must be at most the {len(held_out)} '
       'images held out'
     )
-  if config.neighbours > len(task.train.images):
-    raise ValueError(
-      f'neighbours={config.neighbours} must be at most the '
-      f'{len(task.train.images)} images to learn from'
+  loop_config = _config_of(config, task)
+  if loop_config.epoch_steps * config.epochs >= 2**31:
+    refuse(
+      config,
+      'epochs',
+      f'be of fewer than {2**31} gradient steps; an epoch takes '
+      f'{loop_config.epoch_steps}',
     )
-  task = task._replace(judged=_views(config, task))
-  pixels = [view.reshape(len(view), -1) for view in task.judged]
-  known = jax.device_get(_accuracies(config, task, 'pixels', *pixels))
+  _check_images(config, task)
   return epochs.Loop(
-    config=_config_of(config, task),
+    config=loop_config,
     data=task.train.images,
     probe=held_out[: config.probe_size],
-    make_learner=functools.partial(make_learner, config, task, known),
+    make_learner=functools.partial(make_learner, config, task),
     headline='normalised_std' if task.train.labels is None else 'knn_encoder',
   )
+
+
+def _check_images(config: SiameseConfig, task: Task) -> None:
+  """Raises UsageError for options that the images do not fit."""
+  key = jax.random.key(0)
+  with _speaking_of('augmentation', config.augmentation):
+    jax.eval_shape(AUGMENTATIONS[config.augmentation], key, task.judged[0][0])
+  agent = make_agent(config, task).agent
+  with _speaking_of('encoder', config.encoder):
+    jax.eval_shape(agent.init, key)
 
 
 FAMILY = sweeps.Family(
@@ -618,10 +722,10 @@ FAMILY = sweeps.Family(
 )
 
 
+def main(sweep: Sweep) -> None:
+  """Trains all runs of a sweep."""
+  sweeps.main(sweep, make_task, FAMILY)
+
+
 if __name__ == '__main__':
-  run_sweep(
-    SiameseConfig,
-    __doc__,
-    lambda sweep: sweeps.main(sweep, make_task, FAMILY),
-    drop,
-  )
+  run_sweep(SiameseConfig, __doc__, main, drop)

@@ -7,6 +7,7 @@ from typing import Any
 from siamrl.report import panel, representation
 from siamrl.report.curves import plot_final, plot_sweep
 from siamrl.report.metrics import RUN_COLUMN, STEP_COLUMN, Table, group_rows
+from siamrl.twins import RULES
 
 # Scores of these are on scales of their own: a figure for each, where swept.
 _APART = ('game', 'environment')
@@ -79,7 +80,7 @@ def draw(
       _draw_panel(f'{path}-panel.png', part, flags, by, about)
     if not by:
       continue
-    shown, position, label = _places(part, by, flags)
+    shown, position, label = _places(part, by, _single(part, flags))
     plot_final(
       f'{path}-final.png',
       part,
@@ -151,8 +152,18 @@ def _draw_panel(
     by=by,
     title=title,
     x_label=x.replace('_', ' '),
-    bound=_bound(flags),
+    bound=_bound(_single(table, flags)),
   )
+
+
+def _single(table: Table, flags: Mapping[str, str]) -> dict[str, str]:
+  """The flags of which all runs have one value."""
+  # A part of the sweep may have been given values of its own.
+  return {
+    name: text
+    for name, text in flags.items()
+    if ',' not in text and name not in table
+  }
 
 
 def _bound(flags: Mapping[str, str]) -> float | None:
@@ -165,20 +176,27 @@ def _bound(flags: Mapping[str, str]) -> float | None:
 
 def _words(column: str) -> str:
   """A column's name for an axis: 'training return' for train_return."""
-  return column.replace('train_', 'training_').replace('_', ' ')
+  named = representation.HEADLINES.get(column, column)
+  return named.replace('train_', 'training_').replace('_', ' ')
 
 
 def _places(
   table: Table, by: Sequence[str], flags: Mapping[str, str]
 ) -> tuple[list[str], Position, str]:
-  """Which swept options the horizontal axis shows, how, and its label."""
+  """Which swept options the horizontal axis shows, how, and its label.
+
+  Args:
+    table: in long form.
+    by: the swept options.
+    flags: of which all runs have one value.
+  """
   twin = [name for name in by if name in ('target_period', 'tau')]
   unit = flags.get('target_period_unit', 'gradient_steps')
   steps = _gradient_steps(unit, flags)
   if 'tau' in twin and steps is not None:
 
     def matched(point: Mapping[str, Any]) -> float | None:
-      return _matched_period(point, steps)
+      return _matched_period(_with_period(point, flags), steps)
 
     if _distinct(table, by, twin, matched):
       return twin, matched, 'target period, or its match (gradient steps)'
@@ -217,6 +235,17 @@ def _distinct(
       return False
     seen.add((line, place))
   return True
+
+
+def _with_period(
+  point: Mapping[str, Any], flags: Mapping[str, str]
+) -> Mapping[str, Any]:
+  """A setting with the period that it has, if it is not swept."""
+  rule = point.get('target_update', flags.get('target_update'))
+  period = flags.get('target_period')
+  if rule not in RULES or RULES[rule].period is not None or period is None:
+    return point
+  return {'target_period': int(period), **point}
 
 
 def _matched_period(

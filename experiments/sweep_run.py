@@ -130,13 +130,23 @@ class Group:
     seeds = np.array([run.seed for run in self.runs], np.uint32)
     return jax.vmap(jax.random.key)(seeds)
 
+  def _state(self) -> Any:
+    """Shapes and types of one run's state."""
+    settings = self.runs[0].settings
+    return jax.eval_shape(self.loop.start, settings, jax.random.key(0))
+
+  def columns(self) -> list[str]:
+    """Those of the loop's rows; nothing is computed."""
+    settings = self.runs[0].settings
+    number = jnp.zeros((), jnp.int32)
+    _, row = jax.eval_shape(self.loop.iterate, settings, self._state(), number)
+    return list(row)
+
   def run_bytes(self) -> int:
     """Bytes of one run's state."""
-    settings = self.runs[0].settings
-    state = jax.eval_shape(self.loop.start, settings, jax.random.key(0))
     return sum(
       math.prod(leaf.shape) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(state)
+      for leaf in jax.tree.leaves(self._state())
       if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     )
 
@@ -190,10 +200,9 @@ def run(
     UsageError: the folder is another run's.
     RunError: it cannot be read or written, or the only run diverged.
   """
-  alone = len(groups) == 1 and len(groups[0].runs) == 1
   if options.num_processes == 1:
     with _open(options, options.run_dir) as folder:
-      _run(folder, groups, options, stop, alone=alone)
+      _run(folder, groups, groups, options, stop)
       _show(options, folder)
     return
   mine = [
@@ -212,7 +221,7 @@ def run(
     with _told('trained') as ends:
       path = RunFolder(options.run_dir).shard(options.process_id).path
       with _open(options, path) as shard:
-        if _run(shard, mine, options, stop, alone=alone):
+        if _run(shard, mine, groups, options, stop):
           ends.mine = _FINISHED
         else:
           ends.mine = _STOPPED
@@ -283,12 +292,19 @@ def _show(options: Options, folder: RunFolder) -> None:
 def _run(
   folder: RunFolder,
   groups: Sequence[Group],
+  everywhere: Sequence[Group],
   options: Options,
   stop: devices.StopRequest,
-  *,
-  alone: bool,
 ) -> bool:
-  """Runs all programs; whether to their end."""
+  """Runs all programs; whether to their end.
+
+  Args:
+    folder: to run them in.
+    groups: the programs, with the runs of this process.
+    everywhere: with those of all processes.
+    options: how to run them.
+    stop: true once the user wants the runs to stop.
+  """
   with run_errors(folder):
     position = _find(folder, groups)
     with edited_errors():
@@ -303,7 +319,7 @@ def _run(
     size = sum(group.run_bytes() * len(group.runs) for group in groups)
     devices.check_room(folder.path, 2 * size)
     try:
-      with _Runs(folder, groups, options, stop, position, alone) as runs:
+      with _Runs(folder, groups, everywhere, options, stop, position) as runs:
         runs.train()
     except _Stopped:
       return False
@@ -351,13 +367,19 @@ class _Runs(Running):
     self,
     folder: RunFolder,
     groups: Sequence[Group],
+    everywhere: Sequence[Group],
     options: Options,
     stop: devices.StopRequest,
     position: _Position,
-    alone: bool,
   ):
     self._groups, self._options = groups, options
-    self._alone = alone  # whether there is one run only, in all processes
+    # Whether there is one run only, in all processes.
+    self._alone = alone = len(everywhere) == 1 and len(everywhere[0].runs) == 1
+    # Of all rows: a program's agent, rule or network has some of its own.
+    self._columns: list[str] = []
+    if len(everywhere) > 1:
+      each = [name for group in everywhere for name in group.columns()]
+      self._columns = sorted({*each}.difference(CLOCKS))
     self._diverged: set[tuple[int, int]] = set()
     self._begin = position.group
     writer = MetricsWriter(
@@ -373,7 +395,12 @@ class _Runs(Running):
     super().__init__(
       folder,
       writer,
-      Progress(total, self._done, unit=_unit(groups[0].loop)),
+      Progress(
+        total,
+        self._done,
+        unit=_unit(groups[0].loop),
+        headline=_in_words(groups[0].loop.headline),
+      ),
       checkpoint_period_s=options.checkpoint_period_s,
       stop=stop,
     )
@@ -447,6 +474,8 @@ class _Runs(Running):
         int(each.settings['sync']),
         int(each.settings['sync_offset']),
       )
+      if self._columns:
+        row = {name: row.get(name) for name in self._columns}
       rows.append({**_cells(each.point), 'seed': each.seed, **counts, **row})
     self._writer.write_rows(rows)
     headline = [row[group.loop.headline] for row in rows]
@@ -491,6 +520,11 @@ class _Runs(Running):
 def _unit(loop: Loop) -> str:
   """The loop's clock, for a message."""
   return loop.clock.replace('_', ' ')
+
+
+def _in_words(column: str) -> str:
+  """A column's name, for a message: 'return' for train_return."""
+  return column.removeprefix('train_').replace('_', ' ')
 
 
 def _not_finite(row: Mapping[str, float]) -> str:

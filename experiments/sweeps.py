@@ -58,7 +58,8 @@ class SweepOptions:
   _run: Any = group('The runs')
   run_dir: str | None = option(
     None,
-    'Folder of all these runs; runs/ENVIRONMENT-AGENT-SEED if not given.',
+    'Folder of all these runs; if not given one in runs/, named after what '
+    'is learnt, the agent, what is swept and the seed.',
     single=True,
   )
   overwrite: bool = option(
@@ -315,7 +316,7 @@ def check_memory(
       if not most:
         field = 'replay_capacity'
         if not hasattr(config, field):
-          field = 'batch_size'
+          field = 'projector_units'
         refuse(config, field, f'be so small that a run fits the memory: {need}')
       raise UsageError(
         f'--seeds={config.seeds} times {combinations} combinations are '

@@ -31,6 +31,10 @@ from siamrl.types import JaxEnvironment, JaxTimestep
 GAMES = ('asterix', 'breakout', 'freeway', 'seaquest', 'space_invaders')
 PRESETS = ('gymnax', 'paper')
 STICKY_ACTION_PROBABILITY = 0.1
+# Of each cell of a noise channel to be set.
+NOISE_PROBABILITY = 0.1
+# A stream of the environment's keys that no game draws from.
+_NOISE_STREAM = 2**32 - 1
 # Freeway ends with the first step beyond these.
 _FREEWAY_STEPS = 2500
 
@@ -89,7 +93,33 @@ def _spawn(state: Any, key: jax.Array) -> Any:
   )
 
 
-def make_minatar(game: str, preset: str) -> JaxEnvironment:
+def _with_noise(env: JaxEnvironment, channels: int) -> JaxEnvironment:
+  """The same game with planes of noise behind its own."""
+  *board, planes = env.obs_shape
+
+  def noisy(key: jax.Array, obs: jax.Array) -> jax.Array:
+    key = jax.random.fold_in(key, _NOISE_STREAM)
+    noise = jax.random.bernoulli(key, NOISE_PROBABILITY, (*board, channels))
+    return jnp.concatenate([obs, noise.astype(obs.dtype)], -1)
+
+  def reset(key: jax.Array) -> tuple[Any, jax.Array]:
+    state, obs = env.reset(key)
+    return state, noisy(key, obs)
+
+  def step(
+    state: Any, action: jax.Array, key: jax.Array
+  ) -> tuple[Any, JaxTimestep]:
+    state, timestep = env.step(state, action, key)
+    return state, timestep._replace(obs=noisy(key, timestep.obs))
+
+  return env._replace(
+    reset=reset, step=step, obs_shape=(*board, planes + channels)
+  )
+
+
+def make_minatar(
+  game: str, preset: str, noise_channels: int = 0
+) -> JaxEnvironment:
   """One of MinAtar's games; observations are bool [10, 10, channels].
 
   Args:
@@ -100,6 +130,9 @@ def make_minatar(game: str, preset: str) -> JaxEnvironment:
       last action in place of the chosen one with a probability of 0.1, and
       never truncates. At an episode's start the last action is no-op, while in
       the package it is the one before the reset.
+    noise_channels: planes behind the game's own that say nothing: each of their
+      cells is set with a probability of 0.1, anew in every step. The game goes
+      on as it would without.
 
   Returns:
     the environment. Difficulty rises as the game goes on, where the game has
@@ -112,6 +145,10 @@ def make_minatar(game: str, preset: str) -> JaxEnvironment:
   game = resolve_minatar(game)
   if preset not in PRESETS:
     raise ValueError(f'preset must be one of {PRESETS}, got {preset!r}')
+  if noise_channels < 0:
+    raise ValueError(f'noise_channels={noise_channels} must be 0 or more')
+  if noise_channels:
+    return _with_noise(make_minatar(game, preset), noise_channels)
   name = game.title().replace('_', '') + '-MinAtar'
   if preset == 'gymnax':
     return make_gymnax(name)

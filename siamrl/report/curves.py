@@ -263,6 +263,7 @@ def plot_final(
   if drawn and min(min(places) for places in drawn.values()) > 0:
     axes.set_xscale('log')
     axes.xaxis.set_major_formatter(drawing.engineering())
+    axes.xaxis.set_minor_formatter(drawing.minor_engineering())
     axes.margins(x=0.04)
   axes.set_title(title, loc='left')
   axes.set_xlabel(x_label)

@@ -57,6 +57,20 @@ def engineering() -> Any:
   return EngFormatter(sep='')
 
 
+def minor_engineering() -> Any:
+  """20, not 2e1, between powers of ten of which there are few."""
+  from matplotlib.ticker import LogFormatter
+
+  write = engineering()
+
+  class Formatter(LogFormatter):
+    # Which of the ticks have a label is for Matplotlib to say.
+    def __call__(self, x: float, pos: Any = None) -> str:
+      return write(x) if super().__call__(x, pos) else ''
+
+  return Formatter()
+
+
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
   """Writes a PNG file, which is replaced at once."""
   content = io.BytesIO()

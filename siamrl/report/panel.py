@@ -57,6 +57,7 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
     bound: of values, beyond which they have diverged softly; None if unknown.
   """
   one = functools.partial(_one, layers=False)
+  word = _words(table)
   beyond = '' if bound is None else f', soft divergence above {bound:.4g}'
   every = [
     Facet(
@@ -74,28 +75,20 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
     one(
       'functional_distance',
       'Functional distance',
-      r'mean $|Q - \bar Q|$ (return)',
+      f'mean {word.distance} ({word.unit})',
     ),
-    one(
-      'greedy_disagreement',
-      'Greedy disagreement',
-      r'of $Q$ and $\bar Q$ (fraction of states)',
-    ),
+    one('greedy_disagreement', 'Greedy disagreement', word.disagreement),
     one(
       'target_drift',
       'Target drift',
-      'mean change since the last measurement (return)',
+      f'mean change since the last measurement ({word.unit})',
     ),
     Facet(
       'Target churn',
-      'mean change by one gradient step (return)',
+      f'mean change by one gradient step ({word.unit})',
       _columns(target_churn_train='on its batch', target_churn='held out'),
     ),
-    one(
-      'policy_churn',
-      'Policy churn',
-      'by one gradient step (fraction of states)',
-    ),
+    one('policy_churn', 'Policy churn', f'by one gradient step ({word.churn})'),
     Facet(
       'TD error',
       'mean absolute value (return)',
@@ -108,12 +101,12 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
     ),
     *_dormant(table),
     one(
-      'q_max_abs', 'Largest |Q|', f'over states and actions (return){beyond}'
+      'q_max_abs', 'Largest |Q|', f'over {word.values} (return){beyond}'
     )._replace(bound=bound),
     one(
       'overestimation',
       'Over-estimation',
-      r'mean $\max Q - G$ while evaluating (return)',
+      f'mean {word.best} $- G$ while evaluating (return)',
     ),
     one('return_mc', 'Discounted return', 'mean $G$ while evaluating (return)'),
     Facet(
@@ -133,6 +126,30 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
     ),
   ]
   return known_facets(every, table)
+
+
+class _Words(NamedTuple):
+  """How a panel is put in words; by default that of values of actions."""
+
+  distance: str = r'$|Q - \bar Q|$'
+  unit: str = 'return'
+  disagreement: str = r'of $Q$ and $\bar Q$ (fraction of states)'
+  churn: str = 'fraction of states'
+  values: str = 'states and actions'
+  best: str = r'$\max Q$'
+
+
+def _words(table: Table) -> _Words:
+  if 'normalised_std' in table:  # representations
+    return _Words(r'$|z - \bar z|$', 'of projections')
+  if 'actor_loss' in table:  # actions are continuous, values of the actor's own
+    return _Words(
+      disagreement=r'mean $|a - \bar a|$ (actions in [-1, 1])',
+      churn='mean change of actions in [-1, 1]',
+      values='states',
+      best='$Q$',
+    )
+  return _Words()
 
 
 def known_facets(every: Sequence[Facet], table: Table) -> list[Facet]:

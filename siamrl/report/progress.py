@@ -13,7 +13,7 @@ _WINDOW_S = 120.0  # speed is that of the last two minutes
 
 
 class Progress:
-  """Shows how far a run is, its speed, the time left, and the last return.
+  """Shows how far a run is, its speed, the time left, and how good it is.
 
   On a terminal it is a bar; elsewhere a line about every ten seconds. Use it
   as a context manager.
@@ -25,6 +25,7 @@ class Progress:
     start: int = 0,
     *,
     unit: str = 'frames',
+    headline: str = 'return',
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
@@ -35,11 +36,13 @@ class Progress:
       start: what earlier processes did, on resumption. Speed and the time left
         are told from what this process does.
       unit: what is counted, such as 'env steps'.
+      headline: what the number is called that `update` shows.
       stream: where to write; standard error if None.
       clock: seconds from some moment on.
     """
     self._total, self._done, self._unit = total, start, unit
-    self._last_return: float | None = None
+    self._headline = headline
+    self._last: float | None = None
     self._stream = sys.stderr if stream is None else stream
     self._clock = clock
     self._line_time = clock()
@@ -59,16 +62,17 @@ class Progress:
   def __exit__(self, *unused_error: object) -> None:
     self.close()
 
-  def update(self, done: int, last_return: float | None = None) -> None:
+  def update(self, done: int, last: float | None = None) -> None:
     """Says how far the run is.
 
     Args:
       done: the count so far, that of earlier processes included.
-      last_return: the newest return to show; None keeps the one before.
+      last: the newest return, or what there is in its place; None keeps the
+        one before.
     """
     self._done = done
-    if last_return is not None:
-      self._last_return = float(last_return)
+    if last is not None:
+      self._last = float(last)
     now = self._clock()
     self._sample(now)
     if self._bar is not None:
@@ -112,8 +116,8 @@ class Progress:
       f'{self.speed_per_s():,.0f} {self._unit}/s',
       f'{"-:--:--" if remaining is None else _hours(remaining)} left',
     ]
-    if self._last_return is not None:
-      parts.append(f'return {self._last_return:,.5g}')
+    if self._last is not None:
+      parts.append(f'{self._headline} {self._last:,.5g}')
     return ', '.join(parts)
 
   def _line(self) -> str:

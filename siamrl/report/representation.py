@@ -3,8 +3,11 @@
 from siamrl.report.metrics import Table
 from siamrl.report.panel import Facet, known_facets
 
-# What tells a run's worth in a number, the best first.
-HEADLINES = ('knn_encoder', 'normalised_std')
+# What tells a run's worth in a number, the best first; in words, by column.
+HEADLINES = {
+  'knn_encoder': 'accuracy by neighbours',
+  'normalised_std': 'normalised std',
+}
 
 
 def is_representation(table: Table) -> bool:

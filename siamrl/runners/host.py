@@ -43,6 +43,7 @@ from siamrl.runners.errors import NonFiniteError
 from siamrl.types import (
   Agent,
   Environments,
+  Future,
   Metrics,
   Params,
   Schedule,
@@ -287,6 +288,7 @@ class Watch:
     obs_shape: tuple[int, ...],
     obs_dtype: Any,
     action_dim: int = 0,
+    sequence_steps: int = 0,
   ) -> Seen:
     """What belongs to it before the first gradient step.
 
@@ -295,8 +297,11 @@ class Watch:
       obs_shape: [S, ...] of an observation.
       obs_dtype: of an observation.
       action_dim: D of continuous actions, else 0.
+      sequence_steps: the replay's.
     """
-    batch = _batch_shape(obs_shape, obs_dtype, action_dim, self.probe_size)
+    batch = _batch_shape(
+      obs_shape, obs_dtype, action_dim, self.probe_size, sequence_steps
+    )
     probe = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
     return Seen(jax.jit(self.panel.init)(train, probe), probe)
 
@@ -496,7 +501,11 @@ class _Loop:
       )
     # So that an iteration that learns nothing has the columns of the others.
     for name in _metric_names(
-      self._regress_one, state.train, environments, config.batch_size
+      self._regress_one,
+      state.train,
+      environments,
+      config.batch_size,
+      self._replay.sequence_steps,
     ):
       state.statistics.metric_sums.setdefault(name, 0.0)
 
@@ -724,26 +733,51 @@ def _metric_names(
   train_state: TrainState,
   environments: Environments,
   batch_size: int,
+  sequence_steps: int,
 ) -> list[str]:
   """Names of the metrics that `regress` will return; nothing is computed."""
   obs_shape = (environments.stack, *environments.frame_shape)
   batch = _batch_shape(
-    obs_shape, environments.frame_dtype, environments.action_dim, batch_size
+    obs_shape,
+    environments.frame_dtype,
+    environments.action_dim,
+    batch_size,
+    sequence_steps,
   )
   _, metrics = jax.eval_shape(regress, train_state, batch)
   return sorted(metrics)
 
 
 def _batch_shape(
-  obs_shape: tuple[int, ...], obs_dtype: Any, action_dim: int, batch_size: int
+  obs_shape: tuple[int, ...],
+  obs_dtype: Any,
+  action_dim: int,
+  batch_size: int,
+  sequence_steps: int,
 ) -> Transition:
   """Shapes and types of a batch."""
-  obs = jax.ShapeDtypeStruct((batch_size, *obs_shape), obs_dtype)
-  scalars = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-  actions = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-  if action_dim:
-    actions = jax.ShapeDtypeStruct((batch_size, action_dim), jnp.float32)
-  return Transition(obs, actions, scalars, scalars, obs)
+
+  def observed(*lead: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*lead, *obs_shape), obs_dtype)
+
+  def acted(*lead: int) -> jax.ShapeDtypeStruct:
+    if action_dim:
+      return jax.ShapeDtypeStruct((*lead, action_dim), jnp.float32)
+    return jax.ShapeDtypeStruct(lead, jnp.int32)
+
+  one, several = (batch_size,), (batch_size, sequence_steps)
+  scalars = jax.ShapeDtypeStruct(one, jnp.float32)
+  mask = jax.ShapeDtypeStruct(several, bool)
+  return Transition(
+    observed(*one),
+    acted(*one),
+    scalars,
+    scalars,
+    observed(*one),
+    future=Future(acted(*several), observed(*several), mask)
+    if sequence_steps
+    else None,
+  )
 
 
 def _crc(obs: np.ndarray) -> int:

@@ -1,5 +1,6 @@
 """Tiny runs of the launchers, and what they leave."""
 
+from collections.abc import Sequence
 import contextlib
 import functools
 import io
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import atari, compiled, flags
+from experiments import atari, compiled, flags, sweep_run, sweeps
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
 from siamrl.report.run_folder import RunFolder
@@ -109,35 +110,58 @@ def killed(*arguments: Any, sabotage: tuple[Any, ...], **options: Any) -> str:
 
 
 def read_sweep(launcher: types.ModuleType, *arguments: Any) -> flags.Sweep:
-  """The sweep that a command line of `classic` or `minatar` asks for."""
+  """The sweep that a command line of a launcher asks for."""
   return flags.sweep_from_arguments(
-    config_of(launcher), *map(str, arguments), drop=compiled.drop
+    config_of(launcher), *map(str, arguments), drop=family_of(launcher).drop
   )
 
 
 def config_of(launcher: types.ModuleType) -> type:
-  """The options of `classic` or `minatar`."""
+  """The options of a launcher of sweeps."""
   (config,) = (
     value
-    for name, value in vars(launcher).items()
-    if name.endswith('Config') and value.__module__ == launcher.__name__
+    for value in vars(launcher).values()
+    if isinstance(value, type) and issubclass(value, sweeps.SweepOptions)
   )
   return config
+
+
+def family_of(launcher: types.ModuleType) -> sweeps.Family:
+  """What kind of runs a launcher of sweeps has."""
+  return getattr(launcher, 'FAMILY', compiled.FAMILY)
+
+
+def groups_of(
+  launcher: types.ModuleType, sweep: flags.Sweep
+) -> list[sweep_run.Group]:
+  """The programs of a sweep."""
+  tasks = {config: launcher.make_task(config) for config in sweep.configs}
+  return list(sweeps.make_groups(sweep, tasks, family_of(launcher)))
+
+
+def execute_sweep(launcher: types.ModuleType, arguments: Sequence[str]) -> int:
+  """Calls a launcher of sweeps as its module does; returns its exit code."""
+  family = family_of(launcher)
+
+  def main(sweep: flags.Sweep) -> None:
+    sweeps.main(sweep, launcher.make_task, family)
+
+  return flags.execute_sweep(
+    config_of(launcher),
+    launcher.__doc__ or '',
+    getattr(launcher, 'main', main),
+    arguments,
+    family.drop,
+  )
 
 
 def sweep_here(
   launcher: types.ModuleType, *arguments: Any, code: int = 0
 ) -> str:
-  """Runs `classic` or `minatar` in this process; what it has written."""
+  """Runs a launcher of sweeps in this process; what it has written."""
   out, err = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    found = flags.execute_sweep(
-      config_of(launcher),
-      '',
-      lambda sweep: compiled.main(sweep, launcher.make_task),
-      list(map(str, arguments)),
-      compiled.drop,
-    )
+    found = execute_sweep(launcher, list(map(str, arguments)))
   assert found == code, err.getvalue()
   assert not out.getvalue()
   return err.getvalue()
@@ -159,9 +183,8 @@ def sweep_state(
   """All that the newest checkpoints of a sweep hold, as bytes and JSON."""
   run = RunFolder(folder)
   sweep = read_sweep(launcher, f'--flagfile={run.flags}')
-  tasks = {config: launcher.make_task(config) for config in sweep.configs}
   state: dict[str, Any] = {}
-  for index, group in enumerate(compiled.make_groups(sweep, tasks)):
+  for index, group in enumerate(groups_of(launcher, sweep)):
     shapes = jax.eval_shape(
       jax.vmap(group.loop.start), group.settings(), group.keys()
     )

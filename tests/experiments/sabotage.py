@@ -16,7 +16,8 @@ import signal
 import sys
 from typing import Any
 
-from experiments import atari, classic, compiled, flags, minatar
+from experiments import atari, flags
+from tests.experiments.launching import execute_sweep
 
 
 def _arm(target: str, count: int, number: int) -> None:
@@ -43,18 +44,7 @@ def _run(launcher: str, arguments: list[str]) -> int:
   """Calls a launcher as its module does; that would not know what is armed."""
   if launcher == atari.__name__:
     return flags.execute(atari.AtariConfig, '', atari.main, arguments)
-  configs: dict[str, tuple[type, Any]] = {
-    classic.__name__: (classic.ClassicConfig, classic.make_task),
-    minatar.__name__: (minatar.MinAtarConfig, minatar.make_task),
-  }
-  config, make_task = configs[launcher]
-  return flags.execute_sweep(
-    config,
-    '',
-    lambda sweep: compiled.main(sweep, make_task),
-    arguments,
-    compiled.drop,
-  )
+  return execute_sweep(importlib.import_module(launcher), arguments)
 
 
 if __name__ == '__main__':

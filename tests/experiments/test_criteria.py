@@ -148,12 +148,72 @@ def test_target_free_gap(tmp_path, norm_helps):
   assert _verdicts(criteria.target_free_gap(table)) == [norm_helps, True]
 
 
+_ARMS = {
+  'none': (0, None, None),
+  'sg': (3, 'q:hard+latent:self', 'twin'),
+  'slow': (3, 'q:hard+latent:soft', 'twin'),
+  'free': (3, None, 'online_gradient'),
+}
+
+
+def _arms(tmp_path, std, height, arms=_ARMS):
+  """The arms of self-prediction: what each ends with, and its return."""
+  path = tmp_path / 'metrics.csv'
+  writer = MetricsWriter(path, None, step_column='env_steps')
+  for name, point in arms.items():
+    axes = dict(
+      zip(('spr_steps', 'target_paths', 'spr_target'), point, strict=True)
+    )
+    for seed in range(5):
+      for t in (1, 2):
+        row = {'seed': seed, 'env_steps': t, 'train_return': height[name]}
+        row['train_return'] += 0.1 * (seed % 2)
+        # Only how it ends counts.
+        row['spr_std'] = None if name == 'none' else std[name] / (3 - t)
+        writer.write_rows([axes | row])
+  writer.close()
+  return read_metrics(path)
+
+
+STD = {'sg': 0.5, 'slow': 0.6, 'free': 0.1}
+
+
+def test_spr_met(tmp_path):
+  # A little less than without is no loss.
+  height = {'none': 1.01, 'sg': 1.0, 'slow': 2.0, 'free': 0.0}
+  claims = criteria.spr_minatar(_arms(tmp_path, STD, height))
+  assert _verdicts(claims) == [True] * 4
+  assert '(0.5 against 0.1)' in claims[0].text
+
+
+def test_spr_missed(tmp_path):
+  std = {'sg': 0.5, 'slow': 0.1, 'free': 0.1}
+  height = {'none': 2.0, 'sg': 1.0, 'slow': 2.0, 'free': 2.0}
+  claims = criteria.spr_minatar(_arms(tmp_path, std, height))
+  assert _verdicts(claims) == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+  'arm, message',
+  [
+    ('none', 'spr_steps=0'),
+    ('sg', 'a stop-gradient'),
+    ('free', 'no stop-gradient'),
+  ],
+)
+def test_spr_needs_its_arms(tmp_path, arm, message):
+  arms = {name: point for name, point in _ARMS.items() if name != arm}
+  table = _arms(tmp_path, STD, dict.fromkeys(arms, 1.0), arms)
+  with pytest.raises(ValueError, match=f'no run with {message}'):
+    criteria.spr_minatar(table)
+
+
 @pytest.mark.parametrize('study', criteria.STUDIES)
 def test_every_study_has_a_sweep_that_can_be_run(study, monkeypatch):
   monkeypatch.chdir(FLAGFILES.parents[1])
   config = (
     minatar.MinAtarConfig
-    if study == 'target_free_gap'
+    if study in ('target_free_gap', 'spr_minatar')
     else classic.ClassicConfig
   )
   for path in FLAGFILES.glob(f'{study}*.flags'):

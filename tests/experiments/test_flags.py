@@ -245,8 +245,8 @@ def test_a_sweep_of_one():
       limit=(600.0,),
       big=(False,),
     ),
+    {},
   )
-  assert _sweep().axes == {}
 
 
 def test_later_options_vary_fastest():
@@ -374,3 +374,102 @@ def test_help_of_a_sweep(capsys):
     'every combination of the values is run.',
   ]
   assert 'one value' not in flags.help_text(Many, '')
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts(Many):
+  """Options of a sweep of several parts."""
+
+  note: str = option('z', 'Anything.')
+  also: str | None = flags.also()
+
+
+def _parts(*arguments: str) -> flags.Sweep:
+  return flags.sweep_from_arguments(
+    Parts, *arguments, drop=lambda config: _MEANINGLESS[config.rule]
+  )
+
+
+def test_parts_of_a_sweep_are_added():
+  text = '--rule=b --tau=0.1,0.5; --rule=c;  --big'
+  sweep = _parts('--period=1,10', f'--also={text}')
+  assert sweep.configs == (
+    Parts(period=1, also=text),
+    Parts(period=10, also=text),
+    Parts(rule='b', tau=0.1, also=text),
+    Parts(rule='b', tau=0.5, also=text),
+    Parts(rule='c', also=text),  # once, since a period means nothing to it
+    Parts(period=1, big=True, also=text),
+    Parts(period=10, big=True, also=text),
+  )
+  # Flags of a part come behind the others, each for itself.
+  assert sweep.axes == {
+    'rule': ('a', 'b', 'c'),
+    'period': (1, 10),
+    'tau': (None, 0.1, 0.5),
+    'big': (False, True),
+  }
+  assert sweep.points[0] == dict(rule='a', period=1, tau=None, big=False)
+  assert sweep.points[3] == dict(rule='b', period=None, tau=0.5, big=False)
+  assert sweep.values['rule'] == ('a',)
+  assert sweep.values['period'] == (1, 10)
+
+
+def test_a_part_may_take_a_list_away_and_repeat_what_there_is():
+  sweep = _parts('--period=1,10', '--also=--period=1; --period=5 --big')
+  assert [(c.period, c.big) for c in sweep.configs] == [
+    (1, False),
+    (10, False),
+    (5, True),
+  ]
+
+
+@pytest.mark.parametrize('text', ['', ' ', ';', ' ; ; '])
+def test_no_further_part(text):
+  sweep = _parts(f'--also={text}', '--period=1,2')
+  assert [config.period for config in sweep.configs] == [1, 2]
+
+
+def test_quotes_keep_a_value_together():
+  sweep = _parts('--also=--note="x y"; --note=\'p q\'')
+  assert [config.note for config in sweep.configs] == ['z', 'x y', 'p q']
+
+
+def test_parts_and_their_flag_file(tmp_path):
+  text = '--rule=b --tau=0.1,0.5; --rule=c'
+  sweep = _parts('--period=1,10', f'--also={text}')
+  written = flags.as_flags(sweep)
+  assert written['also'] == text
+  assert written['rule'] == 'a'
+  assert flags.as_json(sweep)['also'] == text
+  lines = [f'--{name}={value}' for name, value in written.items()]
+  (tmp_path / 'a.flags').write_text('\n'.join(lines))
+  assert _parts(f'--flagfile={tmp_path}/a.flags') == sweep
+
+
+def test_a_flag_file_in_a_part(tmp_path):
+  (tmp_path / 'b.flags').write_text('--rule=b\n--tau=0.25\n')
+  sweep = _parts(f'--also=--flagfile={tmp_path}/b.flags --tau=0.5')
+  assert [(c.rule, c.tau) for c in sweep.configs] == [('a', None), ('b', 0.5)]
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('--seeds=5', '--also=--seeds=5 must leave --seeds alone, which has one'),
+    ('--big; --where=x', '--also=--where=x must leave --where alone'),
+    ('--also=--big', '--also=--also=--big must leave --also alone'),
+    ('--note="x', '--also=--note="x: No closing quotation'),
+    ('--taau=0.1', '--also=--taau=0.1: --taau is no flag; the closest are'),
+    ('--big; rule=b', "--also=rule=b: 'rule=b' is no flag; flags are written"),
+    ('--tau=2', r'--also=--tau=2: --tau=2.0 must be in \(0, 1\]'),
+    ('--tau=0.1,0.1', '--also=--tau=0.1,0.1: --tau=0.1,0.1 must not hold 0.1'),
+    ('--flagfile=/none', '--also=--flagfile=/none: --flagfile=/none cannot'),
+  ],
+)
+def test_parts_that_are_refused(text, message, capsys):
+  with pytest.raises(UsageError, match=f'^{message}'):
+    _parts(f'--also={text}')
+  arguments = [f'--also={text}']
+  assert flags.execute_sweep(Parts, '', print, arguments) == 2
+  assert capsys.readouterr().err.count('\n') == 1

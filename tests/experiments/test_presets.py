@@ -22,6 +22,7 @@ GRIDS = (
   'twin_age_catch',
   'soft_divergence',
   'target_free_gap',
+  'spr_minatar',
 )
 PRESETS = sorted(
   path.stem
@@ -33,6 +34,7 @@ PARENTS = {
   'dqn_zoo_double_dqn': 'dqn_zoo_dqn',
   'dopamine_dqn': 'nature_dqn',
   'cleanrl_dqn_atari': 'nature_dqn',
+  'spr_atari_100k': 'nature_dqn',
   'quickstart': 'dopamine_dqn',
   'cleanrl_dqn_acrobot': 'cleanrl_dqn_cartpole',
   'dopamine_dqn_acrobot': 'dopamine_dqn_cartpole',
@@ -143,6 +145,41 @@ CLEANRL = NATURE | {
   'eval_frames': 0,
   'eval_episodes': 10,
   'eval_epsilon': 0.01,
+}
+# mila-iqia/spr: scripts/run.py, src/utils.py, and rlpyt's atari_dqn.py. Of each
+# env step 64 transitions are learnt, in batches of 32. Exploration is that of
+# dopamine/labs/atari_100k/configs/DrQ_eps.gin.
+SPR = NATURE | {
+  'frames': 4 * 100_000,
+  'iteration_frames': 4 * 100_000,
+  'replay_capacity': 120_000,
+  'min_replay': 2_000,
+  'train_period': 1,
+  'train_steps': 64 // 32,
+  'head': 'dueling',
+  'hidden_units': 256,
+  'renormalise': True,
+  'n_step': 10,
+  'td_loss': 'huber',
+  'error_bound': 1,
+  'batch_reduction': 'mean',
+  'optimizer': 'adam',
+  'learning_rate': 1e-4,
+  'optimizer_eps': 1.5e-4,
+  'max_gradient_norm': 10,
+  'augmentation': 'shift_intensity',
+  'target_update': 'self',
+  'spr_steps': 5,
+  'spr_weight': 5,
+  'spr_target': 'twin',
+  'spr_transition': 'conv',
+  'spr_projections': None,
+  'epsilon_end': 0.01,
+  'epsilon_hold': 2_000,
+  'epsilon_decay': 5_000,
+  'eval_frames': 0,
+  'eval_episodes': 100,
+  'eval_epsilon': 0.001,
 }
 # What all of the compiled presets are.
 PLAIN = {
@@ -269,6 +306,7 @@ def _lines(name: str) -> list[str]:
     ('dqn_zoo_double_dqn', DQN_ZOO_DOUBLE_DQN, 7_500),  # 120,000 frames
     ('dopamine_dqn', DOPAMINE, 2_000),  # 8,000 env steps
     ('cleanrl_dqn_atari', CLEANRL, 250),  # 1,000 env steps
+    ('spr_atari_100k', SPR, 10_000),  # not heeded
   ],
 )
 def test_published_values(name, published, period):

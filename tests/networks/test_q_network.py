@@ -10,6 +10,7 @@ from siamrl.networks.q_network import (
   minatar_network,
   mlp_network,
   nature_network,
+  renormalised,
 )
 
 FRAMES = np.random.default_rng(0).integers(
@@ -177,6 +178,31 @@ def test_shared_bias_is_one_number_for_all_actions():
   )
   np.testing.assert_allclose(
     network.apply(raised, obs) - network.apply(params, obs), 1.5, rtol=1e-5
+  )
+
+
+def test_features_are_brought_to_the_unit_interval_row_by_row():
+  features = np.float32([[[1, 3], [2, 5]], [[0, -8], [0, 0]]])
+  np.testing.assert_allclose(
+    jax.jit(renormalised)(features),
+    [[[0, 0.5], [0.25, 1]], [[1, 0], [1, 1]]],
+    rtol=1e-5,
+  )
+  # Features that are all the same are no reason for a NaN, nor is a gradient.
+  same = np.full((1, 4), 7, np.float32)
+  np.testing.assert_array_equal(renormalised(same), 0 * same)
+  gradient = jax.grad(lambda x: jnp.sum(renormalised(x) ** 2))(same)
+  assert np.isfinite(gradient).all()
+  # The head sees them so: of a larger last layer of the torso nothing is left.
+  network = mlp_network(3, sizes=(4,), renormalise=True)
+  obs = np.float32([[0.3, -0.1, 0.8]])
+  params = network.init(jax.random.key(1), obs)
+  doubled = {'params': dict(params['params'])}
+  doubled['params']['torso'] = jax.tree.map(
+    lambda leaf: 2 * leaf, params['params']['torso']
+  )
+  np.testing.assert_allclose(
+    network.apply(doubled, obs), network.apply(params, obs), rtol=1e-3
   )
 
 

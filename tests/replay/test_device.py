@@ -428,10 +428,11 @@ def test_three_step_returns_by_hand():
 
 def test_three_steps_ahead_by_hand():
   replay = DeviceReplay((1,), np.float32, 5, 1, 1, 10, sequence_steps=3)
+  gather = jax.jit(replay.gather)
   yes = jnp.ones(1, bool)
 
   def rows(state):
-    future = replay.gather(state, 5, jnp.arange(5), 0.5).future
+    future = gather(state, 5, jnp.arange(5), 0.5).future
     assert future.obs.shape == (5, 3, 1)
     assert future.a.dtype == jnp.int32
     return [

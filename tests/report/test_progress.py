@@ -23,7 +23,7 @@ def test_lines_where_there_is_no_terminal():
   with Progress(1_000_000, 0, stream=stream, clock=clock) as progress:
     for _ in range(25):
       clock.now += 1.0
-      progress.update(int(clock.now - 1000) * 1000, last_return=12.5)
+      progress.update(int(clock.now - 1000) * 1000, last=12.5)
     progress.message('iteration 1: [loss] 0.1')
   assert stream.getvalue().splitlines() == [
     (
@@ -74,7 +74,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
   clock, stream = Clock(), Terminal()
   with Progress(200, 100, stream=stream, clock=clock) as progress:
     clock.now += 10.0
-    progress.update(150, last_return=3.0)
+    progress.update(150, last=3.0)
     progress.message('saved [bold]/a/long/path')
   text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', stream.getvalue())
   assert 'saved [bold]/a/long/path' in text
