@@ -358,10 +358,9 @@ class DeviceReplay:
     last = jnp.maximum(ahead - 1, 0)  # the step that led there
     row = (clock[:, None] + ahead) % self._rows
     if self.max_episode_steps is not None:
+      # If no step counts, the first one has terminated, and cut nothing.
       cut = jnp.take_along_axis(ends, last, 1) == _TRUNCATED
-      row = jnp.where(
-        cut & (ahead > 0), self._further_row(clock[:, None] + last), row
-      )
+      row = jnp.where(cut, self._further_row(clock[:, None] + last), row)
     obs = _read(state.obs, (row * self.num_envs + env[:, None]).reshape(-1))
     steps = jnp.take_along_axis(steps, last[..., None], 1)
     return types.Future(

@@ -542,6 +542,45 @@ def test_gymnax_preset_acts_without_stickiness():
     )
 
 
+@pytest.mark.parametrize('preset', minatar.PRESETS)
+def test_planes_of_noise_leave_the_game_as_it_is(preset):
+  plain, noisy = (minatar.make_minatar('breakout', preset, n) for n in (0, 3))
+  assert noisy.obs_shape == (10, 10, 4 + 3)
+
+  @jax.jit
+  def play(keys):
+    """Observations of both from reset on, each [T, N, 10, 10, C]."""
+
+    def one(env):
+      state, first = jax.vmap(env.reset)(keys[0])
+
+      def step(state, keys):
+        state, timestep = jax.vmap(env.step)(state, jnp.ones(N, int), keys)
+        return state, timestep.obs
+
+      return jnp.concatenate(
+        [first[None], jax.lax.scan(step, state, keys[1:])[1]]
+      )
+
+    return one(plain), one(noisy)
+
+  board, both = play(jax.random.split(jax.random.key(0), (6, N)))
+  assert both.dtype == noisy.obs_dtype
+  np.testing.assert_array_equal(both[..., :4], board)
+  noise = np.asarray(both[..., 4:])
+  # Of 115,200 cells a tenth, by six standard deviations.
+  assert noise.mean() == pytest.approx(0.1, abs=6 * (0.09 / noise.size) ** 0.5)
+  # Anew in each step, in each environment and on each plane.
+  for axis in (0, 1, 4):
+    one, other = np.moveaxis(noise, axis, 0)[:2]
+    assert np.mean(one & other) == pytest.approx(0.01, abs=0.005)
+
+
+def test_planes_of_noise_are_counted():
+  with pytest.raises(ValueError, match='noise_channels=-1 must be 0 or more'):
+    minatar.make_minatar('breakout', 'paper', -1)
+
+
 @pytest.mark.parametrize('name', ['breakout', 'freeway'])
 def test_no_cap_under_the_rules_of_the_paper(name):
   """Beyond gymnax's own, an episode goes on; Freeway's end is the game's."""

@@ -2,9 +2,9 @@
 
 import pytest
 
-from experiments import atari, flags
+from experiments import atari, flags, latent_options
 from siamrl import learner, twins
-from siamrl.agents import q
+from siamrl.agents import latent, q
 from siamrl.report.run_folder import RunFolder
 
 # No value here is the default.
@@ -24,6 +24,14 @@ FLAGS = (
   '--padding=SAME',
   '--initializer=xavier_uniform',
   '--layer_norm',
+  '--hidden_units=24',
+  '--renormalise',
+  '--spr_steps=3',
+  '--spr_weight=2.5',
+  '--spr_target=online_gradient',
+  '--spr_transition=dense',
+  '--spr_projections=16',
+  '--augmentation=shift',
   '--discount=0.5',
   '--n_step=5',
   '--reward_clip=2.5',
@@ -76,6 +84,9 @@ def calls(monkeypatch, tmp_path):
   record(atari, 'nature_network')
   record(atari.host, 'LoopConfig')
   record(q, 'make_q_agent')
+  record(latent_options, 'latent_networks')
+  record(latent, 'with_latent_prediction')
+  record(latent, 'with_augmentation')
   record(learner, 'make_optimizer')
   record(learner, 'make_regress')
   config = flags.from_arguments(atari.AtariConfig, *FLAGS)
@@ -104,6 +115,8 @@ def test_agent_and_network(calls):
     padding='SAME',
     initializer='xavier_uniform',
     layer_norm=True,
+    hidden_units=24,
+    renormalise=True,
   )
   assert calls['make_q_agent'][0][1] == dict(
     name='double_dqn',
@@ -114,6 +127,17 @@ def test_agent_and_network(calls):
     batch_reduction='mean',
     param_dtype='bfloat16',
   )
+
+
+def test_latent_prediction(calls):
+  assert calls['latent_networks'][0][1] == dict(
+    transition='dense', projections=16, inside_loop=False
+  )
+  assert calls['with_latent_prediction'][0][1] == dict(
+    steps=3, weight=2.5, target='online_gradient', batch_reduction='mean'
+  )
+  (_, augment), _ = calls['with_augmentation'][0]
+  assert augment.keywords == dict(pixels=4)
 
 
 def test_learning(calls):
@@ -136,7 +160,11 @@ def test_replay_and_loop(calls):
   (capacity, *_), replay = calls['HostReplay'][0]
   assert capacity == 500
   assert replay == dict(
-    frame_shape=(84, 84), num_envs=2, n_step=5, discount=0.5
+    frame_shape=(84, 84),
+    num_envs=2,
+    n_step=5,
+    discount=0.5,
+    sequence_steps=3,
   )
   loop = dict(calls['LoopConfig'][0][1])
   epsilon = loop.pop('epsilon')

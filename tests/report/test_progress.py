@@ -95,3 +95,13 @@ def test_a_dumb_terminal_gets_lines(monkeypatch):
   assert stream.getvalue() == (
     '100 of 200 frames (50.0 %), 10 frames/s, 0:00:10 left\n'
   )
+
+
+def test_a_number_has_its_name():
+  clock, stream = Clock(), io.StringIO()
+  with Progress(
+    200, unit='steps', headline='accuracy', stream=stream, clock=clock
+  ) as progress:
+    clock.now += 10.0
+    progress.update(100, last=0.25)
+  assert stream.getvalue().endswith('10 steps/s, 0:00:10 left, accuracy 0.25\n')

@@ -1,0 +1,133 @@
+"""The options of latent self-prediction, the same for all launchers."""
+
+import dataclasses
+from typing import Any
+
+import chex
+from flax import linen as nn
+
+from experiments import target_options
+from experiments.flags import NOT_NEGATIVE, POSITIVE, choice, group, option
+from siamrl.agents import latent
+from siamrl.losses import td
+from siamrl.networks.latent import TRANSITIONS, latent_networks
+from siamrl.networks.q_network import QNetwork
+from siamrl.types import Agent, Params
+
+# Numbers that may differ between runs of one compiled program.
+TRACED = ('spr_weight',)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentOptions:
+  """What a launcher's options of it are; it inherits them."""
+
+  _latent: Any = group('Latent self-prediction (SPR)')
+  spr_steps: int = option(
+    0,
+    'Env steps ahead that the network predicts its own features, or rather '
+    'those of its twin; 0 for none. With --target_update=by_path they have the '
+    'twin latent, and values q: q:hard+latent:soft.',
+    NOT_NEGATIVE,
+  )
+  spr_weight: float = option(
+    5.0,
+    'Weight of the mean squared distance of unit vectors over these steps.',
+    NOT_NEGATIVE,
+  )
+  spr_target: str = choice('twin', 'What it predicts:', latent.TARGETS)
+  spr_transition: str = choice(
+    'conv', 'What leads from one step to the next:', TRANSITIONS
+  )
+  spr_projections: int | None = option(
+    None,
+    'Units of a layer in which predictions are compared; if not given, it is '
+    "the hidden layer of the network's head",
+    POSITIVE,
+  )
+  renormalise: bool = option(
+    False,
+    'Bring the features of each observation to [0, 1] before the head, with '
+    '--spr_steps or without.',
+  )
+
+
+def meaningless(config: LatentOptions) -> list[str]:
+  """The options that mean nothing where nothing is predicted."""
+  if config.spr_steps:
+    return []
+  return ['spr_weight', 'spr_target', 'spr_transition', 'spr_projections']
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for options that do not go together."""
+  fields = LatentOptions.__dataclass_fields__
+  for name in meaningless(config):
+    value = getattr(config, name)
+    if value != fields[name].default:
+      raise ValueError(f'{name}={value} must go with --spr_steps=1 or more')
+  form = target_options.form_of(config)
+  if config.spr_steps and td.TARGETS[form].networks > 1:
+    raise ValueError(
+      f'spr_steps={config.spr_steps} must be 0 for --target_form={form}, which '
+      'has several networks'
+    )
+
+
+def make_agent(
+  config: Any,
+  network: QNetwork,
+  base: Agent,
+  example_obs: Any,
+  weight: chex.Numeric,
+  *,
+  inside_loop: bool,
+) -> Agent:
+  """An agent of values with latent self-prediction, if it is asked for.
+
+  Args:
+    config: the options, those of the agent among them.
+    network: of the base agent.
+    base: not lifted by any twin.
+    example_obs: [B, ...], of any content.
+    weight: --spr_weight; may be traced.
+    inside_loop: whether gradient steps are compiled into a loop.
+
+  Raises:
+    ValueError: there is nothing to project with.
+  """
+  if not config.spr_steps:
+    return base
+  if config.spr_projections is None and not network.head.hidden:
+    raise ValueError(
+      'spr_projections=None must be a number here: the head has no hidden layer'
+    )
+  networks = latent_networks(
+    network,
+    transition=config.spr_transition,
+    projections=config.spr_projections,
+    inside_loop=inside_loop,
+  )
+  return latent.with_latent_prediction(
+    base,
+    networks,
+    example_obs,
+    steps=config.spr_steps,
+    weight=weight,
+    target=config.spr_target,
+    batch_reduction=config.batch_reduction,
+  )
+
+
+class _Within(nn.Module):
+  """A network whose parameters are an entry of others'."""
+
+  network: nn.Module
+
+  def apply(self, variables: Params, *args: Any, **keywords: Any) -> Any:
+    return self.network.apply(variables['q'], *args, **keywords)
+
+
+def looked_at(config: LatentOptions, network: nn.Module) -> nn.Module:
+  """The network for whoever looks into it with the agent's parameters."""
+  return _Within(network) if config.spr_steps else network

@@ -1,0 +1,631 @@
+"""The launcher of continuous control, compiled and on the host."""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import signal
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import (
+  control,
+  control_host,
+  control_options,
+  devices,
+  flags,
+  host_run,
+  sweep_run,
+)
+from experiments.control_options import ControlConfig
+from siamrl import twins
+from siamrl.envs import gym
+from siamrl.report.checkpoint import Checkpoints
+from siamrl.report.metrics import MetricsWriter
+from siamrl.report.run_folder import RunFolder
+from siamrl.runners import host
+from siamrl.types import Transition
+from tests.experiments.launching import (
+  columns,
+  groups_of,
+  read_sweep,
+  sweep_here,
+  sweep_state,
+)
+
+# Three iterations of 100 env steps; episodes last 200.
+SMALL = (
+  '--platform=cpu',
+  '--environment=pendulum',
+  '--env_steps=300',
+  '--iteration_env_steps=100',
+  '--min_replay=50',
+  '--random_env_steps=60',
+  '--replay_capacity=200',
+  '--batch_size=8',
+  '--actor_sizes=8',
+  '--critic_sizes=8',
+  '--eval_episodes=0',
+)
+# Two programs, with columns of their own.
+SWEEP = (*SMALL, '--agent=td3,sac', '--tau=0.1,0.5')
+
+# Numbers of rules that have some.
+GIVEN = dict(
+  tau=0.5,
+  tau_end=0.25,
+  target_period_end=40,
+  target_schedule_steps=100,
+  target_count=2,
+  target_sync_period=10,
+  target_paths='critic:soft+actor:hard',
+  twin_weight=0.5,
+  projection_radius=100,
+  ridge=0.1,
+)
+# SAC's actor has no twin.
+_CRITIC_ONLY = GIVEN | {'target_paths': 'torso:soft+last:hard'}
+
+HAS_MUJOCO = importlib.util.find_spec('mujoco') is not None
+# Gymnasium's own pendulum, by the package that has it: else it is that of JAX.
+HOST = 'InvertedPendulum-v5' if HAS_MUJOCO else 'gymnasium:Pendulum-v1'
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory) -> pathlib.Path:
+  """A sweep from start to end, of `SWEEP`."""
+  folder = tmp_path_factory.mktemp('undisturbed') / 'run'
+  output = sweep_here(control, *SWEEP, f'--run_dir={folder}')
+  assert f'starting program 2 of 2 in {folder}: 2 runs of 300' in output
+  assert output.endswith(f'finished: {folder}\n')
+  return folder
+
+
+def test_the_table(undisturbed):
+  table = columns(undisturbed)
+  assert list(table)[:7] == [
+    'tau',
+    'agent',
+    'seed',
+    'iteration',
+    'env_steps',
+    'gradient_steps',
+    'target_updates',
+  ]
+  assert set(list(table)[7:]) == {
+    'train_episodes',
+    'train_return',
+    'train_episode_env_steps',
+    'epsilon',
+    'loss',
+    'critic_loss',
+    'actor_loss',
+    'q_tm1',
+    'td_error_abs',
+    'alpha',
+    'entropy',
+  }
+  assert table['agent'] == ['td3'] * 6 + ['sac'] * 6
+  assert table['tau'] == [0.1, 0.5] * 6
+  each = [i for i in range(3) for _ in range(2)] * 2
+  assert table['env_steps'] == [100 * (i + 1) for i in each]
+  # From env step 50 on, one in every env step.
+  assert table['gradient_steps'] == [50 + 100 * i for i in each]
+  # Of both agents the twin moves at every second one, by default.
+  assert table['target_updates'] == [25 + 50 * i for i in each]
+  assert table['train_episodes'] == [float(i == 1) for i in each]
+  assert min(r for r in table['train_return'] if r == r) < -200
+  # What an agent does not have is empty.
+  for name in ('alpha', 'entropy'):
+    assert all(value != value for value in table[name][:6])
+    assert all(value == value for value in table[name][6:])
+  # A temperature that is learnt begins at 1, and hardly moves in 250 steps.
+  assert all(0.9 < alpha <= 1 for alpha in table['alpha'][6:])
+  assert len({*table['critic_loss']}) == 12
+  assert (undisturbed / 'curve-final.png').exists()
+
+
+def test_stopped_between_iterations_it_goes_on(
+  undisturbed, tmp_path, monkeypatch
+):
+  """To where the second program of the sweep came."""
+  folder = tmp_path / 'run'
+  arguments = (*SWEEP, '--agent=sac', f'--run_dir={folder}')
+  original, calls = MetricsWriter.write_rows, []
+
+  def write(self, *args):
+    original(self, *args)
+    calls.append(args)
+    if len(calls) == 2:
+      signal.raise_signal(signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(MetricsWriter, 'write_rows', write)
+    output = sweep_here(control, *arguments)
+    assert 'stopped after 400 env steps and saved' in output
+  output = sweep_here(control, *arguments)
+  assert f'resuming program 1 of 1 in {folder}' in output
+  whole = columns(undisturbed)
+  assert repr(columns(folder)) == repr(
+    {name: v[6:] for name, v in whole.items() if name != 'agent'}
+  )
+  expected = {
+    name.replace('1 ', '0 ', 1): value
+    for name, value in sweep_state(control, undisturbed).items()
+    if name.startswith('1 .')
+  }
+  found = sweep_state(control, folder)
+  assert len(expected) > 40
+  assert not [name for name in expected if expected[name] != found[name]]
+
+
+def _config(*arguments) -> ControlConfig:
+  (config,) = read_sweep(control, *SMALL, *arguments).configs
+  control_options.check(config)
+  return config
+
+
+@functools.cache
+def _columns(*arguments):
+  """The columns of the only program of a sweep; nothing is compiled."""
+  sweep = read_sweep(control, *SMALL, *arguments)
+  for config in sweep.configs:
+    control_options.check(config)
+  (group,) = groups_of(control, sweep)
+  settings = group.runs[0].settings
+  state = jax.eval_shape(group.loop.start, settings, jax.random.key(0))
+  after, row = jax.eval_shape(group.loop.iterate, settings, state, jnp.int32(0))
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+  return row
+
+
+def _rule(name, given):
+  takes = twins.takes(name, given['target_paths'])
+  return (
+    f'--target_update={name}',
+    *(f'--{key}={given[key]}' for key in takes if key in given),
+  )
+
+
+@pytest.mark.parametrize('name', twins.RULES)
+def test_every_rule_fits_td3(name):
+  row = _columns('--agent=td3', *_rule(name, GIVEN))
+  assert {'critic_loss', 'actor_loss', 'train_return'} < set(row)
+
+
+@pytest.mark.parametrize('name', ['chain', 'iterated_heads', 'by_path'])
+def test_rules_that_stack_networks_fit_sac(name):
+  row = _columns(
+    '--agent=sac',
+    *_rule(name, _CRITIC_ONLY),
+    '--panel_period=1',
+    '--probe_size=8',
+    '--eval_episodes=2',
+  )
+  assert {
+    'entropy',
+    'eval_return',
+    'panel/twin_age/critic/last',
+    'panel/policy_churn',
+    'panel/overestimation',
+  } < set(row)
+  assert not [name for name in row if name.startswith('panel/twin_age/actor')]
+  # Nobody has said how large rewards are.
+  assert 'panel/soft_divergence' not in row
+
+
+def test_the_panel_has_shadows_and_a_bound():
+  row = _columns(
+    '--agent=ddpg',
+    '--panel_period=1',
+    '--probe_size=8',
+    '--shadows=hard+self',
+    '--reward_bound=16.3',
+  )
+  assert {
+    'panel/soft_divergence',
+    'panel/cosine/self',
+    'panel/shadow_gap/hard',
+    'panel/twin_distance/actor/torso/Dense_0',
+  } < set(row)
+
+
+# Learning by itself.
+
+
+def _batch(key=0):
+  rng = np.random.default_rng(key)
+  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return Transition(
+    normal(8, 3),
+    np.clip(normal(8, 1), -1, 1),
+    normal(8),
+    np.full(8, 0.99, np.float32),
+    normal(8, 3),
+  )
+
+
+def _learning(*arguments):
+  config = _config(*arguments)
+  learning = control_options.make_learning(
+    config,
+    1,
+    np.zeros((1, 3), np.float32),
+    control_options.settings_of(config),
+  )
+  state = control_options.make_init(config, learning)(jax.random.key(0))
+  return learning, state
+
+
+def _states(learning, state, steps):
+  regress, states = jax.jit(learning.regress), [state]
+  for step in range(steps):
+    states.append(regress(states[-1], _batch(step))[0])
+  return states
+
+
+def _moved(one, other) -> bool:
+  """Whether any number of one tree differs from that of another."""
+  return any(
+    bool(np.any(a != b))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  )
+
+
+def test_actor_and_twins_of_td3_move_at_the_same_steps():
+  states = _states(*_learning('--agent=td3'), 5)
+  moves = [
+    (
+      _moved(a.online_params['actor'], b.online_params['actor']),
+      _moved(a.target_params['actor'], b.target_params['actor']),
+      _moved(a.target_params['critic'], b.target_params['critic']),
+      _moved(a.online_params['critic'], b.online_params['critic']),
+    )
+    for a, b in zip(states, states[1:], strict=False)
+  ]
+  rests, all_move = (False, False, False, True), (True,) * 4
+  assert moves == [rests, all_move, rests, all_move, rests]
+
+
+def test_critics_and_actor_may_have_rules_of_their_own():
+  paths = 'critic:soft+actor:hard'
+  states = _states(
+    *_learning(
+      '--target_update=by_path',
+      f'--target_paths={paths}',
+      '--tau=0.25',
+      '--target_period=4',
+      '--policy_delay=1',
+    ),
+    4,
+  )
+  for step, (before, after) in enumerate(zip(states, states[1:]), 1):  # noqa: B905
+    twin, online = after.target_params, after.online_params
+    expected = jax.tree.map(
+      lambda old, new: 0.75 * old + 0.25 * new,
+      before.target_params['critic'],
+      online['critic'],
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+      twin['critic'],
+      expected,
+    )
+    assert _moved(twin['actor'], online['actor']) == (step != 4)
+    source = before.target_params if step != 4 else online
+    assert not _moved(twin['actor'], source['actor'])
+
+
+@pytest.mark.parametrize('agent', ['sac', 'td3'])
+def test_evaluations_play_without_noise(agent):
+  learning, state = _learning(f'--agent={agent}', '--eval_episodes=2')
+  made, params = learning.agent, state.online_params
+  obs = _batch().obs_t
+  noises = [made.noise(jax.random.key(seed), 8) for seed in range(2)]
+  played = [made.play(params, obs, noise, 0.0) for noise in noises]
+  np.testing.assert_array_equal(*played)
+  np.testing.assert_array_equal(played[0], made.greedy(params, obs))
+  acted = [made.act(params, obs, noise, 0.0) for noise in noises]
+  assert np.abs(acted[0] - acted[1]).max() > 0.01
+  # The host's evaluation and the compiled one play.
+  act = host.make_act(made)
+  np.testing.assert_allclose(
+    act(params, obs, jax.random.key(5), 0, 0.0), played[0], atol=1e-6
+  )
+  sweep = read_sweep(control, *SMALL, f'--agent={agent}', '--eval_episodes=2')
+  (group,) = groups_of(control, sweep)
+  learner = group.loop.make_learner(group.runs[0].settings)
+  learner = learner._replace(agent=learner.agent._replace(act=None))
+  row = jax.eval_shape(
+    functools.partial(group.loop._evaluate, learner), params, jax.random.key(0)
+  )
+  assert 'eval_return' in row
+
+
+def test_a_fixed_policy_is_left_alone():
+  """In the compiled loop, with noise that is remembered."""
+  sweep = read_sweep(control, *SMALL, '--agent=ddpg', '--fixed_policy')
+  (group,) = groups_of(control, sweep)
+  settings = group.runs[0].settings
+  before = jax.jit(group.loop.start)(settings, jax.random.key(0))
+  after, row = jax.jit(group.loop.iterate)(settings, before, 0)
+  assert row['gradient_steps'] == 50
+  actor = before.train.online_params['actor']
+  assert not _moved(after.train.online_params['actor'], actor)
+  # Its twin moves towards it, and by rounding.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    after.train.target_params['actor'],
+    actor,
+  )
+  critic = before.train.online_params['critic']
+  assert _moved(after.train.online_params['critic'], critic)
+  # 100 steps into an episode of 200.
+  assert after.memory.shape == (1, 1)
+  assert after.memory != 0
+
+
+def test_random_actions_come_first():
+  for chance in (
+    control_options.at_random,
+    lambda *args: jax.jit(control_options.at_random)(*args),
+  ):
+    assert [float(chance(step, 60)) for step in (0, 59, 60, 61)] == [1, 1, 0, 0]
+
+
+# Command lines.
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path):
+  """A function that runs the launcher here; it returns the line of error."""
+
+  def train(*args):
+    raise AssertionError('training began')
+
+  monkeypatch.setattr(sweep_run._Runs, 'train', train)
+  monkeypatch.setattr(host_run, 'run', train)
+  monkeypatch.chdir(tmp_path)
+
+  def run(*arguments, code=2):
+    err = sweep_here(control, *arguments, code=code)
+    assert err.startswith('error: --'), err
+    assert err.count('\n') == 1, err
+    return err
+
+  return run
+
+
+_ON_HOST = '--environment=gymnasium:Pendulum-v1'
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (('--environment=halfchetah',), 'the closest are: HalfCheetah'),
+    (('--environment=halfchetah',), 'JAX-native ones are mountain_car_contin'),
+    (('--environment=HalfCheetah-v9',), 'the newest is HalfCheetah-v5'),
+    (
+      ('--environment=cartpole',),
+      'cartpole has discrete actions: python -m experiments.classic '
+      '--environment=cartpole',
+    ),
+    (('--environment=pong',), 'python -m experiments.atari --game=pong'),
+    (
+      ('--eval_environment=mountain_car_continuous',),
+      '--eval_environment=mountain_car_continuous must have the obs_shape (3,)',
+    ),
+    (('--eval_environment=pendlum',), "no environment 'pendlum'"),
+    (('--agent=ddpg', '--alpha=0.1'), '--alpha=0.1 must go with --agent=sac'),
+    (('--agent=ddpg', '--critics=2'), 'must go with --agent=td3 or sac, not d'),
+    (('--agent=sac', '--exploration_std=1'), 'go with --agent=ddpg or td3'),
+    (('--agent=td3', '--log_std_low=-5'), '--log_std_low=-5.0 must go with'),
+    (('--exploration_theta=0.5',), 'go with --exploration=ornstein_uhlenbeck'),
+    (
+      ('--agent=sac', '--alpha=1', '--target_entropy=-1'),
+      '--target_entropy=-1.0 must not be given with --alpha',
+    ),
+    (
+      ('--agent=sac', '--log_std_low=2'),
+      '--log_std_low=2.0 must be below --log_std_high=2.0',
+    ),
+    (('--action_layer=2',), '--action_layer=2 must be at most 1, with these'),
+    (('--actor_sizes=8-',), '--actor_sizes=8- must be positive numbers joined'),
+    (('--smoothing_std=-1',), '--smoothing_std=-1.0 must be 0 or more'),
+    (('--tau=2',), '--tau=2.0 must be in (0, 1]'),
+    (('--target_update=averaged',), 'target_update=averaged needs target_co'),
+    (
+      ('--panel_period=1', '--probe_size=8', '--shadows=hard')
+      + _rule('chain', GIVEN),
+      '--shadows=hard must not be given with a rule that has several networks',
+    ),
+    (('--batch_size=50',), '--min_replay=50 must be at least 51'),
+    (('--env_steps=350',), 'must be a multiple of --iteration_env_steps=100'),
+    (
+      ('--target_update=by_path', '--target_paths=critic:soft'),
+      '--target_paths=critic must match every parameter, and leaves actor/',
+    ),
+    # On the host:
+    (
+      (_ON_HOST, '--tau=0.1,0.5'),
+      'must be run one at a time: it is stepped on',
+    ),
+    ((_ON_HOST, '--also=--tau=0.1'), 'on the host, without lists of --tau'),
+    ((_ON_HOST + ',pendulum',), '--environment=gymnasium:Pendulum-v1 must be'),
+    ((_ON_HOST, '--seeds=2'), '--seeds=2 must not be given with --environment'),
+    ((_ON_HOST, '--share=batch'), '--share=batch must not be given with'),
+    ((_ON_HOST, '--vectorised'), '--vectorised=true must not be given with'),
+    ((_ON_HOST, '--eval_environment=pendulum'), 'which is stepped on the host'),
+    ((_ON_HOST, '--eval_episode_env_steps=9'), 'which is stepped on the host'),
+    (
+      (_ON_HOST, '--panel_period=1', '--probe_size=8', '--shadows=hard')
+      + ('--train_steps=2',),
+      '--shadows=hard must not be given where a round takes 2 gradient steps',
+    ),
+    ((_ON_HOST, '--target_period_unit=rounds'), 'must be one of frames, env_'),
+  ],
+)
+def test_options(refused, arguments, message, tmp_path):
+  assert message in refused(*SMALL, *arguments)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_replay_that_does_not_fit(refused, monkeypatch):
+  monkeypatch.setattr(devices, 'memory_bytes', lambda: 3_000)
+  line = refused(*SMALL, _ON_HOST)
+  assert '--replay_capacity=200 must fit the memory: it takes 0.0 GB' in line
+  line = refused(*SMALL)
+  assert '--replay_capacity=200 must be so small that a run fits' in line
+
+
+class _Odd(gymnasium.Env):
+  """An environment of one's own."""
+
+  observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+  def __init__(self, action_space):
+    self.action_space = action_space
+
+
+def test_actions_that_do_not_fit(refused, monkeypatch):
+  for name, space in (
+    ('OddDiscrete-v0', gymnasium.spaces.Discrete(3)),
+    ('OddBoundless-v0', gymnasium.spaces.Box(-np.inf, np.inf, (1,))),
+  ):
+    monkeypatch.setitem(
+      gymnasium.registry,
+      name,
+      gymnasium.envs.registration.EnvSpec(
+        name, entry_point=lambda space=space: _Odd(space)
+      ),
+    )
+  line = refused(*SMALL, '--environment=odd_discrete')
+  assert line.startswith(
+    'error: --environment=OddDiscrete-v0 must have continuous actions'
+  )
+  line = refused(*SMALL, '--environment=OddBoundless-v0')
+  assert 'both ends must be finite' in line
+  if not HAS_MUJOCO:
+    line = refused(*SMALL, '--environment=Hopper-v5', code=1)
+    assert 'needs mujoco: pip install siamrl[mujoco]' in line
+
+
+def test_help():
+  text = flags.help_text(ControlConfig, control.__doc__, lists=True)
+  for name in flags.as_json(ControlConfig()):
+    assert f'--{name}' in text or f'--[no]{name}' in text
+  assert max(map(len, text.splitlines())) <= 80
+
+
+# On the host.
+
+ON_HOST = (
+  *SMALL,
+  f'--environment={HOST}',
+  '--agent=ddpg',
+  '--env_steps=800',
+  '--iteration_env_steps=400',
+  '--replay_capacity=300',
+  '--eval_episodes=2',
+)
+
+
+@pytest.fixture(scope='module')
+def robot(tmp_path_factory) -> pathlib.Path:
+  """A run of the host loop from start to end, of `ON_HOST`."""
+  folder = tmp_path_factory.mktemp('robot') / 'run'
+  output = sweep_here(control, *ON_HOST, f'--run_dir={folder}')
+  assert f'starting {folder}' in output
+  assert 'first gradient step at env step 51' in output
+  assert 'iteration 1, 800 env steps, training return' in output
+  assert output.endswith(f'finished: {folder}\n')
+  return folder
+
+
+def test_the_run_of_a_robot(robot):
+  rows = columns(robot)
+  assert rows['env_steps'] == rows['frames'] == [400, 800]
+  assert rows['gradient_steps'] == [350, 750]
+  assert rows['eval_episodes'] == [2, 2]
+  assert {'critic_loss', 'actor_loss', 'eval_return'} < set(rows)
+  config = json.loads(RunFolder(robot).config.read_text())
+  assert config['environment'] == HOST
+  assert config['derived']['mujoco'] == gym.mujoco_version()
+  assert (config['derived']['mujoco'] is not None) == HAS_MUJOCO
+  assert config['derived']['schedule']['sync'] == 2
+  assert (robot / 'curve.png').exists()
+
+
+def _host_state(folder):
+  """All that the newest checkpoint of a run holds, as bytes and JSON."""
+  run = RunFolder(folder)
+  (config,) = read_sweep(control, f'--flagfile={run.flags}').configs
+  environments = control_host.make_environments(config, seed=0)
+  environments.close()
+  parts, _ = control_host.build(config, environments, run)
+  found = Checkpoints(run.checkpoints).restore(parts.state)
+  assert found is not None
+  train, extra, _ = found
+  parts.replay.load(run.replay, extra['replay'])
+  extra['loop']['statistics'].pop('seconds')
+  train = train.replace(key=jax.random.key_data(train.key))
+  return {
+    'train': [np.asarray(x).tobytes() for x in jax.tree.leaves(train)],
+    'replay': [array.tobytes() for array in parts.replay._arrays()],
+    'loop': extra['loop'],
+    'pending': extra['pending'],
+  }
+
+
+def test_stopped_inside_an_iteration_a_robot_goes_on(
+  robot, tmp_path, monkeypatch
+):
+  folder = tmp_path / 'run'
+  original, calls = gym.GymnasiumEnvironments.send, []
+
+  def send(self, actions):
+    calls.append(actions)
+    if len(calls) == 520:
+      signal.raise_signal(signal.SIGTERM)
+    return original(self, actions)
+
+  # The first iteration, its evaluation, and a part of the second.
+  monkeypatch.setattr(gym.GymnasiumEnvironments, 'send', send)
+  output = sweep_here(control, *ON_HOST, f'--run_dir={folder}')
+  assert 'stopping: writing a checkpoint' in output
+  stopped = _host_state(folder)['loop']
+  assert 400 < stopped['env_steps'] < 800
+  assert stopped['actions'] and stopped['memory'] is not None
+  output = sweep_here(control, *ON_HOST, f'--run_dir={folder}')
+  assert f'at env step {stopped["env_steps"]}' in output
+  assert 'env steps again to get there' in output
+  assert repr(columns(robot)) == repr(columns(folder))
+  expected, found = _host_state(robot), _host_state(folder)
+  assert expected.keys() == found.keys()
+  assert not [name for name in expected if expected[name] != found[name]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('preset', ['sac_pendulum', 'td3_pendulum'])
+def test_a_preset_learns_the_pendulum(preset, tmp_path):
+  """Acting at random comes to about -1,200."""
+  folder = tmp_path / 'run'
+  sweep_here(
+    control,
+    f'--flagfile={FLAGFILES}/{preset}.flags',
+    f'--run_dir={folder}',
+  )
+  table = columns(folder)
+  assert table['env_steps'][-1] == 20_000
+  print(preset, table['eval_return'])
+  assert table['eval_return'][0] < -800
+  assert max(table['eval_return']) >= -200
+  assert np.mean(table['eval_return'][-5:]) >= -200
+
+
+FLAGFILES = pathlib.Path(__file__).parents[2] / 'experiments' / 'flagfiles'

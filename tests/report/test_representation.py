@@ -1,0 +1,47 @@
+"""Which small multiples representations have, and what they are worth."""
+
+import numpy as np
+
+from siamrl.report import representation
+
+nan = float('nan')
+UNLABELLED = {
+  'gradient_steps': np.array([5, 10]),
+  'loss': np.array([-0.1, -0.5]),
+  'normalised_std': np.array([0.9, 0.8]),
+  'effective_rank': np.array([3.0, 4.0]),
+  'encoder_effective_rank': np.array([30.0, 40.0]),
+}
+LABELLED = UNLABELLED | {
+  'knn_encoder': np.array([0.5, 0.6]),
+  'knn_projection': np.array([0.4, 0.5]),
+  'knn_pixels': np.array([0.3, 0.3]),
+  'probe_encoder': np.array([nan, nan]),
+}
+
+
+def test_representations_are_known_by_their_columns():
+  assert representation.is_representation(UNLABELLED)
+  assert not representation.is_representation({'train_return': np.zeros(2)})
+
+
+def test_the_headline_is_the_best_that_there_is():
+  assert representation.headline(LABELLED) == 'knn_encoder'
+  assert representation.headline(UNLABELLED) == 'normalised_std'
+
+
+def test_small_multiples_are_of_what_has_numbers():
+  def shown(table):
+    return {f.title: [*f.parts] for f in representation.facets(table)}
+
+  collapse = {
+    'Loss': ['loss'],
+    'Normalised std': ['normalised_std'],
+    'Effective rank of projections': ['effective_rank'],
+    'Effective rank of features': ['encoder_effective_rank'],
+  }
+  assert shown(UNLABELLED) == collapse
+  assert shown(LABELLED) == collapse | {
+    'Neighbours by features': ['knn_encoder'],
+    'Neighbours by projections': ['knn_projection'],
+  }
