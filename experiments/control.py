@@ -6,7 +6,8 @@ with five seeds for each:
   python -m experiments.control \\
       --flagfile=experiments/flagfiles/sac_pendulum.flags
   python -m experiments.control --agent=td3 --seeds=5 --env_steps=20000 \\
-      --min_replay=1000 --random_env_steps=1000 --tau=1,0.1,0.01,0.005
+      --min_replay=1000 --random_env_steps=1000 --replay_capacity=20000 \\
+      --tau=1,0.1,0.01,0.005
 
 MuJoCo's robots are stepped on the host, one run at a time:
 

@@ -261,7 +261,7 @@ def _load(
 
 
 def make_task(config: SiameseConfig) -> Task:
-  """Reads the images that the options name; the same object each time."""
+  """Reads the images that the options name; the same arrays each time."""
   try:
     (train, held_out), classes = _load(*_source_of(config))
   except FileNotFoundError as error:
@@ -282,9 +282,7 @@ def make_task(config: SiameseConfig) -> Task:
       f'be at most the {len(train.images)} images to learn from',
     )
   judged, known = _judged(
-    *_source_of(config),
-    config.judged_as,
-    _Judges(config.neighbours, config.vote_temperature, config.probe_ridge),
+    *_source_of(config), config.judged_as, _judges_of(config)
   )
   name = re.sub(r'\W+', '_', config.images).strip('_')
   return Task(name, train, held_out, classes, judged, known)
@@ -307,6 +305,10 @@ class _Judges(NamedTuple):
   probe_ridge: float
 
 
+def _judges_of(config: SiameseConfig) -> _Judges:
+  return _Judges(config.neighbours, config.vote_temperature, config.probe_ridge)
+
+
 @functools.cache
 def _judged(
   source: str,
@@ -320,7 +322,7 @@ def _judged(
   parts, classes = _load(source, held_out_fraction, count, ram_byte)
   augment = AUGMENTATIONS[judged_as]
 
-  def view(number: int, pictures: jax.Array) -> jax.Array:
+  def view(number: int, pictures: Any) -> jax.Array:
     keys = jax.random.split(jax.random.key(number), len(pictures))
     return jax.vmap(augment)(keys, as_float(pictures))
 
@@ -567,9 +569,7 @@ def make_judge(
   def judge(params: Params) -> Metrics:
     train, held_out = (look(params, view) for view in task.judged)
     row = dict(task.known)
-    judges = _Judges(
-      config.neighbours, config.vote_temperature, config.probe_ridge
-    )
+    judges = _judges_of(config)
     labels = [task.train.labels, task.held_out.labels]
     for name, seen, asked in (
       ('encoder', train.encoder, held_out.encoder),
@@ -614,9 +614,13 @@ def _accuracies(
     neighbours=judges.neighbours,
     temperature=judges.vote_temperature,
   )
-  scores = probing.linear_probe(
-    train, known, held_out, num_classes=classes, ridge=judges.probe_ridge
+  # One run after the other where they are vmapped: `singular_values` says why.
+  probe = jax.custom_batching.sequential_vmap(
+    functools.partial(
+      probing.linear_probe, num_classes=classes, ridge=judges.probe_ridge
+    )
   )
+  scores = probe(train, known, held_out)
   return {
     f'knn_{name}': probing.accuracy(votes, asked),
     f'probe_{name}': probing.accuracy(scores, asked),

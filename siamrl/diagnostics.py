@@ -325,6 +325,9 @@ def _same_key(train: TrainState) -> chex.PRNGKey:
 # Features.
 
 
+# Vmapped, one matrix after the other: LAPACK's batches wait for threads of the
+# pool that they run in, for ever where several CPU devices have one each.
+@jax.custom_batching.sequential_vmap
 def singular_values(features: chex.Array) -> chex.Array:
   """Those of features [N, D], float32 [min(N, D)], descending.
 

@@ -310,6 +310,7 @@ def test_churn_by_hand():
     assert found['policy_churn'] == 0
 
 
+@pytest.mark.slow
 def test_targets_churn_where_the_twin_moves_and_only_there():
   found = {}
   for name, rule in {

@@ -234,6 +234,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 def test_predictions_are_seen():
   assert len(SETTINGS) >= 40
   predicted = stability.predict(SETTINGS)

@@ -32,6 +32,7 @@ def filmed(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_the_video_is_the_first_episode_of_the_evaluation(filmed, monkeypatch):
   config = flags.from_arguments(
     atari.AtariConfig, *SMALL, *_EPISODE, f'--run_dir={filmed}'

@@ -307,6 +307,7 @@ def test_a_learner_that_diverges(stopped, tmp_path):
   assert columns(run.path)['frames'] == [1600]
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path):
   """In the middle of a run; with some room again it goes on."""
   disk = tmp_path / 'disk'

@@ -46,11 +46,11 @@ def costs_are_known(monkeypatch):
       clock.now += between * plain + measures * _MEASUREMENT
       taken += 1
 
-    return scan_benchmarks._Timed(
+    return scan_benchmarks.Timed(
       advance, size, size, size, compile_s=1.0 + len(given), before=taken
     )
 
-  monkeypatch.setattr(scan_benchmarks, '_build', build)
+  monkeypatch.setattr(scan_benchmarks, 'build', build)
   yield
   jax.config.update('jax_enable_compilation_cache', caches)
 
@@ -77,7 +77,7 @@ def test_the_panels_cost(costs_are_known, capsys):
 @pytest.mark.slow
 def test_the_panels_cost_of_compiled_runs():
   def build(*arguments):
-    return scan_benchmarks._build(
+    return scan_benchmarks.build(
       classic.ClassicConfig,
       classic.make_task,
       '--environment=catch',

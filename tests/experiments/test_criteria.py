@@ -5,7 +5,15 @@ import pathlib
 
 import pytest
 
-from experiments import classic, compiled, criteria, flags, minatar
+from experiments import (
+  classic,
+  compiled,
+  control,
+  criteria,
+  flags,
+  minatar,
+  siamese,
+)
 from siamrl.report.metrics import MetricsWriter, read_metrics
 
 FLAGFILES = pathlib.Path(__file__).parents[2] / 'experiments' / 'flagfiles'
@@ -211,17 +219,21 @@ def test_spr_needs_its_arms(tmp_path, arm, message):
 @pytest.mark.parametrize('study', criteria.STUDIES)
 def test_every_study_has_a_sweep_that_can_be_run(study, monkeypatch):
   monkeypatch.chdir(FLAGFILES.parents[1])
-  config = (
-    minatar.MinAtarConfig
-    if study in ('target_free_gap', 'spr_minatar')
-    else classic.ClassicConfig
-  )
-  for path in FLAGFILES.glob(f'{study}*.flags'):
+  config, family = {
+    'target_free_gap': (minatar.MinAtarConfig, compiled.FAMILY),
+    'spr_minatar': (minatar.MinAtarConfig, compiled.FAMILY),
+    'siamese_collapse': (siamese.SiameseConfig, siamese.FAMILY),
+    'siamese_accuracy': (siamese.SiameseConfig, siamese.FAMILY),
+    'twin_rate': (control.ControlConfig, control.FAMILY),
+  }.get(study, (classic.ClassicConfig, compiled.FAMILY))
+  paths = list(FLAGFILES.glob(f'{study}*.flags'))
+  assert paths
+  for path in paths:
     sweep = flags.sweep_from_arguments(
-      config, f'--flagfile={path}', drop=compiled.drop
+      config, f'--flagfile={path}', drop=family.drop
     )
     for each in sweep.configs:
-      compiled.check(each)
+      family.check(each)
     assert sweep.configs[0].seeds >= 5
 
 

@@ -36,6 +36,7 @@ def _group(*arguments, config=classic.ClassicConfig, task=classic.make_task):
   return group
 
 
+@pytest.mark.slow
 def test_runs_of_one_program_predict_with_weights_of_their_own():
   group = _group(*SMALL, '--replay=prioritised', '--spr_weight=0,2')
   start, iterate = jax.jit(group.loop.start), jax.jit(group.loop.iterate)

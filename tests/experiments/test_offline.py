@@ -222,6 +222,7 @@ flags.run(offline.OfflineConfig, '', offline.main)
     ('experiments.offline_run:_Run._save', 2, 1),
   ],
 )
+@pytest.mark.slow
 def test_killed_and_resumed(undisturbed, tmp_path, where, rows, begun):
   folder = tmp_path / 'run'
   arguments = (*SMALL, f'--run_dir={folder}', '--checkpoint_period_s=1e-6')
@@ -359,6 +360,7 @@ def test_fits_end_early_and_resume(tmp_path, monkeypatch):
   assert_same_run(whole, parted)
 
 
+@pytest.mark.slow
 def test_the_hill_is_scored_from_the_grid(tmp_path, monkeypatch, pictures):
   asked = []
 

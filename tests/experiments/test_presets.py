@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from experiments import compiled, flags
+from experiments import collecting, compiled, control_options, flags
 from experiments.atari import AtariConfig
 from experiments.classic import ClassicConfig
 from experiments.minatar import MinAtarConfig
@@ -23,11 +23,16 @@ GRIDS = (
   'soft_divergence',
   'target_free_gap',
   'spr_minatar',
+  'siamese_collapse',
+  'siamese_accuracy',
+  'twin_rate',
 )
 PRESETS = sorted(
   path.stem
   for path in (ROOT / FOLDER).glob('*.flags')
-  if path.stem not in GRIDS and not path.stem.startswith(('lab_', 'fqi_'))
+  if path.stem not in GRIDS
+  and not path.stem.startswith(('lab_', 'fqi_', 'td3', 'sac', 'ddpg'))
+  and path.stem not in ('cleanrl_ddpg', 'cleanrl_td3', 'cleanrl_sac')
 )
 PARENTS = {
   'dqn_zoo_dqn': 'nature_dqn',
@@ -363,8 +368,73 @@ def test_defaults_are_nature_dqn():
   assert AtariConfig() == _read('nature_dqn')
 
 
+# Fujimoto et al. (2018), table 3 and appendix C; sfujim/TD3 (34770cc); Haarnoja
+# et al. (2018a, 2018b), tables 1; Lillicrap et al. (2016), section 7; CleanRL
+# (fe8d8a0).
+CONTROL: dict[str, dict[str, Any]] = {
+  'td3': dict(batch_size=256, critic_learning_rate=3e-4, min_replay=25_000),
+  'td3_paper': dict(
+    batch_size=100,
+    actor_sizes='400-300',
+    actor_learning_rate=1e-3,
+    critic_learning_rate=1e-3,
+    min_replay=10_000,
+    random_env_steps=10_000,
+  ),
+  'sac': dict(batch_size=256, actor_learning_rate=3e-4, alpha=None, tau=0.005),
+  'sac_hard': dict(alpha=1.0, reward_scale=5.0, train_steps=4),
+  'ddpg': dict(
+    batch_size=64,
+    tau=0.001,
+    actor_learning_rate=1e-4,
+    critic_learning_rate=1e-3,
+    critic_weight_decay=1e-2,
+    action_layer=1,
+    last_bound=3e-3,
+    exploration_theta=0.15,
+    exploration_std=0.2,
+  ),
+  'cleanrl_ddpg': dict(policy_delay=2, exploration='gaussian'),
+  'cleanrl_td3': dict(policy_delay=2, smoothing_std=0.2, smoothing_clip=0.5),
+  'cleanrl_sac': dict(
+    critic_learning_rate=1e-3, td_loss='squared', log_std_low=-5.0
+  ),
+  'td3_pendulum': dict(env_steps=20_000),
+  'sac_pendulum': dict(env_steps=20_000),
+}
+# Gradient steps from one target update to the next.
+CONTROL_SYNC = {
+  'td3': 2,
+  'td3_paper': 2,
+  'sac': 1,
+  'sac_hard': 4_000,
+  'ddpg': 1,
+  'cleanrl_ddpg': 2,
+}
+
+
+@pytest.mark.parametrize('name', CONTROL)
+def test_presets_of_control(name):
+  text = (ROOT / FOLDER / f'{name}.flags').read_text()
+  assert text.startswith('# ')
+  (config,) = flags.sweep_from_arguments(
+    control_options.ControlConfig,
+    f'--flagfile={FOLDER}/{name}.flags',
+    drop=control_options.drop,
+  ).configs
+  control_options.check(config)
+  for option, value in CONTROL[name].items():
+    assert getattr(config, option) == value, option
+  if name in CONTROL_SYNC:
+    assert collecting.make_schedule(config).sync == CONTROL_SYNC[name]
+
+
 def test_every_preset_is_known_here():
-  assert set(PRESETS) == {'nature_dqn', *PARENTS, *COMPILED}
+  known = {'nature_dqn', *PARENTS, *COMPILED}
+  on_disk = (ROOT / FOLDER).glob('*.flags')
+  found = {path.stem for path in on_disk} - set(GRIDS)
+  found = {n for n in found if not n.startswith(('lab_', 'fqi_'))}
+  assert found == known | set(CONTROL)
 
 
 @pytest.mark.parametrize('name', PARENTS)

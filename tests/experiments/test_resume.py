@@ -137,6 +137,7 @@ def test_a_finished_run_says_so(undisturbed):
     ),
   ],
 )
+@pytest.mark.slow
 def test_other_modes_resume_too(flags, tmp_path):
   arguments = (*SMALL, '--seed=7', *flags)
   whole, parted = tmp_path / 'whole', tmp_path / 'parted'

@@ -164,6 +164,7 @@ def test_numbers_share_a_program(arguments, programs):
   assert sum(len(group.runs) for group in groups) == 3 * len(sweep.configs)
 
 
+@pytest.mark.slow
 def test_a_run_alone_is_the_run_in_the_sweep(undisturbed, stopped, tmp_path):
   """And --overwrite starts afresh."""
   folder = _copy(stopped, tmp_path)
@@ -204,6 +205,7 @@ def test_sigterm_between_iterations(
   _same(undisturbed, folder)
 
 
+@pytest.mark.slow
 def test_sigkill_and_other_devices(undisturbed, tmp_path):
   """Kills of 4 runs on 3 devices and on 1, resumed on those here."""
   folder = tmp_path / 'run'
@@ -517,6 +519,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     subprocess.run(['umount', '-l', disk], check=True)
 
 
+@pytest.mark.slow
 def test_minatar_with_everything(tmp_path):
   folder = tmp_path / 'run'
   sweep_here(

@@ -178,7 +178,10 @@ def test_limits_of_forms_that_soften_the_maximum(values):
   assert _value('soft', values, soft_temperature=1e-4) == near(best)
   small = dict(soft_temperature=1e-4, munchausen_alpha=0.0)
   assert _value('munchausen', values, **small) == near(best)
-  assert _value('expected', values, expected_epsilon=0.0) == best
+  # XLA flushes what is too small for a normal number.
+  assert _value('expected', values, expected_epsilon=0.0) == pytest.approx(
+    best, abs=1e-37
+  )
   assert _value('expected', values, expected_epsilon=1.0) == pytest.approx(
     mean, abs=NEAR
   )

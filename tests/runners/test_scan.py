@@ -619,6 +619,7 @@ print('as on one device')
 """
 
 
+@pytest.mark.slow
 def test_eight_devices():
   """Runs are shared bit for bit, a batch to the tolerance of floats."""
   flags = os.environ.get('XLA_FLAGS', '')
