@@ -336,6 +336,7 @@ def test_any_schedule(tmp_path, pictures):
   assert not (folder / 'curve-exact.png').exists()
 
 
+@pytest.mark.slow
 def test_fits_end_early_and_resume(tmp_path, monkeypatch):
   arguments = (
     *SMALL,

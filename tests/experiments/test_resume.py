@@ -106,6 +106,7 @@ def test_sigkill_while_saving(undisturbed, tmp_path):
   assert_same_run(undisturbed, folder)
 
 
+@pytest.mark.slow
 def test_the_same_flags_make_the_same_run(undisturbed, tmp_path):
   folder = tmp_path / 'again'
   launch(f'--flagfile={undisturbed}/flags.txt', f'--run_dir={folder}')
@@ -149,6 +150,7 @@ def test_other_modes_resume_too(flags, tmp_path):
   assert_same_run(whole, parted)
 
 
+@pytest.mark.slow
 def test_overwrite_starts_afresh(tmp_path):
   arguments = (*SMALL, '--frames=800', f'--run_dir={tmp_path / "run"}')
   launch(*arguments)

@@ -187,6 +187,7 @@ def test_a_run_alone_is_the_run_in_the_sweep(undisturbed, stopped, tmp_path):
   assert (folder / 'notes.txt').read_text() == 'mine'
 
 
+@pytest.mark.slow
 def test_sigterm_between_iterations(
   undisturbed, stopped, tmp_path, monkeypatch
 ):

@@ -803,6 +803,7 @@ def _assert_same(one: HostReplay, other: HostReplay) -> None:
 @hypothesis.given(
   _histories(), st.integers(1, 25), st.booleans(), st.integers(1, 200)
 )
+@pytest.mark.slow
 def test_saves_in_turn_with_adds_restore_everything(
   tmp_path_factory, history, period, resume, segment_nbytes
 ):
