@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import importlib.util
+import os
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -209,6 +210,9 @@ def configure(config: SweepOptions) -> str:
     processes.connect(
       config.coordinator, config.num_processes, config.process_id
     )
+  # LAPACK's threads, of all devices, would wait for each other: singular values
+  # took ten times as long. Read when SciPy is loaded, which JAX does late.
+  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
   # One device a core: programs so small gain nothing from more than a thread.
   return devices.configure(config.platform, cpu_devices=devices.cores())
 

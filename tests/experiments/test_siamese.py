@@ -160,6 +160,19 @@ def test_killed_while_saving_it_goes_on(pictures, undisturbed, tmp_path):
   _same(undisturbed, folder)
 
 
+@pytest.mark.slow
+def test_runs_computed_together_are_the_same_to_rounding(
+  pictures, undisturbed, tmp_path
+):
+  """LAPACK's batches once waited for each other, on several CPU devices."""
+  folder = tmp_path / 'run'
+  sweep_here(siamese, pictures, *SWEEP, '--vectorised', f'--run_dir={folder}')
+  one, other = columns(undisturbed), columns(folder)
+  assert one['tau'] == other['tau']
+  for name in ('loss', 'normalised_std', 'encoder_effective_rank'):
+    np.testing.assert_allclose(other[name], one[name], rtol=0.02)
+
+
 def _same(one, other):
   """Two folders hold the same sweep, bit for bit."""
   tables = [RunFolder(folder).metrics.read_text() for folder in (one, other)]
