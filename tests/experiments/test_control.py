@@ -19,6 +19,7 @@ from experiments import (
   devices,
   flags,
   host_run,
+  sweep_figures,
   sweep_run,
 )
 from experiments.control_options import ControlConfig
@@ -344,6 +345,32 @@ def test_evaluations_play_without_noise(agent):
     functools.partial(group.loop._evaluate, learner), params, jax.random.key(0)
   )
   assert 'eval_return' in row
+
+
+@pytest.mark.parametrize(
+  'rule, place', [('soft', 1), ('periodic_soft', 4), ('hard', 4)]
+)
+def test_a_period_that_is_not_swept_counts_in_figures(rule, place):
+  """A rate of 1 every second gradient step is a copy every second."""
+  swept = {'tau': np.array([1.0, 0.5])}
+  flags_ = {
+    'target_update': rule,
+    'target_period': '8',
+    'target_period_unit': 'env_steps',
+    'train_period': '2',
+    'discount': '0.9',
+    'reward_bound': '1',
+  }
+  single = sweep_figures._single(swept, flags_)
+  _, position, label = sweep_figures._places(swept, ['tau'], single)
+  assert label == 'target period, or its match (gradient steps)'
+  assert position({'tau': 1.0}) == place
+  assert position({'tau': 0.5}) == 3 * place
+  assert sweep_figures._bound(single) == pytest.approx(10)
+  # Parts of the sweep have another discount: then there is no one bound.
+  table = swept | {'discount': np.array([0.9, 0.5])}
+  single = sweep_figures._single(table, flags_)
+  assert sweep_figures._bound(single) is None
 
 
 def test_a_fixed_policy_is_left_alone():

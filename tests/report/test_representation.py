@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from siamrl.report import representation
+from siamrl.report import panel, representation
 
 nan = float('nan')
 UNLABELLED = {
@@ -45,3 +45,21 @@ def test_small_multiples_are_of_what_has_numbers():
     'Neighbours by features': ['knn_encoder'],
     'Neighbours by projections': ['knn_projection'],
   }
+
+
+def test_a_panel_speaks_of_what_it_measured():
+  """Projections have no return, and continuous actions do not just differ."""
+  measured = {
+    f'panel/{name}': np.array([0.1, 0.2])
+    for name in ('functional_distance', 'target_drift', 'greedy_disagreement')
+  }
+
+  def units(table):
+    return ' '.join(facet.unit for facet in panel.facets(measured | table))
+
+  assert 'return' in units({}) and 'fraction of states' in units({})
+  assert 'return' not in units(UNLABELLED)
+  assert 'projections' in units(UNLABELLED)
+  of_actors = units({'actor_loss': np.zeros(2)})
+  assert 'return' in of_actors and 'actions' in of_actors
+  assert 'fraction' not in of_actors
