@@ -25,6 +25,7 @@ from experiments import (
 from experiments.control_options import ControlConfig
 from siamrl import twins
 from siamrl.envs import gym
+from siamrl.replay.host import HostReplay
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import RunFolder
@@ -612,16 +613,16 @@ def test_stopped_inside_an_iteration_a_robot_goes_on(
   robot, tmp_path, monkeypatch
 ):
   folder = tmp_path / 'run'
-  original, calls = gym.GymnasiumEnvironments.send, []
+  original, added = HostReplay.add, []
 
-  def send(self, actions):
-    calls.append(actions)
-    if len(calls) == 520:
+  def add(self, *arrays):
+    added.extend(arrays[0])
+    if len(added) == 520:
       signal.raise_signal(signal.SIGTERM)
-    return original(self, actions)
+    return original(self, *arrays)
 
   # The first iteration, its evaluation, and a part of the second.
-  monkeypatch.setattr(gym.GymnasiumEnvironments, 'send', send)
+  monkeypatch.setattr(HostReplay, 'add', add)
   output = sweep_here(control, *ON_HOST, f'--run_dir={folder}')
   assert 'stopping: writing a checkpoint' in output
   stopped = _host_state(folder)['loop']
