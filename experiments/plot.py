@@ -6,7 +6,8 @@
 
 Writes OUTPUT.csv, the training return of every run in each bin of frames, and
 OUTPUT.png, their mean over the runs with a band of one standard deviation. The
-runs may have different seeds, but only one game.
+runs may have different seeds, but only one game. Runs of robots go the same
+way, by env steps and without bins, and with --column=eval_return.
 
   python -m experiments.plot --runs=runs/cartpole-ablation --output=ablation
 
@@ -31,7 +32,8 @@ import csv
 import dataclasses
 import io
 import pathlib
-from typing import Any
+import re
+from typing import Any, NamedTuple
 import warnings
 
 import numpy as np
@@ -58,6 +60,13 @@ from siamrl.report.run_folder import RunFolder, write_atomically
 from siamrl.report.statistics import area_under_curve, final_mean, over_runs
 
 
+# What is drawn of runs that are no sweep, and its name beside the axis.
+_RETURNS = {
+  'train_return': 'training return',
+  'eval_return': 'evaluation return',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class PlotConfig:
   """The options."""
@@ -75,21 +84,22 @@ class PlotConfig:
   )
   reference: str | None = option(
     None,
-    'CSV file with the columns game, frames_millions, return_mean and '
-    'return_sd; the rows of the game of the runs are drawn.',
+    'CSV file with the columns game and frames_millions, or environment '
+    '(without its version) and env_steps; return_mean; and return_sd. The rows '
+    'of what was played are drawn.',
   )
   reference_label: str = option('published', 'Its name in the legend.')
   label: str = option('siamrl', 'The name of the runs in the legend.')
-  bin_frames: int = option(
-    1_000_000,
-    'Frames over which training returns are averaged; of a sweep, each '
-    'iteration is drawn.',
+  bin_frames: int | None = option(
+    None,
+    'Frames over which returns of a game are averaged; a million if not given. '
+    'Else each iteration is drawn.',
     POSITIVE,
   )
   column: str | None = option(
     None,
-    'What is drawn of a sweep; training returns if not given, or losses and '
-    'accuracies of representations.',
+    'What is drawn: train_return if not given, or eval_return; of a sweep any '
+    'column, and of representations losses and accuracies if not given.',
   )
 
 
@@ -116,31 +126,40 @@ def _plot(config: PlotConfig) -> None:
   if any(_is_sweep(folder) for folder in folders):
     _plot_sweep(config, _only(config, folders))
     return
-  games = {_game(folder) for folder in folders}
-  if len(games) > 1:
+  tasks = {_task(folder) for folder in folders}
+  if len(tasks) > 1:
+    names = ', '.join(sorted(task.name for task in tasks))
     raise UsageError(
-      f'--runs={config.runs} must be of one game, not {", ".join(games)}'
+      f'--runs={config.runs} must be of one game or environment, not {names}'
     )
-  game = games.pop()
-  curves = [_binned(folder, config.bin_frames) for folder in folders]
+  task = tasks.pop()
+  column = config.column or 'train_return'
+  if column not in _RETURNS:
+    raise UsageError(f'--column={column} must be one of {", ".join(_RETURNS)}')
+  size = config.bin_frames or (1_000_000 if task.is_game else None)
+  curves = [
+    _rows(folder, column) if size is None else _binned(folder, column, size)
+    for folder in folders
+  ]
   ends = max((curve[0] for curve in curves), key=len)
   table = np.full((len(ends), len(curves)), np.nan)
-  for column, (_, returns) in enumerate(curves):
-    table[: len(returns), column] = returns
+  for number, (_, returns) in enumerate(curves):
+    table[: len(returns), number] = returns
   with warnings.catch_warnings():
     # A bin in which no run ended an episode is a gap in the curve.
     warnings.filterwarnings('ignore', category=RuntimeWarning)
     mean = np.nanmean(table, axis=1)
     spread = np.nanstd(table, axis=1) if len(folders) > 1 else None
   runs = f'{len(folders)} seeds' if len(folders) > 1 else '1 seed'
-  references = _references(config, game, ends[-1])
-  _write_csv(pathlib.Path(f'{config.output}.csv'), folders, ends, table)
+  references = _references(config, task, ends[-1])
+  _write_csv(pathlib.Path(f'{config.output}.csv'), task, folders, ends, table)
   plot_curve(
     f'{config.output}.png',
     [Curve(f'{config.label}, {runs}', ends, mean, spread)],
     references,
-    title=game,
-    y_label='training return',
+    title=task.name,
+    x_label=task.clock.replace('_', ' '),
+    y_label=_RETURNS[column],
   )
 
 
@@ -288,20 +307,48 @@ def _cells(key: Sequence[Any]) -> list[str]:
   ]
 
 
-def _game(folder: RunFolder) -> str:
+class _Task(NamedTuple):
+  """What a run plays, and the clock of its curve."""
+
+  name: str
+  clock: str  # a column of its metrics
+
+  @property
+  def is_game(self) -> bool:
+    return self.clock == 'frames'
+
+
+def _task(folder: RunFolder) -> _Task:
   known = folder.read_flags()
-  if known is None or 'game' not in known:
-    raise UsageError(f'--runs={folder.path} must be the folder of a run')
-  return known['game']
+  if known is not None and 'game' in known:
+    return _Task(known['game'], 'frames')
+  if known is not None and 'environment' in known:
+    return _Task(known['environment'], 'env_steps')
+  raise UsageError(f'--runs={folder.path} must be the folder of a run')
 
 
-def _binned(
-  folder: RunFolder, bin_frames: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Ends of the full bins in frames, and the mean return of their episodes."""
+def _read(folder: RunFolder, column: str) -> Table:
+  """The rows of a run, of which there are some, with the column."""
   metrics = read_metrics(folder.metrics)
   if not len(metrics.get('frames', ())):
     raise RunError(f'{folder.path} has no rows of metrics yet')
+  if column not in metrics:
+    raise RunError(f'{folder.path} has no column {column}')
+  return metrics
+
+
+def _rows(folder: RunFolder, column: str) -> tuple[np.ndarray, np.ndarray]:
+  """Env steps at the ends of iterations, and the mean return of each."""
+  metrics = _read(folder, column)
+  return metrics['env_steps'], metrics[column]
+
+
+def _binned(
+  folder: RunFolder, column: str, bin_frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ends of the full bins in frames, and the mean return of their episodes."""
+  metrics = _read(folder, column)
+  episodes = metrics[column.replace('_return', '_episodes')]
   bins = np.ceil(metrics['frames'] / bin_frames).astype(int)
   full = int(metrics['frames'][-1] // bin_frames)
   if not full:
@@ -311,18 +358,16 @@ def _binned(
     )
   returns = []
   for number in range(1, full + 1):
-    rows = (bins == number) & (metrics['train_episodes'] > 0)
+    rows = (bins == number) & (episodes > 0)
     returns.append(
-      np.average(
-        metrics['train_return'][rows], weights=metrics['train_episodes'][rows]
-      )
+      np.average(metrics[column][rows], weights=episodes[rows])
       if rows.any()
       else np.nan
     )
   return bin_frames * np.arange(1, full + 1), np.array(returns)
 
 
-def _references(config: PlotConfig, game: str, last_frame: int) -> list[Curve]:
+def _references(config: PlotConfig, task: _Task, last: int) -> list[Curve]:
   """The published curve as far as the runs go; one point more if there is."""
   if config.reference is None:
     return []
@@ -332,37 +377,43 @@ def _references(config: PlotConfig, game: str, last_frame: int) -> list[Curve]:
     raise UsageError(
       f'--reference={config.reference} cannot be read: {error.strerror}'
     ) from error
+  if task.is_game:
+    kind, name = 'game', task.name.replace('_', '')
+    clock, unit = 'frames_millions', 1e6
+  else:
+    # Versions differ in what few curves show; the file says which it is of.
+    kind, name = 'environment', re.sub(r'^gymnasium:|-v\d+$', '', task.name)
+    clock, unit = 'env_steps', 1.0
   rows = [
     row
     for row in csv.DictReader(
       line for line in lines.splitlines() if not line.startswith('#')
     )
-    if row['game'] == game.replace('_', '')
+    if row.get(kind) == name
   ]
   if not rows:
     raise UsageError(
-      f'--reference={config.reference} must hold the game {game}'
+      f'--reference={config.reference} must hold the {kind} {name}'
     )
-  frames = np.array([1e6 * float(row['frames_millions']) for row in rows])
-  shown = np.arange(len(rows)) <= np.searchsorted(frames, last_frame)
+  x = np.array([unit * float(row[clock]) for row in rows])
+  shown = np.arange(len(rows)) <= np.searchsorted(x, last)
   mean, spread = (
     np.array([float(row[name]) for row in rows])
     for name in ('return_mean', 'return_sd')
   )
-  return [
-    Curve(config.reference_label, frames[shown], mean[shown], spread[shown])
-  ]
+  return [Curve(config.reference_label, x[shown], mean[shown], spread[shown])]
 
 
 def _write_csv(
   path: pathlib.Path,
+  task: _Task,
   folders: list[RunFolder],
   ends: np.ndarray,
   table: np.ndarray,
 ) -> None:
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(['frames', *(folder.path.name for folder in folders)])
+  writer.writerow([task.clock, *(folder.path.name for folder in folders)])
   writer.writerows(
     [int(end), *(f'{value:.6g}' for value in row)]
     for end, row in zip(ends, table, strict=True)

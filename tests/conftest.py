@@ -16,9 +16,19 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 devices.add_xla_flags(devices.CPU_XLA_FLAGS)
-# Tests compile far more than they compute: with few optimisations that takes
-# half the time.
-devices.add_xla_flags(('--xla_backend_optimization_level=1',))
-
 hypothesis.settings.register_profile('tests', database=None)
 hypothesis.settings.load_profile('tests')
+
+# Most tests compile far more than they compute: without these optimisations
+# they take half the time.
+_COMPILE_FAST = (
+  '--xla_backend_optimization_level=0',
+  '--xla_llvm_disable_expensive_passes=true',
+  '--xla_cpu_use_fusion_emitters=false',
+)
+
+
+def pytest_configure(config):
+  # Slow tests compute for minutes, and want XLA as users have it.
+  if config.option.markexpr == 'not slow':
+    devices.add_xla_flags(_COMPILE_FAST)

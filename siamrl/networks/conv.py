@@ -141,6 +141,8 @@ class Conv(nn.Module):
       'kernel', self.kernel_init, (k, k, x.shape[-1], self.features)
     )
     bias = self.param('bias', self.bias_init, (self.features,))
+    # As `nn.Conv`: `lax` refuses float32 images with bfloat16 kernels.
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
     if self.padding == 'SAME':
       pads = lax.padtype_to_pads(x.shape[1:3], (k, k), (s, s), 'SAME')
       x = jnp.pad(x, ((0, 0), *pads, (0, 0)))

@@ -191,6 +191,7 @@ def test_optimum_solves_bellmans_equation():
   np.testing.assert_allclose(values, np.max(after, 0), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_optimum_does_not_depend_on_the_cells():
   states = car.start_states()
   fine = car.optimal_returns(states)

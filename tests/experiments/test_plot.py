@@ -66,6 +66,76 @@ def test_bins_are_means_over_episodes(runs, tmp_path):
     assert image.format == 'PNG'
 
 
+def _robots(path, environment, evaluations):
+  """The folder of a run on the host that is no game's."""
+  folder, _ = open_run_folder(path, {'environment': environment}, {})
+  with folder, MetricsWriter(folder.metrics) as writer:
+    for number, value in enumerate(evaluations, 1):
+      writer.write(
+        dict(
+          frames=500 * number,
+          env_steps=500 * number,
+          train_episodes=1,
+          train_return=0.0,
+          eval_episodes=2,
+          eval_return=value,
+        )
+      )
+  return path
+
+
+def test_robots_by_env_steps_beside_what_was_published(tmp_path, monkeypatch):
+  one = _robots(tmp_path / 'one', 'Hopper-v5', [1.0, 3.0, 4.0])
+  two = _robots(tmp_path / 'two', 'Hopper-v5', [3.0, 5.0])
+  reference = tmp_path / 'published.csv'
+  reference.write_text(
+    'environment,env_steps,return_mean,return_sd\n'
+    'Hopper,500,7,1\nHopper,1500,8,1\nHopper,2500,9,1\nAnt,500,0,0\n'
+  )
+  drawn = {}
+
+  def draw(path, series, references, **words):
+    drawn.update(words, series=series, references=references)
+
+  monkeypatch.setattr(plot, 'plot_curve', draw)
+  assert not _plot(
+    f'--runs={one},{two}',
+    f'--output={tmp_path}/curve',
+    '--column=eval_return',
+    f'--reference={reference}',
+  )
+  assert drawn['title'] == 'Hopper-v5'
+  assert drawn['x_label'] == 'env steps'
+  assert drawn['y_label'] == 'evaluation return'
+  (mean,), (published,) = drawn['series'], drawn['references']
+  np.testing.assert_array_equal(mean.x, [500, 1000, 1500])
+  np.testing.assert_array_equal(mean.y, [2, 4, 4])
+  np.testing.assert_array_equal(published.x, [500, 1500])
+  np.testing.assert_array_equal(published.y, [7, 8])
+  with open(tmp_path / 'curve.csv', encoding='utf-8') as file:
+    rows = list(csv.DictReader(file))
+  assert rows[2] == {'env_steps': '1500', 'one': '4', 'two': 'nan'}
+
+
+def test_what_it_refuses_of_robots(tmp_path, capsys):
+  one = _robots(tmp_path / 'one', 'Hopper-v5', [1.0])
+  two = _robots(tmp_path / 'two', 'Ant-v5', [1.0])
+  reference = tmp_path / 'published.csv'
+  reference.write_text('environment,env_steps,return_mean,return_sd\n')
+  for arguments, message in [
+    ((f'--runs={one},{two}',), 'not Ant-v5, Hopper-v5'),
+    ((f'--runs={one}', '--column=loss'), '--column=loss must be one of train'),
+    (
+      (f'--runs={one}', f'--reference={reference}'),
+      'must hold the environment Hopper',
+    ),
+  ]:
+    assert _plot(*arguments, f'--output={tmp_path}/x') == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
   'arguments, message, code',
   [

@@ -50,6 +50,22 @@ def test_equals_flax_in_values_and_gradients(
     assert error <= 1e-5 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize('inside_loop', [False, True])
+def test_a_kernel_in_bfloat16_is_promoted_as_in_flax(inside_loop):
+  x = jax.random.normal(jax.random.key(0), (2, 21, 21, 4))
+  ours = Conv(7, 8, 4, inside_loop=inside_loop)
+  oracle = nn.Conv(7, (8, 8), (4, 4), 'VALID')
+  params = jax.tree.map(
+    lambda leaf: leaf.astype(jnp.bfloat16), ours.init(jax.random.key(1), x)
+  )
+  found, expected = ours.apply(params, x), oracle.apply(params, x)
+  assert found.dtype == expected.dtype == jnp.float32
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  score = lambda params: ours.apply(params, x).sum()
+  grads = jax.grad(score)(params)
+  assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(grads))
+
+
 def _walk(network, params, boards):
   """Ascends a score along the boards [T,B,H,W,C]; parameters and scores."""
 

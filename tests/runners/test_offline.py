@@ -187,8 +187,17 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize('batch_size', [None, 16])
-@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize(
+  ('rule', 'batch_size'),
+  [
+    ('hard', None),
+    ('hard', 16),
+    ('soft', 16),
+    ('iterated_heads', None),
+    # Bit for bit with XLA as users have it only.
+    pytest.param('iterated_heads', 16, marks=pytest.mark.slow),
+  ],
+)
 def test_cuts_change_nothing(rule, batch_size):
   """Rounds, iterations, and what a round is called."""
   same = dict(twin=RULES[rule], batch_size=batch_size)

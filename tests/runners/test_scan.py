@@ -382,6 +382,8 @@ def test_it_learns_the_exact_values_without_a_replay(q_lambda):
     assert (np.asarray(q[:4]) > 0.02).all()
 
 
+# Bit for bit with XLA as users have it only.
+@pytest.mark.slow
 def test_the_panel_disturbs_nothing():
   settings = make_settings()
   without, rows = run_alone(make_loop(), settings, iterations=4)
@@ -458,6 +460,8 @@ def test_overestimation_of_what_is_known(terminates):
   assert row['panel/known_returns'] == 1
 
 
+# Bit for bit with XLA as users have it only.
+@pytest.mark.slow
 def test_evaluation_disturbs_nothing():
   settings = make_settings(epsilon=1.0)
   loop = make_loop(steps=600)
