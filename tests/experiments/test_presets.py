@@ -25,6 +25,7 @@ GRIDS = (
   'spr_minatar',
   'siamese_collapse',
   'siamese_accuracy',
+  'siamese_frames',
   'twin_rate',
 )
 PRESETS = sorted(
