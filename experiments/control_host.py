@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import sys
 import time
 from typing import Any
 
@@ -125,6 +126,7 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
       'python -m experiments.classic',
     )
   _check_memory(config, environments)
+  _note_cut_episodes(config)
   devices.configure(config.platform)
   with usage_errors():
     parts, derived = build(config, environments, RunFolder(run_dir))
@@ -143,6 +145,20 @@ def make_environments(
     raise UsageError(f'--environment={config.environment}: {error}') from error
   except ImportError as error:
     raise RunError(f'--environment={config.environment}: {error}') from error
+
+
+def _note_cut_episodes(config: ControlConfig) -> None:
+  """Says so where an iteration is shorter than an episode may be."""
+  limit = gym.episode_limit(config.environment) or 0
+  steps = config.iteration_env_steps // config.num_envs
+  if steps < limit:
+    print(
+      f'note: iterations begin with fresh episodes, and are of {steps:,} env '
+      f'steps in each environment; {config.environment} may take {limit:,} an '
+      'episode, whose rest would never be seen: --iteration_env_steps='
+      f'{limit * config.num_envs} or more shows it',
+      file=sys.stderr,
+    )
 
 
 def _check_memory(

@@ -381,7 +381,10 @@ def make_optimizer(
   }
   entries = jax.eval_shape(lambda: agent.init(jax.random.key(config.seed)))
   if 'log_alpha' in entries:
-    optimizers['log_alpha'] = adam('alpha')
+    # Of a policy that stays no temperature makes the entropy another one.
+    optimizers['log_alpha'] = (
+      optax.set_to_zero() if config.fixed_policy else adam('alpha')
+    )
   return learner.make_optimizers(agent, optimizers)
 
 

@@ -22,8 +22,8 @@ Studies, each with a flag file of the same name that runs it:
     without a predictor collapses and one with both does not, nor does one whose
     predictor is fixed; a frozen twin is met less well than a slow one, and that
     less well than a faster one. After Chen & He (2021) and Grill et al. (2020).
-  siamese_accuracy: where pixels say little, a twin that moves makes better
-    features than a random one, and they are better than pixels.
+  siamese_accuracy: where pixels say little, a slow twin makes better features
+    than a random one, and those of the default are better than pixels.
   twin_rate: critics of a fixed policy end at the same values whatever the rate
     of their twin; with a policy that is learnt, values without a twin are
     further from the truth, and the policy is worse. After Fujimoto et al.
@@ -374,20 +374,20 @@ def siamese_accuracy(table: Table) -> list[Claim]:
   """
   settings = _settings(table, 'target_update', 'tau')
   named = {setting.point['target_update']: setting for setting in settings}
-  for rule in ('self', 'frozen', 'soft'):
+  for rule in ('self', 'frozen'):
     if rule not in named:
       raise ValueError(f'no run with target_update={rule}')
+  # One rate, named before: the best of several would have chance on its side.
+  slow = next((s for s in settings if s.point.get('tau') == 0.01), None)
+  if slow is None:
+    raise ValueError('no run with tau=0.01')
   claims = []
   for judge in ('knn', 'probe'):
     column = f'{judge}_encoder'
-    best = max(
-      (s for s in settings if s.point['target_update'] == 'soft'),
-      key=lambda s: np.mean(_last(s, column)),
-    )
     claims += [
       _exceeds(
-        f'{judge}: tau = {best.point["tau"]:g} exceeds a frozen twin',
-        [_last(best, column)],
+        f'{judge}: a retention of 0.99 exceeds a frozen twin',
+        [_last(slow, column)],
         [_last(named['frozen'], column)],
       ),
       _exceeds(

@@ -100,7 +100,8 @@ def make_agent(
     return base
   if config.spr_projections is None and not network.head.hidden:
     raise ValueError(
-      'spr_projections=None must be a number here: the head has no hidden layer'
+      f'spr_steps={config.spr_steps} must go with --spr_projections here: the '
+      'head has no hidden layer'
     )
   networks = latent_networks(
     network,

@@ -53,7 +53,7 @@ from experiments.flags import (
 from siamrl import collapse, diagnostics, images, learner, probing
 from siamrl.agents import siamese
 from siamrl.augment import AUGMENTATIONS
-from siamrl.diagnostics import Clocked
+from siamrl.diagnostics import Clocked, effective_rank
 from siamrl.envs import frames
 from siamrl.networks.siamese import ENCODERS, as_float, siamese_networks
 from siamrl.runners import epochs
@@ -254,9 +254,13 @@ def _load(
   if loaded.labels is not None:
     # Without the gaps: each class is a column of the probe.
     found, labels = np.unique(loaded.labels, return_inverse=True)
-    loaded, classes = loaded._replace(labels=labels), len(found)
-  # The same split for all seeds: what differs is learning.
-  parts = images.split(*loaded, held_out_fraction, seed=0)
+    if len(found) > 1:
+      loaded, classes = loaded._replace(labels=labels), len(found)
+    else:  # such as those of a folder in a folder
+      loaded = loaded._replace(labels=None)
+  # The same split for all seeds: what differs is learning. Frames are held out
+  # with the episodes that they are of.
+  parts = images.split(*loaded, held_out_fraction, seed=None if game else 0)
   return jax.tree.map(jnp.asarray, parts), classes
 
 
@@ -413,7 +417,9 @@ def check(config: SiameseConfig) -> None:
         config, 'target_update', 'be self for --agent=simclr: it has no twin'
       )
     for name in ('predictor', 'symmetric', 'twin_statistics'):
-      if getattr(config, name) != getattr(SiameseConfig, name):
+      given, default = (getattr(of, name) for of in (config, SiameseConfig))
+      # 'none' is the predictor that it has.
+      if given not in (default, 'none'):
         refuse(config, name, 'not be given with --agent=simclr')
   elif config.temperature is not None:
     refuse(config, 'temperature', 'go with --agent=simclr')
@@ -558,13 +564,25 @@ def make_judge(
     twin: of several networks, the rule names the one that counts.
 
   Returns:
-    online_params -> accuracies in [0, 1], where there are labels, and how far
-    the projections are from collapse.
+    online_params -> accuracies in [0, 1], where there are labels; how far the
+    projections are from collapse; and of the predictor, if there is one, how
+    much it stretches projections, at most and at least, and in how many
+    directions: its singular values and their effective rank.
   """
   agent = make_agent(config, task)
   # Through the lift, which knows the network that counts.
   look = twin.lift(agent.agent._replace(values=agent.features)).values
   assert look is not None
+
+  spectrum = None
+  if config.agent != 'simclr' and config.predictor != 'none':
+    spectrum = twin.lift(
+      agent.agent._replace(
+        values=lambda params, z: collapse.predictor_spectrum(
+          lambda moved: agent.predict(params, moved, z), z
+        )
+      )
+    ).values
 
   def judge(params: Params) -> Metrics:
     train, held_out = (look(params, view) for view in task.judged)
@@ -577,6 +595,13 @@ def make_judge(
     ):
       row |= _accuracies(judges, task.classes, labels, name, seen, asked)
     row |= collapse.measures(held_out.projections)
+    if spectrum is not None:
+      lengths = spectrum(params, held_out.projections)
+      row |= {
+        'predictor_largest': lengths[0],
+        'predictor_smallest': lengths[-1],
+        'predictor_rank': effective_rank(lengths),
+      }
     return row | {
       f'encoder_{name}': value
       for name, value in collapse.measures(held_out.encoder).items()

@@ -242,6 +242,13 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     functools.partial(jitter, brightness=0.4, contrast=0.4),
     functools.partial(gaussian_noise, std=0.1),
   ),
+  # The same, and a square of 8 x 8 cut out.
+  'crops_cutout': compose(
+    random_resized_crop,
+    functools.partial(jitter, brightness=0.4, contrast=0.4),
+    functools.partial(gaussian_noise, std=0.1),
+    functools.partial(cutout, pixels=8),
+  ),
   # SimSiam's for photographs, without hue and blur.
   'colour': compose(
     random_resized_crop,

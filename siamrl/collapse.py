@@ -35,38 +35,6 @@ def measures(z: chex.Array) -> Metrics:
   }
 
 
-def loss_gap(
-  value: chex.Numeric,
-  loss: str,
-  *,
-  batch_size: int | None = None,
-  temperature: float = losses.TEMPERATURE,
-) -> chex.Numeric:
-  """How far a loss is above what it cannot fall below, >= 0.
-
-  At a gap of 0 either every view is recognised or, but for 'contrastive', all
-  is the same.
-
-  Args:
-    value: of the loss, in one direction or both.
-    loss: one of `losses.siamese.LOSSES`.
-    batch_size: of 'contrastive': images in the batch.
-    temperature: of 'contrastive'.
-
-  Raises:
-    ValueError: the name is unknown, or 'contrastive' lacks its batch size.
-  """
-  if loss not in losses.LOSSES:
-    raise ValueError(
-      f'loss={loss!r} is unknown; choose from {", ".join(losses.LOSSES)}'
-    )
-  if loss in losses.FORMS:
-    return value - losses.FORMS[loss].least
-  if batch_size is None:
-    raise ValueError('the least contrastive loss depends on the batch_size')
-  return value - losses.least_contrastive(batch_size, temperature)
-
-
 def predictor_spectrum(
   predict: Callable[[chex.Array], chex.Array], z: chex.Array
 ) -> chex.Array:

@@ -681,7 +681,10 @@ def counterfactuals(
   Returns:
     For each rule: `shadow_target/NAME`, the mean target; `shadow_gap/NAME`, the
     mean |target - target in use|; `cosine/NAME` and `norm_ratio/NAME` of its
-    gradient to the one in use (the ratio is NaN or inf where that is 0).
+    gradient to the one in use (the ratio is NaN or inf where that is 0). Arrays
+    whose gradients are the same to the bit are left out: what no twin has a
+    part in, such as an actor's own loss, makes no two rules alike. Where all
+    are the same, all count.
   """
   online_params = train.online_params
   key = jax.random.fold_in(train.key, train.gradient_steps)
@@ -697,13 +700,27 @@ def counterfactuals(
   metrics: Metrics = {}
   for name, rule in shadows.items():
     y_other, other = answer(rule.twin.lift(base_agent), state[name])
+    here, there = _where_they_differ(grads, other)
     metrics |= {
       f'shadow_target/{name}': jnp.mean(y_other),
       f'shadow_gap/{name}': target_drift(y, y_other),
-      f'cosine/{name}': gradient_cosine(grads, other),
-      f'norm_ratio/{name}': optax.tree.norm(other) / optax.tree.norm(grads),
+      f'cosine/{name}': gradient_cosine(here, there),
+      f'norm_ratio/{name}': optax.tree.norm(there) / optax.tree.norm(here),
     }
   return metrics
+
+
+def _where_they_differ(one: Params, other: Params) -> tuple[Params, Params]:
+  """Both with zeros for arrays that are the same; unchanged if all are."""
+  same = jax.tree.map(lambda a, b: jnp.all(a == b), one, other)
+  some = ~jnp.all(jnp.stack(jax.tree.leaves(same)))
+
+  def without(tree: Params) -> Params:
+    return jax.tree.map(
+      lambda leaf, drop: jnp.where(some & drop, 0, leaf), tree, same
+    )
+
+  return without(one), without(other)
 
 
 # All of it, for a runner.
@@ -827,6 +844,16 @@ def make_panel(
       train.online_params, train.target_params, probe, _same_key(train)
     )
 
+  def _without_twin(train: TrainState) -> Callable[[Params, Any], chex.Array]:
+    """What would be bootstrapped from if the online network were the twin."""
+
+    def answer(params: Params, obs: Any) -> chex.Array:
+      return base_agent.bootstrap(
+        params, twins.part(base_agent, params), obs, _same_key(train)
+      )
+
+    return rule.twin.lift(base_agent._replace(values=answer)).values
+
   def init(train: TrainState, probe: Any) -> PanelState:
     dormant: dict[str, jax.Array] = {}
     if look is not None:
@@ -887,7 +914,7 @@ def make_panel(
       agent.bootstrap(
         online, train.target_params, probe.obs_t, _same_key(train)
       ),
-      agent.values(online, probe.obs_t),
+      _without_twin(train)(online, probe.obs_t),
     )
     # Beyond the probe: values grow where the agent goes now.
     seen = jnp.concatenate([q, agent.values(online, batch.obs_tm1)])

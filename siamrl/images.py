@@ -77,15 +77,17 @@ def split(
   images: np.ndarray,
   labels: np.ndarray | None,
   held_out_fraction: float,
-  seed: int,
+  seed: int | None,
 ) -> Split:
-  """Sets images aside at random, whatever their labels.
+  """Sets images aside, whatever their labels.
 
   Args:
     images: [N, H, W, C].
     labels: [N] or None.
     held_out_fraction: in (0, 1); rounded to whole images.
-    seed: the same seed gives the same split.
+    seed: the same seed gives the same split. None holds out the last ones:
+      where an image is much like the one before, chance would put such pairs
+      on both sides.
 
   Raises:
     ValueError: nothing would be left on one side.
@@ -97,7 +99,9 @@ def split(
       f'{held_out_fraction=} of {count} images leaves {count - held_out} to '
       f'learn from and {held_out} to judge by'
     )
-  order = np.random.default_rng(seed).permutation(count)
+  order = np.arange(count)[::-1]
+  if seed is not None:
+    order = np.random.default_rng(seed).permutation(count)
 
   def part(places: np.ndarray) -> Images:
     return Images(images[places], None if labels is None else labels[places])
@@ -236,4 +240,8 @@ def _checked(
     )
   if labels.min() < 0:
     raise ValueError(f'{source}: labels must be 0 or more')
+  if labels.max() > np.iinfo(np.int32).max:
+    raise ValueError(
+      f'{source}: labels must be below 2**31, not {labels.max()}'
+    )
   return Images(images, labels.astype(np.int32))

@@ -85,18 +85,23 @@ def make_optimizers(
   """One optimiser for each entry of an agent's parameters, as one of all.
 
   The entries that an agent learns with a delay keep still in between, and so
-  does the state of their optimisers.
+  does the state of their optimisers. `update` then wants the keyword
+  `gradient_steps`, those taken before: a count of its own would begin again
+  where the optimiser does.
 
   Args:
     agent: its parameters are a dict.
     optimizers: for each of its entries.
   """
 
-  def due(step: chex.Numeric) -> chex.Numeric:
-    return (step + 1) % agent.delay == 0
+  def due(
+    calls: chex.Numeric, *, gradient_steps: chex.Numeric, **others: Any
+  ) -> chex.Numeric:
+    del calls, others
+    return (gradient_steps + 1) % agent.delay == 0
 
   held = {
-    name: optax.conditionally_mask(optimizer, due)
+    name: optax.conditionally_mask(optimizer, due, forward_extra_args=True)
     if name in agent.delayed and agent.delay > 1
     else optimizer
     for name, optimizer in optimizers.items()
@@ -192,6 +197,7 @@ def make_regress(
       f'{", ".join(TARGET_ORDERS)}'
     )
   move = make_move(twin, sync, sync_offset, agent)
+  clocked = optax.with_extra_args_support(optimizer)
 
   def regress(
     state: TrainState, batch: Transition
@@ -206,7 +212,12 @@ def make_regress(
     grads, metrics = jax.grad(agent.loss, has_aux=True)(
       online_params, state.target_params, batch, loss_key, **step
     )
-    updates, opt_state = optimizer.update(grads, state.opt_state, online_params)
+    updates, opt_state = clocked.update(
+      grads,
+      state.opt_state,
+      online_params,
+      gradient_steps=state.gradient_steps,
+    )
     if twin.pull is not None:
       pulled = twin.pull(twins.part(agent, online_params), state.target_params)
       online_params = twins.whole(agent, online_params, pulled)

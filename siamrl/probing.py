@@ -48,8 +48,8 @@ def nearest_neighbours(
       votes.
 
   Returns:
-    float32 [M, K] votes; weighted ones are relative to that of a point of
-    cosine 1.
+    float32 [M, K] votes; weighted ones are relative to that of the nearest
+    point.
 
   Raises:
     ValueError: there are not so many points, or the temperature is not
@@ -68,7 +68,8 @@ def nearest_neighbours(
   if temperature is None:
     weights = jnp.ones_like(nearest)
   else:
-    weights = jnp.exp((nearest - 1) / temperature)
+    # Against the nearest point: other cosines would all underflow to 0.
+    weights = jnp.exp((nearest - nearest[:, :1]) / temperature)
   labels = jnp.asarray(train_labels)[places]
   ballots = jax.nn.one_hot(labels, num_classes)  # [M, k, K]
   return jnp.sum(weights[..., None] * ballots, axis=1)

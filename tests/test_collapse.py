@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from siamrl import collapse
-from siamrl.losses import siamese as losses
 from siamrl.networks.siamese import MLPPredictor, forward, init
 
 measures = jax.jit(collapse.measures)
@@ -44,25 +43,6 @@ def test_std_and_rank_by_hand():
   assert measures(z)['effective_rank'] == pytest.approx(
     np.exp(-np.sum(shares * np.log(shares))), rel=1e-4
   )
-
-
-def test_gaps_are_zero_where_all_agree_and_known_elsewhere():
-  assert collapse.loss_gap(-1.0, 'cosine') == 0
-  assert collapse.loss_gap(1.0, 'cosine') == 2
-  assert collapse.loss_gap(8.0, 'byol') == 8
-  contrastive = jax.jit(losses.contrastive)
-  pair = np.float32([[1.0], [-1.0]])
-  gap = lambda z: collapse.loss_gap(
-    contrastive(z, z, 0.5), 'contrastive', batch_size=2, temperature=0.5
-  )
-  assert gap(pair) == pytest.approx(0.0, abs=1e-5)
-  # All the same: log(3) less the least, log(1 + 2 exp(-4)).
-  expected = np.log(3) - np.log1p(2 * np.exp(-4))
-  assert gap(abs(pair)) == pytest.approx(expected, rel=1e-5)
-  with pytest.raises(ValueError, match='batch_size'):
-    collapse.loss_gap(1.0, 'contrastive')
-  with pytest.raises(ValueError, match='cosine, byol, contrastive'):
-    collapse.loss_gap(1.0, 'l2')
 
 
 def test_spectrum_of_a_matrix_is_its_own():

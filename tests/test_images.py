@@ -112,6 +112,7 @@ def test_a_file_of_arrays(tmp_path, labelled):
     ({'labels': np.zeros(4)}, 'whole numbers, not float64'),
     ({'labels': np.zeros(3, int)}, r'\[4\], one for each image, not \[3\]'),
     ({'labels': np.array([0, 1, 2, -1])}, '0 or more'),
+    ({'labels': np.array([0, 1, 2, 2**40])}, 'below 2'),
     ({'images': np.array([None])}, 'no file of arrays'),
   ],
 )
@@ -168,6 +169,9 @@ def test_splits_are_whole_disjoint_and_of_the_seed():
   assert not np.array_equal(other.held_out.images, one.held_out.images)
   # Not the first or the last ones, which are often of one class.
   assert set(one.held_out.labels) - set(range(15)) - set(range(35, 50))
+  # Without a seed the last ones.
+  last = split(images, labels, 0.3, seed=None)
+  assert set(last.held_out.labels) == set(range(35, 50))
   for fraction in (0.0, 0.001, 1.0):
     with pytest.raises(ValueError, match='to learn from'):
       split(images, labels, fraction, seed=0)

@@ -350,6 +350,21 @@ def test_delayed_parts_keep_still_in_between():
   assert found == [0, 1, 1, 3]
 
 
+@pytest.mark.parametrize('sync', [1, 2, 3, 4])
+def test_delayed_parts_are_due_where_the_optimiser_starts_anew(sync):
+  agent = _parted_agent(delayed=('slow',), delay=3)
+  found = [
+    float(
+      _parted_steps(
+        agent, twins.hard(), n, sync=sync, reset_optimizer=True
+      ).online_params['slow']
+    )
+    for n in (2, 3, 5, 6)
+  ]
+  # Without memory of the step before.
+  assert found == [0, 1, 1, 2]
+
+
 @pytest.mark.parametrize('rule', ['hard', 'soft', 'self', 'proximal'])
 def test_only_parts_that_have_a_twin_are_in_it(rule):
   takes = {'soft': {'tau': 0.5}, 'proximal': {'twin_weight': 0.5}}

@@ -63,7 +63,9 @@ def test_votes_by_hand():
   plain = vote(*given, num_classes=3, neighbours=3)
   np.testing.assert_array_equal(plain, [[1, 2, 0]])
   weighted = vote(*given, num_classes=3, neighbours=2, temperature=0.1)
-  np.testing.assert_allclose(weighted, [[np.exp(-2), np.exp(-4), 0]], rtol=1e-4)
+  np.testing.assert_allclose(weighted, [[1, np.exp(-2), 0]], rtol=1e-4)
+  sharp = vote(*given, num_classes=3, neighbours=2, temperature=1e-4)
+  np.testing.assert_array_equal(sharp, [[1, 0, 0]])
 
 
 probe = jax.jit(probing.linear_probe, static_argnames='num_classes')

@@ -109,14 +109,15 @@ def make_siamese_agent(
     temperature: of 'contrastive', > 0; None for `losses.siamese.TEMPERATURE`.
 
   Returns:
-    An agent whose `loss` reports `loss`, without the term of the statistics.
+    An agent whose `loss` reports `loss`, without the term of the statistics,
+    and how far it is above its least, `loss_gap`.
     Neither it nor its gradients in encoder, projector and predictor depend on
     the running statistics, unless the twin's pass is normalised with them.
 
     `bootstrap` gives the twin's projections of the images as they are, or of
     views; `targets` the same of a batch's images, not augmented, so that two
     looks at one batch differ by the twin alone; `values` the projections of
-    some parameters, normalised with their own running statistics.
+    some parameters, normalised as those of the twin are.
 
   Raises:
     ValueError: a name is unknown, options do not go together, the temperature
@@ -195,8 +196,11 @@ def make_siamese_agent(
   def features(params: Params, images: chex.Array) -> Features:
     return answer(params, as_float(images), params['statistics'])[0]
 
+  own = twin_statistics == 'own'
+
   def values(params: Params, images: chex.Array) -> chex.Array:
-    return features(params, images).projections
+    statistics = None if own else params['statistics']
+    return answer(params, as_float(images), statistics)[0].projections
 
   def bootstrap(
     online_params: Params,
@@ -275,7 +279,13 @@ def make_siamese_agent(
       jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), measured)
     )
     missed = optax.tree.sub(online_params['statistics'], measured)
-    return value + optax.tree.norm(missed, squared=True) / 2, {'loss': value}
+    metrics = {
+      'loss': value,
+      'loss_gap': losses.loss_gap(
+        value, loss, batch_size=len(images), temperature=heat
+      ),
+    }
+    return value + optax.tree.norm(missed, squared=True) / 2, metrics
 
   return SiameseAgent(
     Agent(
@@ -284,7 +294,9 @@ def make_siamese_agent(
       bootstrap=bootstrap,
       targets=targets,
       values=values,
-      twinned=('encoder', 'projector', 'statistics'),
+      # Statistics that the twin does not use are no part of it.
+      twinned=('encoder', 'projector')
+      + (('statistics',) if twin_statistics == 'moved' else ()),
     ),
     features,
     predict,

@@ -145,6 +145,15 @@ def resolve_gymnasium(name: str) -> str:
   return versions[version]
 
 
+def episode_limit(env_id: str) -> int | None:
+  """Env steps after which an episode is cut; None for no limit.
+
+  Raises:
+    gymnasium.error.Error: there is no such environment.
+  """
+  return gymnasium.spec(env_id).max_episode_steps
+
+
 def _split(env_id: str) -> tuple[str, int | None]:
   """The name in an id and its version."""
   match = _ID.fullmatch(env_id)

@@ -181,7 +181,8 @@ def resolve_environment(name: str, *, continuous: bool | None = None) -> str:
     small = f'{wanted}_gymnax'
     raise ValueError(
       f'{name!r} is {env_id} of Gymnasium, which is not JAX-native: it is '
-      'stepped on the host, by siamrl.envs.gym'
+      'stepped on the host, by siamrl.envs.gym; continuous actions are for '
+      f'python -m experiments.control --environment={env_id}'
       + (f' (its small sister is: {small})' if small in ENVIRONMENTS else '')
     )
   raise ValueError(f'no environment {name!r}{closest(wanted, ENVIRONMENTS)}')

@@ -131,6 +131,38 @@ def least_contrastive(batch_size: int, temperature: float) -> float:
   return math.log1p(2 * others * math.exp(-batch_size / others / temperature))
 
 
+def loss_gap(
+  value: chex.Numeric,
+  loss: str,
+  *,
+  batch_size: int | None = None,
+  temperature: float = TEMPERATURE,
+) -> chex.Numeric:
+  """How far a loss is above what it cannot fall below, >= 0.
+
+  At a gap of 0 either every view is recognised or, but for 'contrastive', all
+  is the same.
+
+  Args:
+    value: of the loss, in one direction or both.
+    loss: one of `LOSSES`.
+    batch_size: of 'contrastive': images in the batch.
+    temperature: of 'contrastive'.
+
+  Raises:
+    ValueError: the name is unknown, or 'contrastive' lacks its batch size.
+  """
+  if loss not in LOSSES:
+    raise ValueError(
+      f'loss={loss!r} is unknown; choose from {", ".join(LOSSES)}'
+    )
+  if loss in FORMS:
+    return value - FORMS[loss].least
+  if batch_size is None:
+    raise ValueError('the least contrastive loss depends on the batch_size')
+  return value - least_contrastive(batch_size, temperature)
+
+
 def normalised_std(z: chex.Array) -> chex.Array:
   """sqrt(D) * mean over channels of the std of z / ||z|| (Chen & He 2021, 4.1).
 

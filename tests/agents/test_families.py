@@ -40,8 +40,8 @@ TWINNED = {
   'td3': ({'actor', 'critic'}, 'actor:soft+critic:hard'),
   'sac': ({'critic'}, 'torso:soft+last:hard'),
   'siamese': (
-    {'encoder', 'projector', 'statistics'},
-    'encoder:soft+projector|statistics:hard',
+    {'encoder', 'projector'},
+    'encoder:soft+projector:hard',
   ),
 }
 FAMILIES = list(TWINNED)
@@ -257,6 +257,63 @@ def test_the_panel_sees_how_far_a_twin_is(family):
     assert (functional > 1e-3) == (name in twinned), name
     if name in twinned:
       assert look(name, 0.125)[0] < distance
+
+
+@pytest.mark.parametrize('family', ['td3', 'sac'])
+def test_a_network_that_is_its_own_twin_adds_nothing_to_td_errors(family):
+  """Whatever its targets have beside values: noise, an entropy."""
+  base, batch = _base(family), _batch(family)
+
+  def split(rule, state):
+    panel = diagnostics.make_panel(
+      base, Clocked(rule, 1), lambda state, batch: (state, {})
+    )
+    row = jax.jit(
+      lambda state: panel.measure(
+        panel.init(state, batch), state, batch, batch
+      )[1]
+    )(state)
+    return float(row['td_split_abs'])
+
+  state = learner.init_state(base, twins.hard(), optax.sgd(0.1), KEY)
+  assert split(twins.hard(), state) < 1e-6
+  other = state.replace(target_params=_different(family))
+  assert split(twins.hard(), other) > 1e-2
+  assert split(twins.self_copy(), state.replace(target_params=())) < 1e-6
+
+
+def test_what_has_no_part_in_the_twin_makes_no_rules_alike():
+  """SAC's actor and temperature learn the same under every rule."""
+  base, batch = _base('sac'), _batch('sac')
+  state = learner.init_state(base, twins.hard(), optax.sgd(0.1), KEY).replace(
+    target_params=_different('sac')
+  )
+  shadows = {'self': Clocked(twins.self_copy(), 1)}
+  row = jax.jit(
+    lambda state: diagnostics.counterfactuals(
+      base, base, shadows, {'self': ()}, state, batch
+    )
+  )(state)
+  key = jax.random.fold_in(state.key, state.gradient_steps)
+  own = twins.part(base, state.online_params)
+  one, other = (
+    jax.grad(base.loss, has_aux=True)(state.online_params, twin, batch, key)[0]
+    for twin in (state.target_params, own)
+  )
+  expected = diagnostics.gradient_cosine(one['critic'], other['critic'])
+  assert row['cosine/self'] == pytest.approx(float(expected), abs=1e-4)
+  whole = diagnostics.gradient_cosine(one, other)
+  assert abs(float(whole - expected)) > 0.005
+
+
+def test_a_siamese_twin_is_looked_at_as_it_is_learnt_from():
+  base, online = _base('siamese'), _born('siamese')
+  beside = twins.whole(base, online, _different('siamese'))
+  np.testing.assert_allclose(
+    base.values(beside, IMAGES),
+    base.bootstrap(online, _different('siamese'), IMAGES, KEY),
+    rtol=1e-5,
+  )
 
 
 def test_the_whole_is_the_twin_and_what_has_none():

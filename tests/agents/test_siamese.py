@@ -48,7 +48,8 @@ def _born():
 
 
 def _twinned(params):
-  return {name: params[name] for name in _make().agent.twinned}
+  names = _make(twin_statistics='moved').agent.twinned
+  return {name: params[name] for name in names}
 
 
 @functools.cache
@@ -302,6 +303,10 @@ def test_values_of_the_twin_in_place_of_the_online_entries():
   made = _make()
   online, target = _born()
   assert set(target) == {'encoder', 'projector', 'statistics'}
+  # A twin that does not use statistics has none.
+  for name in ('own', 'shared'):
+    agent = _make(twin_statistics=name).agent
+    assert agent.twinned == ('encoder', 'projector')
   measured, expected = _measured()
   features = jax.jit(made.features)
   both = features(online | target | {'statistics': measured}, IMAGES)
@@ -314,10 +319,14 @@ def test_values_of_the_twin_in_place_of_the_online_entries():
     again.projections[0], both.projections[0], atol=1e-6
   )
   z = jax.jit(made.agent.values)(online | target, IMAGES)
+  assert z.dtype == jnp.float32
+  np.testing.assert_allclose(z, expected, atol=1e-4)
+  shared = _make(twin_statistics='shared').agent
+  z = jax.jit(shared.values)(online | target, IMAGES)
   np.testing.assert_allclose(
     z, features(online | target, IMAGES).projections, atol=1e-6
   )
-  assert z.dtype == jnp.float32 and not np.allclose(z, expected, atol=0.1)
+  assert not np.allclose(z, expected, atol=0.1)
 
 
 def test_targets_are_of_images_as_they_are():

@@ -374,6 +374,18 @@ def test_a_period_that_is_not_swept_counts_in_figures(rule, place):
   assert sweep_figures._bound(single) is None
 
 
+def test_a_fixed_policy_keeps_its_temperature():
+  sweep = read_sweep(control, *SMALL, '--agent=sac', '--fixed_policy')
+  (group,) = groups_of(control, sweep)
+  settings = group.runs[0].settings
+  before = jax.jit(group.loop.start)(settings, jax.random.key(0))
+  after, row = jax.jit(group.loop.iterate)(settings, before, 0)
+  assert row['gradient_steps'] == 50
+  assert row['alpha'] == pytest.approx(1.0)
+  critic = before.train.online_params['critic']
+  assert _moved(after.train.online_params['critic'], critic)
+
+
 def test_a_fixed_policy_is_left_alone():
   """In the compiled loop, with noise that is remembered."""
   sweep = read_sweep(control, *SMALL, '--agent=ddpg', '--fixed_policy')
@@ -568,6 +580,9 @@ def robot(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp('robot') / 'run'
   output = sweep_here(control, *ON_HOST, f'--run_dir={folder}')
   assert f'starting {folder}' in output
+  # Two environments, and an episode of 1,000.
+  cut = f'{HOST} may take 1,000 an episode, whose rest would never be seen'
+  assert (cut in output) == HAS_MUJOCO
   assert 'first gradient step at env step 51' in output
   assert 'iteration 1, 800 env steps, training return' in output
   assert output.endswith(f'finished: {folder}\n')

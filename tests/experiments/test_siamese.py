@@ -100,6 +100,10 @@ def test_the_table(undisturbed):
   collapse = {'normalised_std', 'effective_rank', 'centred_rank'}
   assert set(list(table)[6:]) == accuracies | collapse | {
     'loss',
+    'loss_gap',
+    'predictor_largest',
+    'predictor_smallest',
+    'predictor_rank',
     'epochs',
     *(f'encoder_{name}' for name in collapse),
   }
@@ -112,6 +116,12 @@ def test_the_table(undisturbed):
   assert table['target_updates'] == table['gradient_steps']
   assert table['epochs'] == [2 * (i + 1) for i in each]
   assert len({*table['loss']}) == 18
+  # A cosine is -1 at the least.
+  np.testing.assert_allclose(
+    table['loss_gap'], np.add(table['loss'], 1), rtol=1e-5
+  )
+  assert all(np.less(table['predictor_smallest'], table['predictor_largest']))
+  assert all(1 <= rank <= 64 for rank in table['predictor_rank'])
   for name in accuracies:
     assert all(0 <= value <= 1 for value in table[name])
   # What pixels tell, and the classes, however they are numbered.
@@ -233,7 +243,6 @@ def test_rules_have_a_panel(pictures, name):
   assert {
     'panel/twin_age',
     'panel/twin_age/encoder/Dense_0',
-    'panel/twin_age/statistics/encoder',
     'panel/twin_distance',
     'panel/functional_distance',
     'panel/target_drift',

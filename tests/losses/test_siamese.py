@@ -78,3 +78,22 @@ def test_the_contrastive_loss_of_equal_answers():
   # All cosines are 1: each of the 2B - 1 others is as likely.
   same = np.ones((3, 2), np.float32)
   assert contrastive(same, same, 0.1) == pytest.approx(np.log(5), rel=1e-5)
+
+
+def test_gaps_are_zero_where_all_agree_and_known_elsewhere():
+  assert siamese.loss_gap(-1.0, 'cosine') == 0
+  assert siamese.loss_gap(1.0, 'cosine') == 2
+  assert siamese.loss_gap(8.0, 'byol') == 8
+  contrastive = jax.jit(siamese.contrastive)
+  pair = np.float32([[1.0], [-1.0]])
+  gap = lambda z: siamese.loss_gap(
+    contrastive(z, z, 0.5), 'contrastive', batch_size=2, temperature=0.5
+  )
+  assert gap(pair) == pytest.approx(0.0, abs=1e-5)
+  # All the same: log(3) less the least, log(1 + 2 exp(-4)).
+  expected = np.log(3) - np.log1p(2 * np.exp(-4))
+  assert gap(abs(pair)) == pytest.approx(expected, rel=1e-5)
+  with pytest.raises(ValueError, match='batch_size'):
+    siamese.loss_gap(1.0, 'contrastive')
+  with pytest.raises(ValueError, match='cosine, byol, contrastive'):
+    siamese.loss_gap(1.0, 'l2')
