@@ -38,7 +38,7 @@ _EXTRAS = {
 setuptools.setup(
   name='siamrl',
   version='0.1.0',
-  description='The twin networks of value-based deep RL, in JAX.',
+  description='The twin networks of deep RL and representation learning',
   long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   license='Apache-2.0',

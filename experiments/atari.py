@@ -414,7 +414,7 @@ def build(
     else None,
     replay=replay,
     loop=train,
-    evaluate=functools.partial(_evaluate, config, folder, agent, eval_key)
+    evaluate=functools.partial(_evaluate, config, loop, folder, agent, eval_key)
     if config.evaluates
     else None,
     draw=functools.partial(_draw, config, folder),
@@ -547,6 +547,7 @@ def _environments(
 
 def _evaluate(
   config: AtariConfig,
+  loop: host.LoopConfig,
   folder: RunFolder,
   agent: Agent,
   key: jax.Array,
@@ -574,6 +575,7 @@ def _evaluate(
       episodes=config.eval_episodes,
       env_steps=config.env_steps(config.eval_frames),
       watch=film.watch if film else None,
+      values=host.make_values(agent) if config.panel_period else None,
     ):
       result = current
       yield
@@ -584,7 +586,10 @@ def _evaluate(
       fps=60 / config.frame_skip,
     )
   score = float(np.mean(result.returns)) if result.returns else float('nan')
-  return {
+  bias = {}
+  if result.record is not None:
+    bias = host.overestimation(loop, result.record, config.discount)
+  return bias | {
     'eval_episodes': len(result.returns),
     'eval_return': score,
     'eval_human_normalised': human_normalised(config.game, score),

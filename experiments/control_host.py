@@ -254,7 +254,9 @@ def build(
       act_key=act_key,
       watch=watch,
     ),
-    evaluate=functools.partial(_evaluate, config, learning.agent, eval_key)
+    evaluate=functools.partial(
+      _evaluate, config, loop, learning.agent, eval_key
+    )
     if config.eval_episodes
     else None,
     draw=functools.partial(_draw, config, folder),
@@ -274,6 +276,7 @@ def build(
 
 def _evaluate(
   config: ControlConfig,
+  loop: host.LoopConfig,
   agent: Agent,
   key: jax.Array,
   params: Params,
@@ -294,11 +297,15 @@ def _evaluate(
       jax.random.fold_in(key, iteration),
       config.eval_epsilon,
       episodes=config.eval_episodes,
+      values=host.make_values(agent) if config.panel_period else None,
     ):
       result = current
       yield
   assert result is not None
-  return {
+  bias = {}
+  if result.record is not None:
+    bias = host.overestimation(loop, result.record, config.discount)
+  return bias | {
     'eval_episodes': len(result.returns),
     'eval_return': float(np.mean(result.returns)),
     'eval_episode_env_steps': float(np.mean(result.lengths)),

@@ -176,7 +176,9 @@ class SiameseConfig(twin_options.TwinOptions, sweeps.SweepOptions):
     1.0, "The predictor's step size, times this.", NOT_NEGATIVE
   )
   momentum: float = option(0.9, 'Of sgd and lars.', DECAY)
-  weight_decay: float = option(1e-4, 'Of all weights.', NOT_NEGATIVE)
+  weight_decay: float = option(
+    1e-4, 'Of all weights; with lars of kernels only.', NOT_NEGATIVE
+  )
   anneal: str = option(
     'cosine', 'How the step size falls to 0', one_of(('cosine', 'none'))
   )

@@ -148,10 +148,13 @@ def resolve_gymnasium(name: str) -> str:
 def episode_limit(env_id: str) -> int | None:
   """Env steps after which an episode is cut; None for no limit.
 
+  Args:
+    env_id: of `resolve_gymnasium`, its package imported.
+
   Raises:
     gymnasium.error.Error: there is no such environment.
   """
-  return gymnasium.spec(env_id).max_episode_steps
+  return gymnasium.spec(env_id.rpartition(':')[2]).max_episode_steps
 
 
 def _split(env_id: str) -> tuple[str, int | None]:

@@ -21,6 +21,26 @@ from siamrl.types import (
 )
 
 
+class Record(NamedTuple):
+  """What was expected of episodes and what became of them, NumPy arrays [T, N].
+
+  Attributes:
+    values: float32, of the observations acted upon.
+    reward: float32, raw, that followed.
+    terminated: bool, whether the task ended with it.
+    truncated: bool, whether it was cut there.
+    life_lost: bool, whether a life was lost.
+    counted: bool, whether the step is of an episode that counts.
+  """
+
+  values: Any
+  reward: Any
+  terminated: Any
+  truncated: Any
+  life_lost: Any
+  counted: Any
+
+
 class Evaluation(NamedTuple):
   """What has been evaluated so far.
 
@@ -29,12 +49,14 @@ class Evaluation(NamedTuple):
     returns: undiscounted, unclipped score of each counted episode.
     lengths: env steps of each.
     done: whether this is the result.
+    record: of all steps, in the result, where `values` were asked for.
   """
 
   env_steps: int
   returns: list[float]
   lengths: list[int]
   done: bool
+  record: Record | None = None
 
 
 def evaluate(
@@ -48,6 +70,7 @@ def evaluate(
   env_steps: int = 0,
   chunk_env_steps: int = 256,
   watch: Callable[[np.ndarray], None] | None = None,
+  values: Callable[[Params, np.ndarray], jax.Array] | None = None,
 ) -> Iterator[Evaluation]:
   """Plays a number of episodes, or as many as end within a budget of steps.
 
@@ -57,7 +80,8 @@ def evaluate(
   episodes that end within it are counted and the running ones are not.
 
   Args:
-    act: (params, obs, key, step, epsilon) -> int32 [N], see `host.make_act`.
+    act: (params, obs, key, step, epsilon) -> actions [N] or [N, D], see
+      `host.make_act`.
     params: of the network that acts.
     environments: fresh ones.
     key: for exploration.
@@ -65,8 +89,10 @@ def evaluate(
     episodes: how many to play, or 0.
     env_steps: the budget, over all environments, or 0.
     chunk_env_steps: env steps between two yields, about.
-    watch: called with the int32 [N] actions of every step, before they are
-      sent; for recording.
+    watch: called with the actions of every step, before they are sent; for
+      recording.
+    values: (params, obs) -> [N] what is expected of them, see
+      `host.make_values`; kept with what became of them.
 
   Yields:
     `Evaluation`; the last one is `done`.
@@ -85,14 +111,21 @@ def evaluate(
   lengths: list[int] = []
   score, length = np.zeros(num_envs), np.zeros(num_envs, int)
   obs, taken, last_yield = environments.reset(), 0, 0
+  steps: list[tuple[Any, ...]] = []
   while any(quotas) and not 0 < env_steps <= taken:
     actions = np.asarray(
       act(params, obs, key, np.uint32(taken), np.float32(epsilon))
     )
     if watch is not None:
       watch(actions)
+    # Before they step, as they may write where the observations are.
+    expected = None if values is None else np.asarray(values(params, obs))
     environments.send(actions)
     step = environments.recv()
+    if expected is not None:
+      followed = (step.reward, step.terminated, step.truncated, step.life_lost)
+      counted = np.array(quotas) > 0
+      steps.append((expected, *map(np.copy, followed), counted))
     obs, taken = step.obs, taken + num_envs
     score, length = score + step.reward, length + 1
     ended = step.terminated | step.truncated
@@ -105,7 +138,8 @@ def evaluate(
     if taken - last_yield >= chunk_env_steps:
       last_yield = taken
       yield Evaluation(taken, list(returns), list(lengths), False)
-  yield Evaluation(taken, returns, lengths, True)
+  record = Record(*map(np.stack, zip(*steps, strict=True))) if steps else None
+  yield Evaluation(taken, returns, lengths, True, record)
 
 
 def play(

@@ -1,5 +1,6 @@
 """Evaluation: which episodes count, and what the policy is asked."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from siamrl.agents.q import make_q_agent
+from siamrl import schedule
 from siamrl.envs import tabular
 from siamrl.networks.q_network import mlp_network
 from siamrl.runners import evaluation, host
@@ -95,6 +97,48 @@ def test_yields_on_the_way():
 def test_either_episodes_or_env_steps(options):
   with pytest.raises(ValueError, match='either'):
     _evaluate(probes.constant(), 1, **options)
+
+
+def test_what_was_expected_is_kept_with_what_came_of_it():
+  """Of episodes of three steps and a reward of 1 at each."""
+  values = lambda params, obs: np.full(len(obs), 5.0, np.float32)
+  *before, result = _evaluate(
+    probes.terminated(3), 2, episodes=3, values=values
+  )
+  assert all(each.record is None for each in before)
+  record = result.record
+  assert record.values.shape == (6, 2)
+  # The second environment has one episode to play.
+  assert record.counted.T.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
+  assert record.terminated[:, 0].tolist() == [False, False, True] * 2
+  config = host.LoopConfig(
+    schedule.make_schedule(1, 1, 1),
+    total_env_steps=1,
+    iteration_env_steps=1,
+    warmup_env_steps=0,
+    batch_size=1,
+    epsilon=lambda step: 0.0,
+    reward_scale=0.5,
+  )
+  row = host.overestimation(config, record, 0.5)
+  # Halves: returns of 0.5, 0.75 and 0.875.
+  assert row == {
+    'panel/return_mc': pytest.approx(2.125 / 3),
+    'panel/overestimation': pytest.approx(5 - 2.125 / 3),
+    'panel/known_returns': pytest.approx(1.0),
+  }
+  # Cut after two steps: nothing of the second episode is known.
+  record = record._replace(
+    terminated=record.terminated & (np.arange(6) < 3)[:, None]
+  )
+  row = host.overestimation(config, record, 0.5)
+  assert row['panel/known_returns'] == pytest.approx(6 / 9)
+  assert row['panel/return_mc'] == pytest.approx(2.125 / 3)
+  # A life lost at each step ends each return, if it is learnt so.
+  lost = record._replace(life_lost=np.ones_like(record.terminated))
+  losing = dataclasses.replace(config, life_loss_terminates=True)
+  row = host.overestimation(losing, lost, 0.5)
+  assert row['panel/return_mc'] == pytest.approx(0.5)
 
 
 def test_what_the_policy_is_asked():
