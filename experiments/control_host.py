@@ -126,10 +126,10 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
       'python -m experiments.classic',
     )
   _check_memory(config, environments)
-  _note_cut_episodes(config)
   devices.configure(config.platform)
   with usage_errors():
     parts, derived = build(config, environments, RunFolder(run_dir))
+  _note_cut_episodes(config)
   with folders.open_run(config, derived) as folder:
     host_run.run(folder, parts, stop)
 

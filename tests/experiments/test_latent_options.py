@@ -151,7 +151,7 @@ def test_looking_into_a_network_within_an_agent():
     (('--spr_weight=0',), r'--spr_weight=0\.0 must go with --spr_steps'),
     (
       ('--spr_steps=1',),
-      '--spr_projections=None must be a number here: the head has no hidden',
+      '--spr_steps=1 must go with --spr_projections here: the head has no h',
     ),
   ],
 )
