@@ -14,6 +14,8 @@ Studies, each with a flag file of the same name that runs it:
     rewards allow) in more runs than with one, and than Double Q-learning; with
     Double Q-learning values are overestimated less; returns of 3 steps diverge
     no more often than of 1. After van Hasselt et al. (2018).
+  twin_minatar: the MinAtar paper's DQN learns more with its twin than without,
+    in each game. After Mnih et al. (2015), Extended Data Table 3.
   target_free_gap: what a twin adds to the return is more without layer
     normalisation than with it; with the last layer's twin alone it is no worse
     than without any. After Gallici et al. (2025) and Vincent et al. (2025).
@@ -231,6 +233,34 @@ def soft_divergence(table: Table) -> list[Claim]:
       ', '.join(f'n = {n}: {rate:.0%}' for n, rate in by_n.items()),
     ),
   ]
+
+
+def twin_minatar(table: Table) -> list[Claim]:
+  """Of a sweep over the period of a copy, 1 and others, and games.
+
+  Raises:
+    ValueError: it lacks a column or a setting.
+  """
+  found = {
+    tuple(s.point.values()): s.height('train_return')
+    for s in _settings(table, 'game', 'target_period')
+  }
+  claims = []
+  for game in dict.fromkeys(game for game, _ in found):
+    periods = sorted(period for of, period in found if of == game)
+    if len(periods) < 2 or periods[0] != 1:
+      raise ValueError(f'{game} needs --target_period=1 and another one')
+    without, *twins = (found[game, period] for period in periods)
+    claims += [
+      _exceeds(
+        f'{game}: a copy every {period} gradient steps exceeds none '
+        f'({np.mean(twin):.3g} against {np.mean(without):.3g})',
+        [twin],
+        [without],
+      )
+      for period, twin in zip(periods[1:], twins, strict=True)
+    ]
+  return claims
 
 
 def target_free_gap(table: Table) -> list[Claim]:
@@ -500,6 +530,7 @@ def spr_minatar(table: Table) -> list[Claim]:
 STUDIES: dict[str, Callable[[Table], list[Claim]]] = {
   'twin_age': twin_age,
   'soft_divergence': soft_divergence,
+  'twin_minatar': twin_minatar,
   'target_free_gap': target_free_gap,
   'siamese_collapse': siamese_collapse,
   'siamese_accuracy': siamese_accuracy,

@@ -136,6 +136,27 @@ def test_soft_divergence_needs_its_settings(tmp_path):
     criteria.soft_divergence(table)
 
 
+def test_twin_minatar(tmp_path):
+  def height(point, seed, t):
+    helps = point['game'] == 'breakout' and point['target_period'] == 1_000
+    return 5 + helps + 0.01 * seed
+
+  axes = {
+    'game': ['breakout', 'space_invaders'],
+    'target_period': [1_000, 1, 10],
+  }
+  table = _table(tmp_path, axes, {'train_return': height})
+  claims = criteria.twin_minatar(table)
+  assert _verdicts(claims) == [False, True, False, False]
+  assert claims[1].text == (
+    'breakout: a copy every 1000 gradient steps exceeds none (6.02 against '
+    '5.02)'
+  )
+  table = {k: v[table['target_period'] != 1] for k, v in table.items()}
+  with pytest.raises(ValueError, match='breakout needs --target_period=1'):
+    criteria.twin_minatar(table)
+
+
 @pytest.mark.parametrize('norm_helps', [True, False])
 def test_target_free_gap(tmp_path, norm_helps):
   def height(point, seed, t):
@@ -220,6 +241,7 @@ def test_spr_needs_its_arms(tmp_path, arm, message):
 def test_every_study_has_a_sweep_that_can_be_run(study, monkeypatch):
   monkeypatch.chdir(FLAGFILES.parents[1])
   config, family = {
+    'twin_minatar': (minatar.MinAtarConfig, compiled.FAMILY),
     'target_free_gap': (minatar.MinAtarConfig, compiled.FAMILY),
     'spr_minatar': (minatar.MinAtarConfig, compiled.FAMILY),
     'siamese_collapse': (siamese.SiameseConfig, siamese.FAMILY),

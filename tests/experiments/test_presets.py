@@ -21,6 +21,7 @@ GRIDS = (
   'twin_age_cartpole',
   'twin_age_catch',
   'soft_divergence',
+  'twin_minatar',
   'target_free_gap',
   'spr_minatar',
   'siamese_collapse',
