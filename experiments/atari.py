@@ -517,7 +517,9 @@ def make_agent(config: AtariConfig) -> tuple[QNetwork, Agent]:
     inside_loop=False,
   )
   if config.augmentation != 'none':
-    agent = latent.with_augmentation(agent, _AUGMENT[config.augmentation])
+    agent = latent.with_augmentation(
+      agent, augment.of_frames(_AUGMENT[config.augmentation])
+    )
   return network, agent
 
 

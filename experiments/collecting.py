@@ -21,6 +21,7 @@ from experiments.flags import (
   usage_errors,
 )
 from siamrl import schedule
+from siamrl.augment import Augmentation
 from siamrl.envs.tabular import TabularMDP
 from siamrl.replay.device import DeviceReplay
 from siamrl.runners import scan
@@ -95,6 +96,7 @@ class Task:
     packed: whether its boolean observations are stored a bit each.
     process: behind the environment, if its values are known exactly.
     eval_environment: where to evaluate, if elsewhere.
+    augment: what is done to each observation that is learnt from.
   """
 
   name: str
@@ -103,6 +105,7 @@ class Task:
   packed: bool = False
   process: TabularMDP | None = None
   eval_environment: JaxEnvironment | None = None
+  augment: Augmentation | None = None
 
 
 def check(config: CollectOptions) -> None:

@@ -41,7 +41,7 @@ from experiments.flags import (
   usage_errors,
 )
 from siamrl import learner, rewards, schedule
-from siamrl.agents import q
+from siamrl.agents import latent, q
 from siamrl.diagnostics import Clocked
 from siamrl.envs.tabular import optimal_probe
 from siamrl.replay.device import PrioritisedReplay
@@ -263,6 +263,8 @@ def make_learner(
     settings['spr_weight'],
     inside_loop=True,
   )
+  if task.augment is not None:
+    base = latent.with_augmentation(base, task.augment)
   optimizer = learner.make_optimizer(
     config.optimizer,
     learning_rate=settings['learning_rate'],

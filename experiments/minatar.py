@@ -27,14 +27,26 @@ from experiments.flags import (
   NOT_NEGATIVE,
   RunError,
   UsageError,
+  choice,
   group,
   one_of,
   option,
   run_sweep,
 )
+from siamrl import augment
 from siamrl.envs.minatar import PRESETS, make_minatar, resolve_minatar
 from siamrl.networks.q_network import QNetwork, minatar_network
 from siamrl.types import JaxEnvironment
+
+
+AUGMENTATIONS = {
+  'none': 'nothing',
+  'shift': 'moved by up to a cell, each on its own (after DrQ)',
+}
+_AUGMENT: dict[str, augment.Augmentation | None] = {
+  'none': None,
+  'shift': functools.partial(augment.shift, pixels=1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +84,9 @@ class MinAtarConfig(compiled.CompiledConfig):
     'Planes of noise behind those of the game: cells that are set with a '
     'probability of 0.1, anew in every step.',
     NOT_NEGATIVE,
+  )
+  augmentation: str = choice(
+    'none', 'What is done to the boards learnt from:', AUGMENTATIONS
   )
   padding: str = options.padding('Padding of the convolution')
   hidden_units: int = option(
@@ -113,7 +128,13 @@ def make_task(config: MinAtarConfig) -> Task:
   # Atari's games have these names too.
   name = f'minatar_{resolve_minatar(config.game)}'
   # A bit a cell: a seventh of the memory, for less than 5 % of a step.
-  return Task(name, environment, network, packed=True)
+  return Task(
+    name,
+    environment,
+    network,
+    packed=True,
+    augment=_AUGMENT[config.augmentation],
+  )
 
 
 if __name__ == '__main__':

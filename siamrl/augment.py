@@ -108,7 +108,7 @@ def shift(key: chex.PRNGKey, image: chex.Array, *, pixels: int) -> chex.Array:
 
   Args:
     key: of chance.
-    image: [H, W, C].
+    image: [H, W, C], of any dtype.
     pixels: the most by which it moves up, down, left or right, >= 0; each
       number of pixels is as likely.
   """
@@ -222,6 +222,19 @@ def compose(*augmentations: Augmentation) -> Augmentation:
     for augmentation, one in zip(augmentations, keys, strict=True):
       image = augmentation(one, image)
     return image
+
+  return augment
+
+
+def of_frames(augmentation: Augmentation) -> Augmentation:
+  """The same of a stack of frames, uint8 [S, H, W], which change alike.
+
+  Each frame is a channel of one image. The new stack is float32, of 0 to 255.
+  """
+
+  def augment(key: chex.PRNGKey, frames: chex.Array) -> chex.Array:
+    image = jnp.moveaxis(frames, 0, -1).astype(jnp.float32) / 255
+    return 255 * jnp.moveaxis(augmentation(key, image), -1, 0)
 
   return augment
 

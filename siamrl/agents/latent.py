@@ -245,29 +245,19 @@ def with_latent_prediction(
 
 
 def with_augmentation(agent: Agent, augment: Augmentation) -> Agent:
-  """An agent that learns from changed frames, and acts on them as they are.
+  """An agent that learns from changed images, and acts on them as they are.
 
-  Each observation of a batch is changed on its own, the frames of its stack
-  alike: those acted upon, those bootstrapped from and those ahead (DrQ, Yarats
-  et al. 2021; SPR).
+  Each observation of a batch is changed on its own: those acted upon, those
+  bootstrapped from and those ahead (DrQ, Yarats et al. 2021; SPR).
 
   Args:
-    agent: whose observations are uint8 [S, H, W]; lifted by no twin. It gets
-      them as float32, from 0 to 255.
-    augment: (key, image float32 [H, W, C] in [0, 1]) -> another one; the frames
-      of a stack are its channels.
+    agent: lifted by no twin.
+    augment: (key, observation) -> another one, which may have another dtype.
 
   Returns:
     An agent with another `loss`. `targets` are of observations as they are, so
     that two looks at one batch differ by the parameters alone.
   """
-
-  def changed(key: chex.PRNGKey, obs: chex.Array) -> chex.Array:
-    """Another [..., S, H, W]."""
-    images = jnp.moveaxis(obs.reshape(-1, *obs.shape[-3:]), 1, -1)
-    images = images.astype(jnp.float32) / 255
-    images = jax.vmap(augment)(jax.random.split(key, len(images)), images)
-    return 255 * jnp.moveaxis(images, -1, 1).reshape(obs.shape)
 
   def loss(
     online_params: Params,
@@ -277,6 +267,13 @@ def with_augmentation(agent: Agent, augment: Augmentation) -> Agent:
     **keywords: Any,
   ) -> tuple[chex.Array, Metrics]:
     key, *keys = jax.random.split(key, 4)
+    shape = batch.obs_tm1.shape[1:]
+
+    def changed(key: chex.PRNGKey, obs: chex.Array) -> chex.Array:
+      flat = obs.reshape(-1, *shape)
+      flat = jax.vmap(augment)(jax.random.split(key, len(flat)), flat)
+      return flat.reshape(obs.shape)
+
     batch = batch._replace(
       obs_tm1=changed(keys[0], batch.obs_tm1),
       obs_t=changed(keys[1], batch.obs_t),

@@ -11,6 +11,7 @@ import pytest
 from siamrl import learner, twins
 from siamrl.agents.latent import with_augmentation, with_latent_prediction
 from siamrl.agents.q import make_q_agent
+from siamrl.augment import of_frames, shift
 from siamrl.networks.latent import latent_networks
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Future, Transition
@@ -378,7 +379,9 @@ def test_every_frame_learnt_from_is_augmented():
   unchanged = with_augmentation(agent, lambda key, image: image)
   assert value(unchanged, batch) == pytest.approx(value(agent, batch), rel=1e-5)
   # Images are [H, W, C] of 0 to 1: the second frame of each stack becomes grey.
-  grey = with_augmentation(agent, lambda key, image: image.at[..., 1].set(0.2))
+  grey = with_augmentation(
+    agent, of_frames(lambda key, image: image.at[..., 1].set(0.2))
+  )
 
   def second(obs):
     changed = obs.copy()
@@ -419,7 +422,7 @@ def test_each_image_is_augmented_by_a_chance_of_its_own():
   def noise(key, image):
     return image + jax.random.uniform(key)
 
-  agent = with_augmentation(_base()._replace(loss=_Spy.loss), noise)
+  agent = with_augmentation(_base()._replace(loss=_Spy.loss), of_frames(noise))
   batch = jax.tree.map(np.zeros_like, _frames())
   changed, key = agent.loss(None, None, batch, KEY)
   seen = np.concatenate(
@@ -431,6 +434,27 @@ def test_each_image_is_augmented_by_a_chance_of_its_own():
   assert np.ptp(seen, 1).max() == 0  # of an image all cells alike
   assert len(np.unique(seen[:, 0])) == B * (2 + K)
   assert not np.array_equal(*map(jax.random.key_data, (key, KEY)))
+
+
+def test_boards_of_booleans_stay_so():
+  """They move, and what moves in from the border is what stood there."""
+  rng = np.random.default_rng(0)
+  board = rng.random((5, 4, 2)) < 0.5
+  boards = np.repeat(board[None], 50, 0)
+  seen = _base()._replace(loss=lambda online, target, batch, key: batch)
+  agent = with_augmentation(seen, functools.partial(shift, pixels=1))
+  changed = agent.loss(
+    None, None, _batch(obs_tm1=boards, obs_t=boards, future=None), KEY
+  )
+  padded = np.pad(board, ((1, 1), (1, 1), (0, 0)), 'edge')
+  moved = {
+    padded[row : row + 5, column : column + 4].tobytes()
+    for row in range(3)
+    for column in range(3)
+  }
+  for obs in (changed.obs_tm1, changed.obs_t):
+    assert obs.dtype == bool
+    assert {np.asarray(each).tobytes() for each in obs} == moved
 
 
 # --- Errors ----------------------------------------------------------------

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import atari, classic, compiled, flags, latent_options, minatar
+from siamrl.agents import latent
+from siamrl.augment import shift
 from siamrl.networks.activations import activations
 from siamrl.networks.q_network import mlp_network
 from siamrl.report.run_folder import RunFolder
@@ -93,6 +95,34 @@ def test_columns_of_minatar_with_noise_and_convolutions():
   assert transition['Conv_0']['kernel'].shape == (3, 3, 16 + 6, 16)
   _, row = jax.eval_shape(group.loop.iterate, settings, state, 0)
   assert {'spr_loss', 'spr_std'} <= set(row)
+
+
+def test_minatar_learns_from_moved_boards(monkeypatch):
+  pytest.importorskip('gymnax')
+  given = []
+  original = latent.with_augmentation
+
+  def recorder(agent, augment):
+    given.append(augment)
+    return original(agent, augment)
+
+  monkeypatch.setattr(latent, 'with_augmentation', recorder)
+  names = ('none', 'shift')
+  for name in names:
+    group = _group(
+      f'--augmentation={name}',
+      '--spr_steps=2',
+      '--env_steps=50000',
+      config=minatar.MinAtarConfig,
+      task=minatar.make_task,
+    )
+    settings = group.runs[0].settings
+    state = jax.eval_shape(group.loop.start, settings, jax.random.key(0))
+    _, row = jax.eval_shape(group.loop.iterate, settings, state, 0)
+    assert 'spr_loss' in row
+    assert bool(given) == (name == 'shift')
+  for augment in given:
+    assert augment.func is shift and augment.keywords == dict(pixels=1)
 
 
 def test_atari_draws_sequences_for_learner_and_panel(tmp_path):

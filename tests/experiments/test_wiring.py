@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import atari, flags, latent_options
-from siamrl import learner, twins
+from siamrl import augment, learner, twins
 from siamrl.agents import latent, q
 from siamrl.report.run_folder import RunFolder
 
@@ -86,6 +86,7 @@ def calls(monkeypatch, tmp_path):
   record(q, 'make_q_agent')
   record(latent_options, 'latent_networks')
   record(latent, 'with_latent_prediction')
+  record(augment, 'of_frames')
   record(latent, 'with_augmentation')
   record(learner, 'make_optimizer')
   record(learner, 'make_regress')
@@ -136,8 +137,9 @@ def test_latent_prediction(calls):
   assert calls['with_latent_prediction'][0][1] == dict(
     steps=3, weight=2.5, target='online_gradient', batch_reduction='mean'
   )
-  (_, augment), _ = calls['with_augmentation'][0]
-  assert augment.keywords == dict(pixels=4)
+  (augmentation,), _ = calls['of_frames'][0]
+  assert augmentation.keywords == dict(pixels=4)
+  assert len(calls['with_augmentation']) == 1
 
 
 def test_learning(calls):
