@@ -93,12 +93,17 @@ class Setting(NamedTuple):
     return by_run(self.table, 'env_steps', column, 'seed')[1]
 
 
+# As metrics.csv has them.
+_FLAGS = {'true': True, 'false': False}
+
+
 def _settings(table: Table, *names: str) -> list[Setting]:
   """The settings that differ in some columns; those that are not swept count
   as None."""
   present = [name for name in names if name in table]
   found = []
   for values, rows in group_rows(table, present).items():
+    values = [_FLAGS.get(value, value) for value in values]
     point = dict.fromkeys(names) | dict(zip(present, values, strict=True))
     found.append(Setting(point, rows))
   return found

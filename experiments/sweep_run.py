@@ -548,16 +548,20 @@ def _finite(params: Any) -> jax.Array:
 
 
 def _cells(point: Mapping[str, Any]) -> dict[str, Any]:
-  """A point as metrics can hold it: a text that is a number, in brackets.
+  """A point as metrics hold it: true and false as words, as flags have them.
 
-  Such as the sizes of a single hidden layer.
+  A text that is a number, such as the sizes of a single hidden layer, is put in
+  brackets.
   """
-  return {
-    name: f'[{value}]'
-    if isinstance(value, str) and value.isdecimal()
-    else value
-    for name, value in point.items()
-  }
+
+  def cell(value: Any) -> Any:
+    if isinstance(value, bool):
+      return str(value).lower()
+    if isinstance(value, str) and value.isdecimal():
+      return f'[{value}]'
+    return value
+
+  return {name: cell(value) for name, value in point.items()}
 
 
 def compile_group(

@@ -13,22 +13,33 @@ from experiments import (
   flags,
   minatar,
   siamese,
+  sweep_run,
 )
 from siamrl.report.metrics import MetricsWriter, read_metrics
 
 FLAGFILES = pathlib.Path(__file__).parents[2] / 'experiments' / 'flagfiles'
 
 
-def _table(tmp_path, axes, columns, seeds=5, times=4):
+def _table(tmp_path, axes, columns, seeds=5, times=4, clock='env_steps'):
   """A sweep's rows: columns are functions of the point, the seed and time."""
+  points = [
+    dict(zip(axes, values, strict=True))
+    for values in itertools.product(*axes.values())
+  ]
+  return _rows(tmp_path, points, columns, seeds, times, clock)
+
+
+def _rows(tmp_path, points, columns, seeds=5, times=4, clock='env_steps'):
+  """The same of points that are no cross product."""
+  tmp_path.mkdir(exist_ok=True)
   path = tmp_path / 'metrics.csv'
-  writer = MetricsWriter(path, None, step_column='env_steps')
-  for values in itertools.product(*axes.values()):
-    point = dict(zip(axes, values, strict=True))
+  writer = MetricsWriter(path, None, step_column=clock)
+  for point in points:
+    cells = sweep_run._cells(point)
     for seed in range(seeds):
       for t in range(1, times + 1):
         row = {name: f(point, seed, t) for name, f in columns.items()}
-        writer.write_rows([point | {'seed': seed, 'env_steps': 100 * t} | row])
+        writer.write_rows([cells | {'seed': seed, clock: 100 * t} | row])
   writer.close()
   return read_metrics(path)
 
@@ -175,6 +186,168 @@ def test_target_free_gap(tmp_path, norm_helps):
     {'train_return': height},
   )
   assert _verdicts(criteria.target_free_gap(table)) == [norm_helps, True]
+
+
+RATES = {'fixed_policy': [False, True], 'tau': [1.0, 0.1, 0.01, 0.005]}
+
+
+@pytest.mark.parametrize(
+  'spread, error, height, verdicts',
+  [
+    (1.1, 3.0, 2.0, [True, True, True]),
+    (1.5, 3.0, 2.0, [False, True, True]),
+    (1.1, 1.5, 2.0, [True, False, True]),
+    (1.1, 3.0, 1.0, [True, True, False]),
+  ],
+)
+def test_twin_rate(tmp_path, spread, error, height, verdicts):
+  """Where values end, how far off they are, and what is learnt."""
+
+  def value(point, seed, t):
+    end = -100 * (spread if point['tau'] == 0.1 else 1)
+    return (end if t == 4 else 7.0) + seed
+
+  def off(point, seed, t):
+    # The farthest counts, whatever its sign; there are not always evaluations.
+    far = 100 * (error if point['tau'] == 1 else 1)
+    return {1: None, 2: -far, 3: far / 2}.get(t, 0)
+
+  table = _table(
+    tmp_path,
+    RATES,
+    {
+      'q_tm1': value,
+      'panel/overestimation': off,
+      'train_return': lambda point, seed, t: (
+        0.1 * seed + (height if point['tau'] == 0.005 else 1)
+      ),
+    },
+  )
+  claims = criteria.twin_rate(table)
+  assert _verdicts(claims) == verdicts
+  assert 'tau = 0.01: -98, ' in claims[0].seen
+  assert claims[1].seen.startswith(f'tau = 1: {100 * error:g}, tau = 0.1: 100')
+
+
+def test_twin_rate_needs_its_rates(tmp_path):
+  table = _table(
+    tmp_path, RATES | {'tau': [1.0, 0.1]}, {'q_tm1': lambda *_: 1.0}
+  )
+  with pytest.raises(ValueError, match='no run with fixed_policy=False, tau=0'):
+    criteria.twin_rate(table)
+
+
+# What each arm of collapse ends with: its loss and its normalised std.
+_ENDS = {
+  'default': (-0.9, 0.8),
+  'no stop-gradient': (-0.99, 0.1),
+  'no predictor': (-0.99, 0.1),
+  'fixed': (-0.5, 0.8),
+  'frozen': (-0.3, 0.8),
+  '0.999': (-0.6, 0.8),
+  '0.99': (-0.8, 0.8),
+}
+_COLLAPSE = {
+  'default': ('self', None, 'mlp'),
+  'no stop-gradient': ('residual', None, 'mlp'),
+  'no predictor': ('self', None, 'none'),
+  'fixed': ('self', None, 'fixed'),
+  'frozen': ('frozen', None, 'mlp'),
+  '0.999': ('soft', 0.001, 'mlp'),
+  '0.99': ('soft', 0.01, 'mlp'),
+}
+
+
+def _collapse(tmp_path, ends, names=tuple(_COLLAPSE)):
+  """Each arm with a normalised output, too, of which nothing is claimed."""
+  axes = ('target_update', 'tau', 'predictor', 'output_norm')
+  points, arms = [], {}
+  for name in names:
+    for norm in (False, True):
+      key = (*_COLLAPSE[name], norm)
+      points.append(dict(zip(axes, key, strict=True)))
+      arms[key] = (7.0, 7.0) if norm else ends[name]
+
+  def of(index):
+    # Only how it ends counts.
+    return lambda point, seed, t: (
+      arms[tuple(point.values())][index] + 0.001 * seed if t == 4 else 7.0
+    )
+
+  columns = {'loss': of(0), 'normalised_std': of(1)}
+  return _rows(tmp_path, points, columns, clock='gradient_steps')
+
+
+@pytest.mark.parametrize(
+  'changed, missed',
+  [
+    ({}, []),
+    ({'default': (-0.9, 0.4)}, [0]),
+    ({'no stop-gradient': (-0.9, 0.1)}, [1]),
+    ({'no stop-gradient': (-0.99, 0.2)}, [2]),
+    ({'no predictor': (-0.9, 0.3)}, [3, 4]),
+    ({'fixed': (-0.95, 0.4)}, [5, 6]),
+    ({'frozen': (-0.7, 0.8)}, [7]),
+    ({'0.999': (-0.85, 0.8)}, [8]),
+  ],
+)
+def test_siamese_collapse(tmp_path, changed, missed):
+  claims = criteria.siamese_collapse(_collapse(tmp_path, _ENDS | changed))
+  assert [i for i, met in enumerate(_verdicts(claims)) if not met] == missed
+  assert len(claims) == 9
+
+
+def test_siamese_collapse_needs_its_arms(tmp_path):
+  names = [name for name in _COLLAPSE if name != 'fixed']
+  table = _collapse(tmp_path, _ENDS, names)
+  with pytest.raises(ValueError, match="no run with .*'self', None, 'fixed'"):
+    criteria.siamese_collapse(table)
+
+
+_TWINS = {'self': ('self', None), 'frozen': ('frozen', None)} | {
+  f'{tau}': ('soft', tau) for tau in (0.1, 0.01, 0.001)
+}
+
+
+def _accuracies(tmp_path, encoders, names=tuple(_TWINS)):
+  points = [
+    dict(zip(('target_update', 'tau'), _TWINS[name], strict=True))
+    for name in names
+  ]
+  by_point = {_TWINS[name]: encoders[name] for name in names}
+
+  def encoder(point, seed, t):
+    return by_point[tuple(point.values())] + 0.01 * seed if t == 4 else 0.0
+
+  columns = {
+    'knn_encoder': encoder,
+    'probe_encoder': encoder,
+    'knn_pixels': lambda *_: 0.5,
+    'probe_pixels': lambda *_: 0.7,
+  }
+  return _rows(tmp_path, points, columns, clock='gradient_steps')
+
+
+def test_siamese_accuracy(tmp_path):
+  ends = {'self': 0.6, 'frozen': 0.4, '0.1': 0.9, '0.01': 0.3, '0.001': 0.9}
+  claims = criteria.siamese_accuracy(_accuracies(tmp_path, ends))
+  # Neighbours of encoders exceed those of pixels, probes do not; a rate that
+  # was not named before does not count.
+  assert _verdicts(claims) == [False, True, False, False]
+  ends['0.01'] = 0.5
+  claims = criteria.siamese_accuracy(_accuracies(tmp_path / 'a', ends))
+  assert _verdicts(claims) == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+  'name, message',
+  [('frozen', 'target_update=frozen'), ('0.01', 'tau=0.01')],
+)
+def test_siamese_accuracy_needs_its_rules(tmp_path, name, message):
+  names = [each for each in _TWINS if each != name]
+  table = _accuracies(tmp_path, dict.fromkeys(names, 0.5), names)
+  with pytest.raises(ValueError, match=f'no run with {message}'):
+    criteria.siamese_accuracy(table)
 
 
 _ARMS = {

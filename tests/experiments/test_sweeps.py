@@ -248,9 +248,10 @@ def test_a_finished_sweep_says_so(undisturbed):
   assert files() == before
 
 
-def test_sizes_of_one_layer_are_text_in_the_table():
-  point = {'hidden_sizes': '8', 'tau': None, 'agent': 'dqn', 'batch_size': 8}
-  assert sweep_run._cells(point) == point | {'hidden_sizes': '[8]'}
+def test_options_as_the_table_has_them():
+  point = {'hidden_sizes': '8', 'tau': None, 'agent': 'dqn', 'batch_size': 1}
+  cells = point | {'hidden_sizes': '[8]', 'layer_norm': 'true'}
+  assert sweep_run._cells(point | {'layer_norm': True}) == cells
 
 
 def test_no_episode_that_has_ended(undisturbed, tmp_path):
