@@ -95,10 +95,14 @@ def explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
 
 def in_words(point: Point) -> str:
   """A setting in words: names of options only where a value needs one."""
+
+  def named(name: str, value: Any) -> str:
+    if value in ('true', 'false'):
+      return f'{name}={value}'
+    return value if isinstance(value, str) else f'{name}={value:.10g}'
+
   return ', '.join(
-    value if isinstance(value, str) else f'{name}={value:.10g}'
-    for name, value in point.items()
-    if value is not None
+    named(name, value) for name, value in point.items() if value is not None
   )
 
 

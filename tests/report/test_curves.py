@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from siamrl.report import curves
+from siamrl.report import curves, drawing
 from siamrl.report.curves import (
   Curve,
   plot_curve,
@@ -176,6 +176,11 @@ def test_a_sweep_of_one_seed_or_without_axes(tmp_path, drawn):
   assert line.get_ydata().tolist() == [1, 2]
   title = drawn().figure.legends[0].get_title().get_text()
   assert title.startswith('mean of 4 seeds')
+
+
+def test_settings_in_words():
+  point = {'agent': 'dqn', 'tau': 0.005, 'layer_norm': 'false', 'n_step': None}
+  assert drawing.in_words(point) == 'dqn, tau=0.005, layer_norm=false'
 
 
 def test_fourteen_lines_are_told_apart(tmp_path, drawn):
