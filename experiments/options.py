@@ -159,7 +159,8 @@ def train_steps() -> Any:
 def param_dtype() -> Any:
   return option(
     'float32',
-    'Type of the online parameters; the twin is in float32 always',
+    'Type of the online parameters; the twin and the copy that the optimiser '
+    'works on are in float32',
     one_of(q.DTYPES),
   )
 

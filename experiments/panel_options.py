@@ -57,7 +57,8 @@ class PanelOptions:
   shadows: str | None = option(
     None,
     'Rules whose targets and gradients are computed beside those in use, such '
-    'as self+soft; of the same mean age',
+    'as self+soft; of the same mean age, but soft moves every '
+    f'{STRIDE} gradient steps, so that it is {(STRIDE - 1) / 2:g} old at least',
     _SHADOWS,
     single=True,
   )
@@ -103,7 +104,8 @@ def check(
 def make_shadows(config: PanelOptions, age: chex.Numeric) -> dict[str, Clocked]:
   """The rules to compare with, as old on average as the one in use.
 
-  A hard twin of period 2 age + 1 and a soft one of rate 1 / (age + 1) are.
+  A hard twin of period 2 age + 1 and a soft one of rate 1 / (age + 1) are; but a
+  soft one that moves in strides is no younger than half of one.
 
   Args:
     config: the options; --shadows must be given.

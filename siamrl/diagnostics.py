@@ -86,8 +86,8 @@ def parameter_distance(
     }
 
   def relative(gap: chex.Array, size: chex.Array) -> chex.Array:
-    # The quotient of 0 / 0 is not chosen.
-    return jnp.where(gap > 0, jnp.sqrt(gap / size), 0.0)
+    # The quotient of 0 / 0 is not chosen; that of no numbers is.
+    return jnp.where(gap == 0, 0.0, jnp.sqrt(gap / size))
 
   gaps = squares(
     jax.tree.map(
@@ -354,11 +354,12 @@ def srank(values: chex.Array, delta: chex.Numeric = 0.01) -> chex.Array:
     delta: in [0, 1).
 
   Returns:
-    int32 []; 0 if all are 0.
+    float32 []; 0 if all are 0, and not a number if one is not.
   """
   sums = jnp.cumsum(values)
-  short = jnp.sum(sums < (1 - delta) * sums[-1], dtype=jnp.int32)
-  return jnp.where(sums[-1] > 0, short + 1, 0)
+  whole = sums[-1]
+  short = jnp.sum(sums < (1 - delta) * whole, dtype=jnp.float32)
+  return jnp.where(whole > 0, short + 1, whole)
 
 
 def effective_rank(values: chex.Array) -> chex.Array:
@@ -368,12 +369,12 @@ def effective_rank(values: chex.Array) -> chex.Array:
     values: [K] singular values.
 
   Returns:
-    float32 [] from 1 to K; 0 if all are 0.
+    float32 [] from 1 to K; 0 if all are 0, and not a number if one is not.
   """
   total = jnp.sum(values)
   shares = values / jnp.where(total > 0, total, 1.0)
   entropy = jnp.sum(jax.scipy.special.entr(shares))
-  return jnp.where(total > 0, jnp.exp(entropy), 0.0)
+  return jnp.where(total > 0, jnp.exp(entropy), total)
 
 
 def dormancy(layer: chex.Array) -> chex.Array:
@@ -403,9 +404,12 @@ def dormant_fraction(
     threshold: Sokar's tau.
 
   Returns:
-    (of all units [], of each layer []).
+    (of all units [], of each layer []); not a number where a score is not.
   """
-  dormant = {name: score <= threshold for name, score in scores.items()}
+  dormant = {
+    name: jnp.where(jnp.isnan(score), score, score <= threshold)
+    for name, score in scores.items()
+  }
   whole = jnp.mean(jnp.concatenate(list(dormant.values())))
   return whole, {name: jnp.mean(units) for name, units in dormant.items()}
 
@@ -555,9 +559,9 @@ def gradient_cosine(one: Params, other: Params) -> chex.Array:
   """<g, h> / (||g|| ||h||) over all parameters; 0 where either is 0."""
   product = optax.tree.norm(one) * optax.tree.norm(other)
   return jnp.where(
-    product > 0,
-    optax.tree.vdot(one, other) / jnp.where(product > 0, product, 1.0),
+    product == 0,
     0.0,
+    optax.tree.vdot(one, other) / jnp.where(product == 0, 1.0, product),
   )
 
 

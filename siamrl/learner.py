@@ -1,7 +1,7 @@
 """The learner: a TrainState, and the function that takes its gradient steps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -35,6 +35,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Builds one of the optimisers of the DQN literature.
 
+  Of parameters that are shorter than float32 it keeps a float32 copy.
+
   Args:
     name: one of `OPTIMIZERS`. 'rmsprop_centred' divides by the root of an
       estimated *variance*, as Mnih et al. (2015) do; 'rmsprop_centred_torch' is
@@ -66,17 +68,96 @@ def make_optimizer(
     optimizer = optax.radam(rate, eps=eps)
   elif name == 'sgd':
     optimizer = optax.sgd(rate)
+  elif name == 'rmsprop':
+    optimizer = optax.rmsprop(rate, decay=decay, eps=eps)
   else:
-    optimizer = optax.rmsprop(
-      rate,
-      decay=decay,
-      eps=eps,
-      eps_in_sqrt=name != 'rmsprop_centred_torch',
-      centered=name != 'rmsprop',
+    optimizer = optax.chain(
+      _scale_by_stddev(decay, eps, eps_in_sqrt=name == 'rmsprop_centred'),
+      optax.scale_by_learning_rate(rate),
     )
-  if max_gradient_norm is None:
-    return optimizer
-  return optax.chain(optax.clip_by_global_norm(max_gradient_norm), optimizer)
+  if max_gradient_norm is not None:
+    clip = optax.clip_by_global_norm(max_gradient_norm)
+    optimizer = optax.chain(clip, optimizer)
+  return _in_float32(optimizer)
+
+
+def _scale_by_stddev(
+  decay: float, eps: chex.Numeric, *, eps_in_sqrt: bool
+) -> optax.GradientTransformation:
+  """`optax.scale_by_stddev` whose variance is never below 0.
+
+  Of gradients that stay the same for some hundred steps it is, by rounding, and
+  its root no number.
+  """
+
+  def update(grads, state, params=None):
+    del params
+    mu = optax.tree.update_moment(grads, state.mu, decay, 1)
+    nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, decay, 2)
+
+    def scaled(g: chex.Array, m: chex.Array, n: chex.Array) -> chex.Array:
+      variance = jnp.maximum(n - jnp.square(m), 0.0)
+      if eps_in_sqrt:
+        return g * jax.lax.rsqrt(variance + eps)
+      return g / (jnp.sqrt(variance) + eps)
+
+    return jax.tree.map(scaled, grads, mu, nu), optax.ScaleByRStdDevState(
+      mu=mu, nu=nu
+    )
+
+  return optax.GradientTransformation(optax.scale_by_stddev().init, update)
+
+
+class _InFloat32(NamedTuple):
+  """The state of an optimiser of parameters of a shorter type.
+
+  Attributes:
+    params: float32, what the parameters are roundings of.
+    inner: the state of the optimiser, of these.
+  """
+
+  params: Params
+  inner: Any
+
+
+def _in_float32(
+  optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """Lets an optimiser work on a float32 copy of parameters of a shorter type.
+
+  In bfloat16 an average of rate 0.999 never moves, and most steps are less than
+  what a weight can change by (Micikevicius et al. 2018, section 3.1). Weights
+  that something else has changed are taken as they are.
+  """
+  clocked = optax.with_extra_args_support(optimizer)
+
+  def wide(tree: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+  def init(params):
+    if all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(params)):
+      return clocked.init(params)
+    return _InFloat32(wide(params), clocked.init(wide(params)))
+
+  def update(grads, state, params=None, **extra):
+    if not isinstance(state, _InFloat32):
+      return clocked.update(grads, state, params, **extra)
+    before = jax.tree.map(
+      lambda kept, now: jnp.where(kept.astype(now.dtype) == now, kept, now),
+      state.params,
+      params,
+    )
+    updates, inner = clocked.update(wide(grads), state.inner, before, **extra)
+    after = optax.apply_updates(before, updates)
+    # The difference of the roundings, exact in float32.
+    updates = jax.tree.map(
+      lambda new, now: new.astype(now.dtype).astype(jnp.float32) - now,
+      after,
+      params,
+    )
+    return updates, _InFloat32(after, inner)
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def make_optimizers(
@@ -113,6 +194,10 @@ def make_optimizers(
 TARGET_INITS = ('equal', 'fresh')
 TARGET_ORDERS = ('after', 'before')
 
+# Of the key of a twin's own drawing: numbers from 0 are the parts of a split,
+# and the last one is taken by `agents.latent`.
+_FRESH = 2**32 - 2
+
 
 def init_state(
   agent: Agent,
@@ -144,7 +229,7 @@ def init_state(
   online_params = agent.init(init_key)
   first = online_params
   if target_init == 'fresh':
-    first = agent.init(jax.random.fold_in(init_key, 1))
+    first = agent.init(jax.random.fold_in(init_key, _FRESH))
   return TrainState(
     online_params=online_params,
     target_params=twin.init(twins.part(agent, first)),

@@ -66,6 +66,14 @@ def test_layers_of_several_networks_and_of_bare_leaves():
   assert layers == {'w': 1.0}
 
 
+def test_a_network_that_has_diverged_is_not_near_its_twin():
+  sound = {'a': _values([1, 2]), 'b': _values([3])}
+  broken = sound | {'b': _values([np.nan])}
+  for pair in ((broken, sound), (sound, broken), (broken, broken)):
+    whole, layers = diagnostics.parameter_distance(*pair)
+    assert np.isnan(whole) and np.isnan(layers['b']) and layers['a'] == 0
+
+
 def test_a_twin_in_float32_beside_a_network_in_bfloat16():
   online = {'w': jnp.array([1.0, 1.0], jnp.bfloat16)}
   twin = {'w': _values([1.0, 1.001])}  # bfloat16 would say 1
@@ -380,6 +388,7 @@ def test_ranks_by_hand():
   assert diagnostics.effective_rank(_values([2, 1, 1])) == pytest.approx(2**1.5)
   for rank in (diagnostics.srank, diagnostics.effective_rank):
     assert rank(_values([0, 0])) == 0
+    assert np.isnan(rank(_values([np.nan, np.nan])))
 
 
 def test_dormancy_by_hand():
@@ -402,6 +411,10 @@ def test_dormant_fraction_and_overlap_by_hand():
   ):
     found = diagnostics.dormant_fraction(scores, threshold)
     assert found == (pytest.approx(whole), pytest.approx(layers))
+  whole, layers = diagnostics.dormant_fraction(
+    scores | {'c': _values([np.nan, 0])}, 0.1
+  )
+  assert np.isnan(whole) and np.isnan(layers['c']) and layers['b'] == 1
   before = {'a': jnp.array([True, True, False]), 'b': jnp.array([True])}
   after = {'a': jnp.array([True, False, True]), 'b': jnp.array([True])}
   assert diagnostics.dormant_overlap(before, after) == pytest.approx(2 / 3)
@@ -495,6 +508,7 @@ def test_gradient_cosine_by_hand():
   assert cosine(one, other) == pytest.approx(4 / (5 * 2**0.5))
   assert cosine(one, jax.tree.map(lambda x: -2 * x, one)) == pytest.approx(-1)
   assert cosine(one, jax.tree.map(jnp.zeros_like, one)) == 0
+  assert np.isnan(cosine(one, {'a': _values([0, np.nan]), 'b': one['b']}))
 
 
 def _same(one, other, rtol=1e-6):

@@ -7,7 +7,9 @@ import optax
 import pytest
 
 from siamrl import learner, schedule, twins
+from siamrl.agents.actor_critic import make_td3_agent
 from siamrl.agents.q import make_q_agent
+from siamrl.networks.policies import Critic, DeterministicActor
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Agent, Transition
 
@@ -277,6 +279,107 @@ def test_centred_rmsprop_of_pytorch_by_hand():
   update, _ = optimizer.update({'w': jnp.float32(2.0)}, optimizer.init(params))
   # mean 0.2, square 0.4: 2 / (sqrt(0.4 - 0.04) + 0.01)
   assert update['w'] == pytest.approx(-0.1 * 2 / 0.61, rel=1e-5)
+
+
+@pytest.mark.parametrize('name', ['rmsprop_centred', 'rmsprop_centred_torch'])
+def test_centred_rmsprop_of_gradients_that_stay_the_same(name):
+  """Their variance falls to 0, and by rounding below it."""
+  optimizer = learner.make_optimizer(name, learning_rate=1.0, eps=0.01)
+  once = jax.random.normal(jax.random.key(0), (1_000,))
+  after = jax.random.normal(jax.random.key(1), (1_000,))
+
+  def step(state, grads):
+    updates, state = optimizer.update(grads, state)
+    return state, updates
+
+  grads = jnp.concatenate(
+    [jnp.repeat(once[None], 100, 0), jnp.repeat(after[None], 500, 0)]
+  )
+  _, updates = jax.lax.scan(step, optimizer.init(once), grads)
+  divisor = 0.01**0.5 if name == 'rmsprop_centred' else 0.01
+  # What is left of the variance is rounding, and the root of that a few 1e-3.
+  np.testing.assert_allclose(updates[-1], -after / divisor, rtol=0.5)
+  # Where the variance is some, it is that of optax.
+  theirs = optax.rmsprop(
+    1.0, 0.95, 0.01, eps_in_sqrt=name == 'rmsprop_centred', centered=True
+  )
+  expected, _ = theirs.update(once, theirs.init(once))
+  np.testing.assert_allclose(updates[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', learner.OPTIMIZERS)
+def test_weights_in_bfloat16_learn_as_their_copy_in_float32(name):
+  """Steps of a hundredth of what a weight can change by add up."""
+  optimizer = learner.make_optimizer(name, learning_rate=3e-5, eps=1e-3)
+  start = {'w': jnp.ones(64, jnp.bfloat16), 'b': jnp.full(3, -0.5)}
+  grads = {
+    'w': jnp.linspace(-1, 1, 64, dtype=jnp.bfloat16),
+    'b': jnp.arange(3.0) - 1,
+  }
+
+  def step(carry, scale):
+    params, state = carry
+    scaled = jax.tree.map(lambda g: (scale * g).astype(g.dtype), grads)
+    updates, state = optimizer.update(scaled, state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  scales = 1 + 0.5 * jnp.sin(jnp.arange(2_000.0))
+  wide = jax.tree.map(lambda x: x.astype(jnp.float32), start)
+  ends = []
+  for params in (start, wide):
+    carry = params, optimizer.init(params)
+    (end, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, scales))(
+      carry
+    )
+    ends.append(end)
+  short, long = ends
+  assert short['w'].dtype == jnp.bfloat16
+  assert np.abs(np.asarray(long['w'] - 1)).max() > 0.02
+  # Within the rounding of gradients and of a weight near 1.
+  np.testing.assert_allclose(
+    np.asarray(short['w'], np.float32), long['w'], atol=0.005
+  )
+  np.testing.assert_allclose(short['b'], long['b'], rtol=1e-4)
+
+
+def test_weights_in_bfloat16_that_something_else_has_changed():
+  optimizer = learner.make_optimizer('sgd', learning_rate=1e-3, eps=1.0)
+  params = jnp.ones(2, jnp.bfloat16)
+  state = optimizer.init(params)
+  for _ in range(3):  # 0.997, which rounds to 0.996, and not to 1
+    updates, state = optimizer.update(jnp.ones_like(params), state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(state.params, 0.997, rtol=1e-6)
+  params = params.at[0].set(3.0)
+  updates, state = optimizer.update(jnp.ones_like(params), state, params)
+  np.testing.assert_allclose(state.params, [2.999, 0.996], rtol=1e-6)
+  # And in float32 there is no copy.
+  leaves = jax.tree.leaves(optimizer.init(jnp.ones(2)))
+  assert not any(np.size(leaf) == 2 for leaf in leaves)
+
+
+def test_a_fresh_twin_shares_no_key_with_the_network():
+  agent = make_td3_agent(
+    DeterministicActor(action_dim=1, sizes=(8, 8)),
+    Critic(sizes=(8, 8)),
+    np.zeros((1, 1, 3), np.float32),
+  )
+  state = learner.init_state(
+    agent,
+    twins.hard(),
+    learner.make_optimizer('sgd', learning_rate=1.0, eps=1.0),
+    jax.random.key(0),
+    target_init='fresh',
+  )
+  # A key of its own would draw equal layers, wherever they stand.
+  drawn = [
+    np.asarray(row).tobytes()
+    for params in (state.online_params, state.target_params)
+    for leaf in jax.tree.leaves(params)
+    if leaf.ndim > 1
+    for row in leaf.reshape(-1, leaf.shape[-1])
+  ]
+  assert len(set(drawn)) == len(drawn)
 
 
 def test_adam_and_rmsprop_by_hand():
