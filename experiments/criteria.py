@@ -103,8 +103,8 @@ def _settings(table: Table, *names: str) -> list[Setting]:
   present = [name for name in names if name in table]
   found = []
   for values, rows in group_rows(table, present).items():
-    values = [_FLAGS.get(value, value) for value in values]
-    point = dict.fromkeys(names) | dict(zip(present, values, strict=True))
+    read = [_FLAGS.get(value, value) for value in values]
+    point = dict.fromkeys(names) | dict(zip(present, read, strict=True))
     found.append(Setting(point, rows))
   return found
 

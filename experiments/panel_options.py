@@ -104,8 +104,8 @@ def check(
 def make_shadows(config: PanelOptions, age: chex.Numeric) -> dict[str, Clocked]:
   """The rules to compare with, as old on average as the one in use.
 
-  A hard twin of period 2 age + 1 and a soft one of rate 1 / (age + 1) are; but a
-  soft one that moves in strides is no younger than half of one.
+  A hard twin of period 2 age + 1 and a soft one of rate 1 / (age + 1) are; but
+  a soft one that moves in strides is no younger than half of one.
 
   Args:
     config: the options; --shadows must be given.
