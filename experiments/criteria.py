@@ -1,12 +1,13 @@
 """What a study was to show, written down before it was run, and whether it did.
 
-  python -m experiments.criteria --study=twin_age --runs=runs/twin_grid_cartpole
+  python -m experiments.criteria --study=twin_age --runs=runs/twin_age_cartpole
 
 reads the metrics of a sweep and says of each claim whether it is met. A claim
 that something exceeds something else is met if the 95 % interval of the
 difference (bootstrapped over seeds, within each task) lies above 0.
 
-Studies, each with a flag file of the same name that runs it:
+Of a sweep that is not finished it judges what there is. Studies, each with flag
+files that begin with its name (siamese_accuracy has siamese_frames, too):
   twin_age: the twin's period against the soft rate of the same mean age. The
     best setting learns better than a period of 4,096 gradient steps, and that
     better than a twin that is frozen; hard and soft rules rank ages alike.
