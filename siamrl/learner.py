@@ -132,7 +132,7 @@ def _in_float32(
   clocked = optax.with_extra_args_support(optimizer)
 
   def wide(tree: Params) -> Params:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+    return optax.tree.cast(tree, jnp.float32)
 
   def init(params):
     if all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(params)):

@@ -309,7 +309,7 @@ def test_centred_rmsprop_of_gradients_that_stay_the_same(name):
 
 @pytest.mark.parametrize('name', learner.OPTIMIZERS)
 def test_weights_in_bfloat16_learn_as_their_copy_in_float32(name):
-  """Steps of a hundredth of what a weight can change by add up."""
+  """Steps that are less than a weight can change by add up."""
   optimizer = learner.make_optimizer(name, learning_rate=3e-5, eps=1e-3)
   start = {'w': jnp.ones(64, jnp.bfloat16), 'b': jnp.full(3, -0.5)}
   grads = {
@@ -371,7 +371,7 @@ def test_a_fresh_twin_shares_no_key_with_the_network():
     jax.random.key(0),
     target_init='fresh',
   )
-  # A key of its own would draw equal layers, wherever they stand.
+  # A key in common would draw equal layers, wherever they stand.
   drawn = [
     np.asarray(row).tobytes()
     for params in (state.online_params, state.target_params)

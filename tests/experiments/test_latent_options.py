@@ -38,6 +38,13 @@ def _group(*arguments, config=classic.ClassicConfig, task=classic.make_task):
   return group
 
 
+def _traced(group):
+  """Shapes of a fresh state, of the next one, and of a row."""
+  settings = group.runs[0].settings
+  state = jax.eval_shape(group.loop.start, settings, jax.random.key(0))
+  return state, *jax.eval_shape(group.loop.iterate, settings, state, 0)
+
+
 @pytest.mark.slow
 def test_runs_of_one_program_predict_with_weights_of_their_own():
   group = _group(*SMALL, '--replay=prioritised', '--spr_weight=0,2')
@@ -63,10 +70,8 @@ def test_columns_beside_a_panel_with_shadows():
     '--probe_size=8',
     '--shadows=self',
   )
-  settings = group.runs[0].settings
-  state = jax.eval_shape(group.loop.start, settings, jax.random.key(0))
+  state, after, row = _traced(group)
   assert state.probe.future.mask.shape == (8, 2)
-  after, row = jax.eval_shape(group.loop.iterate, settings, state, 0)
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   assert {
     'panel/srank',
@@ -88,12 +93,10 @@ def test_columns_of_minatar_with_noise_and_convolutions():
     config=minatar.MinAtarConfig,
     task=minatar.make_task,
   )
-  settings = group.runs[0].settings
-  state = jax.eval_shape(group.loop.start, settings, jax.random.key(0))
+  state, _, row = _traced(group)
   assert state.obs.shape == (1, 10, 10, 4 + 3)
   transition = state.train.online_params['transition']
   assert transition['Conv_0']['kernel'].shape == (3, 3, 16 + 6, 16)
-  _, row = jax.eval_shape(group.loop.iterate, settings, state, 0)
   assert {'spr_loss', 'spr_std'} <= set(row)
 
 
@@ -116,9 +119,7 @@ def test_minatar_learns_from_moved_boards(monkeypatch):
       config=minatar.MinAtarConfig,
       task=minatar.make_task,
     )
-    settings = group.runs[0].settings
-    state = jax.eval_shape(group.loop.start, settings, jax.random.key(0))
-    _, row = jax.eval_shape(group.loop.iterate, settings, state, 0)
+    _, _, row = _traced(group)
     assert 'spr_loss' in row
     assert bool(given) == (name == 'shift')
   for augment in given:
