@@ -51,6 +51,7 @@ from experiments.flags import (
   option,
   refuse,
   run,
+  say_idle,
   usage_errors,
 )
 from siamrl import augment, learner, schedule
@@ -230,6 +231,7 @@ def _train(config: AtariConfig, stop: devices.StopRequest) -> None:
 
   with usage_errors():
     parts, derived = build(config, RunFolder(run_dir))
+  say_idle([config], drop)
   with folders.open_run(config, derived) as folder:
     host_run.run(folder, parts, stop)
 
@@ -241,6 +243,20 @@ def _resolve_game(name: str) -> str:
     raise UsageError(f'--game={name}: {error}') from error
   except ImportError as error:
     raise RunError(str(error)) from error
+
+
+def drop(config: AtariConfig) -> list[str]:
+  """Options that mean nothing to the run."""
+  evaluating = [] if config.evaluates else ['eval_epsilon', 'eval_envs']
+  with usage_errors():  # paths that cannot be read
+    return [
+      *evaluating,
+      *options.meaningless(config),
+      *panel_options.meaningless(config),
+      *latent_options.meaningless(config),
+      *target_options.meaningless(config),
+      *twin_options.meaningless(config),
+    ]
 
 
 def _check(config: AtariConfig) -> None:

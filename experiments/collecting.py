@@ -108,6 +108,14 @@ class Task:
   augment: Augmentation | None = None
 
 
+def meaningless(config: CollectOptions) -> list[str]:
+  """Options that mean nothing without evaluations or without the panel."""
+  dropped = panel_options.meaningless(config)
+  if not config.eval_episodes:
+    dropped += ['eval_epsilon', 'eval_episode_env_steps']
+  return dropped
+
+
 def check(config: CollectOptions) -> None:
   """Raises UsageError for options that do not go together."""
   with usage_errors():

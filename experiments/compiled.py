@@ -141,9 +141,6 @@ def default(name: str, value: Any) -> Any:
 def drop(config: CompiledConfig) -> list[str]:
   """Options that mean nothing to a run; a sweep does not cross them with it."""
   meaning = {
-    'error_bound': config.td_loss in ('huber', 'clipped'),
-    'rmsprop_decay': config.optimizer.startswith('rmsprop'),
-    'optimizer_eps': config.optimizer != 'sgd',
     'replay_capacity': config.replay != 'none',
     'n_step': config.replay != 'none',
     'q_lambda': config.replay == 'none',
@@ -156,6 +153,8 @@ def drop(config: CompiledConfig) -> list[str]:
   with usage_errors():  # paths that cannot be read
     return [
       *dropped,
+      *options.meaningless(config),
+      *collecting.meaningless(config),
       *twin_options.meaningless(config),
       *target_options.meaningless(config),
       *latent_options.meaningless(config),

@@ -21,6 +21,7 @@ from experiments.flags import (
   check_float32,
   check_lists,
   refuse,
+  say_idle,
   usage_errors,
 )
 from siamrl.envs import ale, gym, registry
@@ -130,6 +131,7 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
   with usage_errors():
     parts, derived = build(config, environments, RunFolder(run_dir))
   _note_cut_episodes(config)
+  say_idle([config], control_options.drop)
   with folders.open_run(config, derived) as folder:
     host_run.run(folder, parts, stop)
 

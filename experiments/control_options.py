@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,18 +62,14 @@ TRACED = (
 
 @dataclasses.dataclass(frozen=True)
 class ControlConfig(collecting.CollectOptions):
-  """The options; their defaults are those of TD3's authors' code today.
-
-  Of rules with a rate it is 0.005, if --tau is not given.
-  """
-
-  twin_defaults: ClassVar[Mapping[str, Any]] = {'tau': 0.005}
+  """The options; their defaults are those of TD3's authors' code today."""
 
   target_update: str = twin_options.default('target_update', 'periodic_soft')
   target_period: int = twin_options.default('target_period', 2)
   target_period_unit: str = twin_options.default(
     'target_period_unit', 'gradient_steps'
   )
+  tau: float | None = twin_options.default_where_taken('tau', 0.005)
   env_steps: int = collecting.default('env_steps', 1_000_000)
   iteration_env_steps: int = collecting.default('iteration_env_steps', 5_000)
   num_envs: int = collecting.default('num_envs', 1)
@@ -255,10 +251,15 @@ def drop(config: ControlConfig) -> list[str]:
     'alpha_learning_rate': learns_alpha,
     'error_bound': config.td_loss in ('huber', 'clipped'),
     'actor_learning_rate': not config.fixed_policy,
+    'policy_delay': not config.fixed_policy,
   }
   dropped = [name for name, meant in meaning.items() if not meant]
   with usage_errors():  # paths that cannot be read
-    return [*dropped, *twin_options.meaningless(config)]
+    return [
+      *dropped,
+      *collecting.meaningless(config),
+      *twin_options.meaningless(config),
+    ]
 
 
 def check(config: ControlConfig) -> None:

@@ -6,8 +6,9 @@ reads the metrics of a sweep and says of each claim whether it is met. A claim
 that something exceeds something else is met if the 95 % interval of the
 difference (bootstrapped over seeds, within each task) lies above 0.
 
-Of a sweep that is not finished it judges what there is. Studies, each with flag
-files that begin with its name (siamese_accuracy has siamese_frames, too):
+Of a sweep that is not finished it judges what there is, and says so. Studies,
+each with flag files that begin with its name (siamese_accuracy has
+siamese_frames, too):
   twin_age: the twin's period against the soft rate of the same mean age. The
     best setting learns better than a period of 4,096 gradient steps, and that
     better than a twin that is frozen; hard and soft rules rank ages alike.
@@ -110,6 +111,13 @@ def _settings(table: Table, *names: str) -> list[Setting]:
   return found
 
 
+def _ascending(settings: Sequence[Setting], name: str) -> list[Setting]:
+  """The settings by their values of a column; raises ValueError without one."""
+  if any(setting.point[name] is None for setting in settings):
+    raise ValueError(f'--{name} must be swept and mean something to every run')
+  return sorted(settings, key=lambda setting: setting.point[name])
+
+
 def _exceeds(
   text: str, more: Sequence[np.ndarray], less: Sequence[np.ndarray]
 ) -> Claim:
@@ -135,8 +143,8 @@ def twin_age(table: Table) -> list[Claim]:
   for name, found in rules.items():
     if not found:
       raise ValueError(f'no run with target_update={name}')
-  hard = sorted(rules['hard'], key=lambda s: s.point['target_period'])
-  soft = sorted(rules['soft'], key=lambda s: -s.point['tau'])
+  hard = _ascending(rules['hard'], 'target_period')
+  soft = _ascending(rules['soft'], 'tau')[::-1]
   scores = [[s.height('train_return') for s in rule] for rule in (hard, soft)]
   everything = hard + soft
   best = max(everything, key=lambda s: statistics.iqm(s.height('train_return')))
@@ -249,11 +257,13 @@ def twin_minatar(table: Table) -> list[Claim]:
   """
   found = {
     tuple(s.point.values()): s.height('train_return')
-    for s in _settings(table, 'game', 'target_period')
+    for s in _ascending(
+      _settings(table, 'game', 'target_period'), 'target_period'
+    )
   }
   claims = []
   for game in dict.fromkeys(game for game, _ in found):
-    periods = sorted(period for of, period in found if of == game)
+    periods = [period for of, period in found if of == game]
     if len(periods) < 2 or periods[0] != 1:
       raise ValueError(f'{game} needs --target_period=1 and another one')
     without, *twins = (found[game, period] for period in periods)
@@ -441,11 +451,9 @@ def twin_rate(table: Table) -> list[Claim]:
   Raises:
     ValueError: it lacks a column or a setting.
   """
-  found = {
-    tuple(setting.point.values()): setting
-    for setting in _settings(table, 'fixed_policy', 'tau')
-  }
-  rates = sorted({tau for _, tau in found}, reverse=True)
+  settings = _ascending(_settings(table, 'fixed_policy', 'tau'), 'tau')[::-1]
+  found = {tuple(setting.point.values()): setting for setting in settings}
+  rates = list(dict.fromkeys(tau for _, tau in found))
   for fixed in (False, True):
     for tau in (1.0, 0.01, 0.005):
       if (fixed, tau) not in found:
@@ -558,15 +566,19 @@ def main(config: CriteriaConfig) -> None:
   """Says of each claim whether it is met."""
   if not config.runs:
     raise UsageError('--runs must be the folder of a sweep')
-  path = RunFolder(config.runs).metrics
+  folder = RunFolder(config.runs)
   try:
-    claims = STUDIES[config.study](read_metrics(path))
+    table = read_metrics(folder.metrics)
+    claims = STUDIES[config.study](table)
   except FileNotFoundError as error:
     raise RunError(f'--runs={config.runs} holds no metrics.csv') from error
   except (ValueError, KeyError) as error:
     raise RunError(
       f'--runs={config.runs} is no sweep of --study={config.study}: {error}'
     ) from error
+  rows, all_rows = len(next(iter(table.values()))), folder.rows()
+  if all_rows is not None and rows < all_rows:
+    print(f'not finished: {rows:,} of {all_rows:,} rows')
   for claim in claims:
     print(f'{"met" if claim.met else "MISSED"}: {claim.text}: {claim.seen}')
 

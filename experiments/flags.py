@@ -350,6 +350,23 @@ def check_lists(sweep: Sweep, drop: Drop) -> None:
       )
 
 
+def say_idle(configs: Sequence[Any], drop: Drop) -> None:
+  """Says which options were given values that change nothing in any run.
+
+  They are no errors: a flag file may have set them for what a flag behind it
+  has replaced.
+  """
+  idle = set.intersection(*(set(drop(config)) for config in configs))
+  given = [
+    f'--{field.name}={_text(getattr(configs[0], field.name))}'
+    for field, _ in _options(type(configs[0]))
+    if field.name in idle and getattr(configs[0], field.name) != field.default
+  ]
+  if given:
+    verb = 'change' if len(given) > 1 else 'changes'
+    print(f'note: {", ".join(given)} {verb} nothing here', file=sys.stderr)
+
+
 def _read_lists(
   cls: type, arguments: Sequence[str]
 ) -> dict[str, tuple[Any, ...]]:

@@ -70,6 +70,7 @@ from experiments.flags import (
   option,
   refuse,
   run_sweep,
+  say_idle,
   usage_errors,
 )
 from siamrl import self_prediction, stability, twins
@@ -194,6 +195,7 @@ def main(sweep: Sweep) -> None:
     study = _study_of(sweep)
     cases = [study.make_case(config) for config in sweep.configs]
     check_lists(sweep, drop)
+    say_idle(sweep.configs, drop)
     first = sweep.configs[0]
     devices.configure(first.platform)
     folder = None if first.run_dir is None else _open(sweep)

@@ -60,6 +60,7 @@ from experiments.flags import (
   option,
   refuse,
   run,
+  say_idle,
   usage_errors,
 )
 from siamrl import diagnostics, learner, twins
@@ -238,6 +239,23 @@ def main(config: OfflineConfig) -> None:
     _train(config, stop)
 
 
+def drop(config: OfflineConfig) -> list[str]:
+  """Options that mean nothing to the run."""
+  meaning = {
+    'tolerance_window': config.tolerance is not None,
+    'num_envs': config.dataset is None and config.collect != 'uniform',
+    'eval_episode_env_steps': config.eval_episodes > 0,
+  }
+  dropped = [name for name, meant in meaning.items() if not meant]
+  with usage_errors():  # paths that cannot be read
+    return [
+      *dropped,
+      *options.meaningless(config),
+      *target_options.meaningless(config),
+      *twin_options.meaningless(config),
+    ]
+
+
 def _train(config: OfflineConfig, stop: devices.StopRequest) -> None:
   check(config)
   devices.configure(config.platform)
@@ -248,12 +266,15 @@ def _train(config: OfflineConfig, stop: devices.StopRequest) -> None:
   )
   config = dataclasses.replace(config, environment=task.name, run_dir=run_dir)
   given = None
+  # As it is drawn, as it is cast, and what is computed of it.
+  offline_data.check_fits('batch_size', config.batch_size, task, copies=3)
   if config.dataset is None:
     offline_data.check_collecting(config, task)
   else:
     offline_data.check_kept(config, run_dir, overwrite=config.overwrite)
     given = offline_data.load(config, task.environment)
   derived = _describe(config, task, given)
+  say_idle([config], drop)
   with folders.open_run(config, derived) as folder:
     offline_run.run(folder, make_run(config, task, given), stop)
 

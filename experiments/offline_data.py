@@ -158,15 +158,21 @@ def check_collecting(config: DataOptions, task: Task) -> None:
       f'--collect_env_steps={config.env_steps} must be a multiple of '
       f'--num_envs={config.num_envs}'
     )
-  observation = math.prod(task.environment.obs_shape) * (
-    task.environment.obs_dtype.itemsize
-  )
   # As it comes from the device, as it is kept, and as it is learnt from.
-  needed = 3 * config.env_steps * (2 * observation + 16)
+  check_fits('collect_env_steps', config.env_steps, task, copies=3)
+
+
+def check_fits(name: str, transitions: int, task: Task, *, copies: int) -> None:
+  """Raises UsageError for an option by which the memory is too small."""
+  environment = task.environment
+  observation = (
+    math.prod(environment.obs_shape) * environment.obs_dtype.itemsize
+  )
+  needed = copies * transitions * (2 * observation + 16)
   memory = devices.memory_bytes()
-  if needed > 0.9 * memory or config.env_steps >= MOST:
+  if needed > 0.9 * memory or transitions >= MOST:
     raise UsageError(
-      f'--collect_env_steps={config.env_steps} must fit the memory: it takes '
+      f'--{name}={transitions} must fit the memory: it takes '
       f'{needed / 1e9:.1f} GB of {memory / 1e9:.1f} GB'
     )
 

@@ -136,6 +136,16 @@ def error_bound() -> Any:
   )
 
 
+def meaningless(config: Any) -> list[str]:
+  """Options of the loss and of the optimiser that mean nothing to a run."""
+  meaning = {
+    'error_bound': config.td_loss in ('huber', 'clipped'),
+    'rmsprop_decay': config.optimizer.startswith('rmsprop'),
+    'optimizer_eps': config.optimizer != 'sgd',
+  }
+  return [name for name, meant in meaning.items() if not meant]
+
+
 def batch_reduction(default: str) -> Any:
   return option(default, 'Over the losses of a batch', one_of(q.REDUCTIONS))
 

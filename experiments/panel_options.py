@@ -71,6 +71,11 @@ class PanelOptions:
   )
 
 
+def meaningless(config: PanelOptions) -> list[str]:
+  """The options that mean nothing where nothing is measured."""
+  return [] if config.panel_period else ['probe_size', 'reward_bound']
+
+
 def check(
   config: PanelOptions,
   *,

@@ -7,7 +7,8 @@
 Writes OUTPUT.csv, the training return of every run in each bin of frames, and
 OUTPUT.png, their mean over the runs with a band of one standard deviation. The
 runs may have different seeds, but only one game. Runs of robots go the same
-way, by env steps and without bins, and with --column=eval_return.
+way, by env steps and without bins, and with --column=eval_return; and runs on
+data sets by gradient steps, with any column.
 
   python -m experiments.plot --runs=runs/cartpole-ablation --output=ablation
 
@@ -65,6 +66,8 @@ _RETURNS = {
   'train_return': 'training return',
   'eval_return': 'evaluation return',
 }
+# Of these the first that there is, if --column is not given.
+_HEADLINES = ('train_return', 'grid_return', 'eval_return', 'loss')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +101,9 @@ class PlotConfig:
   )
   column: str | None = option(
     None,
-    'What is drawn: train_return if not given, or eval_return; of a sweep any '
-    'column, and of representations losses and accuracies if not given.',
+    'What is drawn: train_return if not given, or eval_return; of a sweep and '
+    'of runs on data sets any column. If not given, of representations losses '
+    'and accuracies, and of data sets the return if there is one.',
   )
 
 
@@ -120,6 +124,10 @@ def _plot(config: PlotConfig) -> None:
       raise UsageError('--output must be given')
     output = folders[0].curve.with_suffix('')
     config = dataclasses.replace(config, output=f'{output}-panel')
+  elif not pathlib.Path(f'{config.output}.png').parent.is_dir():
+    raise UsageError(
+      f'--output={config.output} must lie in a folder that exists'
+    )
   if config.panel is not None:
     _plot_panel(config, folders)
     return
@@ -133,12 +141,14 @@ def _plot(config: PlotConfig) -> None:
       f'--runs={config.runs} must be of one game or environment, not {names}'
     )
   task = tasks.pop()
-  column = config.column or 'train_return'
-  if column not in _RETURNS:
-    raise UsageError(f'--column={column} must be one of {", ".join(_RETURNS)}')
+  if config.reference is not None and not task.acts:
+    raise UsageError('--reference must not be given for runs on data sets')
+  column = _column(config, task, folders[0])
   size = config.bin_frames or (1_000_000 if task.is_game else None)
   curves = [
-    _rows(folder, column) if size is None else _binned(folder, column, size)
+    _rows(folder, task.clock, column)
+    if size is None
+    else _binned(folder, column, size)
     for folder in folders
   ]
   ends = max((curve[0] for curve in curves), key=len)
@@ -159,8 +169,20 @@ def _plot(config: PlotConfig) -> None:
     references,
     title=task.name,
     x_label=task.clock.replace('_', ' '),
-    y_label=_RETURNS[column],
+    y_label=_RETURNS.get(column, column.replace('_', ' ')),
   )
+
+
+def _column(config: PlotConfig, task: '_Task', folder: RunFolder) -> str:
+  """The column that is drawn."""
+  columns = list(_RETURNS)
+  if not task.acts:
+    columns = list(_read(folder))
+  preferred = [name for name in _HEADLINES if name in columns]
+  column = config.column or preferred[0]
+  if column not in columns:
+    raise UsageError(f'--column={column} must be one of {", ".join(columns)}')
+  return column
 
 
 def _is_sweep(folder: RunFolder) -> bool:
@@ -317,30 +339,42 @@ class _Task(NamedTuple):
   def is_game(self) -> bool:
     return self.clock == 'frames'
 
+  @property
+  def acts(self) -> bool:
+    """Whether it plays rather than learn from a data set."""
+    return self.clock != 'gradient_steps'
+
 
 def _task(folder: RunFolder) -> _Task:
-  known = folder.read_flags()
-  if known is not None and 'game' in known:
+  known = _flags_of(folder)
+  if 'game' in known:
     return _Task(known['game'], 'frames')
-  if known is not None and 'environment' in known:
-    return _Task(known['environment'], 'env_steps')
-  raise UsageError(f'--runs={folder.path} must be the folder of a run')
+  if 'environment' in known:
+    acts = 'env_steps' in _read(folder)
+    return _Task(
+      known['environment'], 'env_steps' if acts else 'gradient_steps'
+    )
+  raise UsageError(
+    f'--runs={folder.path} must be of a game, an environment or a data set'
+  )
 
 
-def _read(folder: RunFolder, column: str) -> Table:
+def _read(folder: RunFolder, column: str | None = None) -> Table:
   """The rows of a run, of which there are some, with the column."""
   metrics = read_metrics(folder.metrics)
-  if not len(metrics.get('frames', ())):
+  if not metrics or not len(next(iter(metrics.values()))):
     raise RunError(f'{folder.path} has no rows of metrics yet')
-  if column not in metrics:
+  if column is not None and column not in metrics:
     raise RunError(f'{folder.path} has no column {column}')
   return metrics
 
 
-def _rows(folder: RunFolder, column: str) -> tuple[np.ndarray, np.ndarray]:
-  """Env steps at the ends of iterations, and the mean return of each."""
+def _rows(
+  folder: RunFolder, clock: str, column: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """The clock at the ends of iterations, and the column."""
   metrics = _read(folder, column)
-  return metrics['env_steps'], metrics[column]
+  return metrics[clock], metrics[column]
 
 
 def _binned(

@@ -384,6 +384,7 @@ def drop(config: SiameseConfig) -> list[str]:
   meaning = {
     'momentum': config.optimizer != 'adam',
     'temperature': contrasts,
+    'probe_size': config.panel_period > 0,
     'predictor': not contrasts,
     'symmetric': not contrasts,
     'twin_statistics': not contrasts,

@@ -118,6 +118,11 @@ class Group:
     """Steps of one iteration of all runs, of the loop's clock."""
     return len(self.runs) * self.loop.iteration_steps
 
+  @property
+  def rows(self) -> int:
+    """Rows of metrics that all runs leave."""
+    return self.iterations * len(self.runs)
+
   def settings(self) -> dict[str, np.ndarray]:
     """[R] arrays by name."""
     return {

@@ -39,6 +39,7 @@ from experiments.flags import (
   one_of,
   option,
   refuse,
+  say_idle,
   usage_errors,
 )
 from siamrl.report.metrics import read_metrics
@@ -167,6 +168,7 @@ def _train(
   with usage_errors():  # such as a rule that does not fit the network
     check_memory(list(_make_programs(sweep, tasks, family)), first, platform)
   groups = list(make_groups(sweep, tasks, family))
+  say_idle(sweep.configs, family.drop)
   recorded = sweep._replace(
     values=sweep.values | {'run_dir': (run_dir,), 'overwrite': (False,)}
   )
@@ -177,7 +179,8 @@ def _train(
       run_dir=run_dir,
       overwrite=first.overwrite,
       flags=as_flags(recorded),
-      config=as_json(recorded),
+      config=as_json(recorded)
+      | {'derived': {'rows': sum(group_.rows for group_ in groups)}},
       ignore=WHERE,
       share=first.share,
       vectorised=platform != 'cpu' if vectorised is None else vectorised,
@@ -321,7 +324,12 @@ def check_memory(
         field = 'replay_capacity'
         if not hasattr(config, field):
           field = 'projector_units'
-        refuse(config, field, f'be so small that a run fits the memory: {need}')
+        refuse(
+          config,
+          field,
+          'be so small, and the network too, that a run fits the memory: '
+          f'{need}',
+        )
       raise UsageError(
         f'--seeds={config.seeds} times {combinations} combinations are '
         f'{combinations * config.seeds} runs, and must be at most {most} to '

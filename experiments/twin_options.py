@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from experiments.flags import (
   FRACTION,
@@ -40,9 +40,6 @@ def _readers(name: str) -> str:
 @dataclasses.dataclass(frozen=True)
 class TwinOptions:
   """What a launcher's options of the twin are; it inherits them."""
-
-  # Of rules' parameters that a user need not give, where a rule takes them.
-  twin_defaults: ClassVar[Mapping[str, Any]] = {}
 
   _twin: Any = group('The twin')
   target_update: str = choice(
@@ -136,6 +133,15 @@ def default(name: str, value: Any) -> Any:
   return dataclasses.field(default=value, metadata=inherited.metadata)
 
 
+def default_where_taken(name: str, value: Any) -> Any:
+  """The same of a parameter that some rules do not take: of those that do."""
+  field = TwinOptions.__dataclass_fields__[name]
+  text = f'{field.metadata["help"]}; {value} if not given'
+  return dataclasses.field(
+    default=None, metadata={**field.metadata, 'help': text, 'taken': value}
+  )
+
+
 def meaningless(config: TwinOptions) -> list[str]:
   """The parameters that mean nothing to the chosen rule."""
   rule, period = config.target_update, twins.RULES[config.target_update].period
@@ -169,9 +175,10 @@ def parameters(
   _check_meant(config)
   given = {name: getattr(config, name) for name in twins.PARAMETERS}
   takes = twins.takes(config.target_update, config.target_paths)
-  for name, value in config.twin_defaults.items():
-    if given[name] is None and name in takes:
-      given[name] = value
+  for name in takes:
+    if given[name] is None:
+      metadata = type(config).__dataclass_fields__[name].metadata
+      given[name] = metadata.get('taken')
   for name in _PERIODS:
     if given[name] is not None and name in takes:
       given[name] = speeds.gradient_steps(given[name], name)

@@ -200,10 +200,10 @@ def _labels(
 
 def _npz(path: pathlib.Path) -> Images:
   try:
-    opened = np.load(path, allow_pickle=False)
-    if not isinstance(opened, np.lib.npyio.NpzFile):
-      raise ValueError('it holds a single array')
-    with opened as file:
+    # NumPy would take it for a pickle, and advise to allow it.
+    if path.is_file() and not zipfile.is_zipfile(path):
+      raise ValueError('it is not in the .npz format')
+    with np.load(path, allow_pickle=False) as file:
       arrays = {
         name: file[name] for name in ('images', 'labels') if name in file.files
       }

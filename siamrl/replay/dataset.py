@@ -148,10 +148,10 @@ def load_dataset(
   path = pathlib.Path(path)
   arrays = {}
   try:
-    opened = np.load(path, allow_pickle=False)
-    if not isinstance(opened, np.lib.npyio.NpzFile):
-      raise ValueError('it holds a single array')
-    with opened as file:
+    # NumPy would take it for a pickle, and advise to allow it.
+    if path.is_file() and not zipfile.is_zipfile(path):
+      raise ValueError('it is not in the .npz format')
+    with np.load(path, allow_pickle=False) as file:
       for key in Dataset._fields:
         if key in file.files:
           arrays[key] = _member(file, key)

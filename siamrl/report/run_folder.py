@@ -133,6 +133,14 @@ class RunFolder:
     pairs = (line.removeprefix('--').partition('=') for line in lines[1:])
     return {name: value for name, _, value in pairs}
 
+  def rows(self) -> int | None:
+    """Rows of the metrics once the run is finished; None if not recorded."""
+    try:
+      config = json.loads(self.config.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+      return None
+    return config.get('derived', {}).get('rows')
+
   def close(self) -> None:
     """Lets go of the lock, if this object holds it. Twice does no harm."""
     if self._lock is not None:

@@ -1,6 +1,7 @@
 """The criteria of studies, on tables whose outcome is made."""
 
 import itertools
+import json
 import pathlib
 
 import pytest
@@ -16,6 +17,7 @@ from experiments import (
   sweep_run,
 )
 from siamrl.report.metrics import MetricsWriter, read_metrics
+from siamrl.report.run_folder import RunFolder
 
 FLAGFILES = pathlib.Path(__file__).parents[2] / 'experiments' / 'flagfiles'
 
@@ -237,6 +239,16 @@ def test_twin_rate_needs_its_rates(tmp_path):
     criteria.twin_rate(table)
 
 
+def test_what_orders_runs_must_be_swept(tmp_path):
+  points = [
+    {'target_update': 'soft', 'tau': 0.1},
+    {'target_update': 'hard', 'tau': None},
+  ]
+  table = _rows(tmp_path, points, {'q_tm1': lambda *_: 1.0})
+  with pytest.raises(ValueError, match='--tau must be swept'):
+    criteria.twin_rate(table)
+
+
 # What each arm of collapse ends with: its loss and its normalised std.
 _ENDS = {
   'default': (-0.9, 0.8),
@@ -439,6 +451,13 @@ def test_the_command(tmp_path, capsys):
   )
   assert execute('--study=twin_age', f'--runs={tmp_path}') == 0
   assert capsys.readouterr().out.count('met: ') == 3
+  folder = RunFolder(tmp_path)
+  rows = len(read_metrics(folder.metrics)['seed'])
+  for all_rows in (rows, rows + 1000):
+    folder.config.write_text(json.dumps({'derived': {'rows': all_rows}}))
+    assert execute('--study=twin_age', f'--runs={tmp_path}') == 0
+    told = f'not finished: {rows:,} of {all_rows:,} rows\n'
+    assert (told in capsys.readouterr().out) == (all_rows > rows)
   assert execute('--study=soft_divergence', f'--runs={tmp_path}') == 1
   assert 'is no sweep of --study=soft_divergence' in capsys.readouterr().err
   assert execute('--study=twin_age', f'--runs={tmp_path / "none"}') == 1

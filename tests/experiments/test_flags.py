@@ -285,6 +285,25 @@ def test_what_means_nothing_is_not_crossed():
   )
 
 
+@pytest.mark.parametrize(
+  'arguments, note',
+  [
+    (['--rule=a', '--tau=0.5'], '--tau=0.5 changes nothing here'),
+    (
+      ['--rule=c', '--tau=0.5', '--period=7'],
+      '--period=7, --tau=0.5 change nothing here',
+    ),
+    (['--rule=a,b', '--tau=0.5', '--period=7'], None),
+    (['--rule=c', '--period=10_000'], None),  # as if it were not given
+    (['--rule=b', '--tau=0.5'], None),
+  ],
+)
+def test_what_means_nothing_is_said(arguments, note, capsys):
+  drop = lambda config: _MEANINGLESS[config.rule]
+  flags.say_idle(_sweep(*arguments).configs, drop)
+  assert capsys.readouterr().err == (f'note: {note}\n' if note else '')
+
+
 def test_what_means_nothing_anywhere_is_left_to_the_launcher():
   assert _sweep('--rule=a', '--tau=0.5').configs == (Many(tau=0.5),)
   assert [c.tau for c in _sweep('--rule=a,c', '--tau=0.5,1').configs] == [

@@ -651,6 +651,7 @@ def refused(monkeypatch, tmp_path):
       ['--collect_env_steps=100000000000'],
       '--collect_env_steps=100000000000 must fit the memory',
     ),
+    (['--batch_size=9000000000'], '--batch_size=9000000000 must fit the mem'),
     (
       ['--dataset=data.npz'],
       '--collect_env_steps=200 must not be given with --dataset=data.npz',

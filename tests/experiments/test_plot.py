@@ -136,6 +136,47 @@ def test_what_it_refuses_of_robots(tmp_path, capsys):
     assert len(error.splitlines()) == 1
 
 
+def _on_data(path, columns):
+  """The folder of a run that has learnt from a data set."""
+  folder, _ = open_run_folder(path, {'environment': 'car_on_hill'}, {})
+  with (
+    folder,
+    MetricsWriter(folder.metrics, step_column='gradient_steps') as writer,
+  ):
+    for number in (1, 2):
+      values = {name: number * value for name, value in columns.items()}
+      writer.write({'gradient_steps': 50 * number} | values)
+  return path
+
+
+def test_runs_on_data_sets(tmp_path, monkeypatch, capsys):
+  one = _on_data(tmp_path / 'one', {'loss': 3.0, 'grid_return': 0.2})
+  two = _on_data(tmp_path / 'two', {'loss': 5.0, 'grid_return': 0.4})
+  drawn = {}
+
+  def draw(path, series, references, **words):
+    drawn.update(words, series=series)
+
+  monkeypatch.setattr(plot, 'plot_curve', draw)
+  output = f'--output={tmp_path}/curve'
+  for column, label, ends in [
+    ((), 'grid return', [0.3, 0.6]),
+    (('--column=loss',), 'loss', [4, 8]),
+  ]:
+    assert not _plot(f'--runs={one},{two}', output, *column)
+    assert (drawn['x_label'], drawn['y_label']) == ('gradient steps', label)
+    (mean,) = drawn['series']
+    np.testing.assert_array_equal(mean.x, [50, 100])
+    np.testing.assert_allclose(mean.y, ends)
+  for arguments, message in [
+    ((output, '--column=train_return'), 'must be one of gradient_steps, loss'),
+    ((output, '--reference=x.csv'), '--reference must not be given for runs'),
+    ((f'--output={tmp_path}/no/x',), 'no/x must lie in a folder that exists'),
+  ]:
+    assert _plot(f'--runs={one}', *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   'arguments, message, code',
   [

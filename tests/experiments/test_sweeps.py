@@ -248,6 +248,12 @@ def test_a_finished_sweep_says_so(undisturbed):
   assert files() == before
 
 
+def test_the_rows_that_there_will_be(undisturbed):
+  folder = RunFolder(undisturbed)
+  assert folder.rows() == len(read_metrics(folder.metrics)['seed']) == 24
+  assert RunFolder(undisturbed / 'nowhere').rows() is None
+
+
 def test_options_as_the_table_has_them():
   point = {'hidden_sizes': '8', 'tau': None, 'agent': 'dqn', 'batch_size': 1}
   cells = point | {'hidden_sizes': '[8]', 'layer_norm': 'true'}
