@@ -138,6 +138,10 @@ def check(config: CollectOptions) -> None:
     )
   if config.env_steps >= 2**31:
     refuse(config, 'env_steps', f'be below {2**31}')
+
+
+def check_replay(config: CollectOptions) -> None:
+  """Raises UsageError for a replay that cannot be, or not be looked at."""
   with usage_errors():
     panel_options.check(
       config,
@@ -145,10 +149,6 @@ def check(config: CollectOptions) -> None:
       capacity=config.replay_capacity,
       unready=config.n_step * config.num_envs,
     )
-
-
-def check_replay(config: CollectOptions) -> None:
-  """Raises UsageError for a replay that cannot be."""
   # Before the first gradient step, n transitions of each environment are not
   # yet whole.
   needed = config.batch_size + config.num_envs * config.n_step

@@ -180,6 +180,13 @@ def check(config: CompiledConfig) -> None:
 def _check_rollout(config: CompiledConfig) -> None:
   """Raises UsageError for options that do not go with learning at once."""
   speeds_ = make_schedule(config)
+  with usage_errors():
+    panel_options.check(
+      config,
+      iteration_env_steps=config.iteration_env_steps,
+      capacity=speeds_.collect,  # there is nothing but the last round
+      unready=0,
+    )
   learnt = speeds_.regress * config.batch_size
   if learnt % speeds_.collect:
     refuse(

@@ -4,7 +4,7 @@
 
 reads the metrics of a sweep and says of each claim whether it is met. A claim
 that something exceeds something else is met if the 95 % interval of the
-difference (bootstrapped over seeds, within each task) lies above 0.
+difference of means (bootstrapped over seeds, within each task) lies above 0.
 
 Of a sweep that is not finished it judges what there is, and says so. Studies,
 each with flag files that begin with its name (siamese_accuracy has

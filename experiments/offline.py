@@ -248,12 +248,13 @@ def drop(config: OfflineConfig) -> list[str]:
   }
   dropped = [name for name, meant in meaning.items() if not meant]
   with usage_errors():  # paths that cannot be read
-    return [
-      *dropped,
+    dropped += [
       *options.meaningless(config),
       *target_options.meaningless(config),
       *twin_options.meaningless(config),
     ]
+  # Also the length of an iteration, whatever the rule.
+  return [name for name in dropped if name != 'target_period']
 
 
 def _train(config: OfflineConfig, stop: devices.StopRequest) -> None:

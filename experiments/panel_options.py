@@ -50,22 +50,24 @@ class PanelOptions:
   )
   probe_size: int = option(
     256,
-    'Transitions that it looks at, drawn in the first iteration and kept.',
+    'Transitions that it looks at, drawn in the first iteration and kept; no '
+    'rank is larger.',
     POSITIVE,
     single=True,
   )
   shadows: str | None = option(
     None,
     'Rules whose targets and gradients are computed beside those in use, such '
-    'as self+soft; of the same mean age, but soft moves every '
-    f'{STRIDE} gradient steps, so that it is {(STRIDE - 1) / 2:g} old at least',
+    'as self+soft; about as old on average, but soft moves every '
+    f'{STRIDE} gradient steps, so that it is {(STRIDE - 1) / 2:g} old at '
+    'least. They are born equal and move after gradient steps',
     _SHADOWS,
     single=True,
   )
   reward_bound: float = option(
     1.0,
-    'Largest reward learnt from: values above it / (1 - discount) have '
-    'diverged softly.',
+    'Largest reward learnt from, after scale and clip: values above it / '
+    '(1 - discount) have diverged softly.',
     POSITIVE,
     single=True,
   )

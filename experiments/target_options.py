@@ -69,12 +69,22 @@ def meaningless(config: TargetOptions) -> list[str]:
   return [name for name in td.TARGET_PARAMETERS if name not in takes]
 
 
-def parameters(config: TargetOptions) -> dict[str, Any]:
+def parameters(config: Any) -> dict[str, Any]:
   """The form's parameters.
 
+  Args:
+    config: the options, those of the twin among them.
+
   Raises:
-    ValueError: the form cannot be made of what is given.
+    ValueError: the form cannot be made of what is given, or hides from a rule
+      what that is about.
   """
+  if (config.target_update, form_of(config)) == ('residual', 'inverse_double'):
+    # Values come from behind a stop-gradient, choices have no gradient.
+    raise ValueError(
+      'target_form=inverse_double must not be given with '
+      'target_update=residual: no gradient flows through its targets'
+    )
   given = {name: getattr(config, name) for name in td.TARGET_PARAMETERS}
   td.make_target(form_of(config), **given)
   return {name: given[name] for name in td.TARGETS[form_of(config)].takes}

@@ -20,6 +20,9 @@ from siamrl.types import Twin
 # Rules whose twin is the online network, or a part of it.
 _WITHOUT_TWIN = ('self', 'residual', 'iterated_heads')
 
+# Rules that are applied at every gradient step, and keep clocks of their own.
+_OWN_CLOCKS = ('hard_scheduled', 'chain', 'by_path')
+
 _MOST = 2**31  # what int32 counts
 
 _PERIODS = ('target_period', 'target_period_end', 'target_sync_period')
@@ -205,9 +208,10 @@ def _check_meant(config: TwinOptions) -> None:
     value = getattr(config, name)
     if value != unset and name in meaningless(config):
       shown = str(value).lower()
-      raise ValueError(
-        f'{name}={shown} has no meaning for target_update={rule!r}'
-      )
+      why = 'has no meaning for'
+      if rule in _OWN_CLOCKS and name in ('reset_optimizer', 'count_warmup'):
+        why = 'goes by one clock, and cannot be had with'
+      raise ValueError(f'{name}={shown} {why} target_update={rule!r}')
 
 
 class Units(Protocol):
@@ -272,9 +276,9 @@ def mean_age(
   """How old the twin is on average, in gradient steps, about.
 
   (C - 1) / 2 of copies every C gradient steps, (1 - tau) / tau of an average,
-  C (1 - tau) / tau more than the former of an average every C. A rule with
-  neither counts as `hard` with --target_period; of other rules it is that of
-  their main clock.
+  C (1 - tau) / tau more than the former of an average every C, C (K - 1) / 2
+  more of the mean of K copies. A rule with neither counts as `hard` with
+  --target_period; of other rules it is that of their main clock, as it begins.
 
   Args:
     config: the options.
@@ -293,7 +297,10 @@ def mean_age(
     period = settings['sync']
   else:  # not heeded: then the same for all runs of a program
     period = speeds.gradient_steps(config.target_period, 'target_period')
-  return (period - 1) / 2
+  copies = 1
+  if config.target_update == 'averaged':
+    copies = config.target_count or copies
+  return (period - 1) / 2 + period * (copies - 1) / 2
 
 
 def make_twin(config: TwinOptions, values: Mapping[str, Any]) -> Twin:

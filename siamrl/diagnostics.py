@@ -252,7 +252,7 @@ def td_split(
   """Splits the TD error with a target network (Piche et al. 2022).
 
   delta_TN = delta_theta + discount_t * (max_a q_t[a] - max_a q_t_online[a]).
-  Written for one transition.
+  Written for one transition. It is of the form `max`, whichever form is learnt.
 
   Args:
     q_tm1: [] online value of the action taken.
@@ -831,7 +831,8 @@ def make_panel(
   Returns:
     A panel that measures `twin_age`, `twin_distance`, `functional_distance`,
     `greedy_disagreement`, `target_mean`, `target_drift`, what `churn` returns,
-    `td_own_abs`, `td_split` and `td_split_abs` (the twin's part), `q_max_abs`,
+    `td_own_abs`, `td_split` and `td_split_abs` (the twin's part; of the form
+    `max`, whichever is learnt), `q_max_abs`,
     `soft_divergence`, `srank`, `effective_rank`, `dormant_T` for each threshold
     T, `dormant_overlap`, and what `counterfactuals` returns. All are of the
     probe but `q_max_abs` and `soft_divergence`, which see the batch too.

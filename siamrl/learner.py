@@ -120,6 +120,33 @@ class _InFloat32(NamedTuple):
   inner: Any
 
 
+def _unrounded(kept: Params, params: Params) -> Params:
+  """What the parameters are roundings of, where that is still true."""
+  return jax.tree.map(
+    lambda long, now: jnp.where(long.astype(now.dtype) == now, long, now),
+    kept,
+    params,
+  )
+
+
+def restart(
+  optimizer: optax.GradientTransformation, opt_state: Any, params: Params
+) -> Any:
+  """The state of an optimiser that starts anew.
+
+  Of parameters of a shorter type it keeps the float32 copy.
+
+  Args:
+    optimizer: of `make_optimizer`.
+    opt_state: where it stands.
+    params: of which.
+  """
+  fresh = optimizer.init(params)
+  if isinstance(fresh, _InFloat32):
+    return fresh._replace(params=_unrounded(opt_state.params, params))
+  return fresh
+
+
 def _in_float32(
   optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
@@ -142,11 +169,7 @@ def _in_float32(
   def update(grads, state, params=None, **extra):
     if not isinstance(state, _InFloat32):
       return clocked.update(grads, state, params, **extra)
-    before = jax.tree.map(
-      lambda kept, now: jnp.where(kept.astype(now.dtype) == now, kept, now),
-      state.params,
-      params,
-    )
+    before = _unrounded(state.params, params)
     updates, inner = clocked.update(wide(grads), state.inner, before, **extra)
     after = optax.apply_updates(before, updates)
     # The difference of the roundings, exact in float32.
@@ -323,7 +346,7 @@ def make_regress(
     if reset_optimizer:
       opt_state = jax.lax.cond(
         (gradient_steps + sync_offset) % sync == 0,
-        lambda: optimizer.init(online_params),
+        lambda: restart(optimizer, opt_state, online_params),
         lambda: opt_state,
       )
     return state.replace(

@@ -33,8 +33,6 @@ from siamrl.agents.q import make_q_agent
 from siamrl.learner import Regress
 from siamrl.types import Agent, TrainState, Transition
 
-# No error is as large: within it Huber's loss is error**2 / 2.
-_BOUNDLESS = 1e100
 # Vectors of these lengths are mapped to see that a map is linear: a rule with a
 # ball or a clip must show itself.
 _PROBES = (1e-6, 1.0, 1e6, 1e12, 1e30)
@@ -134,8 +132,7 @@ def linear_agent(initial: chex.Array) -> Agent:
   agent = make_q_agent(
     network,
     initial[None],
-    td_loss='huber',
-    error_bound=_BOUNDLESS,
+    td_loss='half_squared',
     batch_reduction='sum',
   )
   # The agent would draw them, and round them to float32.
@@ -718,8 +715,6 @@ def _largest_mode(snapshots: np.ndarray, exponents: np.ndarray) -> float:
 
 
 def _exp(logarithm: float) -> float:
-  """exp, or the largest float."""
-  try:
-    return math.exp(logarithm)
-  except OverflowError:
-    return sys.float_info.max
+  """exp, or the largest float, of what is beyond all numbers too."""
+  largest = sys.float_info.max
+  return math.exp(logarithm) if logarithm < math.log(largest) else largest

@@ -433,7 +433,8 @@ def _with_term(agent: Agent, term: Callable[..., chex.Array]) -> Agent:
   ) -> tuple[chex.Array, Metrics]:
     value, metrics = agent.loss(online, target, batch, key, **kwargs)
     added = term(online, target, batch, key)
-    return value + added, metrics | {'twin_term': added}
+    value += added
+    return value, metrics | {'loss': value, 'twin_term': added}
 
   return agent._replace(loss=loss)
 
@@ -525,7 +526,7 @@ def proximal(twin_weight: chex.Numeric) -> Twin:
 
   online <- (1 - weight) * online + weight * target, and then the optimiser's
   step, which does not see the pull: DQN Pro as its code has it (Asadi et al.
-  2022; amazon-research/fast-rl-with-slow-updates). For plain gradient descent
+  2022; amazon-science/fast-rl-with-slow-updates). For plain gradient descent
   it is the proximal term ||online - target||**2 / (2 c) of the paper with
   weight = step size / c. With weight 0 it is `hard`.
 
@@ -676,8 +677,10 @@ def iterated_heads(target_count: int) -> Twin:
   becomes k + 1, and the last stays. Each environment step is acted by one of
   the heads 1 to K, drawn evenly. The leaves of the last layer get a leading
   axis [K + 1]. As in theovincent/iS-DQN the heads are born different, and the
-  optimiser's state does not move along. With K = 1 the last layer alone has a
-  twin, and the others are `self_copy`.
+  optimiser's state does not move along. (Of its versions this is the one of
+  K + 1 heads; another has K heads of targets apart, with a period of their
+  own.) With K = 1 the last layer alone has a twin, and the others are
+  `self_copy`.
 
   Args:
     target_count: K, >= 1.

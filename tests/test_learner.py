@@ -358,6 +358,31 @@ def test_weights_in_bfloat16_that_something_else_has_changed():
   assert not any(np.size(leaf) == 2 for leaf in leaves)
 
 
+def test_an_optimiser_that_starts_anew_keeps_what_was_rounded():
+  optimizer = learner.make_optimizer('adam', learning_rate=1e-3, eps=1e-8)
+  params = jnp.ones(2, jnp.bfloat16)
+  state = optimizer.init(params)
+  for _ in range(10):  # each a step of 0.001, of which bfloat16 sees none
+    updates, state = optimizer.update(jnp.ones_like(params), state, params)
+    params = optax.apply_updates(params, updates)
+    state = learner.restart(optimizer, state, params)
+  np.testing.assert_allclose(state.params, 0.99, rtol=1e-5)
+  fresh = optimizer.init(params)
+  for leaf, new in zip(
+    jax.tree.leaves(state.inner), jax.tree.leaves(fresh.inner), strict=True
+  ):
+    np.testing.assert_array_equal(leaf, new)
+  # Without a copy it is what it was at first.
+  wide = jnp.ones(2)
+  begun = optimizer.init(wide)
+  _, later = optimizer.update(wide, begun, wide)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    learner.restart(optimizer, later, wide),
+    begun,
+  )
+
+
 def test_a_fresh_twin_shares_no_key_with_the_network():
   agent = make_td3_agent(
     DeterministicActor(action_dim=1, sizes=(8, 8)),

@@ -397,6 +397,20 @@ def test_runs_of_rules_without_a_matrix():
   assert free.final_value_norm > 1e6
 
 
+def test_values_beyond_all_numbers_have_diverged():
+  """Of a rule that is not linear, whose numbers are not rescaled."""
+  case = _case(
+    'projected_soft',
+    step_size=2.0,
+    projection_radius=100.0,
+    tau=0.1,
+    ridge=0.0,
+  )
+  (run,) = stability.run([case], 40_000)
+  assert run.diverged
+  assert run.final_value_norm == sys.float_info.max
+
+
 def test_a_short_run_tells_nothing_of_growth():
   (run,) = stability.run([_case('hard', 500)], 3_000)
   assert run.growth is None

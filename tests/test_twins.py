@@ -512,6 +512,7 @@ def test_the_functional_term_by_hand(td_loss):
   half = 0.5 if td_loss == 'huber' else 1.0
   term = 2.0 * half * np.mean((q_target - q) ** 2)
   assert float(metrics['twin_term']) == pytest.approx(term, rel=1e-5)
+  assert metrics['loss'] == value
   assert float(value) == pytest.approx(
     half * np.mean((y - q) ** 2) + term, rel=1e-5
   )

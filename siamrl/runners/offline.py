@@ -234,7 +234,8 @@ def make_iterate(
       online_params=online_params, target_params=target_params
     )
     if reset_optimizer:
-      state = state.replace(opt_state=optimizer.init(online_params))
+      opt_state = learner.restart(optimizer, state.opt_state, online_params)
+      state = state.replace(opt_state=opt_state)
     return state, jax.tree.map(lambda total: total / taken, sums)
 
   take = take_all

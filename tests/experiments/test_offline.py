@@ -665,6 +665,19 @@ def test_bad_input(refused, tmp_path, arguments, words):
   assert not list(tmp_path.iterdir())
 
 
+def test_what_means_nothing():
+  """Periods are the length of an iteration whatever the rule."""
+  config = flags.from_arguments(
+    offline.OfflineConfig,
+    '--target_update=soft',
+    '--tau=0.1',
+    '--optimizer=sgd',
+  )
+  dropped = offline.drop(config)
+  assert {'optimizer_eps', 'tolerance_window', 'target_count'} <= set(dropped)
+  assert not {'target_period', 'tau', 'num_envs'} & set(dropped)
+
+
 def test_a_length_that_is_no_whole_fits(refused):
   line = refused('--gradient_steps=1500')
   assert '--gradient_steps=1500 must be a multiple of --target_period=1000' in (

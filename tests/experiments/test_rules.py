@@ -123,6 +123,26 @@ def test_shadows_are_as_old_as_each_run_of_a_sweep():
       assert row['panel/shadow_gap/hard'] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+  'arguments, settings, age',
+  [
+    (('--target_update=hard',), {'sync': 10}, 4.5),
+    # Of the last three copies the newest is 0 to 9 steps old.
+    (('--target_update=averaged', '--target_count=3'), {'sync': 10}, 14.5),
+    (('--target_update=soft', '--tau=0.25'), {'tau': 0.25}, 3.0),
+    (
+      ('--target_update=periodic_soft', '--tau=0.25'),
+      {'tau': 0.25, 'sync': 10},
+      34.5,
+    ),
+  ],
+)
+def test_mean_ages(arguments, settings, age):
+  (config,) = _sweep(*arguments).configs
+  units = twin_options.Speeds('gradient_steps', 1, 1)
+  assert twin_options.mean_age(config, units, settings) == age
+
+
 @pytest.mark.parametrize('name', td.TARGETS)
 def test_every_form_fits_the_compiled_loop(name):
   given = (f'--{key}={GIVEN[key]}' for key in td.TARGETS[name].takes)
@@ -203,6 +223,25 @@ def test_rules_and_forms_in_one_sweep():
     (
       ('--target_update=self', '--target_init=fresh'),
       '--target_init=fresh has no meaning for target_update=self',
+    ),
+    (
+      (
+        '--target_update=by_path',
+        '--target_paths=torso:hard+last:hard',
+        '--count_warmup',
+      ),
+      '--count_warmup=true goes by one clock, and cannot be had with '
+      'target_update=by_path',
+    ),
+    (
+      ('--target_update=residual', '--target_form=inverse_double'),
+      '--target_form=inverse_double must not be given with '
+      'target_update=residual',
+    ),
+    (
+      ('--replay=none', '--train_period=10', '--batch_size=10')
+      + ('--panel_period=1', '--probe_size=11'),
+      '--probe_size=11 must be at most 10, the transitions',
     ),
     (
       ('--target_update=soft', '--tau=0.1', '--count_warmup'),
