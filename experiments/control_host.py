@@ -126,7 +126,7 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
       'have continuous actions; JAX-native ones with discrete actions are for '
       'python -m experiments.classic',
     )
-  _check_memory(config, environments)
+  _check_replay(config, environments)
   devices.configure(config.platform)
   with usage_errors():
     parts, derived = build(config, environments, RunFolder(run_dir))
@@ -163,9 +163,20 @@ def _note_cut_episodes(config: ControlConfig) -> None:
     )
 
 
-def _check_memory(
+def _check_replay(
   config: ControlConfig, environments: GymnasiumEnvironments
 ) -> None:
+  # In the worst case every other slot ends an episode, and of each
+  # environment's oldest and newest few slots none starts a transition.
+  unready = config.n_step + environments.stack
+  least = 2 * (config.batch_size + config.num_envs * unready)
+  if config.replay_capacity < least:
+    refuse(
+      config,
+      'replay_capacity',
+      f'be at least {least}: room for --batch_size={config.batch_size}, and '
+      f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
+    )
   nbytes = HostReplay.estimate_nbytes(
     config.replay_capacity,
     environments.frame_shape,

@@ -98,7 +98,7 @@ class ControlConfig(collecting.CollectOptions):
   _agent: Any = group('The agent')
   agent: str = choice(
     'td3',
-    'Which:',
+    'Which; the other defaults are those of td3, for presets to change:',
     {name: a.summary for name, a in actor_critic.AGENTS.items()},
   )
   critics: int | None = option(
@@ -241,12 +241,19 @@ def _readers(name: str) -> list[str]:
 
 def drop(config: ControlConfig) -> list[str]:
   """Options that mean nothing to a run; a sweep does not cross them with it."""
-  exploration = agent_options(config).get('exploration')
-  learns_alpha = config.agent in _readers('alpha') and config.alpha is None
+  built = agent_options(config)
+  learns_alpha = (
+    config.agent in _readers('alpha')
+    and config.alpha is None
+    and not config.fixed_policy
+  )
   meaning = {
     name: config.agent in _readers(name) for name in _BUILT + _OF_RANDOM_ACTORS
   } | {
-    'exploration_theta': exploration == 'ornstein_uhlenbeck',
+    'exploration_theta': built.get('exploration') == 'ornstein_uhlenbeck'
+    and built['exploration_std'] > 0,
+    'smoothing_clip': built.get('smoothing_std', 0) > 0,
+    'eval_environment': config.eval_episodes > 0,
     'target_entropy': learns_alpha,
     'alpha_learning_rate': learns_alpha,
     'error_bound': config.td_loss in ('huber', 'clipped'),
@@ -276,7 +283,7 @@ def check(config: ControlConfig) -> None:
         f'go with --agent={" or ".join(readers)}, not {config.agent}',
       )
   if config.exploration_theta is not None and (
-    'exploration_theta' in drop(config)
+    agent_options(config).get('exploration') != 'ornstein_uhlenbeck'
   ):
     refuse(
       config, 'exploration_theta', 'go with --exploration=ornstein_uhlenbeck'

@@ -66,6 +66,12 @@ def check(config: Any) -> None:
     value = getattr(config, name)
     if value != fields[name].default:
       raise ValueError(f'{name}={value} must go with --spr_steps=1 or more')
+  if config.spr_steps and config.target_update == 'projected_soft':
+    raise ValueError(
+      f'spr_steps={config.spr_steps} must be 0 for '
+      'target_update=projected_soft: the torso, which has two twins, would '
+      'count twice in its norm'
+    )
   form = target_options.form_of(config)
   if config.spr_steps and td.TARGETS[form].networks > 1:
     raise ValueError(

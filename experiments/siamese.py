@@ -138,7 +138,8 @@ class SiameseConfig(twin_options.TwinOptions, sweeps.SweepOptions):
   agent: str = option(
     'simsiam',
     'The loss: the negative cosine (simsiam), the squared error of unit '
-    'vectors (byol), or NT-Xent, which has no twin (simclr)',
+    'vectors (byol), or NT-Xent, which has no twin (simclr). The slow twin of '
+    'BYOL is --target_update=soft',
     one_of(AGENTS),
   )
   predictor: str = choice(

@@ -912,8 +912,10 @@ def make_panel(
       )
     if agent.taken is None:
       return metrics
+    q_tm1 = agent.taken(online, probe)
     split = jax.vmap(td_split)(
-      agent.taken(online, probe),
+      # Of several networks their mean, as losses report it.
+      jnp.mean(q_tm1.reshape(len(q_tm1), -1), 1),
       probe.r_t,
       probe.discount_t,
       agent.bootstrap(

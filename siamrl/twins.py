@@ -491,7 +491,8 @@ def functional(twin_weight: chex.Numeric) -> Twin:
   loss(r + discount * v_online(s') - q(s, a)) + weight * loss(q_twin(s, a) -
   q(s, a)), with the same loss of an error in both, on the batch's states and
   actions (Piche et al. 2022, as in their code, fr_dqn_atari_jax.py, with weight
-  1). With weight 0 it is `self_copy`.
+  1). Each of several networks is tied to its own twin. With weight 0 it is
+  `self_copy`.
 
   Args:
     twin_weight: of the second term, >= 0.
@@ -957,7 +958,15 @@ PARAMETERS: dict[str, Domain] = {
 }
 
 # Rules that only move parameters, and hence may be a part of `by_path`.
-PARTS = ('hard', 'soft', 'soft_cosine', 'soft_linear', 'frozen', 'self')
+PARTS = (
+  'hard',
+  'soft',
+  'periodic_soft',
+  'soft_cosine',
+  'soft_linear',
+  'frozen',
+  'self',
+)
 
 
 def takes(name: str, target_paths: str | None = None) -> tuple[str, ...]:
@@ -973,7 +982,8 @@ def takes(name: str, target_paths: str | None = None) -> tuple[str, ...]:
   names = dict.fromkeys(RULES[name].takes)
   if name == 'by_path' and target_paths:
     for part in parse_paths(target_paths).values():
-      names |= dict.fromkeys(('target_period',) if part == 'hard' else ())
+      has_period = RULES[part].period is None
+      names |= dict.fromkeys(('target_period',) if has_period else ())
       names |= dict.fromkeys(RULES[part].takes)
   return tuple(names)
 
@@ -1056,6 +1066,6 @@ def _part(name: str, given: Mapping[str, Any]) -> Twin:
   if name == 'self':
     return hard()  # at every gradient step
   rule = RULES[name].make(**{key: given[key] for key in RULES[name].takes})
-  if name == 'hard':
+  if RULES[name].period is None:
     return periodic(given['target_period'], rule)
   return rule

@@ -117,8 +117,8 @@ class Agent(NamedTuple):
       twin is an argument of its own, so `jax.grad` over the first one never
       differentiates it: the stop-gradient is an argument position. A keyword
       `bootstrap` takes the place of the agent's own; `bootstrap=None` says that
-      the batch's `r_t` are whole targets already, and that nothing but values
-      is to be learnt.
+      the batch's `r_t` are whole targets already, [B] or [B, K] for each of K
+      networks, and that nothing but values is to be learnt.
     bootstrap: (online_params, target_params, obs [B, ...], key) -> float32
       [B, A], what its targets are made of: the values of the observations, or
       an encoder's answers to them.
@@ -126,7 +126,8 @@ class Agent(NamedTuple):
       [B, A], what it learns towards. It has the keyword too.
     values: (params, obs [B, ...]) -> float32 [B, A], by which it acts; of an
       actor's own action, with A = 1; or an encoder's answers.
-    taken: (params, batch) -> float32 [B], values of the actions taken.
+    taken: (params, batch) -> float32 [B], values of the actions taken, or
+      [B, K] those of each of K networks that learn side by side.
     noise: (key, B) -> all that acting in B environments once needs of chance.
       Apart from acting, so that a compiled loop can draw it for many steps at
       once.

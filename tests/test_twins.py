@@ -487,9 +487,12 @@ def test_functional_without_weight_is_self():
   )
 
 
-def test_functional_with_a_twin_that_is_the_network_is_self():
+@pytest.mark.parametrize('form', ['max', 'clipped_double'])
+def test_functional_with_a_twin_that_is_the_network_is_self(form):
+  agent = _base(target_form=form)
   _assert_same_online(
-    _train(twins.functional(5.0), 1, 5), _train(twins.self_copy(), 1, 5)
+    _train(twins.functional(5.0), 1, 5, agent),
+    _train(twins.self_copy(), 1, 5, agent),
   )
 
 

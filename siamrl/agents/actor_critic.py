@@ -461,12 +461,13 @@ def _assemble(
       of nothing else, and metrics [].
 
   Returns:
-    An agent whose `loss` reports `loss`, the sum; `critic_loss`, of all critics
-    together; for each transition [B] the `q_tm1` of the action taken and
-    `td_error_abs`, means over the critics; and the metrics of `policy_loss`.
-    These are 0 where the actor is not due, and d times what they are where it
-    is: their means over gradient steps are right. Weights multiply the critics'
-    losses and nothing else.
+    An agent whose `loss` reports `loss`, the sum that is learnt from;
+    `critic_loss`, of all critics together; for each transition [B] the `q_tm1`
+    of the action taken and `td_error_abs`, means over the critics; and the
+    metrics of `policy_loss`. These are 0 where the actor is not due, and d
+    times what they are where it is: their means over gradient steps are right
+    (in that of `loss` the policy's part counts 1 / d). Weights multiply the
+    critics'    losses and nothing else.
   """
   if td_loss not in td.FORMS:
     raise ValueError(
@@ -491,8 +492,7 @@ def _assemble(
     return jax.vmap(losses.smallest_value)(q_values)[:, None]
 
   def taken(params: Params, batch: Transition) -> chex.Array:
-    q_tm1 = values_of(params['critic'], batch.obs_tm1, batch.a_tm1)
-    return jnp.mean(q_tm1, axis=1)
+    return values_of(params['critic'], batch.obs_tm1, batch.a_tm1)
 
   def play(
     params: Params, obs: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
@@ -524,7 +524,7 @@ def _assemble(
     else:
       y = targets(online_params, target_params, batch, key, bootstrap=bootstrap)
     q_tm1 = values_of(online_params['critic'], batch.obs_tm1, batch.a_tm1)
-    errors = y[:, None] - q_tm1  # [B, K]
+    errors = (y if y.ndim > 1 else y[:, None]) - q_tm1  # [B, K]
     each = jax.vmap(lambda errors: losses.critics_loss(errors, form))(errors)
     if batch.weight is not None:
       each = batch.weight * each

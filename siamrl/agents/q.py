@@ -203,6 +203,15 @@ def make_q_agent(
     # One after the other: on a CPU convolutions are slow under a vmap.
     return [network.apply(params[critic], obs) for critic in critics]
 
+  def of_actions(params: Params, batch: Transition) -> chex.Array:
+    """[networks, B] values of the actions taken."""
+    return jnp.stack(
+      [
+        jax.vmap(td.value_of)(q_tm1, batch.a_tm1)
+        for q_tm1 in estimates(params, batch.obs_tm1)
+      ]
+    )
+
   def values(params: Params, obs: chex.Array) -> chex.Array:
     return functools.reduce(jnp.minimum, estimates(params, obs))
 
@@ -215,8 +224,8 @@ def make_q_agent(
     return values(target_params, obs)
 
   def taken(params: Params, batch: Transition) -> chex.Array:
-    q_tm1 = values(params, batch.obs_tm1)
-    return jax.vmap(td.value_of)(q_tm1, batch.a_tm1)
+    each = of_actions(params, batch)
+    return each[0] if len(critics) == 1 else each.T
 
   def greedy(params: Params, obs: chex.Array) -> chex.Array:
     return jnp.argmax(values(params, obs), axis=-1).astype(jnp.int32)
@@ -260,13 +269,8 @@ def make_q_agent(
       y = batch.r_t
     else:
       y = targets(online_params, target_params, batch, key, bootstrap=bootstrap)
-    q_a = jnp.stack(  # [networks, B]
-      [
-        jax.vmap(td.value_of)(q_tm1, batch.a_tm1)
-        for q_tm1 in estimates(online_params, batch.obs_tm1)
-      ]
-    )
-    errors = y - q_a
+    q_a = of_actions(online_params, batch)
+    errors = y.T - q_a  # [networks, B]
     losses = jax.vmap(jax.vmap(lambda error: form(error, error_bound)))(errors)
     losses = jnp.sum(losses, axis=0)
     if batch.weight is not None:

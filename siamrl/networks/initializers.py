@@ -36,6 +36,7 @@ INITIALIZERS: dict[str, Initializers] = {
   'lecun_normal': Initializers(nn.initializers.lecun_normal(), False),
   'he_normal': Initializers(nn.initializers.he_normal(), False),
   'xavier_uniform': Initializers(nn.initializers.xavier_uniform(), False),
+  'orthogonal': Initializers(nn.initializers.orthogonal(), False),
   'torch_uniform': Initializers(
     nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), True
   ),

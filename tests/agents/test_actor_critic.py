@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from siamrl import twins
 from siamrl.agents.actor_critic import (
   AGENTS,
   action_noise,
@@ -507,6 +508,21 @@ def test_forms_of_the_td_loss(form):
   assert float(metrics['critic_loss']) == pytest.approx(
     float(np.mean(expected)), rel=1e-4
   )
+
+
+@pytest.mark.parametrize('name', ['td3', 'sac'])
+def test_functional_ties_each_critic_to_its_own_twin(name):
+  agent = twins.functional(2.0).lift(_agent(name, td_loss='squared'))
+  online = _params(name, 0, td_loss='squared')
+  other = _params(name, 1, td_loss='squared')
+  _, metrics = agent.loss(online, _twin(agent, online), BATCH, KEY)
+  assert metrics['twin_term'] == 0
+  _, metrics = agent.loss(online, _twin(agent, other), BATCH, KEY)
+  q, q_twin = agent.taken(online, BATCH), agent.taken(other, BATCH)
+  assert q.shape == (B, 2)
+  # The loss of a transition is the sum over the critics.
+  term = 2.0 * np.mean(np.sum(np.square(q - q_twin), 1))
+  assert float(metrics['twin_term']) == pytest.approx(term, rel=1e-5)
 
 
 # Acting.

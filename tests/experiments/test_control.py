@@ -34,6 +34,7 @@ from siamrl.types import Transition
 from tests.experiments.launching import (
   columns,
   groups_of,
+  killed,
   read_sweep,
   sweep_here,
   sweep_state,
@@ -498,6 +499,10 @@ _ON_HOST = '--environment=gymnasium:Pendulum-v1'
     ((_ON_HOST + ',pendulum',), '--environment=gymnasium:Pendulum-v1 must be'),
     ((_ON_HOST, '--seeds=2'), '--seeds=2 must not be given with --environment'),
     ((_ON_HOST, '--share=batch'), '--share=batch must not be given with'),
+    (
+      (_ON_HOST, '--replay_capacity=18'),
+      '--replay_capacity=18 must be at least 20: room for --batch_size=8',
+    ),
     ((_ON_HOST, '--vectorised'), '--vectorised=true must not be given with'),
     ((_ON_HOST, '--eval_environment=pendulum'), 'which is stepped on the host'),
     ((_ON_HOST, '--eval_episode_env_steps=9'), 'which is stepped on the host'),
@@ -519,7 +524,7 @@ def test_a_replay_that_does_not_fit(refused, monkeypatch):
   line = refused(*SMALL, _ON_HOST)
   assert '--replay_capacity=200 must fit the memory: it takes 0.0 GB' in line
   line = refused(*SMALL)
-  assert '--replay_capacity=200 must be so small that a run fits' in line
+  assert '--replay_capacity=200 must be so small, and the network too' in line
 
 
 class _Odd(gymnasium.Env):
@@ -649,6 +654,25 @@ def test_stopped_inside_an_iteration_a_robot_goes_on(
   assert repr(columns(robot)) == repr(columns(folder))
   expected, found = _host_state(robot), _host_state(folder)
   assert expected.keys() == found.keys()
+  assert not [name for name in expected if expected[name] != found[name]]
+
+
+@pytest.mark.slow
+def test_killed_between_checkpoints_a_robot_goes_on(robot, tmp_path):
+  folder = tmp_path / 'run'
+  arguments = (*ON_HOST, f'--run_dir={folder}')
+  output = killed(
+    *arguments,
+    '--checkpoint_period_s=1e-6',
+    # In a checkpoint, of which a part is in place.
+    sabotage=('os:rename', 8),
+    launcher='experiments.control',
+  )
+  assert f'starting {folder}' in output
+  assert list(folder.glob('checkpoints/*tmp*'))
+  assert 'again to get there' in sweep_here(control, *arguments)
+  assert repr(columns(robot)) == repr(columns(folder))
+  expected, found = _host_state(robot), _host_state(folder)
   assert not [name for name in expected if expected[name] != found[name]]
 
 

@@ -184,8 +184,8 @@ def test_layers_are_normalised_and_reported():
   'make, message',
   [
     (
-      lambda: Critic(initializer='orthogonal'),
-      "initializer='orthogonal' is un",
+      lambda: Critic(initializer='zeros'),
+      "initializer='zeros' is un",
     ),
     (lambda: Critic(last_bound=0.0), 'last_bound=0.0 must be positive'),
     (
