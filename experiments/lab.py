@@ -6,8 +6,9 @@
 learns the values of a fixed policy, linear in some weights, from expected
 updates by plain gradient descent. Learner and twin are those of every other
 launcher; here they are one matrix over a target update. Printed are its
-spectral radius (above 1 it diverges), the growth that a run of that learner
-shows, and where its values end. The last line is all of that as JSON:
+spectral radius (above 1 it diverges), the growth that small perturbations of a
+run of that learner show, and where its values end. The last line is all of that
+as JSON:
 
   spectral_radius, growth   factors over `unit` gradient steps: one target
                             update, or one gradient step where the twin moves
