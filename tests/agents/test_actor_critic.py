@@ -164,7 +164,7 @@ def test_td3_by_hand():
     agent.values(online, BATCH.obs_tm1)[:, 0],
     _q(CRITICS, BATCH.obs_tm1, pi).min(axis=0),
   )
-  _assert_close(agent.taken(online, BATCH), q_tm1.mean(axis=0))
+  _assert_close(agent.taken(online, BATCH), q_tm1.T)
   _assert_close(agent.greedy(online, BATCH.obs_tm1), pi)
 
 

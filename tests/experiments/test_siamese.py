@@ -383,7 +383,7 @@ def refused(monkeypatch, tmp_path):
     (('--also=--epochs=8',), '--also=--epochs=8 must leave --epochs alone'),
     (('--also=--tau',), '--also=--tau: Missing value for flag --tau'),
     (('--momentum=0.5,0.9', '--optimizer=adam'), '--momentum=0.5,0.9 must be'),
-    (('--projector_units=100000000',), 'must be so small that a run fits the'),
+    (('--projector_units=100000000',), 'must be so small, and the network too'),
     (('--share=batch', '--seeds=2'), '--share=batch must be runs where'),
     (('--game=pong',), '--game is no flag'),
   ],
