@@ -567,18 +567,22 @@ def main(config: CriteriaConfig) -> None:
   if not config.runs:
     raise UsageError('--runs must be the folder of a sweep')
   folder = RunFolder(config.runs)
+  unfinished = ''
   try:
     table = read_metrics(folder.metrics)
+    rows, all_rows = len(next(iter(table.values()), ())), folder.rows()
+    if all_rows is not None and rows < all_rows:
+      unfinished = f'not finished: {rows:,} of {all_rows:,} rows'
     claims = STUDIES[config.study](table)
   except FileNotFoundError as error:
     raise RunError(f'--runs={config.runs} holds no metrics.csv') from error
   except (ValueError, KeyError) as error:
+    text = f'no sweep of --study={config.study}: {error}'
     raise RunError(
-      f'--runs={config.runs} is no sweep of --study={config.study}: {error}'
+      f'--runs={config.runs} is {"; ".join(filter(None, [unfinished, text]))}'
     ) from error
-  rows, all_rows = len(next(iter(table.values()))), folder.rows()
-  if all_rows is not None and rows < all_rows:
-    print(f'not finished: {rows:,} of {all_rows:,} rows')
+  if unfinished:
+    print(unfinished)
   for claim in claims:
     print(f'{"met" if claim.met else "MISSED"}: {claim.text}: {claim.seen}')
 
