@@ -449,11 +449,12 @@ def test_each_part_follows_its_own_rule():
     chex.assert_trees_all_equal(moved['head'], whole['head'])
 
 
-def test_one_rule_for_all_paths_is_that_rule():
-  twin = _make('by_path', target_paths='.*:hard')
-  _assert_same_online(
-    _train(twin, 1, 7), _train(twins.hard(), 3, 7), rtol=0, atol=0
-  )
+@pytest.mark.parametrize(
+  'part, rule', [('hard', twins.hard()), ('periodic_soft', twins.soft(0.3))]
+)
+def test_one_rule_for_all_paths_is_that_rule(part, rule):
+  twin = _make('by_path', target_paths=f'.*:{part}')
+  _assert_same_online(_train(twin, 1, 7), _train(rule, 3, 7), rtol=0, atol=0)
 
 
 def test_the_first_pattern_that_fits_counts():

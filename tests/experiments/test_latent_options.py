@@ -175,6 +175,11 @@ def test_looking_into_a_network_within_an_agent():
       '--spr_steps=1 must be 0 for --target_form=clipped_double',
     ),
     (
+      ('--target_update=projected_soft', '--tau=0.1', '--ridge=0')
+      + ('--projection_radius=1', '--spr_steps=1'),
+      '--spr_steps=1 must be 0 for --target_update=projected_soft',
+    ),
+    (
       ('--spr_target=online_gradient',),
       '--spr_target=online_gradient must go with --spr_steps=1 or more',
     ),
