@@ -69,7 +69,7 @@ def check(config: Any) -> None:
   if config.spr_steps and config.target_update == 'projected_soft':
     raise ValueError(
       f'spr_steps={config.spr_steps} must be 0 for '
-      'target_update=projected_soft: the torso, which has two twins, would '
+      '--target_update=projected_soft: the torso, which has two twins, would '
       'count twice in its norm'
     )
   form = target_options.form_of(config)

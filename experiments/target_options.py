@@ -83,7 +83,7 @@ def parameters(config: Any) -> dict[str, Any]:
     # Values come from behind a stop-gradient, choices have no gradient.
     raise ValueError(
       'target_form=inverse_double must not be given with '
-      'target_update=residual: no gradient flows through its targets'
+      '--target_update=residual: no gradient flows through its targets'
     )
   given = {name: getattr(config, name) for name in td.TARGET_PARAMETERS}
   td.make_target(form_of(config), **given)

@@ -236,7 +236,7 @@ def test_rules_and_forms_in_one_sweep():
     (
       ('--target_update=residual', '--target_form=inverse_double'),
       '--target_form=inverse_double must not be given with '
-      'target_update=residual',
+      '--target_update=residual',
     ),
     (
       ('--replay=none', '--train_period=10', '--batch_size=10')
