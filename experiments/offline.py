@@ -267,8 +267,7 @@ def _train(config: OfflineConfig, stop: devices.StopRequest) -> None:
   )
   config = dataclasses.replace(config, environment=task.name, run_dir=run_dir)
   given = None
-  # As it is drawn, as it is cast, and what is computed of it.
-  offline_data.check_fits('batch_size', config.batch_size, task, copies=3)
+  offline_data.check_fits('batch_size', config.batch_size, task)
   if config.dataset is None:
     offline_data.check_collecting(config, task)
   else:

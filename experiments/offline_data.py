@@ -158,17 +158,18 @@ def check_collecting(config: DataOptions, task: Task) -> None:
       f'--collect_env_steps={config.env_steps} must be a multiple of '
       f'--num_envs={config.num_envs}'
     )
-  # As it comes from the device, as it is kept, and as it is learnt from.
-  check_fits('collect_env_steps', config.env_steps, task, copies=3)
+  check_fits('collect_env_steps', config.env_steps, task)
 
 
-def check_fits(name: str, transitions: int, task: Task, *, copies: int) -> None:
+def check_fits(name: str, transitions: int, task: Task) -> None:
   """Raises UsageError for an option by which the memory is too small."""
   environment = task.environment
   observation = (
     math.prod(environment.obs_shape) * environment.obs_dtype.itemsize
   )
-  needed = copies * transitions * (2 * observation + 16)
+  # As they come from the device or are drawn, as they are kept, and as they are
+  # learnt from.
+  needed = 3 * transitions * (2 * observation + 16)
   memory = devices.memory_bytes()
   if needed > 0.9 * memory or transitions >= MOST:
     raise UsageError(
