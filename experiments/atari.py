@@ -179,8 +179,9 @@ class AtariConfig(
   _acting: Any = group('Acting')
   acting: str = option(
     'exact',
-    'exact: with the newest parameters. overlapped: with those of '
-    'one round before, while the learner works',
+    'exact: with the newest parameters; the learner works beside the last env '
+    'step of a round. overlapped: with those of one round before; it works '
+    'beside the first',
     one_of(('exact', 'overlapped')),
   )
   epsilon_start: float = options.epsilon_start()

@@ -105,6 +105,7 @@ def main(config: BenchmarkConfig) -> None:
     platform = devices.configure(
       config.platform,
       cpu_devices=min(devices.cores(), config.seeds),
+      ynnpack=config.benchmark not in family_benchmarks.WITHOUT_YNNPACK,
     )
     benchmarks: dict[str, Callable[[Any], dict[str, Any]]] = {
       'learn_step': learn_step,

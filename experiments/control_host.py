@@ -127,7 +127,7 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
       'python -m experiments.classic',
     )
   _check_replay(config, environments)
-  devices.configure(config.platform)
+  devices.configure(config.platform, ynnpack=False)
   with usage_errors():
     parts, derived = build(config, environments, RunFolder(run_dir))
   _note_cut_episodes(config)

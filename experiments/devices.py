@@ -19,10 +19,14 @@ PLATFORMS = ('cpu', 'gpu', 'tpu')
 
 # What measures best on a CPU, see BUILD_NOTES.md.
 CPU_XLA_FLAGS = (
-  '--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce',
   # Or parameters are copied at every gradient step.
   '--xla_cpu_copy_insertion_use_region_analysis=true',
 )
+YNNPACK_XLA_FLAGS = (
+  '--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce',
+)
+# Said, too: by default XLA gives YNNPACK some of its products.
+NO_YNNPACK_XLA_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=',)
 # Without it a GPU may add up gradients in another order each time.
 GPU_XLA_FLAGS = ('--xla_gpu_deterministic_ops=true',)
 _ACCELERATORS = (
@@ -34,7 +38,9 @@ _ACCELERATORS = (
 )
 
 
-def configure(platform: str | None, *, cpu_devices: int = 1) -> str:
+def configure(
+  platform: str | None, *, cpu_devices: int = 1, ynnpack: bool = True
+) -> str:
   """Chooses the device, and has JAX compile well for it.
 
   Call it before anything is computed. XLA reads its options once, from the
@@ -44,6 +50,8 @@ def configure(platform: str | None, *, cpu_devices: int = 1) -> str:
     platform: one of `PLATFORMS`, or None for the best that JAX finds.
     cpu_devices: devices that JAX is to make of a CPU, unless the user has told
       it by JAX_NUM_CPU_DEVICES or XLA's option.
+    ynnpack: whether a CPU multiplies with YNNPACK. That is the faster way, but
+      where small dense networks learn while their process steps environments.
 
   Returns:
     The platform in use.
@@ -53,6 +61,7 @@ def configure(platform: str | None, *, cpu_devices: int = 1) -> str:
   """
   if platform == 'cpu' or not any(map(importlib.util.find_spec, _ACCELERATORS)):
     add_xla_flags(CPU_XLA_FLAGS)
+    add_xla_flags(YNNPACK_XLA_FLAGS if ynnpack else NO_YNNPACK_XLA_FLAGS)
   elif platform != 'tpu' and importlib.util.find_spec('libtpu') is None:
     add_xla_flags(GPU_XLA_FLAGS)
   # To JAX 'gpu' means all makers' at once, and fails if one is missing.

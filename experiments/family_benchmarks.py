@@ -228,3 +228,5 @@ BENCHMARKS = {
   'siamese_step': siamese_step,
 }
 ON_ONE_CORE = ('control_scan', 'siamese_step')
+# As the launcher of the same loop.
+WITHOUT_YNNPACK = ('control_loop',)

@@ -15,7 +15,7 @@ atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
-devices.add_xla_flags(devices.CPU_XLA_FLAGS)
+devices.add_xla_flags((*devices.CPU_XLA_FLAGS, *devices.YNNPACK_XLA_FLAGS))
 hypothesis.settings.register_profile('tests', database=None)
 hypothesis.settings.load_profile('tests')
 

@@ -7,12 +7,13 @@ gradient steps. Its two orders, both free of any dependence on timing:
   to the environments, the gradient steps are dispatched, so that emulators and
   learner work at once; the next action waits for both. Every action comes from
   the newest parameters. The batch cannot hold the one transition in flight.
-* overlapped: the gradient steps are dispatched at the round's start and the
-  whole round is acted beside them, with the parameters from before them: a
-  round old, since newer ones are on their way. Where parallel environments make
-  a round of one step each, both orders compute the same numbers. An
-  accelerator runs programs in order, so that its first action waits for the
-  gradient step; on two cores the exact order measured faster.
+  Where that is the round's only one, the batches are drawn and everything is
+  dispatched while the gradient steps of the round before are under way.
+* overlapped: the gradient steps are dispatched with the round's first action,
+  and the whole round is acted with the parameters from before them: a round
+  old. Devices run programs in order, so that it is the round's first step that
+  the environments take beside the gradient steps. Where parallel environments
+  make a round of one step each, both orders are the same.
 
 Runs are cut into iterations, and each begins with fresh environments, seeded by
 the run's seed and the iteration's number (as in DQN Zoo), because emulators
@@ -633,23 +634,28 @@ class _Loop:
 
   def _round(self, *, learns: bool) -> None:
     """Collects `collect` env steps and takes `regress` gradient steps."""
-    state, exact = self._state, not self._config.overlapped
-    params = state.train.online_params
-    if learns and not exact:
-      # The gradient step donates the state: acting needs its own copy.
-      params = _copy(params)
-      self._regress()
     vector_steps = self._config.schedule.collect // self._environments.num_envs
+    beside_first = learns and (self._config.overlapped or vector_steps == 1)
+    beside_last = learns and not beside_first
+    params = self._state.train.online_params
+    if beside_first and vector_steps > 1:
+      # The gradient step donates the state: later actions need their own copy.
+      params = _copy(params)
+    batches = self._sample() if beside_first else []
     for to_go in reversed(range(vector_steps)):
-      self._send(params)
-      if learns and exact and not to_go:
-        self._regress()
-      self._recv()
-    if learns and exact:
-      # The next action needs the result; waiting here tells the time that
-      # learning takes from the time that acting takes.
+      # Devices run programs in order: an action is dispatched before gradient
+      # steps, or it would wait for them.
+      chosen, before = self._choose(params), self._metrics[-1:]
+      if batches:
+        self._regress(batches)
+        batches = []
+      # Waiting here tells the time that learning takes from that of acting.
       with self._timer('learning_s'):
-        jax.block_until_ready(state.train)
+        jax.block_until_ready(before)
+      self._send(*chosen)
+      if beside_last and not to_go:
+        self._regress(self._sample())
+      self._recv()
 
   def _settle(self) -> None:
     """Brings the metrics of the rounds since the last call to the host.
@@ -681,36 +687,44 @@ class _Loop:
         f'online_params are not finite after gradient step {last}'
       )
 
-  def _send(self, params: Params) -> None:
-    """Acts on the current observations."""
+  def _choose(self, params: Params) -> tuple[Any, Any]:
+    """Dispatches acting on the current observations.
+
+    Returns:
+      Actions, and the memory of the noise, either perhaps still on their way.
+    """
     state, environments = self._state, self._environments
     epsilon = self._config.epsilon(state.env_steps)
     step = np.uint32(state.env_steps)
     with self._timer('acting_s'):
       if epsilon >= 1:  # the network has no say, and is not asked
-        chosen = _anything(
+        actions = _anything(
           self._act_key,
           step,
           environments.num_envs,
           environments.num_actions,
           environments.action_dim,
         )
-      else:
-        chosen, memory = self._act(
-          params,
-          self._obs,
-          self._act_key,
-          step,
-          np.float32(epsilon),
-          state.memory,
-        )
-        if memory is not None:
-          state.memory = np.array(memory)
-      # A copy: a view would keep the device's buffer, of kilobytes, alive for
+        return actions, state.memory
+      return self._act(
+        params,
+        self._obs,
+        self._act_key,
+        step,
+        np.float32(epsilon),
+        state.memory,
+      )
+
+  def _send(self, chosen: Any, memory: Any) -> None:
+    """Sends the environments what `_choose` has chosen."""
+    state = self._state
+    with self._timer('acting_s'):
+      # Copies: a view would keep the device's buffer, of kilobytes, alive for
       # as long as the iteration remembers its actions.
       actions = np.array(chosen)
+      state.memory = None if memory is None else np.array(memory)
     with self._timer('emulating_s'):
-      environments.send(actions)
+      self._environments.send(actions)
     state.actions.append(actions)
 
   def _recv(self) -> None:
@@ -741,14 +755,18 @@ class _Loop:
     state.env_steps += len(reward)
     state.statistics.count(step.reward, ended)
 
-  def _regress(self) -> None:
-    """Dispatches the gradient steps of a round, and does not wait for them."""
-    state, config = self._state, self._config
+  def _sample(self) -> list[Transition]:
+    """Draws the batches of a round."""
+    config = self._config
     with self._timer('sampling_s'):
-      batches = [
-        self._replay.sample(state.rng, config.batch_size)
+      return [
+        self._replay.sample(self._state.rng, config.batch_size)
         for _ in range(config.schedule.regress)
       ]
+
+  def _regress(self, batches: list[Transition]) -> None:
+    """Dispatches the gradient steps of a round, and does not wait for them."""
+    state = self._state
     with self._timer('learning_s'):
       state.train, metrics = self._learn(state.train, batches)
     self._metrics += metrics

@@ -22,10 +22,20 @@ def test_options_are_added_to_those_of_the_user(monkeypatch):
 
 def test_an_option_that_the_user_set_stays(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', f'{NAME}=dot')
-  devices.add_xla_flags(devices.CPU_XLA_FLAGS)
-  given, *added = os.environ['XLA_FLAGS'].split()
-  assert given == f'{NAME}=dot'
-  assert added == [f for f in devices.CPU_XLA_FLAGS if NAME not in f]
+  monkeypatch.setattr(devices, '_xla_knows', lambda flag: True)
+  devices.add_xla_flags((f'{NAME}=reduce', '--xla_dump_to=x'))
+  assert os.environ['XLA_FLAGS'].split() == [f'{NAME}=dot', '--xla_dump_to=x']
+
+
+@pytest.mark.parametrize('ynnpack', [True, False])
+def test_products_are_ynnpack_s_unless_a_launcher_says_otherwise(
+  ynnpack, monkeypatch
+):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setattr(devices, '_xla_knows', lambda flag: True)
+  devices.configure('cpu', ynnpack=ynnpack)
+  kinds = 'individual_dot,reduce' if ynnpack else ''
+  assert f'{NAME}={kinds}' in os.environ['XLA_FLAGS'].split()
 
 
 def test_an_option_that_xla_does_not_know_is_not_added(monkeypatch):

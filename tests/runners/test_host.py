@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import threading
 import time
 from typing import Any, NamedTuple
 
@@ -418,21 +417,29 @@ class Log:
     (
       1,
       2,
-      'act send recv act send learn recv',
-      'learn act send recv act send recv',
+      'act send recv act send draw learn recv',
+      'draw act learn send recv act send recv',
     ),
-    (2, 1, 'act send learn learn recv', 'learn learn act send recv'),
+    (2, 1, *['draw draw act learn send recv'] * 2),
   ],
 )
-def test_order_within_a_round(num_envs, train_period, exact, overlapped):
+def test_order_within_a_round(
+  num_envs, train_period, exact, overlapped, monkeypatch
+):
   tables = probes.chain()
   for mode, order in ((False, exact), (True, overlapped)):
     calls: list[tuple[str, Any]] = []
 
     class Replay(HostReplay):
       def sample(self, rng, batch_size, calls=calls):
-        calls.append(('learn', None))
+        calls.append(('draw', None))
         return super().sample(rng, batch_size)
+
+    def jit(regress, calls=calls):
+      steps = learner.jit_regress(regress)
+      return lambda *args: calls.append(('learn', None)) or steps(*args)
+
+    monkeypatch.setattr(host, 'jit_regress', jit)
 
     def epsilon(env_steps, calls=calls):
       calls.append(('act', None))
@@ -467,51 +474,86 @@ def test_order_within_a_round(num_envs, train_period, exact, overlapped):
     assert names == quiet + order.split() * rounds
 
 
-@MODES
-def test_emulators_work_while_gradient_steps_run(overlapped):
-  """Here a gradient step cannot end before the emulators were asked.
+class Busy:
+  """Gradient steps of a tenth of a second, and whether one is under way.
 
-  A loop that waited for it would wait until the time is out.
+  Made of computation: JAX waits for programs that call back.
   """
-  asked, in_time = threading.Event(), []
 
-  def wait(count, unused_work):
-    in_time.append(asked.wait(60 if in_time else 1))
-    asked.clear()
-    return count
+  def __init__(self, monkeypatch):
+    self._result: jax.Array | None = None
+    monkeypatch.setattr(host, 'jit_regress', self._jit)
 
+  @staticmethod
   def regress(state, batch):
     state, metrics = Spy.regress(state, batch)
-    # Work enough that XLA does not run it in the thread that dispatches it.
-    work = jnp.full((64, 64), metrics['loss'])
-    count = jax.pure_callback(
-      wait,
-      jax.ShapeDtypeStruct((), jnp.float32),
-      metrics['loss'],
-      (work @ work)[0, 0],
-    )
+    ones = jnp.full((512, 512), metrics['loss'] > 0, jnp.float32)
+    work = jax.lax.fori_loop(0, 50, lambda _, x: x @ x / 512, ones)
+    count = state.online_params['count'] * work[0, 0]
     return state.replace(online_params={'count': count}), metrics
 
-  config = _config(
-    train_period=1,
-    overlapped=overlapped,
-    env_steps=60,
-    iteration_env_steps=60,
-    chunk_env_steps=1,
-  )
+  def _jit(self, regress):
+    steps = learner.jit_regress(regress)
+
+    def run(state, batches):
+      state, metrics = steps(state, batches)
+      self._result = state.online_params['count']
+      return state, metrics
+
+    return run
+
+  def under_way(self) -> bool:
+    return self._result is not None and not self._result.is_ready()
+
+
+@pytest.mark.parametrize('train_period', [1, 3])
+@MODES
+def test_emulators_work_while_gradient_steps_run(
+  overlapped, train_period, monkeypatch
+):
+  """One env step of a round, the first where they overlap, else the last."""
+  busy, seen = Busy(monkeypatch), []
   calls: list[tuple[str, Any]] = []
   run = Spy().train(
-    config,
-    regress=regress,
+    _config(
+      train_period=train_period,
+      overlapped=overlapped,
+      env_steps=48 + 12 * train_period,
+      iteration_env_steps=48 + 12 * train_period,
+      chunk_env_steps=1,
+    ),
+    regress=busy.regress,
     make=lambda seed: Log(
       probes.Probe(Spy.tables, seed=seed),
       calls,
-      lambda: asked.set() if sum(c == 'recv' for c, _ in calls) > 48 else None,
+      lambda: seen.append(busy.under_way()),
     ),
   )
   assert int(run.state.train.gradient_steps) == 12
-  # A function just compiled is run for the first time in the calling thread.
-  assert in_time[1:] == [True] * 11
+  # Not the first: what was just compiled runs in the calling thread.
+  beside = np.reshape(seen[48:], (12, train_period)).sum(0).tolist()
+  assert beside[0 if overlapped else -1] >= 10
+
+
+def test_batches_are_drawn_while_gradient_steps_run(monkeypatch):
+  busy, seen = Busy(monkeypatch), []
+
+  class Replay(HostReplay):
+    def sample(self, rng, batch_size):
+      seen.append(busy.under_way())
+      return super().sample(rng, batch_size)
+
+  Spy().train(
+    _config(train_period=1, env_steps=60, iteration_env_steps=60),
+    regress=busy.regress,
+    replay=Replay(
+      600, frame_shape=(1,), frame_dtype=np.float32, num_envs=1, stack=1
+    ),
+  )
+  # Not the first, which has none before it, nor the second, for which the loop
+  # has stopped after the first.
+  assert len(seen) == 12
+  assert sum(seen) >= 9
 
 
 def test_epsilon_is_asked_at_every_step_and_obeyed():
