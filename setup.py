@@ -7,8 +7,9 @@ import setuptools
 _EXTRAS = {
   # Atari: emulators with their games, curves, videos, TensorBoard events.
   'atari': ['ale-py>=0.12.1'],
-  # Environments that compile: classic control, MinAtar, bsuite.
-  'gymnax': ['gymnax>=1.0.1,<2'],
+  # Environments that compile: classic control, MinAtar, bsuite. gymnax 1.0.1
+  # imports six without declaring it.
+  'gymnax': ['gymnax>=1.0.1,<2', 'six>=1.16'],
   # Gymnasium's robots, with what it needs beside MuJoCo to make one.
   'mujoco': ['gymnasium[mujoco]>=1.2', 'mujoco>=3.3'],
   # Offline data sets of the Farama Foundation.
