@@ -12,6 +12,7 @@ leaves, but for the columns that measure the wall clock: their names end in `_s`
 import contextlib
 import csv
 import io
+import itertools
 import math
 import operator
 import os
@@ -357,14 +358,17 @@ def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
     text = path.read_bytes().decode('utf-8', errors='replace')
   except FileNotFoundError:
     return [], []
-  whole = text[: text.rfind('\n') + 1]
-  lines = list(csv.reader(io.StringIO(whole)))
+  whole = list(io.StringIO(text[: text.rfind('\n') + 1]))
+  # A results file begins with comments; a run's metrics have none.
+  table = list(itertools.dropwhile(lambda line: line.startswith('#'), whole))
+  lines = list(csv.reader(table))
   if not lines:
     return [], []
   header, rows = lines[0], lines[1:]
   damaged = _first_damaged(header, rows)
   if damaged is not None:
-    raise ValueError(f'{path}: line {damaged + 2} is not a row of metrics')
+    number = len(whole) - len(table) + damaged + 2
+    raise ValueError(f'{path}: line {number} is not a row of metrics')
   return header, rows
 
 
