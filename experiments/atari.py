@@ -21,7 +21,6 @@ from collections.abc import Generator
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import pathlib
 import time
 from typing import Any
@@ -36,6 +35,7 @@ from experiments import (
   latent_options,
   options,
   panel_options,
+  running,
   target_options,
   twin_options,
 )
@@ -59,6 +59,7 @@ from siamrl.agents import latent
 from siamrl.diagnostics import Clocked
 from siamrl.envs.ale import AtariEnvironments, AtariProtocol, resolve_game
 from siamrl.networks.q_network import QNetwork, nature_network
+from siamrl.optional import import_optional
 from siamrl.replay.host import HostReplay
 from siamrl.report import panel
 from siamrl.report.curves import plot_run
@@ -305,8 +306,11 @@ def _check_evaluation(config: AtariConfig) -> None:
     refuse(
       config, 'video', 'go with an evaluation: --eval_frames or --eval_episodes'
     )
-  if config.video and importlib.util.find_spec('PIL') is None:
-    raise RunError('--video needs Pillow: pip install siamrl[plots]')
+  if config.video:
+    try:
+      import_optional('PIL.Image', '--video needs Pillow', 'plots')
+    except ImportError as error:
+      raise RunError(str(error)) from error
 
 
 def _check_replay(config: AtariConfig) -> None:
@@ -649,7 +653,7 @@ class _Film:
 
 def _draw(config: AtariConfig, folder: RunFolder) -> None:
   # Without Matplotlib there is no curve: metrics.csv says the same.
-  if importlib.util.find_spec('matplotlib') is not None:
+  if running.can_draw():
     plot_run(
       folder.metrics,
       folder.curve,

@@ -4,7 +4,6 @@ from collections.abc import Generator
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import sys
 import time
 from typing import Any
@@ -12,7 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import collecting, control_options, devices, folders, host_run
+from experiments import (
+  collecting,
+  control_options,
+  devices,
+  folders,
+  host_run,
+  running,
+)
 from experiments.control_options import ControlConfig
 from experiments.flags import (
   RunError,
@@ -328,7 +334,7 @@ def _evaluate(
 
 def _draw(config: ControlConfig, folder: RunFolder) -> None:
   # Without Matplotlib there is no curve: metrics.csv says the same.
-  if importlib.util.find_spec('matplotlib') is None:
+  if not running.can_draw():
     return
   title = f'{config.environment}, {config.agent}, seed {config.seed}'
   plot_run(folder.metrics, folder.curve, title=title, x='env_steps')

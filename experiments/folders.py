@@ -13,6 +13,7 @@ from experiments.flags import (
   as_json,
   usage_errors,
 )
+from siamrl.optional import OptionalImportError
 from siamrl.report.checkpoint import CheckpointError
 from siamrl.report.run_folder import (
   WHERE_FLAGS,
@@ -108,10 +109,13 @@ def run_errors(folder: RunFolder) -> Iterator[None]:
   """Has the library's errors speak of the folder.
 
   Raises:
-    RunError: in place of an error in reading or writing, or of a divergence.
+    RunError: in place of an error in reading or writing, of a divergence, or of
+      a package that is installed but cannot be imported.
   """
   try:
     yield
+  except OptionalImportError as error:
+    raise RunError(str(error)) from error
   except NonFiniteError as error:
     raise RunError(
       f'the learner diverged: {error}; the checkpoint before stays as it is'

@@ -48,12 +48,11 @@ flags that cannot be, 1 for anything else in the way.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import importlib.util
 import json
 import math
 from typing import Any, NamedTuple
 
-from experiments import devices, folders, lab_figures, twin_options
+from experiments import devices, folders, lab_figures, running, twin_options
 from experiments.flags import (
   FRACTION,
   POSITIVE,
@@ -628,7 +627,7 @@ def _write(
     file.unlink(missing_ok=True)
     with MetricsWriter(file) as writer:
       writer.write_rows(rows)
-  if importlib.util.find_spec('matplotlib') is not None:
+  if running.can_draw():
     axes = [name for name in sweep.axes if name != 'seed']
     title = '+'.join(dict.fromkeys(c.problem for c in sweep.configs))
     study.draw(folder, path, axes, title)

@@ -30,7 +30,6 @@ be, 1 for anything else in the way, 130 for a second Ctrl-C.
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
-import importlib.util
 import math
 import re
 from typing import Any, NamedTuple
@@ -46,6 +45,7 @@ from experiments import (
   offline_data,
   offline_run,
   options,
+  running,
   target_options,
   twin_options,
 )
@@ -626,7 +626,7 @@ def _grid_optimum(discount: float) -> float:
 
 def _draw(config: OfflineConfig, folder: RunFolder) -> None:
   """Draws what the metrics say; without Matplotlib, nothing."""
-  if importlib.util.find_spec('matplotlib') is None:
+  if not running.can_draw():
     return
   table = read_metrics(folder.metrics)
   x = table['gradient_steps']

@@ -3,15 +3,32 @@
 What a run computes, and what it saves, is in the modules of each kind of run.
 """
 
+import functools
+import sys
 import time
 from typing import Self
 
 import jax
 
 from experiments import devices
+from siamrl.report import drawing
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.progress import Progress
 from siamrl.report.run_folder import RunFolder
+
+
+@functools.cache
+def can_draw() -> bool:
+  """Whether curves can be drawn, which they are where Matplotlib is installed.
+
+  Where it is installed but broken, the first call says so. The run itself goes
+  on: metrics.csv has the same numbers.
+  """
+  try:
+    return drawing.can_draw()
+  except ImportError as error:
+    print(f'note: nothing is drawn: {error}', file=sys.stderr)
+    return False
 
 
 class Running:

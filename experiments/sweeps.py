@@ -8,7 +8,6 @@ kind of runs they are, a `Family` says.
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
-import importlib.util
 import os
 import pathlib
 import re
@@ -21,6 +20,7 @@ from experiments import (
   folders,
   options,
   processes,
+  running,
   sweep_figures,
   sweep_run,
 )
@@ -340,7 +340,7 @@ def check_memory(
 def _draw(title: str, folder: RunFolder) -> None:
   """Draws what the metrics say; without Matplotlib, nothing."""
   flags_ = folder.read_flags()
-  if flags_ is not None and importlib.util.find_spec('matplotlib') is not None:
+  if flags_ is not None and running.can_draw():
     sweep_figures.draw(
       read_metrics(folder.metrics),
       flags_,

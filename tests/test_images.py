@@ -141,7 +141,7 @@ def test_files_of_another_kind(tmp_path):
 
 def test_missing_packages_say_what_to_install(tmp_path, monkeypatch):
   def nothing(name, *args):
-    raise ModuleNotFoundError(name)
+    raise ModuleNotFoundError(name, name=name)
 
   monkeypatch.setattr(importlib, 'import_module', nothing)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = {
   'siamrl.types': 0,
   'siamrl.parameters': 0,
+  'siamrl.optional': 0,
   'siamrl.twins': 1,
   'siamrl.losses': 1,
   'siamrl.rewards': 1,

@@ -9,6 +9,7 @@ import numpy as np
 
 from siamrl.envs.gym import check_actions, env_seeds
 from siamrl.envs.names import closest, letters
+from siamrl.optional import import_optional
 from siamrl.types import Timestep
 
 # The ALE ships these for two players only. Asked for one, its C++ ends the
@@ -64,14 +65,10 @@ class AtariProtocol:
 
 def _ale() -> Any:
   """The module `ale_py`, made silent; imported only where it is needed."""
-  try:
-    import ale_py
-    import ale_py.roms
-    import ale_py.vector_env
-  except ImportError as error:
-    raise ImportError(
-      'Atari needs ale-py: pip install siamrl[atari]'
-    ) from error
+  for module in ('ale_py.roms', 'ale_py.vector_env'):
+    import_optional(module, 'Atari needs ale-py', 'atari')
+  import ale_py
+
   # Else each emulator prints a banner.
   ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
   return ale_py

@@ -5,7 +5,6 @@ only when one is made. Its numbers change with its version, so that a record of
 a run names it: `mujoco_version`.
 """
 
-import importlib
 import importlib.metadata
 import logging
 import math
@@ -19,6 +18,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from siamrl.envs.names import closest, letters
+from siamrl.optional import OptionalImportError, import_optional
 from siamrl.types import Timestep
 
 # A name of Gymnasium's, and its version.
@@ -169,25 +169,45 @@ def _make(env_id: str) -> gymnasium.Env:
   """One environment.
 
   Raises:
-    ImportError: a package that it needs is not installed.
+    ImportError: a package that it needs is not installed, cannot be imported,
+      or is of a version that it does not support.
     ValueError: there is no such environment.
   """
   spec = gymnasium.registry.get(env_id)
-  mujoco = spec is not None and str(spec.entry_point).startswith(_MUJOCO)
   try:
-    if mujoco:
-      _log_mujoco()
+    if spec is not None and str(spec.entry_point).startswith(_MUJOCO):
+      _log_mujoco(env_id)
     return gymnasium.make(env_id, disable_env_checker=True)
+  except OptionalImportError as error:
+    raise type(error)(f'{error}{_newer(env_id)}') from error
   except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-    needs = ' needs mujoco: pip install siamrl[mujoco]'
-    raise ImportError(env_id + (needs if mujoco else f': {error}')) from error
-  except gymnasium.error.UnregisteredEnv as error:
+    raise ImportError(f'{env_id}: {_reason(error)}{_newer(env_id)}') from error
+  except gymnasium.error.Error as error:
     raise ValueError(str(error)) from error
 
 
-def _log_mujoco() -> None:
+def _reason(error: Exception) -> str:
+  """What an error says, and what the import that led to it said.
+
+  Gymnasium reports every failure to import a package as its absence.
+  """
+  if isinstance(error, ImportError) or error.__cause__ is None:
+    return str(error)
+  return f'{error} ({error.__cause__})'
+
+
+def _newer(env_id: str) -> str:
+  """Words that name the newest version, where the environment is not it."""
+  name, version = _split(env_id)
+  newest = resolve_gymnasium(name)
+  if version is None or newest in (env_id, name):
+    return ''
+  return f'; the newest version is {newest}'
+
+
+def _log_mujoco(env_id: str) -> None:
   """Has MuJoCo's warnings logged, which else go to a file where one stands."""
-  mujoco = importlib.import_module('mujoco')
+  mujoco = import_optional('mujoco', f'{env_id} needs mujoco', 'mujoco')
   if mujoco.get_mju_user_warning() is None:
     mujoco.set_mju_user_warning(_tell)
 

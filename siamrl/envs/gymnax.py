@@ -16,7 +16,6 @@ which changes at each reset.
 """
 
 from collections.abc import Callable
-import importlib
 import importlib.metadata
 from typing import Any
 
@@ -24,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siamrl.optional import OptionalImportError, import_optional
 from siamrl.types import JaxEnvironment, JaxTimestep
 
-_NEEDED = 'needs gymnax >= 1.0.1, < 2: pip install siamrl[gymnax]'
+_NEEDS = 'this environment needs gymnax >= 1.0.1, < 2'
 # Their observations are planes of zeros and ones, which gymnax has in float32.
 _BINARY = frozenset(
   {
@@ -65,15 +65,15 @@ _MENDED: dict[str, Callable[[Any, Any], Any]] = {
 
 def _gymnax() -> Any:
   """The module `gymnax`, imported only where it is needed."""
+  # By name, since importing it starts JAX, and it has no types to check.
+  gymnax = import_optional('gymnax', _NEEDS, 'gymnax')
   try:
-    # By name, since importing it starts JAX, and it has no types to check.
-    gymnax = importlib.import_module('gymnax')
     version = importlib.metadata.version('gymnax')
-  except ImportError as error:
-    raise ImportError(f'this environment {_NEEDED}') from error
+  except importlib.metadata.PackageNotFoundError as error:
+    raise OptionalImportError(f'{_NEEDS}; {error}') from error
   # Before 1.0 a step folded the cap on steps into what it called done.
   if not version.startswith('1.') or version == '1.0.0':
-    raise ImportError(f'this environment {_NEEDED}; found {version}')
+    raise OptionalImportError(f'{_NEEDS}; found {version}')
   return gymnax
 
 
@@ -90,7 +90,8 @@ def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
     the environment. A step is gymnax's `step_env`, which never resets.
 
   Raises:
-    ImportError: gymnax is not installed, or of another version.
+    ImportError: gymnax is not installed, cannot be imported, or is of another
+      version.
     ValueError: gymnax has no such environment, its actions have no bounds, or
       its observations are not one array.
   """

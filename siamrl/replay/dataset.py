@@ -20,7 +20,6 @@ keys are not read. Any tool writes such a file: `numpy.savez(path, **arrays)`.
 
 from collections.abc import Callable
 import contextlib
-import importlib
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siamrl.optional import import_optional
 from siamrl.types import JaxEnvironment, JaxTimestep, Transition
 
 # Gymnasium's spaces whose elements are one array.
@@ -179,17 +179,15 @@ def from_minari(source: str | os.PathLike[str]) -> Dataset:
     is truncated was cut where it ends.
 
   Raises:
-    ImportError: the package `minari` is not installed.
+    ImportError: the package `minari` is not installed, or it or what it needs
+      cannot be imported.
     FileNotFoundError: there is no such data set.
     ValueError: actions are not discrete, observations are not arrays, or there
       are no steps.
   """
-  try:
-    minari = importlib.import_module('minari')
-  except ImportError as error:
-    raise ImportError(
-      'data sets of Minari need minari: pip install siamrl[minari]'
-    ) from error
+  minari = import_optional(
+    'minari', 'data sets of Minari need minari', 'minari'
+  )
   path = pathlib.Path(source)
   if path.is_dir():
     inner = path / 'data'

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from siamrl.optional import NotInstalledError, import_optional
 from siamrl.report import statistics
 from siamrl.report.run_folder import write_atomically
 
@@ -30,15 +31,29 @@ def new_figure(width: float, height: float) -> Any:
     height: likewise.
 
   Raises:
-    ImportError: if Matplotlib is not installed.
+    ImportError: if Matplotlib is not installed, or cannot be imported.
+  """
+  return _figures().Figure(
+    figsize=(width, height), dpi=150, layout='constrained'
+  )
+
+
+def can_draw() -> bool:
+  """Whether Matplotlib is installed.
+
+  Raises:
+    ImportError: if it is installed, but cannot be imported.
   """
   try:
-    from matplotlib.figure import Figure  # a second, so not at start-up
-  except ImportError as error:
-    raise ImportError(
-      'curves need Matplotlib: pip install siamrl[plots]'
-    ) from error
-  return Figure(figsize=(width, height), dpi=150, layout='constrained')
+    _figures()
+  except NotInstalledError:
+    return False
+  return True
+
+
+def _figures() -> Any:
+  """The module `matplotlib.figure`; it takes a second, so not at start-up."""
+  return import_optional('matplotlib.figure', 'curves need Matplotlib', 'plots')
 
 
 def tidy(axes: Any) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Self, SupportsFloat
 
 import numpy as np
 
+from siamrl.optional import NotInstalledError, import_optional
 from siamrl.report.run_folder import write_atomically
 
 STEP_COLUMN = 'frames'  # the x axis of events and of curves
@@ -433,11 +434,14 @@ class _Events:
         TensorBoard then hides them, so no point shows twice.
 
     Raises:
-      ImportError: tensorboardX is not installed.
+      ImportError: tensorboardX is not installed, or cannot be imported.
     """
-    from tensorboardX import event_file_writer, summary
-    from tensorboardX.proto import event_pb2
-
+    event_file_writer, summary, event_pb2 = (
+      import_optional(
+        f'tensorboardX.{module}', 'events need tensorboardX', 'track'
+      )
+      for module in ('event_file_writer', 'summary', 'proto.event_pb2')
+    )
     self._scalar, self._pb2 = summary.scalar, event_pb2
     pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
     self._writer = event_file_writer.EventsWriter(
@@ -465,8 +469,12 @@ class _Events:
 def _open_events(
   directory: str | os.PathLike[str], purge_step: int
 ) -> _Events | None:
-  """None if tensorboardX is not installed."""
+  """None if tensorboardX is not installed.
+
+  Raises:
+    ImportError: tensorboardX is installed, but cannot be imported.
+  """
   try:
     return _Events(directory, purge_step)
-  except ImportError:
+  except NotInstalledError:
     return None

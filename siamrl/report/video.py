@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from siamrl.optional import import_optional
 from siamrl.report.run_folder import write_atomically
 
 _MAX_FPS = 50  # players slow down what is shown for less than 20 ms
@@ -28,7 +29,7 @@ def write_gif(
       so single frames are rounded and the whole keeps its length.
 
   Raises:
-    ImportError: if Pillow is not installed.
+    ImportError: if Pillow is not installed, or cannot be imported.
     OSError: if the file cannot be written.
     ValueError: if the frames or `fps` are not of that kind.
   """
@@ -66,12 +67,7 @@ def _durations_ms(count: int, fps: float) -> list[int]:
 
 def _images(frames: np.ndarray) -> list[Any]:
   """Pillow images, with one palette for all of them where that is exact."""
-  try:
-    from PIL import Image
-  except ImportError as error:
-    raise ImportError(
-      'videos need Pillow: pip install siamrl[plots]'
-    ) from error
+  Image = import_optional('PIL.Image', 'videos need Pillow', 'plots')
   if frames.ndim == 3:
     return [Image.fromarray(frame) for frame in frames]
   seen = np.zeros(1 << 24, bool)  # by colour: faster than sorting the pixels

@@ -425,8 +425,8 @@ def test_images_that_cannot_be_learnt_from(refused, tmp_path):
 @pytest.mark.parametrize(
   'images, module, package',
   [
-    ('digits', 'sklearn.datasets', 'scikit-learn'),
-    ('folder', 'PIL.Image', 'Pillow'),
+    ('digits', 'sklearn', 'scikit-learn'),
+    ('folder', 'PIL', 'Pillow'),
     ('frames:pong', 'ale_py', 'ale-py'),
   ],
 )

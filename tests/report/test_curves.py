@@ -99,7 +99,7 @@ def test_no_global_state(tmp_path):
 
 
 def test_says_what_to_install(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)
   with pytest.raises(ImportError, match=r'pip install siamrl\[plots\]'):
     plot_curve(tmp_path / 'curve.png', [])
 
