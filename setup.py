@@ -44,7 +44,10 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['siamrl', 'siamrl.*']),
+  packages=setuptools.find_packages(
+    include=['siamrl', 'siamrl.*', 'experiments']
+  ),
+  package_data={'experiments': ['flagfiles/*.flags', 'results/published/*']},
   install_requires=[
     'absl-py>=2.1',
     'chex>=0.1.90',

@@ -49,6 +49,7 @@ from experiments.flags import (
   group,
   one_of,
   option,
+  path_option,
   refuse,
   run,
   say_idle,
@@ -92,7 +93,7 @@ class AtariConfig(
   """The options; their defaults are Nature DQN's (Mnih et al. 2015)."""
 
   _run: Any = group('The run')
-  run_dir: str | None = option(
+  run_dir: str | None = path_option(
     None, 'Folder of the run; runs/GAME-AGENT-SEED if not given.'
   )
   overwrite: bool = option(

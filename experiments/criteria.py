@@ -53,6 +53,7 @@ from experiments.flags import (
   group,
   one_of,
   option,
+  path_option,
   run,
 )
 from siamrl.report import statistics
@@ -559,7 +560,7 @@ class CriteriaConfig:
 
   _study: Any = group('The study')
   study: str = option('twin_age', 'Which one', one_of(STUDIES))
-  runs: str = option('', 'Folder of its runs.')
+  runs: str = path_option('', 'Folder of its runs.')
 
 
 def main(config: CriteriaConfig) -> None:

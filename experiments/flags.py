@@ -23,6 +23,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import os
 import re
 import shlex
 import sys
@@ -33,6 +34,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 import numpy as np
+
+from experiments import flag_files
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -117,6 +120,22 @@ def option(
   )
 
 
+def path_option(
+  default: Any, help: str, *, single: bool = False, several: bool = False
+) -> Any:
+  """An option that names a file or a folder; `~` is the user's home.
+
+  Args:
+    default: its value where the flag is not given.
+    help: one sentence.
+    single: as `option` has it.
+    several: whether it names several, with commas between them.
+  """
+  field = option(default, help, single=single)
+  metadata = {**field.metadata, 'path': 'several' if several else 'one'}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
 def choice(default: Any, help: str, summaries: Mapping[str, str]) -> Any:
   """An option that takes one of some names, each with a line of help.
 
@@ -194,9 +213,47 @@ def read(cls: type, flag_values: flags.FlagValues) -> Any:
   """
   values = {}
   for field, _ in _options(cls):
-    values[field.name] = flag_values[field.name].value
-    _check(field, values[field.name])
+    value = _at_home(field, flag_values[field.name].value)
+    _check(field, value)
+    values[field.name] = value
   return cls(**values)
+
+
+def _at_home(field: dataclasses.Field, value: Any) -> Any:
+  """A value as it is, or if it is a path with `~` replaced by a home folder.
+
+  The shell does not replace it in `--run_dir=~/run`.
+  """
+  if value is None or 'path' not in field.metadata:
+    return value
+  several = field.metadata['path'] == 'several'
+  paths = []
+  for given in value.split(',') if several else [value]:
+    # A word before a colon says what kind of thing it is, as in minari:PATH.
+    kind = ''.join(re.findall(r'^\w+:', given))
+    rest = given.removeprefix(kind)
+    expanded = os.path.expanduser(rest)
+    if expanded.startswith('~'):
+      user = rest.partition('/')[0]
+      raise UsageError(
+        f"--{field.name}={value}: {user} is nobody's home folder; a folder of "
+        f'that name is ./{user}'
+      )
+    paths.append(kind + expanded)
+  text = ','.join(paths)
+  _check_utf8(f'--{field.name}={text}')
+  return text
+
+
+def _check_utf8(argument: str) -> None:
+  """Raises UsageError for bytes that are no text: no file could hold them."""
+  try:
+    argument.encode()
+  except UnicodeEncodeError as error:
+    shown = argument.encode(errors='surrogateescape').decode(
+      errors='backslashreplace'
+    )
+    raise UsageError(f'{shown} must be UTF-8 text') from error
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
@@ -251,12 +308,13 @@ def _parse(
   Returns:
     These arguments.
   """
-  flags.DEFINE_string('flagfile', '', '', flag_values=flag_values)
   if lone:
     flag_values.set_gnu_getopt()  # flags after them are flags still
+  for argument in arguments:
+    _check_utf8(argument)
   try:
-    _, *rest = flag_values(['', *arguments])
-  except (flags.Error, UnicodeDecodeError) as error:
+    _, *rest = flag_values(['', *flag_files.expand(arguments)])
+  except (flags.Error, flag_files.FlagFileError) as error:
     raise UsageError(_explain(cls, error)) from error
   if rest and not lone:
     raise UsageError(f'{rest[0]!r} is no flag; flags are written --name=value')
@@ -428,6 +486,7 @@ def _values(field: dataclasses.Field, kind: type, text: str) -> tuple[Any, ...]:
     except ValueError as error:
       one = 'one value and no list: ' if single and ',' in part else ''
       raise UsageError(f'--{name}={part} must be {one}{must}') from error
+    value = _at_home(field, value)
     if value in values:
       raise UsageError(f'--{name}={text} must not hold {_text(value)} twice')
     values.append(value)
@@ -447,11 +506,6 @@ def _explain(cls: type, error: Exception) -> str:
     if match and match[1] in kinds:
       kind = _KINDS.get(kinds[match[1]], 'text')
       return f'--{match[1]}={match[2]} must be {kind}'
-  if isinstance(error.__context__, OSError):  # absl names no flag
-    cause = error.__context__
-    return f'--flagfile={cause.filename} cannot be read: {cause.strerror}'
-  if isinstance(error, UnicodeDecodeError):
-    return f'--flagfile must name a text file: {text}'
   return text
 
 
@@ -509,6 +563,7 @@ def help_text(cls: type, intro: str, *, lists: bool = False) -> str:
     '--flagfile=FILE reads flags from a file, one a line. Of a flag given '
     'twice the',
     'later one counts, so flags after --flagfile change what the file says.',
+    'Presets are found by their name from any folder: --flagfile=nature_dqn.',
   ]
   if lists:
     lines += [

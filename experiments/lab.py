@@ -68,6 +68,7 @@ from experiments.flags import (
   group,
   one_of,
   option,
+  path_option,
   refuse,
   run_sweep,
   say_idle,
@@ -165,7 +166,7 @@ class LabConfig(twin_options.TwinOptions):
   )
 
   _folder: Any = group('Where')
-  run_dir: str | None = option(
+  run_dir: str | None = path_option(
     None, 'Folder for tables and pictures; none if not given.', single=True
   )
   overwrite: bool = option(

@@ -58,6 +58,7 @@ from experiments.flags import (
   choice,
   group,
   option,
+  path_option,
   refuse,
   run,
   say_idle,
@@ -114,7 +115,7 @@ class OfflineConfig(
   )
 
   _run: Any = group('The run')
-  run_dir: str | None = option(
+  run_dir: str | None = path_option(
     None,
     'Folder of the run; runs/offline-ENVIRONMENT-AGENT-SEED if not given.',
   )

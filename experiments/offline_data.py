@@ -17,6 +17,7 @@ from experiments.flags import (
   choice,
   group,
   option,
+  path_option,
   refuse,
 )
 from siamrl import rewards
@@ -49,7 +50,7 @@ class DataOptions:
     'Where the data are from, and where greedy episodes are played; in any '
     f'spelling: {", ".join(discrete())}.',
   )
-  dataset: str | None = option(
+  dataset: str | None = path_option(
     None,
     'File of a data set, .npz, or minari:NAME_OR_PATH; one is collected if '
     'not given.',

@@ -46,6 +46,7 @@ from experiments.flags import (
   UsageError,
   one_of,
   option,
+  path_option,
   run,
 )
 from siamrl.report import panel
@@ -74,18 +75,19 @@ _HEADLINES = ('train_return', 'grid_return', 'eval_return', 'loss')
 class PlotConfig:
   """The options."""
 
-  runs: str | None = option(
+  runs: str | None = path_option(
     None,
     'Run folders, separated by commas; or after the flags, without a name, '
     'separated by spaces.',
+    several=True,
   )
-  output: str | None = option(None, 'Where to write, without an ending.')
+  output: str | None = path_option(None, 'Where to write, without an ending.')
   panel: str | None = option(
     None,
     'Draws what the twin did instead of returns',
     one_of(('twin',)),
   )
-  reference: str | None = option(
+  reference: str | None = path_option(
     None,
     'CSV file with the columns game and frames_millions, or environment '
     '(without its version) and env_steps; return_mean; and return_sd. The rows '

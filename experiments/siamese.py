@@ -46,6 +46,7 @@ from experiments.flags import (
   group,
   one_of,
   option,
+  path_option,
   refuse,
   run_sweep,
   usage_errors,
@@ -101,7 +102,7 @@ class SiameseConfig(twin_options.TwinOptions, sweeps.SweepOptions):
   )
 
   _data: Any = group('The images')
-  images: str = option(
+  images: str = path_option(
     'digits',
     'digits (8 x 8) or mnist5k (28 x 28), which come with packages; '
     'frames:GAME of an Atari game, played at random; or the path of a folder '

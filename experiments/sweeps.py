@@ -38,6 +38,7 @@ from experiments.flags import (
   group,
   one_of,
   option,
+  path_option,
   refuse,
   say_idle,
   usage_errors,
@@ -58,7 +59,7 @@ class SweepOptions:
   """The options of every sweep; a launcher's record inherits them."""
 
   _run: Any = group('The runs')
-  run_dir: str | None = option(
+  run_dir: str | None = path_option(
     None,
     'Folder of all these runs; if not given one in runs/, named after what '
     'is learnt, the agent, what is swept and the seed.',

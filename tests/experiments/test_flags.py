@@ -1,6 +1,7 @@
 """From dataclasses to flags, and that names are those of the library."""
 
 import dataclasses
+import os
 from typing import Any
 
 import pytest
@@ -121,6 +122,52 @@ def test_a_flag_file_that_is_no_text(tmp_path, capsys):
   assert '--flagfile must name a text file' in capsys.readouterr().err
 
 
+@dataclasses.dataclass(frozen=True)
+class Paths:
+  """Options that name paths, and one that does not."""
+
+  run_dir: str | None = flags.path_option(None, 'A folder.', single=True)
+  runs: str | None = flags.path_option(None, 'Some.', several=True, single=True)
+  note: str = flags.option('', 'Text.')
+
+
+_READERS = {
+  'one record': lambda *given: flags.from_arguments(Paths, *given),
+  'a sweep': lambda *given: flags.sweep_from_arguments(Paths, *given).configs[
+    0
+  ],
+}
+
+
+@pytest.mark.parametrize('read', _READERS.values(), ids=_READERS)
+def test_a_tilde_is_the_home_folder(read, monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  config = read('--run_dir=~/a,~/b', '--runs=~/a,b/~,~', '--note=~/c')
+  assert config == Paths('/home/me/a,~/b', '/home/me/a,b/~,/home/me', '~/c')
+  assert read('--run_dir=minari:~/a').run_dir == 'minari:/home/me/a'
+  assert read('--run_dir=~').run_dir == '/home/me'
+  assert read('--run_dir=./~/a:~').run_dir == './~/a:~'
+  assert read().run_dir is None
+  with pytest.raises(UsageError, match="~no_one is nobody's home folder"):
+    read('--run_dir=~no_one/x')
+
+
+@pytest.mark.parametrize('read', _READERS.values(), ids=_READERS)
+@pytest.mark.parametrize('name', ['run_dir', 'runs', 'note', 'flagfile'])
+def test_what_is_not_utf_8_is_refused(read, name, tmp_path, monkeypatch):
+  argument = os.fsdecode(b'--' + name.encode() + b'=caf\xe9')
+  for arguments in ([argument], argument.split('=')):
+    with pytest.raises(UsageError) as caught:
+      read(*arguments)
+    line = str(caught.value)
+    assert line.endswith(r'caf\xe9 must be UTF-8 text')
+    line.encode()  # it can be printed
+  monkeypatch.setenv('HOME', os.fsdecode(b'/home/caf\xe9'))
+  with pytest.raises(UsageError, match=r'caf\\xe9/x must be UTF-8'):
+    read('--run_dir=~/x')
+  assert read('--run_dir=caf\u00e9').run_dir == 'caf\u00e9'
+
+
 @pytest.mark.parametrize(
   'bound, inside, outside',
   [
@@ -194,6 +241,7 @@ The second:
 
 --flagfile=FILE reads flags from a file, one a line. Of a flag given twice the
 later one counts, so flags after --flagfile change what the file says.
+Presets are found by their name from any folder: --flagfile=nature_dqn.
 """
   )
 
