@@ -70,7 +70,7 @@ def _lines(
   """
   if not path:
     raise FlagFileError(f'{where}--flagfile must name a file')
-  found = _find(path, folder)
+  found = find(path, folder)
   try:
     text = _read(found)
   except OSError as error:
@@ -99,8 +99,13 @@ def _lines(
       yield line
 
 
-def _find(path: str, folder: pathlib.Path | None) -> pathlib.Path:
-  """The first file of that name; if there is none, the name as it stands."""
+def find(path: str, folder: pathlib.Path | None = None) -> pathlib.Path:
+  """The first file of a name; if there is none, the name as it stands.
+
+  Args:
+    path: what the user wrote.
+    folder: of the file that includes it, where it is looked for first.
+  """
   given = pathlib.Path(os.path.expanduser(path))
   folders = [] if folder is None else [folder]
   folders += [pathlib.Path(), PRESETS.parents[1]]

@@ -39,7 +39,7 @@ import warnings
 
 import numpy as np
 
-from experiments import sweep_figures
+from experiments import flag_files, sweep_figures
 from experiments.flags import (
   POSITIVE,
   RunError,
@@ -408,7 +408,7 @@ def _references(config: PlotConfig, task: _Task, last: int) -> list[Curve]:
   if config.reference is None:
     return []
   try:
-    lines = pathlib.Path(config.reference).read_text(encoding='utf-8')
+    lines = flag_files.find(config.reference).read_text(encoding='utf-8')
   except OSError as error:
     raise UsageError(
       f'--reference={config.reference} cannot be read: {error.strerror}'
