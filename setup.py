@@ -31,7 +31,6 @@ _EXTRAS = {
     'rlax>=0.1.6',
     'rliable==1.2.0',
     'scikit-learn>=1.4',
-    'scipy>=1.11',
     'ruff>=0.6',
   ],
 }
@@ -58,6 +57,7 @@ setuptools.setup(
     'optax>=0.2.6',
     'orbax-checkpoint>=0.12',
     'rich>=13',
+    'scipy>=1.11',
   ],
   extras_require=_EXTRAS,
 )

@@ -159,7 +159,7 @@ _LEAST_ERROR = 1e-6
 def draw_features(folder: RunFolder, by: Sequence[str], title: str) -> None:
   """Writes curve.png: what became of features over gradient steps.
 
-  A point is an interquartile mean over seeds, with its 95 % interval.
+  A point is the mean over seeds, with its 95 % t interval.
 
   Args:
     folder: of the runs, with its metrics.
@@ -194,6 +194,6 @@ def draw_features(folder: RunFolder, by: Sequence[str], title: str) -> None:
   panels[0].set_ylim(max(low, _LEAST_ERROR), max(high, 10 * _LEAST_ERROR))
   panels[0].set_title(title, loc='left')
   panels[-1].set_xlabel('gradient steps')
-  explanation = drawing.explanation(statistics.iqm, runs)
+  explanation = drawing.explanation(statistics.mean, runs)
   drawing.side_legend(figure, panels[0], explanation)
   drawing.save(figure, folder.curve)

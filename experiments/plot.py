@@ -13,9 +13,9 @@ data sets by gradient steps, with any column.
   python -m experiments.plot --runs=runs/cartpole-ablation --output=ablation
 
 The folder of a sweep holds many runs: its metrics.csv has a column `seed`. Of
---column are then written OUTPUT.png, a curve for each setting, the
-interquartile mean over seeds with a band of 95 % intervals; OUTPUT-final.png,
-what each setting comes to, the mean over the last tenth of a run; OUTPUT.csv,
+--column are then written OUTPUT.png, a curve for each setting, the mean
+over seeds with a band of 95 % t intervals; OUTPUT-final.png, what each setting
+comes to, the mean over the last tenth of a run; OUTPUT.csv,
 these numbers and mean heights of whole curves (areas); and OUTPUT-curves.csv,
 every run's curve. A rate tau stands at its matched period 2 / tau - 1, that of
 copies on average as old.

@@ -137,13 +137,13 @@ def plot_sweep(
   title: str = '',
   x_label: str | None = None,
   y_label: str | None = None,
-  statistic: statistics.Statistic = statistics.iqm,
+  statistic: statistics.Statistic = statistics.mean,
 ) -> None:
   """Draws a line for each setting of a sweep into a PNG file.
 
   A point is a statistic over the runs of the setting that have a value there,
-  the band its 95 % bootstrap interval; one run has no band. Colours follow the
-  order of numbers, styles tell other values apart.
+  the band its 95 % t interval (`statistics.over_runs`); one run has no band.
+  Colours follow the order of numbers, styles tell other values apart.
 
   Args:
     path: the file, replaced at once; its directory exists.
@@ -201,7 +201,7 @@ def plot_final(
   title: str = '',
   x_label: str = '',
   y_label: str | None = None,
-  statistic: statistics.Statistic = statistics.iqm,
+  statistic: statistics.Statistic = statistics.mean,
 ) -> None:
   """Draws what the settings of a sweep come to, against a swept value.
 

@@ -105,7 +105,7 @@ def explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
     return '1 seed'
   name = 'IQM' if statistic is statistics.iqm else statistic.__name__
   count = str(most) if len(runs) == 1 else f'{min(runs)} to {most}'
-  return f'{name} of {count} seeds,\n95 % intervals'
+  return f'{name} of {count} seeds;\nt intervals, 95 % where\nseeds are normal'
 
 
 def in_words(point: Point) -> str:

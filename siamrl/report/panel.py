@@ -15,7 +15,6 @@ PREFIX = 'panel/'  # of the panel's columns
 
 _ACROSS = 4  # small multiples beside each other
 _WIDTH, _HEIGHT = 3.1, 2.2  # inches of one
-_REPETITIONS = 500  # of the bootstrap: there are many bands, all of them small
 
 # Positive numbers further apart than this are drawn on a logarithmic axis.
 _WIDE = 50
@@ -225,13 +224,13 @@ def plot_panel(
   x_label: str | None = None,
   bound: float | None = None,
   shown: Sequence[Facet] | None = None,
-  statistic: statistics.Statistic = statistics.iqm,
+  statistic: statistics.Statistic = statistics.mean,
 ) -> None:
   """Draws what the twin did, a small picture for each quantity, into a PNG.
 
   Several settings are a line each, in the same colour everywhere; of one there
   are lines of layers too. A point is a statistic over the runs that have a
-  value there, the band its 95 % bootstrap interval. Iterations that were not
+  value there, the band its 95 % t interval. Iterations that were not
   measured are passed over, and so are quantities that never were.
 
   Args:
@@ -305,7 +304,7 @@ def _estimate(
 ) -> tuple[np.ndarray, drawing.Estimate]:
   """The clock, and what the runs of one setting come to there."""
   clock, values = by_run(table, x, column, run)
-  return clock, statistics.over_runs(values, statistic, _REPETITIONS)
+  return clock, statistics.over_runs(values, statistic)
 
 
 def _grid(number: int) -> tuple[Any, list[Any]]:

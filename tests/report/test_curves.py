@@ -145,8 +145,8 @@ def test_a_sweep_has_a_line_for_each_setting(tmp_path, drawn):
     'soft, period=10',
     'self',
   ]
-  # The middle two of 0, 2, 4, 10; both of 1 and 3; all alike.
-  assert lines['hard, period=1'].get_ydata().tolist() == [3, 2, 2]
+  # The means of 0, 2, 4, 10; of 1 and 3; all alike.
+  assert lines['hard, period=1'].get_ydata().tolist() == [4, 2, 2]
   assert lines['hard, period=10'].get_xdata().tolist() == [100, 300]
   # One scale of colours, a style for each rule; none for the rule without.
   looks = {k: (v.get_color(), v.get_linestyle()) for k, v in lines.items()}
@@ -156,12 +156,15 @@ def test_a_sweep_has_a_line_for_each_setting(tmp_path, drawn):
   assert looks['soft, period=10'][1] == '--'
   assert len(set(looks.values())) == 5
   assert (axes.get_xlabel(), axes.get_ylabel()) == ('env_steps', 'return')
-  # Bands of settings with several seeds; the first is as wide as the seeds.
+  # Bands of settings with several seeds; the first is widest where there are
+  # two: with one degree of freedom t is 12.7 at 95 %.
   bands = [b.get_datalim(axes.transData) for b in axes.collections]
   assert len(bands) == 3
-  assert 2 < bands[0].height <= 10
+  assert bands[0].height == pytest.approx(2 * 12.7062047)
   (legend,) = axes.figure.legends
-  assert legend.get_title().get_text() == 'IQM of 1 to 4 seeds,\n95 % intervals'
+  assert legend.get_title().get_text() == (
+    'mean of 1 to 4 seeds;\nt intervals, 95 % where\nseeds are normal'
+  )
 
 
 def test_a_sweep_of_one_seed_or_without_axes(tmp_path, drawn):
@@ -247,7 +250,10 @@ def test_final_numbers(tmp_path, drawn):
   assert axes.get_xscale() == 'log'
   assert axes.get_ylabel() == 'train_return, final mean'
   (bar,) = axes.collections[0].get_segments()  # two seeds at 100
-  assert bar.tolist() == [[100, 5], [100, 7]]
+  # Of 5 and 7: t is 12.7 with one degree of freedom, the standard error is 1.
+  np.testing.assert_allclose(
+    bar, [[100, 6 - 12.7062047], [100, 6 + 12.7062047]]
+  )
   assert not axes.collections[1].get_segments()
   _final(tmp_path / 'final.png', FINALS, summary=area_under_curve)
   assert drawn().lines[0].get_xydata().tolist() == [[1, 2.5], [100, 3]]

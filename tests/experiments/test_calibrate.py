@@ -1,0 +1,63 @@
+"""The calibration of intervals and tests: what it measures, and its tables."""
+
+import numpy as np
+import pytest
+
+from experiments import calibrate, flags
+
+
+def test_what_normal_runs_give():
+  draw, population = calibrate.standard(calibrate.KINDS['normal'], 0)
+  found = calibrate.coverage(draw, population, 3, 1_000, 0)
+  assert found['mean, t'] == pytest.approx(0.95, abs=0.02)
+  # Three runs: 27 resamples, whose percentiles lie close to the extremes.
+  assert found['mean, percentile'] == pytest.approx(0.75, abs=0.04)
+  assert found['mean, t'] == found['IQM, t']  # of three runs they are the same
+
+
+def test_what_tests_say():
+  draw, _ = calibrate.standard(calibrate.KINDS['normal'], 0)
+  found = calibrate.rejections(draw, 3, 1_000, 0)
+  assert list(found) == list(calibrate.TESTS)
+  assert found['Welch']['equal'] == pytest.approx(0.02, abs=0.012)
+  assert found['percentile']['equal'] == pytest.approx(0.11, abs=0.04)
+  assert found['Welch']['better'] > 0.25
+  # The least of 20 permutations is 5 %: of three runs nothing is ever shown.
+  assert set(found['permutation'].values()) == {0.0}
+
+
+def test_permutations_by_hand():
+  random = np.random.default_rng(0)
+  a, b = np.array([[5.0], [6], [7], [8]]), np.array([[1.0], [2], [3], [4]])
+  for test in (calibrate.TESTS['permutation'], calibrate.TESTS['studentized']):
+    # 1 in 70 ways is as extreme; with one pair exchanged more than 1 in 40.
+    assert test(random, a, b).tolist() == [True]
+    assert test(random, b, a).tolist() == [False]
+    other = np.where(a == 5, 3.5, a)
+    assert test(random, other, b).tolist() == [False]
+
+
+def test_the_sampled_permutations_keep_the_first():
+  rows = calibrate._halves(np.random.default_rng(0), 10)
+  assert rows.shape == (2_000, 10)
+  assert rows[0].tolist() == list(range(10))
+  assert all(len(set(row)) == 10 for row in rows)
+
+
+@pytest.mark.parametrize('kind', calibrate.KINDS)
+def test_scores_are_standard(kind):
+  draw, population = calibrate.standard(calibrate.KINDS[kind], 3)
+  assert population.mean() == pytest.approx(0, abs=1e-9)
+  scores = draw(np.random.default_rng(0), (100_000,))
+  assert (scores.mean(), scores.std()) == pytest.approx((0, 1), abs=0.02)
+
+
+def test_the_command(capsys):
+  execute = lambda *arguments: flags.execute(
+    calibrate.CalibrateConfig, '', calibrate.main, arguments
+  )
+  assert execute('--repetitions=20', '--runs=2+3') == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert sum(line.startswith('| skewed | 3 |') for line in lines) == 2
+  for wrong in ('--runs=1', '--runs=3,5', '--repetitions=0', '--runs='):
+    assert execute(wrong) == 2
