@@ -1,0 +1,5 @@
+"""Launchers, each run as `python -m experiments.NAME`."""
+
+from experiments import startup
+
+startup.begin()

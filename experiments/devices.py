@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
+import functools
 import importlib.util
 import mmap
 import os
@@ -13,6 +14,7 @@ import zlib
 from absl import logging
 import jax
 
+from experiments import startup
 from experiments.flags import RunError, UsageError
 
 PLATFORMS = ('cpu', 'gpu', 'tpu')
@@ -57,8 +59,10 @@ def configure(
     The platform in use.
 
   Raises:
-    UsageError: JAX has no such device here.
+    UsageError: JAX has no such device here, or the environment says something
+      that JAX or XLA cannot work with, or that would change what is computed.
   """
+  check_environment()
   if platform == 'cpu' or not any(map(importlib.util.find_spec, _ACCELERATORS)):
     add_xla_flags(CPU_XLA_FLAGS)
     add_xla_flags(YNNPACK_XLA_FLAGS if ynnpack else NO_YNNPACK_XLA_FLAGS)
@@ -80,14 +84,34 @@ def configure(
     backend = jax.default_backend()
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
-    raise UsageError(
-      f'--platform={platform} is not available here: {reason}'
-    ) from error
+    asked = f'--platform={platform}'
+    if platform is None:
+      asked = f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}'
+    raise UsageError(f'{asked} is not available here: {reason}') from error
   if platform and backend != platform:
     raise UsageError(
       f'--platform={platform} is not available here: JAX found {backend}'
     )
   return backend
+
+
+def check_environment() -> None:
+  """Refuses environment variables under which no run can be what it should.
+
+  Raises:
+    UsageError: JAX is to compute otherwise than with its own settings, or the
+      installed XLA does not know an option, and would end the process.
+  """
+  try:
+    startup.check_settings(os.environ)
+  except ValueError as error:
+    raise UsageError(str(error)) from error
+  for flag in os.environ.get('XLA_FLAGS', '').split():
+    if flag.startswith('--') and not _xla_knows(flag):
+      raise UsageError(
+        f'XLA_FLAGS={flag} in the environment: the installed XLA has no such '
+        'option'
+      )
 
 
 def _cpu_devices_given() -> bool:
@@ -113,6 +137,7 @@ def add_xla_flags(wanted: Sequence[str]) -> None:
     os.environ['XLA_FLAGS'] = ' '.join([given, *added]).strip()
 
 
+@functools.cache
 def _xla_knows(flag: str) -> bool:
   """Whether the installed XLA has an option: an unknown one ends the process.
 

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 import numpy as np
 
-from experiments import flag_files
+from experiments import flag_files, startup
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -700,6 +700,7 @@ def _execute(
     print(help_answer())
     return 0
   try:
+    startup.end()
     main()
   except UsageError as error:
     return _failed(2, error)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 import contextlib
 import dataclasses
 import os
+import sys
 from typing import Any
 
 from experiments.flags import (
@@ -55,6 +56,12 @@ def open_folder(
     if rest:
       text += '. Name another folder, or --overwrite that run'
     raise UsageError(text) from error
+  if folder.changes:
+    print(
+      f'note: {path} goes on under other conditions, and its numbers may be '
+      f'others from here on: {"; ".join(folder.changes)}',
+      file=sys.stderr,
+    )
   return folder
 
 

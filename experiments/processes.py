@@ -4,6 +4,8 @@ They compute nothing together, so that all they need of JAX's distributed
 runtime is its coordinator, through which each tells the others how it went.
 """
 
+import ipaddress
+import socket
 import time
 from typing import Any
 
@@ -34,11 +36,36 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
       coordinator,
       num_processes,
       process_id,
+      coordinator_bind_address=_bind_address(coordinator),
       shutdown_timeout_seconds=_SHUTDOWN_S,
     )
   except (RuntimeError, ValueError) as error:
     text = ' '.join(str(error).split())[:300]
     raise RunError(f'--coordinator={coordinator}: {text}') from error
+
+
+def _bind_address(coordinator: str) -> str | None:
+  """Where process 0 listens: at the coordinator's address and nowhere else.
+
+  None, for JAX to listen on all interfaces, where that is not an address of
+  this machine (behind NAT, for one), or where it is a name: on its own machine
+  a name often stands for the loopback, which the others cannot reach.
+  """
+  host, _, _ = coordinator.rpartition(':')
+  if host == 'localhost':
+    return coordinator
+  host = host.removeprefix('[').removesuffix(']')
+  try:
+    version = ipaddress.ip_address(host).version
+  except ValueError:
+    return None
+  family = socket.AF_INET if version == 4 else socket.AF_INET6
+  try:
+    with socket.socket(family) as probe:
+      probe.bind((host, 0))
+  except OSError:
+    return None
+  return coordinator
 
 
 def gather(name: str, value: str) -> list[str]:

@@ -96,7 +96,9 @@ class SweepOptions:
   )
   coordinator: str | None = option(
     None,
-    'Where the first process is, if several share the runs',
+    'Where the first process listens, if several share the runs: at localhost '
+    'or an IP address of its own, there and nowhere else; by a name, on all '
+    'interfaces',
     _ADDRESS,
     single=True,
   )
@@ -207,6 +209,7 @@ def default_folder(sweep: Sweep, tasks: Mapping[Any, Any]) -> str:
 def configure(config: SweepOptions) -> str:
   """Settles platform, devices and processes; returns the platform."""
   if config.num_processes > 1:
+    devices.check_environment()
     # Before JAX starts, for it to know of the others.
     if config.platform:
       jax.config.update('jax_platforms', config.platform)

@@ -56,12 +56,15 @@ class RunFolder:
 
   Attributes:
     path: the folder.
+    changes: how versions and device differ from those of the start before, a
+      few words each; known of a folder that `open_run_folder` has opened.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
     """Names the folder, which need not exist; `open_run_folder` creates it."""
     self.path = pathlib.Path(path)
     self._lock: int | None = None
+    self.changes: list[str] = []
 
   @property
   def flags(self) -> pathlib.Path:
@@ -260,11 +263,35 @@ def versions() -> dict[str, Any]:
     'backend': jax.default_backend(),
     'device': jax.devices()[0].device_kind,
     'devices': jax.device_count(),
+    'cores': _cores(),
+    'xla_flags': ' '.join(sorted(os.environ.get('XLA_FLAGS', '').split())),
   }
   for name in _DISTRIBUTIONS:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       record[name] = importlib.metadata.version(name)
   return record
+
+
+def _cores() -> int:
+  """CPU cores that XLA uses, and by which it divides sums."""
+  given = os.environ.get('NPROC', '')  # as XLA reads it
+  if given.isdecimal():
+    return int(given)
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """What differs between two starts of a run, in words.
+
+  Only what both know: a record of an older version says less.
+  """
+  return [
+    f'{name} {before[name] or "none"} before, {now[name] or "none"} now'
+    for name in now
+    if name != 'time' and name in before and before[name] != now[name]
+  ]
 
 
 def _flag_lines(flags: Mapping[str, str]) -> str:
@@ -357,6 +384,11 @@ def _record_versions(folder: RunFolder) -> None:
     records = []
   except ValueError as error:
     raise RunFolderError(f'{folder.versions}: not JSON: {error}') from error
-  records.append(versions())
+  if not isinstance(records, list):
+    raise RunFolderError(f'{folder.versions}: not a list of starts')
+  record = versions()
+  if records and isinstance(records[-1], dict):
+    folder.changes = _changes(records[-1], record)
+  records.append(record)
   text = json.dumps(records, indent=2) + '\n'
   write_atomically(folder.versions, text.encode())

@@ -1,11 +1,15 @@
 """XLA's options and the memory of the machine."""
 
+import dataclasses
 import os
 import pathlib
+import socket
 
+import jax
 import pytest
 
-from experiments import devices
+from experiments import devices, folders, processes
+from experiments.flags import option, path_option
 
 NAME = '--xla_cpu_experimental_ynn_fusion_type'
 
@@ -53,3 +57,60 @@ def test_memory_is_that_of_the_machine_or_its_container():
     pytest.skip('no /proc')
   total = int(lines.read_text().split()[1]) * 1024
   assert 0 < devices.memory_bytes() <= total * 1.01
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+  run_dir: str | None = path_option(None, 'A folder.')
+  overwrite: bool = option(False, 'Afresh.')
+
+
+def test_a_run_that_goes_on_with_other_cores_says_so(
+  tmp_path, monkeypatch, capsys
+):
+  config = _Config(str(tmp_path))
+  monkeypatch.setenv('NPROC', '3')
+  folders.open_run(config, {}).close()
+  folders.open_run(config, {}).close()
+  assert not capsys.readouterr().err
+  monkeypatch.setenv('NPROC', '4')
+  folders.open_run(config, {}).close()
+  assert capsys.readouterr().err == (
+    f'note: {tmp_path} goes on under other conditions, and its numbers may be '
+    'others from here on: cores 3 before, 4 now\n'
+  )
+  monkeypatch.setenv('NPROC', '5')
+  folders.open_run(dataclasses.replace(config, overwrite=True), {}).close()
+  assert not capsys.readouterr().err  # it starts afresh
+
+
+def _ipv6() -> bool:
+  try:
+    with socket.socket(socket.AF_INET6) as probe:
+      probe.bind(('::1', 0))
+  except OSError:
+    return False
+  return True
+
+
+@pytest.mark.parametrize(
+  'coordinator, bound',
+  [
+    ('127.0.0.1:1234', '127.0.0.1:1234'),
+    ('localhost:1234', 'localhost:1234'),
+    ('[::1]:1234', '[::1]:1234' if _ipv6() else None),
+    ('192.0.2.1:1234', None),  # of no machine
+    ('a-name:1234', None),
+  ],
+)
+def test_the_coordinator_listens_at_its_address(
+  coordinator, bound, monkeypatch
+):
+  seen = []
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *_, **options: seen.append(options)
+  )
+  monkeypatch.setattr(jax.config, 'update', lambda *_: None)
+  processes.connect(coordinator, 2, 0)
+  (options,) = seen
+  assert options['coordinator_bind_address'] == bound

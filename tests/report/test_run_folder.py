@@ -122,6 +122,42 @@ def test_the_same_flags_resume(tmp_path):
   assert before == after
 
 
+def test_a_resumed_run_knows_what_has_changed(tmp_path, monkeypatch):
+  def start():
+    folder, _ = open_run_folder(tmp_path, FLAGS, CONFIG)
+    folder.close()
+    return folder
+
+  monkeypatch.setenv('NPROC', '3')
+  assert start().changes == []
+  assert start().changes == []  # but the time
+  monkeypatch.setenv('NPROC', '5')
+  assert start().changes == ['cores 3 before, 5 now']
+  assert start().changes == []  # since the start before
+  monkeypatch.setenv('NPROC', '')
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(7)))
+  monkeypatch.setenv('XLA_FLAGS', '')
+  records = json.loads((tmp_path / 'versions.json').read_text())
+  records[-1] |= {'jax': '0.1', 'xla_flags': '--b --a'}
+  del records[-1]['numpy']  # as an older version of siamrl may lack one
+  (tmp_path / 'versions.json').write_text(json.dumps(records))
+  now = run_folder.versions()['jax']
+  assert start().changes == [
+    'cores 5 before, 7 now',
+    'xla_flags --b --a before, none now',
+    f'jax 0.1 before, {now} now',
+  ]
+
+
+@pytest.mark.parametrize('text', ['{"jax": "1"}', '3', '"x"'])
+def test_starts_that_someone_has_edited(tmp_path, text):
+  folder, _ = open_run_folder(tmp_path, FLAGS, CONFIG)
+  folder.close()
+  folder.versions.write_text(text)
+  with pytest.raises(RunFolderError, match='versions.json: not a list of star'):
+    open_run_folder(tmp_path, FLAGS, CONFIG)
+
+
 def test_other_flags_are_refused_each_by_name(tmp_path):
   open_run_folder(tmp_path, FLAGS, CONFIG)[0].close()
   before = contents(tmp_path)
