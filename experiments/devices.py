@@ -16,6 +16,7 @@ import jax
 
 from experiments import startup
 from experiments.flags import RunError, UsageError
+from siamrl.memory import memory_bytes as memory_bytes
 
 PLATFORMS = ('cpu', 'gpu', 'tpu')
 
@@ -179,24 +180,6 @@ def cores() -> int:
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
-
-
-def memory_bytes() -> int:
-  """Memory of this machine, or of the container that holds the process."""
-  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  root = pathlib.Path('/sys/fs/cgroup')
-  limits = [root / 'memory.max', root / 'memory' / 'memory.limit_in_bytes']
-  with contextlib.suppress(OSError):
-    for line in pathlib.Path('/proc/self/cgroup').read_text().splitlines():
-      own = line.rpartition(':')[2].strip('/')
-      limits += [
-        root / own / 'memory.max',
-        root / 'memory' / own / 'memory.limit_in_bytes',
-      ]
-  for limit in limits:
-    with contextlib.suppress(OSError, ValueError):
-      total = min(total, int(limit.read_text()))
-  return total
 
 
 class StopRequest:

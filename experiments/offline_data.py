@@ -104,13 +104,13 @@ def load(config: DataOptions, environment: JaxEnvironment) -> Dataset:
     return _fitting(data, config.environment, environment)
   except ImportError as error:
     raise RunError(f'--dataset={config.dataset}: {error}') from error
-  except OSError as error:
-    raise UsageError(
-      f'--dataset={config.dataset} cannot be read: {error.strerror or error}'
-    ) from error
-  except ValueError as error:
+  except (OSError, ValueError) as error:
     text = ' '.join(str(error).split()).removeprefix(f'{source}: ')
-    raise UsageError(f'--dataset={config.dataset}: {text}') from error
+    if isinstance(error, OSError):
+      text = f' cannot be read: {error.strerror or text}'
+    else:
+      text = f': {text}'
+    raise UsageError(f'--dataset={config.dataset}{text}') from error
 
 
 def _fitting(data: Dataset, name: str, environment: JaxEnvironment) -> Dataset:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import pathlib
 import re
 from typing import Any, NamedTuple
 
@@ -85,6 +86,9 @@ UNITS = ('gradient_steps', 'epochs')
 # Frames of a game's name: frames:pong.
 _FRAMES = re.compile(r'frames:(.*)')
 
+# Names of classes that are shown; there may be thousands.
+_SHOWN = 10
+
 _PART = Bound(lambda x: 0 < x < 1, 'in (0, 1)')
 
 
@@ -105,8 +109,9 @@ class SiameseConfig(twin_options.TwinOptions, sweeps.SweepOptions):
   images: str = path_option(
     'digits',
     'digits (8 x 8) or mnist5k (28 x 28), which come with packages; '
-    'frames:GAME of an Atari game, played at random; or the path of a folder '
-    'of images, or of an .npz file.',
+    'frames:GAME of an Atari game, played at random; or the path of an .npz '
+    'file, or of a folder of PNG and JPEG files, with a sub-folder for each '
+    'class or with none.',
     single=True,
   )
   held_out_fraction: float = option(
@@ -232,6 +237,7 @@ class Task(NamedTuple):
     classes: that labels tell apart; 0 without labels.
     judged: images of both that representations are judged by, float32.
     known: accuracies by these images themselves.
+    notes: what the user is told of them, a line each.
   """
 
   name: str
@@ -240,6 +246,7 @@ class Task(NamedTuple):
   classes: int
   judged: tuple[jax.Array, jax.Array]
   known: Metrics
+  notes: tuple[str, ...]
 
 
 @functools.cache
@@ -282,6 +289,7 @@ def make_task(config: SiameseConfig) -> Task:
   except (ValueError, ImportError, OSError) as error:
     kind = UsageError if isinstance(error, ValueError) else RunError
     text = str(error).removeprefix(f'{config.images}: ')
+    text = ' '.join(text.splitlines())  # names of files may hold any character
     raise kind(f'--images={config.images}: {text}') from error
   if config.neighbours > len(train.images):
     refuse(
@@ -293,7 +301,40 @@ def make_task(config: SiameseConfig) -> Task:
     *_source_of(config), config.judged_as, _judges_of(config)
   )
   name = re.sub(r'\W+', '_', config.images).strip('_')
-  return Task(name, train, held_out, classes, judged, known)
+  notes = _notes(*_source_of(config))
+  return Task(name, train, held_out, classes, judged, known, notes)
+
+
+@functools.cache
+def _notes(
+  source: str, held_out_fraction: float, count: int, ram_byte: int
+) -> tuple[str, ...]:
+  """What was read, for the user to compare with what is meant."""
+  parts, classes = _load(source, held_out_fraction, count, ram_byte)
+  number = sum(len(part.images) for part in parts)
+  listing = None
+  if source not in images.NAMES and pathlib.Path(source).is_dir():
+    listing = images.list_folder(source)
+  names = listing.classes if listing else ()
+  shown = f': {", ".join(names[:_SHOWN])}' if names else ''
+  shown += ', ...' if len(names) > _SHOWN else ''
+  if classes:
+    lines = [f'{number:,} images of {classes} classes{shown}']
+  elif names:
+    lines = [
+      f'{number:,} images of one class only{shown}; there is nothing to tell '
+      'apart, and no accuracy is measured'
+    ]
+  else:
+    lines = [f'{number:,} images without labels']
+  if listing and listing.unread:
+    lines.append(f'not read: {images.describe(listing.unread)}')
+  if listing and listing.empty:
+    lines.append(f'no images in {", ".join(listing.empty)}')
+  # Names of files may hold any character.
+  return tuple(
+    ' '.join(f'--images={source}: {line}'.splitlines()) for line in lines
+  )
 
 
 def _source_of(config: SiameseConfig) -> tuple[str, float, int, int]:

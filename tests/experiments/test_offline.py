@@ -751,6 +751,25 @@ def test_data_that_cannot_be_read(refused, tmp_path):
   assert ': actions: is missing' in refused(f'--dataset={path}')
 
 
+def test_pipes_are_not_waited_for(refused, tmp_path):
+  path = tmp_path / 'data.npz'
+  os.mkfifo(path)
+  line = refused(f'--dataset={path}')
+  assert line.endswith(
+    'data.npz: no data set of arrays: it is not a regular file\n'
+  )
+
+
+def test_minari_that_can_be_fetched(refused, monkeypatch, tmp_path):
+  pytest.importorskip('minari')
+  monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path / 'minari'))
+  line = refused('--dataset=minari:atari/breakout/expert-v0')
+  assert line.startswith(
+    'error: --dataset=minari:atari/breakout/expert-v0 cannot be read: no data '
+    'set of that name is here; minari download atari/breakout/expert-v0 '
+  )
+
+
 def test_minari_that_is_not_there(refused, monkeypatch):
   monkeypatch.setitem(sys.modules, 'minari', None)
   line = refused('--dataset=minari:cartpole/random-v0', code=1)

@@ -79,6 +79,8 @@ def undisturbed(pictures, tmp_path_factory) -> pathlib.Path:
   output = sweep_here(siamese, pictures, *SWEEP, f'--run_dir={folder}')
   assert f'program 1 of 1 in {folder}: 6 runs of 24 gradient steps' in output
   assert output.endswith(f'finished: {folder}\n')
+  assert output.startswith(f'note: {pictures}: 48 images of 2 classes\n')
+  assert output.count('note: ') == 1
   return folder
 
 
@@ -420,6 +422,52 @@ def test_images_that_cannot_be_learnt_from(refused, tmp_path):
   (tmp_path / 'x.txt').write_text('mine')
   line = refused(f'--images={tmp_path}/x.txt')
   assert 'neither a folder nor an .npz file' in line
+  (tmp_path / 'x.txt').rename(folder / 'two\nlines.png')
+  (folder / 'a.png').unlink()
+  (folder / 'b.png').unlink()
+  assert 'two lines.png: no image: neither PNG' in refused(f'--images={folder}')
+
+
+def _notes_of(folder):
+  """What is said of a folder of images, without the name of the flag."""
+  siamese._load.cache_clear()
+  siamese._notes.cache_clear()
+  sweep = read_sweep(siamese, *SMALL, f'--images={folder}')
+  notes = siamese.make_task(sweep.configs[0]).notes
+  assert all(note.startswith(f'--images={folder}: ') for note in notes)
+  assert not any('\n' in note for note in notes)
+  return [note.removeprefix(f'--images={folder}: ') for note in notes]
+
+
+def test_what_was_read_is_said(tmp_path):
+  pillow = pytest.importorskip('PIL.Image')
+  grey = pillow.fromarray(np.zeros((4, 4), np.uint8))
+
+  def save(name, count):
+    (tmp_path / name).mkdir(exist_ok=True)
+    for number in range(count):
+      grey.save(tmp_path / name / f'{number}.png')
+
+  save('.', 5)
+  assert _notes_of(tmp_path) == ['5 images without labels']
+  for path in tmp_path.glob('*.png'):
+    path.unlink()
+  save('cat', 6)
+  (first,) = _notes_of(tmp_path)
+  assert first.startswith('6 images of one class only: cat; ')
+  save('dog', 2)
+  save('fox', 0)
+  (tmp_path / 'dog' / 'a.webp').write_bytes(b'')
+  assert _notes_of(tmp_path) == [
+    '8 images of 2 classes: cat, dog',
+    'not read: 1 .webp',
+    'no images in fox',
+  ]
+  for number in range(9):
+    save(f'class\n{number}', 1)
+  first, *_ = _notes_of(tmp_path)
+  named = ', '.join(f'class {number}' for number in range(9))
+  assert first == f'17 images of 11 classes: cat, {named}, ...'
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Data sets: what is kept, what is refused, and where they come from."""
 
+import os
 import sys
 import zipfile
 
@@ -398,3 +399,80 @@ def test_minari_for_others(make_minari):
   make_minari('tests/dict-v0', observation_space=spaces.Dict({'x': box}))
   with pytest.raises(ValueError, match='observations: must be arrays'):
     dataset.from_minari('tests/dict-v0')
+
+
+@pytest.mark.parametrize(
+  'dtype', ['>f4', '>f8', '<f2', np.longdouble, '>i2', '<u2']
+)
+def test_types_of_other_machines(tmp_path, dtype):
+  """Numbers in another byte order, or in types that JAX has not."""
+  obs = np.asfortranarray(np.arange(SIZE * 4).reshape(SIZE, 2, 2).astype(dtype))
+  data = load_random(
+    tmp_path,
+    observations=obs,
+    next_observations=obs,
+    rewards=np.arange(SIZE).astype('>f8'),
+    actions=np.array([0, 1, 2, 0, 1, 2], '>i8'),
+    terminals=np.zeros(SIZE, '>f4'),
+  )
+  batch = jax.tree.map(jnp.asarray, data).batch(slice(None), 0.9)
+  np.testing.assert_array_equal(batch.obs_tm1, obs.astype(float))
+  np.testing.assert_array_equal(batch.r_t, np.arange(SIZE))
+  np.testing.assert_array_equal(batch.a_tm1, [0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize('key', make_arrays())
+@pytest.mark.parametrize(
+  'dtype', ['S3', 'U2', 'm8[s]', 'M8[s]', 'c8', 'V4', [('x', 'f4')], 'O']
+)
+def test_what_is_no_number(tmp_path, key, dtype):
+  shape = make_arrays()[key].shape
+  changes = {key: np.zeros(shape, dtype)}
+  if key == 'observations':
+    changes['next_observations'] = changes[key]
+  path = write(tmp_path / 'bad.npz', **changes)
+  with pytest.raises(ValueError) as error:
+    dataset.load_dataset(path)
+  line = str(error.value)
+  assert line.startswith(f'{path}: ') and f'{key}: ' in line
+
+
+def test_minari_that_is_not_here(monkeypatch, tmp_path):
+  pytest.importorskip('minari')
+  monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path))
+  with pytest.raises(
+    FileNotFoundError, match='minari download a/b-c/d-v2 fetches it'
+  ):
+    dataset.from_minari('a/b-c/d-v2')
+  for name in (tmp_path / 'nowhere', 'nonsense', '../x'):
+    with pytest.raises(FileNotFoundError, match='minari list remote') as error:
+      dataset.from_minari(name)
+    assert 'minari download' not in str(error.value)
+
+
+def test_minari_that_is_damaged(make_minari, tmp_path):
+  make_minari('tests/small-v0')
+  folder = tmp_path / 'tests' / 'small-v0' / 'data'
+  metadata = folder / 'metadata.json'
+  table = folder / 'main_data.hdf5'
+  texts = metadata.read_text(), table.read_bytes()
+  for path, content in (
+    (metadata, b''),
+    (metadata, b'{}'),
+    (metadata, b'[1, 2]'),
+    (metadata, texts[0].replace('Discrete', 'Discreet').encode()),
+    (table, b''),
+    (table, texts[1][:1_000]),
+    (table, texts[1].replace(b'terminations', b'terminatoins')),
+  ):
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+      dataset.from_minari(folder)
+    assert str(error.value).startswith(f'{folder}: no data set: ')
+    assert '\n' not in str(error.value)
+    metadata.write_text(texts[0])
+    table.write_bytes(texts[1])
+  metadata.unlink()
+  os.mkfifo(metadata)
+  with pytest.raises(ValueError, match='metadata.json is not a regular file'):
+    dataset.from_minari(folder)
