@@ -31,6 +31,7 @@ from experiments.flags import (
   usage_errors,
 )
 from siamrl.envs import ale, gym, registry
+from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.envs.gym import GymnasiumEnvironments
 from siamrl.replay.host import HostReplay
 from siamrl.report import panel
@@ -151,7 +152,7 @@ def make_environments(
     )
   except ValueError as error:
     raise UsageError(f'--environment={config.environment}: {error}') from error
-  except ImportError as error:
+  except (ImportError, BrokenEnvironmentError) as error:
     raise RunError(f'--environment={config.environment}: {error}') from error
 
 

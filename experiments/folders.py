@@ -14,6 +14,7 @@ from experiments.flags import (
   as_json,
   usage_errors,
 )
+from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.optional import OptionalImportError
 from siamrl.report.checkpoint import CheckpointError
 from siamrl.report.run_folder import (
@@ -116,13 +117,18 @@ def run_errors(folder: RunFolder) -> Iterator[None]:
   """Has the library's errors speak of the folder.
 
   Raises:
-    RunError: in place of an error in reading or writing, of a divergence, or of
-      a package that is installed but cannot be imported.
+    RunError: in place of an error in reading or writing, of a divergence, of
+      an environment that breaks its contract, or of a package that is installed
+      but cannot be imported.
   """
   try:
     yield
   except OptionalImportError as error:
     raise RunError(str(error)) from error
+  except BrokenEnvironmentError as error:
+    raise RunError(
+      f'the environment failed: {error}; the checkpoint before stays as it is'
+    ) from error
   except NonFiniteError as error:
     raise RunError(
       f'the learner diverged: {error}; the checkpoint before stays as it is'

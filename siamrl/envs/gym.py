@@ -10,13 +10,13 @@ import logging
 import math
 import operator
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from siamrl.envs.errors import BrokenEnvironmentError, one_line, raised
 from siamrl.envs.names import closest, letters
 from siamrl.optional import OptionalImportError, import_optional
 from siamrl.types import Timestep
@@ -27,6 +27,8 @@ _ID = re.compile(r'(.*?)(?:-v(\d+))?')
 _MUJOCO = 'gymnasium.envs.mujoco.'
 # By how much an action may lie outside [-1, 1]: what float32 rounds.
 _EXCESS = 1e-6
+# The largest number that 32 bits hold.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def env_seeds(seed: int, num_envs: int) -> np.ndarray:
@@ -154,7 +156,7 @@ def episode_limit(env_id: str) -> int | None:
   Raises:
     gymnasium.error.Error: there is no such environment.
   """
-  return gymnasium.spec(env_id.rpartition(':')[2]).max_episode_steps
+  return _limit(gymnasium.spec(env_id.rpartition(':')[2]))
 
 
 def _split(env_id: str) -> tuple[str, int | None]:
@@ -224,17 +226,30 @@ class GymnasiumEnvironments:
   Implements `siamrl.types.Environments` for `Box` observations and `Discrete`
   actions, or `Box` actions with finite bounds. Observations are not stacked:
   [N, 1, ...]. Those of floats are vectors, flattened if they were not, and
-  float64 is narrowed to float32. The work is done in `recv`; `send` only keeps
-  the actions.
+  float64 is narrowed to float32. So are integers of 64 bits, which JAX would
+  wrap around; float32 holds them exactly up to 2**24. The work is done in
+  `recv`; `send` only keeps the actions.
+
+  Every answer is held to what the environment declares, and copied: an
+  environment may keep its arrays and write into them later.
 
   Attributes:
     env_id: the Gymnasium id.
+    bounds: (lowest, highest) of all numbers of an observation where they are
+      pixels or bytes, from 0 to 255; else None.
   """
 
   stack = 1
   frames_per_step = 1
 
-  def __init__(self, env_id: str, num_envs: int = 1, *, seed: int):
+  def __init__(
+    self,
+    env_id: str,
+    num_envs: int = 1,
+    *,
+    seed: int,
+    max_episode_steps: int | None = None,
+  ):
     """Makes the environments.
 
     Args:
@@ -242,42 +257,41 @@ class GymnasiumEnvironments:
         `resolve_gymnasium` knows.
       num_envs: N >= 1.
       seed: an integer >= 0, from which all episodes follow.
+      max_episode_steps: env steps after which episodes are truncated if the
+        environment was registered without such a limit; None for never.
 
     Raises:
       ValueError: there is no such environment, its spaces are of another kind,
         or an argument is too small.
       ImportError: a package that it needs is not installed.
+      BrokenEnvironmentError: it cannot be made.
     """
     if num_envs < 1:
       raise ValueError(f'num_envs must be >= 1, got {num_envs}')
-    self._seeds: list[int | None] | None = env_seeds(seed, num_envs).tolist()
+    self._seeds: list[int | None] = env_seeds(seed, num_envs).tolist()
     env_id = resolve_gymnasium(env_id)
-    # Any: its types say that a reset takes one seed.
-    self._env: Any = SyncVectorEnv(
-      [lambda: _make(env_id)] * num_envs,
-      autoreset_mode=AutoresetMode.SAME_STEP,
-    )
-    space: Any = self._env.single_observation_space
-    actions: Any = self._env.single_action_space
+    self._envs: list[_Environment] = []
     try:
-      _check_spaces(env_id, space, actions)
-    except ValueError:
-      self._env.close()
+      for _ in range(num_envs):
+        self._envs.append(_Environment(env_id, max_episode_steps))
+        self._envs[-1].check_like(self._envs[0])
+    except BaseException:
+      self.close()
       raise
+    first = self._envs[0]
     self.env_id = env_id
     self.num_envs = num_envs
     self.num_actions = self.action_dim = 0
     self._bounds: Box | None = None
-    if isinstance(actions, Discrete):
-      self.num_actions = int(actions.n)
+    if isinstance(first.actions, Discrete):
+      self.num_actions = int(first.actions.n)
     else:
-      self.action_dim, self._bounds = math.prod(actions.shape), actions
-    self.frame_shape: tuple[int, ...] = space.shape
-    self.frame_dtype = np.dtype(space.dtype)
-    if self.frame_dtype.kind == 'f':
-      self.frame_shape = (math.prod(space.shape),)
-    if self.frame_dtype == np.float64:
-      self.frame_dtype = np.dtype(np.float32)
+      self.action_dim = math.prod(first.actions.shape)
+      self._bounds = first.actions
+    self.frame_shape, self.frame_dtype = first.frame_shape, first.frame_dtype
+    self.bounds: tuple[float, float] | None = None
+    if (first.space.low == 0).all() and (first.space.high == 255).all():
+      self.bounds = 0.0, 255.0
     self._started = False
     self._actions: np.ndarray | None = None
 
@@ -289,13 +303,17 @@ class GymnasiumEnvironments:
 
     Raises:
       RuntimeError: a `send` still waits for its `recv`.
+      BrokenEnvironmentError: an environment raised something, or its answer is
+        not what it declares.
     """
     if self._actions is not None:
       raise RuntimeError('reset between send and recv')
-    obs, _ = self._env.reset(seed=self._seeds)
-    self._seeds = None
+    seeds, self._seeds = self._seeds, [None] * self.num_envs
+    frames = [
+      env.reset(seed) for env, seed in zip(self._envs, seeds, strict=True)
+    ]
     self._started = True
-    return self._framed(obs)
+    return np.stack(frames)[:, None]
 
   def send(self, actions: np.ndarray) -> None:
     """Hands over actions: int32 [N], or float32 [N, D] in [-1, 1].
@@ -319,39 +337,209 @@ class GymnasiumEnvironments:
   def recv(self) -> Timestep:
     """Steps the environments, and starts anew those whose episode ended.
 
+    The arrays are the caller's. `final_obs` is `obs` itself where no episode
+    ended.
+
     Raises:
       RuntimeError: no `send` came before.
+      BrokenEnvironmentError: an environment raised something, or its answer is
+        not what it declares.
     """
     if self._actions is None:
       raise RuntimeError('recv must follow send')
     actions, self._actions = self._actions, None
-    answer, reward, terminated, truncated, info = self._env.step(actions)
-    obs = self._framed(answer)
-    final_obs = obs
-    ended = terminated | truncated
+    frames, rewards, terminated, truncated = zip(
+      *(env.step(a) for env, a in zip(self._envs, actions, strict=True)),
+      strict=True,
+    )
+    obs = final_obs = np.stack(frames)[:, None]
+    ended = np.logical_or(terminated, truncated)
     if ended.any():
       final_obs = obs.copy()
       for n in np.flatnonzero(ended):
-        final_obs[n] = self._framed([info['final_obs'][n]])[0]
+        obs[n, 0] = self._envs[n].reset(None)
     return Timestep(
       obs=obs,
-      reward=reward.astype(np.float32),
-      # Copies: Gymnasium hands out its own arrays, and refills them.
-      terminated=terminated.copy(),
-      truncated=truncated.copy(),
+      reward=np.array(rewards, np.float32),
+      terminated=np.array(terminated),
+      truncated=np.array(truncated),
       life_lost=np.zeros(self.num_envs, bool),
       final_obs=final_obs,
     )
 
   def close(self) -> None:
     """Frees the environments; nothing may be called after."""
-    self._env.close()
+    for env in self._envs:
+      env.close()
     self._started = False
 
-  def _framed(self, obs: Any) -> np.ndarray:
-    """The environments' observations as [N, 1, ...]."""
-    frames = np.asarray(obs).astype(self.frame_dtype, copy=False)
-    return frames.reshape(-1, 1, *self.frame_shape)
+
+class _Environment:
+  """One environment, held to what it declares.
+
+  Gymnasium's own `PassiveEnvChecker` logs warnings and costs more than the
+  step of a small environment, and `SyncVectorEnv` takes a reward of None for
+  NaN.
+
+  Attributes:
+    space: of its observations.
+    actions: the space of its actions.
+    frame_shape: of the observations handed out.
+    frame_dtype: of the observations handed out.
+  """
+
+  def __init__(self, env_id: str, max_episode_steps: int | None):
+    self._id = env_id
+    # Env steps of the running episode.
+    self._steps = 0
+    try:
+      self._env = _make(env_id)
+      space: Any = self._env.observation_space
+      actions: Any = self._env.action_space
+    except (ImportError, ValueError):
+      raise
+    except Exception as error:
+      raise raised(env_id, 'making it', error) from error
+    try:
+      _check_spaces(env_id, space, actions)
+    except ValueError:
+      self.close()
+      raise
+    if max_episode_steps is not None and _limit(self._env.spec) is None:
+      self._env = gymnasium.wrappers.TimeLimit(self._env, max_episode_steps)
+    self.space, self.actions = space, actions
+    self.frame_shape: tuple[int, ...] = space.shape
+    self.frame_dtype = np.dtype(space.dtype)
+    wide = self.frame_dtype.kind in 'iu' and self.frame_dtype.itemsize == 8
+    if wide or self.frame_dtype.kind == 'f':
+      self.frame_shape = (math.prod(space.shape),)
+      self.frame_dtype = np.dtype(np.float32)
+
+  def check_like(self, other: '_Environment') -> None:
+    """Raises BrokenEnvironmentError where the spaces are not the other's."""
+    for mine, theirs in (
+      (self.space, other.space),
+      (self.actions, other.actions),
+    ):
+      if mine != theirs:
+        self._fail(f'made twice it has other spaces: {theirs} and {mine}')
+
+  def reset(self, seed: int | None) -> np.ndarray:
+    """Starts an episode; returns its first observation."""
+    self._steps = 0
+    answer = self._call('reset', seed=seed)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+      self._fail(
+        f'reset returned {_count(answer)} in place of (observation, info)'
+      )
+    return self._frame(answer[0])
+
+  def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
+    """(observation, reward, terminated, truncated) that follow an action."""
+    self._steps += 1
+    answer = self._call('step', action)
+    if not isinstance(answer, tuple) or len(answer) != 5:
+      self._fail(
+        f'step returned {_count(answer)} in place of (observation, reward, '
+        'terminated, truncated, info)'
+      )
+    obs, reward, terminated, truncated, _ = answer
+    return (
+      self._frame(obs),
+      self._reward(reward),
+      self._end('terminated', terminated),
+      self._end('truncated', truncated),
+    )
+
+  def close(self) -> None:
+    """Frees the environment; what it raises then is logged and no more."""
+    try:
+      self._env.close()
+    except Exception as error:
+      logging.getLogger(__name__).warning(
+        '%s', raised(self._id, 'close', error)
+      )
+
+  def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    try:
+      return getattr(self._env, name)(*args, **kwargs)
+    except Exception as error:
+      raise raised(self._id, name, error) from error
+
+  def _frame(self, obs: Any) -> np.ndarray:
+    """A copy of an observation, as it is handed out."""
+    space, dtype = self.space, self.frame_dtype
+    try:
+      array = np.asarray(obs)
+    except Exception:  # such as a list of rows that differ in length
+      self._fail(f'{self._observation} is no array: {one_line(obs)}')
+    if array.shape != space.shape or not np.can_cast(
+      array.dtype, space.dtype, 'same_kind'
+    ):
+      self._fail(
+        f'{self._observation} is {array.dtype} {list(array.shape)}, and its '
+        f'space {np.dtype(space.dtype)} {list(space.shape)}'
+      )
+    with np.errstate(over='ignore'):  # caught below
+      frame = array.astype(dtype).reshape(self.frame_shape)
+    if dtype.kind == 'f':
+      fits = np.isfinite(frame)
+      if not fits.all():
+        value = array.reshape(self.frame_shape)[~fits][0]
+        self._fail(
+          f'{self._observation} holds {value}, which is not a finite number '
+          'of 32 bits'
+        )
+    elif array.dtype != dtype and (frame != array).any():
+      self._fail(f'{self._observation} holds numbers that {dtype} cannot')
+    return frame
+
+  def _reward(self, reward: Any) -> float:
+    try:
+      if isinstance(reward, str | bytes) or np.ndim(reward):
+        raise TypeError
+      value = float(reward)
+    except (TypeError, ValueError):
+      self._fail(f'the reward of {self._step} is no number: {reward!r}')
+    if not abs(value) <= _LARGEST:  # asked so that NaN fails
+      self._fail(
+        f'the reward of {self._step} is {value}, which is not a finite number '
+        'of 32 bits'
+      )
+    return value
+
+  def _end(self, name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+      array = np.asarray(value)
+      if array.dtype != bool or array.ndim:
+        self._fail(f'{name} of {self._step} is no bool: {value!r}')
+    return bool(value)
+
+  @property
+  def _step(self) -> str:
+    return f'step {self._steps} of an episode'
+
+  @property
+  def _observation(self) -> str:
+    if self._steps:
+      return f'the observation of {self._step}'
+    return 'the first observation of an episode'
+
+  def _fail(self, text: str) -> NoReturn:
+    raise BrokenEnvironmentError(one_line(f'{self._id}: {text}'))
+
+
+def _count(answer: Any) -> str:
+  """What was returned in place of several values, in words."""
+  if isinstance(answer, tuple):
+    return f'{len(answer)} values'
+  return f'one {type(answer).__name__}'
+
+
+def _limit(spec: Any) -> int | None:
+  """Env steps after which an episode is cut; None for no limit."""
+  limit = None if spec is None else spec.max_episode_steps
+  return limit if limit is None or limit > 0 else None
 
 
 def _check_spaces(env_id: str, space: Any, actions: Any) -> None:
@@ -363,14 +551,24 @@ def _check_spaces(env_id: str, space: Any, actions: Any) -> None:
   continuous = isinstance(actions, Box) and np.dtype(actions.dtype).kind == 'f'
   discrete = isinstance(actions, Discrete) and actions.start == 0
   if not isinstance(space, Box) or not (continuous or discrete):
+    hint = ''
+    if getattr(space, 'is_np_flattenable', False) and not isinstance(
+      space, Box
+    ):
+      hint = '; gymnasium.wrappers.FlattenObservation makes a Box of these'
     raise ValueError(
       f'{env_id} needs a Box of observations, and Discrete actions from 0 or a '
-      f'Box of floats, got {space} and {actions}'
+      f'Box of floats, got {one_line(space)} and {one_line(actions)}{hint}'
     )
+  for name, box in (('observations', space), ('actions', actions)):
+    if not math.prod(box.shape):
+      raise ValueError(f'{env_id} has {name} without numbers: {one_line(box)}')
   if continuous and not actions.is_bounded():
     raise ValueError(
-      f'{env_id} has actions from {actions.low} to {actions.high}: both ends '
-      'must be finite'
+      one_line(
+        f'{env_id} has actions from {actions.low} to {actions.high}: both ends '
+        'must be finite'
+      )
     )
 
 

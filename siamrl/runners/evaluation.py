@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siamrl.runners.errors import NonFiniteError
 from siamrl.types import (
   Environments,
   JaxEnvironment,
@@ -99,6 +100,7 @@ def evaluate(
 
   Raises:
     ValueError: not exactly one of `episodes` and `env_steps` is positive.
+    NonFiniteError: an action is not finite.
   """
   if (episodes > 0) == (env_steps > 0):
     raise ValueError('give either episodes or env_steps')
@@ -116,6 +118,8 @@ def evaluate(
     actions = np.asarray(
       act(params, obs, key, np.uint32(taken), np.float32(epsilon))
     )
+    if not are_finite(actions):
+      raise NonFiniteError('an action of the evaluation is not finite')
     if watch is not None:
       watch(actions)
     # Before they step, as they may write where the observations are.
@@ -140,6 +144,11 @@ def evaluate(
       yield Evaluation(taken, list(returns), list(lengths), False)
   record = Record(*map(np.stack, zip(*steps, strict=True))) if steps else None
   yield Evaluation(taken, returns, lengths, True, record)
+
+
+def are_finite(actions: np.ndarray) -> bool:
+  """Whether actions are finite; integers always are."""
+  return actions.dtype.kind != 'f' or bool(np.isfinite(actions).all())
 
 
 def play(

@@ -716,13 +716,23 @@ class _Loop:
       )
 
   def _send(self, chosen: Any, memory: Any) -> None:
-    """Sends the environments what `_choose` has chosen."""
+    """Sends the environments what `_choose` has chosen.
+
+    Raises:
+      NonFiniteError: an action is not finite.
+    """
     state = self._state
     with self._timer('acting_s'):
       # Copies: a view would keep the device's buffer, of kilobytes, alive for
       # as long as the iteration remembers its actions.
       actions = np.array(chosen)
       state.memory = None if memory is None else np.array(memory)
+    if not evaluation.are_finite(actions):
+      self._settle()  # names the gradient step, where a loss tells it
+      raise NonFiniteError(
+        'an action is not finite after gradient step '
+        f'{int(state.train.gradient_steps)}'
+      )
     with self._timer('emulating_s'):
       self._environments.send(actions)
     state.actions.append(actions)

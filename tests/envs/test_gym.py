@@ -387,3 +387,229 @@ def test_seeds_are_apart_and_do_not_depend_on_how_many(seed, num_envs):
   assert seeds.dtype == np.int32 and (seeds >= 0).all()
   np.testing.assert_array_equal(seeds, gym.env_seeds(seed, 20)[:num_envs])
   assert not set(seeds) & set(gym.env_seeds(seed + 1, 20))
+
+
+# What an environment may do wrong.
+
+
+class Script(gymnasium.Env):
+  """Answers what it is told to, and reuses its array of observations."""
+
+  def __init__(self, first=None, then=None, space=None, made=None):
+    if made is not None:
+      made()
+    self.observation_space = space or gymnasium.spaces.Box(-9, 9, (2,))
+    self.action_space = gymnasium.spaces.Discrete(2)
+    self._first, self._then = first, then
+    box = self.observation_space
+    if isinstance(box, gymnasium.spaces.Box):
+      self._obs = np.zeros(box.shape, box.dtype)
+
+  def reset(self, *, seed=None, options=None):
+    super().reset(seed=seed)
+    self._obs[:] = 0
+    return self._answer(self._first, (self._obs, {}))
+
+  def step(self, action):
+    self._obs += 1
+    return self._answer(self._then, (self._obs, 1.0, False, False, {}))
+
+  def _answer(self, told, usual):
+    return usual if told is None else told()
+
+
+def _script(monkeypatch, num_envs=1, limit=None, **arguments):
+  spec = gymnasium.envs.registration.EnvSpec(
+    'Script-v0',
+    entry_point=lambda: Script(**arguments),
+    max_episode_steps=limit,
+  )
+  monkeypatch.setitem(gymnasium.registry, 'Script-v0', spec)
+  return gym.GymnasiumEnvironments('Script-v0', num_envs, seed=0)
+
+
+def _raise(error):
+  raise error
+
+
+_OBS = np.zeros(2, np.float32)
+
+
+def _seen(obs):
+  return {'then': lambda: (obs, 1.0, False, False, {})}
+
+
+def _paid(reward):
+  return {'then': lambda: (_OBS, reward, False, False, {})}
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (_seen(np.float32([0, np.nan])), 'the observation of step 1 .* holds nan,'),
+    (_seen(np.float32([np.inf, 0])), 'the observation of step 1 .* holds inf,'),
+    (_seen(np.array([0, 1e39])), r'holds 1e\+39, which is not a finite number'),
+    (_seen(np.zeros(3, np.float32)), r'float32 \[3\], and its space float32'),
+    (_seen(np.zeros((2, 1), np.float32)), r'is float32 \[2, 1\], and its'),
+    (_seen(np.zeros(2, complex)), r'is complex128 \[2\], and its'),
+    (_seen({'position': _OBS}), r'is object \[\], and its space float32 \[2\]'),
+    (_seen(None), r'is object \[\], and its space float32 \[2\]'),
+    (_seen([[0], [0, 0]]), 'is no array: '),
+    (
+      _seen([256, 0]) | {'space': gymnasium.spaces.Box(0, 255, (2,), np.uint8)},
+      r'is int64 \[2\], and its space uint8 \[2\]',
+    ),
+    (
+      _seen([2**31, 0]) | {'space': gymnasium.spaces.Box(0, 9, (2,), np.int32)},
+      'holds numbers that int32 cannot',
+    ),
+    ({'first': lambda: (_OBS * np.nan, {})}, 'the first observation .* nan'),
+    ({'first': lambda: _OBS}, 'reset returned one ndarray in place of'),
+    ({'first': lambda: (_OBS, {}, {})}, 'reset returned 3 values in place'),
+    ({'then': lambda: (_OBS, 1.0, False, {})}, 'step returned 4 values in'),
+    ({'then': lambda: None}, 'step returned one NoneType in place of'),
+    (_paid(None), 'the reward of step 1 of an episode is no number: None'),
+    (_paid('1'), "no number: '1'"),
+    (_paid(np.ones(1)), 'no number: array'),
+    (_paid(1j), 'no number: 1j'),
+    (_paid(float('nan')), 'the reward of step 1 of an episode is nan'),
+    (_paid(np.float64(1e39)), r'the reward .* is 1e\+39'),
+    (
+      {'then': lambda: (_OBS, 0, None, False, {})},
+      'terminated of step 1 .* is no bool: None',
+    ),
+    (
+      {'then': lambda: (_OBS, 0, False, 1, {})},
+      'truncated of step 1 .* is no bool: 1',
+    ),
+    (
+      {'then': lambda: _raise(KeyError('the lost\nkey'))},
+      r"step raised KeyError: 'the lost\\nkey' \(.*test_gym.py, line \d+\)$",
+    ),
+    ({'first': lambda: _raise(OSError('gone'))}, 'reset raised OSError: gone '),
+    ({'then': lambda: _raise(AssertionError())}, r'step raised \w+ \(/'),
+    ({'made': lambda: _raise(TypeError('no'))}, 'making it raised TypeError'),
+  ],
+)
+def test_what_breaks_the_contract_is_named(monkeypatch, arguments, message):
+  with pytest.raises(
+    gym.BrokenEnvironmentError, match=f'^Script-v0: .*{message}'
+  ) as caught:
+    envs = _script(monkeypatch, **arguments)
+    envs.reset()
+    envs.send(np.zeros(1, np.int32))
+    envs.recv()
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('reward', 'end'),
+  [
+    (2, False),
+    (np.float32(2), np.False_),
+    (np.array(2), np.array(False)),
+    (np.int64(2), np.False_),
+  ],
+)
+def test_numbers_and_bools_of_any_kind_are_taken(monkeypatch, reward, end):
+  envs = _script(monkeypatch, then=lambda: ([0, 1], reward, end, end, None))
+  envs.reset()
+  envs.send(np.zeros(1, np.int32))
+  step = envs.recv()
+  assert step.reward.tolist() == [2] and step.reward.dtype == np.float32
+  assert not step.terminated[0] and step.truncated.dtype == bool
+  np.testing.assert_array_equal(step.obs, [[[0, 1]]])
+
+
+def test_one_of_several_environments_is_enough(monkeypatch):
+  rewards = iter([0.0, 0.0, 0.0, float('nan')])
+  envs = _script(
+    monkeypatch, 3, then=lambda: (_OBS, next(rewards), False, False, {})
+  )
+  envs.reset()
+  envs.send(np.zeros(3, np.int32))
+  envs.recv()
+  envs.send(np.zeros(3, np.int32))
+  with pytest.raises(gym.BrokenEnvironmentError, match='step 2 .* is nan'):
+    envs.recv()
+
+
+@pytest.mark.parametrize('num_envs', [1, 3])
+def test_environments_may_reuse_their_arrays(monkeypatch, num_envs):
+  envs = _script(monkeypatch, num_envs, limit=2)
+  kept = [envs.reset()]
+  for _ in range(3):
+    envs.send(np.zeros(num_envs, np.int32))
+    step = envs.recv()
+    kept += [step.obs, step.final_obs]
+  seen = [array[:, 0].max() for array in kept]
+  assert seen == [0, 1, 1, 0, 2, 1, 1]
+  assert seen == [array[:, 0].min() for array in kept]
+
+
+def test_an_environment_that_fails_to_close_is_in_the_log(monkeypatch, caplog):
+  envs = _script(monkeypatch)
+  monkeypatch.setattr(Script, 'close', lambda self: _raise(OSError('stuck')))
+  envs.close()
+  assert 'Script-v0: close raised OSError: stuck' in caplog.text
+
+
+@pytest.mark.parametrize('dtype', [np.int64, np.uint64])
+def test_wide_integers_become_floats(monkeypatch, dtype):
+  envs = _script(
+    monkeypatch, space=gymnasium.spaces.Box(0, 2**40, (2, 2), dtype)
+  )
+  assert (envs.frame_shape, envs.frame_dtype) == ((4,), np.float32)
+  envs._envs[0]._env.unwrapped._obs = np.zeros((2, 2), dtype)
+  envs.reset()
+  envs._envs[0]._env.unwrapped._obs[:] = 2**33 - 1
+  envs.send(np.zeros(1, np.int32))
+  np.testing.assert_array_equal(envs.recv().obs, np.full((1, 1, 4), 2.0**33))
+
+
+def test_bounds_are_known_of_pixels_and_bytes_alone(monkeypatch):
+  for low, high, shape, dtype, bounds in (
+    (0, 255, (8, 8, 3), np.uint8, (0, 255)),
+    (0, 255, (8, 8), np.float32, (0, 255)),
+    (0, 255, (128,), np.int64, (0, 255)),
+    (0, 1, (8, 8, 3), np.uint8, None),
+    (-1, 255, (2,), np.float32, None),
+  ):
+    space = gymnasium.spaces.Box(low, high, shape, dtype)
+    assert _script(monkeypatch, space=space).bounds == bounds
+
+
+@pytest.mark.parametrize(
+  ('limit', 'given', 'length'),
+  [(None, 3, 3), (5, 3, 5), (2, 3, 2), (None, None, None)],
+)
+def test_a_limit_is_for_those_without_one(monkeypatch, limit, given, length):
+  _script(monkeypatch, limit=limit)
+  envs = gym.GymnasiumEnvironments(
+    'Script-v0', seed=0, max_episode_steps=given
+  )
+  envs.reset()
+  ends = []
+  for t in range(1, 7):
+    envs.send(np.zeros(1, np.int32))
+    if envs.recv().truncated[0]:
+      ends.append(t)
+  assert ends[:1] == ([] if length is None else [length])
+
+
+@pytest.mark.parametrize(
+  ('space', 'message'),
+  [
+    (
+      gymnasium.spaces.Dict({'a': gymnasium.spaces.Discrete(3)}),
+      'needs a Box .*FlattenObservation makes a Box',
+    ),
+    (gymnasium.spaces.MultiBinary(4), 'needs a Box .*FlattenObservation'),
+    (gymnasium.spaces.Text(4), 'needs a Box of observations'),
+    (gymnasium.spaces.Box(0, 1, (0,)), 'observations without numbers'),
+  ],
+)
+def test_spaces_that_do_not_fit(monkeypatch, space, message):
+  with pytest.raises(ValueError, match=f'^Script-v0 .*{message}') as caught:
+    _script(monkeypatch, space=space)
+  assert '\n' not in str(caught.value)
