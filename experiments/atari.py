@@ -113,6 +113,7 @@ class AtariConfig(
   checkpoint_period_s: float = option(
     600, 'Seconds between two checkpoints inside an iteration.', POSITIVE
   )
+  fresh_environments: bool = options.fresh_environments()
 
   _protocol: Any = group('The game')
   game: str = option('pong', 'Any spelling: ms_pacman, MsPacman.')
@@ -445,6 +446,7 @@ def build(
     num_envs=config.num_envs,
     seed=config.seed,
     checkpoint_period_s=config.checkpoint_period_s,
+    fresh_environments=config.fresh_environments,
   )
   return parts, {
     'schedule': speeds._asdict(),

@@ -39,7 +39,7 @@ from experiments import (
 )
 from experiments.collecting import Task
 from experiments.control_options import ControlConfig, drop
-from experiments.flags import Sweep, UsageError, run_sweep
+from experiments.flags import Sweep, UsageError, refuse, run_sweep
 from siamrl.runners import scan
 
 
@@ -120,8 +120,16 @@ def main(sweep: Sweep) -> None:
   on_host = [name for name in names if control_host.is_on_host(name)]
   if on_host:
     control_host.main(sweep, on_host[0])
-  else:
-    sweeps.main(sweep, make_task, FAMILY)
+    return
+  first = sweep.configs[0]
+  if first.fresh_environments:
+    refuse(
+      first,
+      'fresh_environments',
+      f'go with environments on the host, not {first.environment}: compiled '
+      'runs keep the state of theirs',
+    )
+  sweeps.main(sweep, make_task, FAMILY)
 
 
 if __name__ == '__main__':

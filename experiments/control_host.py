@@ -50,7 +50,6 @@ _COMPILED_ONLY = (
   'num_processes',
   'process_id',
   'eval_environment',
-  'eval_episode_env_steps',
 )
 
 # Environments stepped side by side in an evaluation, at most.
@@ -133,22 +132,32 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
       'have continuous actions; JAX-native ones with discrete actions are for '
       'python -m experiments.classic',
     )
+  _check_episode_cap(config)
   _check_replay(config, environments)
   devices.configure(config.platform, ynnpack=False)
   with usage_errors():
     parts, derived = build(config, environments, RunFolder(run_dir))
   _note_cut_episodes(config)
+  _note_observations(config, environments)
+  _note_seeds(config)
   say_idle([config], control_options.drop)
   with folders.open_run(config, derived) as folder:
     host_run.run(folder, parts, stop)
 
 
 def make_environments(
-  config: ControlConfig, seed: int, num_envs: int | None = None
+  config: ControlConfig,
+  seed: int,
+  num_envs: int | None = None,
+  max_episode_steps: int | None = None,
 ) -> GymnasiumEnvironments:
+  """Environments, with errors that speak of the flag; see there."""
   try:
     return GymnasiumEnvironments(
-      config.environment, num_envs or config.num_envs, seed=seed
+      config.environment,
+      num_envs or config.num_envs,
+      seed=seed,
+      max_episode_steps=max_episode_steps,
     )
   except ValueError as error:
     raise UsageError(f'--environment={config.environment}: {error}') from error
@@ -156,17 +165,77 @@ def make_environments(
     raise RunError(f'--environment={config.environment}: {error}') from error
 
 
+def _check_episode_cap(config: ControlConfig) -> None:
+  """Raises UsageError for a cap on episodes that have one of their own."""
+  limit = gym.episode_limit(config.environment)
+  default = ControlConfig.eval_episode_env_steps
+  if limit is not None and config.eval_episode_env_steps != default:
+    refuse(
+      config,
+      'eval_episode_env_steps',
+      f'not be given with --environment={config.environment}, which is '
+      f'stepped on the host and cuts its episodes itself, after {limit:,} env '
+      'steps',
+    )
+
+
+def _note(text: str) -> None:
+  print(f'note: {text}', file=sys.stderr)
+
+
 def _note_cut_episodes(config: ControlConfig) -> None:
-  """Says so where an iteration is shorter than an episode may be."""
-  limit = gym.episode_limit(config.environment) or 0
+  """Says so where an episode is cut that the environment would go on with."""
+  limit = gym.episode_limit(config.environment)
+  if limit is None and config.eval_episodes:
+    _note(
+      f'{config.environment} sets no limit to its episodes: evaluations cut '
+      f'them after --eval_episode_env_steps={config.eval_episode_env_steps}'
+    )
   steps = config.iteration_env_steps // config.num_envs
-  if steps < limit:
-    print(
-      f'note: iterations begin with fresh episodes, and are of {steps:,} env '
+  if limit is not None and steps < limit:
+    _note(
+      f'iterations begin with fresh episodes, and are of {steps:,} env '
       f'steps in each environment; {config.environment} may take {limit:,} an '
       'episode, whose rest would never be seen: --iteration_env_steps='
-      f'{limit * config.num_envs} or more shows it',
-      file=sys.stderr,
+      f'{limit * config.num_envs} or more shows it'
+    )
+
+
+def _note_observations(
+  config: ControlConfig, environments: GymnasiumEnvironments
+) -> None:
+  """Says what the networks, which are dense, make of images and bytes."""
+  shape = environments.obs_shape
+  done = ['flattened'] if len(shape) > 1 else []
+  if environments.bounds is not None:
+    done.append('scaled from [0, 255] to [-1, 1]')
+  if done:
+    _note(
+      f'the networks see the observations of {config.environment}, of shape '
+      f'{list(shape)}, {" and ".join(done)}'
+    )
+
+
+def _note_seeds(config: ControlConfig) -> None:
+  """Says so where the same seed does not lead to the same start.
+
+  Raises:
+    RunError: the environment breaks its contract already here.
+  """
+  starts: list[np.ndarray] = []
+  for _ in range(2):
+    with contextlib.closing(make_environments(config, 0, 1)) as environments:
+      try:
+        starts.append(environments.reset())
+      except BrokenEnvironmentError as error:
+        raise RunError(f'the environment failed: {error}') from error
+  first, second = starts
+  if not np.array_equal(first, second):
+    _note(
+      f'{config.environment} ignores its seed: the same seed gave two '
+      'different first observations. No run of it can be repeated, and one '
+      'that is stopped inside an iteration resumes with --fresh_environments '
+      'only'
     )
 
 
@@ -227,6 +296,7 @@ def build(
     # Numbers of Python where they say when something happens: constants.
     control_options.settings_of(config)
     | {'sync': speeds.sync, 'sync_offset': speeds.offset},
+    environments.bounds,
   )
   init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
   state = control_options.make_init(config, learning)(init_key)
@@ -286,6 +356,7 @@ def build(
     seed=config.seed,
     checkpoint_period_s=config.checkpoint_period_s,
     unit='env step',
+    fresh_environments=config.fresh_environments,
   )
   return parts, {
     'schedule': speeds._asdict(),
@@ -306,8 +377,9 @@ def _evaluate(
   begun = time.perf_counter()
   seed = host.environment_seed(config.seed, iteration, evaluation=True)
   number = min(config.eval_episodes, _EVAL_ENVS)
+  cap = config.eval_episode_env_steps
   with contextlib.closing(
-    make_environments(config, seed, number)
+    make_environments(config, seed, number, max_episode_steps=cap)
   ) as environments:
     result = None
     for current in evaluation.evaluate(
@@ -325,12 +397,14 @@ def _evaluate(
   bias = {}
   if result.record is not None:
     bias = host.overestimation(loop, result.record, config.discount)
-  return bias | {
+  row: dict[str, float] = {
     'eval_episodes': len(result.returns),
     'eval_return': float(np.mean(result.returns)),
     'eval_episode_env_steps': float(np.mean(result.lengths)),
-    'eval_s': time.perf_counter() - begun,
   }
+  if gym.episode_limit(config.environment) is None:
+    row['eval_episodes_cut'] = sum(n == cap for n in result.lengths)
+  return bias | row | {'eval_s': time.perf_counter() - begun}
 
 
 def _draw(config: ControlConfig, folder: RunFolder) -> None:

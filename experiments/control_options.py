@@ -78,6 +78,13 @@ class ControlConfig(collecting.CollectOptions):
   min_replay: int = collecting.default('min_replay', 25_000)
   replay_capacity: int = collecting.default('replay_capacity', 1_000_000)
   eval_episodes: int = collecting.default('eval_episodes', 10)
+  eval_episode_env_steps: int = option(
+    10_000,
+    'Env steps after which an episode is cut; of environments on the host, '
+    'those that set no limit themselves.',
+    POSITIVE,
+    single=True,
+  )
   # Rewards here are of any size.
   reward_bound: float | None = collecting.default(  # type: ignore[assignment]
     'reward_bound', None
@@ -94,6 +101,7 @@ class ControlConfig(collecting.CollectOptions):
   eval_environment: str | None = option(
     None, 'Where to evaluate, if elsewhere; of JAX-native ones.', single=True
   )
+  fresh_environments: bool = options.fresh_environments()
 
   _agent: Any = group('The agent')
   agent: str = choice(
@@ -322,6 +330,7 @@ def make_agent(
   action_dim: int,
   example_obs: Any,
   settings: Mapping[str, Any],
+  bounds: tuple[float, float] | None = None,
 ) -> Agent:
   """The agent that the options describe, not lifted by any twin.
 
@@ -330,6 +339,7 @@ def make_agent(
     action_dim: D.
     example_obs: [B, ...], of any content.
     settings: as `settings_of` has them; may be traced.
+    bounds: of the numbers of an observation, see `policies.Network`.
 
   Raises:
     ValueError: options that the agent cannot have.
@@ -340,6 +350,7 @@ def make_agent(
     initializer=config.initializer,
     layer_norm=config.layer_norm,
     last_bound=config.last_bound,
+    bounds=bounds,
   )
   more: dict[str, Any] = {}
   kind = actor_critic.AGENTS[config.agent].actor
@@ -422,6 +433,7 @@ def make_learning(
   action_dim: int,
   example_obs: Any,
   settings: Mapping[str, Any],
+  bounds: tuple[float, float] | None = None,
 ) -> Learning:
   """What the options describe; see `make_agent` for the arguments."""
   twin = twin_options.make_twin(
@@ -431,7 +443,7 @@ def make_learning(
       for name, value in collecting.rule_parameters(config).items()
     },
   )
-  base = make_agent(config, action_dim, example_obs, settings)
+  base = make_agent(config, action_dim, example_obs, settings, bounds)
   agent = twin.lift(base)
   optimizer = make_optimizer(config, agent, settings)
   regress = learner.make_regress(

@@ -27,7 +27,7 @@ from siamrl.report.run_folder import (
 from siamrl.runners.errors import NonFiniteError
 
 # Options that may differ between a run and its resumption.
-WHERE = (*WHERE_FLAGS, 'checkpoint_period_s')
+WHERE = (*WHERE_FLAGS, 'checkpoint_period_s', 'fresh_environments')
 
 
 def open_folder(

@@ -30,7 +30,7 @@ class Parts:
     state: the learner's fresh state.
     seen: what belongs to the twin's panel, fresh; None without one.
     replay: empty.
-    loop: (state) -> generator of the host loop's progress.
+    loop: (state, on_change=...) -> generator of the host loop's progress.
     evaluate: (online params, iteration) -> generator that yields None while it
       plays and returns the evaluation's columns; None for no evaluation.
     draw: writes the curve.
@@ -41,12 +41,14 @@ class Parts:
     checkpoint_period_s: seconds between two checkpoints, at most, up to the
       length of a chunk; one is also written after each iteration.
     unit: what a frame is called in messages.
+    fresh_environments: whether a run goes on with fresh environments where they
+      do not return to where it had stopped.
   """
 
   state: TrainState
   seen: host.Seen | None
   replay: HostReplay
-  loop: Callable[[host.LoopState], Iterator[host.Progress]]
+  loop: Callable[..., Iterator[host.Progress]]
   evaluate: Callable[[Any, int], Generator[None, None, dict[str, float]]] | None
   draw: Callable[[], None]
   frames: int
@@ -55,6 +57,7 @@ class Parts:
   seed: int
   checkpoint_period_s: float
   unit: str = 'frame'
+  fresh_environments: bool = False
 
 
 class _Stopped(Exception):
@@ -84,7 +87,10 @@ def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
     except _Stopped:
       pass
     except host.EnvironmentsChangedError as error:
-      raise RunError(f'--run_dir={folder.path}: {error}') from error
+      raise RunError(
+        f'--run_dir={folder.path}: {error} With --fresh_environments the run '
+        'goes on in fresh ones, no longer bit for bit the run it was'
+      ) from error
 
 
 class _Run(running.Running):
@@ -146,7 +152,8 @@ class _Run(running.Running):
     if self._pending is not None:
       self._finish_iteration(self._pending)
     learning = int(self._state.train.gradient_steps) > 0
-    for _, metrics in self._parts.loop(self._state):
+    on_change = self._say_changed if self._parts.fresh_environments else None
+    for _, metrics in self._parts.loop(self._state, on_change=on_change):
       if not learning and int(self._state.train.gradient_steps) > 0:
         learning = True
         self._progress.message(
@@ -171,6 +178,13 @@ class _Run(running.Running):
     else:
       text = f'starting {self._where}; Ctrl-C saves and stops'
     self._progress.message(text)
+
+  def _say_changed(self) -> None:
+    self._progress.message(
+      'the environments did not return to where this run had stopped: it goes '
+      'on in fresh ones, and is no longer bit for bit the run that was never '
+      'stopped'
+    )
 
   def _finish_iteration(self, row: dict[str, float]) -> None:
     """Evaluates, writes the row, draws, saves."""

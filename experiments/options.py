@@ -49,6 +49,16 @@ def seed(text: str) -> Any:
   return option(0, text, UINT32, single=True)
 
 
+def fresh_environments() -> Any:
+  return option(
+    False,
+    'Where a resumed run finds that its environments do not return to where it '
+    'had stopped, because they have changed or ignore their seed: go on in '
+    'fresh ones, no longer bit for bit the run that was never stopped.',
+    single=True,
+  )
+
+
 def head() -> Any:
   return option('linear', 'Last layers', one_of(HEADS))
 

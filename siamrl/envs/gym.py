@@ -235,6 +235,7 @@ class GymnasiumEnvironments:
 
   Attributes:
     env_id: the Gymnasium id.
+    obs_shape: of an observation, before it is flattened.
     bounds: (lowest, highest) of all numbers of an observation where they are
       pixels or bytes, from 0 to 255; else None.
   """
@@ -289,6 +290,7 @@ class GymnasiumEnvironments:
       self.action_dim = math.prod(first.actions.shape)
       self._bounds = first.actions
     self.frame_shape, self.frame_dtype = first.frame_shape, first.frame_dtype
+    self.obs_shape: tuple[int, ...] = first.space.shape
     self.bounds: tuple[float, float] | None = None
     if (first.space.low == 0).all() and (first.space.high == 255).all():
       self.bounds = 0.0, 255.0

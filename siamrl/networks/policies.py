@@ -30,12 +30,15 @@ class Network(nn.Module):
     last_bound: weights and biases of the last layer are drawn from U(-b, b);
       None for `initializer`. DDPG's paper has 3e-3, and 3e-4 from pixels, for
       first actions and values near 0.
+    bounds: (lowest, highest) of all numbers of an observation, such as (0, 255)
+      of pixels, which become -1 and 1; None to take observations as they are.
   """
 
   sizes: Sequence[int] = (256, 256)
   initializer: str = 'torch_uniform'
   layer_norm: bool = False
   last_bound: float | None = None
+  bounds: tuple[float, float] | None = None
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -48,11 +51,15 @@ class Network(nn.Module):
       raise ValueError(f'last_bound={self.last_bound} must be positive')
 
   def _hidden(
-    self, x: chex.Array, sizes: Sequence[int], name: str = 'torso'
+    self,
+    x: chex.Array,
+    sizes: Sequence[int],
+    name: str = 'torso',
+    bounds: tuple[float, float] | None = None,
   ) -> chex.Array:
     """Flattens all but the batch axis, and adds hidden layers."""
     return MLP(
-      tuple(sizes), self.initializer, layer_norm=self.layer_norm, name=name
+      tuple(sizes), self.initializer, bounds, self.layer_norm, name=name
     )(x)
 
   def _last(self, features: chex.Array, outputs: int) -> chex.Array:
@@ -94,7 +101,9 @@ class Critic(Network):
 
   @nn.compact
   def __call__(self, obs: chex.Array, action: chex.Array) -> chex.Array:
-    x = self._hidden(obs, self.sizes[: self.action_layer], 'obs_torso')
+    x = self._hidden(
+      obs, self.sizes[: self.action_layer], 'obs_torso', self.bounds
+    )
     x = jnp.concatenate([x, action], axis=-1)
     x = self._hidden(x, self.sizes[self.action_layer :])
     return self._last(x, 1)[:, 0]
@@ -118,7 +127,7 @@ class DeterministicActor(Actor):
 
   @nn.compact
   def __call__(self, obs: chex.Array) -> chex.Array:
-    x = self._hidden(obs, self.sizes)
+    x = self._hidden(obs, self.sizes, bounds=self.bounds)
     return jnp.tanh(self._last(x, self.action_dim))
 
 
@@ -158,6 +167,6 @@ class TanhGaussianActor(Actor):
   @nn.compact
   def __call__(self, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
     """Maps [B, ...] to mean and log_std, float32 [B, D], before the tanh."""
-    x = self._hidden(obs, self.sizes)
+    x = self._hidden(obs, self.sizes, bounds=self.bounds)
     mean, log_std = jnp.split(self._last(x, 2 * self.action_dim), 2, axis=-1)
     return mean, SQUASHES[self.log_std_squash](log_std, *self.log_std_bounds)

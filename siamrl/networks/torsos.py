@@ -109,14 +109,16 @@ class MLP(nn.Module):
   Attributes:
     sizes: units of each hidden layer.
     initializer: a key of `INITIALIZERS`.
-    bounds: (lowest, highest) of each number of the observation, which become
-      -1 and 1; None to take observations as they are.
+    bounds: (lowest, highest) of each number of the observation, or of all of
+      them, which become -1 and 1; None to take observations as they are.
     layer_norm: normalise each layer before its ReLU.
   """
 
   sizes: Sequence[int] = (120, 84)
   initializer: str = 'lecun_normal'
-  bounds: tuple[Sequence[float], Sequence[float]] | None = None
+  bounds: (
+    tuple[Sequence[float], Sequence[float]] | tuple[float, float] | None
+  ) = None
   layer_norm: bool = False
 
   @nn.compact

@@ -60,7 +60,11 @@ TIMERS = ('acting_s', 'emulating_s', 'sampling_s', 'learning_s', 'panel_s')
 
 
 class EnvironmentsChangedError(RuntimeError):
-  """Fresh environments did not return to where a resumed run had stopped."""
+  """Fresh environments did not return to where a resumed run had stopped.
+
+  They are of another version, or draw random numbers that their seed does not
+  determine.
+  """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +191,13 @@ class LoopState:
   statistics: Statistics
   seen: 'Seen | None' = None
   memory: np.ndarray | None = None
+
+  def restart(self) -> None:
+    """Gives up the running episodes, for fresh environments to go on with."""
+    running = Statistics.zero(len(self.statistics.running_returns))
+    self.statistics.running_returns = running.running_returns
+    self.statistics.running_lengths = running.running_lengths
+    self.actions, self.obs_crc = [], 0
 
   @classmethod
   def start(
@@ -432,6 +443,7 @@ def train(
   seed: int,
   act_key: jax.Array,
   watch: Watch | None = None,
+  on_change: Callable[[], None] | None = None,
 ) -> Iterator[Progress]:
   """Runs from `state` to the end, yielding between rounds.
 
@@ -446,6 +458,10 @@ def train(
     act_key: for exploration, folded with the env step.
     watch: the twin's panel. Another part of each iteration is looked at, or a
       twin whose period divides it would always be just copied.
+    on_change: called where a resumed run does not return to where it had
+      stopped, before it goes on with fresh environments: their running episodes
+      are truncated there, and the run is no longer bit for bit the one that was
+      never stopped. None to raise an error instead.
 
   Yields:
     `Progress`: inside an iteration every `config.chunk_env_steps` env steps and
@@ -456,16 +472,28 @@ def train(
     NonFiniteError: a loss or a parameter is not finite; names the gradient
       step. The state is then of no use.
     EnvironmentsChangedError: fresh environments did not return to where a
-      resumed run had stopped.
+      resumed run had stopped, and there is no `on_change`.
   """
   loop = _Loop(config, state, replay, agent, regress, act_key, seed, watch)
   while state.env_steps < config.total_env_steps:
-    environments = make_environments(
-      environment_seed(seed, state.iteration, evaluation=False)
+    make = functools.partial(
+      make_environments,
+      environment_seed(seed, state.iteration, evaluation=False),
     )
+    environments = make()
     try:
-      for _ in loop.begin(environments):
-        yield Progress(state, None)
+      try:
+        for _ in loop.begin(environments):
+          yield Progress(state, None)
+      except EnvironmentsChangedError:
+        if on_change is None:
+          raise
+        on_change()
+        environments.close()
+        environments = make()
+        state.restart()
+        for _ in loop.begin(environments):
+          yield Progress(state, None)
       end = min(
         (state.iteration + 1) * config.iteration_env_steps,
         config.total_env_steps,
@@ -544,7 +572,8 @@ class _Loop:
     elif _crc(self._obs) != state.obs_crc:
       raise EnvironmentsChangedError(
         'the environments did not return to where this run had stopped: are '
-        'they of another version than the one it was started with?'
+        'they of another version than the one it was started with, or do they '
+        'ignore their seed?'
       )
     # So that an iteration that learns nothing has the columns of the others.
     for name in _metric_names(
@@ -730,7 +759,7 @@ class _Loop:
     if not evaluation.are_finite(actions):
       self._settle()  # names the gradient step, where a loss tells it
       raise NonFiniteError(
-        'an action is not finite after gradient step '
+        'an action was not finite by gradient step '
         f'{int(state.train.gradient_steps)}'
       )
     with self._timer('emulating_s'):

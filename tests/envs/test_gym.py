@@ -585,9 +585,7 @@ def test_bounds_are_known_of_pixels_and_bytes_alone(monkeypatch):
 )
 def test_a_limit_is_for_those_without_one(monkeypatch, limit, given, length):
   _script(monkeypatch, limit=limit)
-  envs = gym.GymnasiumEnvironments(
-    'Script-v0', seed=0, max_episode_steps=given
-  )
+  envs = gym.GymnasiumEnvironments('Script-v0', seed=0, max_episode_steps=given)
   envs.reset()
   ends = []
   for t in range(1, 7):

@@ -512,6 +512,14 @@ _ON_HOST = '--environment=gymnasium:Pendulum-v1'
       '--shadows=hard must not be given where a round takes 2 gradient steps',
     ),
     ((_ON_HOST, '--target_period_unit=rounds'), 'must be one of frames, env_'),
+    (
+      (_ON_HOST, '--eval_episodes=1', '--eval_episode_env_steps=9'),
+      'cuts its episodes itself, after 200 env steps',
+    ),
+    (
+      ('--fresh_environments',),
+      '--fresh_environments=true must go with environments on the host',
+    ),
   ],
 )
 def test_options(refused, arguments, message, tmp_path):
@@ -557,6 +565,203 @@ def test_actions_that_do_not_fit(refused, monkeypatch):
   if not HAS_MUJOCO:
     line = refused(*SMALL, '--environment=Hopper-v5', code=1)
     assert 'needs mujoco: pip install siamrl[mujoco]' in line
+
+
+class _Walk(gymnasium.Env):
+  """Walks at random; by its seed, or by NumPy's global stream."""
+
+  action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+  def __init__(self, seeded=True, broken=0, space=None):
+    self.observation_space = space or gymnasium.spaces.Box(-9, 9, (2,))
+    self._seeded, self._broken = seeded, broken
+
+  def reset(self, *, seed=None, options=None):
+    super().reset(seed=seed)
+    self._steps = 0
+    return self._look(), {}
+
+  def step(self, action):
+    self._steps += 1
+    reward = float('nan') if self._steps == self._broken else 1.0
+    return self._look(), reward, False, False, {}
+
+  def _look(self):
+    rng = self.np_random if self._seeded else np.random
+    draw = rng.uniform(0, 9, self.observation_space.shape)
+    return draw.astype(self.observation_space.dtype)
+
+
+@pytest.fixture
+def walk(monkeypatch):
+  """A function that registers a walk; it returns the flag that names it."""
+
+  def register(limit=None, **arguments):
+    name = 'Walk-v0'
+    spec = gymnasium.envs.registration.EnvSpec(
+      name,
+      entry_point=lambda: _Walk(**arguments),
+      max_episode_steps=limit,
+    )
+    monkeypatch.setitem(gymnasium.registry, name, spec)
+    return f'--environment={name}'
+
+  return register
+
+
+@pytest.fixture
+def notes(monkeypatch, tmp_path):
+  """A function that does all but train; it returns the notes, and the parts."""
+
+  def run(*arguments):
+    ran = []
+    monkeypatch.setattr(host_run, 'run', lambda *args: ran.append(args[1]))
+    folder = tmp_path / 'run'
+    err = sweep_here(control, *arguments, f'--run_dir={folder}', '--overwrite')
+    lines = err.splitlines()
+    assert all(line.startswith('note: ') for line in lines), err
+    return [line.removeprefix('note: ') for line in lines], *ran
+
+  return run
+
+
+def test_an_environment_without_a_limit_is_cut_in_evaluations(walk, notes):
+  endless = (*SMALL, walk(), '--eval_episodes=3', '--eval_episode_env_steps=7')
+  (line,), parts = notes(*endless)
+  assert line == (
+    'Walk-v0 sets no limit to its episodes: evaluations cut them after '
+    '--eval_episode_env_steps=7'
+  )
+  playing = parts.evaluate(parts.state.online_params, 0)
+  with pytest.raises(StopIteration) as end:
+    while True:
+      next(playing)
+  row = end.value.value
+  assert row['eval_episodes'] == row['eval_episodes_cut'] == 3
+  assert row['eval_return'] == row['eval_episode_env_steps'] == 7
+  # The cap is not for those that have one.
+  lines, _ = notes(*SMALL, walk(limit=50), '--eval_episodes=3')
+  assert not lines
+
+
+@pytest.mark.parametrize(
+  'space, scaled',
+  [
+    (gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8), True),
+    (gymnasium.spaces.Box(0, 255, (9,), np.float32), True),
+    (gymnasium.spaces.Box(0, 9, (4, 4), np.float32), False),
+  ],
+)
+def test_images_and_bytes_are_scaled(walk, notes, space, scaled):
+  (line,), parts = notes(*SMALL, walk(limit=50, space=space))
+  done = ['flattened'] * (len(space.shape) > 1)
+  done += ['scaled from [0, 255] to [-1, 1]'] * scaled
+  assert line == (
+    'the networks see the observations of Walk-v0, of shape '
+    f'{list(space.shape)}, {" and ".join(done)}'
+  )
+  # Of scaled zeros every number is -1.
+  agent, params = _agent_of(parts), parts.state.online_params
+  kernel = params['actor']['params']['torso']['Dense_0']['Dense_0']['kernel']
+  size = int(np.prod(space.shape))
+  assert kernel.shape == (size, 8)
+  shape = space.shape if space.dtype == np.uint8 else (size,)
+  low, high = (
+    agent.greedy(params, np.full((1, 1, *shape), value, space.dtype))
+    for value in (0, 255)
+  )
+  other = control_options.make_agent(
+    _config(), 1, np.zeros((1, size), np.float32), _settings()
+  )
+  for found, value in (
+    (low, -1 if scaled else 0),
+    (high, 1 if scaled else 255),
+  ):
+    expected = other.greedy(params, np.full((1, size), value, np.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+  critic = params['critic']
+  values = [
+    made.values({'actor': params['actor'], 'critic': critic}, obs)
+    for made, obs in (
+      (agent, np.zeros((1, 1, *shape), space.dtype)),
+      (other, np.full((1, size), -1 if scaled else 0, np.float32)),
+    )
+  ]
+  np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+def _agent_of(parts):
+  """The agent of a run on the host."""
+  return parts.loop.keywords['agent']
+
+
+def _settings():
+  return control_options.settings_of(_config())
+
+
+def test_an_environment_that_ignores_its_seed(walk, notes, tmp_path):
+  flag = walk(limit=30, seeded=False)
+  (line,), parts = notes(*SMALL, flag)
+  assert line.startswith('Walk-v0 ignores its seed: the same seed gave two')
+  assert not parts.fresh_environments
+  assert notes(*SMALL, flag, '--fresh_environments')[1].fresh_environments
+
+
+def test_it_goes_on_in_fresh_environments(walk, tmp_path, monkeypatch):
+  arguments = (*SMALL, walk(limit=30, seeded=False), '--agent=ddpg')
+  arguments += (f'--run_dir={tmp_path / "run"}',)
+  original, added = HostReplay.add, []
+
+  def add(self, *arrays):
+    added.extend(arrays[0])
+    if len(added) == 20:
+      signal.raise_signal(signal.SIGTERM)
+    return original(self, *arrays)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(HostReplay, 'add', add)
+    sweep_here(control, *arguments)
+  error = sweep_here(control, *arguments, code=1).splitlines()[-1]
+  assert 'did not return to where this run had stopped' in error
+  assert 'ignore their seed? With --fresh_environments the run goes' in error
+  output = sweep_here(control, *arguments, '--fresh_environments')
+  assert 'no longer bit for bit the run that was never stopped' in output
+  assert columns(tmp_path / 'run')['env_steps'] == [100, 200, 300]
+
+
+def test_the_fault_of_an_environment_is_named(walk, tmp_path):
+  """The first iteration's checkpoint stays."""
+  folder = tmp_path / 'run'
+  arguments = (*SMALL, '--agent=ddpg', f'--run_dir={folder}')
+  # An episode of 100 is cut, one of 120 comes to the fault.
+  sweep_here(control, *arguments, walk(broken=101), '--env_steps=100')
+  (folder / 'flags.txt').write_text(
+    (folder / 'flags.txt')
+    .read_text()
+    .replace('--env_steps=100', '--env_steps=300')
+  )
+  before = sorted(folder.glob('checkpoints/**/*'))
+  error = sweep_here(control, *arguments, walk(broken=50), code=1)
+  assert error.splitlines()[-1] == (
+    'error: the environment failed: Walk-v0: the reward of step 50 of an '
+    'episode is nan, which is not a finite number of 32 bits; the checkpoint '
+    'before stays as it is'
+  )
+  assert before == sorted(folder.glob('checkpoints/**/*'))
+  assert columns(folder)['env_steps'] == [100]
+
+
+def test_a_start_that_breaks_the_contract(walk, refused, monkeypatch):
+  flag = walk(limit=30)
+  monkeypatch.setattr(_Walk, '_look', lambda self: np.full(2, np.nan, 'f'))
+  err = sweep_here(control, *SMALL, flag, code=1)
+  assert err == (
+    'error: the environment failed: Walk-v0: the first observation of an '
+    'episode holds nan, which is not a finite number of 32 bits\n'
+  )
+  line = refused(*SMALL, walk(space=gymnasium.spaces.Discrete(3)))
+  assert 'Walk-v0 needs a Box of observations' in line
+  assert 'FlattenObservation makes a Box of these' in line
 
 
 def test_help():

@@ -141,6 +141,12 @@ def test_what_was_expected_is_kept_with_what_came_of_it():
   assert row['panel/return_mc'] == pytest.approx(0.5)
 
 
+def test_actions_that_are_not_finite_are_not_sent():
+  act = lambda params, obs, *_: np.full((len(obs), 2), np.nan, np.float32)
+  with pytest.raises(host.NonFiniteError, match='action of the evaluation'):
+    _evaluate(probes.constant(), 1, act=act, episodes=1)
+
+
 def test_what_the_policy_is_asked():
   asked, watched = [], []
 

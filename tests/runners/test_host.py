@@ -101,6 +101,7 @@ def _train(
   state=None,
   until=None,
   watch=None,
+  on_change=None,
 ) -> Run:
   """Trains to the end, or `until` at least so many env steps were taken."""
   tables = tables or probes.chain()
@@ -127,6 +128,7 @@ def _train(
     seed=seed,
     act_key=jax.random.key(seed + 1),
     watch=watch,
+    on_change=on_change,
   )
   rows = []
   for _, metrics in progress:
@@ -744,6 +746,50 @@ def test_environments_of_another_version_are_noticed():
     )
 
 
+def test_changed_environments_may_be_started_afresh():
+  """What was learnt and counted stays; only the running episode is given up."""
+  first = _train(_config(env_steps=480), until=60)
+  rows, env_steps = first.rows, first.state.env_steps
+  returns = list(first.state.statistics.returns)
+  finished = sum(first.state.statistics.lengths)
+  assert finished < env_steps
+  stored = first.replay.size
+  opened, told = [], []
+
+  def make(seed):
+    opened.append(probes.Probe(probes.chain(), seed=seed + len(opened) + 9))
+    return opened[-1]
+
+  second = _train(
+    _config(env_steps=480, chunk_env_steps=12),
+    state=first.state,
+    replay=first.replay,
+    make=make,
+    on_change=lambda: told.append(first.state.env_steps),
+    until=env_steps + 12,
+  )
+  assert told == [env_steps] and len(opened) == 2
+  state = second.state
+  assert state.env_steps == env_steps + 12 and len(state.actions) == 12
+  statistics = state.statistics
+  assert statistics.returns[: len(returns)] == returns
+  # Of the episode that was given up nothing is counted.
+  counted = sum(statistics.lengths) + statistics.running_lengths[0]
+  assert counted == finished + 12
+  assert second.replay.size >= stored + 11
+  second.replay.check()
+  # From there it can be stopped and resumed as any other.
+  third = _train(
+    _config(env_steps=480),
+    state=state,
+    replay=second.replay,
+    make=lambda seed: probes.Probe(probes.chain(), seed=seed + 1 + 9),
+  )
+  assert [row['env_steps'] for row in rows + third.rows] == [240, 480]
+  with pytest.raises(RuntimeError, match='nothing'):
+    opened[0].reset()
+
+
 def test_environments_are_closed_whatever_happens():
   opened = []
 
@@ -864,6 +910,55 @@ def test_parameters_that_are_not_finite_are_noticed(overlapped):
     host.NonFiniteError, match='online_params .* gradient step 10$'
   ):
     Spy().train(config, regress=regress)
+
+
+class Sliding(probes.Probe):
+  """A probe whose action is a number, which changes nothing."""
+
+  action_dim = 1
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.action_dim, self.num_actions = 1, 0
+
+  def send(self, actions):
+    assert np.isfinite(actions).all()
+    self.num_actions = 1
+    super().send(np.zeros(self.num_envs, np.int32))
+
+
+@pytest.mark.parametrize('loss', ['finite', 'nan'])
+@MODES
+def test_an_actor_that_diverges_is_named(overlapped, loss):
+  """By the loss that went wrong first, if one did; no NaN is ever sent."""
+  spy = Spy()
+  spy.agent = spy.agent._replace(
+    act=lambda params, obs, noise, epsilon: jnp.full(
+      (len(obs), 1), jnp.where(params['count'] < 10, 0.5, jnp.nan)
+    ),
+  )
+
+  def regress(state, batch):
+    state, metrics = Spy.regress(state, batch)
+    count = metrics['loss']
+    if loss == 'nan':
+      metrics['loss'] = jnp.where(count < 9, count, jnp.nan)
+    return state, metrics
+
+  wrong = 'loss=nan at' if loss == 'nan' else 'an action was not finite by'
+  # The next step is under way already when the action is seen.
+  step = 9 if loss == 'nan' else 11
+  with pytest.raises(
+    host.NonFiniteError, match=f'^{wrong} gradient step {step}$'
+  ):
+    spy.train(
+      _config(train_period=1, overlapped=overlapped),
+      regress=regress,
+      make=lambda seed: Sliding(Spy.tables, seed=seed),
+      replay=HostReplay(
+        600, frame_shape=(1,), frame_dtype=np.float32, stack=1, action_dim=1
+      ),
+    )
 
 
 @pytest.mark.parametrize(
