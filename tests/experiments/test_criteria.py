@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from experiments import (
@@ -20,6 +21,7 @@ from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.run_folder import RunFolder
 
 FLAGFILES = pathlib.Path(__file__).parents[2] / 'experiments' / 'flagfiles'
+RESULTS = FLAGFILES.parent / 'results'
 
 
 def _table(tmp_path, axes, columns, seeds=5, times=4, clock='env_steps'):
@@ -442,6 +444,108 @@ def test_every_study_has_a_sweep_that_can_be_run(study, monkeypatch):
     for each in sweep.configs:
       family.check(each)
     assert sweep.configs[0].seeds >= 5
+
+
+def test_the_best_of_equal_arms_seldom_exceeds_another():
+  """It is the best of 13, so that a plain test would say so in 1 of 5 cases."""
+  arms = [('hard', p, np.nan) for p in (1, 4, 16, 64, 256, 1024, 4096)]
+  arms += [('soft', np.nan, 2 / (p + 1)) for _, p, _ in arms]
+  arms += [('frozen', np.nan, np.nan)]
+  rows = [arm for arm in arms for _ in range(5)]
+  names = ('target_update', 'target_period', 'tau')
+  table = {
+    name: np.array(column)
+    for name, column in zip(names, zip(*rows, strict=True), strict=True)
+  }
+  table |= {
+    'seed': np.tile(np.arange(5), len(arms)),
+    'env_steps': np.ones(len(rows), np.int64),
+  }
+  random = np.random.default_rng(0)
+  met = [
+    criteria.twin_age(table | {'train_return': random.normal(size=len(rows))})
+    for _ in range(300)
+  ]
+  assert np.mean([claims[0].met for claims in met]) < 0.05
+
+
+# The verdicts of BUILD_NOTES.md; None for measures that are not shipped.
+_SHIPPED = {
+  ('twin_age', 'twin_age_cartpole'): [True, True, True],
+  ('twin_age', 'twin_age_catch'): [True, True, True],
+  ('twin_minatar', 'twin_minatar'): [False, False],
+  ('target_free_gap', 'target_free_gap'): [False, True],
+  ('siamese_collapse', 'siamese_collapse'): [True] * 7 + [False, False],
+  ('siamese_accuracy', 'siamese_accuracy'): [False, None, False, None],
+  ('siamese_accuracy', 'siamese_frames'): [False, None, False, None],
+  ('siamese_accuracy', 'siamese_accuracy-longer'): [False, None, False, None],
+  ('twin_rate', 'twin_rate'): [None, False, True],
+  ('spr_minatar', 'spr_minatar'): [True] * 4,
+}
+
+
+@pytest.mark.parametrize('study, name', _SHIPPED)
+def test_shipped_results_are_judged_as_published(study, name, capsys):
+  path = RESULTS / f'{name}-curves.csv'
+  code = flags.execute(
+    criteria.CriteriaConfig,
+    '',
+    criteria.main,
+    [f'--study={study}', f'--runs={path}'],
+  )
+  assert code == 0
+  words = [line.split(':')[0] for line in capsys.readouterr().out.splitlines()]
+  verdicts = {'met': True, 'MISSED': False, 'OPEN': None}
+  found = [verdicts[word] for word in words if word in verdicts]
+  assert found == _SHIPPED[study, name]
+
+
+def test_files_that_cannot_be_judged(tmp_path, capsys):
+  execute = lambda *arguments: flags.execute(
+    criteria.CriteriaConfig, '', criteria.main, arguments
+  )
+  path = RESULTS / 'soft_divergence-curves.csv'
+  assert execute('--study=soft_divergence', f'--runs={path}') == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'no column panel/q_max_abs, panel/overestimation' in line
+  path = tmp_path / 'settings.csv'
+  path.write_text('target_update,seeds,final\nhard,5,1.0\n')
+  assert execute('--study=twin_age', f'--runs={path}') == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "no column 'seed'" in line
+
+
+def test_what_is_not_known_is_open(tmp_path):
+  """One seed has no spread; a run that is going on has no end."""
+  height = lambda point, seed, t: 5.0 + (point['target_period'] > 1)
+  axes = {'game': ['breakout'], 'target_period': [1, 1_000]}
+  table = _table(tmp_path, axes, {'train_return': height}, seeds=1)
+  assert _verdicts(criteria.twin_minatar(table)) == [None]
+  ends = {'self': 0.6, 'frozen': 0.4, '0.1': 0.9, '0.01': 0.5, '0.001': 0.9}
+  table = _accuracies(tmp_path / 'a', ends)
+  last = (table['seed'] == 4) & (table['gradient_steps'] == 400)
+  kept = ~(last & (table['target_update'] == 'frozen'))
+  table = {name: column[kept] for name, column in table.items()}
+  verdicts = _verdicts(criteria.siamese_accuracy(table))
+  assert verdicts == [None, True, None, False]
+
+
+def test_measures_of_the_same_runs_are_compared_within_them(tmp_path):
+  """Seeds differ by more than pixels do from what is learnt of them."""
+  points = [
+    dict(zip(('target_update', 'tau'), point, strict=True))
+    for point in _TWINS.values()
+  ]
+  columns = {
+    f'{judge}_{of}': lambda point, seed, t, more=more: (
+      0.1 * seed + more * (1 + 0.1 * (seed % 2))
+    )
+    for judge in ('knn', 'probe')
+    for of, more in (('encoder', 0.02), ('pixels', 0.0))
+  }
+  table = _rows(tmp_path, points, columns, clock='gradient_steps')
+  claims = criteria.siamese_accuracy(table)
+  assert _verdicts(claims) == [False, True, False, True]
 
 
 def test_the_command(tmp_path, capsys):
