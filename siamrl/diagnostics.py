@@ -140,11 +140,19 @@ class Clock(NamedTuple):
     advance: (online_params, ages, before, after) -> ages, from a number of
       gradient steps to another one.
     read: (online_params, ages) -> (mean over all parameters [], of each layer).
+    moves: (online_params, ages, before, after) -> (ages, moves int32 [], last
+      int32 []): `advance`, with the number of gradient steps at which the rule
+      moved any part of the twin, and the last of them, `before` for none. What
+      keeps no parameters, such as `self_copy`, never moves.
   """
 
   init: Callable[[Params], Any]
   advance: Callable[[Params, Any, chex.Numeric, chex.Numeric], Any]
   read: Callable[[Params, Any], tuple[chex.Array, dict[str, chex.Array]]]
+  moves: Callable[
+    [Params, Any, chex.Numeric, chex.Numeric],
+    tuple[Any, chex.Array, chex.Array],
+  ]
 
 
 def make_clock(rule: Clocked, *, target_order: str = 'after') -> Clock:
@@ -188,17 +196,31 @@ def make_clock(rule: Clocked, *, target_order: str = 'after') -> Clock:
       lambda leaf: leaf + jnp.issubdtype(leaf.dtype, jnp.floating), ages
     )
 
+  def moves(
+    online_params: Params, ages: Any, before: chex.Numeric, after: chex.Numeric
+  ) -> tuple[Any, chex.Array, chex.Array]:
+    zeros = now(online_params)
+
+    def step(
+      taken: chex.Numeric, carry: tuple[Any, chex.Array, chex.Array]
+    ) -> tuple[Any, chex.Array, chex.Array]:
+      ages, count, last = carry
+      if target_order == 'after':
+        ages = older(ages)
+      ages, moved = _moved(ages, move(zeros, ages, taken + 1)[1])
+      if target_order == 'before':
+        ages = older(ages)
+      return ages, count + moved, jnp.where(moved, taken + 1, last)
+
+    first = jnp.asarray(before, jnp.int32)
+    return jax.lax.fori_loop(
+      before, after, step, (ages, jnp.zeros_like(first), first)
+    )
+
   def advance(
     online_params: Params, ages: Any, before: chex.Numeric, after: chex.Numeric
   ) -> Any:
-    zeros = now(online_params)
-
-    def step(taken: chex.Numeric, ages: Any) -> Any:
-      if target_order == 'before':
-        return older(move(zeros, ages, taken + 1)[1])
-      return move(zeros, older(ages), taken + 1)[1]
-
-    return jax.lax.fori_loop(before, after, step, ages)
+    return moves(online_params, ages, before, after)[0]
 
   def read(
     online_params: Params, ages: Any
@@ -219,15 +241,40 @@ def make_clock(rule: Clocked, *, target_order: str = 'after') -> Clock:
     mean = jnp.sum(jnp.stack(list(sums.values()))) / total
     return mean, {name: sums[name] / sum(sizes[name]) for name in sums}
 
-  return Clock(lambda online: rule.twin.init(now(online)), advance, read)
+  return Clock(lambda online: rule.twin.init(now(online)), advance, read, moves)
+
+
+def _moved(before: Any, after: Any) -> tuple[Any, chex.Array]:
+  """What a rule made of a state, and int32 [] 1 if it changed any of it."""
+  changed = [
+    jnp.any(one != other)
+    for one, other in zip(
+      jax.tree.leaves(before), jax.tree.leaves(after), strict=True
+    )
+  ]
+  if not changed:
+    return after, jnp.zeros((), jnp.int32)
+  return after, jnp.any(jnp.stack(changed)).astype(jnp.int32)
 
 
 # Targets.
 
 
-def target_drift(before: chex.Array, after: chex.Array) -> chex.Array:
-  """E|y_after - y_before| of targets [B] on the same batch."""
-  return jnp.mean(jnp.abs(after - before))
+def target_drift(
+  before: chex.Array, after: chex.Array, steps: chex.Numeric = 1
+) -> chex.Array:
+  """E|y_after - y_before| / steps, of targets on the same batch.
+
+  Args:
+    before: [B].
+    after: [B], some gradient steps later.
+    steps: how many; the distance between two looks is not always the same.
+
+  Returns:
+    [], mean change per gradient step; NaN where there was none.
+  """
+  gap = jnp.mean(jnp.abs(after - before))
+  return jnp.where(steps > 0, gap / jnp.maximum(steps, 1), jnp.nan)
 
 
 class TDSplit(NamedTuple):
@@ -277,9 +324,10 @@ def churn(
   """What one gradient step on a batch does to targets and to actions.
 
   The step is taken and thrown away. Of targets it is E|y_after - y_before|, as
-  the code of iS-QL has it (Vincent et al. 2025); a twin that the step moves, by
-  its schedule, changes them too. Where targets come from a twin that stands
-  still it is 0.
+  the code of iS-QL has it (Vincent et al. 2025). Where targets come from a twin
+  that stands still it is 0. A twin that the step moves, by its schedule,
+  changes them too: a hard copy by all that was learnt since the last one, so
+  that a step which meets it stands out (`churn_synced` of a `Panel`).
 
   Args:
     agent: lifted by its twin already.
@@ -741,6 +789,8 @@ class PanelState(struct.PyTreeNode):
   Attributes:
     ages: of the twin, see `Clock`.
     measured_at: int32 [] gradient steps of the last measurement.
+    synced_at: int32 [] gradient steps when the twin moved last; at first, when
+      it was born.
     targets: on the probe, at the last measurement; NaN at first.
     dormant: bool [units] of each layer, then; none at first.
     shadows: target parameters of other rules.
@@ -749,6 +799,7 @@ class PanelState(struct.PyTreeNode):
 
   ages: Any
   measured_at: jax.Array
+  synced_at: jax.Array
   targets: jax.Array
   dormant: dict[str, jax.Array]
   shadows: dict[str, Any]
@@ -764,7 +815,8 @@ def panel_share(iteration: chex.Numeric) -> Any:
 
   Another one each time, evenly spread by the golden ratio: at the end of every
   iteration, a twin whose period divides it would always be just copied. In the
-  first one it is 0.618.
+  first one it is 0.618. So from one look to the next it is between 0.4 and 1.6
+  iterations.
   """
   return (iteration + 1) * 0.6180339887 % 1.0
 
@@ -830,12 +882,23 @@ def make_panel(
 
   Returns:
     A panel that measures `twin_age`, `twin_distance`, `functional_distance`,
-    `greedy_disagreement`, `target_mean`, `target_drift`, what `churn` returns,
-    `td_own_abs`, `td_split` and `td_split_abs` (the twin's part; of the form
-    `max`, whichever is learnt), `q_max_abs`,
+    `greedy_disagreement`, `target_mean`, `target_drift` (per gradient step),
+    what `churn` returns, `td_own_abs`, `td_split` and `td_split_abs` (the
+    twin's part; of the form `max`, whichever is learnt), `q_max_abs`,
     `soft_divergence`, `srank`, `effective_rank`, `dormant_T` for each threshold
     T, `dormant_overlap`, and what `counterfactuals` returns. All are of the
     probe but `q_max_abs` and `soft_divergence`, which see the batch too.
+
+    When it looked, beside them:
+    - `drift_steps`, gradient steps since the last measurement, and
+      `drift_syncs`, how often the twin moved meanwhile. `target_drift` and
+      `dormant_overlap` compare these two moments; of a hard twin targets drift
+      by syncs alone.
+    - `churn_synced`, 1 where the twin moves with the gradient step of `churn`
+      and 0 elsewhere: what targets churn then is of another kind.
+    - `steps_since_sync`, gradient steps since the twin moved last. Of a hard
+      twin it is the age, and distances to the network grow with it: what they
+      have from measurement to measurement is partly this phase.
   """
   rules = dict(shadows or {})
   agent = rule.twin.lift(base_agent)
@@ -873,6 +936,7 @@ def make_panel(
     return PanelState(
       ages=keeper.init(twins.part(agent, train.online_params)),
       measured_at=jnp.copy(train.gradient_steps),
+      synced_at=jnp.copy(train.gradient_steps),
       targets=jnp.full(targets.shape, jnp.nan, jnp.float32),
       dormant=dormant,
       shadows=shadows_init(rules, base_agent, train.online_params),
@@ -943,15 +1007,24 @@ def make_panel(
     )
     beside = rule.twin.params(twinned, train.target_params)
     y = _targets(train, probe)
-    ages = keeper.advance(
-      twinned, state.ages, state.measured_at, train.gradient_steps
+    steps = train.gradient_steps
+    ages, syncs, last = keeper.moves(
+      twinned, state.ages, state.measured_at, steps
     )
+    synced_at = jnp.where(syncs > 0, last, state.synced_at)
+    drift_steps = steps - state.measured_at
     metrics = (
       named('twin_age', keeper.read(twinned, ages))
       | named('twin_distance', parameter_distance(twinned, beside))
       | {
         'target_mean': jnp.mean(y),
-        'target_drift': target_drift(state.targets, y),
+        'target_drift': target_drift(state.targets, y, drift_steps),
+        'drift_steps': drift_steps.astype(jnp.float32),
+        'drift_syncs': syncs.astype(jnp.float32),
+        'steps_since_sync': (steps - synced_at).astype(jnp.float32),
+        'churn_synced': keeper.moves(twinned, ages, steps, steps + 1)[1].astype(
+          jnp.float32
+        ),
       }
       | compare(train, twins.whole(agent, online, beside), probe, batch)
       | churn(agent, regress, train, batch, probe)
@@ -978,6 +1051,7 @@ def make_panel(
       ages=ages,
       # Copies: the learner's own buffers are donated to its next step.
       measured_at=jnp.copy(train.gradient_steps),
+      synced_at=synced_at,
       targets=y.astype(jnp.float32),
       dormant=dormant,
     ), metrics

@@ -1,6 +1,7 @@
 """Diagnostics: numbers by hand, laws, and the panel in jit, vmap and scan."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -212,6 +213,59 @@ def _age_traced(rule, steps):
   return clock.read(PARAMS, ages)[0]
 
 
+def _moves(rule, before, after, order='after', params=PARAMS):
+  """How often the twin moves, and when last, after a start from 0."""
+  clock = diagnostics.make_clock(rule, target_order=order)
+  moves = jax.jit(clock.moves)
+  ages, *_ = moves(params, clock.init(params), 0, before)
+  return [int(x) for x in moves(params, ages, before, after)[1:]]
+
+
+@pytest.mark.parametrize('order', ['after', 'before'])
+def test_moves_of_rules(order):
+  """[how often, when last], from gradient step 6 to 13."""
+  moves = lambda rule, *args: _moves(Clocked(rule, *args), 6, 13, order)
+  assert moves(twins.hard(), 5) == [1, 10]
+  assert moves(twins.hard(), 5, 2) == [2, 13]
+  assert moves(twins.hard(), 7) == [1, 7]
+  assert moves(twins.hard(), 100) == [0, 6]
+  assert moves(twins.soft(0.1)) == [7, 13]
+  assert moves(twins.soft(0.1), 4) == [2, 12]
+  assert moves(twins.periodic(4, twins.soft(0.5))) == [2, 12]
+  assert moves(twins.averaged(3), 4) == [2, 12]
+  assert moves(twins.frozen(), twins.NEVER) == [0, 6]
+  assert moves(twins.self_copy()) == [0, 6]
+  by_path = twins.by_path(
+    {'torso': twins.periodic(3, twins.hard()), 'last': twins.frozen()}
+  )
+  assert moves(by_path) == [2, 12]
+
+
+def test_moves_of_periods_that_grow():
+  # The twin is 0 old where it has just been copied, and nowhere else.
+  rule = Clocked(twins.hard_scheduled(2, 4, 4))
+  copies = [t for t in range(1, 30) if _moves(rule, t - 1, t)[0]]
+  ages = [float(_age(rule, t)[0]) for t in range(1, 30)]
+  assert copies == [t for t, age in enumerate(ages, 1) if age == 0]
+  assert len(copies) > 5
+
+
+def test_moves_of_a_chain_of_networks():
+  stacked = jax.tree.map(lambda x: jnp.stack([x] * 3), PARAMS)
+  rule = Clocked(twins.chain(3, 6, 2))
+  assert _moves(rule, 6, 11, params=stacked) == [2, 10]
+
+
+def test_moves_of_many_runs_at_once():
+  def moves(period):
+    clock = diagnostics.make_clock(Clocked(twins.hard(), period))
+    return clock.moves(PARAMS, clock.init(PARAMS), 0, 13)[1:]
+
+  periods = jnp.array([2, 5, 100])
+  count, last = jax.jit(jax.vmap(moves))(periods)
+  assert (count.tolist(), last.tolist()) == ([6, 2, 0], [12, 10, 0])
+
+
 def test_the_order_is_checked():
   with pytest.raises(ValueError, match="target_order='aft' is unknown"):
     diagnostics.make_clock(Clocked(twins.hard()), target_order='aft')
@@ -240,6 +294,10 @@ def test_td_split_by_hand():
 def test_target_drift_by_hand():
   drift = diagnostics.target_drift(_values([1, 2]), _values([2, 0]))
   assert drift == 1.5
+  drift = diagnostics.target_drift(_values([1, 2]), _values([2, 0]), 6)
+  assert drift == 0.25
+  still = _values([1, 2])
+  assert np.isnan(diagnostics.target_drift(still, still, 0))
 
 
 def _batch(size=8, seed=0):
@@ -659,6 +717,7 @@ NAMES = {
   *('policy_churn', 'td_own_abs', 'td_split', 'td_split_abs', 'q_max_abs'),
   *('soft_divergence', 'srank', 'effective_rank', 'dormant_overlap'),
   *('dormant_0', 'dormant_0.025', 'dormant_0.1'),
+  *('drift_steps', 'drift_syncs', 'steps_since_sync', 'churn_synced'),
   *(
     f'{metric}/{rule}'
     for metric in ('shadow_target', 'shadow_gap', 'cosine', 'norm_ratio')
@@ -695,8 +754,13 @@ def test_the_panel_beside_a_loop_on_the_host(tmp_path):
       'greedy_disagreement': np.mean(q.argmax(-1) != q_twin.argmax(-1)),
       'target_mean': np.mean(y),
       'target_drift': (
-        np.nan if previous is None else np.mean(np.abs(y - previous))
+        np.nan if previous is None else np.mean(np.abs(y - previous)) / 4
       ),
+      'drift_steps': 4,
+      # Copies after gradient steps 5 and 10; looks after 4, 8 and 12.
+      'drift_syncs': i // 5 - (i - 4) // 5,
+      'steps_since_sync': i % 5,
+      'churn_synced': float((i + 1) % 5 == 0),
       'q_max_abs': np.max(
         np.abs(
           np.concatenate([q, agent.values(online, _batch(seed=99).obs_tm1)])
@@ -816,6 +880,40 @@ def test_the_panel_fits_every_rule(name):
   if name == 'frozen':
     assert row['twin_age'] == pytest.approx(8)
     assert row['target_drift'] == 0
+
+
+def test_drift_and_churn_tell_what_a_sync_did():
+  """Looks at unlike distances, with and without syncs in between."""
+  rule = Clocked(twins.hard(), 5)
+  agent, regress, state = _run(rule)
+  panel = _panel(rule, regress, shadows={})
+  seen = panel.init(state, PROBE)
+  measure = jax.jit(panel.measure)
+  rows, targets, steps = [], [], [0, 2, 4, 7, 14, 15]
+  for before, after in itertools.pairwise(steps):
+    state = _learn(regress, state, after - before)
+    seen, row = measure(seen, state, PROBE, _batch())
+    rows.append(jax.device_get(row))
+    targets.append(MAX(agent, state.online_params, state.target_params, PROBE))
+
+  def column(name):
+    return [float(row[name]) for row in rows]
+
+  assert column('drift_steps') == [2, 2, 3, 7, 1]
+  assert column('drift_syncs') == [0, 0, 1, 1, 1]
+  assert column('steps_since_sync') == [2, 4, 2, 4, 0]
+  assert column('churn_synced') == [0, 1, 0, 1, 0]
+  # Of a hard twin targets change where it moves, and nowhere else.
+  churned = column('target_churn')
+  assert [churn > 0 for churn in churned] == [False, True, False, True, False]
+  drift = column('target_drift')
+  assert np.isnan(drift[0])
+  assert drift[1] == 0
+  for i in (2, 3, 4):
+    gap = np.mean(np.abs(targets[i] - targets[i - 1]))
+    assert drift[i] == pytest.approx(gap / (steps[i + 1] - steps[i]), rel=1e-4)
+  # A second look at the same moment has no drift to tell of.
+  assert np.isnan(measure(seen, state, PROBE, _batch())[1]['target_drift'])
 
 
 def test_a_clock_of_its_own_for_a_rule_that_cannot_keep_one():

@@ -80,7 +80,7 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
     one(
       'target_drift',
       'Target drift',
-      f'mean change since the last measurement ({word.unit})',
+      f'mean change per gradient step ({word.unit})',
     ),
     Facet(
       'Target churn',
