@@ -1,20 +1,22 @@
 """Pictures of the lab: norms and features over time, maps of stability."""
 
 from collections.abc import Sequence
-import io
 import pathlib
 
 import numpy as np
 
 from siamrl.report import drawing, statistics
+from siamrl.report.arrangement import Point, arrange, in_words
 from siamrl.report.curves import plot_sweep
 from siamrl.report.metrics import Table, by_run, group_rows, read_metrics
-from siamrl.report.run_folder import RunFolder, write_atomically
+from siamrl.report.run_folder import RunFolder
 
 # Lines that a picture of norms shows: more are thinned out, evenly.
 _MOST_LINES = 24
-_STYLES = ('-', '--', ':', '-.')
-_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+# The first columns that are no options, in the lab's tables.
+_MEASURED = ('unit', 'gradient_steps')
+_NORM = 'log10_value_norm'
+_RADIUS = 'spectral_radius'
 
 
 def draw(
@@ -31,23 +33,7 @@ def draw(
     by: the swept options but for the seed.
     title: of the pictures.
   """
-  norms = list(group_rows(read_metrics(folder.metrics), by).values())
-  thin = np.unique(
-    np.linspace(0, len(norms) - 1, min(len(norms), _MOST_LINES)).astype(int)
-  )
-  plot_sweep(
-    folder.curve,
-    {
-      name: np.concatenate([norms[index][name] for index in thin])
-      for name in norms[0]
-    },
-    x='gradient_steps',
-    y='log10_value_norm',
-    by=by,
-    title=title,
-    x_label='gradient steps',
-    y_label='norm of the values, logarithm to the base 10',
-  )
+  draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
   table = read_metrics(stability)
   place = _place(table, by)
   if place is not None:
@@ -58,6 +44,64 @@ def draw(
       lines=[name for name in by if name != place],
       title=title,
     )
+
+
+def is_lab(table: Table) -> bool:
+  """Whether a table is one of the lab's."""
+  return not {_RADIUS, _NORM, *_FEATURES}.isdisjoint(table)
+
+
+def draw_again(path: pathlib.Path, table: Table, title: str) -> None:
+  """Draws a table of the lab: a map of stability, norms or features.
+
+  Args:
+    path: the PNG file, replaced at once.
+    table: as the lab wrote it.
+    title: of the picture.
+  """
+  names = list(table)
+  first = min(names.index(name) for name in _MEASURED if name in table)
+  by = [name for name in names[:first] if name != 'seed']
+  if _RADIUS in table:
+    place = _place(table, by)
+    if place is None:
+      raise ValueError('no number is swept')
+    lines = [name for name in by if name != place]
+    plot_map(path, table, x=place, lines=lines, title=title)
+  elif _NORM in table:
+    draw_norms(path, table, by, title)
+  else:
+    plot_features(path, table, by, title)
+
+
+def draw_norms(
+  path: pathlib.Path, table: Table, by: Sequence[str], title: str
+) -> None:
+  """Draws norms of values over gradient steps.
+
+  Args:
+    path: the PNG file, replaced at once.
+    table: a row for each run and time.
+    by: the swept options but for the seed.
+    title: of the picture.
+  """
+  norms = list(group_rows(table, by).values())
+  thin = np.unique(
+    np.linspace(0, len(norms) - 1, min(len(norms), _MOST_LINES)).astype(int)
+  )
+  plot_sweep(
+    path,
+    {
+      name: np.concatenate([norms[index][name] for index in thin])
+      for name in norms[0]
+    },
+    x='gradient_steps',
+    y=_NORM,
+    by=by,
+    title=title,
+    x_label='gradient steps',
+    y_label='norm of the values, logarithm to the base 10',
+  )
 
 
 def _place(table: Table, by: Sequence[str]) -> str | None:
@@ -85,65 +129,64 @@ def plot_map(
     lines: columns whose values, with the seed, make a line.
     title: above.
   """
-  from matplotlib.figure import Figure  # a second, so not at start-up
-
-  figure = Figure(figsize=(8.3, 5.6), dpi=150, layout='constrained')
-  top, bottom = figure.subplots(2, 1, sharex=True)
   groups = group_rows(table, [*lines, 'seed'])
-  many_seeds = len(np.unique(table['seed'])) > 1
-  for number, (key, rows) in enumerate(groups.items()):
-    order = np.argsort(rows[x])
-    rows = {name: column[order] for name, column in rows.items()}
-    colour = _COLOURS[number % len(_COLOURS)]
-    style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
-    named = dict(zip([*lines, 'seed'], key, strict=True))
-    if not many_seeds:
-      del named['seed']
-    label = ', '.join(
-      v if isinstance(v, str) else f'{n}={v:.10g}'
-      for n, v in named.items()
-      if v is not None
-    )
-    # Decades in 1,000 gradient steps, from factors over `unit` of them.
-    with np.errstate(divide='ignore'):
-      decades = {
-        name: 1_000 * np.log10(rows[name]) / rows['unit']
-        for name in ('spectral_radius', 'growth')
-      }
-    for axes, values in ((top, rows), (bottom, decades)):
-      axes.plot(
-        rows[x],
-        values['spectral_radius'],
-        color=colour,
-        linestyle=style,
-        label=label or None,
-      )
-      axes.plot(
-        rows[x], values['growth'], 'o', color=colour, markersize=3.5, alpha=0.6
-      )
-  for axes, level in ((top, 1.0), (bottom, 0.0)):
-    axes.axhline(level, color='#777777', linestyle='--', linewidth=1)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.grid(axis='y', color='#dddddd', linewidth=0.8)
-    axes.set_axisbelow(True)
-  if np.nanmin(table[x]) > 0:
-    bottom.set_xscale('log')
-  bottom.set_yscale('symlog', linthresh=0.1)
-  top.set_title(f'{title}: predicted (lines), observed (dots)', loc='left')
-  top.set_ylabel('factor over\none target update')
-  bottom.set_ylabel('decades in\n1,000 gradient steps')
-  bottom.set_xlabel(x.replace('_', ' '))
+  points = []
+  for *values, seed in groups:
+    point = dict(zip(lines, values, strict=True))
+    # Seeds are names: their order means nothing.
+    points.append(point | {'seed': f'seed {seed}'})
+  if len(np.unique(table['seed'])) == 1:
+    points = [{n: p[n] for n in lines} for p in points]
+  arrangement = arrange(points)
+  panes = arrangement.panes
+  width = 6.4 if len(panes) == 1 else 3.9 * len(panes)
+  figure = drawing.new_figure(width, 5.6)
+  grid = figure.subplots(
+    2, len(panes), sharex=True, sharey='row', squeeze=False
+  )
+  tables = list(groups.values())
+  for (top, bottom), pane in zip(grid.T, panes, strict=True):
+    for member, (color, style) in zip(pane.members, pane.looks, strict=True):
+      order = np.argsort(tables[member][x])
+      row = {name: column[order] for name, column in tables[member].items()}
+      # Decades in 1,000 gradient steps, from factors over `unit` of them.
+      with np.errstate(divide='ignore'):
+        decades = {
+          name: 1_000 * np.log10(row[name]) / row['unit']
+          for name in (_RADIUS, 'growth')
+        }
+      for axes, factors in ((top, row), (bottom, decades)):
+        axes.plot(
+          row[x],
+          factors[_RADIUS],
+          color=color,
+          linestyle=style,
+          label=in_words(points[member]) or '_',
+        )
+        axes.plot(
+          row[x], factors['growth'], 'o', color=color, markersize=3.5, alpha=0.6
+        )
+    for axes, level in ((top, 1.0), (bottom, 0.0)):
+      drawing.tidy(axes)
+      axes.axhline(level, color=drawing.GRAY, linestyle='--', linewidth=1)
+    if np.nanmin(table[x]) > 0:
+      drawing.logarithmic(bottom, np.nanmin(table[x]))
+    bottom.set_yscale('symlog', linthresh=0.1)
+    bottom.yaxis.set_major_formatter(drawing.plain())
+    bottom.set_xlabel(x.replace('_', ' '))
+    if len(panes) > 1:
+      top.set_title(pane.title, loc='left', fontsize='medium')
+  grid[0, 0].set_ylabel('factor over\none target update')
+  grid[1, 0].set_ylabel('decades in\n1,000 gradient steps')
+  whole = f'{title}: predicted (lines), observed (dots)'
+  if len(panes) > 1:
+    figure.suptitle(whole, x=0.01, ha='left')
+  else:
+    grid[0, 0].set_title(whole, loc='left')
   if len(groups) > 1:
-    figure.legend(
-      *top.get_legend_handles_labels(),
-      loc='outside right upper',
-      frameon=False,
-      fontsize='small',
-      ncols=1 + (len(groups) - 1) // 24,
-    )
-  content = io.BytesIO()
-  figure.savefig(content, format='png')
-  write_atomically(path, content.getvalue())
+    names = drawing.pane_legend(arrangement, points)
+    drawing.side_legend(figure, names, arrangement.key)
+  drawing.save(figure, path)
 
 
 # What a picture of features shows, in words, and on which scale.
@@ -159,41 +202,68 @@ _LEAST_ERROR = 1e-6
 def draw_features(folder: RunFolder, by: Sequence[str], title: str) -> None:
   """Writes curve.png: what became of features over gradient steps.
 
-  A point is the mean over seeds, with its 95 % t interval.
-
   Args:
     folder: of the runs, with its metrics.
     by: the swept options but for the seed.
     title: of the picture.
   """
-  groups = group_rows(read_metrics(folder.metrics), by)
-  points = [dict(zip(by, key, strict=True)) for key in groups]
-  figure = drawing.new_figure(6.4, 6.4)
-  panels = figure.subplots(len(_FEATURES), 1, sharex=True)
+  plot_features(folder.curve, read_metrics(folder.metrics), by, title)
+
+
+def plot_features(
+  path: pathlib.Path, table: Table, by: Sequence[str], title: str
+) -> None:
+  """Draws what became of features over gradient steps.
+
+  A point is a mean over seeds, with its 95 % t interval.
+
+  Args:
+    path: the PNG file, replaced at once.
+    table: a row for each run and time.
+    by: the swept options but for the seed.
+    title: of the picture.
+  """
+  groups = list(group_rows(table, by).items())
+  points: list[Point] = [dict(zip(by, key, strict=True)) for key, _ in groups]
+  arrangement = arrange(points)
+  panes = arrangement.panes
+  width = 6.4 if len(panes) == 1 else 3.9 * len(panes)
+  figure = drawing.new_figure(width, 6.4)
+  grid = figure.subplots(
+    len(_FEATURES), len(panes), sharex=True, sharey='row', squeeze=False
+  )
   runs = set()
-  for axes, (column, (label, scale)) in zip(
-    panels, _FEATURES.items(), strict=True
-  ):
-    drawing.tidy(axes)
-    for rows, point, look in zip(
-      groups.values(), points, drawing.looks(points), strict=True
+  for column_of_axes, pane in zip(grid.T, panes, strict=True):
+    for axes, (column, (_, scale)) in zip(
+      column_of_axes, _FEATURES.items(), strict=True
     ):
-      clock, values = by_run(rows, 'gradient_steps', column)
-      runs.add(len(values))
-      drawing.line(
-        axes,
-        drawing.in_words(point) or label,
-        clock,
-        statistics.over_runs(values),
-        *look,
-        opacity=drawing.band_opacity(len(groups)),
-      )
+      drawing.tidy(axes)
+      for member, look in zip(pane.members, pane.looks, strict=True):
+        clock, values = by_run(groups[member][1], 'gradient_steps', column)
+        runs.add(len(values))
+        drawing.line(
+          axes,
+          in_words(points[member]) or column,
+          clock,
+          statistics.over_runs(values),
+          *look,
+          opacity=drawing.band_opacity(len(pane.members)),
+        )
+      axes.set_yscale(scale)
+    column_of_axes[0].set_title(
+      pane.title if len(panes) > 1 else title, loc='left'
+    )
+    column_of_axes[-1].set_xlabel('gradient steps')
+  for axes, (label, _) in zip(grid[:, 0], _FEATURES.values(), strict=True):
     axes.set_ylabel(label)
-    axes.set_yscale(scale)
-  low, high = panels[0].get_ylim()
-  panels[0].set_ylim(max(low, _LEAST_ERROR), max(high, 10 * _LEAST_ERROR))
-  panels[0].set_title(title, loc='left')
-  panels[-1].set_xlabel('gradient steps')
-  explanation = drawing.explanation(statistics.mean, runs)
-  drawing.side_legend(figure, panels[0], explanation)
-  drawing.save(figure, folder.curve)
+  low, high = grid[0, 0].get_ylim()
+  grid[0, 0].set_ylim(max(low, _LEAST_ERROR), max(high, 10 * _LEAST_ERROR))
+  if len(panes) > 1:
+    figure.suptitle(title, x=0.01, ha='left')
+  notes = [drawing.explanation(statistics.mean, runs), arrangement.key]
+  drawing.side_legend(
+    figure,
+    drawing.pane_legend(arrangement, points),
+    '\n'.join(filter(None, notes)),
+  )
+  drawing.save(figure, path)

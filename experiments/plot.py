@@ -1,31 +1,45 @@
-"""Draws finished or running runs beside a published curve, or a sweep.
+"""Draws finished or running runs, beside a published curve, or a sweep.
 
   python -m experiments.plot --runs=runs/pong-dqn-0,runs/pong-dqn-1 \\
       --reference=experiments/results/published/dopamine_dqn.csv \\
       --output=pong
 
-Writes OUTPUT.csv, the training return of every run in each bin of frames, and
-OUTPUT.png, their mean over the runs with a band of one standard deviation. The
-runs may have different seeds, but only one game. Runs of robots go the same
-way, by env steps and without bins, and with --column=eval_return; and runs on
-data sets by gradient steps, with any column.
+writes OUTPUT.png, the mean training return over the runs with a band of one
+standard deviation, and OUTPUT.csv, a column for each run. Runs meet by their
+clock: returns of a game are averaged over bins of frames, and other runs have a
+mean where all that have not ended have a row. Runs that differ in no flag but
+the seed, or in where they ran, are seeds of one configuration; others have a
+line for each configuration. All are of one game, environment or data set; those
+of robots have --column=eval_return, and those on data sets any column.
 
   python -m experiments.plot --runs=runs/cartpole-ablation --output=ablation
 
 The folder of a sweep holds many runs: its metrics.csv has a column `seed`. Of
---column are then written OUTPUT.png, a curve for each setting, the mean
-over seeds with a band of 95 % t intervals; OUTPUT-final.png, what each setting
-comes to, the mean over the last tenth of a run; OUTPUT.csv,
-these numbers and mean heights of whole curves (areas); and OUTPUT-curves.csv,
-every run's curve. A rate tau stands at its matched period 2 / tau - 1, that of
-copies on average as old.
+--column, these are written:
+
+  OUTPUT.png         a curve for each setting: the mean over seeds, with a band
+                     of 95 % t intervals
+  OUTPUT-final.png   what each setting comes to: the mean over the last tenth
+                     of a run, or of the time that all runs have reached
+  OUTPUT.csv         these numbers, and the mean heights of curves (areas)
+  OUTPUT-curves.csv  a row for each run and value of the clock, below the flags
+
+A rate tau stands at its matched period 2 / tau - 1, that of copies on average
+as old. Where there are more than eight settings, those that differ in --facet
+have axes of their own; --color says which option color shows.
 
   python -m experiments.plot --panel=twin runs/cartpole-ablation
 
-Of runs that were trained with --panel_period the twin's panel is drawn: its
-age, distance, drift and so on, each in a small picture of its own, with a line
-for each setting, or run if there are several, and of one alone for each layer
-too. OUTPUT is RUN/curve-panel if it is not given.
+draws the twin's panel of runs that were trained with --panel_period: its age,
+distance, drift and so on, each in a small picture of its own, with a line for
+each setting, or run if there are several, and of one alone for each layer too.
+OUTPUT is RUN/curve-panel if it is not given.
+
+  python -m experiments.plot --runs=experiments/results/twin_rate-curves.csv \\
+      --output=twin_rate
+
+draws a results file again: a table such as OUTPUT-curves.csv, of a sweep or of
+one run, or a table of the lab. experiments/results/README.md has them all.
 """
 
 from collections.abc import Sequence
@@ -39,7 +53,7 @@ import warnings
 
 import numpy as np
 
-from experiments import flag_files, sweep_figures
+from experiments import flag_files, lab_figures, run_figures, sweep_figures
 from experiments.flags import (
   POSITIVE,
   RunError,
@@ -49,15 +63,19 @@ from experiments.flags import (
   path_option,
   run,
 )
+from experiments.run_figures import Source
 from siamrl.report import panel
+from siamrl.report.arrangement import MOST_LINES
 from siamrl.report.curves import Curve, plot_curve
+from siamrl.report.drawing import count_note
 from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,
   by_run,
   group_rows,
-  read_metrics,
+  last_rows,
 )
+from siamrl.report.results import write_results
 from siamrl.report.run_folder import RunFolder, write_atomically
 from siamrl.report.statistics import area_under_curve, final_mean, over_runs
 
@@ -77,8 +95,8 @@ class PlotConfig:
 
   runs: str | None = path_option(
     None,
-    'Run folders, separated by commas; or after the flags, without a name, '
-    'separated by spaces.',
+    'Run folders and results files, separated by commas; or after the flags, '
+    'without a name, separated by spaces.',
     several=True,
   )
   output: str | None = path_option(None, 'Where to write, without an ending.')
@@ -107,6 +125,16 @@ class PlotConfig:
     'of runs on data sets any column. If not given, of representations losses '
     'and accuracies, and of data sets the return if there is one.',
   )
+  facet: str | None = option(
+    None,
+    'Swept options, separated by commas: their values do not share axes. If '
+    'not given, some are chosen where there are more than eight settings.',
+  )
+  color: str | None = option(
+    None,
+    'Swept options, separated by commas, that color shows. If not given, the '
+    "twin's period and rate, or its rule.",
+  )
 
 
 def main(config: PlotConfig) -> None:
@@ -120,23 +148,39 @@ def main(config: PlotConfig) -> None:
 def _plot(config: PlotConfig) -> None:
   if config.runs is None:
     raise UsageError('--runs must be given')
-  folders = [RunFolder(pathlib.Path(p)) for p in config.runs.split(',')]
+  sources = run_figures.read_sources(config.runs)
   if config.output is None:
-    if config.panel is None or len(folders) > 1:
+    if config.panel is None or len(sources) > 1 or not sources[0].is_folder:
       raise UsageError('--output must be given')
-    output = folders[0].curve.with_suffix('')
+    output = RunFolder(sources[0].path).curve.with_suffix('')
     config = dataclasses.replace(config, output=f'{output}-panel')
   elif not pathlib.Path(f'{config.output}.png').parent.is_dir():
     raise UsageError(
       f'--output={config.output} must lie in a folder that exists'
     )
   if config.panel is not None:
-    _plot_panel(config, folders)
-    return
-  if any(_is_sweep(folder) for folder in folders):
-    _plot_sweep(config, _only(config, folders))
-    return
-  tasks = {_task(folder) for folder in folders}
+    _plot_panel(config, sources)
+  elif any(lab_figures.is_lab(source.table) for source in sources):
+    _plot_lab(config, _only(config, sources, 'the lab'))
+  elif any(_is_sweep(source) for source in sources):
+    _plot_sweep(config, _only(config, sources, 'a sweep'))
+  else:
+    _plot_runs(config, sources)
+
+
+def _plot_lab(config: PlotConfig, source: Source) -> None:
+  """Draws a table of the lab again."""
+  _refuse(config, 'of the lab', 'reference', 'column', 'facet', 'color')
+  title = source.flags.get('problem', source.name)
+  lab_figures.draw_again(
+    pathlib.Path(f'{config.output}.png'), source.table, title
+  )
+
+
+def _plot_runs(config: PlotConfig, sources: Sequence[Source]) -> None:
+  """Draws runs that are no sweep, beside a published curve."""
+  _refuse(config, 'but those of sweeps', 'facet', 'color')
+  tasks = {_task(source) for source in sources}
   if len(tasks) > 1:
     names = ', '.join(sorted(task.name for task in tasks))
     raise UsageError(
@@ -145,41 +189,97 @@ def _plot(config: PlotConfig) -> None:
   task = tasks.pop()
   if config.reference is not None and not task.acts:
     raise UsageError('--reference must not be given for runs on data sets')
-  column = _column(config, task, folders[0])
+  column = _column(config, task, sources[0])
   size = config.bin_frames or (1_000_000 if task.is_game else None)
   curves = [
-    _rows(folder, task.clock, column)
+    _rows(source, task.clock, column)
     if size is None
-    else _binned(folder, column, size)
-    for folder in folders
+    else _binned(source, column, size)
+    for source in sources
   ]
-  ends = max((curve[0] for curve in curves), key=len)
-  table = np.full((len(ends), len(curves)), np.nan)
-  for number, (_, returns) in enumerate(curves):
-    table[: len(returns), number] = returns
-  with warnings.catch_warnings():
-    # A bin in which no run ended an episode is a gap in the curve.
-    warnings.filterwarnings('ignore', category=RuntimeWarning)
-    mean = np.nanmean(table, axis=1)
-    spread = np.nanstd(table, axis=1) if len(folders) > 1 else None
-  runs = f'{len(folders)} seeds' if len(folders) > 1 else '1 seed'
-  references = _references(config, task, ends[-1])
-  _write_csv(pathlib.Path(f'{config.output}.csv'), task, folders, ends, table)
+  last = max(clock[-1] for clock, _ in curves)
+  references = _references(config, task, last)
+  groups = run_figures.configurations(sources)
+  if len(groups) > MOST_LINES:
+    differing = ', '.join(f'--{n}' for n in run_figures.differences(sources))
+    raise UsageError(
+      f'--runs={config.runs} must be of at most {MOST_LINES} configurations, '
+      f'which can be told apart, not {len(groups)}: they differ in {differing}'
+    )
+  series, faint = [], []
+  for words, members in groups.items():
+    name = words or config.label
+    clock, values, met = run_figures.side_by_side([curves[i] for i in members])
+    if not met[clock <= min(curves[i][0][-1] for i in members)].any():
+      raise UsageError(
+        f'--runs={config.runs} must have rows at the same {task.clock}: a mean '
+        f'over the {len(members)} runs of {name} has no point'
+      )
+    if not np.isfinite(values).any():
+      raise UsageError(
+        f'--column={column} must have numbers, and has none in '
+        + ', '.join(str(sources[i].path) for i in members)
+      )
+    label = _seeds(name, clock[met], values[:, met])
+    series.append(_mean(label, clock[met], values[:, met]))
+    if len(members) > 1:
+      faint += [Curve(label, *curves[i]) for i in members]
+    print(f'{label}: {", ".join(str(sources[i].path) for i in members)}')
+  if len(groups) > 1:
+    for name in run_figures.differences(sources):
+      found = [
+        f'{sources[members[0]].flags.get(name, "(absent)")}'
+        for members in groups.values()
+      ]
+      print(f'  --{name}: {" | ".join(found)}')
+  clock, values, _ = run_figures.side_by_side(curves)
+  optimum = sources[0].table.get('grid_optimum')
+  if column == 'grid_return' and optimum is not None:
+    references.append(Curve('best possible', None, optimum[-1]))
+  _write_csv(pathlib.Path(f'{config.output}.csv'), task, sources, clock, values)
+  banded = [c for c in (*series, *references) if c.spread is not None]
   plot_curve(
     f'{config.output}.png',
-    [Curve(f'{config.label}, {runs}', ends, mean, spread)],
+    series,
     references,
+    faint=faint,
     title=task.name,
     x_label=task.clock.replace('_', ' '),
     y_label=_RETURNS.get(column, column.replace('_', ' ')),
+    explanation='mean and standard\ndeviation over seeds' if banded else '',
   )
 
 
-def _column(config: PlotConfig, task: '_Task', folder: RunFolder) -> str:
+def _mean(label: str, clock: np.ndarray, values: np.ndarray) -> Curve:
+  """The mean of the runs that have a value, and their standard deviation."""
+  counts = np.isfinite(values).sum(axis=0)
+  with warnings.catch_warnings():
+    # A bin in which no run ended an episode is a gap in the curve.
+    warnings.filterwarnings('ignore', category=RuntimeWarning)
+    mean = np.nanmean(values, axis=0)
+    spread = np.where(counts > 1, np.nanstd(values, axis=0), np.nan)
+  return Curve(label, clock, mean, spread if (counts > 1).any() else None)
+
+
+def _seeds(name: str, clock: np.ndarray, values: np.ndarray) -> str:
+  """The name of a line, with the number of its runs."""
+  known = int(np.isfinite(values).any(axis=1).sum())
+  words = f'{known} seeds' if known != 1 else '1 seed'
+  return f'{name}, {words}{count_note(clock, values)}'
+
+
+def _refuse(config: PlotConfig, what: str, *names: str) -> None:
+  """Raises UsageError for options that mean nothing to these runs."""
+  for name in names:
+    if getattr(config, name) is not None:
+      raise UsageError(f'--{name} must not be given for runs {what}')
+
+
+def _column(config: PlotConfig, task: '_Task', source: Source) -> str:
   """The column that is drawn."""
   columns = list(_RETURNS)
   if not task.acts:
-    columns = list(_read(folder))
+    columns = list(source.table)
   preferred = [name for name in _HEADLINES if name in columns]
   column = config.column or preferred[0]
   if column not in columns:
@@ -187,51 +287,93 @@ def _column(config: PlotConfig, task: '_Task', folder: RunFolder) -> str:
   return column
 
 
-def _is_sweep(folder: RunFolder) -> bool:
-  return folder.metrics.exists() and RUN_COLUMN in read_metrics(folder.metrics)
+def _is_sweep(source: Source) -> bool:
+  """Whether there are many runs, or could be: a results file may be of one."""
+  if RUN_COLUMN not in source.table:
+    return False
+  return source.is_folder or RUN_COLUMN not in source.flags
 
 
-def _only(config: PlotConfig, folders: Sequence[RunFolder]) -> RunFolder:
-  """The one folder that there may be of a sweep."""
-  if len(folders) > 1:
+def _only(config: PlotConfig, sources: Sequence[Source], what: str) -> Source:
+  """The one source that there may be of a sweep or of the lab."""
+  if len(sources) > 1:
     raise UsageError(
-      f'--runs={config.runs} must be one folder where it is of a sweep'
+      f'--runs={config.runs} must be one folder where it is of {what}'
     )
-  return folders[0]
+  return sources[0]
 
 
-def _plot_panel(config: PlotConfig, folders: Sequence[RunFolder]) -> None:
+def _look(config: PlotConfig, swept: Sequence[str]) -> sweep_figures.Look:
+  """How settings are told apart, as the options say."""
+  names: dict[str, list[str] | None] = {}
+  for option_ in ('facet', 'color'):
+    text = getattr(config, option_)
+    names[option_] = None if text is None else text.split(',')
+    for name in names[option_] or ():
+      if name not in swept:
+        raise UsageError(
+          f'--{option_}={text} must be of what is swept: '
+          f'{", ".join(swept) or "nothing"}'
+        )
+  return sweep_figures.Look(names['facet'], names['color'] or ())
+
+
+def _plot_panel(config: PlotConfig, sources: Sequence[Source]) -> None:
   """Draws what the twin did in a run, in several, or in a sweep."""
   if config.reference is not None:
     raise UsageError('--reference must not be given for the panel')
-  known = [_flags_of(folder) for folder in folders]
-  tables = [read_metrics(folder.metrics) for folder in folders]
-  for folder, table in zip(folders, tables, strict=True):
-    if not panel.is_measured(table):
+  for source in sources:
+    if not panel.is_measured(source.table):
       raise RunError(
-        f'{folder.path} has no measurements of the twin: train with '
+        f'{source.path} has no measurements of the twin: train with '
         '--panel_period=1 to have them'
       )
-  if any(RUN_COLUMN in table for table in tables):
-    _only(config, folders)
-  if len(folders) == 1:
-    title = folders[0].path.resolve().name
+  if any(RUN_COLUMN in source.table for source in sources):
+    _only(config, sources, 'a sweep')
+  if len(sources) == 1:
+    source = sources[0]
+    swept = sweep_figures.swept(source.table, source.flags)
     sweep_figures.draw_panel(
-      tables[0], known[0], str(config.output), title=title
+      _newest(source),
+      source.flags,
+      str(config.output),
+      title=source.name,
+      look=_look(config, swept),
     )
     return
-  x = sweep_figures.clock_of(tables[0])
+  _refuse(config, 'but those of sweeps', 'facet', 'color')
+  if len(sources) > MOST_LINES:
+    raise UsageError(
+      f'--runs={config.runs} must be at most {MOST_LINES} runs, which can be '
+      f'told apart, not {len(sources)}'
+    )
+  clocks = {sweep_figures.clock_of(source.table) for source in sources}
+  if len(clocks) > 1:
+    raise UsageError(
+      f'--runs={config.runs} must have one clock, not '
+      f'{" and ".join(sorted(clocks))}'
+    )
+  (x,) = clocks
   panel.plot_panel(
     f'{config.output}.png',
-    _together(folders, tables),
+    _together(sources),
     x=x,
     by=['run'],
     x_label=x.replace('_', ' '),
   )
 
 
-def _together(folders: Sequence[RunFolder], tables: Sequence[Table]) -> Table:
+def _newest(source: Source) -> Table:
+  """The rows of a run or a sweep, each the last that was written."""
+  x = sweep_figures.clock_of(source.table)
+  by = sweep_figures.swept(source.table, source.flags)
+  seed = [RUN_COLUMN] if RUN_COLUMN in source.table else []
+  return last_rows(source.table, [*by, *seed, x])
+
+
+def _together(sources: Sequence[Source]) -> Table:
   """The rows of several runs, with the name of each in a column `run`."""
+  tables = [_newest(source) for source in sources]
   lengths = [len(next(iter(table.values()))) for table in tables]
   names = dict.fromkeys(name for table in tables for name in table)
   together = {
@@ -243,45 +385,43 @@ def _together(folders: Sequence[RunFolder], tables: Sequence[Table]) -> Table:
     )
     for name in names
   }
-  # Folders of one name are told apart by their paths.
-  texts = [folder.path.resolve().name for folder in folders]
-  if len(set(texts)) < len(texts):
-    texts = [str(folder.path) for folder in folders]
-  return together | {'run': np.repeat(texts, lengths)}
+  return together | {'run': np.repeat(_names(sources), lengths)}
 
 
-def _flags_of(folder: RunFolder) -> dict[str, str]:
-  """The flags that a run was started with."""
-  known = folder.read_flags()
-  if known is None:
-    raise UsageError(f'--runs={folder.path} must be the folder of a run')
-  if not folder.metrics.exists():
-    raise RunError(f'{folder.path} has no rows of metrics yet')
-  return known
+def _names(sources: Sequence[Source]) -> list[str]:
+  """Folders of one name are told apart by their paths."""
+  names = [source.name for source in sources]
+  if len(set(names)) < len(names):
+    names = [str(source.path) for source in sources]
+  return names
 
 
-def _plot_sweep(config: PlotConfig, folder: RunFolder) -> None:
-  """Draws the settings of a folder in long form."""
-  known = _flags_of(folder)
+def _plot_sweep(config: PlotConfig, source: Source) -> None:
+  """Draws the settings of a folder in long form, or of a results file."""
   if config.reference is not None:
     raise UsageError('--reference must not be given for a sweep')
-  table = read_metrics(folder.metrics)
+  table = _newest(source)
   x = sweep_figures.clock_of(table)
-  if not len(table.get(x, ())):
-    raise RunError(f'{folder.path} has no rows of metrics yet')
   numbers = [n for n, values in table.items() if values.dtype.kind != 'U']
   column = config.column or sweep_figures.headline(table)
   if column not in numbers:
     raise UsageError(f'--column={column} must be one of {", ".join(numbers)}')
-  swept = sweep_figures.swept(table, known)
+  if config.column is not None and not np.isfinite(table[column]).any():
+    raise UsageError(
+      f'--column={column} must have numbers, and has none in {source.path}'
+    )
+  swept = sweep_figures.swept(table, source.flags)
+  look = _look(config, swept)
   _write_settings(config, table, x, column, swept)
-  _write_curves(config, table, x, column, swept)
+  if source.is_folder:
+    _write_curves(config, source, table, x, swept)
   sweep_figures.draw(
     table,
-    known,
+    source.flags,
     str(config.output),
     column=config.column,
-    title=folder.path.resolve().name,
+    title=source.name,
+    look=look,
   )
 
 
@@ -289,7 +429,11 @@ def _write_settings(
   config: PlotConfig, table: Table, x: str, column: str, swept: list[str]
 ) -> None:
   """A row for each setting: its estimates, and the ends of their intervals."""
+  table, time = sweep_figures.up_to_common_end(table, x, swept)
   text = io.StringIO()
+  if time:
+    print(f'not all runs are equally long: {time}{x} of each count at the end')
+    text.write(f'# of {time}{x}\n')
   writer = csv.writer(text, lineterminator='\n')
   names = [f'{n}{e}' for n in ('final', 'area') for e in ('', '_low', '_high')]
   writer.writerow([*swept, 'seeds', *names])
@@ -307,19 +451,27 @@ def _write_settings(
 
 
 def _write_curves(
-  config: PlotConfig, table: Table, x: str, column: str, swept: list[str]
+  config: PlotConfig, source: Source, table: Table, x: str, swept: list[str]
 ) -> None:
-  """A row for each run: its setting, its seed, and its curve."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  clock = np.unique(table[x])
-  writer.writerow([*swept, RUN_COLUMN, *(f'{x}={value}' for value in clock)])
-  for key, run_ in group_rows(table, [*swept, RUN_COLUMN]).items():
-    known = dict(zip(run_[x], run_[column], strict=True))
-    values = [known.get(value, np.nan) for value in clock]
-    writer.writerow([*_cells(key), *(f'{value:.5g}' for value in values)])
-  write_atomically(
-    pathlib.Path(f'{config.output}-curves.csv'), text.getvalue().encode()
+  """A results file: a row for each run and value of the clock."""
+  columns = sweep_figures.drawn_columns(table, config.column)
+  rows = [
+    [*_cells(key), f'{time}', *(f'{value:.6g}' for value in values)]
+    for key, run_ in group_rows(table, [*swept, RUN_COLUMN]).items()
+    for time, *values in zip(
+      run_[x].tolist(), *(run_[name] for name in columns), strict=True
+    )
+  ]
+  flags_ = {
+    name: value
+    for name, value in source.flags.items()
+    if name not in (*swept, *run_figures.OF_RUNS)
+  }
+  write_results(
+    f'{config.output}-curves.csv',
+    rows,
+    [*swept, RUN_COLUMN, x, *columns],
+    flags_,
   )
 
 
@@ -347,49 +499,49 @@ class _Task(NamedTuple):
     return self.clock != 'gradient_steps'
 
 
-def _task(folder: RunFolder) -> _Task:
-  known = _flags_of(folder)
-  if 'game' in known:
-    return _Task(known['game'], 'frames')
-  if 'environment' in known:
-    acts = 'env_steps' in _read(folder)
+def _task(source: Source) -> _Task:
+  if 'game' in source.flags:
+    return _Task(source.flags['game'], 'frames')
+  if 'environment' in source.flags:
+    acts = 'env_steps' in source.table
     return _Task(
-      known['environment'], 'env_steps' if acts else 'gradient_steps'
+      source.flags['environment'], 'env_steps' if acts else 'gradient_steps'
     )
   raise UsageError(
-    f'--runs={folder.path} must be of a game, an environment or a data set'
+    f'--runs={source.path} must be of a game, an environment or a data set'
   )
 
 
-def _read(folder: RunFolder, column: str | None = None) -> Table:
-  """The rows of a run, of which there are some, with the column."""
-  metrics = read_metrics(folder.metrics)
-  if not metrics or not len(next(iter(metrics.values()))):
-    raise RunError(f'{folder.path} has no rows of metrics yet')
-  if column is not None and column not in metrics:
-    raise RunError(f'{folder.path} has no column {column}')
-  return metrics
-
-
 def _rows(
-  folder: RunFolder, clock: str, column: str
+  source: Source, clock: str, column: str
 ) -> tuple[np.ndarray, np.ndarray]:
   """The clock at the ends of iterations, and the column."""
-  metrics = _read(folder, column)
+  _check_columns(source, clock, column)
+  metrics = last_rows(source.table, [clock])
   return metrics[clock], metrics[column]
 
 
+def _check_columns(source: Source, *names: str) -> None:
+  for name in names:
+    if name not in source.table:
+      raise RunError(f'{source.path} has no column {name}')
+    if source.table[name].dtype.kind == 'U':
+      raise UsageError(f'--column={name} must have numbers, not text')
+
+
 def _binned(
-  folder: RunFolder, column: str, bin_frames: int
+  source: Source, column: str, bin_frames: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Ends of the full bins in frames, and the mean return of their episodes."""
-  metrics = _read(folder, column)
-  episodes = metrics[column.replace('_return', '_episodes')]
+  counts = column.replace('_return', '_episodes')
+  _check_columns(source, 'frames', column, counts)
+  metrics = last_rows(source.table, ['frames'])
+  episodes = metrics[counts]
   bins = np.ceil(metrics['frames'] / bin_frames).astype(int)
   full = int(metrics['frames'][-1] // bin_frames)
   if not full:
     raise RunError(
-      f'{folder.path} has {metrics["frames"][-1]:,} frames, less than '
+      f'{source.path} has {metrics["frames"][-1]:,} frames, less than '
       f'--bin_frames={bin_frames:,}'
     )
   returns = []
@@ -443,16 +595,17 @@ def _references(config: PlotConfig, task: _Task, last: int) -> list[Curve]:
 def _write_csv(
   path: pathlib.Path,
   task: _Task,
-  folders: list[RunFolder],
-  ends: np.ndarray,
-  table: np.ndarray,
+  sources: Sequence[Source],
+  clock: np.ndarray,
+  values: np.ndarray,
 ) -> None:
+  """A row for each value of the clock, a column for each run."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
-  writer.writerow([task.clock, *(folder.path.name for folder in folders)])
+  writer.writerow([task.clock, *_names(sources)])
   writer.writerows(
-    [int(end), *(f'{value:.6g}' for value in row)]
-    for end, row in zip(ends, table, strict=True)
+    [int(time), *(f'{value:.6g}' for value in row)]
+    for time, row in zip(clock, values.T, strict=True)
   )
   write_atomically(path, text.getvalue().encode())
 

@@ -2,15 +2,26 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from siamrl.report import panel, representation
 from siamrl.report.curves import plot_final, plot_sweep
-from siamrl.report.metrics import RUN_COLUMN, STEP_COLUMN, Table, group_rows
+from siamrl.report.metrics import (
+  RUN_COLUMN,
+  STEP_COLUMN,
+  Table,
+  common_end,
+  group_rows,
+)
 from siamrl.twins import RULES
 
 # Scores of these are on scales of their own: a figure for each, where swept.
 _APART = ('game', 'environment')
+# What a sweep asks about first of all, in numbers and by name.
+_TWIN_NUMBERS = ('target_period', 'tau')
+_TWIN_NAMES = ('target_update', 'target_paths', 'target_form')
 
 Position = Callable[[Mapping[str, Any]], float | None]
 
@@ -28,6 +39,18 @@ def swept(table: Table, flags: Mapping[str, str]) -> list[str]:
   return names[: names.index(RUN_COLUMN)]
 
 
+class Look(NamedTuple):
+  """How the settings of a sweep are told apart.
+
+  Attributes:
+    facet: options whose values are not to share axes; None to choose.
+    color: options that color shows; () to choose.
+  """
+
+  facet: Sequence[str] | None = None
+  color: Sequence[str] = ()
+
+
 def draw(
   table: Table,
   flags: Mapping[str, str],
@@ -35,12 +58,16 @@ def draw(
   *,
   column: str | None = None,
   title: str = '',
+  look: Look | None = None,
 ) -> None:
   """Writes OUTPUT.png, curves, and OUTPUT-final.png, where they end.
 
-  And OUTPUT-panel.png, if the twin was measured. Several games or environments
-  have OUTPUT-NAME.png and so on instead. Of representations the curves are
-  several: losses, collapse and accuracies.
+  And OUTPUT-panel.png, if the twin was measured and no column is named. Several
+  games or environments have OUTPUT-NAME.png and so on instead. Of
+  representations the curves are several: losses, collapse and accuracies.
+
+  Where runs are not equally long, as in a sweep that is not finished, all of
+  OUTPUT-final.png is of the time that all runs have reached.
 
   Args:
     table: in long form, with at least a row.
@@ -49,18 +76,23 @@ def draw(
     column: of the table, what to draw; None for returns, or what there is in
       place of them.
     title: of the figures, but for games and environments.
+    look: how settings are told apart.
   """
   x = clock_of(table)
   clock = x.replace('_', ' ')
-  several = column is None and representation.is_representation(table)
+  whole = column is None
+  several = whole and representation.is_representation(table)
   column = column or headline(table)
   for path, about, part, by in _parts(table, flags, output, title):
+    facet, color = _choose(part, by, look or Look())
     if several:
       panel.plot_panel(
         f'{path}.png',
         part,
         x=x,
         by=by,
+        facet=facet,
+        color=color,
         title=about,
         x_label=clock,
         shown=representation.facets(part),
@@ -72,31 +104,63 @@ def draw(
         x=x,
         y=column,
         by=by,
+        facet=facet,
+        color=color,
         title=about,
         x_label=clock,
         y_label=_words(column),
       )
-    if panel.is_measured(part):
-      _draw_panel(f'{path}-panel.png', part, flags, by, about)
+    if whole and panel.is_measured(part):
+      _draw_panel(f'{path}-panel.png', part, flags, by, about, look or Look())
     if not by:
       continue
     shown, position, label = _places(part, by, _single(part, flags))
+    reached, time = up_to_common_end(part, x, by)
     plot_final(
       f'{path}-final.png',
-      part,
+      reached,
       x=x,
       y=column,
       by=by,
       position=position,
       lines=[name for name in by if name not in shown],
+      color=[name for name in (look or Look()).color if name in by]
+      or [name for name in _TWIN_NAMES if name in by][:1],
       title=about,
       x_label=label,
-      y_label=f'{_words(column)}, last 10 % of {clock}',
+      y_label=f'{_words(column)}, last 10 % of {time}{clock}',
     )
 
 
+def up_to_common_end(
+  table: Table, x: str, by: Sequence[str]
+) -> tuple[Table, str]:
+  """The rows up to the time that all runs have reached.
+
+  Args:
+    table: in long form.
+    x: the column of the clock.
+    by: the columns that make a setting.
+
+  Returns:
+    The rows, and words for that time, such as 'the first 20,000 '; '' where
+    those are all rows.
+  """
+  end = common_end(table, x, [*by, RUN_COLUMN])
+  rows = table[x] <= end
+  if rows.all():
+    return table, ''
+  reached = {name: values[rows] for name, values in table.items()}
+  return reached, f'the first {end:,.10g} '
+
+
 def draw_panel(
-  table: Table, flags: Mapping[str, str], output: str, *, title: str = ''
+  table: Table,
+  flags: Mapping[str, str],
+  output: str,
+  *,
+  title: str = '',
+  look: Look | None = None,
 ) -> None:
   """Writes OUTPUT.png, what the twin did, a line for each setting.
 
@@ -106,17 +170,53 @@ def draw_panel(
     output: path without the ending; as `draw` has it where there are several
       games or environments.
     title: of the figure, but for games and environments.
+    look: how settings are told apart.
   """
   for path, about, part, by in _parts(table, flags, output, title):
     if panel.is_measured(part):
-      _draw_panel(f'{path}.png', part, flags, by, about)
+      _draw_panel(f'{path}.png', part, flags, by, about, look or Look())
+
+
+def drawn_columns(table: Table, column: str | None) -> list[str]:
+  """The columns of which `draw` shows something.
+
+  Args:
+    table: in long form.
+    column: as `draw` has it.
+  """
+  if column is not None:
+    return [column]
+  found = [headline(table)]
+  if representation.is_representation(table):
+    found += [c for f in representation.facets(table) for c in f.parts]
+  if panel.is_measured(table):
+    found += [c for f in panel.facets(table) if f.in_sweeps for c in f.parts]
+    found += [name for name in panel.OF_MEASUREMENTS if name in table]
+  return list(dict.fromkeys(found))
+
+
+def _choose(
+  table: Table, by: Sequence[str], look: Look
+) -> tuple[Sequence[str] | None, Sequence[str]]:
+  """What has axes of its own, and what color shows: by default the twin."""
+  facet = look.facet and [name for name in look.facet if name in by]
+  color = [name for name in look.color if name in by]
+  if color:
+    return facet, color
+  numbers = [name for name in _TWIN_NUMBERS if name in by]
+  for name in numbers[1:]:
+    met = ~np.isnan(table[numbers[0]]) & ~np.isnan(table[name])
+    if met.any():
+      return facet, numbers[:1]
+  return facet, numbers or [name for name in _TWIN_NAMES if name in by][:1]
 
 
 def headline(table: Table) -> str:
   """The column that tells how good runs are."""
   if representation.is_representation(table):
     return representation.headline(table)
-  return 'train_return'
+  known = [n for n in ('train_return', 'eval_return') if n in table]
+  return next(iter(known), 'train_return')
 
 
 def clock_of(table: Table) -> str:
@@ -143,13 +243,17 @@ def _draw_panel(
   flags: Mapping[str, str],
   by: Sequence[str],
   title: str,
+  look: Look,
 ) -> None:
   x = clock_of(table)
+  facet, color = _choose(table, by, look)
   panel.plot_panel(
     path,
     table,
     x=x,
     by=by,
+    facet=facet,
+    color=color,
     title=title,
     x_label=x.replace('_', ' '),
     bound=_bound(_single(table, flags)),
@@ -177,7 +281,8 @@ def _bound(flags: Mapping[str, str]) -> float | None:
 def _words(column: str) -> str:
   """A column's name for an axis: 'training return' for train_return."""
   named = representation.HEADLINES.get(column, column)
-  return named.replace('train_', 'training_').replace('_', ' ')
+  named = named.replace('train_', 'training_').replace('eval_', 'evaluation_')
+  return named.replace('_', ' ')
 
 
 def _places(

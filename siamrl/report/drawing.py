@@ -1,24 +1,20 @@
-"""What figures share: colours and styles, lines with bands, legends, files."""
+"""What figures share: colors and styles, lines with bands, legends, files."""
 
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from siamrl.optional import NotInstalledError, import_optional
 from siamrl.report import statistics
+from siamrl.report.arrangement import Arrangement, Point
 from siamrl.report.run_folder import write_atomically
 
-# Okabe and Ito's colours: told apart without full colour vision.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-GREY = '#777777'
-# Of a sweep's lines; dashes and gaps are in widths of the line.
-STYLES = ('-', '--', ':', '-.', (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
+GRAY = '#777777'  # of references
 
-Point = dict[str, Any]  # values of the swept columns; None for no meaning
 # (y, low, high), [T] each, as `statistics.over_runs` has them.
 Estimate = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -72,6 +68,13 @@ def engineering() -> Any:
   return EngFormatter(sep='')
 
 
+def plain() -> Any:
+  """0.025, not 25m."""
+  from matplotlib.ticker import FuncFormatter
+
+  return FuncFormatter(lambda value, _: f'{value:g}')
+
+
 def minor_engineering() -> Any:
   """20, not 2e1, between powers of ten of which there are few."""
   from matplotlib.ticker import LogFormatter
@@ -86,10 +89,33 @@ def minor_engineering() -> Any:
   return Formatter()
 
 
+def logarithmic(axes: Any, lowest: float) -> None:
+  """Makes the axis below logarithmic: 50, 1k; or 0.05, 1.
+
+  Args:
+    axes: whose axis.
+    lowest: what stands there.
+  """
+  axes.set_xscale('log')
+  if lowest < 1:
+    axes.xaxis.set_major_formatter(plain())
+  else:
+    axes.xaxis.set_major_formatter(engineering())
+    axes.xaxis.set_minor_formatter(minor_engineering())
+
+
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-  """Writes a PNG file, which is replaced at once."""
+  """Writes a PNG file of at most 256 colors, which is replaced at once."""
+  from PIL import Image  # Matplotlib needs it too
+
   content = io.BytesIO()
   figure.savefig(content, format='png')
+  # Bands over one another have many colors, and the file three times the size.
+  image = (
+    Image.open(content).convert('RGB').quantize(256, dither=Image.Dither.NONE)
+  )
+  content = io.BytesIO()
+  image.save(content, format='png', optimize=True)
   write_atomically(pathlib.Path(path), content.getvalue())
 
 
@@ -108,77 +134,26 @@ def explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
   return f'{name} of {count} seeds;\nt intervals, 95 % where\nseeds are normal'
 
 
-def in_words(point: Point) -> str:
-  """A setting in words: names of options only where a value needs one."""
+def count_note(clock: np.ndarray, values: np.ndarray) -> str:
+  """Of how many runs a line is where some end before others; '' if none does.
 
-  def named(name: str, value: Any) -> str:
-    if value in ('true', 'false'):
-      return f'{name}={value}'
-    return value if isinstance(value, str) else f'{name}={value:.10g}'
-
-  return ', '.join(
-    named(name, value) for name, value in point.items() if value is not None
-  )
-
-
-def looks(points: Sequence[Point]) -> list[tuple[Any, Any]]:
-  """A colour and a line style for each setting of a sweep.
-
-  Numbers of one option, or of options that never meet in a setting, share a
-  scale of colours, each style from its one end to the other: the first period
-  of one rule has the colour of the first rate of another.
+  Args:
+    clock: [T] ascending.
+    values: [runs, T]; NaN where a run has no value.
   """
-  from matplotlib import colormaps
-
-  by_colour = _colour_names(points)
-  keys = []
-  for point in points:
-    value = next((point[n] for n in by_colour if point[n] is not None), None)
-    rest = tuple(v for n, v in point.items() if n not in by_colour)
-    keys.append((rest, value))
-  scales: dict[tuple, list[Any]] = {}
-  for rest, value in keys:
-    scale = scales.setdefault(rest, [])
-    if value is not None and value not in scale:
-      scale.append(value)
-  for scale in scales.values():
-    # A list that was written downwards is meant so.
-    scale.sort(reverse=bool(scale) and scale[0] > scale[-1])
-  ordered = [rest for rest, scale in scales.items() if len(scale) > 1]
-  lone = [rest for rest in scales if rest not in ordered]
-  found: list[tuple[Any, Any]] = []
-  for rest, value in keys:
-    colour: Any
-    if rest in ordered:
-      scale = scales[rest]
-      place = 0.9 * scale.index(value) / (len(scale) - 1)
-      colour, style = colormaps['viridis'](place), ordered.index(rest)
-    else:
-      # The first of the plain colours is near to some on the scale.
-      number = lone.index(rest) + bool(ordered)
-      colour = COLOURS[number % len(COLOURS)]
-      style = len(ordered) + number // len(COLOURS)
-    found.append((colour, STYLES[style % len(STYLES)]))
-  return found
-
-
-def _colour_names(points: Sequence[Point]) -> list[str]:
-  """The options whose numbers colours show: never two in one setting."""
-  values: dict[str, set[Any]] = {}
-  for point in points:
-    for name, value in point.items():
-      values.setdefault(name, set()).add(value)
-  numeric = [
-    name
-    for name, found in values.items()
-    if not any(isinstance(value, str) for value in found)
-  ]
-  chosen: list[str] = []
-  for name in sorted(numeric, key=lambda n: -len(values[n] - {None})):
-    others = [p for p in points if p[name] is not None]
-    if all(p[other] is None for p in others for other in chosen):
-      chosen.append(name)
-  return chosen
+  known = np.isfinite(values)
+  known = known[known.any(axis=1)]
+  if not len(known):
+    return ''
+  last = known.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
+  ends = np.unique(last)
+  if len(ends) < 2:
+    return ''
+  write = engineering()
+  texts = [f'{(last >= end).sum()} to {write(clock[end])}' for end in ends]
+  if len(texts) > 3:
+    texts = [texts[0], '...', texts[-1]]
+  return f' (runs: {", ".join(texts)})'
 
 
 def line(
@@ -186,7 +161,7 @@ def line(
   label: str,
   x: np.ndarray,
   estimate: Estimate,
-  colour: Any,
+  color: Any,
   style: Any = '-',
   *,
   opacity: float,
@@ -199,7 +174,7 @@ def line(
     label: its name in the legend.
     x: [T].
     estimate: at these places.
-    colour: of both.
+    color: of both.
     style: of the line.
     opacity: of the band.
     width: of the line, in points.
@@ -209,7 +184,7 @@ def line(
   axes.plot(
     x[shown],
     y[shown],
-    color=colour,
+    color=color,
     linestyle=style,
     linewidth=width,
     marker='o' if shown.sum() == 1 else '',
@@ -221,7 +196,7 @@ def line(
       x[banded],
       low[banded],
       high[banded],
-      color=colour,
+      color=color,
       alpha=opacity,
       linewidth=0,
     )
@@ -232,21 +207,25 @@ def band_opacity(lines: int) -> float:
   return min(0.16, 1.2 / lines)
 
 
-def side_legend(figure: Any, axes: Any, title: str) -> None:
+def side_legend(
+  figure: Any, labels: Mapping[str, Any], title: str, *, width: float = 1.9
+) -> None:
   """A legend beside all axes, where it hides nothing; the figure grows by it.
 
   Args:
     figure: as wide as its axes are to be.
-    axes: whose lines it names.
+    labels: what is drawn, by name.
     title: above the names.
+    width: by which the figure grows for a column of names, in inches.
   """
-  handles, labels = axes.get_legend_handles_labels()
-  width, height = figure.get_size_inches()
+  across, height = figure.get_size_inches()
   columns = 1 + (len(labels) - 1) // int(4 * height)
-  figure.set_size_inches(width + 1.9 * columns, height)
+  # A column is as wide as its longest name: some 0.075 inches a letter.
+  width = max(width, 0.65 + 0.07 * max(map(len, labels), default=0))
+  figure.set_size_inches(across + width * columns, height)
   figure.legend(
-    handles,
-    labels,
+    list(labels.values()),
+    list(labels),
     loc='outside right upper',
     title=title,
     alignment='left',
@@ -256,3 +235,30 @@ def side_legend(figure: Any, axes: Any, title: str) -> None:
     handlelength=2.6,
     ncols=columns,
   )
+
+
+def lines_of(axes: Any) -> dict[str, Any]:
+  """What a legend of some axes shows, by name."""
+  handles, labels = axes.get_legend_handles_labels()
+  return dict(zip(labels, handles, strict=True))
+
+
+def pane_legend(
+  arrangement: Arrangement, points: Sequence[Point], notes: Sequence[str] = ()
+) -> dict[str, Any]:
+  """Lines for a legend of all panes of a figure, by name.
+
+  Args:
+    arrangement: of the panes.
+    points: the settings that were arranged.
+    notes: words to be added to the name of each; none by default.
+  """
+  from matplotlib.lines import Line2D
+
+  looks = {
+    repr(look): look for pane in arrangement.panes for look in pane.looks
+  }
+  return {
+    text: Line2D([], [], color=looks[name][0], linestyle=looks[name][1])
+    for name, text in arrangement.labels(points, notes).items()
+  }

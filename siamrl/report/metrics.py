@@ -11,6 +11,7 @@ leaves, but for the columns that measure the wall clock: their names end in `_s`
 
 import contextlib
 import csv
+import functools
 import io
 import itertools
 import math
@@ -249,6 +250,52 @@ def group_rows(table: Table, by: Sequence[str]) -> dict[tuple, Table]:
     key: {name: column[indices] for name, column in table.items()}
     for key, indices in rows.items()
   }
+
+
+def last_rows(table: Table, by: Sequence[str]) -> Table:
+  """Leaves out rows that were written again later, such as by a resumed run.
+
+  Args:
+    table: [R] arrays by column.
+    by: the columns that name a row: the setting, the run and the clock. Rows
+      with a NaN in the last of them, the clock, are left out too.
+
+  Returns:
+    The last row of each name; runs in their order, those of one by the clock.
+
+  Raises:
+    ValueError: if there is no such column.
+  """
+  _check_present(table, by)
+  names = list(zip(*(_values(table[name]) for name in by), strict=True))
+  last = {name: index for index, name in enumerate(names)}
+  runs = {run: n for n, run in enumerate(dict.fromkeys(n[:-1] for n in names))}
+  kept = [name for name in last if name[-1] is not None]
+  kept.sort(key=lambda name: (runs[name[:-1]], name[-1]))
+  rows = np.array([last[name] for name in kept], np.int64)
+  return {name: column[rows] for name, column in table.items()}
+
+
+def common_end(table: Table, x: str, by: Sequence[str]) -> float:
+  """The last time at which every run has a row.
+
+  Args:
+    table: [R] arrays by column, in long form.
+    x: the column of the clock.
+    by: the columns that tell runs apart: the setting and the seed.
+
+  Returns:
+    That value of the clock; where runs never meet, the earliest of their ends;
+    NaN of no rows.
+
+  Raises:
+    ValueError: if there is no such column.
+  """
+  clocks = [np.unique(rows[x]) for rows in group_rows(table, by).values()]
+  if not clocks:
+    return math.nan
+  shared = functools.reduce(np.intersect1d, clocks)
+  return float(shared[-1] if len(shared) else min(c[-1] for c in clocks))
 
 
 def by_run(

@@ -1,7 +1,9 @@
 """The twin at work in one figure: small multiples of a run's panel."""
 
 import functools
+import itertools
 import os
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,9 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siamrl.report import drawing, statistics
+from siamrl.report.arrangement import COLORS, Pane, arrange, in_words
 from siamrl.report.metrics import RUN_COLUMN, Table, by_run, group_rows
 
 PREFIX = 'panel/'  # of the panel's columns
+
+# Measured over one gradient step, and whether the twin moved in that step.
+_OF_ONE_STEP = (f'{PREFIX}target_churn', f'{PREFIX}target_churn_train')
+_MOVED = f'{PREFIX}churn_synced'
+# Columns that say how others were measured.
+OF_MEASUREMENTS = (_MOVED,)
+_SYNCED = 'circles: the twin moved in\nthe step that is measured'
 
 _ACROSS = 4  # small multiples beside each other
 _WIDTH, _HEIGHT = 3.1, 2.2  # inches of one
@@ -220,18 +230,26 @@ def plot_panel(
   x: str,
   by: Sequence[str] = (),
   run: str = RUN_COLUMN,
+  facet: Sequence[str] | None = None,
+  color: Sequence[str] = (),
   title: str = '',
   x_label: str | None = None,
   bound: float | None = None,
   shown: Sequence[Facet] | None = None,
   statistic: statistics.Statistic = statistics.mean,
-) -> None:
+) -> list[pathlib.Path]:
   """Draws what the twin did, a small picture for each quantity, into a PNG.
 
-  Several settings are a line each, in the same colour everywhere; of one there
+  Several settings are a line each, with the same look everywhere; of one there
   are lines of layers too. A point is a statistic over the runs that have a
   value there, the band its 95 % t interval. Iterations that were not
-  measured are passed over, and so are quantities that never were.
+  measured are passed over, and so are quantities that never were. Changes of
+  targets by a gradient step at which the twin moved too are circles, apart from
+  the line of the others.
+
+  Settings that are too many for one pair of axes (`arrange`) have a row of
+  pictures for each part of them, or, if there are more than four quantities, a
+  file: NAME-PART.png.
 
   Args:
     path: the file, replaced at once; its directory exists.
@@ -240,11 +258,16 @@ def plot_panel(
     by: the columns whose values make a setting; may be none.
     run: the column that tells the runs of one setting apart; where there is
       none, the table is of one run.
+    facet: those of `by` whose values are not to share axes; None to choose.
+    color: those of `by` that color shows; by default those with numbers.
     title: above all.
     x_label: below all, with the unit; the name of the column by default.
     bound: of values, beyond which they have diverged softly; None if unknown.
     shown: other quantities, in place of those of `facets`.
     statistic: over the runs.
+
+  Returns:
+    The files that were written.
 
   Raises:
     ImportError: if Matplotlib is not installed.
@@ -257,29 +280,62 @@ def plot_panel(
   if run not in table:
     table = table | {run: np.zeros(len(table[x]), np.int64)}
   groups = group_rows(table, by)
+  points = [dict(zip(by, key, strict=True)) for key in groups]
   found = facets(table, bound) if shown is None else list(shown)
   if len(groups) > 1:
-    found = _apart([facet for facet in found if facet.in_sweeps])
+    found = _apart([f for f in found if f.in_sweeps])
+  arrangement = arrange(points, facet, color)
+  panes = arrangement.panes
+  path = pathlib.Path(path)
+  files = {path: panes}
+  if len(panes) > 1 and len(found) > _ACROSS:
+    files = {
+      path.with_stem(f'{path.stem}-{_slug(pane.title)}'): [pane]
+      for pane in panes
+    }
   estimate = functools.partial(_estimate, x=x, run=run, statistic=statistic)
-  figure, panels = _grid(len(found))
-  if len(groups) > 1:
-    _draw_settings(panels, found, groups, by, estimate)
-    named = panels[0]
-  else:
-    _draw_setting(panels, found, table, estimate)
-    # That with most layers: hidden units say nothing of the last one.
-    named = max(
-      (axes for axes, facet in zip(panels, found, strict=True) if facet.layers),
-      key=lambda axes: len(axes.lines),
-      default=panels[0],
-    )
-  for axes, facet in zip(panels, found, strict=True):
-    _dress(axes, facet, table[x].max())
-  figure.suptitle(title, x=0.01, ha='left')
-  figure.supxlabel(x_label or x, fontsize='medium')
   runs = {len(np.unique(group[run])) for group in groups.values()}
-  drawing.side_legend(figure, named, drawing.explanation(statistic, runs))
-  drawing.save(figure, path)
+  explanation = drawing.explanation(statistic, runs)
+  for file, rows in files.items():
+    figure, places = _grid(len(found), len(rows))
+    last = table[x].max()
+    if len(groups) > 1:
+      marked = _draw_settings(
+        places, found, list(groups.values()), points, rows, estimate
+      )
+      part = arrangement._replace(panes=rows)
+      names = drawing.pane_legend(part, points)
+    else:
+      marked = _draw_setting(places, found, table, estimate)
+      # That with most layers: hidden units say nothing of the last one.
+      named = max(
+        (a for a, f in zip(places, found, strict=True) if f.layers),
+        key=lambda axes: len(axes.lines),
+        default=places[0],
+      )
+      names = drawing.lines_of(named)
+    for number, axes in enumerate(places):
+      pane = rows[number // len(found)]
+      _dress(
+        axes,
+        found[number % len(found)],
+        last,
+        pane.title if len(rows) > 1 else '',
+      )
+    of_file = rows[0].title if len(files) > 1 else ''
+    figure.suptitle(
+      ': '.join(filter(None, [title, of_file])), x=0.01, ha='left'
+    )
+    figure.supxlabel(x_label or x, fontsize='medium')
+    notes = [explanation, arrangement.key, _SYNCED if marked else '']
+    drawing.side_legend(figure, names, '\n'.join(filter(None, notes)))
+    drawing.save(figure, file)
+  return list(files)
+
+
+def _slug(text: str) -> str:
+  """A title for the name of a file."""
+  return re.sub(r'[^\w.]+', '-', text).strip('-')
 
 
 def _apart(found: Sequence[Facet]) -> list[Facet]:
@@ -307,78 +363,131 @@ def _estimate(
   return clock, statistics.over_runs(values, statistic)
 
 
-def _grid(number: int) -> tuple[Any, list[Any]]:
-  """A figure, and its small multiples, empty."""
+def _grid(number: int, rows: int) -> tuple[Any, list[Any]]:
+  """A figure, and its small multiples, empty; row by row where there are."""
   across = min(_ACROSS, number)
-  rows = -(-number // across)
-  figure = drawing.new_figure(_WIDTH * across, _HEIGHT * rows + 0.6)
+  down = rows * -(-number // across)
+  figure = drawing.new_figure(_WIDTH * across, _HEIGHT * down + 0.6)
   # White space enough to tell whose axis is whose.
   figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-  places = figure.add_gridspec(rows, across)
-  return figure, [figure.add_subplot(places[i]) for i in range(number)]
+  places = figure.add_gridspec(down, across)
+  return figure, [figure.add_subplot(places[i]) for i in range(number * rows)]
 
 
 def _draw_settings(
-  panels: Sequence[Any],
+  places: Sequence[Any],
   found: Sequence[Facet],
-  groups: Mapping[tuple, Table],
-  by: Sequence[str],
+  groups: Sequence[Table],
+  points: Sequence[Any],
+  rows: Sequence[Pane],
   estimate: Any,
-) -> None:
-  """A line for each setting."""
-  points = [dict(zip(by, key, strict=True)) for key in groups]
-  styles = drawing.looks(points)
-  for axes, facet in zip(panels, found, strict=True):
+) -> bool:
+  """A line for each setting; whether points were taken apart."""
+  marked = False
+  for axes, (pane, facet) in zip(
+    places, itertools.product(rows, found), strict=True
+  ):
     (column,) = facet.parts
-    for group, point, (colour, style) in zip(
-      groups.values(), points, styles, strict=True
-    ):
-      clock, values = estimate(group, column)
-      drawing.line(
+    for member, (color, style) in zip(pane.members, pane.looks, strict=True):
+      marked |= _draw_line(
         axes,
-        drawing.in_words(point),
-        clock,
-        values,
-        colour,
+        in_words(points[member]),
+        groups[member],
+        column,
+        estimate,
+        color,
         style,
-        opacity=drawing.band_opacity(len(groups)),
-        width=1.4,
+        opacity=drawing.band_opacity(len(pane.members)),
       )
+  return marked
+
+
+def _draw_line(
+  axes: Any,
+  label: str,
+  table: Table,
+  column: str,
+  estimate: Any,
+  color: Any,
+  style: Any,
+  *,
+  opacity: float,
+) -> bool:
+  """A line, and circles where the twin moved; whether there are any."""
+  parts = _by_sync(table, column)
+  for rows, at_sync in parts:
+    clock, values = estimate(rows, column)
+    if at_sync:
+      axes.plot(clock, values[0], 'o', color=color, mfc='none', ms=4)
+    else:
+      drawing.line(
+        axes, label, clock, values, color, style, opacity=opacity, width=1.4
+      )
+  return len(parts) > 1
+
+
+def _by_sync(table: Table, column: str) -> list[tuple[Table, bool]]:
+  """Rows whose measured step moved the twin apart from those of others.
+
+  Args:
+    table: of one setting.
+    column: of the measurement.
+
+  Returns:
+    (rows, whether the twin moved in the step) of each part that there is. A
+    twin that moves at every step, or in none that was measured, has one part.
+  """
+  moved = table.get(_MOVED)
+  if column not in _OF_ONE_STEP or moved is None:
+    return [(table, False)]
+  at_sync = moved > 0
+  if not (at_sync.any() and (moved == 0).any()):
+    return [(table, False)]
+  return [
+    ({name: values[rows] for name, values in table.items()}, of_syncs)
+    for rows, of_syncs in ((~at_sync, False), (at_sync, True))
+  ]
 
 
 def _draw_setting(
-  panels: Sequence[Any], found: Sequence[Facet], table: Table, estimate: Any
-) -> None:
-  """A line for each part, or for the whole network and each layer."""
-  colours = _layer_colours(table, found)
-  for axes, facet in zip(panels, found, strict=True):
+  places: Sequence[Any], found: Sequence[Facet], table: Table, estimate: Any
+) -> bool:
+  """A line for each part, or for the whole network and each layer.
+
+  Returns:
+    Whether points were taken apart.
+  """
+  marked = False
+  colors = _layer_colors(table, found)
+  for axes, facet in zip(places, found, strict=True):
     parts = list(facet.parts.items())
     for number, (column, name) in enumerate(parts):
-      clock, values = estimate(table, column)
-      drawing.line(
+      marked |= _draw_line(
         axes,
         name or 'whole network',
-        clock,
-        values,
-        drawing.COLOURS[number % len(drawing.COLOURS)],
+        table,
+        column,
+        estimate,
+        COLORS[number % len(COLORS)],
+        '-',
         opacity=drawing.band_opacity(1),
-        width=1.4,
       )
     axes.lines[0].set_zorder(3)  # layers may all be as the whole is
     if len(parts) > 1:
       axes.legend(frameon=False, fontsize='x-small', handlelength=1.4)
-    for layer, colour in colours.items() if facet.layers else ():
+    for layer, color in colors.items() if facet.layers else ():
       column = f'{parts[0][0]}/{layer}'
       if _known(table, column):
         clock, (y, *_) = estimate(table, column)
         nowhere = np.full_like(y, np.nan)  # bands would hide each other
         drawing.line(
-          axes, layer, clock, (y, nowhere, nowhere), colour, opacity=0, width=1
+          axes, layer, clock, (y, nowhere, nowhere), color, opacity=0, width=1
         )
+  return marked
 
 
-def _layer_colours(table: Table, found: Sequence[Facet]) -> dict[str, Any]:
-  """A colour for each layer, from the input to the output."""
+def _layer_colors(table: Table, found: Sequence[Facet]) -> dict[str, Any]:
+  """A color for each layer, from the input to the output."""
   from matplotlib import colormaps
 
   names = {
@@ -398,12 +507,13 @@ def _layer_colours(table: Table, found: Sequence[Facet]) -> dict[str, Any]:
   }
 
 
-def _dress(axes: Any, facet: Facet, last: float) -> None:
+def _dress(axes: Any, facet: Facet, last: float, row: str) -> None:
   """Titles, scales and levels of one of the small multiples."""
   from matplotlib.ticker import MaxNLocator
 
   drawing.tidy(axes)
-  axes.set_title(facet.title, loc='left', fontsize='medium', pad=15)
+  title = f'{row}: {facet.title}' if row else facet.title
+  axes.set_title(title, loc='left', fontsize='medium', pad=15)
   axes.annotate(
     facet.unit,
     (0, 1),
@@ -411,14 +521,14 @@ def _dress(axes: Any, facet: Facet, last: float) -> None:
     xycoords='axes fraction',
     textcoords='offset points',
     fontsize='x-small',
-    color=drawing.GREY,
+    color=drawing.GRAY,
   )
   axes.tick_params(labelsize='x-small')
   axes.xaxis.set_major_locator(MaxNLocator(5))
   axes.set_xlim(0, last)
   lines = [np.asarray(line.get_ydata(), np.float64) for line in axes.lines]
   values = np.concatenate(lines)
-  level = {'color': drawing.GREY, 'linewidth': 0.9, 'zorder': 1}
+  level = {'color': drawing.GRAY, 'linewidth': 0.9, 'zorder': 1}
   if values.min() < 0 < values.max():
     axes.axhline(0, **level)
   if facet.bound is not None and _NEAR * np.abs(values).max() >= facet.bound:

@@ -12,7 +12,7 @@ HEADLINES = {
 
 def is_representation(table: Table) -> bool:
   """Whether runs learnt representations."""
-  return 'normalised_std' in table
+  return any(name in table for name in HEADLINES)
 
 
 def headline(table: Table) -> str:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments import flags, plot, sweep_figures
-from siamrl.report import panel
+from siamrl.report import drawing, panel
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import open_run_folder
 
@@ -281,22 +281,25 @@ def test_a_sweep(tmp_path, finals):
     'tau': '',
     'seeds': '2',
     'final': '10.5',
-    'final_low': '10',
-    'final_high': '11',
+    # 12.706 standard errors to each side, of two runs.
+    'final_low': '4.1469',
+    'final_high': '16.8531',
     'area': '7.875',
-    'area_low': '7.5',
-    'area_high': '8.25',
+    'area_low': '3.11017',
+    'area_high': '12.6398',
   }
   assert [row['final'] for row in rows] == [
     f'{n}.5' for n in (10, 20, 30, 40, 50)
   ]
   curves = (tmp_path / 'out-curves.csv').read_text().splitlines()
-  assert curves[:3] == [
-    'target_update,target_period,tau,seed,env_steps=500,env_steps=1000',
-    'hard,1,,0,5,10',
-    'hard,1,,1,5.5,11',
+  assert curves[:5] == [
+    '# --learning_rate=0.1',
+    'target_update,target_period,tau,seed,env_steps,train_return',
+    'hard,1,,0,500,5',
+    'hard,1,,0,1000,10',
+    'hard,1,,1,500,5.5',
   ]
-  assert len(curves) == 1 + 5 * 2
+  assert len(curves) == 2 + 5 * 2 * 2
   for name in ('out', 'out-final'):
     with Image.open(tmp_path / f'{name}.png') as image:
       assert image.format == 'PNG'
@@ -518,3 +521,92 @@ def test_what_it_refuses_of_panels(runs, tmp_path, capsys):
     assert message in error
     assert len(error.splitlines()) == 1
   assert not list(tmp_path.glob('**/*.png'))
+
+
+def test_final_numbers_of_an_unfinished_sweep_are_of_one_time(
+  tmp_path, finals, capsys
+):
+  """The second setting has come half as far as the first."""
+  flags_ = {'tau': '0.1,0.5'}
+  folder = _measured(
+    tmp_path / 'sweep',
+    flags_,
+    [
+      dict(tau=tau, seed=seed, env_steps=steps, train_return=float(steps))
+      for tau, last in ((0.1, 40), (0.5, 20))
+      for seed in (0, 1)
+      for steps in range(2, last + 1, 2)
+    ],
+  )
+  assert not _plot(f'--runs={folder}', f'--output={tmp_path}/out')
+  lines = (tmp_path / 'out.csv').read_text().splitlines()
+  assert lines[0] == '# of the first 20 env_steps'
+  assert [line.split(',')[2] for line in lines[2:]] == ['20', '20']
+  assert 'the first 20 env_steps' in capsys.readouterr().out
+  ((_, table, asked),) = finals
+  assert table['env_steps'].max() == 20
+  assert asked['y_label'].endswith('last 10 % of the first 20 env steps')
+  # The curves are as long as they are.
+  curves = (tmp_path / 'out-curves.csv').read_text().splitlines()
+  assert len(curves) == 1 + 2 * 20 + 2 * 10
+
+
+def test_a_results_file_is_drawn_again(tmp_path, finals):
+  folder = _sweep(tmp_path / 'sweep', *TWINS)
+  assert not _plot(f'--runs={folder}', f'--output={tmp_path}/out')
+  again = tmp_path / 'again'
+  again.mkdir()
+  source = tmp_path / 'out-curves.csv'
+  assert not _plot(f'--runs={source}', f'--output={again}/sweep')
+  for name in ('', '-final'):
+    assert (again / f'sweep{name}.png').exists()
+  assert (again / 'sweep.csv').read_text() == (tmp_path / 'out.csv').read_text()
+  assert not (again / 'sweep-curves.csv').exists()
+  (_, one, asked), (_, other, asked_again) = finals
+  np.testing.assert_array_equal(one['train_return'], other['train_return'])
+  assert asked['lines'] == asked_again['lines']
+  assert asked_again['title'] == 'out'
+
+
+def test_what_is_asked_of_a_sweep(tmp_path, capsys):
+  folder = _sweep(tmp_path / 'sweep', *TWINS)
+  output = f'--output={tmp_path}/out'
+  assert not _plot(f'--runs={folder}', output, '--facet=target_update')
+  for option in ('facet', 'color'):
+    assert _plot(f'--runs={folder}', output, f'--{option}=tau,n_step') == 2
+    error = capsys.readouterr().err
+    assert f'--{option}=tau,n_step must be of what is swept' in error
+    assert 'target_update, target_period, tau' in error
+
+
+def test_changes_at_a_sync_are_taken_apart(tmp_path):
+  """A step of five moves the twin, and its change is no point of the line."""
+  rows = [
+    {
+      'env_steps': 100 * number,
+      'train_return': 1.0,
+      'panel/target_churn': 50.0 if number == 3 else 0.1,
+      'panel/churn_synced': int(number == 3),
+    }
+    for number in range(1, 6)
+  ]
+  drawn = []
+  make = drawing.new_figure
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      drawing,
+      'new_figure',
+      lambda *size: drawn.append(make(*size)) or drawn[-1],
+    )
+    run = _measured(tmp_path / 'run', {'environment': 'catch'}, rows)
+    assert not _plot('--panel=twin', str(run))
+    (figure,) = drawn
+    (axes,) = [
+      a for a in figure.axes if 'churn' in a.get_title(loc='left').lower()
+    ]
+    line, circles = axes.lines[:2]
+    assert line.get_xdata().tolist() == [100, 200, 400, 500]
+    assert circles.get_xydata().tolist() == [[300, 50]]
+    assert circles.get_linestyle() == 'None'
+    title = figure.legends[0].get_title().get_text()
+    assert 'circles: the twin moved' in title

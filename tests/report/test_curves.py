@@ -3,7 +3,8 @@ import sys
 import numpy as np
 import pytest
 
-from siamrl.report import curves, drawing
+from siamrl.report import drawing
+from siamrl.report.arrangement import in_words
 from siamrl.report.curves import (
   Curve,
   plot_curve,
@@ -19,16 +20,16 @@ pytest.importorskip('matplotlib')
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """The axes that were drawn last."""
+  """The first axes of the figure that was drawn last."""
   figures = []
-  make = curves._figure
+  make = drawing.new_figure
 
-  def figure():
-    figures.append(make())
+  def figure(*size):
+    figures.append(make(*size))
     return figures[-1]
 
-  monkeypatch.setattr(curves, '_figure', figure)
-  return lambda: figures[-1][1]
+  monkeypatch.setattr(drawing, 'new_figure', figure)
+  return lambda: figures[-1].axes[0]
 
 
 def test_a_run_is_drawn_against_its_frames(tmp_path, drawn):
@@ -163,7 +164,8 @@ def test_a_sweep_has_a_line_for_each_setting(tmp_path, drawn):
   assert bands[0].height == pytest.approx(2 * 12.7062047)
   (legend,) = axes.figure.legends
   assert legend.get_title().get_text() == (
-    'mean of 1 to 4 seeds;\nt intervals, 95 % where\nseeds are normal'
+    'mean of 1 to 4 seeds;\nt intervals, 95 % where\nseeds are normal\n'
+    'color: period\ndash: rule'
   )
 
 
@@ -171,7 +173,8 @@ def test_a_sweep_of_one_seed_or_without_axes(tmp_path, drawn):
   _sweep(tmp_path / 'a.png', _table(hard_1=[[1, 2]], hard_2=[[nan, nan]]))
   assert not drawn().collections
   assert [len(line.get_xdata()) for line in drawn().lines] == [2, 0]
-  assert drawn().figure.legends[0].get_title().get_text() == '1 seed'
+  title = drawn().figure.legends[0].get_title().get_text()
+  assert title == '1 seed\ncolor: period'
   seeds = [[0, 0], [0, 0], [0, 0], [4, 8]]
   _sweep(tmp_path / 'b.png', _table(hard_1=seeds), by=(), statistic=mean)
   (line,) = drawn().lines
@@ -183,7 +186,7 @@ def test_a_sweep_of_one_seed_or_without_axes(tmp_path, drawn):
 
 def test_settings_in_words():
   point = {'agent': 'dqn', 'tau': 0.005, 'layer_norm': 'false', 'n_step': None}
-  assert drawing.in_words(point) == 'dqn, tau=0.005, layer_norm=false'
+  assert in_words(point) == 'dqn, tau=0.005, layer_norm=false'
 
 
 def test_fourteen_lines_are_told_apart(tmp_path, drawn):
@@ -193,15 +196,41 @@ def test_fourteen_lines_are_told_apart(tmp_path, drawn):
       **{f'{r}_{p}': [[p]] for r in ('hard', 'soft') for p in range(7, 0, -1)}
     ),
   )
-  lines = drawn().lines
-  looks = {(line.get_color(), line.get_linestyle()) for line in lines}
-  assert len(looks) == 14
+  looks = _looks(drawn())
+  assert [len(lines) for lines in looks.values()] == [7, 7]
+  assert sorted(looks) == ['hard', 'soft']
   # Downwards as listed, so that the first is the darkest.
+  lines = drawn().lines
   assert sum(lines[0].get_color()[:3]) < sum(lines[6].get_color()[:3])
   names = {f'r{i}_nan': [[i]] for i in range(14)}
   _sweep(tmp_path / 'a.png', _table(**names))
-  looks = {(line.get_color(), line.get_linestyle()) for line in drawn().lines}
-  assert len(looks) == 14
+  looks = _looks(drawn())
+  assert [len(lines) for lines in looks.values()] == [7, 7]
+  assert sorted(looks) == ['r0 to r6', 'r7 to r13']
+  assert len(set.union(*looks.values())) == 14
+  legend = drawn().figure.legends[0]
+  assert [t.get_text() for t in legend.get_texts()] == [
+    f'r{i}' for i in range(14)
+  ]
+
+
+def _looks(axes):
+  """The looks in all axes of the figure, by their titles."""
+  return {
+    a.get_title(loc='left'): {
+      (line.get_color(), line.get_linestyle()) for line in a.lines
+    }
+    for a in axes.figure.axes
+  }
+
+
+def test_runs_that_end_earlier_are_counted(tmp_path, drawn):
+  table = _table(hard_1=[[1, 2, 3], [3, 4, nan], [5, 6, nan]], hard_2=[[1] * 3])
+  _sweep(tmp_path / 'a.png', table)
+  assert [line.get_label() for line in drawn().lines] == [
+    'hard, period=1 (runs: 3 to 200, 1 to 300)',
+    'hard, period=2',
+  ]
 
 
 def test_two_numbers_that_meet_are_colour_and_style(tmp_path, drawn):
@@ -258,6 +287,28 @@ def test_final_numbers(tmp_path, drawn):
   _final(tmp_path / 'final.png', FINALS, summary=area_under_curve)
   assert drawn().lines[0].get_xydata().tolist() == [[1, 2.5], [100, 3]]
   assert drawn().get_ylabel() == 'train_return, area under curve'
+
+
+def test_settings_without_places_have_a_row_each(tmp_path, drawn):
+  table = _table(a_nan=[[1], [3]], b_nan=[[4], [6]], c_nan=[[7]])
+  _final(tmp_path / 'a.png', table, color=['rule'])
+  axes = drawn()
+  rows = [t.get_text() for t in axes.get_yticklabels()]
+  assert rows == ['a', 'b', 'c']
+  dots = [line.get_xydata().tolist() for line in axes.lines]
+  assert dots == [[[2, 0]], [[5, 1]], [[7, 2]]]
+  assert len({line.get_color() for line in axes.lines}) == 3
+  assert len(axes.collections) == 2  # no interval of one run
+  assert 'mean of 1 to 2 seeds' in axes.get_xlabel()
+  # A line with two places is none of these.
+  _final(tmp_path / 'a.png', FINALS)
+  assert 'hard' in [line.get_label() for line in drawn().lines]
+
+
+def test_more_lines_of_final_numbers_than_can_be_told_apart(tmp_path, drawn):
+  names = {f'r{i}_{p}': [[i]] for i in range(9) for p in (1, 2)}
+  _final(tmp_path / 'a.png', _table(**names))
+  assert len(drawn().get_yticklabels()) == 18
 
 
 def test_final_numbers_at_one_place_or_at_nought(tmp_path, drawn):

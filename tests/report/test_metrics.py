@@ -8,8 +8,10 @@ import pytest
 from siamrl.report.metrics import (
   MetricsWriter,
   by_run,
+  common_end,
   group_rows,
   is_wall_clock,
+  last_rows,
   read_metrics,
 )
 
@@ -347,3 +349,29 @@ def test_events_of_another_clock(tmp_path):
   points, purges = read_events(events)
   assert points == [('loss', 10), ('loss', 20), ('loss', 30)]
   assert purges == [0, 21]
+
+
+def test_the_last_of_rows_that_name_one_time():
+  table = {
+    'rule': np.array(['b', 'b', 'a', 'b', 'b']),
+    'seed': np.array([0, 0, 0, 0, 1]),
+    'env_steps': np.array([2.0, 1, 1, 2, np.nan]),
+    'loss': np.array([1, 2, 3, 4, 5]),
+  }
+  kept = last_rows(table, ['rule', 'seed', 'env_steps'])
+  assert kept['loss'].tolist() == [2, 4, 3]
+  assert kept['rule'].tolist() == ['b', 'b', 'a']
+  with pytest.raises(ValueError, match="no column 'frames'"):
+    last_rows(table, ['frames'])
+
+
+def test_the_time_that_all_runs_have_reached():
+  def end(*clocks):
+    runs = [np.full(len(clock), i) for i, clock in enumerate(clocks)]
+    table = {'seed': np.concatenate(runs), 'x': np.concatenate(clocks)}
+    return common_end(table, 'x', ['seed'])
+
+  assert end([1, 2, 3], [1, 2, 3]) == 3
+  assert end([1, 2, 3, 4], [1, 2]) == 2
+  assert end([2, 4, 6, 8], [3, 6, 9]) == 6
+  assert end([2, 4], [3, 5]) == 4

@@ -151,7 +151,7 @@ def test_of_a_sweep_settings_are_lines(tmp_path, drawn):
   assert all(look == looks[0] for look in looks)
   (legend,) = figure.legends
   assert legend.get_title().get_text() == (
-    'mean of 2 seeds;\nt intervals, 95 % where\nseeds are normal'
+    'mean of 2 seeds;\nt intervals, 95 % where\nseeds are normal\ncolor: rule'
   )
   assert len(legend.get_texts()) == 2
 

@@ -1,0 +1,214 @@
+"""Runs beside each other: which are seeds of one another, and their means."""
+
+from collections.abc import Mapping, Sequence
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import folders
+from experiments.flags import RunError, UsageError
+from siamrl.report.metrics import (
+  RUN_COLUMN,
+  Table,
+  is_wall_clock,
+)
+from siamrl.report.results import read_results
+from siamrl.report.run_folder import RunFolder
+
+# Flags that may differ between seeds of one configuration.
+OF_RUNS = frozenset(
+  (
+    *folders.WHERE,
+    'seed',
+    'seeds',
+    'coordinator',
+    'num_processes',
+    'process_id',
+  )
+)
+# Names of lines begin with these, as far as runs differ in them.
+_FOREMOST = (
+  'agent',
+  'target_update',
+  'target_period',
+  'tau',
+  'target_paths',
+  'target_form',
+)
+_ABSENT = '(absent)'
+
+
+class Source(NamedTuple):
+  """What one of `--runs` names.
+
+  Attributes:
+    path: the folder or the results file.
+    name: a short one.
+    table: [R] arrays by column.
+    flags: by name.
+    is_folder: whether it is a run's folder.
+  """
+
+  path: pathlib.Path
+  name: str
+  table: Table
+  flags: dict[str, str]
+  is_folder: bool
+
+
+def read_sources(names: str) -> list[Source]:
+  """Reads all of `--runs`.
+
+  Args:
+    names: folders and results files, with commas between them.
+
+  Raises:
+    UsageError: one of them is neither, or a run is there twice.
+    RunError: there are no rows yet, or a file is damaged.
+  """
+  paths = [_folder_of(pathlib.Path(name)) for name in names.split(',')]
+  seen: dict[tuple[int, int], pathlib.Path] = {}
+  for path in paths:
+    if not path.exists() or (
+      path.is_dir() and RunFolder(path).read_flags() is None
+    ):
+      raise UsageError(
+        f'--runs={path} must be the folder of a run or a results file'
+      )
+    status = os.stat(path)
+    other = seen.setdefault((status.st_dev, status.st_ino), path)
+    if other is not path:
+      _refuse_twice(names, other, path)
+  sources = [_read(path) for path in paths]
+  for number, source in enumerate(sources):
+    for other_source in sources[:number]:
+      if _are_one(other_source, source):
+        _refuse_twice(names, other_source.path, source.path)
+  return sources
+
+
+def _folder_of(path: pathlib.Path) -> pathlib.Path:
+  """The folder of a run for its metrics.csv, otherwise the path."""
+  if (
+    path == RunFolder(path.parent).metrics
+    and RunFolder(path.parent).read_flags() is not None
+  ):
+    return path.parent
+  return path
+
+
+def _refuse_twice(names: str, one: pathlib.Path, other: pathlib.Path) -> None:
+  raise UsageError(
+    f'--runs={names} must name each run once: {one} and {other} are the same'
+  )
+
+
+def _read(path: pathlib.Path) -> Source:
+  try:
+    table, flags = read_results(path)
+  except FileNotFoundError as error:
+    raise RunError(f'{path} has no rows of metrics yet') from error
+  except ValueError as error:
+    raise RunError(f'--runs={error}') from error
+  if not len(next(iter(table.values()), ())):
+    raise RunError(f'{path} has no rows of metrics yet')
+  if path.is_dir():
+    return Source(path, path.resolve().name, table, flags, True)
+  # The seed of a results file with one run is a flag like any other.
+  name = path.stem.removesuffix('-curves')
+  if RUN_COLUMN in table and len(np.unique(table[RUN_COLUMN])) == 1:
+    flags = flags | {RUN_COLUMN: str(table[RUN_COLUMN][0])}
+  return Source(path, name, table, flags, False)
+
+
+def _are_one(one: Source, other: Source) -> bool:
+  """Whether two folders hold the same run: a copy, or begun again elsewhere.
+
+  A seed gives the same rows each time on one device.
+  """
+  if RUN_COLUMN not in one.flags or RUN_COLUMN not in other.flags:
+    return False
+  if _identity(one.flags) != _identity(other.flags) or (
+    one.flags[RUN_COLUMN] != other.flags[RUN_COLUMN]
+  ):
+    return False
+  names = [name for name in one.table if not is_wall_clock(name)]
+  if set(names) != {n for n in other.table if not is_wall_clock(n)}:
+    return False
+  rows = min(len(one.table[names[0]]), len(other.table[names[0]]))
+  return all(
+    np.array_equal(
+      one.table[name][:rows],
+      other.table[name][:rows],
+      equal_nan=one.table[name].dtype.kind == 'f'
+      and other.table[name].dtype.kind == 'f',
+    )
+    for name in names
+  )
+
+
+def _identity(flags: Mapping[str, str]) -> dict[str, str]:
+  """The flags that say which configuration a run has."""
+  return {n: value for n, value in flags.items() if n not in OF_RUNS}
+
+
+def configurations(sources: Sequence[Source]) -> dict[str, list[int]]:
+  """Which runs are seeds of one another.
+
+  Args:
+    sources: the runs.
+
+  Returns:
+    Their indices by what tells a configuration from the others: flags in words;
+    '' where there is one only.
+  """
+  groups: dict[tuple, list[int]] = {}
+  for number, source in enumerate(sources):
+    key = tuple(sorted(_identity(source.flags).items()))
+    groups.setdefault(key, []).append(number)
+  known = [dict(key) for key in groups]
+  differing = differences(sources)
+  # As few flags as tell all apart, but the foremost in any case.
+  names: list[str] = [name for name in differing if name in _FOREMOST]
+  for name in differing:
+    if len({tuple(k.get(n) for n in names) for k in known}) == len(known):
+      break
+    if name not in names:
+      names.append(name)
+  return {
+    ', '.join(f'{n}={k.get(n, _ABSENT)}' for n in names): members
+    for k, members in zip(known, groups.values(), strict=True)
+  }
+
+
+def differences(sources: Sequence[Source]) -> list[str]:
+  """The flags in which runs differ, but for seeds and places."""
+  known = [_identity(source.flags) for source in sources]
+  names = list(dict.fromkeys([*_FOREMOST, *sorted(set().union(*known))]))
+  return [n for n in names if len({k.get(n) for k in known}) > 1]
+
+
+def side_by_side(
+  curves: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Curves at all values of their clocks.
+
+  Args:
+    curves: (clock, values) of each run, [T_i] each, clocks ascending.
+
+  Returns:
+    (clock [T], values [runs, T], met [T]): values are NaN where a run has no
+    row. `met` is whether all runs that have not ended by then have a row.
+  """
+  clock = np.unique(np.concatenate([x for x, _ in curves]))
+  values = np.full((len(curves), len(clock)), np.nan)
+  met = np.ones(len(clock), np.bool_)
+  for row, (x, y) in zip(values, curves, strict=True):
+    places = np.searchsorted(clock, x)
+    row[places] = y
+    present = np.zeros(len(clock), np.bool_)
+    present[places] = True
+    met &= present | (clock > x[-1])
+  return clock, values, met
