@@ -436,6 +436,7 @@ def _points(
     transform=shifted,
   )
   # What is shifted does not count by itself.
+  axes.update_datalim(np.stack([places, places], axis=1), updatey=False)
   for heights in (middle, low, high):
     points = np.stack([places, heights], axis=1)
     axes.update_datalim(points[np.isfinite(heights)])
