@@ -147,12 +147,16 @@ def periodic(period: chex.Numeric, twin: Twin) -> Twin:
 def soft_scheduled(tau: Callable[[chex.Numeric], chex.Numeric]) -> Twin:
   """`soft`, at a rate that changes.
 
+  The first update, which follows gradient step number 1, has the rate `tau(0)`:
+  schedules count as those of optimizers do.
+
   Args:
-    tau: gradient steps taken so far -> the rate, in [0, 1].
+    tau: gradient steps before the one that the update follows -> the rate, in
+      [0, 1].
   """
   return Twin(
     lambda online, target, gradient_steps: optax.incremental_update(
-      _as_in(online, target), target, tau(gradient_steps)
+      _as_in(online, target), target, tau(gradient_steps - 1)
     ),
     born,
   )
@@ -163,8 +167,12 @@ def cosine_rate(
 ) -> chex.Numeric:
   """BYOL's rate: tau at first, falling to 0 along half a cosine.
 
-  The weight on the old twin is 1 - tau * (cos(pi k / K) + 1) / 2 after k of K
-  gradient steps (Grill et al. 2020, section 3.2), and 1 ever after.
+  The weight on the old twin is 1 - tau * (cos(pi k / K) + 1) / 2, and 1 from
+  k = K on (Grill et al. 2020, section 3.2). In BYOL's code k is the number of
+  gradient steps before the current one, so that the first of K updates has
+  k = 0 and the last one k = K - 1, and still moves the twin
+  (deepmind-research/byol: `_update_fn` of byol_experiment.py, `target_ema` of
+  utils/schedules.py, and main_loop.py, whose steps count from 0).
 
   Args:
     gradient_steps: k.

@@ -363,6 +363,25 @@ def test_the_cosine_rate_is_byols():
   assert (np.diff(rates) <= 0).all() and (rates[100:] == 0).all()
 
 
+def test_the_first_update_has_byols_first_rate():
+  """By hand: tau 0.1 and K = 4 give 0.1, 0.0853553, 0.05, 0.0146447, and 0."""
+  twin = twins.soft_cosine(0.1, 4)
+  online, target = jnp.ones(()), jnp.zeros(())
+  # 0.9; 0.9 * 0.9146447; ... of the way is left.
+  left = [0.9, 0.8231802, 0.7820212, 0.7705688, 0.7705688]
+  for step, wanted in enumerate(left, start=1):
+    target = twin.update(online, target, step)
+    assert float(1 - target) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_first_update_has_the_first_rate_of_a_line():
+  twin = twins.soft_linear(0.5, 0.1, 2)
+  online, target = jnp.ones(()), jnp.zeros(())
+  for step, wanted in enumerate([0.5, 0.35, 0.315, 0.2835], start=1):
+    target = twin.update(online, target, step)
+    assert float(1 - target) == pytest.approx(wanted, abs=1e-6)
+
+
 def test_a_linear_rate_between_equal_ends_is_soft():
   online_at = lambda step: jax.tree.map(lambda x: x * step, ONLINE)
   chex.assert_trees_all_close(
