@@ -1,6 +1,7 @@
 """The presets say what was published; the numbers here are from the sources."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -11,6 +12,7 @@ from experiments.atari import AtariConfig
 from experiments.classic import ClassicConfig
 from experiments.minatar import MinAtarConfig
 from siamrl.schedule import to_gradient_steps
+from tests.experiments import resolved
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path('experiments/flagfiles')
@@ -383,7 +385,13 @@ CONTROL: dict[str, dict[str, Any]] = {
     min_replay=10_000,
     random_env_steps=10_000,
   ),
-  'sac': dict(batch_size=256, actor_learning_rate=3e-4, alpha=None, tau=0.005),
+  'sac': dict(
+    batch_size=256,
+    actor_learning_rate=3e-4,
+    alpha=None,
+    tau=0.005,
+    initializer='xavier_uniform',
+  ),
   'sac_hard': dict(alpha=1.0, reward_scale=5.0, train_steps=4),
   'ddpg': dict(
     batch_size=64,
@@ -399,7 +407,15 @@ CONTROL: dict[str, dict[str, Any]] = {
   'cleanrl_ddpg': dict(policy_delay=2, exploration='gaussian'),
   'cleanrl_td3': dict(policy_delay=2, smoothing_std=0.2, smoothing_clip=0.5),
   'cleanrl_sac': dict(
-    critic_learning_rate=1e-3, td_loss='squared', log_std_low=-5.0
+    critic_learning_rate=1e-3,
+    alpha_learning_rate=1e-3,
+    td_loss='squared',
+    log_std_low=-5.0,
+    log_std_high=2.0,
+    log_std_squash='tanh',
+    min_replay=5_000,
+    random_env_steps=5_000,
+    initializer='torch_uniform',
   ),
   'td3_pendulum': dict(env_steps=20_000),
   'sac_pendulum': dict(env_steps=20_000),
@@ -429,6 +445,21 @@ def test_presets_of_control(name):
     assert getattr(config, option) == value, option
   if name in CONTROL_SYNC:
     assert collecting.make_schedule(config).sync == CONTROL_SYNC[name]
+
+
+@pytest.mark.parametrize('name', resolved.LAUNCHERS)
+def test_what_a_preset_comes_to(name):
+  """Nothing changes unseen with a parent or with a launcher's defaults."""
+  stated = json.loads((resolved.FOLDER / f'{name}.json').read_text())
+  assert json.loads(resolved.text(name)) == stated, (
+    'if this is meant: python -m tests.experiments.resolved'
+  )
+
+
+def test_what_every_preset_comes_to_is_stated():
+  stated = {path.stem for path in resolved.FOLDER.glob('*.json')}
+  presets = {path.stem for path in resolved.FLAG_FILES.glob('*.flags')}
+  assert stated == presets == set(resolved.LAUNCHERS)
 
 
 def test_every_preset_is_known_here():

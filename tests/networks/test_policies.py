@@ -161,6 +161,37 @@ def test_initialisers(network, inputs):
   np.testing.assert_array_equal(normal['last']['bias'], 0)
 
 
+@pytest.mark.parametrize('initializer', ['torch_uniform', 'xavier_uniform'])
+def test_moments_of_initial_weights(initializer):
+  """PyTorch's default for weights and biases, and Glorot's for weights."""
+  critic = Critic(sizes=(400, 300), initializer=initializer)
+  observations, actions = np.zeros((1, 393)), np.zeros((1, 7))
+  params = _init(critic, observations, actions)['params']
+  first, second = (
+    params['torso'][name]['Dense_0'] for name in ('Dense_0', 'Dense_1')
+  )
+  for layer, (fan_in, fan_out) in (
+    (first, (400, 400)),
+    (second, (400, 300)),
+    (params['last'], (300, 1)),
+  ):
+    assert layer['kernel'].shape == (fan_in, fan_out)
+    bound = fan_in**-0.5
+    if initializer == 'xavier_uniform':
+      bound = (6 / (fan_in + fan_out)) ** 0.5
+      np.testing.assert_array_equal(layer['bias'], 0)
+    elif fan_out > 1:
+      assert 0.97 * bound < np.abs(layer['bias']).max() <= bound
+      assert np.std(layer['bias']) == pytest.approx(bound / 3**0.5, rel=0.1)
+    kernel = np.asarray(layer['kernel'])
+    # A uniform variable has the variance bound**2 / 3, and the kurtosis 1.8.
+    assert np.abs(kernel).max() <= bound
+    assert kernel.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert kernel.mean() == pytest.approx(0, abs=0.1 * bound)
+    kurtosis = (kernel**4).mean() / (kernel**2).mean() ** 2
+    assert kurtosis == pytest.approx(1.8, rel=0.1)
+
+
 def test_layers_are_normalised_and_reported():
   actor = DeterministicActor(sizes=(6, 5), action_dim=2, layer_norm=True)
   params = _init(actor, OBS)

@@ -1,0 +1,114 @@
+"""What each preset comes to: every option, with the value that it has.
+
+A preset states only what differs from its parent and from the defaults of its
+launcher, so a change of either changes presets that nobody looked at. The files
+of `presets/` state all of it, and a test compares. After an intended change,
+
+  python -m tests.experiments.resolved
+
+writes them anew; their diff shows what became of each preset.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from experiments import (
+  atari,
+  classic,
+  compiled,
+  control,
+  control_options,
+  flags,
+  lab,
+  minatar,
+  offline,
+  siamese,
+  sweeps,
+)
+
+ROOT = pathlib.Path(__file__).parents[2]
+FLAG_FILES = ROOT / 'experiments' / 'flagfiles'
+FOLDER = pathlib.Path(__file__).parent / 'presets'
+
+# The presets of each launcher.
+PRESETS = {
+  atari: (
+    *('nature_dqn', 'dqn_zoo_dqn', 'dqn_zoo_double_dqn', 'dopamine_dqn'),
+    *('cleanrl_dqn_atari', 'spr_atari_100k', 'quickstart'),
+  ),
+  classic: (
+    *('cleanrl_dqn_cartpole', 'cleanrl_dqn_acrobot', 'dopamine_dqn_cartpole'),
+    *('dopamine_dqn_acrobot', 'pqn_cartpole', 'quickstart_sweep'),
+    *('soft_divergence', 'twin_age_cartpole', 'twin_age_catch'),
+    'twin_grid_cartpole',
+  ),
+  minatar: (
+    *('minatar_dqn', 'dopamine_dqn_minatar', 'pqn_minatar', 'spr_minatar'),
+    *('target_free_gap', 'twin_minatar'),
+  ),
+  control: (
+    *('td3', 'td3_paper', 'sac', 'sac_hard', 'ddpg', 'cleanrl_ddpg'),
+    *('cleanrl_td3', 'cleanrl_sac', 'td3_pendulum', 'sac_pendulum'),
+    'twin_rate',
+  ),
+  offline: ('fqi_car_on_hill', 'fqi_chain'),
+  lab: (
+    *('lab_baird_functional', 'lab_baird_hard', 'lab_baird_soft'),
+    *('lab_random', 'lab_self_prediction', 'lab_tsitsiklis'),
+  ),
+  siamese: ('siamese_accuracy', 'siamese_collapse', 'siamese_frames'),
+}
+LAUNCHERS = {name: of for of, names in PRESETS.items() for name in names}
+
+_OPTIONS = {
+  atari: (atari.AtariConfig, atari.drop),
+  classic: (classic.ClassicConfig, compiled.drop),
+  minatar: (minatar.MinAtarConfig, compiled.drop),
+  control: (control_options.ControlConfig, control_options.drop),
+  offline: (offline.OfflineConfig, offline.drop),
+  lab: (lab.LabConfig, lab.drop),
+  siamese: (siamese.SiameseConfig, siamese.drop),
+}
+# Options that say where and how runs are computed, and not what they are.
+_ELSEWHERE = (*sweeps.WHERE, 'share', 'vectorised', 'num_processes')
+
+
+def resolved(name: str) -> dict[str, Any]:
+  """The options of a preset that mean something to its runs.
+
+  Returns:
+    option -> value, or a list of the values that are swept; where a default
+    depends on the agent, the agent's.
+  """
+  cls, drop = _OPTIONS[LAUNCHERS[name]]
+  sweep = flags.sweep_from_arguments(
+    cls, f'--flagfile={FLAG_FILES / name}.flags', drop=drop
+  )
+  values = flags.as_json(sweep)
+  if cls is control_options.ControlConfig:
+    values |= control_options.agent_options(sweep.configs[0])
+  nowhere = set.intersection(*(set(drop(config)) for config in sweep.configs))
+  return {
+    option: value
+    for option, value in sorted(values.items())
+    if option not in nowhere and option not in _ELSEWHERE
+  }
+
+
+def text(name: str) -> str:
+  """The file of a preset."""
+  return json.dumps(resolved(name), indent=1) + '\n'
+
+
+def main() -> None:
+  """Writes the files of all presets, and removes those of no preset."""
+  FOLDER.mkdir(exist_ok=True)
+  for path in FOLDER.glob('*.json'):
+    path.unlink()
+  for name in LAUNCHERS:
+    (FOLDER / f'{name}.json').write_text(text(name))
+
+
+if __name__ == '__main__':
+  main()
