@@ -27,10 +27,10 @@ orthonormal at first, which are to predict the twin's features of the next state
   eigen_mass                |V^T Phi|^2 / k, where V are the k eigenvectors of
                             the process whose eigenvalues are largest in
                             absolute value: 1 for an orthonormal basis of them
-  eigen_overlap             the same of an orthonormal basis of what the
-                            features span: their directions, whatever their
-                            lengths
-  smallest_singular_value   of Phi
+  eigen_overlap             the same of the directions that the features span,
+                            whatever their lengths, but for those too short for
+                            float64; null where none is left
+  smallest_singular_value   of Phi; 0 where it is too small for float64
   effective_rank            of Phi, from 1 to k
   loss                      the mean squared error of the prediction
 
@@ -504,7 +504,7 @@ def _features_result(
   result: dict[str, Any] = {
     name: _finite(values[-1]) for name, values in run.measures._asdict().items()
   }
-  if None in result.values():
+  if result['orthonormality_error'] is None:
     result['reason'] = (
       f'step_size={config.step_size} lets features outgrow all floats'
     )

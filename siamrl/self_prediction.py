@@ -207,10 +207,11 @@ class Measures(NamedTuple):
     orthonormality_error: |Phi^T Phi - I|, the Frobenius norm.
     eigen_mass: |V^T Phi|^2 / k (Frobenius), V the `eigenspace`: 1 where Phi is
       an orthonormal basis of it, 0 where features are 0 or across it.
-    eigen_overlap: the same of an orthonormal basis of what Phi spans, in
-      [0, 1], whatever the features' lengths (but for directions that are
-      lost in rounding).
-    smallest_singular_value: of Phi.
+    eigen_overlap: |V^T u|^2, averaged over the left singular vectors u of Phi:
+      in [0, 1], whatever the features' lengths. Directions whose singular
+      value is below the resolution of floats, next to the largest, are
+      rounding and left out; NaN where none is left.
+    smallest_singular_value: of Phi; 0 where it is below that resolution.
     effective_rank: of Phi, see `diagnostics.effective_rank`; from 1 to k.
     loss: with the twin of that moment.
   """
@@ -235,13 +236,18 @@ def measure(
   """
   count = features.shape[1]
   basis, values, _ = jnp.linalg.svd(features, full_matrices=False)
+  # As `numpy.linalg.matrix_rank` has it. What lies below differs from one
+  # processor to another.
+  resolution = max(features.shape) * jnp.finfo(basis.dtype).eps * values[0]
+  values = jnp.where(values <= resolution, 0.0, values)
+  overlaps = jnp.sum(jnp.square(space.T @ basis), axis=0)
   rank = diagnostics.effective_rank(values)
   return Measures(
     orthonormality_error=jnp.linalg.norm(
       features.T @ features - jnp.eye(count)
     ),
     eigen_mass=jnp.sum(jnp.square(space.T @ features)) / count,
-    eigen_overlap=jnp.sum(jnp.square(space.T @ basis)) / count,
+    eigen_overlap=jnp.mean(overlaps, where=values > 0),
     smallest_singular_value=values[-1],
     effective_rank=jnp.where(jnp.isfinite(values[0]), rank, jnp.nan),
     loss=loss,

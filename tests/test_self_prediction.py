@@ -238,6 +238,28 @@ def test_measures_by_hand():
   assert np.isnan(self_prediction.measure(np.nan * features, space, 0)[4])
 
 
+@pytest.mark.parametrize('noise', [1e-30, 1e-17, 0.0])
+def test_directions_that_are_rounding_do_not_count(noise):
+  random = np.random.default_rng(0)
+  across = np.linalg.qr(random.normal(size=(20, 20)))[0]
+  space = across[:, :4]
+  # Two directions of the eigenspace, one in part, and one that is but noise.
+  partly = (space[:, 2] + across[:, 9]) / np.sqrt(2)
+  short = noise * across[:, 10]
+  features = np.stack(
+    [space[:, 0], 1e-3 * space[:, 1], 1e-9 * partly, short], 1
+  )
+  found = self_prediction.measure(jnp.asarray(features), space, 0.0)
+  assert found.eigen_overlap == pytest.approx(2.5 / 3, rel=1e-5)
+  assert found.smallest_singular_value == 0
+  alone = self_prediction.measure(jnp.asarray(features[:, :3]), space, 0.0)
+  assert alone.eigen_overlap == pytest.approx(2.5 / 3, rel=1e-5)
+  assert alone.smallest_singular_value == pytest.approx(1e-9, rel=1e-4)
+  nothing = self_prediction.measure(jnp.zeros((20, 4)), space, 0.0)
+  assert np.isnan(nothing.eigen_overlap)
+  assert nothing.smallest_singular_value == nothing.effective_rank == 0
+
+
 def _case(rule, sync, seed):
   return self_prediction.Case(
     CORRIDOR, FEATURES, rule, {}, sync, STEP, seed=seed
