@@ -4,7 +4,7 @@ Intervals of one task are Student's t intervals of the mean over runs, and a
 difference of means has Welch's. Percentile bootstraps, which Agarwal et al.
 (2021, arXiv:2108.13264) recommend for aggregates over many tasks, are too
 narrow for one: a nominal 95 % interval of 3, 5 or 10 normal runs covers the
-mean in 76, 83 and 90 % of cases. `python -m experiments.calibrate` measures how
+mean in 74, 83 and 90 % of cases. `python -m experiments.calibrate` measures how
 often each kind covers what it should; BUILD_NOTES.md has the table.
 """
 
@@ -114,7 +114,7 @@ def stratified_bootstrap(
 
   It covers less than its level where runs are few, since the spread of n runs
   is taken as sqrt((n - 1) / n) of what it is: of the mean over 26 tasks with 3,
-  5 or 10 normal runs each, 95 % intervals cover 89, 92 and 94 %. For one task
+  5 or 10 normal runs each, 95 % intervals cover 88, 92 and 94 %. For one task
   use `over_runs`.
 
   Args:
