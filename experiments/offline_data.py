@@ -105,7 +105,9 @@ def load(config: DataOptions, environment: JaxEnvironment) -> Dataset:
   except ImportError as error:
     raise RunError(f'--dataset={config.dataset}: {error}') from error
   except (OSError, ValueError) as error:
-    text = ' '.join(str(error).split()).removeprefix(f'{source}: ')
+    text = ' '.join(str(error).split())
+    for name in (source, pathlib.Path(source)):  # which has no ./ and no //
+      text = text.removeprefix(f'{name}: ')
     if isinstance(error, OSError):
       text = f' cannot be read: {error.strerror or text}'
     else:

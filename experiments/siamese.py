@@ -288,7 +288,7 @@ def make_task(config: SiameseConfig) -> Task:
     ) from error
   except (ValueError, ImportError, OSError) as error:
     kind = UsageError if isinstance(error, ValueError) else RunError
-    text = str(error).removeprefix(f'{config.images}: ')
+    text = str(error).removeprefix(f'{pathlib.Path(config.images)}: ')
     text = ' '.join(text.splitlines())  # names of files may hold any character
     raise kind(f'--images={config.images}: {text}') from error
   if config.neighbours > len(train.images):

@@ -312,7 +312,7 @@ def _opened(pillow: Any, operations: Any, path: pathlib.Path) -> Any:
         image.load()
         turned = _turned(operations, image)
       if turned.mode not in _GREY + _COLOURED or _is_deep(path, image.format):
-        raise ValueError(f'not of 8 bits: its mode is {turned.mode}')
+        raise ValueError('not of 8 bits a channel')
       mode = 'L' if turned.mode in _GREY else 'RGB'
       if turned.mode[-1] == 'A' or 'transparency' in turned.info:
         turned = turned.convert('RGBA')

@@ -749,6 +749,10 @@ def test_data_that_cannot_be_read(refused, tmp_path):
   assert line.startswith(f'error: --dataset={path}: no data set of arrays: ')
   np.savez(path, observations=np.zeros(3))
   assert ': actions: is missing' in refused(f'--dataset={path}')
+  line = refused(f'--dataset={tmp_path}/./data.npz')
+  assert (
+    line == f'error: --dataset={tmp_path}/./data.npz: actions: is missing\n'
+  )
 
 
 def test_pipes_are_not_waited_for(refused, tmp_path):

@@ -402,6 +402,7 @@ def test_images_that_cannot_be_learnt_from(refused, tmp_path):
   folder.mkdir()
   grey = np.zeros((5, 6), np.uint8)
   assert f'--images={folder}: no images (.png' in refused(f'--images={folder}')
+  assert f'{folder}/: no images (.png' in refused(f'--images={folder}/')
   pillow.fromarray(grey).save(folder / 'a.png')
   pillow.fromarray(grey.T.copy()).save(folder / 'b.png')
   line = refused(f'--images={folder}')
