@@ -815,7 +815,7 @@ def panel_share(iteration: chex.Numeric) -> Any:
 
   Another one each time, evenly spread by the golden ratio: at the end of every
   iteration, a twin whose period divides it would always be just copied. In the
-  first one it is 0.618. So from one look to the next it is between 0.4 and 1.6
+  first one it is 0.618. So from one look to the next it is 0.618 or 1.618
   iterations.
   """
   return (iteration + 1) * 0.6180339887 % 1.0
