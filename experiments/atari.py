@@ -436,12 +436,12 @@ def build(
     if watch
     else None,
     replay=replay,
+    config=loop,
     loop=train,
     evaluate=functools.partial(_evaluate, config, loop, folder, agent, eval_key)
     if config.evaluates
     else None,
     draw=functools.partial(_draw, config, folder),
-    frames=config.frames,
     frames_per_env_step=config.frame_skip,
     num_envs=config.num_envs,
     seed=config.seed,

@@ -333,6 +333,7 @@ def build(
     if watch
     else None,
     replay=replay,
+    config=loop,
     loop=functools.partial(
       host.train,
       loop,
@@ -350,7 +351,6 @@ def build(
     if config.eval_episodes
     else None,
     draw=functools.partial(_draw, config, folder),
-    frames=config.env_steps,
     frames_per_env_step=environments.frames_per_step,
     num_envs=config.num_envs,
     seed=config.seed,

@@ -13,13 +13,17 @@ from experiments.flags import RunError
 from siamrl.replay.host import HostReplay
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter
-from siamrl.report.progress import Progress
+from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import host
 from siamrl.types import TrainState
 
 # Atari frames shrank 30 to 70 times under random play; cautiously, 5 times.
 _REPLAY_COMPRESSION = 5
+
+# What a run does before it learns, beside its progress.
+_REPLAYING = 'playing again'
+_WARM_UP = 'warming up'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +34,11 @@ class Parts:
     state: the learner's fresh state.
     seen: what belongs to the twin's panel, fresh; None without one.
     replay: empty.
+    config: of the loop.
     loop: (state, on_change=...) -> generator of the host loop's progress.
     evaluate: (online params, iteration) -> generator that yields None while it
       plays and returns the evaluation's columns; None for no evaluation.
     draw: writes the curve.
-    frames: of the whole run.
     frames_per_env_step: emulator frames per env step.
     num_envs: environments stepped at once.
     seed: the run's.
@@ -48,16 +52,21 @@ class Parts:
   state: TrainState
   seen: host.Seen | None
   replay: HostReplay
+  config: host.LoopConfig
   loop: Callable[..., Iterator[host.Progress]]
   evaluate: Callable[[Any, int], Generator[None, None, dict[str, float]]] | None
   draw: Callable[[], None]
-  frames: int
   frames_per_env_step: int
   num_envs: int
   seed: int
   checkpoint_period_s: float
   unit: str = 'frame'
   fresh_environments: bool = False
+
+  @property
+  def frames(self) -> int:
+    """Frames of the whole run."""
+    return self.config.total_env_steps * self.frames_per_env_step
 
 
 class _Stopped(Exception):
@@ -151,16 +160,35 @@ class _Run(running.Running):
     self._announce()
     if self._pending is not None:
       self._finish_iteration(self._pending)
-    learning = int(self._state.train.gradient_steps) > 0
+    begun = self._state.env_steps, int(self._state.train.gradient_steps)
+    learning = False  # in this process
+    # So often the loop yields on the way to where the run was left.
+    replays = len(self._state.actions) // self._parts.config.chunk_env_steps
+    self._progress.enter(
+      _REPLAYING if replays else self._phase_before_learning()
+    )
     on_change = self._say_changed if self._parts.fresh_environments else None
     for _, metrics in self._parts.loop(self._state, on_change=on_change):
-      if not learning and int(self._state.train.gradient_steps) > 0:
-        learning = True
-        self._progress.message(
-          f'first gradient step at {self._parts.unit} {self._frames:,}'
-        )
       returns = self._state.statistics.returns
-      self._progress.update(self._frames, returns[-1] if returns else None)
+      self._progress.update(
+        self._frames,
+        returns[-1] if returns else None,
+        to_come={self._pause: self._iterations_to_come()},
+      )
+      if self._state.env_steps == begun[0]:
+        replays -= 1
+        if not replays:
+          self._progress.enter(self._phase_before_learning())
+      elif not learning:
+        # What has just been done was compiled first: its time says little.
+        learning = int(self._state.train.gradient_steps) > begun[1]
+        self._progress.enter(
+          MAIN if learning else self._phase_before_learning()
+        )
+        if learning and not begun[1]:
+          self._progress.message(
+            f'first gradient step at {self._parts.unit} {self._frames:,}'
+          )
       if metrics is not None:
         self._finish_iteration(metrics)
       elif self._stop:
@@ -168,6 +196,22 @@ class _Run(running.Running):
       elif self._overdue():
         self._save()
     self._say_finished()
+
+  def _phase_before_learning(self) -> str:
+    """What the next chunk of the loop is, if none has learnt yet."""
+    config = self._parts.config
+    to_go = config.warmup_env_steps - self._state.env_steps
+    return _WARM_UP if to_go >= config.chunk_env_steps else COMPILING
+
+  @property
+  def _pause(self) -> str:
+    """What is done between two iterations."""
+    return 'saving' if self._parts.evaluate is None else 'evaluating'
+
+  def _iterations_to_come(self) -> int:
+    config = self._parts.config
+    number = -(-config.total_env_steps // config.iteration_env_steps)
+    return number - self._state.iteration
 
   def _announce(self) -> None:
     if self._saves:
@@ -189,13 +233,14 @@ class _Run(running.Running):
   def _finish_iteration(self, row: dict[str, float]) -> None:
     """Evaluates, writes the row, draws, saves."""
     self._pending = row
-    if self._parts.evaluate is not None:
-      row = row | self._evaluate(int(row['iteration']))
-    self._pending = None
-    self._writer.write(row)
-    self._progress.message(_line(row, self._parts.unit))
-    self._save()
-    self._parts.draw()
+    with self._progress.during(self._pause):
+      if self._parts.evaluate is not None:
+        row = row | self._evaluate(int(row['iteration']))
+      self._pending = None
+      self._writer.write(row)
+      self._progress.message(_line(row, self._parts.unit))
+      self._save()
+      self._parts.draw()
     if self._stop and self._frames < self._parts.frames:
       self._stop_here()
 
@@ -258,5 +303,5 @@ def _line(row: dict[str, float], unit: str) -> str:
     f'({row["train_episodes"]:.0f} episodes)',
   ]
   if 'eval_return' in row:
-    parts.append(f'evaluation {row["eval_return"]:.4g}')
+    parts.append(f'evaluation return {row["eval_return"]:.4g}')
   return ', '.join(parts)

@@ -15,7 +15,7 @@ from siamrl import schedule
 from siamrl.replay.dataset import Dataset
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter
-from siamrl.report.progress import Progress
+from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import offline
 from siamrl.types import Params, TrainState
@@ -185,11 +185,16 @@ class _Run(running.Running):
     """
     self._announce(about)
     last = self._options.iterations
+    self._progress.enter(COMPILING)
     begun = time.monotonic()
     for step in self._parts.train(self._state, self._begin.iteration):
       row = self._write(step, time.monotonic() - begun)
       if step.iteration == self._begin.iteration + 1:
-        self._say_compiled(begun)
+        seconds = time.monotonic() - begun
+        self._progress.message(
+          f'compiled, with the first iteration, in {seconds:.1f} s'
+        )
+      self._progress.enter(MAIN)
       if self._overdue() or self._stop or step.iteration == last:
         self._save(step)
       if self._stop and step.iteration < last:
@@ -252,7 +257,7 @@ def _line(row: Mapping[str, float]) -> str:
     f'loss {row["loss"]:.4g}',
   ]
   if 'eval_return' in row:
-    parts.append(f'evaluation {row["eval_return"]:.4g}')
+    parts.append(f'evaluation return {row["eval_return"]:.4g}')
   if 'grid_return' in row:
     best = row['grid_optimum']
     parts.append(f'mean return {row["grid_return"]:.4g} of at best {best:.4g}')

@@ -74,14 +74,12 @@ class Running:
 
   def _say_compiled(self, begun: float) -> None:
     seconds = time.monotonic() - begun
-    self._progress.message(
-      f'first iteration, compilation included: {seconds:.1f} s'
-    )
+    self._progress.message(f'compiled in {seconds:.1f} s')
 
   def _say_stopped(self, when: str) -> None:
     self._progress.message(
       f'stopped {when} and saved; the same command, without --overwrite, '
-      'resumes'
+      'resumes the run'
     )
 
   def _say_finished(self) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from experiments.running import Running
 from siamrl import schedule
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter, concatenate
-from siamrl.report.progress import Progress
+from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import scan
 from siamrl.runners.errors import NonFiniteError
@@ -57,6 +57,7 @@ class Loop(Protocol):
     clock: what the length of runs is counted in, 'env_steps' or
       'gradient_steps', a column of the rows.
     iteration_steps: of it, from one row to the next.
+    warmup_steps: of it, before the first gradient step.
     headline: the column that is shown while runs go on.
   """
 
@@ -68,6 +69,9 @@ class Loop(Protocol):
 
   @property
   def iteration_steps(self) -> int: ...
+
+  @property
+  def warmup_steps(self) -> int: ...
 
   @property
   def headline(self) -> str: ...
@@ -117,6 +121,11 @@ class Group:
   def steps(self) -> int:
     """Steps of one iteration of all runs, of the loop's clock."""
     return len(self.runs) * self.loop.iteration_steps
+
+  def learns(self, iteration: int) -> bool:
+    """Whether an iteration takes gradient steps, but for a tenth of it."""
+    steps = self.loop.iteration_steps
+    return iteration * steps + 0.1 * steps >= self.loop.warmup_steps
 
   @property
   def rows(self) -> int:
@@ -386,7 +395,7 @@ class _Runs(Running):
       each = [name for group in everywhere for name in group.columns()]
       self._columns = sorted({*each}.difference(CLOCKS))
     self._diverged: set[tuple[int, int]] = set()
-    self._begin = position.group
+    self._begin = position
     writer = MetricsWriter(
       folder.metrics,
       folder.events if alone else None,
@@ -394,9 +403,9 @@ class _Runs(Running):
     )
     total = sum(group.iterations * group.steps for group in groups)
     self._done = sum(
-      group.iterations * group.steps for group in groups[: self._begin]
+      group.iterations * group.steps for group in groups[: position.group]
     )
-    self._done += position.iteration * groups[self._begin].steps
+    self._done += position.iteration * groups[position.group].steps
     super().__init__(
       folder,
       writer,
@@ -412,7 +421,7 @@ class _Runs(Running):
 
   def train(self) -> None:
     """Goes on from the newest checkpoint to the end."""
-    for index in range(self._begin, len(self._groups)):
+    for index in range(self._begin.group, len(self._groups)):
       self._train_group(index)
     self._say_finished()
 
@@ -421,29 +430,39 @@ class _Runs(Running):
     program, place, num_devices = compile_group(
       group, share=options.share, vectorised=options.vectorised
     )
+    iteration = self._begin.iteration if index == self._begin.group else 0
+    self._announce(index, iteration, num_devices)
+    checkpoints = _checkpoints(self._folder, index)
+    self._progress.enter(COMPILING)
+    self._progress.forget_speed()
+    begun = time.monotonic()
     settings, keys = place(group.settings()), place(group.keys())
     state = program.start(settings, keys)
-    checkpoints = _checkpoints(self._folder, index)
     found = checkpoints.restore(_unpad(state, len(group.runs)))
-    iteration = 0
     if found is not None:
       restored, extra, _ = found
       state, iteration = place(restored), extra['iteration']
-    self._announce(index, iteration, num_devices)
-    begun = time.monotonic()
+    program = scan.compile_ahead(program, settings, state)
+    self._say_compiled(begun)
+    if self._stop:
+      self._stop_here()
+    self._progress.enter(_phase(group, iteration))
     for step in scan.train(
       program, settings, state, iteration=iteration, iterations=group.iterations
     ):
-      if step.iteration == iteration + 1:
-        self._say_compiled(begun)
       self._done += group.steps
       self._write(index, step)
+      self._progress.enter(_phase(group, step.iteration))
       last = step.iteration == group.iterations
       if self._overdue() or last or self._stop:
         self._save(checkpoints, index, step)
       if self._stop and not (last and index + 1 == len(self._groups)):
-        self._say_stopped(f'after {self._done:,} {_unit(group.loop)}')
-        raise _Stopped
+        self._stop_here()
+
+  def _stop_here(self) -> NoReturn:
+    unit = _unit(self._groups[0].loop)
+    self._say_stopped(f'after {self._done:,} {unit}')
+    raise _Stopped
 
   def _announce(self, index: int, iteration: int, num_devices: int) -> None:
     group = self._groups[index]
@@ -454,10 +473,14 @@ class _Runs(Running):
       f'{len(self._groups)} in {self._folder.path}: {len(group.runs)} '
       f'{"runs" if len(group.runs) > 1 else "run"} of {steps:,} '
       f'{_unit(group.loop)} on {num_devices} {kind}'
+      f'{" devices" if num_devices > 1 else ""}'
     )
     if iteration:
       text += f', at iteration {iteration} of {group.iterations}'
     self._progress.message(f'{text}; Ctrl-C saves and stops')
+    self._progress.message(
+      'compiling; the first time this may take a few minutes'
+    )
 
   def _write(self, index: int, step: scan.Progress) -> None:
     """Adds the rows of an iteration."""
@@ -486,7 +509,9 @@ class _Runs(Running):
     headline = [row[group.loop.headline] for row in rows]
     finite = [value for value in headline if math.isfinite(value)]
     self._progress.update(
-      self._done, float(np.mean(finite)) if finite else None
+      self._done,
+      float(np.mean(finite)) if finite else None,
+      to_come={COMPILING: len(self._groups) - 1 - index},
     )
 
   def _say_diverged(
@@ -520,6 +545,11 @@ class _Runs(Running):
       {'iteration': step.iteration, 'rows': self._writer.position},
     )
     self._saved_at = time.monotonic()
+
+
+def _phase(group: Group, iteration: int) -> str:
+  """What an iteration does, as progress calls it."""
+  return MAIN if group.learns(iteration) else 'warming up'
 
 
 def _unit(loop: Loop) -> str:

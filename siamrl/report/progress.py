@@ -1,15 +1,59 @@
 """Progress of a run: a bar on a terminal, plain lines in a log file."""
 
 import collections
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, TextIO
+
+MAIN = ''  # the phase whose speed says how long the rest will take
+COMPILING = 'compiling'  # also the first steps of what is compiled: no speed
 
 _LINE_PERIOD_S = 10.0  # between plain lines
 _SAMPLE_PERIOD_S = 0.2  # between the samples from which speed is told
 _WINDOW_S = 120.0  # speed is that of the last two minutes
+_MEASURED_S = 1.0  # from which a speed says how long the rest will take
+
+
+class _Speed:
+  """Counts per second in one phase, over the last two minutes of it."""
+
+  def __init__(self, now: float, done: int):
+    """Begins to measure.
+
+    Args:
+      now: seconds.
+      done: the count.
+    """
+    self._latest = (now, done)  # less what was outside the phase
+    self._skipped = (0.0, 0)  # time and counts outside the phase
+    self._samples = collections.deque([self._latest])
+
+  def resume(self, now: float, done: int) -> None:
+    """The phase is entered again: what was since it was left is no part."""
+    then, count = self._latest
+    self._skipped = (now - then, done - count)
+
+  def update(self, now: float, done: int) -> None:
+    """Takes a sample, unless the last one is recent."""
+    time, count = now - self._skipped[0], done - self._skipped[1]
+    self._latest = (time, count)
+    if time - self._samples[-1][0] >= _SAMPLE_PERIOD_S:
+      self._samples.append(self._latest)
+    # Two remain, however long ago the one before was.
+    while len(self._samples) > 2 and time - self._samples[1][0] > _WINDOW_S:
+      self._samples.popleft()
+
+  def per_s(self) -> float:
+    """The speed; 0 if it is not yet known."""
+    (begun, first), (now, last) = self._samples[0], self._samples[-1]
+    return (last - first) / (now - begun) if now > begun else 0.0
+
+  def measured(self) -> bool:
+    """Whether it was measured for long enough to say what is to come."""
+    return self._samples[-1][0] - self._samples[0][0] >= _MEASURED_S
 
 
 class Progress:
@@ -17,6 +61,11 @@ class Progress:
 
   On a terminal it is a bar; elsewhere a line about every ten seconds. Use it
   as a context manager.
+
+  The time left is told from the speed of the main phase, which is what most of
+  the rest will be: learning. Time in other phases (see `enter`), such as
+  compiling and warming up, is no part of that speed. Those that come again,
+  such as evaluations, are counted as long as the last one was.
   """
 
   def __init__(
@@ -45,36 +94,83 @@ class Progress:
     self._last: float | None = None
     self._stream = sys.stderr if stream is None else stream
     self._clock = clock
-    self._line_time = clock()
-    self._samples = collections.deque([(clock(), start)])
+    self._begin()
     self._bar = (
       _Bar(self._stream, total, start, unit)
       if (_is_terminal(self._stream))
       else None
     )
 
+  def _begin(self) -> None:
+    self._line_time = self._entered = now = self._clock()
+    self._phase = MAIN
+    self._speeds = {MAIN: _Speed(now, self._done)}
+    self._lasted: dict[str, float] = {}
+    self._to_come: dict[str, int] = {}
+
   def __enter__(self) -> Self:
-    now = self._clock()
-    self._line_time = now
-    self._samples = collections.deque([(now, self._done)])
+    self._begin()
     return self
 
   def __exit__(self, *unused_error: object) -> None:
     self.close()
 
-  def update(self, done: int, last: float | None = None) -> None:
+  def enter(self, phase: str) -> None:
+    """Says what the run does from now on.
+
+    Args:
+      phase: shown beside the count, such as 'compiling'; or `MAIN`, in which
+        every run begins.
+    """
+    if phase == self._phase:
+      return
+    now = self._clock()
+    self._speeds[self._phase].update(now, self._done)
+    self._lasted[self._phase] = now - self._entered
+    self._phase, self._entered = phase, now
+    if phase in self._speeds:
+      self._speeds[phase].resume(now, self._done)
+    else:
+      self._speeds[phase] = _Speed(now, self._done)
+    if self._bar is not None:
+      self._bar.update(self._done, self._status())
+
+  def forget_speed(self) -> None:
+    """What comes now has another speed than what was before."""
+    self._speeds = {MAIN: _Speed(self._clock(), self._done)}
+    self._speeds[self._phase] = _Speed(self._clock(), self._done)
+
+  @contextlib.contextmanager
+  def during(self, phase: str) -> Iterator[None]:
+    """In the block a run is in another phase; then in the one before again."""
+    before = self._phase
+    self.enter(phase)
+    yield
+    self.enter(before)
+
+  def update(
+    self,
+    done: int,
+    last: float | None = None,
+    *,
+    to_come: Mapping[str, int] | None = None,
+  ) -> None:
     """Says how far the run is.
 
     Args:
       done: the count so far, that of earlier processes included.
       last: the newest return, or what there is in its place; None keeps the
         one before.
+      to_come: how often each other phase will be entered again; None keeps
+        what was said before.
     """
     self._done = done
     if last is not None:
       self._last = float(last)
+    if to_come is not None:
+      self._to_come = dict(to_come)
     now = self._clock()
-    self._sample(now)
+    self._speeds[self._phase].update(now, done)
     if self._bar is not None:
       self._bar.update(done, self._status())
     elif now - self._line_time >= _LINE_PERIOD_S:
@@ -94,31 +190,44 @@ class Progress:
       self._bar.close()
 
   def speed_per_s(self) -> float:
-    """Speed of this process over the last two minutes, 0 if not yet known."""
-    (begun, first), (now, last) = self._samples[0], self._samples[-1]
-    return (last - first) / (now - begun) if now > begun else 0.0
+    """Speed in this phase over its last two minutes, 0 if not yet known."""
+    return self._speeds[self._phase].per_s()
 
   def remaining_s(self) -> float | None:
-    """Seconds to the end at that speed; None if it is not yet known."""
-    speed = self.speed_per_s()
-    return max(0, self._total - self._done) / speed if speed > 0 else None
+    """Seconds to the end at the speed of the main phase; None if unknown.
 
-  def _sample(self, now: float) -> None:
-    if now - self._samples[-1][0] >= _SAMPLE_PERIOD_S:
-      self._samples.append((now, self._done))
-    # Two remain, however long ago the one before was.
-    while len(self._samples) > 2 and now - self._samples[1][0] > _WINDOW_S:
-      self._samples.popleft()
+    Phases to come count as long as the last one was; those that have not been
+    yet do not count.
+    """
+    speed = self._speeds[MAIN]
+    if not speed.measured() or speed.per_s() <= 0:
+      return None
+    others = sum(
+      times * self._lasted.get(phase, 0.0)
+      for phase, times in self._to_come.items()
+    )
+    return max(0, self._total - self._done) / speed.per_s() + others
 
   def _status(self) -> str:
-    remaining = self.remaining_s()
-    parts = [
-      f'{self.speed_per_s():,.0f} {self._unit}/s',
-      f'{"-:--:--" if remaining is None else _hours(remaining)} left',
-    ]
+    parts = [self._phase] if self._phase else []
+    speed = self.speed_per_s()
+    if speed > 0 and self._phase != COMPILING:
+      shown = f'{speed:,.0f}' if speed >= 10 else f'{speed:.2g}'
+      parts.append(f'{shown} {self._unit}/s')
+    parts.append(self._time_left())
     if self._last is not None:
       parts.append(f'{self._headline} {self._last:,.5g}')
     return ', '.join(parts)
+
+  def _time_left(self) -> str:
+    remaining = self.remaining_s()
+    if remaining is None:
+      return 'time left: measuring'
+    unknown = any(
+      times and phase not in self._lasted
+      for phase, times in self._to_come.items()
+    )
+    return f'{"at least " if unknown else ""}{_hours(remaining)} left'
 
   def _line(self) -> str:
     percent = 100 * self._done / max(1, self._total)
@@ -151,8 +260,8 @@ class _Bar:
     )
 
   def update(self, done: int, status: str) -> None:
-    self._progress.start()  # does nothing from the second time on
     self._progress.update(self._task, completed=done, status=status)
+    self._progress.start()  # does nothing from the second time on
 
   def print(self, text: str) -> None:
     # Neither markup nor wrapping: the text may hold [brackets] and long paths.

@@ -118,6 +118,7 @@ class Loop:
 
   # What counts how long runs are.
   clock = 'gradient_steps'
+  warmup_steps = 0
 
   @property
   def iteration_steps(self) -> int:

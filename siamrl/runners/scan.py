@@ -243,6 +243,11 @@ class Loop:
   headline = 'train_return'
 
   @property
+  def warmup_steps(self) -> int:
+    """Env steps before the first gradient step."""
+    return self.config.warmup_env_steps
+
+  @property
   def iteration_steps(self) -> int:
     """Env steps from one row to the next."""
     return self.config.iteration_env_steps
@@ -749,6 +754,24 @@ def make_program(
       donate_argnums=1,
     ),
   )
+
+
+def compile_ahead(
+  program: Program, settings: Settings, state: RunState
+) -> Program:
+  """Compiles an iteration, which would otherwise be part of the first one.
+
+  Args:
+    program: of `make_program`.
+    settings: of the runs, [R].
+    state: of the runs; not changed.
+
+  Returns:
+    The program, for settings and states of these shapes and places only.
+  """
+  advance: Any = program.advance  # jitted
+  compiled = advance.lower(settings, state, np.int32(0)).compile()
+  return program._replace(advance=compiled)
 
 
 class Progress(NamedTuple):

@@ -1,6 +1,6 @@
 """Tiny runs of the launchers, and what they leave."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import functools
 import io
@@ -14,10 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from experiments import atari, compiled, flags, sweep_run, sweeps
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
+from siamrl.report.progress import Progress
 from siamrl.report.run_folder import RunFolder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -165,6 +167,22 @@ def sweep_here(
   assert found == code, err.getvalue()
   assert not out.getvalue()
   return err.getvalue()
+
+
+@contextlib.contextmanager
+def recorded_phases() -> Iterator[list[str]]:
+  """In the block, runs of this process add the phases that they enter."""
+  seen: list[str] = []
+  original = Progress.enter
+
+  def enter(self: Progress, phase: str) -> None:
+    if phase != self._phase:
+      seen.append(phase)
+    original(self, phase)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Progress, 'enter', enter)
+    yield seen
 
 
 def columns(folder: pathlib.Path) -> dict[str, list[float]]:

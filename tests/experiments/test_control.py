@@ -28,6 +28,7 @@ from siamrl.envs import gym
 from siamrl.replay.host import HostReplay
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter
+from siamrl.report.progress import COMPILING, MAIN
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import host
 from siamrl.types import Transition
@@ -36,6 +37,7 @@ from tests.experiments.launching import (
   groups_of,
   killed,
   read_sweep,
+  recorded_phases,
   sweep_here,
   sweep_state,
 )
@@ -788,7 +790,10 @@ ON_HOST = (
 def robot(tmp_path_factory) -> pathlib.Path:
   """A run of the host loop from start to end, of `ON_HOST`."""
   folder = tmp_path_factory.mktemp('robot') / 'run'
-  output = sweep_here(control, *ON_HOST, f'--run_dir={folder}')
+  with recorded_phases() as phases:
+    output = sweep_here(control, *ON_HOST, f'--run_dir={folder}')
+  # It learns in its first chunk.
+  assert phases == [COMPILING, MAIN, *['evaluating', MAIN] * 2]
   assert f'starting {folder}' in output
   # Two environments, and an episode of 1,000.
   cut = f'{HOST} may take 1,000 an episode, whose rest would never be seen'
@@ -853,7 +858,13 @@ def test_stopped_inside_an_iteration_a_robot_goes_on(
   stopped = _host_state(folder)['loop']
   assert 400 < stopped['env_steps'] < 800
   assert stopped['actions'] and stopped['memory'] is not None
-  output = sweep_here(control, *ON_HOST, f'--run_dir={folder}')
+  # Few env steps between two yields, for it to be seen playing them again.
+  config = functools.partial(host.LoopConfig, chunk_env_steps=32)
+  monkeypatch.setattr(host, 'LoopConfig', config)
+  with recorded_phases() as phases:
+    output = sweep_here(control, *ON_HOST, f'--run_dir={folder}')
+  again = ['playing again', COMPILING, MAIN, 'evaluating', MAIN]
+  assert phases == again
   assert f'at env step {stopped["env_steps"]}' in output
   assert 'env steps again to get there' in output
   assert repr(columns(robot)) == repr(columns(folder))

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from experiments import (
   sweep_run,
 )
 from siamrl.report.metrics import MetricsWriter, read_metrics
+from siamrl.report.progress import COMPILING, MAIN
 from siamrl.report.run_folder import RunFolder
 from tests.experiments.launching import (
   ROOT,
@@ -31,6 +33,7 @@ from tests.experiments.launching import (
   config_of,
   killed,
   read_sweep,
+  recorded_phases,
   start,
   sweep_here,
   sweep_state,
@@ -69,7 +72,12 @@ def _table(folder: pathlib.Path) -> str:
 def undisturbed(tmp_path_factory) -> pathlib.Path:
   """A sweep from start to end, of `SWEEP`."""
   folder = tmp_path_factory.mktemp('undisturbed') / 'run'
-  output = sweep_here(classic, *SWEEP, f'--run_dir={folder}')
+  with recorded_phases() as phases:
+    output = sweep_here(classic, *SWEEP, f'--run_dir={folder}')
+  # A quarter of the first iteration warms up.
+  assert phases == [COMPILING, 'warming up', MAIN] * 2
+  assert output.count('\ncompiling; the first time') == 2
+  assert len(re.findall(r'\ncompiled in \d+\.\d s\n', output)) == 2
   assert f'starting program 1 of 2 in {folder}: 4 runs of 600' in output
   assert f'starting program 2 of 2 in {folder}: 4 runs of 600' in output
   assert output.endswith(f'finished: {folder}\n')

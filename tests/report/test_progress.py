@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from siamrl.report.progress import Progress
+from siamrl.report.progress import MAIN, Progress
 
 
 class Clock:
@@ -105,3 +105,110 @@ def test_a_number_has_its_name():
     clock.now += 10.0
     progress.update(100, last=0.25)
   assert stream.getvalue().endswith('10 steps/s, 0:00:10 left, accuracy 0.25\n')
+
+
+def last_line(stream):
+  return stream.getvalue().splitlines()[-1]
+
+
+def test_the_time_left_is_that_of_learning():
+  """Not of compiling, nor of warming up, which is ten times as fast."""
+  clock, stream = Clock(), io.StringIO()
+  with Progress(10_000, stream=stream, clock=clock) as progress:
+    progress.enter('compiling')
+    clock.now += 100.0
+    progress.update(4)
+    assert last_line(stream) == (
+      '4 of 10,000 frames (0.0 %), compiling, time left: measuring'
+    )
+    progress.enter('warming up')
+    clock.now += 10.0
+    progress.update(2_000)
+    assert last_line(stream) == (
+      '2,000 of 10,000 frames (20.0 %), warming up, 200 frames/s, '
+      'time left: measuring'
+    )
+    progress.enter(MAIN)
+    clock.now += 0.5
+    progress.update(2_010)
+    assert progress.remaining_s() is None  # too early to tell
+    clock.now += 9.5
+    progress.update(2_200)
+    assert last_line(stream) == (
+      '2,200 of 10,000 frames (22.0 %), 20 frames/s, 0:06:30 left'
+    )
+
+
+def test_pauses_are_no_part_of_speed_but_come_again():
+  clock, stream = Clock(), io.StringIO()
+  with Progress(1_000, stream=stream, clock=clock) as progress:
+    for number, done in enumerate((100, 200, 300)):
+      clock.now += 10.0
+      progress.update(done, to_come={'evaluating': 10 - number})
+      assert progress.speed_per_s() == pytest.approx(10.0)
+      if number:
+        # The last one of 25 s, or 15 s, is what the others will be.
+        lasted = {1: 25.0, 2: 15.0}[number]
+        expected = (1_000 - done) / 10 + lasted * (10 - number)
+        assert progress.remaining_s() == pytest.approx(expected)
+      else:
+        assert last_line(stream).endswith('10 frames/s, at least 0:01:30 left')
+      with progress.during('evaluating'):
+        clock.now += 15.0 if number else 25.0
+        progress.update(done)
+        assert ', evaluating, ' in last_line(stream)
+    assert progress.remaining_s() == pytest.approx(70 + 15 * 8)
+    clock.now += 10.0
+    progress.update(400, to_come={})
+    assert last_line(stream).endswith(' 10 frames/s, 0:01:00 left')
+
+
+def test_counts_of_another_phase_are_no_part_of_speed():
+  clock = Clock()
+  with Progress(1_000, stream=io.StringIO(), clock=clock) as progress:
+    clock.now += 10.0
+    progress.update(10)
+    with progress.during('skipping'):
+      clock.now += 1.0
+      progress.update(500)
+      assert progress.speed_per_s() == pytest.approx(490.0)
+    clock.now += 10.0
+    progress.update(510)
+    assert progress.speed_per_s() == pytest.approx(1.0)
+    assert progress.remaining_s() == pytest.approx(490.0)
+
+
+def test_a_speed_can_be_forgotten():
+  clock = Clock()
+  with Progress(1_000, stream=io.StringIO(), clock=clock) as progress:
+    clock.now += 10.0
+    progress.update(100)
+    progress.enter('compiling')
+    progress.forget_speed()
+    clock.now += 10.0
+    progress.update(100)
+    assert progress.remaining_s() is None
+    progress.enter(MAIN)
+    clock.now += 10.0
+    progress.update(200, to_come={'compiling': 2})
+    assert progress.remaining_s() == pytest.approx(80.0 + 2 * 10.0)
+
+
+def test_slow_speeds_are_told():
+  clock, stream = Clock(), io.StringIO()
+  with Progress(10, unit='fits', stream=stream, clock=clock) as progress:
+    clock.now += 40.0
+    progress.update(1)
+  assert (
+    last_line(stream) == '1 of 10 fits (10.0 %), 0.025 fits/s, 0:06:00 left'
+  )
+
+
+def test_a_bar_shows_the_phase_before_anything_is_counted(monkeypatch):
+  monkeypatch.setenv('TERM', 'xterm')
+  monkeypatch.setenv('COLUMNS', '120')
+  stream = Terminal()
+  with Progress(200, stream=stream, clock=Clock()) as progress:
+    progress.enter('compiling')
+  text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', stream.getvalue())
+  assert '0 of 200 frames (0.0 %), compiling, time left: measuring' in text
