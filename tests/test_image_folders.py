@@ -321,3 +321,58 @@ def test_names_that_are_not_text(tmp_path):
   for name in (b'caf\xe9', b'two\nlines'):
     save(tmp_path / os.fsdecode(name) / os.fsdecode(b'\xff.png'))
   np.testing.assert_array_equal(load_images(tmp_path).labels, [0, 1])
+
+
+@pytest.mark.parametrize(
+  'count', [40, pytest.param(2_000, marks=pytest.mark.slow)]
+)
+def test_any_tree_of_folders(tmp_path, count):
+  """Each visible image once, in the class that its first folder names."""
+  rng = random.Random(0)
+  folders = ('cat', 'dog', 'Fox', '.git', '__MACOSX', 'a.png', 'bus')
+  files = ('0.png', '1.PNG', '.2.png', '._0.png', 'x.webp', 'note', 'Thumbs.db')
+  whole = save(tmp_path / 'whole.png').read_bytes()
+
+  def visible(parts):
+    return not any(part.startswith(('.', '__MACOSX')) for part in parts)
+
+  outcomes = set()
+  for number in range(count):
+    data = tmp_path / str(number)
+    data.mkdir()
+    flat = rng.random() < 0.2
+    seen: dict[str, int] = {}  # images of each class
+    for _ in range(rng.randint(1, 8)):
+      depth = 0 if flat or rng.random() < 0.05 else rng.randint(1, 3)
+      parts = rng.choices(folders, k=depth)
+      name = rng.choice(files)
+      path = data.joinpath(*parts, name)
+      if path.exists():
+        continue
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(whole)
+      if visible((*parts, name)) and name.lower().endswith('.png'):
+        top = parts[0] if parts else ''
+        seen[top] = seen.get(top, 0) + 1
+    # Links to what is there already: to the whole, to a class, in a circle.
+    inside = [path for path in sorted(data.rglob('*')) if path.is_dir()]
+    inside = [p for p in inside if visible(p.relative_to(data).parts)]
+    for parent in inside:
+      if parent.parent != data:
+        (parent / 'link').symlink_to(rng.choice([data, inside[0], parent]))
+    try:
+      loaded = load_images(data)
+    except ValueError as error:
+      assert str(error).startswith(str(data)) and '\n' not in str(error)
+      assert not seen or ('' in seen and len(seen) > 1)
+      outcomes.add('refused')
+      continue
+    assert len(loaded.images) == sum(seen.values())
+    if loaded.labels is None:
+      assert set(seen) == {''}
+      outcomes.add('flat')
+    else:
+      wanted = [seen[name] for name in sorted(seen)]
+      assert np.bincount(loaded.labels).tolist() == wanted
+      outcomes.add('classes')
+  assert outcomes == {'refused', 'flat', 'classes'}
