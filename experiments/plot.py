@@ -5,7 +5,7 @@
       --output=pong
 
 writes OUTPUT.png, the mean training return over the runs with a band of one
-standard deviation, and OUTPUT.csv, a column for each run. Runs meet by their
+standard deviation, and OUTPUT.csv, a column for each folder. Runs meet by their
 clock: returns of a game are averaged over bins of frames, and other runs have a
 mean where all that have not ended have a row. Runs that differ in no flag but
 the seed, or in where they ran, are seeds of one configuration; others have a
@@ -236,7 +236,9 @@ def _plot_runs(config: PlotConfig, sources: Sequence[Source]) -> None:
   optimum = sources[0].table.get('grid_optimum')
   if column == 'grid_return' and optimum is not None:
     references.append(Curve('best possible', None, optimum[-1]))
-  _write_csv(pathlib.Path(f'{config.output}.csv'), task, sources, clock, values)
+  if any(source.is_folder for source in sources):
+    path = pathlib.Path(f'{config.output}.csv')
+    _write_csv(path, task, sources, clock, values)
   banded = [c for c in (*series, *references) if c.spread is not None]
   plot_curve(
     f'{config.output}.png',

@@ -1,0 +1,122 @@
+"""Every committed figure is drawn from its data by the command beside it."""
+
+import csv
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import flags, plot
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / 'experiments' / 'results'
+PAGE = (RESULTS / 'README.md').read_text(encoding='utf-8')
+COMMANDS = {
+  pathlib.Path(match[1]).name: shlex.split(line)[3:]
+  for line in PAGE.splitlines()
+  if line.startswith('python -m experiments.plot')
+  and (match := re.search(r'--output=(\S+)', line))
+}
+# One of each kind: a sweep in panes, rows, representations, runs beside a
+# published curve, a map of the lab.
+QUICK = [
+  'twin_rate',
+  'target_free_gap',
+  'siamese_frames',
+  'pong_dopamine_dqn',
+  'lab_random',
+]
+
+
+def _config(name):
+  return flags.from_arguments(plot.PlotConfig, *COMMANDS[name], listed='runs')
+
+
+def _drawn_by(name):
+  """The command that draws a figure: that with the longest output before."""
+  stem = name.removesuffix('.png')
+  return max((n for n in COMMANDS if stem.startswith(n)), key=len, default=None)
+
+
+def test_the_page_shows_every_figure_and_draws_it():
+  shown = re.findall(r'!\[[^\]]+\]\(([^)]+)\)', PAGE)
+  assert len(set(shown)) == len(shown)
+  committed = {path.name for path in RESULTS.glob('*.png')}
+  assert set(shown) == committed
+  assert {_drawn_by(name) for name in committed} == set(COMMANDS)
+
+
+def test_every_table_is_drawn_or_written_by_a_command():
+  read = {
+    pathlib.Path(path).name
+    for name in COMMANDS
+    for path in _config(name).runs.split(',')
+  }
+  written = {f'{name}.csv' for name in COMMANDS}
+  for path in RESULTS.glob('*.csv'):
+    assert path.name in read | written or path.name in PAGE, path
+  assert read <= {path.name for path in RESULTS.glob('*.csv')}
+
+
+def test_files_are_small():
+  for path in RESULTS.iterdir():
+    limit = {'.png': 200, '.csv': 500}.get(path.suffix)
+    assert limit is None or path.stat().st_size < 1_000 * limit, path
+
+
+def _check(name, tmp_path, monkeypatch):
+  """Runs a command elsewhere and compares what it draws with what is here."""
+  monkeypatch.chdir(ROOT)
+  arguments = [
+    f'--output={tmp_path / name}' if a.startswith('--output=') else a
+    for a in COMMANDS[name]
+  ]
+  assert not flags.execute(
+    plot.PlotConfig, '', plot.main, arguments, listed='runs'
+  )
+  drawn = {path.name for path in tmp_path.glob('*.png')}
+  assert drawn == {
+    path.name for path in RESULTS.glob('*.png') if _drawn_by(path.name) == name
+  }
+  for figure in drawn:
+    with (
+      Image.open(tmp_path / figure) as new,
+      Image.open(RESULTS / figure) as old,
+    ):
+      assert new.size == pytest.approx(old.size, rel=0.02)
+      new_pixels, old_pixels = (
+        np.asarray(image.convert('L').resize((400, 200)), np.float64)
+        for image in (new, old)
+      )
+    # Letters may differ between versions of Matplotlib; lines may not.
+    assert np.mean(np.abs(new_pixels - old_pixels) > 32) < 0.01, figure
+  table = tmp_path / f'{name}.csv'
+  if table.exists():
+    assert _cells(table) == _cells(RESULTS / table.name)
+
+
+def _cells(path):
+  """The cells of a table, numbers to five digits."""
+  with path.open(encoding='utf-8') as file:
+    return [[_rounded(cell) for cell in row] for row in csv.reader(file)]
+
+
+def _rounded(cell):
+  try:
+    return f'{float(cell):.5g}'
+  except ValueError:
+    return cell
+
+
+@pytest.mark.parametrize('name', QUICK)
+def test_figures_are_drawn_again(name, tmp_path, monkeypatch):
+  _check(name, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(set(COMMANDS) - set(QUICK)))
+def test_all_other_figures_are_drawn_again(name, tmp_path, monkeypatch):
+  _check(name, tmp_path, monkeypatch)
