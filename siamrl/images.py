@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 import warnings
 
@@ -34,10 +35,11 @@ _SUFFIXES = ('.png', '.jpg', '.jpeg')
 _FORMATS = ('PNG', 'JPEG')
 # What systems leave behind beside hidden files.
 _LEFTOVERS = ('__MACOSX', 'Thumbs.db', 'desktop.ini')
-# Names of a data set's parts, in lower case.
-_PARTS = (
-  *('train', 'training', 'val', 'valid', 'validation', 'dev', 'test'),
-  *('testing', 'eval', 'evaluation', 'holdout', 'unlabeled', 'unlabelled'),
+# Names of a data set's parts, such as train, Val, test_set and train2017.
+_PART = re.compile(
+  r'(train|training|val|valid|validation|dev|test|testing|eval|evaluation'
+  r'|holdout|unlabell?ed)([\W_]*(set|split|data|images|imgs|\d+))*',
+  re.IGNORECASE,
 )
 # Pillow's names of what has 8 bits for each number, grey and coloured.
 _GREY = ('1', 'L', 'LA')
@@ -121,7 +123,7 @@ def list_folder(folder: str | os.PathLike[str]) -> Listing:
     text = f'{folder}: no images ({", ".join(_SUFFIXES)}) in it'
     raise ValueError(text + (f', but {describe(unread)}' if unread else ''))
   classes = sorted({name for path in paths for name in _class(folder, path)})
-  parts = [name for name in classes if name.lower() in _PARTS]
+  parts = [name for name in classes if _PART.fullmatch(name)]
   if len(parts) > 1 or (parts and parts == classes):
     raise ValueError(
       f'{folder}: {", ".join(parts)} are parts of a data set, and no classes: '
