@@ -163,8 +163,8 @@ def make_clock(rule: Clocked, *, target_order: str = 'after') -> Clock:
   of what is there, 0 for the online network, and each gradient step makes the
   twin's a step older: t mod C under a hard copy every C, and
   (1 - tau) (1 - (1 - tau)**t) / tau, in the long run (1 - tau) / tau, under
-  `soft(tau)`. For parameter p they have the shape p.shape[:1], since rules with
-  several networks stack them there.
+  `soft(tau)`. A parameter's elements have one age between them. Rules with a
+  `Twin.shift` stack several networks: there p.shape[:1] of a parameter p have.
 
   Ages rather than dates: next to a date of 10**7 gradient steps, float32 does
   not know tenths. What a twin keeps in integers is its own, and does not age.
@@ -182,13 +182,15 @@ def make_clock(rule: Clocked, *, target_order: str = 'after') -> Clock:
       f'target_order={target_order!r} is unknown; choose from '
       f'{", ".join(TARGET_ORDERS)}'
     )
+  stacked = rule.twin.shift is not None
   if rule.twin.clock is not None:
     rule = rule._replace(twin=rule.twin.clock)
   move = make_move(*rule)
 
   def now(online_params: Params) -> Params:
     return jax.tree.map(
-      lambda leaf: jnp.zeros(leaf.shape[:1], jnp.float32), online_params
+      lambda leaf: jnp.zeros(leaf.shape[:1] if stacked else 1, jnp.float32),
+      online_params,
     )
 
   def older(ages: Any) -> Any:
