@@ -254,6 +254,7 @@ class _Run(running.Running):
         next(evaluation)
       except StopIteration as end:
         return end.value
+      self._progress.update(self._frames)  # in a log, a line now and then
       if self._stop:
         self._save_and_stop()
       elif self._overdue():
