@@ -172,9 +172,12 @@ def _plot_lab(config: PlotConfig, source: Source) -> None:
   """Draws a table of the lab again."""
   _refuse(config, 'of the lab', 'reference', 'column', 'facet', 'color')
   title = source.flags.get('problem', source.name)
-  lab_figures.draw_again(
-    pathlib.Path(f'{config.output}.png'), source.table, title
-  )
+  try:
+    lab_figures.draw_again(
+      pathlib.Path(f'{config.output}.png'), source.table, title
+    )
+  except ValueError as error:
+    raise RunError(f'{source.path} cannot be drawn: {error}') from error
 
 
 def _plot_runs(config: PlotConfig, sources: Sequence[Source]) -> None:

@@ -232,3 +232,55 @@ def test_a_panel_of_many_layers(tmp_path, drawn):
   assert len({line.get_color() for line in axes.lines}) == 9
   assert len(figure.legends[0].get_texts()) == 9
   assert panel.PREFIX == 'panel/'
+
+
+def _wide(settings, *columns):
+  """Two seeds of each of many settings, which differ in two options."""
+  rows = [
+    {'rule': rule, 'width': width, 'seed': seed, 'env_steps': steps}
+    | {name: float(steps) for name in columns}
+    for rule in settings
+    for width in (1, 2, 3)
+    for seed in (0, 1)
+    for steps in (100, 200)
+  ]
+  return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_a_panel_of_many_settings_is_a_file_for_each_part(tmp_path, drawn):
+  names = [f'panel/{n}' for n in ('twin_age', 'q_max_abs', 'overestimation')]
+  table = _wide('abcd', 'train_return', 'panel/twin_distance', *names)
+  files = plot_panel(
+    tmp_path / 'a.png', table, x='env_steps', by=['rule', 'width'], title='t'
+  )
+  assert files == sorted(tmp_path.glob('*.png'))
+  assert [path.name for path in files] == [f'a-{rule}.png' for rule in 'abcd']
+  axes, figure = drawn()
+  assert figure.get_suptitle() == 't: d'
+  assert all(len(a.lines) == 3 for a in axes.values())
+  assert [t.get_text() for t in figure.legends[0].get_texts()] == [
+    f'width={width}' for width in (1, 2, 3)
+  ]
+
+
+def test_few_quantities_of_many_settings_are_rows(tmp_path, drawn):
+  table = _wide('abcd', 'panel/twin_age', 'panel/twin_distance')
+  files = plot_panel(
+    tmp_path / 'a.png',
+    table,
+    x='env_steps',
+    by=['rule', 'width'],
+    facet=['width'],
+    color=['rule'],
+  )
+  assert files == [tmp_path / 'a.png']
+  axes, figure = drawn()
+  assert list(axes) == [
+    f'width={width}: {title}'
+    for width in (1, 2, 3)
+    for title in ('Twin age', 'Parameter distance')
+  ]
+  assert all(len(a.lines) == 4 for a in axes.values())
+  legend = figure.legends[0]
+  assert [t.get_text() for t in legend.get_texts()] == list('abcd')
+  assert legend.get_title().get_text().endswith('color: rule')
