@@ -114,6 +114,7 @@ def plot_curve(
   if series or references:
     axes.legend(
       frameon=False,
+      fontsize='small',
       title=explanation or None,
       alignment='left',
       title_fontsize='small',
