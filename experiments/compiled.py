@@ -386,6 +386,7 @@ def make_loop(config: CompiledConfig, task: Task) -> scan.Loop:
   return scan.Loop(
     config=collecting.make_config(config),
     environment=task.environment,
+    name=task.name,
     replay=_make_replay(config, task),
     make_learner=functools.partial(make_learner, config, task),
   )

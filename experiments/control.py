@@ -98,6 +98,7 @@ def make_loop(config: ControlConfig, task: Task) -> scan.Loop:
   return scan.Loop(
     config=collecting.make_config(config),
     environment=task.environment,
+    name=task.name,
     replay=collecting.make_replay(config, task),
     make_learner=functools.partial(make_learner, config, task),
     eval_environment=task.eval_environment,

@@ -4,6 +4,8 @@ import functools
 from typing import NamedTuple
 
 from experiments.flags import RunError, UsageError
+from siamrl.envs.contract import check_jax_environment
+from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.envs.registry import (
   ENVIRONMENTS,
   PROCESSES,
@@ -40,14 +42,16 @@ def make_task(
 
   Raises:
     UsageError: there is none.
-    RunError: a package that it needs is not installed.
+    RunError: a package that it needs is not installed, or its answers are not
+      what it declares.
   """
   try:
     known = resolve_environment(name, continuous=continuous)
     environment = ENVIRONMENTS[known]()
+    check_jax_environment(known, environment)
   except ValueError as error:
     raise UsageError(f'--{flag}={name}: {error}') from error
-  except ImportError as error:
+  except (ImportError, BrokenEnvironmentError) as error:
     raise RunError(f'--{flag}={name}: {error}') from error
   process = PROCESSES[known]() if known in PROCESSES else None
   return Task(known, environment, process)

@@ -29,6 +29,7 @@ from experiments.folders import (
 )
 from experiments.running import Running
 from siamrl import schedule
+from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter, concatenate
 from siamrl.report.progress import COMPILING, MAIN, Progress
@@ -83,6 +84,16 @@ class Loop(Protocol):
     self, settings: Any, state: Any, iteration: Any
   ) -> tuple[Any, Mapping[str, jax.Array]]:
     """Runs one iteration."""
+
+  def fault(
+    self,
+    row: Mapping[str, float],
+    state: Any,
+    iteration: int,
+    *,
+    diverged: bool,
+  ) -> str:
+    """What an environment has done wrong, in words; '' for nothing."""
 
 
 class Run(NamedTuple):
@@ -154,7 +165,7 @@ class Group:
     settings = self.runs[0].settings
     number = jnp.zeros((), jnp.int32)
     _, row = jax.eval_shape(self.loop.iterate, settings, self._state(), number)
-    return list(row)
+    return [name for name in row if name != scan.FAULT]
 
   def run_bytes(self) -> int:
     """Bytes of one run's state."""
@@ -492,8 +503,11 @@ class _Runs(Running):
       wrong = _not_finite(row)
       if not wrong and not finite_params[number]:
         wrong = 'not all parameters are finite'
-      if wrong:
-        self._say_diverged(index, number, step.iteration, row, wrong)
+      if wrong or row.get(scan.FAULT):
+        fault = self._find_fault(group, number, step, row, bool(wrong))
+        if fault or wrong:
+          self._say_wrong(index, number, step.iteration, row, fault, wrong)
+      row.pop(scan.FAULT, None)
       counts = {
         'iteration': step.iteration - 1,
       } | {name: row.pop(name) for name in CLOCKS if name in row}
@@ -514,15 +528,50 @@ class _Runs(Running):
       to_come={COMPILING: len(self._groups) - 1 - index},
     )
 
-  def _say_diverged(
+  def _find_fault(
+    self,
+    group: Group,
+    number: int,
+    step: scan.Progress,
+    row: Mapping[str, float],
+    diverged: bool,
+  ) -> str:
+    """What the environment of a run has done wrong, in words; '' for nothing.
+
+    Raises:
+      BrokenEnvironmentError: successors in the replay are wrong, so that no
+        run with this environment is of any use.
+    """
+    fault = group.loop.fault(
+      row,
+      jax.tree.map(lambda leaf: leaf[number], step.state),
+      step.iteration - 1,
+      diverged=diverged,
+    )
+    if row.get(scan.FAULT) == scan.EARLY_CUT:
+      raise BrokenEnvironmentError(fault)
+    return fault
+
+  def _say_wrong(
     self,
     index: int,
     number: int,
     iteration: int,
     row: Mapping[str, float],
+    fault: str,
     wrong: str,
   ) -> None:
-    """Tells of a run that has diverged, once; a run alone ends there."""
+    """Tells of a run gone wrong, once; a run alone ends there."""
+    if fault:
+      if self._alone:
+        raise BrokenEnvironmentError(f'{fault}, in iteration {iteration - 1}')
+      if (index, number) not in self._diverged:
+        self._diverged.add((index, number))
+        self._progress.message(
+          f'in the run with {self._groups[index].runs[number]} the environment '
+          f'failed: {fault}, in iteration {iteration - 1}; the others go on'
+        )
+      return
     if self._alone:
       raise NonFiniteError(
         f'{wrong} in iteration {iteration - 1}, which ended after '

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from siamrl import types
+from siamrl.replay import finite
 
 # How a step ended; 0 where the episode went on.
 _TERMINATED, _TRUNCATED = 1, 2
@@ -73,7 +74,9 @@ class DeviceReplay:
     num_envs: N, environments that step together.
     n_step: rewards summed in a transition.
     max_episode_steps: L, steps that lie between two truncations of the same
-      environment at least; None if there never is one.
+      environment at least; None if there never is one. If an environment breaks
+      this promise, successors are wrong: `scan.Loop` counts such truncations,
+      and whoever adds transitions in another way must see to it.
     packed: store bool observations as bits.
     action_dim: D of continuous actions; 0 where actions are integers.
     sequence_steps: K, steps of each transition's `future`; 0 for none. Nothing
@@ -326,6 +329,33 @@ class DeviceReplay:
       else None,
     )
 
+  def first_not_finite(self, state: ReplayState, t: int) -> str:
+    """Names what was stored first that is not finite; on the host.
+
+    Args:
+      state: the replay at clock t, of arrays of any kind.
+      t: steps done.
+
+    Returns:
+      'observation', 'action' or 'reward'; '' if all are finite, or the first
+      of them is no longer stored.
+    """
+    rows, envs = self._rows, self.num_envs
+    stored = np.asarray(state.obs)
+    clocks = np.arange(max(0, t - rows + 1), t)
+    obs = stored[: rows * envs].reshape(rows, envs, -1)[clocks % rows]
+    steps = np.asarray(state.steps).reshape(rows, envs, -1)[clocks % rows]
+    rewards = steps[..., 1].view(np.float32)
+    actions = steps[..., 2:].view(np.float32) if self.action_dim else steps
+    found = finite.first_not_finite(
+      obs, actions, rewards, whole=len(clocks) == t
+    )
+    # The last observations of episodes that were cut have no place in time.
+    cut = stored[rows * envs :]
+    if not found and cut.dtype.kind == 'f' and not np.isfinite(cut).all():
+      return 'observation'
+    return found
+
   def _future(
     self,
     state: ReplayState,
@@ -517,6 +547,10 @@ class PrioritisedReplay:
   def size(self, t: chex.Numeric) -> jax.Array:
     """int32 [], how many transitions can be sampled at clock t."""
     return self.replay.size(t)
+
+  def first_not_finite(self, state: PrioritisedState, t: int) -> str:
+    """As `DeviceReplay.first_not_finite`."""
+    return self.replay.first_not_finite(state.ring, t)
 
   def sample(
     self,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from siamrl.replay import finite
 from siamrl.types import Transition
 
 
@@ -91,6 +92,13 @@ class Rollout:
       ended=jnp.zeros(leading, bool),
       obs_t=obs,
     )
+
+  def first_not_finite(self, state: RolloutState, t: int) -> str:
+    """As `DeviceReplay.first_not_finite`, of the last round."""
+    obs, actions, rewards = map(
+      np.asarray, (state.obs_tm1, state.a_tm1, state.r_t)
+    )
+    return finite.first_not_finite(obs, actions, rewards, whole=t <= self.steps)
 
   def start(self, state: RolloutState, obs: chex.Array) -> RolloutState:
     """Takes the first observations [N, ...]."""

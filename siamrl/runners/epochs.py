@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from siamrl import diagnostics
 from siamrl.learner import Regress
+from siamrl.runners import sums
 from siamrl.types import Metrics, Params, TrainState
 
 
@@ -158,25 +159,24 @@ class Loop:
     order = self._order(state.key, iteration)  # [steps, B]
 
     def learn(number, carry):
-      train, seen, sums = carry
+      train, seen, running = carry
       batch = self.shard(self._batch(order[number]))
       train, metrics = learner.regress(train, batch)
       if panel is not None and panel.follows:
         seen = panel.follow(seen, train)
-      return train, seen, jax.tree.map(jnp.add, sums, metrics)
+      return train, seen, sums.add(running, metrics)
 
     _, shapes = jax.eval_shape(
       learner.regress, state.train, self._batch(order[0])
     )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    carry = (state.train, state.panel, zeros)
+    carry = (state.train, state.panel, sums.zeros(shapes))
     measured: Metrics = {}
     if panel is None:
       carry = jax.lax.fori_loop(0, steps, learn, carry)
     else:
       carry, measured = self._watched(panel, learn, carry, order, iteration)
-    train, seen, sums = carry
-    row = jax.tree.map(lambda total: total / steps, sums)
+    train, seen, running = carry
+    row = jax.tree.map(lambda total: total / steps, running.total)
     row |= {f'panel/{name}': value for name, value in measured.items()}
     row |= learner.judge(train.online_params)
     row |= {
@@ -184,6 +184,13 @@ class Loop:
       'epochs': (iteration + 1) * config.iteration_epochs,
     }
     return state.replace(train=train, panel=seen), row
+
+  def fault(
+    self, row: Any, state: RunState, iteration: int, *, diverged: bool
+  ) -> str:
+    """As `scan.Loop.fault`: there is no environment."""
+    del row, state, iteration, diverged
+    return ''
 
   def _order(self, key: chex.PRNGKey, iteration: chex.Numeric) -> jax.Array:
     """Rows of each gradient step of an iteration, int32 [steps, B]."""
@@ -219,14 +226,14 @@ class Loop:
         (0, pause),
         (pause, self.config.steps),
       )
-      train, seen, sums = jax.lax.fori_loop(begin, end, learn, carry)
+      train, seen, running = jax.lax.fori_loop(begin, end, learn, carry)
       batch = self._batch(order[pause - 1])
       seen, measured = jax.lax.cond(
         due & (number == 0),
         lambda: panel.measure(seen, train, self.probe, batch),
         lambda: (seen, measured),
       )
-      return (train, seen, sums), measured
+      return (train, seen, running), measured
 
     # One loop of two passes, so that a gradient step is compiled once.
     return jax.lax.fori_loop(0, 2, part, (carry, nothing))

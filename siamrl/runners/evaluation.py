@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siamrl.runners import sums
 from siamrl.runners.errors import NonFiniteError
 from siamrl.types import (
   Environments,
@@ -196,7 +197,7 @@ def play(
       row = look(obs, step, running)
       record = jax.tree.map(lambda x, y: x.at[number].set(y), record, row)
     # What follows an episode's end is played on, and not counted.
-    returns += jnp.where(running, step.reward, 0)
+    returns = sums.add(returns, jnp.where(running, step.reward, 0))
     lengths += running
     running &= ~(step.terminated | step.truncated)
     return number + 1, env_state, step.obs, running, returns, lengths, record
@@ -209,13 +210,13 @@ def play(
       env_state,
       obs,
       jnp.ones(episodes, bool),
-      jnp.zeros(episodes, jnp.float32),
+      sums.zeros(jnp.zeros(episodes, jnp.float32)),
       jnp.zeros(episodes, jnp.int32),
       record,
     ),
   )
   row = {
-    'eval_return': jnp.mean(returns),
+    'eval_return': jnp.mean(returns.total),
     'eval_episode_env_steps': jnp.mean(lengths),
     'eval_episodes_cut': jnp.sum(running, dtype=jnp.int32),
   }

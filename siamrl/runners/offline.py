@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from siamrl import learner, twins
+from siamrl.runners import sums
 from siamrl.runners.errors import NonFiniteError
 from siamrl.types import Agent, Metrics, Schedule, TrainState, Transition, Twin
 
@@ -215,17 +216,15 @@ def make_iterate(
       return (taken < count) & ((taken < 2) | falls)
 
     def go_on(carry):
-      taken, state, sums, _, before = carry
+      taken, state, running, _, before = carry
       state, means = window(state)
-      sums = jax.tree.map(jnp.add, sums, means)
-      return taken + 1, state, sums, before, means['loss']
+      running = sums.add(running, means)
+      return taken + 1, state, running, before, means['loss']
 
-    zeros = jax.tree.map(
-      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-      jax.eval_shape(window, state)[1],
-    )
-    taken, state, sums, _, _ = jax.lax.while_loop(
-      falling, go_on, (0, state, zeros, zeros['loss'], zeros['loss'])
+    zeros = sums.zeros(jax.eval_shape(window, state)[1])
+    none = zeros.total['loss']
+    taken, state, running, _, _ = jax.lax.while_loop(
+      falling, go_on, (0, state, zeros, none, none)
     )
     online_params, target_params = move(
       state.online_params, state.target_params, state.gradient_steps
@@ -236,7 +235,7 @@ def make_iterate(
     if reset_optimizer:
       opt_state = learner.restart(optimizer, state.opt_state, online_params)
       state = state.replace(opt_state=opt_state)
-    return state, jax.tree.map(lambda total: total / taken, sums)
+    return state, jax.tree.map(lambda total: total / taken, running.total)
 
   take = take_all
   if config.tolerance is not None:

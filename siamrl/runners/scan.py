@@ -17,7 +17,7 @@ the round, and on a CPU each run is computed by itself. (`vectorised` computes
 them together, which may change the last bits.)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -34,6 +34,8 @@ from siamrl.learner import Regress
 from siamrl.replay.device import PrioritisedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import evaluation
+from siamrl.runners import sums as running_sums
+from siamrl.runners.sums import Sum
 from siamrl.types import (
   Agent,
   JaxEnvironment,
@@ -46,6 +48,11 @@ from siamrl.types import (
 
 # The settings of a run: any pytree of arrays, each leaf with a row a run.
 Settings = Any
+
+# What a row says of the environments, for `Loop.fault`: 0 if nothing is wrong.
+# No column of metrics.
+FAULT = 'environment_fault'
+EARLY_CUT, _REWARD, _OBS, _EVALUATION = 1, 2, 3, 4
 
 # Random numbers are drawn for at most so many rounds at once.
 _DRAWN_ROUNDS = 1_000
@@ -201,9 +208,12 @@ class _Sums(NamedTuple):
   """What an iteration adds up."""
 
   episodes: jax.Array  # int32 []
-  returns: jax.Array  # float32 []
+  returns: Sum  # float32 []
   lengths: jax.Array  # int32 []
-  metrics: Metrics  # float32 [] each, over gradient steps
+  metrics: Sum  # Metrics, float32 [] each, over gradient steps
+  # float32 [N], what rounding has taken from the running episodes' returns.
+  lost: jax.Array
+  early_cuts: jax.Array  # int32 [], truncations sooner than is declared
 
 
 class _Record(NamedTuple):
@@ -229,6 +239,7 @@ class Loop:
     eval_environment: where to evaluate; None for the same.
     shard: applied to every batch before it is learnt from, for callers who
       share a batch between devices.
+    name: of the environment, for errors.
   """
 
   config: ScanConfig
@@ -237,6 +248,7 @@ class Loop:
   make_learner: Callable[[Settings], Learner]
   eval_environment: JaxEnvironment | None = None
   shard: Callable[[Any], Any] = lambda batch: batch
+  name: str = 'the environment'
 
   # What counts how long runs are, and the column to show of them.
   clock = 'env_steps'
@@ -351,11 +363,14 @@ class Loop:
 
       return jax.lax.fori_loop(0, 2, part, (carry, measured)), None
 
+    names = self._metric_names(learner, state)
     sums = _Sums(
       jnp.zeros((), jnp.int32),
-      jnp.zeros((), jnp.float32),
+      running_sums.zeros(jnp.zeros((), jnp.float32)),
       jnp.zeros((), jnp.int32),
-      {name: jnp.zeros(()) for name in self._metric_names(learner, state)},
+      running_sums.zeros({name: jnp.zeros(()) for name in names}),
+      jnp.zeros(config.num_envs, jnp.float32),
+      jnp.zeros((), jnp.int32),
     )
     measured = self._unmeasured(learner, state)
     ((state, sums), measured), _ = jax.lax.scan(
@@ -369,6 +384,7 @@ class Loop:
     row |= {
       'env_steps': env_steps,
       'gradient_steps': state.train.gradient_steps,
+      FAULT: _fault(sums, state),
     }
     row |= {f'panel/{name}': value for name, value in measured.items()}
     if learner.panel is not None and learner.optimal is not None:
@@ -381,7 +397,53 @@ class Loop:
       # Streams of their own: the rounds' keys are folded with other numbers.
       key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 1), first)
       row |= self._evaluate(learner, state.train.online_params, key)
+      unpaid = (row[FAULT] == 0) & ~jnp.isfinite(row['eval_return'])
+      row[FAULT] = jnp.where(unpaid, _EVALUATION, row[FAULT])
     return state, row
+
+  def fault(
+    self,
+    row: Mapping[str, float],
+    state: RunState,
+    iteration: int,
+    *,
+    diverged: bool,
+  ) -> str:
+    """What the environment of one run has done wrong in an iteration, in words.
+
+    Actions that are not finite are the learner's, and whatever follows them is.
+
+    Args:
+      row: of the iteration.
+      state: at its end; arrays of any kind.
+      iteration: its number, from 0.
+      diverged: whether losses or parameters are not finite.
+
+    Returns:
+      '' if nothing is wrong, or nothing is known.
+    """
+    code = int(row[FAULT])
+    if code == EARLY_CUT:
+      declared = self.environment.max_episode_steps
+      return (
+        f'{self.name} declares max_episode_steps={declared}, and truncates '
+        'episodes sooner'
+      )
+    if not code and not diverged:
+      return ''
+    clock = (iteration + 1) * self.config.rounds * self.config.vector_steps
+    what = self.replay.first_not_finite(state.replay, clock)
+    if not what and not self.environment.action_dim:
+      # Gone from the replay, but discrete actions cannot be the cause.
+      what = {
+        _REWARD: 'reward',
+        _OBS: 'observation',
+        _EVALUATION: 'reward',
+      }.get(code, '')
+    words = {'reward': 'a reward', 'observation': 'an observation'}
+    if what not in words:
+      return ''
+    return f'{self.name} returned {words[what]} that is not finite'
 
   def _measure(
     self,
@@ -551,11 +613,17 @@ class Loop:
       step.obs,
       obs,
     )
-    returns, lengths = state.returns + step.reward, state.lengths + 1
+    running = running_sums.add(Sum(state.returns, sums.lost), step.reward)
+    returns, lengths = running.total, state.lengths + 1
+    early = step.truncated & ~step.terminated
+    if self.environment.max_episode_steps is not None:
+      early &= lengths < self.environment.max_episode_steps
     sums = sums._replace(
       episodes=sums.episodes + jnp.sum(ended, dtype=jnp.int32),
-      returns=sums.returns + jnp.sum(returns, where=ended),
+      returns=running_sums.add(sums.returns, jnp.sum(returns, where=ended)),
       lengths=sums.lengths + jnp.sum(lengths, where=ended),
+      lost=jnp.where(ended, 0, running.lost),
+      early_cuts=sums.early_cuts + jnp.sum(early, dtype=jnp.int32),
     )
     return state.replace(
       replay=replay,
@@ -603,9 +671,9 @@ class Loop:
         )
       )
     means = jax.tree.map(jnp.mean, metrics)
-    if sums is not None:
-      means = jax.tree.map(jnp.add, sums, means)
-    return train, priorities, means
+    if sums is None:
+      return train, priorities, means
+    return train, priorities, running_sums.add(sums, means)
 
   def _priorities(self, replay):
     """What learning changes of the replay's state; () for nothing."""
@@ -820,10 +888,23 @@ def _row(
   """The row of an iteration that took `steps` gradient steps."""
   return {
     'train_episodes': sums.episodes,
-    'train_return': sums.returns / sums.episodes,
+    'train_return': sums.returns.total / sums.episodes,
     'train_episode_env_steps': sums.lengths / sums.episodes,
     'epsilon': jnp.asarray(learner.epsilon(env_steps), jnp.float32),
-  } | {name: total / steps for name, total in sums.metrics.items()}
+  } | {name: total / steps for name, total in sums.metrics.total.items()}
+
+
+def _fault(sums: _Sums, state: RunState) -> jax.Array:
+  """What the environments did wrong in an iteration, int32 []; see `FAULT`."""
+  finite_rewards = (
+    jnp.isfinite(sums.returns.total) & jnp.isfinite(state.returns).all()
+  )
+  finite_obs = jnp.isfinite(state.obs).all()
+  return jnp.select(
+    [sums.early_cuts > 0, ~finite_rewards, ~finite_obs],
+    [EARLY_CUT, _REWARD, _OBS],
+    0,
+  ).astype(jnp.int32)
 
 
 def _panel_round(iteration: chex.Numeric, rounds: int) -> jax.Array:

@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,6 +24,7 @@ from experiments import (
   sweep_figures,
   sweep_run,
 )
+from siamrl.envs import registry
 from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.progress import COMPILING, MAIN
 from siamrl.report.run_folder import RunFolder
@@ -335,6 +337,65 @@ def test_one_run_of_a_sweep_diverges(tmp_path):
   good = [loss for loss in table['loss'] if loss == loss and loss < 1e9]
   assert len(good) == 3
   assert table['iteration'] == [0, 0, 1, 1, 2, 2]
+
+
+def _register(monkeypatch, name, **changes):
+  """A chain whose answers are changed; returns the flag that names it."""
+  environment = registry.ENVIRONMENTS['chain']()
+
+  def step(*args):
+    state, timestep = environment.step(*args)
+    return state, timestep._replace(
+      **{
+        field: jnp.full_like(getattr(timestep, field), value)
+        for field, value in changes.items()
+      }
+    )
+
+  monkeypatch.setitem(
+    registry.ENVIRONMENTS, name, lambda: environment._replace(step=step)
+  )
+  return f'--environment={name}'
+
+
+def test_the_fault_of_an_environment_is_named(tmp_path, monkeypatch):
+  """Of numbers by the run, of shapes before it starts."""
+  arguments = (*SMALL_SWEEP, f'--run_dir={tmp_path / "run"}')
+  flag = _register(monkeypatch, 'unpaid', reward=np.nan)
+  output = sweep_here(classic, *arguments, flag, code=1)
+  assert output.splitlines()[-1] == (
+    'error: the environment failed: unpaid returned a reward that is not '
+    'finite, in iteration 0; the checkpoint before stays as it is'
+  )
+  monkeypatch.setitem(
+    registry.ENVIRONMENTS,
+    'misshapen',
+    lambda: registry.ENVIRONMENTS['chain']()._replace(obs_shape=(3,)),
+  )
+  line = sweep_here(classic, *arguments, '--environment=misshapen', code=1)
+  assert line.startswith(
+    'error: --environment=misshapen: misshapen: the observation of reset must '
+    'be float32 [3], got'
+  )
+  assert line.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_the_fault_of_an_environment_in_a_sweep(tmp_path, monkeypatch):
+  """The other runs go on; but where successors are wrong, all end."""
+  arguments = (*SMALL_SWEEP, '--seeds=2', f'--run_dir={tmp_path / "run"}')
+  flag = _register(monkeypatch, 'unpaid', reward=np.nan)
+  output = sweep_here(classic, *arguments, flag)
+  lines = [line for line in output.splitlines() if 'failed' in line]
+  assert lines == [
+    f'in the run with seed={seed} the environment failed: unpaid returned a '
+    'reward that is not finite, in iteration 0; the others go on'
+    for seed in (0, 1)
+  ]
+  assert 'environment_fault' not in columns(tmp_path / 'run')
+  flag = _register(monkeypatch, 'hasty', truncated=True)
+  output = sweep_here(classic, *arguments, flag, '--overwrite', code=1)
+  assert 'hasty declares max_episode_steps=200, and truncates' in output
 
 
 # What cannot work: of two equal flags the last one counts.

@@ -888,3 +888,59 @@ def test_equal_descriptions_are_one_static_argument():
   one = DeviceReplay((4,), np.float32, 100, 1)
   other = DeviceReplay([4], 'float32', 100, 1)  # type: ignore[arg-type]
   assert one == other and hash(one) == hash(other)
+
+
+# What was stored first that is not finite.
+
+
+def _stored(obs=(), actions=(), rewards=(), *, steps=4, capacity=10, cut=()):
+  """A replay of two environments, with NaN at (step, environment)."""
+  replay = DeviceReplay(
+    (3,), np.float32, capacity, 2, max_episode_steps=1, action_dim=1
+  )
+
+  def filled(step, places, shape):
+    array = np.ones(shape, np.float32)
+    for at, env in places:
+      if at == step:
+        array[env] = np.nan
+    return array
+
+  state = replay.start(replay.init(), filled(0, obs, (2, 3)))
+  add = jax.jit(replay.add)
+  for t in range(steps):
+    state = add(
+      state,
+      t,
+      filled(t, actions, (2, 1)),
+      filled(t, rewards, (2,)),
+      np.zeros(2, bool),
+      np.ones(2, bool),
+      filled(t, cut, (2, 3)),
+      filled(t + 1, obs, (2, 3)),
+    )
+  return PrioritisedReplay(replay).first_not_finite(
+    PrioritisedReplay(replay).init()._replace(ring=state), steps
+  )
+
+
+@pytest.mark.parametrize(
+  ('places', 'first'),
+  [
+    ({}, ''),
+    (dict(rewards=[(2, 1)]), 'reward'),
+    (dict(obs=[(0, 0)]), 'observation'),
+    (dict(obs=[(3, 0)], actions=[(3, 0)], rewards=[(3, 0)]), 'observation'),
+    (dict(obs=[(3, 0)], rewards=[(2, 1)]), 'reward'),
+    (dict(obs=[(3, 0)], actions=[(2, 1)], rewards=[(2, 1)]), 'action'),
+    (dict(cut=[(2, 0)]), 'observation'),
+    # The ring has 6 rows, and of 9 steps the first 4 are gone.
+    (dict(obs=[(3, 0)], steps=9), ''),
+    (dict(obs=[(4, 0)], steps=9), ''),
+    (dict(obs=[(5, 0)], steps=9), 'observation'),
+    (dict(rewards=[(4, 0)], steps=9), 'reward'),
+    (dict(actions=[(8, 0)], steps=9), 'action'),
+  ],
+)
+def test_what_was_not_finite_first(places, first):
+  assert _stored(**places) == first

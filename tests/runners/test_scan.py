@@ -320,11 +320,87 @@ def test_truncation_bootstraps():
   for n_step in (1, 3):
     loop = make_loop(environment=environment, steps=6_000, n_step=n_step)
     settings = make_settings(learning_rate=0.3, discount=0.8)
-    state, _ = run_alone(loop, settings)
+    state, (row,) = run_alone(loop, settings)
+    assert row[scan.FAULT] == 0  # cut when it is declared, and not sooner
     q = mlp_network(1, sizes=()).apply(
       state.train.online_params, jnp.ones((1, 1))
     )
     assert float(q[0, 0]) == pytest.approx(5.0, abs=1e-2)
+
+
+def _paying(*, declared=None, cut=1_000, reward=1.0, bad=0, lasts=1_000):
+  """Pays the same for ever; observes NaN at the `bad`-th step of an episode."""
+
+  def step(state, action, key):
+    state += 1
+    obs = jnp.where(state == bad, jnp.nan, jnp.ones(1))
+    terminated = state >= lasts
+    return state, JaxTimestep(
+      obs, jnp.float32(reward), terminated, (state >= cut) & ~terminated
+    )
+
+  return JaxEnvironment(
+    lambda key: (jnp.zeros((), jnp.int32), jnp.ones(1)),
+    step,
+    1,
+    (1,),
+    np.dtype(np.float32),
+    declared,
+  )
+
+
+def _fault(environment, **options):
+  """What is said of an iteration, and whether anything learnt is finite."""
+  loop = make_loop.__wrapped__(environment=environment, **options)
+  state, (row,) = run_alone(loop, make_settings())
+  finite = bool(np.isfinite(row['loss']))
+  return loop.fault(row, state, 0, diverged=not finite), finite
+
+
+@pytest.mark.parametrize('declared', [None, 5])
+def test_truncations_that_are_not_declared_are_an_error(declared):
+  fault, _ = _fault(_paying(declared=declared, cut=4))
+  assert fault == (
+    f'the environment declares max_episode_steps={declared}, and truncates '
+    'episodes sooner'
+  )
+
+
+def test_rewards_that_are_not_finite_are_told_from_a_divergence():
+  """Also before anything is learnt, and where episodes do not end."""
+  fault, _ = _fault(_paying(reward=np.nan), warmup=60)
+  assert fault == 'the environment returned a reward that is not finite'
+
+
+def test_observations_that_are_not_finite_are_told_from_a_divergence():
+  """Also if none is at the iteration's end."""
+  fault, finite = _fault(_paying(bad=3, lasts=5))
+  assert not finite
+  assert fault == 'the environment returned an observation that is not finite'
+
+
+def test_a_learner_that_diverges_is_not_the_environment():
+  environment = _paying(lasts=5)
+  loop = make_loop.__wrapped__(environment=environment)
+  state, (row,) = run_alone(loop, make_settings(learning_rate=1e30))
+  assert not np.isfinite(row['loss']) and row[scan.FAULT] == 0
+  assert not loop.fault(row, state, 0, diverged=True)
+
+
+def test_returns_keep_their_digits():
+  """Over 60,000 env steps of a tenth: a plain sum is off by a thousandth."""
+  loop = make_loop.__wrapped__(
+    environment=_paying(reward=0.1, lasts=60_000, cut=10**6),
+    num_envs=1,
+    collect=600,
+    regress=1,
+    steps=60_000,
+    warmup=60_000,
+    capacity=10,
+  )
+  _, (row,) = run_alone(loop, make_settings())
+  exact = 60_000 * float(np.float32(0.1))
+  assert row['train_return'] == pytest.approx(exact, rel=1e-7)
 
 
 def test_iterations_do_not_matter():
