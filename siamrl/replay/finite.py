@@ -21,7 +21,7 @@ def first_not_finite(
     'observation', 'action' or 'reward'; '' if all are finite, or the first of
     them may have happened before.
   """
-  found = []
+  found: list[tuple[int, int, str]] = []
   for name, array in (
     ('observation', obs),
     ('action', actions),
@@ -32,7 +32,7 @@ def first_not_finite(
       if bad.any():
         found.append((int(bad.argmax()), len(found), name))
   step, _, name = min(found, default=(0, 0, ''))
-  # Integers are no cause: whatever an observation holds, it is no answer to NaN.
+  # Integer actions are never the cause of an observation that is not finite.
   caused = actions.dtype.kind == 'f' and not whole
   if name == 'observation' and step == 0 and caused:
     return ''

@@ -56,6 +56,6 @@ def add(running: Sum, values: Any) -> Sum:
     )
   ]
   return Sum(
-    structure.unflatten([each.total for each in sums]),
-    structure.unflatten([each.lost for each in sums]),
+    jax.tree.unflatten(structure, [each.total for each in sums]),
+    jax.tree.unflatten(structure, [each.lost for each in sums]),
   )
