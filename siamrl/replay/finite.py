@@ -1,4 +1,4 @@
-"""What was stored first that is not finite: who is to blame for a divergence."""
+"""What was stored first that is not finite, to tell whose fault it is."""
 
 import numpy as np
 
