@@ -295,6 +295,10 @@ def plot_panel(
     }
   estimate = functools.partial(_estimate, x=x, run=run, statistic=statistic)
   runs = {len(np.unique(group[run])) for group in groups.values()}
+  # A row is there or not, whatever was measured: so the clock itself.
+  ended = [
+    drawing.count_note(*by_run(group, x, x, run)) for group in groups.values()
+  ]
   explanation = drawing.explanation(statistic, runs)
   for file, rows in files.items():
     figure, places = _grid(len(found), len(rows))
@@ -304,7 +308,7 @@ def plot_panel(
         places, found, list(groups.values()), points, rows, estimate
       )
       part = arrangement._replace(panes=rows)
-      names = drawing.pane_legend(part, points)
+      names = drawing.pane_legend(part, points, ended)
     else:
       marked = _draw_setting(places, found, table, estimate)
       # That with most layers: hidden units say nothing of the last one.
@@ -328,6 +332,8 @@ def plot_panel(
     )
     figure.supxlabel(x_label or x, fontsize='medium')
     notes = [explanation, arrangement.key, _SYNCED if marked else '']
+    if len(groups) == 1:
+      notes.append(ended[0].strip())
     drawing.side_legend(figure, names, '\n'.join(filter(None, notes)))
     drawing.save(figure, file)
   return list(files)

@@ -284,3 +284,23 @@ def test_few_quantities_of_many_settings_are_rows(tmp_path, drawn):
   legend = figure.legends[0]
   assert [t.get_text() for t in legend.get_texts()] == list('abcd')
   assert legend.get_title().get_text().endswith('color: rule')
+
+
+@pytest.mark.parametrize('rules', ['a', 'ab'])
+def test_a_panel_says_of_how_many_runs_it_is(tmp_path, drawn, rules):
+  """The second seed of the first rule has ended earlier."""
+  table = _wide(rules, 'panel/twin_age')
+  rows = table['width'] == 1
+  rows &= (
+    (table['rule'] == 'b') | (table['seed'] == 0) | (table['env_steps'] == 100)
+  )
+  table = {name: values[rows] for name, values in table.items()}
+  plot_panel(tmp_path / 'a.png', table, x='env_steps', by=['rule'])
+  legend = drawn()[1].legends[0]
+  title = legend.get_title().get_text()
+  names = [text.get_text() for text in legend.get_texts()]
+  note = '(runs: 2 to 100, 1 to 200)'
+  if len(rules) > 1:
+    assert names == [f'a {note}', 'b'] and note not in title
+  else:
+    assert title.endswith(note)
