@@ -529,7 +529,7 @@ def test_a_preset_cites_its_source_and_can_be_run(name):
 def test_the_published_run_climbs_the_hill():
   """What the preset has come to, which its curve shows."""
   results = ROOT / 'experiments/results'
-  table = read_metrics(results / 'fqi_car_on_hill.csv')
+  table = read_metrics(results / 'fqi_car_on_hill-curves.csv')
   config = read(f'--flagfile={FOLDER}/fqi_car_on_hill.flags')
   assert len(table['iteration']) == config.iterations
   assert (table['fit_steps'] == config.target_period).all()
