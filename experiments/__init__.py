@@ -1,5 +1,10 @@
 """Launchers, each run as `python -m experiments.NAME`."""
 
-from experiments import startup
+from siamrl.report import streams
+
+# Before any other module opens a file.
+streams.hold_descriptors()
+
+from experiments import startup  # noqa: E402
 
 startup.begin()

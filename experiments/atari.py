@@ -607,9 +607,9 @@ def _evaluate(
       yield
     assert result is not None
   if film:
-    film.write(
-      folder.videos / f'iteration_{iteration:04}.gif',
-      fps=60 / config.frame_skip,
+    path = folder.videos / f'iteration_{iteration:04}.gif'
+    running.draw(
+      folder.videos, lambda: film.write(path, fps=60 / config.frame_skip)
     )
   score = float(np.mean(result.returns)) if result.returns else float('nan')
   bias = {}

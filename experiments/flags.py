@@ -36,6 +36,7 @@ from absl import flags
 import numpy as np
 
 from experiments import flag_files, startup
+from siamrl.report import streams
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -622,6 +623,7 @@ def run(
   listed: str | None = None,
 ) -> NoReturn:
   """Reads the command line into `cls`, calls `main` with it, and exits."""
+  streams.install()
   sys.exit(execute(cls, intro, main, sys.argv[1:], listed=listed))
 
 
@@ -662,6 +664,7 @@ def run_sweep(
   drop: Drop = lambda config: (),
 ) -> NoReturn:
   """Reads a command line with lists, calls `main` with the sweep, and exits."""
+  streams.install()
   sys.exit(execute_sweep(cls, intro, main, sys.argv[1:], drop))
 
 

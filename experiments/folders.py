@@ -1,6 +1,6 @@
 """A run's folder, with errors that speak of the flag."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import dataclasses
 import os
@@ -16,7 +16,12 @@ from experiments.flags import (
 )
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.optional import OptionalImportError
-from siamrl.report.checkpoint import CheckpointError
+from siamrl.report.checkpoint import (
+  CheckpointError,
+  Checkpoints,
+  any_checkpoint,
+)
+from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import (
   WHERE_FLAGS,
   RunFolder,
@@ -66,6 +71,12 @@ def open_folder(
   return folder
 
 
+def say(notes: Collection[str]) -> None:
+  """Prints lines that the user should know of."""
+  for note in notes:
+    print(f'note: {note}', file=sys.stderr)
+
+
 def open_run(config: Any, derived: Mapping[str, Any]) -> RunFolder:
   """The folder of a single run, as `open_folder`.
 
@@ -82,6 +93,45 @@ def open_run(config: Any, derived: Mapping[str, Any]) -> RunFolder:
     overwrite=config.overwrite,
     ignore=WHERE,
   )
+
+
+def written(writer: MetricsWriter) -> dict[str, Any]:
+  """What a checkpoint says of the rows that are written when it is saved."""
+  return {'rows': writer.position, 'rows_sha256': writer.checksum}
+
+
+def recover(
+  folder: RunFolder,
+  checkpoints: Checkpoints,
+  check: Callable[[dict[str, Any]], None] = lambda extra: None,
+  *,
+  may_be_none: bool = False,
+) -> None:
+  """Falls back from damaged files to the newest whole checkpoint, and says so.
+
+  Args:
+    folder: the run's, opened and locked.
+    checkpoints: the run's; each has what `written` says among its facts.
+    check: (facts) -> None; verifies what else the checkpoint depends on, and
+      raises ValueError or OSError where that is damaged.
+    may_be_none: whether the run can do without any of these checkpoints.
+
+  Raises:
+    CheckpointError: no checkpoint is whole; its message names a file.
+  """
+
+  def check_all(extra: dict[str, Any]) -> None:
+    try:
+      MetricsWriter.verify(
+        folder.metrics, extra['rows'], extra.get('rows_sha256')
+      )
+      check(extra)
+    except (KeyError, TypeError) as error:
+      raise ValueError(
+        f'{folder.checkpoints}: not a readable checkpoint: {error}'
+      ) from error
+
+  say(checkpoints.recover(check_all, may_be_none=may_be_none))
 
 
 @contextlib.contextmanager
@@ -130,9 +180,12 @@ def run_errors(folder: RunFolder) -> Iterator[None]:
       f'the environment failed: {error}; the checkpoint before stays as it is'
     ) from error
   except NonFiniteError as error:
-    raise RunError(
-      f'the learner diverged: {error}; the checkpoint before stays as it is'
-    ) from error
+    stays = (
+      'the last checkpoint stays as it is'
+      if any_checkpoint(folder.checkpoints)
+      else 'there is no checkpoint yet'
+    )
+    raise RunError(f'the learner diverged: {error}; {stays}') from error
   except CheckpointError as error:
     raise RunError(f'--run_dir={error}') from error
   except OSError as error:

@@ -109,12 +109,14 @@ class _Run(running.Running):
     self, folder: RunFolder, parts: Parts, stop: devices.StopRequest
   ):
     self._parts = parts
-    self._checkpoints = Checkpoints(folder.checkpoints, max_to_keep=1)
+    self._checkpoints = Checkpoints(folder.checkpoints)
     self._saves = 0
     self._pending: dict[str, float] | None = None
-    rows = self._restore(folder)
+    # Of the replay, as the newest checkpoint has it.
+    self._manifest: dict[str, Any] | None = None
+    rows, checksum = self._restore(folder)
     with folders.edited_errors():
-      MetricsWriter.truncate(folder.metrics, rows)
+      MetricsWriter.truncate(folder.metrics, rows, checksum)
       writer = MetricsWriter(folder.metrics, folder.events)
     super().__init__(
       folder,
@@ -128,9 +130,21 @@ class _Run(running.Running):
   def _frames(self) -> int:
     return self._state.env_steps * self._parts.frames_per_env_step
 
-  def _restore(self, folder: RunFolder) -> int:
-    """Goes to the newest checkpoint; returns the rows of metrics it knows."""
+  def _restore(self, folder: RunFolder) -> tuple[int, str | None]:
+    """Goes to the newest checkpoint that is whole.
+
+    Returns:
+      The rows of metrics that it knows, and their checksum.
+    """
     parts = self._parts
+
+    def check(extra: dict[str, Any]) -> None:
+      try:
+        HostReplay.verify(folder.replay, extra['replay'])
+      except ValueError as error:
+        raise ValueError(f'{folder.replay}: {error}') from error
+
+    folders.recover(folder, self._checkpoints, check)
     found = self._checkpoints.restore(_saved(parts.state, parts.seen))
     if found is None:
       self._state = host.LoopState.start(
@@ -139,14 +153,15 @@ class _Run(running.Running):
         num_envs=parts.num_envs,
         seen=parts.seen,
       )
-      return 0
+      return 0, None
     saved, extra, self._saves = found
     train, seen = saved if parts.seen is not None else (saved, None)
     with folders.checkpoint_errors(folder):
       self._state = host.LoopState.from_json(train, extra['loop'], seen)
-      parts.replay.load(folder.replay, extra['replay'])
+      self._manifest = extra['replay']
+      parts.replay.load(folder.replay, self._manifest)
       self._pending = extra['pending']
-      return extra['rows']
+      return extra['rows'], extra.get('rows_sha256')
 
   def train(self) -> None:
     """Goes on from the newest checkpoint to the end."""
@@ -155,7 +170,7 @@ class _Run(running.Running):
         f'finished already: {self._folder.path}, {self._frames:,} '
         f'{self._parts.unit}s'
       )
-      self._parts.draw()  # it may have been killed just before
+      self._draw()  # it may have been killed just before
       return
     self._announce()
     if self._pending is not None:
@@ -237,12 +252,15 @@ class _Run(running.Running):
       if self._parts.evaluate is not None:
         row = row | self._evaluate(int(row['iteration']))
       self._pending = None
-      self._writer.write(row)
+      self._write_rows([row])
       self._progress.message(_line(row, self._parts.unit))
       self._save()
-      self._parts.draw()
+      self._draw()
     if self._stop and self._frames < self._parts.frames:
       self._stop_here()
+
+  def _draw(self) -> None:
+    running.draw(self._folder.curve, self._parts.draw)
 
   def _evaluate(self, iteration: int) -> dict[str, float]:
     assert self._parts.evaluate is not None
@@ -264,6 +282,7 @@ class _Run(running.Running):
     """Writes a checkpoint: segments of the replay first, then what names them.
 
     Killed in between, the run finds the checkpoint before and its segments.
+    These stay even then, for the case that the new one is damaged.
     """
     replay_folder: pathlib.Path = self._folder.replay
     manifest = self._parts.replay.save(replay_folder)
@@ -274,11 +293,13 @@ class _Run(running.Running):
       {
         'loop': self._state.to_json(),
         'replay': manifest,
-        'rows': self._writer.position,
         'pending': self._pending,
+        **folders.written(self._writer),
       },
     )
-    HostReplay.prune(replay_folder, manifest)
+    kept = [manifest] if self._manifest is None else [manifest, self._manifest]
+    HostReplay.prune(replay_folder, *kept)
+    self._manifest = manifest
     self._saved_at = time.monotonic()
 
   def _save_and_stop(self) -> None:

@@ -631,7 +631,7 @@ def _write(
   if running.can_draw():
     axes = [name for name in sweep.axes if name != 'seed']
     title = '+'.join(dict.fromkeys(c.problem for c in sweep.configs))
-    study.draw(folder, path, axes, title)
+    running.draw(folder.curve, lambda: study.draw(folder, path, axes, title))
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from siamrl.report import drawing, statistics
-from siamrl.report.arrangement import Point, arrange, in_words
+from siamrl.report.arrangement import Point, arrange, in_words, literal
 from siamrl.report.curves import plot_sweep
 from siamrl.report.metrics import Table, by_run, group_rows, read_metrics
 from siamrl.report.run_folder import RunFolder
@@ -178,7 +178,7 @@ def plot_map(
       top.set_title(pane.title, loc='left', fontsize='medium')
   grid[0, 0].set_ylabel('factor over\none target update')
   grid[1, 0].set_ylabel('decades in\n1,000 gradient steps')
-  whole = f'{title}: predicted (lines), observed (dots)'
+  whole = f'{literal(title)}: predicted (lines), observed (dots)'
   if len(panes) > 1:
     figure.suptitle(whole, x=0.01, ha='left')
   else:
@@ -251,7 +251,7 @@ def plot_features(
         )
       axes.set_yscale(scale)
     column_of_axes[0].set_title(
-      pane.title if len(panes) > 1 else title, loc='left'
+      pane.title if len(panes) > 1 else literal(title), loc='left'
     )
     column_of_axes[-1].set_xlabel('gradient steps')
   for axes, (label, _) in zip(grid[:, 0], _FEATURES.values(), strict=True):
@@ -259,7 +259,7 @@ def plot_features(
   low, high = grid[0, 0].get_ylim()
   grid[0, 0].set_ylim(max(low, _LEAST_ERROR), max(high, 10 * _LEAST_ERROR))
   if len(panes) > 1:
-    figure.suptitle(title, x=0.01, ha='left')
+    figure.suptitle(literal(title), x=0.01, ha='left')
   notes = [drawing.explanation(statistics.mean, runs), arrangement.key]
   drawing.side_legend(
     figure,

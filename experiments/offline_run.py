@@ -77,7 +77,9 @@ def run(folder: RunFolder, options: Options, stop: devices.StopRequest) -> None:
   with folders.run_errors(folder):
     position = _find(folder)
     with folders.edited_errors():
-      MetricsWriter.truncate(folder.metrics, position.rows)
+      MetricsWriter.truncate(
+        folder.metrics, position.rows, position.rows_checksum
+      )
     if position.iteration == options.iterations:
       Progress(1, 1).message(
         f'finished already: {folder.path}, {options.iterations:,} iterations'
@@ -85,7 +87,7 @@ def run(folder: RunFolder, options: Options, stop: devices.StopRequest) -> None:
     else:
       _go_on(folder, options, position, stop)
     if folder.metrics.exists():
-      options.draw(folder)
+      running.draw(folder.curve, lambda: options.draw(folder))
 
 
 class _Position(NamedTuple):
@@ -94,25 +96,34 @@ class _Position(NamedTuple):
   Attributes:
     iteration: iterations that are done.
     rows: of metrics, that stay.
+    rows_checksum: of these rows; None where it is not known.
     checksum: of the data set; None before the first checkpoint.
   """
 
   iteration: int
   rows: int
+  rows_checksum: str | None
   checksum: int | None
 
 
 def _checkpoints(folder: RunFolder) -> Checkpoints:
-  return Checkpoints(folder.checkpoints, max_to_keep=1)
+  return Checkpoints(folder.checkpoints)
 
 
 def _find(folder: RunFolder) -> _Position:
-  """Where the newest checkpoint stands."""
-  extra = _checkpoints(folder).read_extra()
+  """Where the newest checkpoint stands that is whole."""
+  checkpoints = _checkpoints(folder)
+  folders.recover(folder, checkpoints)
+  extra = checkpoints.read_extra()
   if extra is None:
-    return _Position(0, 0, None)
+    return _Position(0, 0, None, None)
   with folders.checkpoint_errors(folder):
-    return _Position(extra['iteration'], extra['rows'], extra['checksum'])
+    return _Position(
+      extra['iteration'],
+      extra['rows'],
+      extra.get('rows_sha256'),
+      extra['checksum'],
+    )
 
 
 def _go_on(
@@ -229,7 +240,7 @@ class _Run(running.Running):
       **self._parts.measure(step.state.online_params, step.iteration),
       'train_s': seconds,
     }
-    self._writer.write(row)
+    self._write_rows([row])
     self._progress.update(
       step.iteration if early else gradient_steps,
       row.get('grid_return', row.get('eval_return')),
@@ -242,8 +253,8 @@ class _Run(running.Running):
       step.state,
       {
         'iteration': step.iteration,
-        'rows': self._writer.position,
         'checksum': self._begin.checksum,
+        **folders.written(self._writer),
       },
     )
     self._saved_at = time.monotonic()

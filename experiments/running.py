@@ -3,14 +3,15 @@
 What a run computes, and what it saves, is in the modules of each kind of run.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import sys
 import time
-from typing import Self
+from typing import Any, Self
 
 import jax
 
-from experiments import devices
+from experiments import devices, folders
 from siamrl.report import drawing
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.progress import Progress
@@ -29,6 +30,36 @@ def can_draw() -> bool:
   except ImportError as error:
     print(f'note: nothing is drawn: {error}', file=sys.stderr)
     return False
+
+
+# What may go wrong in drawing without ending a run. Tests, which want to see
+# what goes wrong, empty it.
+DRAWING_ERRORS: tuple[type[Exception], ...] = (Exception,)
+
+_said: set[str] = set()
+
+
+def draw(what: object, action: Callable[[], object]) -> None:
+  """Draws; where that fails, says so once and goes on.
+
+  Everything that is drawn can be drawn again from what the run has recorded.
+
+  Args:
+    what: is drawn, such as the path of a picture.
+    action: draws it.
+  """
+  try:
+    action()
+  except DRAWING_ERRORS as error:
+    say_lost(what, error)
+
+
+def say_lost(what: object, error: Exception) -> None:
+  """Says, once, that something cannot be shown and the run goes on."""
+  if str(what) not in _said:
+    _said.add(str(what))
+    reason = ' '.join(str(error).split())[:300] or type(error).__name__
+    folders.say([f'{what}: cannot be written: {reason}; the run goes on'])
 
 
 class Running:
@@ -63,6 +94,15 @@ class Running:
   def __exit__(self, *exc) -> None:
     self._progress.close()
     self._writer.close()
+
+  def _write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds rows to the metrics; their events may be lost."""
+    self._writer.write_rows(rows)
+    error = self._writer.events_error
+    if error is not None:
+      if not isinstance(error, DRAWING_ERRORS):
+        raise error
+      say_lost(self._folder.events, error)
 
   @property
   def _where(self) -> str:

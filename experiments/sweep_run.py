@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
-from experiments import devices, processes
+from experiments import devices, folders, processes, running
 from experiments.flags import RunError
 from experiments.folders import (
   checkpoint_errors,
@@ -311,7 +311,7 @@ def _show(options: Options, folder: RunFolder) -> None:
   """Draws what there is, if there is anything."""
   if folder.metrics.exists():
     with run_errors(folder):
-      options.draw(folder)
+      running.draw(folder.curve, lambda: options.draw(folder))
 
 
 def _run(
@@ -333,7 +333,7 @@ def _run(
   with run_errors(folder):
     position = _find(folder, groups)
     with edited_errors():
-      MetricsWriter.truncate(folder.metrics, position.rows)
+      MetricsWriter.truncate(folder.metrics, position.rows, position.checksum)
     if position.group == len(groups):
       done = sum(group.iterations * group.steps for group in groups)
       unit = _unit(groups[0].loop)
@@ -342,7 +342,8 @@ def _run(
       )
       return True
     size = sum(group.run_bytes() * len(group.runs) for group in groups)
-    devices.check_room(folder.path, 2 * size)
+    # Two checkpoints are kept, and the next is written beside them.
+    devices.check_room(folder.path, 3 * size)
     try:
       with _Runs(folder, groups, everywhere, options, stop, position) as runs:
         runs.train()
@@ -358,31 +359,37 @@ class _Position(NamedTuple):
     group: the program to go on with; their number if all are finished.
     iteration: iterations of it that are done.
     rows: of metrics, that stay.
+    checksum: of these rows; None where it is not known.
   """
 
   group: int
   iteration: int
   rows: int
+  checksum: str | None
 
 
 def _find(folder: RunFolder, groups: Sequence[Group]) -> _Position:
-  """Where the newest checkpoint stands."""
+  """Where the newest checkpoint stands that is whole."""
   for index in reversed(range(len(groups))):
     checkpoints = _checkpoints(folder, index)
+    # Without any of its own, a program begins after the end of the one before.
+    before = index and _checkpoints(folder, index - 1).latest_step()
+    folders.recover(folder, checkpoints, may_be_none=bool(before))
     extra = checkpoints.read_extra()
     if extra is None:
       continue
     with checkpoint_errors(folder):
       iteration, rows = extra['iteration'], extra['rows']
+    checksum = extra.get('rows_sha256')
     if iteration == groups[index].iterations:
-      return _Position(index + 1, 0, rows)
-    return _Position(index, iteration, rows)
-  return _Position(0, 0, 0)
+      return _Position(index + 1, 0, rows, checksum)
+    return _Position(index, iteration, rows, checksum)
+  return _Position(0, 0, 0, None)
 
 
 def _checkpoints(folder: RunFolder, index: int) -> Checkpoints:
   """Of one program."""
-  return Checkpoints(folder.checkpoints / f'{index:03}', max_to_keep=1)
+  return Checkpoints(folder.checkpoints / f'{index:03}')
 
 
 class _Runs(Running):
@@ -519,7 +526,7 @@ class _Runs(Running):
       if self._columns:
         row = {name: row.get(name) for name in self._columns}
       rows.append({**_cells(each.point), 'seed': each.seed, **counts, **row})
-    self._writer.write_rows(rows)
+    self._write_rows(rows)
     headline = [row[group.loop.headline] for row in rows]
     finite = [value for value in headline if math.isfinite(value)]
     self._progress.update(
@@ -591,7 +598,7 @@ class _Runs(Running):
     checkpoints.save(
       step.iteration,
       _unpad(step.state, runs),
-      {'iteration': step.iteration, 'rows': self._writer.position},
+      {'iteration': step.iteration, **folders.written(self._writer)},
     )
     self._saved_at = time.monotonic()
 

@@ -7,7 +7,7 @@ import tempfile
 
 import hypothesis
 
-from experiments import devices
+from experiments import devices, running
 
 # Before JAX starts, for this process and for the launchers that tests start.
 _CACHE = tempfile.mkdtemp(prefix='siamrl-tests-')
@@ -16,6 +16,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 devices.add_xla_flags((*devices.CPU_XLA_FLAGS, *devices.YNNPACK_XLA_FLAGS))
+# What is drawn must not go wrong here.
+running.DRAWING_ERRORS = ()
 hypothesis.settings.register_profile('tests', database=None)
 hypothesis.settings.load_profile('tests')
 

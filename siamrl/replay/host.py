@@ -458,21 +458,40 @@ class HostReplay:
     self._segments = [dict(s) for s in manifest['segments']]
 
   @staticmethod
-  def prune(
+  def verify(
     directory: str | os.PathLike[str], manifest: dict[str, Any]
   ) -> None:
-    """Deletes the segment files that the manifest does not list.
-
-    Only call it with the newest manifest, once that one is safely stored: older
-    ones can no longer be loaded afterwards. Other files are left alone.
+    """Holds the segment files of a manifest against their checksums.
 
     Args:
       directory: where the segment files are.
-      manifest: what `save` returned.
+      manifest: what `save` returned, also after a trip through JSON.
+
+    Raises:
+      OSError: if a segment cannot be read.
+      ValueError: if one is missing, truncated or corrupt.
     """
-    needed = {s['name'] for s in manifest['segments']}
+    for segment in manifest['segments']:
+      _read_packed(pathlib.Path(directory), segment)
+
+  @staticmethod
+  def prune(
+    directory: str | os.PathLike[str], *manifests: dict[str, Any]
+  ) -> None:
+    """Deletes the segment files that none of the manifests lists.
+
+    Only call it once the newest manifest is safely stored: those that are not
+    given can no longer be loaded afterwards. Other files are left alone.
+
+    Args:
+      directory: where the segment files are.
+      *manifests: what `save` returned, for each state that is to stay.
+    """
+    needed = {s['name'] for each in manifests for s in each['segments']}
     for path in pathlib.Path(directory).iterdir():
-      if _SEGMENT_NAME.fullmatch(path.name) and path.name not in needed:
+      if path.name in needed or not _SEGMENT_NAME.fullmatch(path.name):
+        continue
+      if path.is_symlink() or not path.is_dir():  # a directory is not ours
         path.unlink()
 
   def _arrays(self) -> tuple[np.ndarray, ...]:
@@ -683,19 +702,8 @@ class HostReplay:
     self, directory: pathlib.Path, segment: dict[str, Any]
   ) -> None:
     """Reads a segment into its slots, over what an older one put there."""
+    packed = _read_packed(directory, segment)
     name = segment['name']
-    if not _SEGMENT_NAME.fullmatch(name):
-      raise ValueError(f'segment {name!r}: not the name of a segment file')
-    try:
-      packed = (directory / name).read_bytes()
-    except FileNotFoundError:
-      raise ValueError(f'segment {name} is missing in {directory}') from None
-    if len(packed) != segment['nbytes']:
-      raise ValueError(
-        f'segment {name} has {len(packed)} bytes: must be {segment["nbytes"]}'
-      )
-    if hashlib.sha256(packed).hexdigest() != segment['sha256']:
-      raise ValueError(f'segment {name} is corrupt: its checksum differs')
     spans = list(zip(segment['begin'], segment['end'], strict=True))
     count = sum(end - begin for begin, end in spans)
     nbytes = count * (self.nbytes // self.capacity)
@@ -715,6 +723,31 @@ class HostReplay:
       for run in runs:
         size = run.stop - run.start
         array[run], part = part[:size], part[size:]
+
+
+def _read_packed(directory: pathlib.Path, segment: dict[str, Any]) -> bytes:
+  """The compressed content of a segment file, verified.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it is missing, truncated or corrupt.
+  """
+  name = segment['name']
+  if not _SEGMENT_NAME.fullmatch(name):
+    raise ValueError(f'segment {name!r}: not the name of a segment file')
+  path = directory / name
+  if not os.path.lexists(path):
+    raise ValueError(f'segment {name} is missing in {directory}')
+  if not path.is_file():  # reading a pipe would never end
+    raise ValueError(f'segment {name} in {directory} is not a file')
+  packed = path.read_bytes()
+  if len(packed) != segment['nbytes']:
+    raise ValueError(
+      f'segment {name} has {len(packed)} bytes: must be {segment["nbytes"]}'
+    )
+  if hashlib.sha256(packed).hexdigest() != segment['sha256']:
+    raise ValueError(f'segment {name} is corrupt: its checksum differs')
+  return packed
 
 
 def _has_size(path: pathlib.Path, nbytes: int) -> bool:

@@ -122,16 +122,23 @@ def arrange(
 
 
 def in_words(point: Point) -> str:
-  """A setting in words: names of options only where a value needs one."""
+  """A setting in words, for a figure: names only where a value needs one."""
 
   def named(name: str, value: Any) -> str:
     if value in ('true', 'false'):
       return f'{name}={value}'
     return value if isinstance(value, str) else f'{name}={value:.10g}'
 
-  return ', '.join(
-    named(name, value) for name, value in point.items() if value is not None
+  return literal(
+    ', '.join(
+      named(name, value) for name, value in point.items() if value is not None
+    )
   )
+
+
+def literal(text: str) -> str:
+  """A text that a figure shows as it is: two dollars make no formula."""
+  return text.replace('$', r'\$')
 
 
 def _without(point: Point, names: Iterable[str]) -> Point:

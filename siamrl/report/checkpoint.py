@@ -5,19 +5,26 @@ when it is whole, so a process killed in mid-save leaves the step before it.
 Arrays are stored as raw chunks and everything else as JSON: nothing is pickled,
 so reading somebody else's checkpoint runs none of their code.
 
-What Orbax leaves to its caller is done here: it would silently cast a dtype and
-ignore the shape of some leaves, so both are checked; it flushes arrays but not
-its own small files to the disk; and it leaves half-written steps lying about.
+What Orbax leaves to its caller is done here. It would silently cast a dtype and
+ignore the shape of some leaves, so both are checked. It flushes arrays but not
+its own small files to the disk, and leaves half-written steps lying about. And
+it does not notice a flipped bit: each step holds the SHA-256 of all its files
+in `SHA256SUMS` (`sha256sum --check` reads it too), and they are verified before
+Orbax sees any of them.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+import stat
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +34,14 @@ _Tree = TypeVar('_Tree')
 
 # The ending of the directories in which Orbax builds what is not yet whole.
 _UNFINISHED = '.orbax-checkpoint-tmp'
+# The ending of damaged checkpoints that `recover` has set aside.
+_DAMAGED = '.damaged'
+_SUMS = 'SHA256SUMS'
+# Where Orbax keeps what its caller has to say about a step. Here: that there is
+# a file of checksums. So a step whose file is gone is damaged, and a step from
+# before there were any is not.
+_METADATA = '_CHECKPOINT_METADATA'
+_SAYS_SUMS = {'checksums': _SUMS}
 
 
 class CheckpointError(RuntimeError):
@@ -54,6 +69,7 @@ class Checkpoints:
       raise ValueError(f'max_to_keep must be at least 1, not {max_to_keep}')
     self._directory = pathlib.Path(directory).absolute()
     self._max_to_keep = max_to_keep
+    self._verified: set[int] = set()
 
   def latest_step(self) -> int | None:
     """The newest complete checkpoint's step; None if there is none.
@@ -61,24 +77,87 @@ class Checkpoints:
     Raises:
       CheckpointError: if the directory holds something else than checkpoints.
     """
+    return max(self._steps(), default=None)
+
+  def _steps(self) -> list[int]:
+    """The steps of all complete checkpoints, in ascending order."""
     try:
       names = os.listdir(self._directory)
     except FileNotFoundError:
-      return None
+      return []
     except OSError as error:
       raise CheckpointError(f'{self._directory}: {error.strerror}') from error
     steps = [int(name) for name in names if name.isdecimal()]
     foreign = [
       name
       for name in names
-      if not name.startswith('.') and not name.endswith(_UNFINISHED)
+      if not name.startswith('.') and not name.endswith((_UNFINISHED, _DAMAGED))
     ]
     if not steps and foreign:
       raise CheckpointError(
         f'{self._directory}: not a directory of checkpoints, it holds '
         f'{min(foreign)!r}'
       )
-    return max(steps, default=None)
+    return sorted(steps)
+
+  def recover(
+    self,
+    check: Callable[[dict[str, Any]], None] = lambda extra: None,
+    *,
+    may_be_none: bool = False,
+  ) -> list[str]:
+    """Sets damaged checkpoints aside, so that the newest one left is whole.
+
+    Only the process that writes may call this, before it reads anything. A
+    checkpoint that is set aside is renamed; the next `save` deletes it.
+
+    Args:
+      check: (extra) -> None; verifies files elsewhere that a checkpoint depends
+        on. It raises ValueError or OSError, with the name of the file, where
+        one of them is damaged.
+      may_be_none: whether the caller has something to fall back on when no
+        checkpoint is whole.
+
+    Returns:
+      Lines for the user: one for each checkpoint set aside, and one about a
+      checkpoint that has no checksums. Empty if the newest one is whole, or if
+      there is none.
+
+    Raises:
+      CheckpointError: if no checkpoint is whole, unless `may_be_none`. Nothing
+        is set aside then.
+    """
+    damage: dict[int, str] = {}
+    notes: list[str] = []
+    for step in reversed(self._steps()):
+      try:
+        notes = self._verify(step)
+        check(self._read_extra(step))
+      except (CheckpointError, ValueError, OSError) as error:
+        damage[step] = _line(error)
+        continue
+      break
+    else:
+      if damage and not may_be_none:
+        text = next(iter(damage.values()))
+        if len(damage) > 1:
+          text += f'; nor can the {len(damage) - 1} before it be used'
+        raise CheckpointError(text)
+    for step, text in damage.items():
+      self._set_aside(step)
+      notes.append(f'{text}; the checkpoint before it is used')
+    return notes
+
+  def _set_aside(self, step: int) -> None:
+    path = self._directory / str(step)
+    aside = path.with_name(f'{step}{_DAMAGED}')
+    try:
+      _remove(aside)
+      path.rename(aside)
+    except OSError as error:
+      raise CheckpointError(
+        f'{path}: cannot be set aside: {error.strerror}'
+      ) from error
 
   def save(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
     """Writes a checkpoint; it is on the disk when this returns.
@@ -123,13 +202,15 @@ class Checkpoints:
     """The facts beside the newest complete checkpoint; None if there is none.
 
     Raises:
-      CheckpointError: if it cannot be read.
+      CheckpointError: if it cannot be read, or is damaged.
     """
     step = self.latest_step()
-    if step is None:
-      return None
+    return None if step is None else self._read_extra(step)
+
+  def _read_extra(self, step: int) -> dict[str, Any]:
+    self._verify(step)
     try:
-      with self._manager(read_only=True) as manager:
+      with self._manager() as manager:
         from orbax.checkpoint import args
 
         extra = args.Composite(extra=args.JsonRestore())
@@ -153,18 +234,19 @@ class Checkpoints:
       (learner, extra, step), or None if there is no checkpoint.
 
     Raises:
-      CheckpointError: if the checkpoint cannot be read, or if a leaf is missing
-        or has another shape or dtype than the template's.
+      CheckpointError: if the checkpoint cannot be read or is damaged, or if a
+        leaf is missing or has another shape or dtype than the template's.
     """
     step = self.latest_step()
     if step is None:
       return None
+    self._verify(step)
     path = self._directory / str(step)
     expected = _descriptions(template)
     several = jax.process_count() > 1
     wanted: Any = jax.tree.map(_to_host, template) if several else template
     try:
-      with self._manager(read_only=True) as manager:
+      with self._manager() as manager:
         _check_stored(manager.item_metadata(step)['learner'], expected)
         learner, extra = self._read(manager, step, wanted)
       if several:
@@ -181,7 +263,10 @@ class Checkpoints:
   def _write(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
     if jax.process_count() > 1:
       learner = jax.tree.map(_to_host, learner)
-    with self._manager() as manager:
+    # Orbax works inside the directory that is renamed when it is whole, and
+    # whole means: with its checksums.
+    path = self._directory / f'{step}{_UNFINISHED}'
+    with self._manager(path) as manager:
       from orbax.checkpoint import args
 
       manager.save(
@@ -189,7 +274,43 @@ class Checkpoints:
         args=args.Composite(
           learner=args.StandardSave(learner), extra=args.JsonSave(extra)
         ),
+        custom_metadata=_SAYS_SUMS,
       )
+    inner = path / str(step)
+    for part in sorted(inner.iterdir()):
+      part.rename(path / part.name)
+    inner.rmdir()
+    (path / _SUMS).write_text(_sums(path), encoding='utf-8')
+    path.rename(self._directory / str(step))
+
+  def _verify(self, step: int) -> list[str]:
+    """Holds the files of a step against their checksums, once.
+
+    Returns:
+      A line for the user where the step is from before there were checksums.
+
+    Raises:
+      CheckpointError: if one differs, is missing, or should not be there; its
+        message names the file.
+    """
+    if step in self._verified:
+      return []
+    path = self._directory / str(step)
+    notes = []
+    try:
+      if not os.path.lexists(path / _SUMS) and _has_no_sums(path):
+        notes = [
+          f'{path}: an older version wrote this checkpoint, without checksums; '
+          'damage to it goes unnoticed'
+        ]
+      else:
+        _check_sums(path)
+    except (OSError, ValueError, RecursionError) as error:
+      raise CheckpointError(
+        f'{path}: not a readable checkpoint: {_line(error)}'
+      ) from error
+    self._verified.add(step)
+    return notes
 
   def _read(
     self,
@@ -208,8 +329,13 @@ class Checkpoints:
     return restored['learner'], restored['extra']
 
   @contextlib.contextmanager
-  def _manager(self, read_only: bool = False) -> Iterator[Any]:
-    """An Orbax manager, opened anew for each call (some 10 ms)."""
+  def _manager(self, directory: pathlib.Path | None = None) -> Iterator[Any]:
+    """An Orbax manager, opened anew for each call (some 10 ms).
+
+    Args:
+      directory: to write a step to; None to read the checkpoints.
+    """
+    read_only = directory is None
     with _quiet(), _alone():
       import orbax.checkpoint as ocp  # a third of a second, so not at start-up
 
@@ -224,24 +350,31 @@ class Checkpoints:
         'extra': ocp.JsonCheckpointHandler(),
       }
       with ocp.CheckpointManager(
-        self._directory, options=options, item_handlers=handlers
+        directory or self._directory, options=options, item_handlers=handlers
       ) as manager:
         yield manager
 
   def _remove_old(self) -> None:
-    """Removes all checkpoints but the newest ones."""
-    steps = sorted(
-      int(name) for name in os.listdir(self._directory) if name.isdecimal()
-    )
-    for step in steps[: -self._max_to_keep]:
+    """Removes all checkpoints but the newest ones, and what was set aside."""
+    for path in self._directory.glob(f'*{_DAMAGED}'):
+      _remove(path)
+    for step in self._steps()[: -self._max_to_keep]:
       path = self._directory / str(step)
       # Renamed first: killed half-way, this leaves no half of a checkpoint.
-      shutil.rmtree(path.rename(f'{path}{_UNFINISHED}'))
+      _remove(path.rename(f'{path}{_UNFINISHED}'))
 
   def _remove_unfinished(self) -> None:
     """Removes what a killed or failed save left behind."""
     for path in self._directory.glob(f'*{_UNFINISHED}'):
-      shutil.rmtree(path)
+      _remove(path)
+
+
+def any_checkpoint(directory: str | os.PathLike[str]) -> bool:
+  """Whether there is a complete checkpoint in a directory, or further down."""
+  return any(
+    path.parent.name.isdecimal()
+    for path in pathlib.Path(directory).rglob(_METADATA)
+  )
 
 
 class _Mismatch(Exception):
@@ -312,6 +445,97 @@ def _check_keys(learner: Any, template: Any) -> None:
       )
 
 
+def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
+  """All that is below a directory and no directory itself, by relative name."""
+  found = {}
+  for parent, directories, names in os.walk(path):
+    # A link to a directory is walked by nobody, and is not one of ours.
+    links = [n for n in directories if os.path.islink(os.path.join(parent, n))]
+    for name in [*names, *links]:
+      file = pathlib.Path(parent, name)
+      found[file.relative_to(path).as_posix()] = file
+  found.pop(_SUMS, None)
+  return found
+
+
+def _digest(path: pathlib.Path) -> str:
+  """The SHA-256 of a regular file.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it is something else, such as a pipe, which would block.
+  """
+  if not stat.S_ISREG(path.lstat().st_mode):
+    raise ValueError('not a file')
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _sums(path: pathlib.Path) -> str:
+  """The checksums of all files below a directory, as sha256sum has them."""
+  files = sorted(_files(path).items())
+  return ''.join(f'{_digest(file)}  {name}\n' for name, file in files)
+
+
+def _check_sums(path: pathlib.Path) -> None:
+  """Holds the files below a directory against its file of checksums.
+
+  Raises:
+    OSError: if one cannot be read.
+    ValueError: if one is damaged, is missing, or should not be there.
+  """
+  sums = path / _SUMS
+  if not os.path.lexists(sums):
+    raise ValueError(f'{_SUMS} is missing')
+  if not stat.S_ISREG(sums.lstat().st_mode):
+    raise ValueError(f'{_SUMS} is not a file')
+  stored = sums.read_bytes()
+  files, lines = _files(path), []
+  expected = {}
+  for line in stored.decode('utf-8', errors='replace').split('\n'):
+    digest, _, name = line.partition('  ')
+    if name:
+      expected[name] = digest
+  for name in sorted(files.keys() | expected.keys()):
+    if name not in files:
+      raise ValueError(f'{name} is missing, or {_SUMS} is damaged')
+    if name not in expected:
+      raise ValueError(f'{name} has no checksum in {_SUMS}')
+    try:
+      found = _digest(files[name])
+    except ValueError as error:
+      raise ValueError(f'{name} is {error}') from error
+    if found != expected[name]:
+      raise ValueError(f'{name} is damaged: its checksum differs')
+    lines.append(f'{found}  {name}\n')
+  if stored != ''.join(lines).encode():
+    raise ValueError(f'{_SUMS} is damaged')
+
+
+def _has_no_sums(path: pathlib.Path) -> bool:
+  """Whether a step says that it was written without checksums.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it says nothing that can be understood.
+  """
+  metadata = path / _METADATA
+  if not metadata.is_file():
+    raise ValueError(f'{_SUMS} is missing')
+  said = json.loads(metadata.read_bytes())
+  if not isinstance(said, dict):
+    raise ValueError(f'{_METADATA} is damaged')
+  return (said.get('custom_metadata') or {}) != _SAYS_SUMS
+
+
+def _remove(path: pathlib.Path) -> None:
+  """Removes a file, or a directory and all that is in it, if it is there."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
+
+
 def _check_room(path: pathlib.Path, tree: Any) -> None:
   """Raises OSError where the disk has less room than a tree's arrays take.
 
@@ -370,15 +594,34 @@ def _alone() -> Iterator[None]:
 def _quiet() -> Iterator[None]:
   """Keeps Orbax, some 40 log lines a save, out of the run's own log.
 
-  Its errors too: they are raised, and would be printed a second time.
+  Its errors too: they are raised, and would be printed a second time. Its
+  threads go on failing after an error has been raised, so then it stays quiet.
   """
+  for name in _LOGGERS:
+    logging.getLogger(name).addFilter(_is_ours)
+  if sys.unraisablehook is not _unraisable:
+    _hooks.append(sys.unraisablehook)
+    sys.unraisablehook = _unraisable
+  yield
+  sys.unraisablehook = _hooks.pop()
+  for name in _LOGGERS:
+    logging.getLogger(name).removeFilter(_is_ours)
 
-  def is_ours(record: logging.LogRecord) -> bool:
-    return f'{os.sep}orbax{os.sep}' not in record.pathname
 
-  logger = logging.getLogger('absl')
-  logger.addFilter(is_ours)
-  try:
-    yield
-  finally:
-    logger.removeFilter(is_ours)
+_LOGGERS = ('absl', 'asyncio')
+_hooks: list[Callable[[Any], None]] = []
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+  """Whether a line of the log comes from elsewhere than Orbax."""
+  paths = [record.pathname]
+  if record.exc_info:
+    frames = traceback.extract_tb(record.exc_info[2])
+    paths += [frame.filename for frame in frames]
+  return not any(f'{os.sep}orbax{os.sep}' in path for path in paths)
+
+
+def _unraisable(error: Any) -> None:
+  """Drops what Orbax's storage complains of when a failed call was given up."""
+  if str(error.exc_value) != 'Event loop is closed':
+    _hooks[-1](error)

@@ -18,6 +18,7 @@ from siamrl.report.arrangement import (
   Point,
   arrange,
   in_words,
+  literal,
 )
 from siamrl.report.drawing import GRAY
 from siamrl.report.metrics import (
@@ -108,7 +109,7 @@ def plot_curve(
           alpha=0.6,
         )
     _draw(axes, curve, COLORS[index], '-')
-  axes.set_title(title, loc='left')
+  axes.set_title(literal(title), loc='left')
   axes.set_xlabel(x_label)
   axes.set_ylabel(y_label)
   if series or references:
@@ -228,13 +229,13 @@ def plot_sweep(
   runs = {len(values) for _, values in curves}
   explanation = drawing.explanation(statistic, runs)
   if len(arrangement.panes) > 1:
-    figure.suptitle(title, x=0.01, ha='left')
+    figure.suptitle(literal(title), x=0.01, ha='left')
     figure.supxlabel(x_label or x, fontsize='medium')
     figure.supylabel(y_label or y, fontsize='medium')
     notes = [drawing.count_note(*curve) for curve in curves]
     names = drawing.pane_legend(arrangement, points, notes)
   else:
-    grid[0].set_title(title, loc='left')
+    grid[0].set_title(literal(title), loc='left')
     grid[0].set_xlabel(x_label or x)
     grid[0].set_ylabel(y_label or y)
     names = drawing.lines_of(grid[0])
@@ -344,7 +345,7 @@ def plot_final(
   if lowest > 0:
     drawing.logarithmic(axes, lowest)
     axes.margins(x=0.04)
-  axes.set_title(title, loc='left')
+  axes.set_title(literal(title), loc='left')
   axes.set_xlabel(x_label)
   axes.set_ylabel(y_label)
   if lines:
@@ -383,7 +384,7 @@ def _plot_rows(
     range(len(points)), [in_words(p) or label for p in points], fontsize='small'
   )
   axes.set_ylim(len(points) - 0.5, -0.5)
-  axes.set_title(title, loc='left')
+  axes.set_title(literal(title), loc='left')
   words = [label, *textwrap.wrap(explanation, 60)]
   if asked and 1 < len(shown) <= len(COLORS):
     words.append(f'color: {", ".join(asked)}')
@@ -495,7 +496,7 @@ def _draw(
     alpha=alpha,
     marker=marker,
     markersize=4 if width > 1 else 2,
-    label=curve.label,
+    label=literal(curve.label),
   )
   if curve.spread is not None:
     spread = np.broadcast_to(np.asarray(curve.spread, np.float64), y.shape)
@@ -512,7 +513,11 @@ def _draw(
 def _draw_level(axes: Any, curve: Curve, color: str, style: str) -> None:
   level = float(curve.y)
   axes.axhline(
-    level, color=color, linestyle=style, linewidth=1.5, label=curve.label
+    level,
+    color=color,
+    linestyle=style,
+    linewidth=1.5,
+    label=literal(curve.label),
   )
   if curve.spread is not None:
     spread = float(curve.spread)

@@ -48,8 +48,20 @@ def can_draw() -> bool:
 
 
 def _figures() -> Any:
-  """The module `matplotlib.figure`; it takes a second, so not at start-up."""
-  return import_optional('matplotlib.figure', 'curves need Matplotlib', 'plots')
+  """The module `matplotlib.figure`; it takes a second, so not at start-up.
+
+  MPLBACKEND is hidden from its import. It names a backend for figures on a
+  screen, which are not drawn here, and one that is not installed, such as a
+  notebook's, would be an error.
+  """
+  backend = os.environ.pop('MPLBACKEND', None)
+  try:
+    return import_optional(
+      'matplotlib.figure', 'curves need Matplotlib', 'plots'
+    )
+  finally:
+    if backend is not None:
+      os.environ['MPLBACKEND'] = backend
 
 
 def tidy(axes: Any) -> None:

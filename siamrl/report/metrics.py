@@ -12,6 +12,7 @@ leaves, but for the columns that measure the wall clock: their names end in `_s`
 import contextlib
 import csv
 import functools
+import hashlib
 import io
 import itertools
 import math
@@ -25,7 +26,7 @@ from typing import Any, Self, SupportsFloat
 import numpy as np
 
 from siamrl.optional import NotInstalledError, import_optional
-from siamrl.report.run_folder import write_atomically
+from siamrl.report.run_folder import read_file, write_atomically
 
 STEP_COLUMN = 'frames'  # the x axis of events and of curves
 RUN_COLUMN = 'seed'  # of a file in long form: tells runs of one setting apart
@@ -38,9 +39,10 @@ class MetricsWriter:
   """Appends rows to a CSV file, each on the disk before `write` returns.
 
   Attributes:
-    position: rows in the file. Keep it in a checkpoint; hand it to `truncate`
-      on resumption.
+    position: rows in the file. Keep it in a checkpoint, with `checksum`; hand
+      both to `truncate` on resumption.
     has_events: whether TensorBoard events are written too.
+    events_error: why they are no longer written; None while all is well.
   """
 
   def __init__(
@@ -69,14 +71,24 @@ class MetricsWriter:
     self._columns = header
     self._is_text = _text_columns(header, rows)
     self.position = len(rows)
-    _store(path, header, rows)  # without the torn line of a crash
+    self.events_error: Exception | None = None
+    # Without the torn line of a crash.
+    self._hash = hashlib.sha256(_store(path, header, rows))
     self._file = path.open('a', newline='', encoding='utf-8')
     self._events = None
     if events_dir is not None:
-      self._events = _open_events(
-        events_dir, _next_step(header, rows, step_column)
-      )
+      try:
+        self._events = _open_events(
+          events_dir, _next_step(header, rows, step_column)
+        )
+      except Exception as error:  # the rows are the record, and are written
+        self.events_error = error
     self.has_events = self._events is not None
+
+  @property
+  def checksum(self) -> str:
+    """SHA-256 of the file with all of its rows, in hexadecimal digits."""
+    return self._hash.hexdigest()
 
   def write(self, row: Mapping[str, Cell]) -> None:
     """Appends a row; `write_rows` says what it may hold."""
@@ -92,7 +104,8 @@ class MetricsWriter:
         numbers.
 
     Raises:
-      OSError: if the disk does not take it.
+      OSError: if the disk does not take it. Events that cannot be written are
+        given up instead, see `events_error`.
       ValueError: if the columns are not those of the file, a value is not of
         its column's kind or could not be read back, or the step column is not
         among them though events are written. Nothing is written then.
@@ -110,19 +123,29 @@ class MetricsWriter:
         odd = sorted(set(row) ^ set(columns))
         raise ValueError(f'columns differ from those of the file: {odd}')
       lines.append(_line([_cell(row[n], n, is_text) for n in columns]))
-    self._file.write(''.join(lines))
+    text = ''.join(lines)
+    self._file.write(text)
     self._file.flush()
     os.fsync(self._file.fileno())
+    self._hash.update(text.encode())
     self._columns, self._is_text = columns, is_text
     self.position += len(rows)
-    if self._events is not None:
-      for row in rows:
-        numbers = {
-          name: _number(value)
-          for name, value in row.items()
-          if value is not None and not isinstance(value, str)
-        }
-        self._events.write(int(numbers.pop(self._step_column)), numbers)
+    try:
+      self._write_events(rows)
+    except Exception as error:
+      self.events_error = error
+      self._close_events()
+
+  def _write_events(self, rows: Sequence[Mapping[str, Cell]]) -> None:
+    if self._events is None:
+      return
+    for row in rows:
+      numbers = {
+        name: _number(value)
+        for name, value in row.items()
+        if value is not None and not isinstance(value, str)
+      }
+      self._events.write(int(numbers.pop(self._step_column)), numbers)
 
   def close(self) -> None:
     """Closes the files. Twice does no harm."""
@@ -130,10 +153,13 @@ class MetricsWriter:
     # disk did not take, which has been raised.
     with contextlib.suppress(OSError):
       self._file.close()
+    self._close_events()
+
+  def _close_events(self) -> None:
     if self._events is not None:
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(Exception):
         self._events.close()
-      self._events = None
+      self._events, self.has_events = None, False
 
   def __enter__(self) -> Self:
     return self
@@ -142,7 +168,28 @@ class MetricsWriter:
     self.close()
 
   @staticmethod
-  def truncate(csv_path: str | os.PathLike[str], rows: int) -> None:
+  def verify(
+    csv_path: str | os.PathLike[str], rows: int, checksum: str | None
+  ) -> None:
+    """Holds the rows that a checkpoint knows of against their checksum.
+
+    Args:
+      csv_path: the file.
+      rows: `position` at the checkpoint.
+      checksum: `checksum` there; None for a checkpoint from before there was
+        one, of which only the number of rows is known.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if it has fewer rows than that, they are not the same, or it
+        is not a file of metrics. The message begins with the file.
+    """
+    _first_rows(pathlib.Path(csv_path), rows, checksum)
+
+  @staticmethod
+  def truncate(
+    csv_path: str | os.PathLike[str], rows: int, checksum: str | None = None
+  ) -> None:
     """Drops the rows that were written after a checkpoint.
 
     Call it before the file is opened for writing. With no rows left the file
@@ -151,17 +198,15 @@ class MetricsWriter:
     Args:
       csv_path: the file.
       rows: how many rows to keep, `position` at the checkpoint.
+      checksum: what they must have; see `verify`.
 
     Raises:
       OSError: if the file cannot be written.
-      ValueError: if it has fewer rows than that, or is not one of metrics.
+      ValueError: as `verify` has it. Nothing is dropped then.
     """
     path = pathlib.Path(csv_path)
-    header, present = _load(path)
-    if not 0 <= rows <= len(present):
-      raise ValueError(f'{path}: has {len(present)} rows, cannot keep {rows}')
     if rows:
-      _store(path, header, present[:rows])
+      write_atomically(path, _first_rows(path, rows, checksum))
     else:
       path.unlink(missing_ok=True)
 
@@ -194,7 +239,7 @@ def read_metrics(path: str | os.PathLike[str]) -> Table:
       continue
     try:
       columns[name] = np.array([int(cell) for cell in cells], np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
       columns[name] = np.array(
         [float(cell or 'nan') for cell in cells], np.float64
       )
@@ -403,13 +448,16 @@ def _check_columns(columns: list[str]) -> None:
 def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
   """The header and the rows of a file, as text; both empty without a file."""
   try:
-    text = path.read_bytes().decode('utf-8', errors='replace')
+    text = read_file(path).decode('utf-8', errors='replace')
   except FileNotFoundError:
     return [], []
   whole = list(io.StringIO(text[: text.rfind('\n') + 1]))
   # A results file begins with comments; a run's metrics have none.
   table = list(itertools.dropwhile(lambda line: line.startswith('#'), whole))
-  lines = list(csv.reader(table))
+  try:
+    lines = list(csv.reader(table))
+  except csv.Error as error:
+    raise ValueError(f'{path}: not a file of metrics: {error}') from error
   if not lines:
     return [], []
   header, rows = lines[0], lines[1:]
@@ -448,11 +496,38 @@ def _text_columns(header: list[str], rows: list[list[str]]) -> dict[str, bool]:
   return is_text
 
 
+def _first_rows(path: pathlib.Path, count: int, checksum: str | None) -> bytes:
+  """The file without its last rows, see `MetricsWriter.verify`."""
+  if not count:
+    return b''
+  if checksum is not None and path.exists():
+    # No cell holds the end of a line. What comes after these rows may be
+    # damaged: nobody reads it.
+    lines = read_file(path).split(b'\n')[: count + 1]
+    content = b''.join(line + b'\n' for line in lines)
+    if hashlib.sha256(content).hexdigest() == checksum:
+      return content
+  header, rows = _load(path)
+  if not 0 <= count <= len(rows):
+    raise ValueError(f'{path}: has {len(rows)} rows, cannot keep {count}')
+  if checksum is not None:
+    raise ValueError(
+      f'{path}: damaged: the checksum of its first {count} rows differs'
+    )
+  return _text(header, rows[:count])
+
+
 def _store(
   path: pathlib.Path, header: list[str], rows: list[list[str]]
-) -> None:
-  text = ''.join(_line(cells) for cells in [header, *rows] if cells)
-  write_atomically(path, text.encode())
+) -> bytes:
+  """Writes a whole file; returns its content."""
+  content = _text(header, rows)
+  write_atomically(path, content)
+  return content
+
+
+def _text(header: list[str], rows: list[list[str]]) -> bytes:
+  return ''.join(_line(cells) for cells in [header, *rows] if cells).encode()
 
 
 def _next_step(

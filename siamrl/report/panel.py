@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siamrl.report import drawing, statistics
-from siamrl.report.arrangement import COLORS, Pane, arrange, in_words
+from siamrl.report.arrangement import COLORS, Pane, arrange, in_words, literal
 from siamrl.report.metrics import RUN_COLUMN, Table, by_run, group_rows
 
 PREFIX = 'panel/'  # of the panel's columns
@@ -328,7 +328,7 @@ def plot_panel(
       )
     of_file = rows[0].title if len(files) > 1 else ''
     figure.suptitle(
-      ': '.join(filter(None, [title, of_file])), x=0.01, ha='left'
+      ': '.join(filter(None, [literal(title), of_file])), x=0.01, ha='left'
     )
     figure.supxlabel(x_label or x, fontsize='medium')
     notes = [explanation, arrangement.key, _SYNCED if marked else '']

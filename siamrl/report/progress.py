@@ -6,7 +6,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, cast
+
+from siamrl.report.streams import Lasting
 
 MAIN = ''  # the phase whose speed says how long the rest will take
 COMPILING = 'compiling'  # also the first steps of what is compiled: no speed
@@ -86,13 +88,15 @@ class Progress:
         are told from what this process does.
       unit: what is counted, such as 'env steps'.
       headline: what the number is called that `update` shows.
-      stream: where to write; standard error if None.
+      stream: where to write; standard error if None. Nothing is raised if it
+        cannot be written to.
       clock: seconds from some moment on.
     """
     self._total, self._done, self._unit = total, start, unit
     self._headline = headline
     self._last: float | None = None
-    self._stream = sys.stderr if stream is None else stream
+    stream = sys.stderr if stream is None else stream
+    self._stream = cast(TextIO, Lasting.of(stream))
     self._clock = clock
     self._begin()
     self._bar = (

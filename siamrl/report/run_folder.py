@@ -7,6 +7,7 @@ never written to.
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ import os
 import pathlib
 import platform
 import shutil
+import stat
 from collections.abc import Collection, Mapping
 from typing import Any, Self
 
@@ -58,11 +60,14 @@ class RunFolder:
     path: the folder.
     changes: how versions and device differ from those of the start before, a
       few words each; known of a folder that `open_run_folder` has opened.
+    notes: lines for the user, about files that are not as they should be but
+      keep no run from going on.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
     """Names the folder, which need not exist; `open_run_folder` creates it."""
     self.path = pathlib.Path(path)
+    self.notes: list[str] = []
     self._lock: int | None = None
     self.changes: list[str] = []
 
@@ -128,7 +133,7 @@ class RunFolder:
   def read_flags(self) -> dict[str, str] | None:
     """The flags of the run; None if this is not a run folder."""
     try:
-      lines = self.flags.read_text(encoding='utf-8').splitlines()
+      lines = read_file(self.flags).decode('utf-8').splitlines()
     except (OSError, UnicodeDecodeError):
       return None
     if lines[:1] != [_MARK]:
@@ -139,10 +144,10 @@ class RunFolder:
   def rows(self) -> int | None:
     """Rows of the metrics once the run is finished; None if not recorded."""
     try:
-      config = json.loads(self.config.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+      rows = _read_json(self.config)['derived']['rows']
+    except (OSError, ValueError, LookupError, TypeError):
       return None
-    return config.get('derived', {}).get('rows')
+    return rows if type(rows) is int else None
 
   def close(self) -> None:
     """Lets go of the lock, if this object holds it. Twice does no harm."""
@@ -183,8 +188,8 @@ def open_run_folder(
 
   Raises:
     WrongFolderError: if the folder is another run's or not a run folder.
-    RunFolderError: also if it is in use or cannot be written. What a run or a
-      user wrote there is then unchanged.
+    RunFolderError: also if it is in use, cannot be written, or a record in it
+      is damaged. What a run or a user wrote there is then unchanged.
     TypeError: if JSON cannot hold `config`.
     ValueError: if a flag's value cannot stand in a flag file.
   """
@@ -209,8 +214,7 @@ def open_run_folder(
       # First, since it makes the folder one of ours: a process killed after
       # this line leaves a folder that can be resumed.
       write_atomically(folder.flags, flag_lines.encode())
-    if not resumed or not folder.config.exists():
-      write_atomically(folder.config, config_text.encode())
+    _record_config(folder, config_text, ignore if resumed else None)
     _record_versions(folder)
   except OSError as error:
     folder.close()
@@ -221,6 +225,22 @@ def open_run_folder(
     folder.close()
     raise
   return folder, resumed
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+  """Reads all of a file, and never waits: a pipe is refused.
+
+  Args:
+    path: of a regular file, or of a link to one.
+
+  Raises:
+    OSError: if it cannot be read, or is something else.
+  """
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  with open(descriptor, 'rb') as file:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+      raise OSError(errno.EINVAL, 'Not a regular file', os.fspath(path))
+    return file.read()
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -376,18 +396,75 @@ def _remove_contents(folder: RunFolder) -> None:
       path.unlink(missing_ok=True)
 
 
+def _record_config(
+  folder: RunFolder, text: str, ignore: Collection[str] | None
+) -> None:
+  """Writes config.json where there is none; notes what is wrong with another.
+
+  A run reads nothing back from it, but tools do. The flags are known to be the
+  same, so what differs is damage, or was recorded by another version.
+
+  Args:
+    folder: of the run.
+    text: what the file would say.
+    ignore: on resumption, what may differ; None for a new run.
+  """
+  if ignore is not None and folder.config.exists():
+    try:
+      names = _differences(_read_json(folder.config), json.loads(text))
+      names = [name for name in names if name not in ignore]
+    except (OSError, ValueError):
+      folder.notes.append(f'{folder.config}: damaged, and written anew')
+    else:
+      if names:
+        folder.notes.append(
+          f'{folder.config}: records other values than this start has: '
+          f'{", ".join(names)}; without the file they are recorded anew'
+        )
+      return
+  write_atomically(folder.config, text.encode())
+
+
+def _differences(found: Any, expected: Any, prefix: str = '') -> list[str]:
+  """The names at which two JSON objects differ, such as 'derived.rows'."""
+  if not (isinstance(found, dict) and isinstance(expected, dict)):
+    return [] if found == expected else [prefix.rstrip('.') or 'all']
+  return [
+    name
+    for key in sorted(found.keys() | expected.keys())
+    for name in _differences(
+      found.get(key), expected.get(key), f'{prefix}{key}.'
+    )
+  ]
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  """What a JSON file holds.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it is not JSON.
+  """
+  try:
+    return json.loads(read_file(path))
+  except RecursionError as error:
+    raise ValueError('too deep') from error
+
+
 def _record_versions(folder: RunFolder) -> None:
   """Appends this start to the list of versions.json."""
   try:
-    records = json.loads(folder.versions.read_text(encoding='utf-8'))
+    records = _read_json(folder.versions)
   except FileNotFoundError:
     records = []
   except ValueError as error:
     raise RunFolderError(f'{folder.versions}: not JSON: {error}') from error
-  if not isinstance(records, list):
-    raise RunFolderError(f'{folder.versions}: not a list of starts')
+  if not isinstance(records, list) or not all(
+    isinstance(record, dict) for record in records
+  ):
+    raise RunFolderError(f'{folder.versions}: not a list of JSON objects')
   record = versions()
-  if records and isinstance(records[-1], dict):
+  if records:
     folder.changes = _changes(records[-1], record)
   records.append(record)
   text = json.dumps(records, indent=2) + '\n'

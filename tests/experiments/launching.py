@@ -98,6 +98,7 @@ def launch(
   assert process.returncode == code, err
   assert not out
   assert 'Traceback' not in err
+  assert 'the run goes on' not in err  # pictures and events are all there
   return err
 
 

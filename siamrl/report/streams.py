@@ -1,0 +1,123 @@
+"""Standard streams that outlast a full disk, a closed pipe or a lost terminal.
+
+What a run prints is a courtesy, and must not end it. Here a stream that fails
+is given up: that is said once, on the other stream, and what is printed
+afterwards is lost.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Self, TextIO, cast
+
+
+class Lasting:
+  """A text stream that never raises because of what it writes to.
+
+  Whatever else is asked of it, the stream itself answers.
+  """
+
+  def __init__(self, stream: TextIO | None, name: str = ''):
+    """Wraps a stream.
+
+    Args:
+      stream: to write to; None for one that was closed from the start.
+      name: what to call it when it fails.
+    """
+    self._stream: Any = _null_device() if stream is None else stream
+    self._name = name
+    self._other: Lasting | None = None
+    self._failed = stream is None
+
+  @classmethod
+  def of(cls, stream: TextIO | None) -> Self:
+    """Such a stream, made of another one or the same."""
+    return stream if isinstance(stream, cls) else cls(stream)
+
+  def write(self, text: str) -> int:
+    """Writes text; returns its length, whatever became of it."""
+    try:
+      self._stream.write(text)
+    except UnicodeEncodeError as failure:
+      # An encoding that lacks a letter has others to show which.
+      shown = text.encode(failure.encoding, 'backslashreplace')
+      readable = shown.decode(failure.encoding)
+      self._attempt(lambda: self._stream.write(readable))
+    except (OSError, ValueError) as error:
+      self._give_up(error)
+    return len(text)
+
+  def flush(self) -> None:
+    """Has the system take what was written."""
+    self._attempt(lambda: self._stream.flush())
+
+  def isatty(self) -> bool:
+    """Whether it is a terminal; one that fails is none."""
+    try:
+      return not self._failed and self._stream.isatty()
+    except (OSError, ValueError):
+      return False
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def _attempt(self, action: Callable[[], Any]) -> None:
+    try:
+      action()
+    except (OSError, ValueError) as error:
+      self._give_up(error)
+
+  def _give_up(self, error: Exception) -> None:
+    """Sends what comes, and what a buffer still holds, to the null device."""
+    if self._failed:
+      return
+    self._failed = True
+    try:
+      descriptor = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(descriptor, self._stream.fileno())
+      os.close(descriptor)
+    except (OSError, ValueError):  # it has no descriptor, or none any more
+      self._stream = _null_device()
+    reason = getattr(error, 'strerror', None) or error
+    self._say(f'cannot be written ({reason})')
+
+  def _say(self, what: str) -> None:
+    if self._other is not None:
+      text = f'note: {self._name} {what}; the program goes on without it\n'
+      self._other.write(text)
+      self._other.flush()
+
+
+def _null_device() -> TextIO:
+  return open(os.devnull, 'w')
+
+
+def install() -> None:
+  """Has standard output and error last as long as this process.
+
+  Call it once, when the process starts.
+  """
+  if isinstance(sys.stdout, Lasting) or isinstance(sys.stderr, Lasting):
+    return
+  closed = [stream is None for stream in (sys.stdout, sys.stderr)]
+  out = Lasting(sys.stdout, 'standard output')
+  err = Lasting(sys.stderr, 'standard error')
+  out._other, err._other = err, out
+  sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+  for stream, was_closed in zip((out, err), closed, strict=True):
+    if was_closed:
+      stream._say('is closed')
+
+
+def hold_descriptors() -> None:
+  """Opens the null device in place of standard streams that are closed.
+
+  Otherwise the next file that is opened, a checkpoint even, would have the
+  number of standard error, and be written to by whatever prints there. Call it
+  before anything opens a file.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
