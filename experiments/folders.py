@@ -77,6 +77,12 @@ def say(notes: Collection[str]) -> None:
     print(f'note: {note}', file=sys.stderr)
 
 
+def say_notes(folder: RunFolder) -> None:
+  """Prints what is odd about a folder, once nothing keeps the run from it."""
+  say(folder.notes)
+  folder.notes.clear()
+
+
 def open_run(config: Any, derived: Mapping[str, Any]) -> RunFolder:
   """The folder of a single run, as `open_folder`.
 

@@ -209,6 +209,7 @@ def main(sweep: Sweep) -> None:
     for config, outcome in zip(sweep.configs, outcomes, strict=True)
   ]
   if folder is not None:
+    folders.say_notes(folder)
     with folders.run_errors(folder), folder:
       _write(folder, sweep, study, results, outcomes)
   if len(results) == 1:

@@ -81,6 +81,7 @@ def run(folder: RunFolder, options: Options, stop: devices.StopRequest) -> None:
         folder.metrics, position.rows, position.rows_checksum
       )
     if position.iteration == options.iterations:
+      folders.say_notes(folder)
       Progress(1, 1).message(
         f'finished already: {folder.path}, {options.iterations:,} iterations'
       )

@@ -88,6 +88,7 @@ class Running:
     self._saved_at = time.monotonic()
 
   def __enter__(self) -> Self:
+    folders.say_notes(self._folder)
     self._progress.__enter__()
     return self
 

@@ -337,6 +337,7 @@ def _run(
     if position.group == len(groups):
       done = sum(group.iterations * group.steps for group in groups)
       unit = _unit(groups[0].loop)
+      folders.say_notes(folder)
       Progress(done, done).message(
         f'finished already: {folder.path}, {done:,} {unit}'
       )

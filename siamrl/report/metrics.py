@@ -455,7 +455,9 @@ def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
   # A results file begins with comments; a run's metrics have none.
   table = list(itertools.dropwhile(lambda line: line.startswith('#'), whole))
   try:
-    lines = list(csv.reader(table))
+    if '\0' in text:
+      raise csv.Error('it holds a byte that is 0')
+    lines = list(csv.reader(table, strict=True))
   except csv.Error as error:
     raise ValueError(f'{path}: not a file of metrics: {error}') from error
   if not lines:

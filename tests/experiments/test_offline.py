@@ -112,6 +112,7 @@ def state_of(folder):
   found = Checkpoints(run_.checkpoints).restore(template)
   assert found is not None
   state, extra, step = found
+  del extra['rows_sha256']  # wall-clock columns are in it
   state = state.replace(key=jax.random.key_data(state.key))
   leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
   return leaves, extra, step

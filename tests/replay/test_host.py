@@ -1,5 +1,6 @@
 """The host ring against a list of whole episodes, and its files."""
 
+import os
 import json
 import pathlib
 import subprocess
@@ -1049,3 +1050,31 @@ def test_only_a_fresh_replay_loads(tmp_path):
   manifest = pair.replay.save(tmp_path)
   with pytest.raises(ValueError, match='fresh'):
     pair.replay.load(tmp_path, manifest)
+
+
+def test_what_an_older_manifest_needs_can_be_kept(tmp_path):
+  pair = _full_pair(20)
+  older = _through_json(pair.replay.save(tmp_path))
+  for _ in range(100):
+    pair.step()
+  newer = pair.replay.save(tmp_path)
+  names = [{s['name'] for s in each['segments']} for each in (older, newer)]
+  assert names[0] - names[1]
+  (tmp_path / f'replay-{"0" * 32}.z').mkdir()  # nothing of a replay's
+  HostReplay.prune(tmp_path, newer, older)
+  HostReplay.verify(tmp_path, older)
+  _assert_same(_loaded(pair, tmp_path, newer), pair.replay)
+  HostReplay.prune(tmp_path, newer)
+  with pytest.raises(ValueError, match='is missing'):
+    HostReplay.verify(tmp_path, older)
+  HostReplay.verify(tmp_path, newer)
+
+
+def test_a_pipe_is_no_segment(tmp_path):
+  pair = _full_pair(20)
+  manifest = pair.replay.save(tmp_path)
+  path = tmp_path / manifest['segments'][0]['name']
+  path.unlink()
+  os.mkfifo(path)
+  with pytest.raises(ValueError, match=f'{path.name} in .* is not a file'):
+    HostReplay.verify(tmp_path, manifest)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,11 @@ import numpy as np
 import optax
 import pytest
 
-from siamrl.report.checkpoint import CheckpointError, Checkpoints
+from siamrl.report.checkpoint import (
+  CheckpointError,
+  Checkpoints,
+  any_checkpoint,
+)
 from siamrl.types import TrainState
 
 # Orbax leaves coroutines unfinished when a chunk of an array is damaged.
@@ -411,3 +416,187 @@ def test_facts_are_plain_json(tmp_path):
   Checkpoints(tmp_path).save(1, make_learner(), {'position': 4})
   text = (tmp_path / '1' / 'extra' / 'metadata').read_text()
   assert json.loads(text) == {'position': 4}
+
+
+# Damage.
+
+
+def cut(path):
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 3] ^= 16
+  path.write_bytes(content)
+
+
+def lengthen(path):
+  with path.open('ab') as file:
+    file.write(b'\n')
+
+
+def as_pipe(path):
+  path.unlink()
+  os.mkfifo(path)
+
+
+def as_loop(path):
+  path.unlink()
+  path.symlink_to(path)
+
+
+def as_directory(path):
+  path.unlink()
+  path.mkdir()
+
+
+@pytest.mark.parametrize(
+  'harm',
+  [flip, cut, lengthen, pathlib.Path.unlink, as_pipe, as_loop, as_directory],
+)
+def test_damage_to_any_file_is_named_before_orbax_reads_it(
+  tmp_path, harm, monkeypatch, capfd
+):
+  checkpoints = Checkpoints(tmp_path / 'run')
+  checkpoints.save(7, {'w': jnp.arange(300.0)}, {'position': 4})
+  whole = shutil.copytree(tmp_path / 'run', tmp_path / 'whole')
+  assert Checkpoints(whole).restore({'w': jnp.zeros(300)})[1:] == (
+    {'position': 4},
+    7,
+  )
+  monkeypatch.setattr(Checkpoints, '_manager', None)  # Orbax
+  names = [
+    path.relative_to(whole) for path in whole.rglob('*') if path.is_file()
+  ]
+  assert len(names) > 5
+  for name in names:
+    copy = shutil.copytree(whole, tmp_path / 'copy')
+    harm(copy / name)
+    for read in (
+      lambda: Checkpoints(copy).restore({'w': jnp.zeros(300)}),  # noqa: B023
+      Checkpoints(copy).read_extra,
+      Checkpoints(copy).recover,
+    ):
+      with pytest.raises(CheckpointError) as caught:
+        read()
+      assert str(caught.value).startswith(f'{copy / "7"}: not a readable')
+      # That of the damaged file itself, or the list that it no longer matches.
+      assert name.name in str(caught.value) or name.name == 'SHA256SUMS'
+    shutil.rmtree(copy)
+  assert capfd.readouterr() == ('', '')
+
+
+def test_a_file_from_elsewhere_is_seen(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(7, {'w': jnp.arange(3.0)}, {})
+  (tmp_path / '7' / 'learner' / 'more').write_text('')
+  with pytest.raises(CheckpointError, match='learner/more has no checksum'):
+    checkpoints.recover()
+
+
+def test_sha256sum_agrees(tmp_path):
+  Checkpoints(tmp_path).save(7, make_learner(), {})
+  subprocess.run(
+    ['sha256sum', '--check', '--strict', '--quiet', 'SHA256SUMS'],
+    cwd=tmp_path / '7',
+    check=True,
+  )
+
+
+def three(directory):
+  checkpoints = Checkpoints(directory, max_to_keep=3)
+  for step in (1, 2, 3):
+    checkpoints.save(step, make_learner(step), {'rows': step})
+  return checkpoints
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path):
+  checkpoints = three(tmp_path)
+  assert checkpoints.recover() == []
+  assert sorted(os.listdir(tmp_path)) == ['1', '2', '3']
+  flip(tmp_path / '3' / 'extra' / 'metadata')
+  with pytest.raises(CheckpointError, match='extra/metadata is damaged'):
+    Checkpoints(tmp_path).restore(make_learner())
+  (note,) = Checkpoints(tmp_path).recover()
+  assert note == (
+    f'{tmp_path}/3: not a readable checkpoint: extra/metadata is damaged: its '
+    'checksum differs; the checkpoint before it is used'
+  )
+  restored, extra, step = Checkpoints(tmp_path).restore(make_learner())
+  assert_same(restored, make_learner(2))
+  assert (extra, step) == ({'rows': 2}, 2)
+  assert sorted(os.listdir(tmp_path)) == ['1', '2', '3.damaged']
+  # The run comes by that step again, and nothing is left of the damaged one.
+  Checkpoints(tmp_path).save(3, make_learner(3), {'rows': 3})
+  assert sorted(os.listdir(tmp_path)) == ['2', '3']
+
+
+def test_what_depends_on_other_files_falls_back_too(tmp_path):
+  three(tmp_path)
+
+  def check(extra):
+    if extra['rows'] > 1:
+      raise ValueError(f'row {extra["rows"]} is damaged')
+
+  notes = Checkpoints(tmp_path).recover(check)
+  assert [note.partition(';')[0] for note in notes] == [
+    'row 3 is damaged',
+    'row 2 is damaged',
+  ]
+  assert Checkpoints(tmp_path).latest_step() == 1
+
+
+def test_where_nothing_is_whole_nothing_changes(tmp_path):
+  three(tmp_path)
+  for step in '123':
+    (tmp_path / step / 'SHA256SUMS').unlink()
+  with pytest.raises(
+    CheckpointError, match='3: not .* is missing; nor can the 2 before it'
+  ):
+    Checkpoints(tmp_path).recover()
+  assert sorted(os.listdir(tmp_path)) == ['1', '2', '3']
+  # Unless something else can take their place.
+  assert len(Checkpoints(tmp_path).recover(may_be_none=True)) == 3
+  assert Checkpoints(tmp_path).latest_step() is None
+  assert Checkpoints(tmp_path).recover() == []
+
+
+def test_checkpoints_from_before_there_were_checksums(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr('siamrl.report.checkpoint._SAYS_SUMS', {})
+    Checkpoints(tmp_path).save(1, make_learner(1), {'rows': 1})
+  (tmp_path / '1' / 'SHA256SUMS').unlink()
+  (note,) = Checkpoints(tmp_path).recover()
+  assert f'{tmp_path}/1: an older version wrote this checkpoint' in note
+  assert_same(Checkpoints(tmp_path).restore(make_learner())[0], make_learner(1))
+
+
+def test_whether_there_is_a_checkpoint(tmp_path):
+  assert not any_checkpoint(tmp_path / 'none')
+  Checkpoints(tmp_path / '000').save(1, make_learner(1), {})
+  assert any_checkpoint(tmp_path)
+  (tmp_path / '000' / '1').rename(tmp_path / '000' / '1.orbax-checkpoint-tmp')
+  assert not any_checkpoint(tmp_path)
+
+
+def test_a_disk_that_fills_while_orbax_writes(tmp_path, capfd, monkeypatch):
+  """It is told once, though Orbax's threads go on failing afterwards."""
+  noise = {
+    str(i): jax.random.bits(jax.random.key(i), (20_000,), jnp.uint32)
+    for i in range(6)
+  }
+  before = sys.unraisablehook
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+  try:
+    with pytest.raises(CheckpointError, match='step 2 cannot be saved'):
+      Checkpoints(tmp_path).save(2, noise, {})
+    time.sleep(0.2)
+    gc.collect()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert capfd.readouterr() == ('', '')
+  Checkpoints(tmp_path).save(2, noise, {})
+  assert sys.unraisablehook is before
+  assert logging.getLogger('asyncio').filters == []

@@ -1,10 +1,12 @@
+import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from siamrl.report import drawing
-from siamrl.report.arrangement import in_words
+from siamrl.report.arrangement import in_words, literal
 from siamrl.report.curves import (
   Curve,
   plot_curve,
@@ -318,3 +320,44 @@ def test_final_numbers_at_one_place_or_at_nought(tmp_path, drawn):
   assert not (tmp_path / 'final.png').exists()
   _final(tmp_path / 'final.png', _table(hard_0=[[1]], hard_1=[[2]]))
   assert drawn().get_xscale() == 'linear'
+
+
+def test_dollars_are_drawn_as_they_are(tmp_path, drawn):
+  """Between two of them, Matplotlib reads a formula, and may fail to."""
+  title, label = r'runs/$5_and_$6', r'bias$:soft+\w$:hard'
+  plot_curve(tmp_path / 'a.png', [Curve(label, [1, 2], [1, 2])], title=title)
+  table = {
+    'target_paths': np.array([label, 'a']),
+    'seed': np.zeros(2, np.int64),
+    'env_steps': np.array([1, 1]),
+    'train_return': np.array([1.0, 2.0]),
+  }
+  for plot, more in (
+    (plot_sweep, {}),
+    (plot_final, dict(position=lambda point: None, lines=['target_paths'])),
+  ):
+    plot(
+      tmp_path / 'a.png',
+      table,
+      x='env_steps',
+      y='train_return',
+      by=['target_paths'],
+      title=title,
+      **more,
+    )
+  assert literal('a$b$') == r'a\$b\$'
+
+
+def test_any_backend_will_do(tmp_path):
+  """Such as that of a notebook, which need not be installed."""
+  code = (
+    'import os, sys; from siamrl.report.curves import Curve, plot_curve; '
+    "plot_curve(sys.argv[1], [Curve('a', [1, 2], [1, 2])]); "
+    "assert os.environ['MPLBACKEND'] == 'module://nobody.has.it'"
+  )
+  subprocess.run(
+    [sys.executable, '-c', code, tmp_path / 'a.png'],
+    env={**os.environ, 'MPLBACKEND': 'module://nobody.has.it'},
+    check=True,
+  )
+  assert (tmp_path / 'a.png').stat().st_size > 1000

@@ -1,3 +1,5 @@
+import hashlib
+import os
 import struct
 import sys
 
@@ -375,3 +377,59 @@ def test_the_time_that_all_runs_have_reached():
   assert end([1, 2, 3, 4], [1, 2]) == 2
   assert end([2, 4, 6, 8], [3, 6, 9]) == 6
   assert end([2, 4], [3, 5]) == 4
+
+
+def test_rows_are_held_against_their_checksum(tmp_path):
+  path = tmp_path / 'metrics.csv'
+  with MetricsWriter(path) as writer:
+    writer.write_rows([{'frames': n, 'loss': -0.5 * n} for n in (1, 2)])
+    rows, checksum = writer.position, writer.checksum
+    writer.write({'frames': 3, 'loss': 7.0})
+    assert writer.checksum == hashlib.sha256(path.read_bytes()).hexdigest()
+  whole = path.read_bytes()
+  MetricsWriter.verify(path, rows, checksum)
+  for index in range(whole.index(b'3,')):
+    for bit in range(8):
+      content = bytearray(whole)
+      content[index] ^= 1 << bit
+      path.write_bytes(content)
+      with pytest.raises(ValueError, match=f'^{path}: '):
+        MetricsWriter.truncate(path, rows, checksum)
+      assert path.read_bytes() == content
+  # What a checkpoint does not know of is dropped, whatever it has become.
+  path.write_bytes(whole.replace(b'3,7', b'\r\x00"'))
+  MetricsWriter.truncate(path, rows, checksum)
+  assert path.read_bytes() == whole[: whole.index(b'3,')]
+  with MetricsWriter(path) as writer:
+    assert (writer.position, writer.checksum) == (rows, checksum)
+
+
+@pytest.mark.parametrize('damaged', ['1,\r0.5\n', '1,"0.5\n', '1,0\x00.5\n'])
+def test_damage_that_the_csv_module_refuses_is_told_like_any(tmp_path, damaged):
+  path = tmp_path / 'metrics.csv'
+  path.write_bytes(b'frames,loss\n' + damaged.encode())
+  with pytest.raises(ValueError, match=f'^{path}: '):
+    read_metrics(path)
+
+
+def test_a_pipe_is_no_file_of_metrics(tmp_path):
+  path = tmp_path / 'metrics.csv'
+  os.mkfifo(path)
+  with pytest.raises(OSError, match='Not a regular file'):
+    MetricsWriter.truncate(path, 1, '')
+
+
+def test_events_that_cannot_be_written_cost_no_row(tmp_path):
+  pytest.importorskip('tensorboardX')
+  events = tmp_path / 'events'
+  events.write_text('')  # no directory
+  with MetricsWriter(tmp_path / 'a.csv', events) as writer:
+    assert isinstance(writer.events_error, FileExistsError)
+    assert not writer.has_events
+    writer.write({'frames': 1, 'loss': 1.0})
+  with MetricsWriter(tmp_path / 'b.csv', tmp_path / 'more') as writer:
+    writer._events._writer = None
+    writer.write({'frames': 1, 'loss': 1.0})
+    assert isinstance(writer.events_error, AttributeError)
+    writer.write({'frames': 2, 'loss': 1.0})
+  assert read_metrics(tmp_path / 'b.csv')['frames'].tolist() == [1, 2]

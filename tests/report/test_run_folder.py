@@ -296,3 +296,68 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='No space left'):
     write_atomically(path, b'new')
   assert contents(tmp_path) == {'file': b'old'}
+
+
+def resume(folder):
+  opened, resumed = open_run_folder(folder, FLAGS, CONFIG)
+  opened.close()
+  assert resumed
+  return opened.notes
+
+
+@pytest.mark.parametrize(
+  'content',
+  [b'{}', b'7', b'[7]', b'null', b'[{}, []]', b'[', b'\xff', b'[' * 100_000],
+)
+def test_versions_are_a_list_of_records(tmp_path, content):
+  with open_run_folder(tmp_path, FLAGS, CONFIG)[0] as folder:
+    folder.versions.write_bytes(content)
+  with pytest.raises(RunFolderError, match=f'^{folder.versions}: not '):
+    resume(tmp_path)
+  assert folder.versions.read_bytes() == content
+
+
+@pytest.mark.parametrize('content', [b'', b'{', b'\xff', b'[' * 100_000])
+def test_a_damaged_configuration_is_written_anew(tmp_path, content):
+  with open_run_folder(tmp_path, FLAGS, CONFIG)[0] as folder:
+    whole = folder.config.read_bytes()
+    folder.config.write_bytes(content)
+  assert folder.rows() is None
+  assert resume(tmp_path) == [f'{folder.config}: damaged, and written anew']
+  assert folder.config.read_bytes() == whole
+  assert resume(tmp_path) == []
+
+
+def test_what_differs_in_the_configuration_is_named(tmp_path):
+  with open_run_folder(tmp_path, FLAGS, CONFIG)[0] as folder:
+    folder.config.write_text('{"tau": 0.004, "agent": {"name": "d1n"}}')
+  (note,) = resume(tmp_path)
+  assert 'other values than this start has: agent.name, tau;' in note
+  # Where a run happens may differ.
+  opened, _ = open_run_folder(
+    tmp_path, FLAGS, CONFIG, ignore=('tau', 'agent.name')
+  )
+  opened.close()
+  assert opened.notes == []
+
+
+@pytest.mark.parametrize('content', ['7', '[]', '{"derived": 7}', '{'])
+def test_rows_of_a_damaged_configuration_are_not_known(tmp_path, content):
+  folder = RunFolder(tmp_path)
+  folder.config.write_text('{"derived": {"rows": 7}}')
+  assert folder.rows() == 7
+  folder.config.write_text(content)
+  assert folder.rows() is None
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+  with open_run_folder(tmp_path, FLAGS, CONFIG)[0] as folder:
+    pass
+  for path in (folder.config, folder.versions, folder.flags):
+    path.unlink()
+    os.mkfifo(path)
+    if path == folder.config:
+      assert resume(tmp_path) == [f'{path}: damaged, and written anew']
+      continue
+    with pytest.raises(RunFolderError):
+      open_run_folder(tmp_path, FLAGS, CONFIG)

@@ -1,0 +1,539 @@
+"""Damages files of run folders, resumes the runs, and counts what comes of it.
+
+  python -m tests.experiments.damage --cases=2000 --seed=0
+
+Runs of each kind of launcher are stopped near their end. Each case copies one
+of them, damages one of its files, and resumes it in this process. Right answers
+are a line that names what is wrong, or the end of an undisturbed run: the same
+metrics, and the same parameters to the last bit.
+"""
+
+import argparse
+import collections
+from collections.abc import Callable, Iterator
+import contextlib
+import copy
+import dataclasses
+import functools
+import os
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import (
+  classic,
+  control,
+  control_host,
+  flags,
+  folders,
+  host_run,
+  lab,
+  offline,
+  offline_run,
+  running,
+  siamese,
+  sweep_run,
+)
+from experiments.environments import make_task
+from siamrl.report.checkpoint import Checkpoints
+from siamrl.report.metrics import is_wall_clock, read_metrics
+from siamrl.report.run_folder import RunFolder
+from siamrl.runners import host
+from tests.experiments.launching import SMALL_SWEEP, groups_of, read_sweep
+
+_LIMIT_S = 60
+
+SWEEP = (*SMALL_SWEEP, '--agent=dqn,double_dqn', '--seeds=2')
+SIAMESE = (
+  '--platform=cpu',
+  '--images=digits',
+  '--held_out_fraction=0.9',
+  '--epochs=3',
+  '--iteration_epochs=1',
+  '--batch_size=64',
+  '--projections=8',
+  '--projector_units=8',
+  '--predictor_units=4',
+)
+OFFLINE = (
+  '--platform=cpu',
+  '--environment=chain',
+  '--collect_env_steps=200',
+  '--iterations=4',
+  '--target_period=20',
+  '--batch_size=8',
+  '--hidden_sizes=8',
+  '--eval_episodes=0',
+)
+HOST = (
+  '--platform=cpu',
+  '--environment=gymnasium:Pendulum-v1',
+  '--agent=td3',
+  '--env_steps=800',
+  '--iteration_env_steps=200',
+  '--min_replay=64',
+  '--random_env_steps=64',
+  '--replay_capacity=300',
+  '--batch_size=8',
+  '--actor_sizes=8',
+  '--critic_sizes=8',
+  '--eval_episodes=0',
+)
+LAB = ('--problem=baird', '--gradient_steps=40', '--target_period=4')
+
+
+class _Hang(BaseException):
+  """A case has taken longer than it may; no handler of errors is to stop it."""
+
+
+class _AfterRows:
+  """A request to stop that comes once there are so many rows of metrics."""
+
+  def __init__(self, folder: pathlib.Path, rows: float):
+    self._path, self._rows = RunFolder(folder).metrics, rows
+
+  def __bool__(self) -> bool:
+    with contextlib.suppress(OSError):
+      return len(self._path.read_bytes().splitlines()) > self._rows
+    return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A kind of run.
+
+  Attributes:
+    go_on: (folder, rows) -> None; begins or resumes the run, and stops it once
+      it has so many rows.
+    state: (folder) -> what the newest checkpoint holds, comparable.
+    rows: at which the run is stopped, to be damaged.
+  """
+
+  go_on: Callable[[pathlib.Path, float], None]
+  state: Callable[[pathlib.Path], Any]
+  rows: float
+
+
+def _bytes(tree: Any) -> list[bytes]:
+  leaves = [
+    jax.random.key_data(leaf)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    else leaf
+    for leaf in jax.tree.leaves(tree)
+  ]
+  return [np.asarray(leaf).tobytes() for leaf in leaves]
+
+
+def _stored(directory: pathlib.Path, template: Any) -> list[bytes]:
+  found = Checkpoints(directory).restore(template)
+  return [] if found is None else _bytes(found[0])
+
+
+def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
+  sweep = read_sweep(launcher, *arguments)
+  # Nothing is traced or compiled again.
+  groups = groups_of(launcher, sweep)
+  for group in groups:
+    for name in ('columns', 'run_bytes'):
+      known = functools.cache(getattr(group, name))
+      object.__setattr__(group, name, known)
+  original = sweep_run.compile_group
+  compile_group = functools.cache(
+    lambda index: original(groups[index], share='runs', vectorised=False)
+  )
+
+  def again(group: sweep_run.Group, **unused: Any) -> Any:
+    return compile_group([each is group for each in groups].index(True))
+
+  def go_on(folder: pathlib.Path, most: float) -> None:
+    options = sweep_run.Options(
+      run_dir=str(folder),
+      overwrite=False,
+      flags=flags.as_flags(sweep),
+      config=flags.as_json(sweep) | {'derived': {'rows': 12}},
+      ignore=folders.WHERE,
+      share='runs',
+      vectorised=False,
+      checkpoint_period_s=600,
+      num_processes=1,
+      process_id=0,
+      draw=lambda folder: None,
+    )
+    with _replaced(sweep_run, 'compile_group', again):
+      sweep_run.run(groups, options, _AfterRows(folder, most))  # type: ignore
+
+  @functools.cache
+  def template() -> Any:
+    program, place, _ = compile_group(len(groups) - 1)
+    group = groups[-1]
+    start = program.start(place(group.settings()), place(group.keys()))
+    return sweep_run._unpad(start, len(group.runs))
+
+  def state(folder: pathlib.Path) -> Any:
+    # Nobody reads again what programs before the last one came to.
+    last = f'{len(groups) - 1:03}'
+    return _stored(RunFolder(folder).checkpoints / last, template())
+
+  return Kind(go_on, state, rows)
+
+
+def _make_offline() -> Kind:
+  config = flags.from_arguments(offline.OfflineConfig, *OFFLINE)
+  task = make_task(config.environment)
+  options = offline.make_run(config, task, None)
+  made: dict[Any, offline_run.Parts] = {}
+
+  def make_parts(data: Any) -> offline_run.Parts:
+    key = tuple(np.asarray(array).tobytes() for array in data)
+    if key not in made:
+      made[key] = options.make_parts(data)
+    parts = made[key]
+    return parts._replace(state=jax.tree.map(jax.numpy.copy, parts.state))
+
+  again = dataclasses.replace(
+    options, make_parts=make_parts, draw=lambda folder: None
+  )
+
+  def go_on(folder: pathlib.Path, most: float) -> None:
+    derived = {'rows': config.rows}
+    with folders.open_run(
+      dataclasses.replace(config, run_dir=str(folder)), derived
+    ) as run:
+      offline_run.run(run, again, _AfterRows(folder, most))  # type: ignore
+
+  def state(folder: pathlib.Path) -> Any:
+    (parts, *_) = made.values()
+    return _stored(RunFolder(folder).checkpoints, parts.state)
+
+  return Kind(go_on, state, 3)
+
+
+def _make_host() -> Kind:
+  (config,) = read_sweep(control, *HOST).configs
+  environments = control_host.make_environments(config, seed=0)
+  environments.close()
+  parts, derived = control_host.build(config, environments, RunFolder('run'))
+  # Nothing is compiled again.
+  host._make_explore = functools.cache(host._make_explore)
+  host.jit_regress = functools.cache(host.jit_regress)
+
+  def go_on(folder: pathlib.Path, most: float) -> None:
+    replay = copy.deepcopy(parts.replay)
+    fresh = dataclasses.replace(
+      parts,
+      state=jax.tree.map(jax.numpy.copy, parts.state),
+      replay=replay,
+      loop=functools.partial(parts.loop, replay=replay),
+      draw=lambda: None,
+    )
+    with folders.open_run(
+      dataclasses.replace(config, run_dir=str(folder)), derived
+    ) as run:
+      host_run.run(run, fresh, _AfterRows(folder, most))  # type: ignore
+
+  def state(folder: pathlib.Path) -> Any:
+    run = RunFolder(folder)
+    found = Checkpoints(run.checkpoints).restore(parts.state)
+    if found is None:
+      return None
+    replay = copy.deepcopy(parts.replay)
+    replay.load(run.replay, found[1]['replay'])
+    arrays = [array.tobytes() for array in replay._arrays()]
+    return _bytes(found[0]), arrays
+
+  return Kind(go_on, state, 3)
+
+
+def _make_lab() -> Kind:
+  def go_on(folder: pathlib.Path, most: float) -> None:
+    del most  # it is over at once
+    sweep = flags.sweep_from_arguments(
+      lab.LabConfig, *LAB, f'--run_dir={folder}', drop=lab.drop
+    )
+    with contextlib.redirect_stdout(sys.stderr):
+      lab.main(sweep)
+
+  return Kind(go_on, lambda folder: None, np.inf)
+
+
+def make_kinds(names: list[str]) -> dict[str, Kind]:
+  makers: dict[str, Callable[[], Kind]] = {
+    # Two programs of two runs each: in the second of them.
+    'sweep': lambda: _make_sweep(classic, SWEEP, 10),
+    'siamese': lambda: _make_sweep(siamese, SIAMESE, 2),
+    'offline': _make_offline,
+    'host': _make_host,
+    'lab': _make_lab,
+  }
+  return {name: makers[name]() for name in names}
+
+
+# Damage.
+
+
+def _flip(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  content = bytearray(path.read_bytes() or b'\0')
+  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+  path.write_bytes(content)
+
+
+def _truncate(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  os.truncate(path, rng.randrange(path.stat().st_size or 1))
+
+
+def _extend(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  with path.open('ab') as file:
+    file.write(rng.randbytes(rng.choice([1, 8, 4096])))
+
+
+def _zero(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  content = bytearray(path.read_bytes() or b'1')
+  begin = rng.randrange(len(content))
+  end = min(len(content), begin + rng.choice([1, 16, 4096]))
+  content[begin:end] = bytes(end - begin)
+  path.write_bytes(content)
+
+
+def _delete(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  path.unlink()
+
+
+def _swap_in(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  path.write_bytes(rng.choice(others).read_bytes())
+
+
+def _as_directory(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  path.unlink()
+  path.mkdir()
+
+
+def _as_pipe(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  path.unlink()
+  os.mkfifo(path)
+
+
+def _as_loop(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  path.unlink()
+  path.symlink_to(path.name)
+
+
+def _close(path: pathlib.Path, rng: random.Random, others: Any) -> None:
+  path.chmod(0)  # root reads it all the same
+
+
+# With how often each is chosen.
+MUTATIONS: dict[Callable[..., None], int] = {
+  _flip: 12,
+  _truncate: 3,
+  _extend: 2,
+  _zero: 3,
+  _delete: 2,
+  _swap_in: 2,
+  _as_directory: 1,
+  _as_pipe: 1,
+  _as_loop: 1,
+  _close: 1,
+}
+
+
+def damage(folder: pathlib.Path, rng: random.Random) -> str:
+  """Damages one file of a folder; returns what was done to it."""
+  files = sorted(path for path in folder.rglob('*') if path.is_file())
+  places: dict[str, list[pathlib.Path]] = {}
+  for path in files:
+    places.setdefault(path.relative_to(folder).parts[0], []).append(path)
+  # Checkpoints have most files; the others are of interest too.
+  names = sorted(places)
+  weights = [8 if name == 'checkpoints' else 1 for name in names]
+  (place,) = rng.choices(names, weights)
+  path = rng.choice(places[place])
+  (mutation,) = rng.choices(list(MUTATIONS), list(MUTATIONS.values()))
+  mutation(path, rng, files)
+  return f'{mutation.__name__[1:]} {path.relative_to(folder)}'
+
+
+# What comes of it.
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+  before = getattr(module, name)
+  setattr(module, name, value)
+  try:
+    yield
+  finally:
+    setattr(module, name, before)
+
+
+@contextlib.contextmanager
+def _captured(path: pathlib.Path) -> Iterator[None]:
+  """Sends all that is written to standard error to a file, C++'s too."""
+  sys.stderr.flush()
+  before = os.dup(2)
+  with path.open('w+') as file:
+    os.dup2(file.fileno(), 2)
+    stream, sys.stderr = sys.stderr, os.fdopen(os.dup(2), 'w', buffering=1)
+    try:
+      yield
+    finally:
+      sys.stderr.close()
+      sys.stderr = stream
+      os.dup2(before, 2)
+      os.close(before)
+
+
+@contextlib.contextmanager
+def _period(seconds: float) -> Iterator[None]:
+  """Has runs write a checkpoint about so often, whatever they were told."""
+  before = running.Running._overdue
+
+  def overdue(self: running.Running) -> bool:
+    return time.monotonic() - self._saved_at >= seconds
+
+  running.Running._overdue = overdue  # type: ignore
+  try:
+    yield
+  finally:
+    running.Running._overdue = before  # type: ignore
+
+
+def _columns(folder: pathlib.Path) -> str:
+  table = read_metrics(RunFolder(folder).metrics)
+  # NaN equals itself in text.
+  return repr({n: v.tolist() for n, v in table.items() if not is_wall_clock(n)})
+
+
+def _on_alarm(number: int, frame: Any) -> None:
+  raise _Hang
+
+
+def resume(kind: Kind, folder: pathlib.Path, log: pathlib.Path) -> int:
+  """Resumes a run; its exit code, -1 after an exception and -2 for a hang."""
+  code = -1
+  with _captured(log), _period(1e9):
+    before = signal.signal(signal.SIGALRM, _on_alarm)
+    signal.alarm(_LIMIT_S)
+    try:
+      code = flags._execute(lambda: '', lambda: kind.go_on(folder, np.inf), ())
+    except _Hang:
+      code = -2
+    except Exception:
+      traceback.print_exc()
+    finally:
+      signal.alarm(0)
+      signal.signal(signal.SIGALRM, before)
+  return code
+
+
+def judge(
+  kind: Kind,
+  folder: pathlib.Path,
+  log: pathlib.Path,
+  expected: tuple[str, Any],
+) -> str:
+  """Resumes a damaged run; one of `OUTCOMES`."""
+  code = resume(kind, folder, log)
+  text = log.read_text(errors='replace')
+  if code == -2:
+    return 'HANG'
+  if code == -1 or 'Traceback' in text:
+    return 'TRACEBACK'
+  if code:
+    errors = [line for line in text.splitlines() if line.startswith('error: ')]
+    named = len(errors) == 1 and text.endswith(f'{errors[0]}\n')
+    return 'refused' if named else 'UNCLEAR'
+  if (_columns(folder), kind.state(folder)) != expected:
+    return 'SILENT'
+  noted = 'note: ' in text
+  return 'equal, and said' if noted else 'equal'
+
+
+# Those in capitals are wrong.
+OUTCOMES = (
+  'refused',
+  'equal, and said',
+  'equal',
+  'SILENT',
+  'TRACEBACK',
+  'HANG',
+  'UNCLEAR',
+)
+
+
+def fuzz(
+  names: list[str], cases: int, seed: int, directory: pathlib.Path
+) -> tuple[collections.Counter, list[str]]:
+  """Damages runs of these kinds in turn.
+
+  Returns:
+    How often each outcome was seen, by (kind, outcome), and a text about each
+    case that went wrong.
+  """
+  directory.mkdir(exist_ok=True)
+  kinds = make_kinds(names)
+  log = directory / 'log'
+  expected = {}
+  for name, kind in kinds.items():
+    stopped, whole = directory / name, directory / f'{name}-whole'
+    with _captured(log):
+      with _period(1e-9):
+        kind.go_on(stopped, kind.rows)
+      shutil.copytree(stopped, whole)
+      kind.go_on(whole, np.inf)
+    expected[name] = _columns(whole), kind.state(whole)
+  counts: collections.Counter = collections.Counter()
+  wrong = []
+  for number in range(cases):
+    name = names[number % len(names)]
+    rng = random.Random(f'{seed} {number}')
+    folder = directory / 'case'
+    shutil.copytree(directory / name, folder)
+    what = damage(folder, rng)
+    outcome = judge(kinds[name], folder, log, expected[name])
+    counts[name, outcome] += 1
+    if outcome.isupper():
+      wrong.append(
+        f'{outcome}: {name}, case {number}: {what}\n'
+        + log.read_text(errors='replace')[-2000:]
+      )
+      print(wrong[-1], file=sys.stderr, flush=True)
+    shutil.rmtree(folder)
+    if number % 50 == 49:
+      _show(names, counts)
+  return counts, wrong
+
+
+def _show(names: list[str], counts: collections.Counter) -> None:
+  for name in names:
+    found = [f'{counts[name, each]} {each}' for each in OUTCOMES]
+    print(f'{name}: {", ".join(found)}', flush=True)
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--cases', type=int, default=2_000)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--kinds', default='sweep,siamese,offline,host,lab')
+  options = parser.parse_args()
+  running.DRAWING_ERRORS = (Exception,)
+  names = options.kinds.split(',')
+  with tempfile.TemporaryDirectory() as directory:
+    counts, wrong = fuzz(
+      names, options.cases, options.seed, pathlib.Path(directory)
+    )
+  _show(names, counts)
+  print(f'{options.cases} cases, {len(wrong)} of them wrong')
+  return 1 if wrong else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
