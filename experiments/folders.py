@@ -183,16 +183,20 @@ def run_errors(folder: RunFolder) -> Iterator[None]:
     raise RunError(str(error)) from error
   except BrokenEnvironmentError as error:
     raise RunError(
-      f'the environment failed: {error}; the checkpoint before stays as it is'
+      f'the environment failed: {error}; {_what_stays(folder)}'
     ) from error
   except NonFiniteError as error:
-    stays = (
-      'the last checkpoint stays as it is'
-      if any_checkpoint(folder.checkpoints)
-      else 'there is no checkpoint yet'
-    )
-    raise RunError(f'the learner diverged: {error}; {stays}') from error
+    raise RunError(
+      f'the learner diverged: {error}; {_what_stays(folder)}'
+    ) from error
   except CheckpointError as error:
     raise RunError(f'--run_dir={error}') from error
   except OSError as error:
     raise RunError(f'--run_dir={folder.path}: {error}') from error
+
+
+def _what_stays(folder: RunFolder) -> str:
+  """What a run that ends badly leaves, in words."""
+  if any_checkpoint(folder.checkpoints):
+    return 'the last checkpoint stays as it is'
+  return 'there is no checkpoint yet'
