@@ -6,6 +6,11 @@ Runs of each kind of launcher are stopped near their end. Each case copies one
 of them, damages one of its files, and resumes it in this process. Right answers
 are a line that names what is wrong, or the end of an undisturbed run: the same
 metrics, and the same parameters to the last bit.
+
+A run follows from what it goes on from: parameters, facts, rows, replay or
+data. So where a case goes on from exactly what an earlier one went on from, and
+the same was done to a file of the same directory, what came of that one is its
+outcome, and is not computed again.
 """
 
 import argparse
@@ -15,6 +20,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import random
@@ -95,6 +101,37 @@ class _Hang(BaseException):
   """A case has taken longer than it may; no handler of errors is to stop it."""
 
 
+class _Known(BaseException):
+  """A case goes on from what an earlier one went on from, and ended well."""
+
+
+class _Beginnings:
+  """What runs go on from.
+
+  Attributes:
+    damage: what was done, and where.
+    last: a digest of what the last run went on from.
+    good: digests of those that ended as an undisturbed run.
+  """
+
+  def __init__(self) -> None:
+    self.damage, self.last = '', ''
+    self.good: set[str] = set()
+
+  def see(self, folder: pathlib.Path, *parts: Any) -> None:
+    """Notes what a run goes on from; raises `_Known` if its end is known."""
+    digest = hashlib.sha256(f'{self.damage} {_columns(folder)}'.encode())
+    for part in parts:
+      text = part if isinstance(part, str) else repr(_bytes(part))
+      digest.update(text.encode())
+    self.last = digest.hexdigest()
+    if self.last in self.good:
+      raise _Known
+
+
+BEGINNINGS = _Beginnings()
+
+
 class _AfterRows:
   """A request to stop that comes once there are so many rows of metrics."""
 
@@ -168,7 +205,16 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
       process_id=0,
       draw=lambda folder: None,
     )
-    with _replaced(sweep_run, 'compile_group', again):
+    original_train = sweep_run.scan.train
+
+    def train(program: Any, settings: Any, state: Any, **steps: Any) -> Any:
+      BEGINNINGS.see(folder, state, repr((program, steps)))
+      return original_train(program, settings, state, **steps)
+
+    with (
+      _replaced(sweep_run, 'compile_group', again),
+      _replaced(sweep_run.scan, 'train', train),
+    ):
       sweep_run.run(groups, options, _AfterRows(folder, most))  # type: ignore
 
   @functools.cache
@@ -191,13 +237,20 @@ def _make_offline() -> Kind:
   task = make_task(config.environment)
   options = offline.make_run(config, task, None)
   made: dict[Any, offline_run.Parts] = {}
+  at: list[pathlib.Path] = []
 
   def make_parts(data: Any) -> offline_run.Parts:
     key = tuple(np.asarray(array).tobytes() for array in data)
     if key not in made:
       made[key] = options.make_parts(data)
     parts = made[key]
-    return parts._replace(state=jax.tree.map(jax.numpy.copy, parts.state))
+
+    def train(state: Any, iteration: int) -> Any:
+      BEGINNINGS.see(at[-1], state, data, repr(iteration))
+      return parts.train(state, iteration)
+
+    fresh = jax.tree.map(jax.numpy.copy, parts.state)
+    return parts._replace(state=fresh, train=train)
 
   again = dataclasses.replace(
     options, make_parts=make_parts, draw=lambda folder: None
@@ -205,6 +258,7 @@ def _make_offline() -> Kind:
 
   def go_on(folder: pathlib.Path, most: float) -> None:
     derived = {'rows': config.rows}
+    at.append(folder)
     with folders.open_run(
       dataclasses.replace(config, run_dir=str(folder)), derived
     ) as run:
@@ -228,11 +282,18 @@ def _make_host() -> Kind:
 
   def go_on(folder: pathlib.Path, most: float) -> None:
     replay = copy.deepcopy(parts.replay)
+
+    def loop(state: host.LoopState) -> Any:
+      facts = state.to_json()
+      facts['statistics'].pop('seconds')
+      BEGINNINGS.see(folder, state.train, replay._arrays(), repr(facts))
+      return parts.loop(state, replay=replay)
+
     fresh = dataclasses.replace(
       parts,
       state=jax.tree.map(jax.numpy.copy, parts.state),
       replay=replay,
-      loop=functools.partial(parts.loop, replay=replay),
+      loop=loop,
       draw=lambda: None,
     )
     with folders.open_run(
@@ -417,8 +478,13 @@ def _on_alarm(number: int, frame: Any) -> None:
 
 
 def resume(kind: Kind, folder: pathlib.Path, log: pathlib.Path) -> int:
-  """Resumes a run; its exit code, -1 after an exception and -2 for a hang."""
-  code = -1
+  """Resumes a run.
+
+  Returns:
+    Its exit code; -1 after an exception, -2 for a hang, and -3 where its end is
+    known from an earlier case.
+  """
+  code, BEGINNINGS.last = -1, ''
   with _captured(log), _period(1e9):
     before = signal.signal(signal.SIGALRM, _on_alarm)
     signal.alarm(_LIMIT_S)
@@ -426,6 +492,8 @@ def resume(kind: Kind, folder: pathlib.Path, log: pathlib.Path) -> int:
       code = flags._execute(lambda: '', lambda: kind.go_on(folder, np.inf), ())
     except _Hang:
       code = -2
+    except _Known:
+      code = -3
     except Exception:
       traceback.print_exc()
     finally:
@@ -447,14 +515,17 @@ def judge(
     return 'HANG'
   if code == -1 or 'Traceback' in text:
     return 'TRACEBACK'
+  noted = 'equal, and said' if 'note: ' in text else 'equal'
+  if code == -3:
+    return noted
   if code:
     errors = [line for line in text.splitlines() if line.startswith('error: ')]
     named = len(errors) == 1 and text.endswith(f'{errors[0]}\n')
     return 'refused' if named else 'UNCLEAR'
   if (_columns(folder), kind.state(folder)) != expected:
     return 'SILENT'
-  noted = 'note: ' in text
-  return 'equal, and said' if noted else 'equal'
+  BEGINNINGS.good.add(BEGINNINGS.last)
+  return noted
 
 
 # Those in capitals are wrong.
@@ -490,6 +561,7 @@ def fuzz(
       shutil.copytree(stopped, whole)
       kind.go_on(whole, np.inf)
     expected[name] = _columns(whole), kind.state(whole)
+  BEGINNINGS.good.clear()
   counts: collections.Counter = collections.Counter()
   wrong = []
   for number in range(cases):
@@ -498,6 +570,8 @@ def fuzz(
     folder = directory / 'case'
     shutil.copytree(directory / name, folder)
     what = damage(folder, rng)
+    # A file may be in the way only later, when something else is written there.
+    BEGINNINGS.damage = '/'.join(what.split('/')[:2])
     outcome = judge(kinds[name], folder, log, expected[name])
     counts[name, outcome] += 1
     if outcome.isupper():

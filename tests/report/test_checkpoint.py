@@ -557,7 +557,9 @@ def test_where_nothing_is_whole_nothing_changes(tmp_path):
     Checkpoints(tmp_path).recover()
   assert sorted(os.listdir(tmp_path)) == ['1', '2', '3']
   # Unless something else can take their place.
-  assert len(Checkpoints(tmp_path).recover(may_be_none=True)) == 3
+  notes = Checkpoints(tmp_path).recover(may_be_none=True)
+  assert len(notes) == 3
+  assert notes[0].endswith('SHA256SUMS is missing; there is none before it')
   assert Checkpoints(tmp_path).latest_step() is None
   assert Checkpoints(tmp_path).recover() == []
 
