@@ -462,7 +462,7 @@ def _record_versions(folder: RunFolder) -> None:
   if not isinstance(records, list) or not all(
     isinstance(record, dict) for record in records
   ):
-    raise RunFolderError(f'{folder.versions}: not a list of JSON objects')
+    raise RunFolderError(f'{folder.versions}: not a list of starts')
   record = versions()
   if records:
     folder.changes = _changes(records[-1], record)

@@ -39,6 +39,7 @@ from experiments import (
   classic,
   control,
   control_host,
+  devices,
   flags,
   folders,
   host_run,
@@ -283,11 +284,11 @@ def _make_host() -> Kind:
   def go_on(folder: pathlib.Path, most: float) -> None:
     replay = copy.deepcopy(parts.replay)
 
-    def loop(state: host.LoopState) -> Any:
+    def loop(state: host.LoopState, **options: Any) -> Any:
       facts = state.to_json()
       facts['statistics'].pop('seconds')
       BEGINNINGS.see(folder, state.train, replay._arrays(), repr(facts))
-      return parts.loop(state, replay=replay)
+      return parts.loop(state, replay=replay, **options)
 
     fresh = dataclasses.replace(
       parts,
@@ -327,6 +328,7 @@ def _make_lab() -> Kind:
 
 
 def make_kinds(names: list[str]) -> dict[str, Kind]:
+  devices.configure('cpu')  # or runs go on under other conditions
   makers: dict[str, Callable[[], Kind]] = {
     # Two programs of two runs each: in the second of them.
     'sweep': lambda: _make_sweep(classic, SWEEP, 10),
@@ -550,6 +552,7 @@ def fuzz(
     case that went wrong.
   """
   directory.mkdir(exist_ok=True)
+  BEGINNINGS.good.clear()
   kinds = make_kinds(names)
   log = directory / 'log'
   expected = {}
