@@ -475,8 +475,21 @@ def _columns(folder: pathlib.Path) -> str:
   return repr({n: v.tolist() for n, v in table.items() if not is_wall_clock(n)})
 
 
-def _on_alarm(number: int, frame: Any) -> None:
-  raise _Hang
+class _Alarm:
+  """Raises `_Hang` where a minute has gone by in which nothing was computed.
+
+  Or ten of them, whatever was: a machine may be busy with other things.
+  """
+
+  def __init__(self) -> None:
+    self._minutes, self._worked_s = 0, time.process_time()
+
+  def __call__(self, number: int, frame: Any) -> None:
+    worked_s, self._minutes = time.process_time(), self._minutes + 1
+    if worked_s - self._worked_s < 1 or self._minutes == 10:
+      raise _Hang
+    self._worked_s = worked_s
+    signal.alarm(_LIMIT_S)
 
 
 def resume(kind: Kind, folder: pathlib.Path, log: pathlib.Path) -> int:
@@ -488,7 +501,7 @@ def resume(kind: Kind, folder: pathlib.Path, log: pathlib.Path) -> int:
   """
   code, BEGINNINGS.last = -1, ''
   with _captured(log), _period(1e9):
-    before = signal.signal(signal.SIGALRM, _on_alarm)
+    before = signal.signal(signal.SIGALRM, _Alarm())
     signal.alarm(_LIMIT_S)
     try:
       code = flags._execute(lambda: '', lambda: kind.go_on(folder, np.inf), ())
