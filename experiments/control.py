@@ -26,9 +26,11 @@ way, 130 for a second Ctrl-C.
 
 from collections.abc import Mapping
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import (
   collecting,
@@ -41,6 +43,7 @@ from experiments.collecting import Task
 from experiments.control_options import ControlConfig, drop
 from experiments.flags import Sweep, UsageError, refuse, run_sweep
 from siamrl.runners import scan
+from siamrl.types import JaxEnvironment
 
 
 def make_task(config: ControlConfig) -> Task:
@@ -60,7 +63,23 @@ def make_task(config: ControlConfig) -> Task:
           f'--eval_environment={config.eval_environment} must have the '
           f'{field} {here} of --environment={config.environment}, not {there}'
         )
+  if _bounds(environment) is not None:
+    _note_scaled(name)
   return Task(name, environment, eval_environment=elsewhere)
+
+
+def _bounds(environment: JaxEnvironment) -> tuple[float, float] | None:
+  """Of pixels and bytes, for the networks to scale; None of anything else."""
+  return (0.0, 255.0) if environment.obs_dtype == np.uint8 else None
+
+
+@functools.cache  # once a process
+def _note_scaled(name: str) -> None:
+  print(
+    f'note: the networks see the observations of {name}, which are bytes, '
+    'flattened and scaled from [0, 255] to [-1, 1]',
+    file=sys.stderr,
+  )
 
 
 def make_learner(
@@ -79,6 +98,7 @@ def make_learner(
     environment.action_dim,
     jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
     settings,
+    _bounds(environment),
   )
   return scan.Learner(
     agent=learning.agent,

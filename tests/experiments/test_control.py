@@ -24,7 +24,7 @@ from experiments import (
 )
 from experiments.control_options import ControlConfig
 from siamrl import twins
-from siamrl.envs import gym
+from siamrl.envs import gym, registry
 from siamrl.replay.host import HostReplay
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter
@@ -690,6 +690,42 @@ def test_images_and_bytes_are_scaled(walk, notes, space, scaled):
     )
   ]
   np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+def test_bytes_of_compiled_environments_are_scaled(monkeypatch, capsys):
+  plain = registry.ENVIRONMENTS['pendulum']()
+
+  def as_bytes(obs):
+    return jnp.full((3,), 255, jnp.uint8)
+
+  monkeypatch.setitem(
+    registry.ENVIRONMENTS,
+    'bytes_in_sight',
+    lambda: plain._replace(
+      obs_dtype=np.dtype(np.uint8),
+      reset=lambda key: (plain.reset(key)[0], as_bytes(None)),
+      step=lambda *args: (
+        plain.step(*args)[0],
+        plain.step(*args)[1]._replace(obs=as_bytes(None)),
+      ),
+    ),
+  )
+  monkeypatch.setattr(
+    registry, 'CONTINUOUS', registry.CONTINUOUS | {'bytes_in_sight'}
+  )
+  sweep = read_sweep(control, *SMALL, '--environment=bytes_in_sight')
+  (group,) = groups_of(control, sweep)
+  assert 'scaled from [0, 255] to [-1, 1]' in capsys.readouterr().err
+  agent = group.loop.make_learner(group.runs[0].settings).agent
+  params = agent.init(jax.random.key(0))
+  (other,) = groups_of(control, read_sweep(control, *SMALL))
+  plainly = other.loop.make_learner(other.runs[0].settings).agent
+  for value, scaled in ((0, -1), (255, 1)):
+    np.testing.assert_allclose(
+      agent.greedy(params, np.full((1, 3), value, np.uint8)),
+      plainly.greedy(params, np.full((1, 3), scaled, np.float32)),
+      rtol=1e-6,
+    )
 
 
 def _agent_of(parts):

@@ -232,6 +232,17 @@ def test_the_period_of_every_rule(rule, sync, tmp_path):
   assert derived['schedule']['sync'] == sync
 
 
+@pytest.mark.parametrize('given', [True, False])
+def test_fresh_environments(given, tmp_path):
+  config = flags.from_arguments(
+    atari.AtariConfig,
+    '--replay_capacity=100000',
+    f'--fresh_environments={str(given).lower()}',
+  )
+  parts, _ = atari.build(config, RunFolder(tmp_path))
+  assert parts.fresh_environments == given
+
+
 def test_every_rule_has_its_period_tested():
   (mark,) = test_the_period_of_every_rule.pytestmark
   assert set(twins.RULES) == {rule for rule, _ in mark.args[1]}
