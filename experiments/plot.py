@@ -149,6 +149,14 @@ def _plot(config: PlotConfig) -> None:
   if config.runs is None:
     raise UsageError('--runs must be given')
   sources = run_figures.read_sources(config.runs)
+  for source in sources:
+    if not lab_figures.is_lab(source.table) and (
+      set(sweep_figures.CLOCKS).isdisjoint(source.table)
+    ):
+      raise UsageError(
+        f'--runs={source.path} must have a column of '
+        + ', '.join(sweep_figures.CLOCKS)
+      )
   if config.output is None:
     if config.panel is None or len(sources) > 1 or not sources[0].is_folder:
       raise UsageError('--output must be given')

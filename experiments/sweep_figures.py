@@ -219,10 +219,16 @@ def headline(table: Table) -> str:
   return next(iter(known), 'train_return')
 
 
+# Clocks of figures, the first that there is: Atari counts frames.
+CLOCKS = (STEP_COLUMN, 'env_steps', 'gradient_steps')
+
+
 def clock_of(table: Table) -> str:
-  """The column that figures have below: Atari counts frames."""
-  clocks = (STEP_COLUMN, 'env_steps', 'gradient_steps')
-  return next(name for name in clocks if name in table)
+  """The column that figures have below; raises ValueError without one."""
+  for name in CLOCKS:
+    if name in table:
+      return name
+  raise ValueError(f'no column of {", ".join(CLOCKS)}')
 
 
 def _parts(

@@ -184,6 +184,30 @@ def test_a_column_without_numbers(tmp_path, drawn, capsys):
   assert np.isnan(table[:, 1]).all()
 
 
+@pytest.mark.parametrize(
+  'text, message, code',
+  [
+    ('seed,loss\n0,1\n1,2\n', 'must have a column of frames, env_steps', 2),
+    ('game,seeds,final\npong,5,1\n', 'must have a column of frames', 2),
+    ('seed,env_steps,train_return\n', 'no rows of metrics yet', 1),
+    ('seed,env_steps\n0,1\n0,1,2\n', 'line 3 is not a row of metrics', 1),
+    ('env_steps,train_return\n1,2\n', 'must be of a game, an environment', 2),
+    ('seed,unit,spectral_radius,growth\n0,1,1,1\n', 'no number is swept', 1),
+  ],
+)
+@pytest.mark.parametrize('name', ['a.csv', 'metrics.csv'])
+def test_files_that_cannot_be_drawn(
+  tmp_path, capsys, name, text, message, code
+):
+  path = tmp_path / name
+  path.write_text(text)
+  assert _plot(f'--runs={path}', f'--output={tmp_path}/out') == code
+  error = capsys.readouterr().err
+  assert message in error
+  assert len(error.splitlines()) == 1
+  assert not list(tmp_path.glob('out*'))
+
+
 def test_side_by_side():
   clock, values, met = run_figures.side_by_side(
     [
