@@ -35,12 +35,12 @@ SHORT = {
   'benchmark': '--rounds=1 --steps=2',
   'classic': _STEPS,
   'control': _HOST + '--env_steps=400 --iteration_env_steps=200 '
-  '--random_env_steps=200 --eval_episodes=1',
+  '--random_env_steps=200 --batch_size=32 --eval_episodes=1',
   'lab': '',
   'minatar': _STEPS + ' --replay_capacity=1000 --seeds=1',
   'offline': '--iterations=2 --target_period=20 --collect_env_steps=1000',
   'plot': '',
-  'siamese': '--epochs=2',
+  'siamese': '--epochs=2 --iteration_epochs=1',
 }
 
 
