@@ -52,7 +52,8 @@ setuptools.setup(
     'chex>=0.1.90',
     'flax>=0.12',
     'gymnasium>=1.2',
-    'jax>=0.10',
+    # The compiler of 0.11.2 crashes on programs of several CPU devices.
+    'jax>=0.10,<0.11',
     'numpy>=2',
     'optax>=0.2.6',
     'orbax-checkpoint>=0.12',
