@@ -15,7 +15,6 @@ from experiments.flags import (
   usage_errors,
 )
 from siamrl.envs.errors import BrokenEnvironmentError
-from siamrl.optional import OptionalImportError
 from siamrl.report.checkpoint import (
   CheckpointError,
   Checkpoints,
@@ -173,14 +172,11 @@ def run_errors(folder: RunFolder) -> Iterator[None]:
   """Has the library's errors speak of the folder.
 
   Raises:
-    RunError: in place of an error in reading or writing, of a divergence, of
-      an environment that breaks its contract, or of a package that is installed
-      but cannot be imported.
+    RunError: in place of an error in reading or writing, of a divergence, or of
+      an environment that breaks its contract.
   """
   try:
     yield
-  except OptionalImportError as error:
-    raise RunError(str(error)) from error
   except BrokenEnvironmentError as error:
     raise RunError(
       f'the environment failed: {error}; {_what_stays(folder)}'
