@@ -40,6 +40,7 @@ from experiments import (
   twin_options,
 )
 from experiments.flags import (
+  INT64,
   FRACTION,
   NOT_NEGATIVE,
   POSITIVE,
@@ -72,6 +73,9 @@ from siamrl.runners import evaluation, host
 from siamrl.types import Agent, Params, Schedule, Twin
 
 
+# They start one after the other.
+_MOST_EMULATORS = 1_024
+
 AUGMENTATIONS = {
   'none': 'nothing',
   'shift': 'moved by up to 4 pixels (DrQ)',
@@ -102,13 +106,17 @@ class AtariConfig(
   seed: int = options.seed('Everything random follows from it.')
   platform: str | None = options.platform()
   frames: int = option(
-    200_000_000, 'Emulator frames of the whole run.', POSITIVE
+    200_000_000,
+    'Emulator frames of the whole run.',
+    POSITIVE,
+    most=INT64,  # checked in env steps and gradient steps
   )
   iteration_frames: int = option(
     1_000_000,
     'Emulator frames of training from one row of metrics.csv, '
     'evaluation and checkpoint to the next.',
     POSITIVE,
+    most=INT64,
   )
   checkpoint_period_s: float = option(
     600, 'Seconds between two checkpoints inside an iteration.', POSITIVE
@@ -120,17 +128,23 @@ class AtariConfig(
   num_envs: int = option(
     1,
     'Emulators stepped in parallel; must divide --train_period or be a '
-    'multiple of it.',
+    'multiple of it',
     POSITIVE,
+    most=_MOST_EMULATORS,
   )
   sticky_action_probability: float = option(
     0.0, 'Chance per frame that the emulator repeats the last action.', FRACTION
   )
   noop_max: int = option(
-    30, 'No-op frames at most at the start of an episode.', NOT_NEGATIVE
+    30,
+    'No-op frames at most at the start of an episode',
+    NOT_NEGATIVE,
+    most=10_000,
   )
   fire_on_reset: bool = option(False, 'Press FIRE to start an episode.')
-  frame_skip: int = option(4, 'Emulator frames per env step.', POSITIVE)
+  frame_skip: int = option(
+    4, 'Emulator frames per env step', POSITIVE, most=1_000
+  )
   frame_cap: int = option(
     108_000, 'Emulator frames per episode, at most; a truncation.', POSITIVE
   )
@@ -177,6 +191,7 @@ class AtariConfig(
     1_000_000,
     'Transitions; 7.1 kB of memory each, taken as it fills.',
     POSITIVE,
+    most=INT64,  # the memory ends sooner
   )
 
   _acting: Any = group('Acting')
@@ -205,7 +220,9 @@ class AtariConfig(
     NOT_NEGATIVE,
   )
   eval_epsilon: float = option(0.05, 'Chance of a random action.', FRACTION)
-  eval_envs: int = option(1, 'Emulators stepped in parallel.', POSITIVE)
+  eval_envs: int = option(
+    1, 'Emulators stepped in parallel', POSITIVE, most=_MOST_EMULATORS
+  )
   video: bool = option(
     False, 'Record the first episode of each evaluation as a GIF.'
   )
@@ -289,6 +306,14 @@ def _check(config: AtariConfig) -> None:
     )
   _check_evaluation(config)
   _check_replay(config)
+  env_steps = config.env_steps(config.frames)
+  options.check_learns(
+    config,
+    length='frames',
+    env_steps=env_steps,
+    round_env_steps=max(config.num_envs, config.train_period),
+    gradient_steps=_units(config).gradient_steps_of(env_steps),
+  )
 
 
 def _check_evaluation(config: AtariConfig) -> None:

@@ -19,25 +19,19 @@ for a second Ctrl-C.
 
 import dataclasses
 import math
-import re
 from typing import Any
 
 from experiments import compiled, environments
 from experiments.collecting import Task
 from experiments.flags import (
-  Bound,
   UsageError,
   group,
   option,
   run_sweep,
+  sizes,
 )
 from siamrl.envs.registry import discrete
 from siamrl.networks.q_network import QNetwork, mlp_network
-
-_SIZES = Bound(
-  lambda text: re.fullmatch(r'[1-9]\d*(-[1-9]\d*)*', text) is not None,
-  'positive numbers joined by hyphens, such as 120-84',
-)
 
 # Observations between these become -1 to 1 in Dopamine (jax/networks.py).
 _LOWEST_HIGHEST = {
@@ -60,7 +54,9 @@ class ClassicConfig(compiled.CompiledConfig):
     'cartpole',
     f'In any spelling: {", ".join(discrete())}.',
   )
-  hidden_sizes: str = option('120-84', 'Units of the hidden layers', _SIZES)
+  hidden_sizes: str = option(
+    '120-84', 'Units of the hidden layers', sizes('120-84')
+  )
   rescale_observations: bool = option(
     False,
     'Bring observations to [-1, 1] as Dopamine does, for '

@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import options, panel_options, sweeps, twin_options
 from experiments.flags import (
+  INT64,
   FRACTION,
   NOT_NEGATIVE,
   POSITIVE,
@@ -62,7 +63,12 @@ class CollectOptions(
   train_period: int = options.train_period(10)
   train_steps: int = options.train_steps()
   min_replay: int = options.min_replay(10_000)
-  replay_capacity: int = option(10_000, 'Transitions, of each run.', POSITIVE)
+  replay_capacity: int = option(
+    10_000,
+    'Transitions, of each run.',
+    POSITIVE,
+    most=INT64,  # the memory ends sooner
+  )
 
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_episodes: int = option(
@@ -136,8 +142,13 @@ def check(config: CollectOptions) -> None:
       'env_steps',
       f'be a multiple of --iteration_env_steps={config.iteration_env_steps}',
     )
-  if config.env_steps >= 2**31:
-    refuse(config, 'env_steps', f'be below {2**31}')
+  options.check_learns(
+    config,
+    length='env_steps',
+    env_steps=config.env_steps,
+    round_env_steps=collect,
+    gradient_steps=speeds(config).gradient_steps_of(config.env_steps),
+  )
 
 
 def check_replay(config: CollectOptions) -> None:

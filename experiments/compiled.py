@@ -44,6 +44,7 @@ from siamrl import learner, rewards, schedule
 from siamrl.agents import latent, q
 from siamrl.diagnostics import Clocked
 from siamrl.envs.tabular import optimal_probe
+from siamrl.losses import td
 from siamrl.replay.device import PrioritisedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
@@ -219,11 +220,8 @@ def settings_of(config: CompiledConfig) -> dict[str, Any]:
   settings = collecting.twin_settings(config) | options.as_arrays(
     target_options.parameters(config), target_options.TRACED
   )
-  return settings | {
-    name: np.float32(getattr(config, name))
-    for name in TRACED
-    if name not in settings
-  }
+  others = [name for name in TRACED if name not in settings]
+  return settings | options.as_arrays(vars(config), others)
 
 
 def _optimal(config: CompiledConfig, task: Task) -> dict[str, np.ndarray]:
@@ -414,6 +412,10 @@ FAMILY = sweeps.Family(
   settings=lambda config, task: settings_of(config) | _optimal(config, task),
   make_loop=make_loop,
   iterations=collecting.iterations,
+  choosers={
+    'target_update': twin_options.OF_RULES,
+    'target_form': tuple(td.TARGET_PARAMETERS),
+  },
 )
 
 

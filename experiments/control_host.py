@@ -24,7 +24,6 @@ from experiments.flags import (
   RunError,
   Sweep,
   UsageError,
-  check_float32,
   check_lists,
   refuse,
   say_idle,
@@ -122,7 +121,6 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
   run_dir = config.run_dir or f'runs/{env_id}-{config.agent}-{config.seed}'
   config = dataclasses.replace(config, environment=env_id, run_dir=run_dir)
   control_options.check(config)
-  check_float32(config, control_options.TRACED)
   environments = make_environments(config, seed=0)
   environments.close()
   if not environments.action_dim:

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments import collecting, options, panel_options, twin_options
@@ -17,12 +15,12 @@ from experiments.flags import (
   NOT_NEGATIVE,
   POSITIVE,
   RATE,
-  Bound,
   choice,
   group,
   one_of,
   option,
   refuse,
+  sizes,
   usage_errors,
 )
 from siamrl import diagnostics, learner
@@ -33,10 +31,7 @@ from siamrl.networks import policies
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.types import Agent, Twin
 
-_SIZES = Bound(
-  lambda text: re.fullmatch(r'[1-9]\d*(-[1-9]\d*)*', text) is not None,
-  'positive numbers joined by hyphens, such as 400-300',
-)
+_SIZES = sizes('400-300')
 
 # Options of the agents that may differ between runs of one program. The others
 # shape it, or are there in some agents only.
@@ -314,11 +309,8 @@ def settings_of(config: ControlConfig) -> dict[str, Any]:
   settings = collecting.twin_settings(config) | options.as_arrays(
     agent_options(config), _OF_AGENTS
   )
-  return settings | {
-    name: np.float32(getattr(config, name))
-    for name in TRACED
-    if name not in settings
-  }
+  others = [name for name in TRACED if name not in settings]
+  return settings | options.as_arrays(vars(config), others)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -38,7 +38,15 @@ import numpy as np
 from experiments import flag_files, startup
 from siamrl.report import streams
 
-_LARGEST = float(np.finfo(np.float32).max)
+# The largest numbers of types that hold whole numbers.
+INT32, INT64 = 2**31 - 1, 2**63 - 1
+
+# Layers that a network may have, for it to be traced in seconds.
+_MOST_LAYERS = 100
+# Combinations that a sweep may have, for all to be checked in seconds.
+_MOST_COMBINATIONS = 10_000
+# Characters of an error message; what is longer is cut in the middle.
+_MOST_CHARACTERS = 2_000
 
 
 class UsageError(Exception):
@@ -71,23 +79,21 @@ def refuse(config: Any, name: str, must: str) -> NoReturn:
   raise UsageError(f'--{name}={_text(getattr(config, name))} must {must}')
 
 
-def check_float32(config: Any, names: Iterable[str]) -> None:
-  """Raises UsageError for numbers that 32 bits cannot hold."""
-  for name in names:
-    value = getattr(config, name) or 0.0
-    # Neither an infinity there nor, by mistake, 0.
-    if value > _LARGEST or bool(np.float32(value)) != bool(value):
-      refuse(config, name, 'be a number that 32 bits can hold')
-
-
 class Bound(NamedTuple):
-  """What a value must be: a test, and its words after 'must be'.
+  """What a value must be.
 
-  Floats must be finite besides, whatever their bound.
+  A number must also survive the type that computes with it, see `option`.
+
+  Attributes:
+    holds: the test.
+    text: its words after 'must be'.
+    mixes: whether the value is a weight whose rest, one minus it, weighs what
+      there was before. A value so small that the rest is 1 changes nothing.
   """
 
   holds: Callable[[Any], bool]
   text: str
+  mixes: bool = False
 
 
 POSITIVE = Bound(lambda x: x > 0, 'positive')
@@ -96,8 +102,9 @@ UINT32 = Bound(lambda x: 0 <= x < 2**32, 'from 0 to 4294967295')
 FRACTION = Bound(lambda x: 0 <= x <= 1, 'in [0, 1]')
 NOT_POSITIVE = Bound(lambda x: x <= 0, '0 or less')
 DECAY = Bound(lambda x: 0 <= x < 1, 'in [0, 1)')
-RATE = Bound(lambda x: 0 < x <= 1, 'in (0, 1]')
+RATE = Bound(lambda x: 0 < x <= 1, 'in (0, 1]', mixes=True)
 ANYTHING = Bound(lambda x: True, '')
+PATH = Bound(lambda x: x != '', 'the name of a file or folder')
 
 
 def one_of(names: Collection[str]) -> Bound:
@@ -105,20 +112,60 @@ def one_of(names: Collection[str]) -> Bound:
   return Bound(lambda x: x in names, f'one of {", ".join(names)}')
 
 
+def sizes(example: str, *, none: bool = False) -> Bound:
+  """The bound of a text that lists the sizes of layers.
+
+  Args:
+    example: for the error message.
+    none: whether it may be the word none.
+  """
+  pattern = re.compile(r'[1-9][0-9]{0,9}(-[1-9][0-9]{0,9})*')
+
+  def holds(text: str) -> bool:
+    if none and text == 'none':
+      return True
+    if not pattern.fullmatch(text):
+      return False
+    numbers = [int(size) for size in text.split('-')]
+    return len(numbers) <= _MOST_LAYERS and max(numbers) < 2**31
+
+  text = f'positive numbers joined by hyphens, such as {example}'
+  if none:
+    text += ', or none'
+  return Bound(holds, f'{text} (at most {_MOST_LAYERS}, each below {2**31})')
+
+
 def option(
-  default: Any, help: str, bound: Bound = ANYTHING, *, single: bool = False
+  default: Any,
+  help: str,
+  bound: Bound = ANYTHING,
+  *,
+  single: bool = False,
+  most: int = INT32,
 ) -> Any:
   """A dataclass field that becomes a flag.
+
+  Numbers reach compiled programs and libraries written in C, so a number must
+  also survive the conversion to the type that they use. A whole number must be
+  an int32, or at most `most`. Any other number must be finite as a float32,
+  must not become 0, and must not become 1 where it lies between 0 and 1. A
+  launcher that computes in another type says so by a class attribute `FLOATS`.
 
   Args:
     default: its value where the flag is not given.
     help: one sentence or two, with the unit.
     bound: what values are allowed.
     single: takes no list in a sweep either.
+    most: the largest value of a whole number. `INT64` is for options that only
+      Python computes with; the launcher must then check what follows from them.
   """
-  return dataclasses.field(
-    default=default, metadata={'help': help, 'bound': bound, 'single': single}
-  )
+  metadata = {
+    'help': help,
+    'bound': bound,
+    'single': single,
+    'most': most,
+  }
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 def path_option(
@@ -132,7 +179,7 @@ def path_option(
     single: as `option` has it.
     several: whether it names several, with commas between them.
   """
-  field = option(default, help, single=single)
+  field = option(default, help, PATH, single=single)
   metadata = {**field.metadata, 'path': 'several' if several else 'one'}
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -206,6 +253,11 @@ def define(cls: type, flag_values: flags.FlagValues) -> None:
     )
 
 
+def _floats(cls: type) -> np.finfo:
+  """The limits of the type that a launcher computes in."""
+  return np.finfo(getattr(cls, 'FLOATS', np.float32))
+
+
 def read(cls: type, flag_values: flags.FlagValues) -> Any:
   """The record that the parsed flags make, every value checked.
 
@@ -215,7 +267,7 @@ def read(cls: type, flag_values: flags.FlagValues) -> Any:
   values = {}
   for field, _ in _options(cls):
     value = _at_home(field, flag_values[field.name].value)
-    _check(field, value)
+    _check(field, value, _floats(cls))
     values[field.name] = value
   return cls(**values)
 
@@ -257,14 +309,68 @@ def _check_utf8(argument: str) -> None:
     raise UsageError(f'{shown} must be UTF-8 text') from error
 
 
-def _check(field: dataclasses.Field, value: Any) -> None:
-  """Raises UsageError unless the option may have the value."""
-  bound = field.metadata['bound']
+def _check(field: dataclasses.Field, value: Any, floats: np.finfo) -> None:
+  """Raises UsageError unless the option may have the value.
+
+  Args:
+    field: the option.
+    value: of its type, or None.
+    floats: the limits of the type that the launcher computes in.
+  """
+  bound, must = field.metadata['bound'], ''
+  if value is None:
+    return
   if isinstance(value, float) and not math.isfinite(value):
-    words = ', '.join(filter(None, ['a finite number', bound.text]))
-    raise UsageError(f'--{field.name}={value} must be {words}')
-  if value is not None and not bound.holds(value):
-    raise UsageError(f'--{field.name}={value} must be {bound.text}')
+    must = ', '.join(filter(None, ['a finite number', bound.text]))
+  elif not bound.holds(value):
+    must = bound.text
+  elif isinstance(value, float):
+    must = _survives_float(value, bound, floats)
+  elif isinstance(value, int) and not isinstance(value, bool):
+    if value > field.metadata['most']:
+      must = f'at most {field.metadata["most"]}'
+    elif value < -INT32 - 1:
+      must = f'at least {-INT32 - 1}'
+  elif isinstance(value, str) and not _is_writable(value):
+    must = 'UTF-8 text without null characters'
+  if must:
+    raise UsageError(f'--{field.name}={value} must be {must}')
+
+
+def _is_writable(text: str) -> bool:
+  """Whether a text can be a path, and stand in the files of a run."""
+  try:
+    return b'\0' not in text.encode()
+  except UnicodeEncodeError:
+    return False
+
+
+def _survives_float(value: float, bound: Bound, floats: np.finfo) -> str:
+  """What a number would have to be for its conversion to leave its meaning.
+
+  Args:
+    value: a finite number within its bound.
+    bound: of the option.
+    floats: the limits of the type that it is converted to.
+
+  Returns:
+    The words after 'must be'; '' where nothing is wrong.
+  """
+  size, bits = abs(value), f'a number that {floats.bits} bits can hold'
+  if size > float(floats.max):
+    return f'{bits}: it would be infinite'
+  # Compiled programs take what is smaller than the least normal number for 0.
+  if 0 < size < float(floats.tiny):
+    return f'{bits}: it would be 0'
+  if 0 < size < 1 and float(floats.dtype.type(size)) == 1:
+    return f'{bits}: it would be {math.copysign(1, value):g}'
+  number = floats.dtype.type
+  if bound.mixes and number(1) - number(value) == 1:
+    return (
+      f'at least {float(floats.epsneg):.1e}: with {floats.bits} bits 1 minus '
+      'it would be 1, and it would change nothing'
+    )
+  return ''
 
 
 def from_arguments(
@@ -341,6 +447,7 @@ def sweep_from_arguments(
   """
   values = _read_lists(cls, arguments)
   parts = [values, *_further_parts(cls, arguments, values)]
+  _check_combinations(parts)
   configs = [
     cls(**dict(zip(part, product, strict=True)))
     for part in parts
@@ -361,6 +468,19 @@ def sweep_from_arguments(
     point = {n: None if n in without else getattr(config, n) for n in axes}
     runs[config] = point  # once, where an axis was dropped
   return Sweep(tuple(runs), tuple(runs.values()), values, axes)
+
+
+def _check_combinations(
+  parts: Sequence[Mapping[str, tuple[Any, ...]]],
+) -> None:
+  """Raises UsageError for a sweep of more combinations than can be checked."""
+  number = sum(math.prod(map(len, part.values())) for part in parts)
+  if number > _MOST_COMBINATIONS:
+    swept = dict.fromkeys(n for part in parts for n in part if len(part[n]) > 1)
+    raise UsageError(
+      f'the lists of --{", --".join(swept)} have {number:,} combinations, and '
+      f'there must be at most {_MOST_COMBINATIONS:,}; --seeds are not counted'
+    )
 
 
 def _further_parts(
@@ -409,6 +529,37 @@ def check_lists(sweep: Sweep, drop: Drop) -> None:
       )
 
 
+def check_read(
+  sweep: Sweep, drop: Drop, chooser: str, names: Iterable[str]
+) -> None:
+  """Raises UsageError for an option that none of several choices reads.
+
+  Of a single choice the launcher itself says what it reads.
+
+  Args:
+    sweep: the runs.
+    drop: names the options that mean nothing to a record.
+    chooser: the option whose values are the choices, such as the rule.
+    names: options that only some choices read, None where they are not given.
+  """
+  chosen = dict.fromkeys(getattr(config, chooser) for config in sweep.configs)
+  if len(chosen) < 2:
+    return
+  for name in names:
+    value = getattr(sweep.configs[0], name)
+    if value is not None and all(name in drop(c) for c in sweep.configs):
+      text = (
+        f'--{name}={_text(value)} has no meaning for any of --{chooser}='
+        f'{",".join(map(str, chosen))}'
+      )
+      if hasattr(sweep.configs[0], _ALSO):
+        text += (
+          f'; --{_ALSO}="--{chooser}=... --{name}={_text(value)}" adds runs of '
+          'one that it means something to'
+        )
+      raise UsageError(text)
+
+
 def say_idle(configs: Sequence[Any], drop: Drop) -> None:
   """Says which options were given values that change nothing in any run.
 
@@ -430,7 +581,7 @@ def _read_lists(
   cls: type, arguments: Sequence[str]
 ) -> dict[str, tuple[Any, ...]]:
   """Every option with its values, which are checked one by one."""
-  flag_values = flags.FlagValues()
+  flag_values, floats = flags.FlagValues(), _floats(cls)
   for field, kind in _options(cls):
     # As text, which is taken apart here. absl still knows --name and --noname.
     flag: flags.Flag[str] = flags.Flag(
@@ -451,7 +602,17 @@ def _read_lists(
     else:
       values[field.name] = _values(field, kind, text)
     for value in values[field.name]:
-      _check(field, value)
+      _check(field, value, floats)
+    seen: dict[Any, Any] = {}
+    for value in values[field.name]:
+      # Runs whose numbers become one and the same are the same run.
+      same = float(floats.dtype.type(value)) if kind is float else value
+      if kind is float and same in seen:
+        raise UsageError(
+          f'--{field.name}={text} must not hold {seen[same]} and {value}: in '
+          f'{floats.bits} bits they are the same number'
+        )
+      seen[same] = value
   return values
 
 
@@ -480,7 +641,12 @@ def _values(field: dataclasses.Field, kind: type, text: str) -> tuple[Any, ...]:
       raise UsageError(
         f'--{name}={text} must be {must}, or several with one comma between two'
       )
-  values = []
+    if len(parts) > _MOST_COMBINATIONS:
+      raise UsageError(
+        f'--{name}={text} must be at most {_MOST_COMBINATIONS:,} values, not '
+        f'{len(parts):,}'
+      )
+  values: dict[Any, None] = {}
   for part in parts:
     try:
       value = _PARSERS[kind].parse(part) if kind in _PARSERS else part
@@ -490,7 +656,7 @@ def _values(field: dataclasses.Field, kind: type, text: str) -> tuple[Any, ...]:
     value = _at_home(field, value)
     if value in values:
       raise UsageError(f'--{name}={text} must not hold {_text(value)} twice')
-    values.append(value)
+    values[value] = None
   return tuple(values)
 
 
@@ -579,7 +745,9 @@ def help_text(cls: type, intro: str, *, lists: bool = False) -> str:
 def _help_body(field: dataclasses.Field) -> list[str]:
   """The lines below the first one."""
   text = field.metadata['help']
-  bound = field.metadata['bound'].text
+  bound, most = field.metadata['bound'].text, field.metadata['most']
+  if most < INT32:
+    bound += f', at most {most}'
   summaries = field.metadata.get('summaries', {})
   if bound and not summaries:
     text = f'{text.rstrip(".")}; {bound}.'
@@ -715,5 +883,17 @@ def _execute(
 
 
 def _failed(code: int, error: Any) -> int:
-  print(f'error: {error}', file=sys.stderr)
+  print(f'error: {_in_a_line(str(error))}', file=sys.stderr)
   return code
+
+
+def _in_a_line(text: str) -> str:
+  """A message that quotes what someone has typed, as one line of some length.
+
+  Characters that would end the line, move the cursor or cannot be written are
+  shown as Python writes them.
+  """
+  if len(text) > _MOST_CHARACTERS:
+    half = _MOST_CHARACTERS // 2
+    text = f'{text[:half]} [...] {text[-half:]}'
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -50,7 +50,9 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from experiments import devices, folders, lab_figures, running, twin_options
 from experiments.flags import (
@@ -64,6 +66,7 @@ from experiments.flags import (
   as_flags,
   as_json,
   check_lists,
+  check_read,
   choice,
   group,
   one_of,
@@ -111,6 +114,8 @@ def _takers(name: str) -> str:
 class LabConfig(twin_options.TwinOptions):
   """The options; as they are, Baird's example with the best of periods."""
 
+  FLOATS: ClassVar[type[np.floating]] = np.float64
+
   target_period: int = twin_options.default('target_period', 10)
   target_period_unit: str = twin_options.default(
     'target_period_unit', 'gradient_steps'
@@ -122,7 +127,9 @@ class LabConfig(twin_options.TwinOptions):
     '; '.join(f'{name}: {summary}' for name, summary in _PROBLEMS.items()),
     one_of(_PROBLEMS),
   )
-  seed: int = option(0, f'Of the drawing, for {_takers("seed")}', UINT32)
+  seed: int = option(
+    0, f'Of the drawing, for {_takers("seed")}', UINT32, most=2**32 - 1
+  )
   num_states: int | None = option(
     None,
     'States, with the terminal one if there is one, for '
@@ -193,6 +200,7 @@ def drop(config: LabConfig) -> list[str]:
 def main(sweep: Sweep) -> None:
   """Predicts and runs what the options say, and reports it."""
   with usage_errors():
+    check_read(sweep, drop, 'target_update', twin_options.OF_RULES)
     study = _study_of(sweep)
     cases = [study.make_case(config) for config in sweep.configs]
     check_lists(sweep, drop)

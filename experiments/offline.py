@@ -31,7 +31,6 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import math
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -51,10 +50,9 @@ from experiments import (
 )
 from experiments.environments import Task, make_task
 from experiments.flags import (
+  INT64,
   NOT_NEGATIVE,
   POSITIVE,
-  Bound,
-  check_float32,
   choice,
   group,
   option,
@@ -62,6 +60,7 @@ from experiments.flags import (
   refuse,
   run,
   say_idle,
+  sizes,
   usage_errors,
 )
 from siamrl import diagnostics, learner, twins
@@ -77,28 +76,12 @@ from siamrl.types import Agent, Params, Schedule, TrainState, Twin
 _DEFAULT_ITERATIONS = 40
 # Periods are in gradient steps.
 _SPEEDS = twin_options.Speeds('gradient_steps', 1, 1)
-_FLOAT32 = (
-  'discount',
-  'reward_scale',
-  'reward_clip',
-  'learning_rate',
-  'optimizer_eps',
-  'error_bound',
-  'max_gradient_norm',
-  *twin_options.TRACED,
-  *target_options.TRACED,
-)
-
 _ANNEAL = {
   'none': 'nowhere',
   'run': 'over the whole run',
   'fit': 'over each fit, with which the optimiser must start anew: '
   '--reset_optimizer',
 }
-_SIZES = Bound(
-  lambda text: re.fullmatch(r'none|[1-9]\d*(-[1-9]\d*)*', text) is not None,
-  'positive numbers joined by hyphens, such as 64-64, or none',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +100,7 @@ class OfflineConfig(
   _run: Any = group('The run')
   run_dir: str | None = path_option(
     None,
-    'Folder of the run; runs/offline-ENVIRONMENT-AGENT-SEED if not given.',
+    'Folder of the run; runs/offline-ENVIRONMENT-AGENT-SEED if not given',
   )
   overwrite: bool = option(
     False, 'Start afresh where the folder holds a run already.'
@@ -148,7 +131,7 @@ class OfflineConfig(
     '64-64',
     'Units of the hidden layers; with none, and one-hot states, the network '
     'is a table',
-    _SIZES,
+    sizes('64-64', none=True),
   )
   rescale_observations: bool = option(
     False, 'Bring observations to [-1, 1], by their range in the data set.'
@@ -164,6 +147,7 @@ class OfflineConfig(
     'Transitions per gradient step, drawn with replacement; 0 for all of them '
     'at every step',
     NOT_NEGATIVE,
+    most=INT64,  # the memory ends sooner
   )
   tolerance: float | None = option(
     None,
@@ -323,7 +307,6 @@ def check(config: OfflineConfig) -> None:
   _check_optimizer(config)
   if config.tolerance is not None:
     _check_tolerance(config)
-  check_float32(config, _FLOAT32)
   with usage_errors():
     twin_parameters(config)
     target_options.parameters(config)

@@ -11,6 +11,7 @@ import numpy as np
 from experiments import devices, folders, options
 from experiments.environments import Task
 from experiments.flags import (
+  INT64,
   POSITIVE,
   RunError,
   UsageError,
@@ -53,7 +54,7 @@ class DataOptions:
   dataset: str | None = path_option(
     None,
     'File of a data set, .npz, or minari:NAME_OR_PATH; one is collected if '
-    'not given.',
+    'not given',
   )
   collect: str | None = choice(
     None, 'What is collected; episodes if not given:', _COLLECT
@@ -62,6 +63,7 @@ class DataOptions:
     None,
     f'Transitions to collect; {_DEFAULT_ENV_STEPS} if not given',
     POSITIVE,
+    most=INT64,  # the memory ends sooner
   )
   num_envs: int = option(
     10,

@@ -12,11 +12,13 @@ from experiments import devices
 from experiments.flags import (
   DECAY,
   FRACTION,
+  INT32,
   NOT_NEGATIVE,
   POSITIVE,
   UINT32,
   one_of,
   option,
+  refuse,
 )
 from siamrl import learner
 from siamrl.agents import q
@@ -46,7 +48,7 @@ def platform() -> Any:
 
 
 def seed(text: str) -> Any:
-  return option(0, text, UINT32, single=True)
+  return option(0, text, UINT32, single=True, most=2**32 - 1)
 
 
 def fresh_environments() -> Any:
@@ -189,6 +191,44 @@ def min_replay(default: int) -> Any:
   return option(
     default, 'Env steps before the first gradient step.', NOT_NEGATIVE
   )
+
+
+def check_learns(
+  config: Any,
+  *,
+  length: str,
+  env_steps: int,
+  round_env_steps: int,
+  gradient_steps: int,
+) -> None:
+  """Raises UsageError for a run that never learns, or that no counter counts.
+
+  Args:
+    config: the options, with `min_replay` and `train_steps`.
+    length: the option that gives the length of the run.
+    env_steps: of the whole run.
+    round_env_steps: env steps of a round, which learns if it began with
+      `min_replay` of them.
+    gradient_steps: that so many env steps call for, those of the warm-up
+      included: what the clock of the twin may have to count.
+  """
+  if env_steps > INT32:
+    refuse(config, length, f'be of at most {INT32} env steps, not {env_steps}')
+  latest = env_steps - round_env_steps
+  if config.min_replay > latest:
+    refuse(
+      config,
+      'min_replay',
+      f'be at most {latest} for a gradient step before the end, as --{length}='
+      f'{getattr(config, length)} is of {env_steps} env steps',
+    )
+  if gradient_steps > INT32:
+    refuse(
+      config,
+      'train_steps',
+      f'be smaller, or --{length}={getattr(config, length)}: they call for '
+      f'{gradient_steps} gradient steps, and {INT32} can be counted',
+    )
 
 
 def epsilon_start() -> Any:

@@ -119,7 +119,8 @@ def make_shadows(config: PanelOptions, age: chex.Numeric) -> dict[str, Clocked]:
     age: gradient steps, of the rule in use; may be traced.
   """
   assert config.shadows is not None
-  period = jnp.maximum(jnp.round(2 * age + 1), 1).astype(jnp.int32)
+  # A period that no run reaches is as good as any beyond it, and an int32.
+  period = jnp.clip(jnp.round(2 * age + 1), 1, 2**30).astype(jnp.int32)
   tau = 1 / (age + 1)
   rules = {
     'hard': Clocked(twins.hard(), period),

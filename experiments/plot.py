@@ -109,7 +109,7 @@ class PlotConfig:
     None,
     'CSV file with the columns game and frames_millions, or environment '
     '(without its version) and env_steps; return_mean; and return_sd. The rows '
-    'of what was played are drawn.',
+    'of what was played are drawn',
   )
   reference_label: str = option('published', 'Its name in the legend.')
   label: str = option('siamrl', 'The name of the runs in the legend.')

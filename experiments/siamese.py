@@ -511,11 +511,8 @@ def settings_of(config: SiameseConfig, task: Task) -> dict[str, Any]:
     'sync': np.int32(twin_options.sync_of(config, speeds)),
     'sync_offset': np.int32(0),
   } | options.as_arrays(values, twin_options.TRACED)
-  return settings | {
-    name: np.float32(getattr(config, name))
-    for name in TRACED
-    if name not in settings
-  }
+  others = [name for name in TRACED if name not in settings]
+  return settings | options.as_arrays(vars(config), others)
 
 
 def make_agent(config: SiameseConfig, task: Task) -> siamese.SiameseAgent:

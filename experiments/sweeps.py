@@ -24,8 +24,10 @@ from experiments import (
   running,
   sweep_figures,
   sweep_run,
+  twin_options,
 )
 from experiments.flags import (
+  INT64,
   NOT_NEGATIVE,
   POSITIVE,
   Bound,
@@ -34,8 +36,8 @@ from experiments.flags import (
   also,
   as_flags,
   as_json,
-  check_float32,
   check_lists,
+  check_read,
   group,
   one_of,
   option,
@@ -51,7 +53,11 @@ from siamrl.report.run_folder import RunFolder
 WHERE = (*folders.WHERE, 'coordinator', 'process_id')
 
 _ADDRESS = Bound(
-  lambda text: re.fullmatch(r'.+:\d{1,5}', text) is not None, 'HOST:PORT'
+  lambda text: (
+    (match := re.fullmatch(r'\S+:([0-9]{1,5})', text)) is not None
+    and int(match[1]) < 2**16
+  ),
+  'HOST:PORT',
 )
 
 
@@ -63,7 +69,7 @@ class SweepOptions:
   run_dir: str | None = path_option(
     None,
     'Folder of all these runs; if not given one in runs/, named after what '
-    'is learnt, the agent, what is swept and the seed.',
+    'is learnt, the agent, what is swept and the seed',
     single=True,
   )
   overwrite: bool = option(
@@ -75,6 +81,7 @@ class SweepOptions:
     'Runs of each combination, with the seeds from --seed on',
     POSITIVE,
     single=True,
+    most=INT64,  # the memory ends sooner
   )
   also: str | None = also()
   checkpoint_period_s: float = option(
@@ -126,6 +133,8 @@ class Family(NamedTuple):
     make_loop: (configuration, task) -> what each run does, for `sweep_run`;
       raises ValueError for options that do not fit.
     iterations: configuration -> iterations of the run.
+    choosers: an option that chooses, and the options that only some of its
+      values read.
   """
 
   traced: tuple[str, ...]
@@ -134,6 +143,9 @@ class Family(NamedTuple):
   settings: Callable[[Any, Any], dict[str, Any]]
   make_loop: Callable[[Any, Any], sweep_run.Loop]
   iterations: Callable[[Any], int]
+  choosers: Mapping[str, tuple[str, ...]] = {
+    'target_update': twin_options.OF_RULES
+  }
 
 
 def main(sweep: Sweep, make_task: Callable[[Any], Any], family: Family) -> None:
@@ -157,10 +169,11 @@ def _train(
 ) -> None:
   first = sweep.configs[0]
   _check_processes(first)
+  for chooser, names in family.choosers.items():
+    check_read(sweep, family.drop, chooser, names)
   for config in sweep.configs:
     _check(config)
     family.check(config)
-    check_float32(config, family.traced)
   check_lists(sweep, family.drop)
   platform = configure(first)
   if first.share == 'batch':

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, Protocol
 
+
 from experiments.flags import (
+  INT64,
   FRACTION,
   NOT_NEGATIVE,
   POSITIVE,
@@ -34,6 +36,9 @@ TRACED = tuple(
   if name not in ('target_count', 'target_paths')
 )
 
+# Parameters that are for some rules only, and None where they are not given.
+OF_RULES = tuple(name for name in twins.PARAMETERS if name != 'target_period')
+
 
 def _readers(name: str) -> str:
   """The rules that read a parameter, for a help text."""
@@ -55,6 +60,7 @@ class TwinOptions:
     'From one target update to the next. Rules that move at every gradient '
     'step or never ignore it.',
     POSITIVE,
+    most=INT64,  # checked in gradient steps
   )
   target_period_unit: str = option(
     'env_steps',
@@ -74,6 +80,7 @@ class TwinOptions:
     None,
     f'The period in the end, for {_readers("target_period_end")}',
     POSITIVE,
+    most=INT64,
   )
   target_schedule_steps: int | None = option(
     None,
@@ -91,6 +98,7 @@ class TwinOptions:
     'From one copy of the inner twins to the next, for '
     f'{_readers("target_sync_period")}',
     POSITIVE,
+    most=INT64,
   )
   target_paths: str | None = option(
     None,
@@ -246,14 +254,19 @@ class Speeds:
 
   def gradient_steps(self, period: int, name: str) -> int:
     """A period in gradient steps; raises ValueError unless it is whole."""
-    return schedule.to_gradient_steps(
-      period,
-      self.unit,
-      train_period=self.train_period,
-      frames_per_env_step=self.frames_per_env_step,
-      train_steps=self.train_steps,
-      name=name,
-    )
+    try:
+      return schedule.to_gradient_steps(
+        period,
+        self.unit,
+        train_period=self.train_period,
+        frames_per_env_step=self.frames_per_env_step,
+        train_steps=self.train_steps,
+        name=name,
+      )
+    except ValueError as error:
+      raise ValueError(
+        f'{error}; --target_period_unit=gradient_steps has it count them'
+      ) from error
 
 
 def sync_of(config: TwinOptions, speeds: Units) -> int:
