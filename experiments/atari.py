@@ -17,13 +17,13 @@ for flags that cannot be, 1 for anything else in the way, 130 for a second
 Ctrl-C.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 import contextlib
 import dataclasses
 import functools
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +33,7 @@ from experiments import (
   folders,
   host_run,
   latent_options,
+  memory,
   options,
   panel_options,
   running,
@@ -70,11 +71,13 @@ from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 from siamrl.report.video import write_gif
 from siamrl.runners import evaluation, host
-from siamrl.types import Agent, Params, Schedule, Twin
+from siamrl.types import Agent, Params, Schedule, TrainState, Twin
 
 
 # They start one after the other.
 _MOST_EMULATORS = 1_024
+# Of an emulator, as measured.
+_EMULATOR_NBYTES = 1_500_000
 
 AUGMENTATIONS = {
   'none': 'nothing',
@@ -373,15 +376,38 @@ def _check_replay(config: AtariConfig) -> None:
       f'be a multiple of --num_envs={config.num_envs}',
     )
   nbytes = HostReplay.estimate_nbytes(config.replay_capacity, (84, 84))
-  memory = devices.memory_bytes()
-  if nbytes > 0.9 * memory:
+  available = devices.memory_bytes()
+  if nbytes > memory.SHARE * available:
     refuse(
       config,
       'replay_capacity',
-      'fit the memory: it takes '
-      f'{nbytes / 1e9:.1f} GB of {memory / 1e9:.1f} GB, and 90 % may be '
-      'taken',
+      f'fit the memory: it takes {memory.words(nbytes, available)}',
     )
+
+
+def _nbytes(config: AtariConfig) -> float:
+  """About how many bytes a run takes."""
+  learning = _make_learning(config)
+  batch = host.batch_shape(
+    (4, 84, 84), np.uint8, 0, config.batch_size, config.spr_steps
+  )
+  iteration = config.env_steps(min(config.iteration_frames, config.frames))
+  needed = (
+    memory.learning_nbytes(
+      learning.regress, learning.shapes(), batch, learning.speeds
+    )
+    + HostReplay.estimate_nbytes(config.replay_capacity, (84, 84))
+    + (config.num_envs + config.eval_envs) * _EMULATOR_NBYTES
+    + memory.kept_nbytes(iteration, config.num_envs, numbers=1)
+    + 64 * config.eval_episodes
+  )
+  if config.panel_period:
+    needed += config.probe_size / config.batch_size * memory.nbytes(batch)
+    # What was expected and five things that came of it.
+    needed += 6 * memory.kept_nbytes(
+      config.env_steps(config.eval_frames), config.eval_envs, numbers=1
+    )
+  return needed
 
 
 def build(
@@ -392,30 +418,10 @@ def build(
   Raises:
     ValueError: options that do not go together.
   """
-  network, base = make_agent(config)
-  twin, speeds, gradient_steps = _make_twin(config)
-  agent = twin.lift(base)
-  optimizer = learner.make_optimizer(
-    config.optimizer,
-    learning_rate=config.learning_rate,
-    eps=config.optimizer_eps,
-    decay=config.rmsprop_decay,
-    anneal_steps=gradient_steps if config.anneal_learning_rate else None,
-    max_gradient_norm=config.max_gradient_norm or None,
-  )
-  regress = learner.make_regress(
-    agent,
-    optimizer,
-    twin,
-    speeds.sync,
-    target_order=config.target_order,
-    sync_offset=speeds.offset,
-    reset_optimizer=config.reset_optimizer,
-  )
+  network, base, agent, twin, speeds, regress, init = _make_learning(config)
+  memory.check(config, _nbytes, 'replay_capacity', devices.memory_bytes())
   init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-  state = learner.init_state(
-    agent, twin, optimizer, init_key, target_init=config.target_init
-  )
+  state = init(init_key)
   watch = _make_watch(config, network, base, twin, speeds, regress)
   replay = HostReplay(
     config.replay_capacity,
@@ -477,6 +483,64 @@ def build(
     'schedule': speeds._asdict(),
     'parameters': sum(x.size for x in jax.tree.leaves(state.online_params)),
   }
+
+
+class _Learning(NamedTuple):
+  """What learns.
+
+  Attributes:
+    network: observations -> values.
+    base: the agent, not lifted by the twin.
+    agent: lifted.
+    twin: the rule.
+    speeds: of the three processes.
+    regress: takes a gradient step.
+    init: key -> a fresh TrainState.
+  """
+
+  network: QNetwork
+  base: Agent
+  agent: Agent
+  twin: Twin
+  speeds: Schedule
+  regress: learner.Regress
+  init: Callable[[jax.Array], TrainState]
+
+  def shapes(self) -> TrainState:
+    """Those of the learner's state."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def _make_learning(config: AtariConfig) -> _Learning:
+  """What the options describe; nothing is computed."""
+  network, base = make_agent(config)
+  twin, speeds, gradient_steps = _make_twin(config)
+  agent = twin.lift(base)
+  optimizer = learner.make_optimizer(
+    config.optimizer,
+    learning_rate=config.learning_rate,
+    eps=config.optimizer_eps,
+    decay=config.rmsprop_decay,
+    anneal_steps=gradient_steps if config.anneal_learning_rate else None,
+    max_gradient_norm=config.max_gradient_norm or None,
+  )
+  regress = learner.make_regress(
+    agent,
+    optimizer,
+    twin,
+    speeds.sync,
+    target_order=config.target_order,
+    sync_offset=speeds.offset,
+    reset_optimizer=config.reset_optimizer,
+  )
+  init = functools.partial(
+    learner.init_state,
+    agent,
+    twin,
+    optimizer,
+    target_init=config.target_init,
+  )
+  return _Learning(network, base, agent, twin, speeds, regress, init)
 
 
 def _units(config: AtariConfig) -> twin_options.Speeds:
@@ -543,9 +607,8 @@ def _make_watch(
 
 def make_agent(config: AtariConfig) -> tuple[QNetwork, Agent]:
   """The network and the agent that the options describe."""
-  environments = _environments(config, seed=0)
-  num_actions = environments.num_actions
-  environments.close()
+  with contextlib.closing(_environments(config, seed=0, num_envs=1)) as looked:
+    num_actions = looked.num_actions
   network = nature_network(
     num_actions,
     hidden_units=config.hidden_units,

@@ -81,7 +81,9 @@ class BenchmarkConfig:
     'VALID', 'Padding of the convolutions', flags.one_of(('VALID', 'SAME'))
   )
   seeds: int = option(1, 'Runs of cartpole_scan.', POSITIVE)
-  num_envs: int = option(1, 'Emulators of atari_loop and replay.', POSITIVE)
+  num_envs: int = option(
+    1, 'Emulators of atari_loop and replay', POSITIVE, most=1_024
+  )
   acting: str = option(
     'exact', 'Mode of atari_loop', flags.one_of(('exact', 'overlapped'))
   )

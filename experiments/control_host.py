@@ -17,6 +17,7 @@ from experiments import (
   devices,
   folders,
   host_run,
+  memory,
   running,
 )
 from experiments.control_options import ControlConfig
@@ -53,6 +54,9 @@ _COMPILED_ONLY = (
 
 # Environments stepped side by side in an evaluation, at most.
 _EVAL_ENVS = 10
+
+# The least that one of a robot takes, as measured.
+_ENVIRONMENT_NBYTES = 700_000
 
 
 def is_on_host(name: str) -> bool:
@@ -121,7 +125,8 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
   run_dir = config.run_dir or f'runs/{env_id}-{config.agent}-{config.seed}'
   config = dataclasses.replace(config, environment=env_id, run_dir=run_dir)
   control_options.check(config)
-  environments = make_environments(config, seed=0)
+  # One is enough to look at.
+  environments = make_environments(config, seed=0, num_envs=1)
   environments.close()
   if not environments.action_dim:
     refuse(
@@ -251,20 +256,74 @@ def _check_replay(
       f'be at least {least}: room for --batch_size={config.batch_size}, and '
       f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
     )
-  nbytes = HostReplay.estimate_nbytes(
+  nbytes = _replay_nbytes(config, environments)
+  available = devices.memory_bytes()
+  if nbytes > memory.SHARE * available:
+    refuse(
+      config,
+      'replay_capacity',
+      f'fit the memory: it takes {memory.words(nbytes, available)}',
+    )
+
+
+def _replay_nbytes(
+  config: ControlConfig, environments: GymnasiumEnvironments
+) -> int:
+  return HostReplay.estimate_nbytes(
     config.replay_capacity,
     environments.frame_shape,
     environments.frame_dtype,
     environments.action_dim,
   )
-  memory = devices.memory_bytes()
-  if nbytes > 0.9 * memory:
-    refuse(
-      config,
-      'replay_capacity',
-      f'fit the memory: it takes {nbytes / 1e9:.1f} GB of '
-      f'{memory / 1e9:.1f} GB, and 90 % may be taken',
+
+
+def _nbytes(
+  environments: GymnasiumEnvironments, config: ControlConfig
+) -> float:
+  """About how many bytes a run takes."""
+  speeds = collecting.make_schedule(config)
+  learning, obs_shape = _make_learning(config, environments)
+  batch = host.batch_shape(
+    obs_shape,
+    environments.frame_dtype,
+    environments.action_dim,
+    config.batch_size,
+    0,
+  )
+  state = jax.eval_shape(
+    control_options.make_init(config, learning), jax.random.key(0)
+  )
+  needed = (
+    memory.learning_nbytes(learning.regress, state, batch, speeds)
+    + _replay_nbytes(config, environments)
+    + (config.num_envs + min(config.eval_episodes, _EVAL_ENVS))
+    * _ENVIRONMENT_NBYTES
+    + memory.kept_nbytes(
+      config.iteration_env_steps, config.num_envs, environments.action_dim
     )
+    + 64 * config.eval_episodes
+  )
+  if config.panel_period:
+    needed += config.probe_size / config.batch_size * memory.nbytes(batch)
+  return needed
+
+
+def _make_learning(
+  config: ControlConfig, environments: GymnasiumEnvironments
+) -> tuple[control_options.Learning, tuple[int, ...]]:
+  """What learns, and the shape of the observations that it learns from."""
+  speeds = collecting.make_schedule(config)
+  obs_shape = (environments.stack, *environments.frame_shape)
+  learning = control_options.make_learning(
+    config,
+    environments.action_dim,
+    np.zeros((1, *obs_shape), environments.frame_dtype),
+    # Numbers of Python where they say when something happens: constants.
+    control_options.settings_of(config)
+    | {'sync': speeds.sync, 'sync_offset': speeds.offset},
+    environments.bounds,
+  )
+  return learning, obs_shape
 
 
 def build(
@@ -286,15 +345,12 @@ def build(
       f'shadows={config.shadows} must not be given where a round takes '
       f'{speeds.regress} gradient steps: they move once a round'
     )
-  obs_shape = (environments.stack, *environments.frame_shape)
-  learning = control_options.make_learning(
+  learning, obs_shape = _make_learning(config, environments)
+  memory.check(
     config,
-    environments.action_dim,
-    np.zeros((1, *obs_shape), environments.frame_dtype),
-    # Numbers of Python where they say when something happens: constants.
-    control_options.settings_of(config)
-    | {'sync': speeds.sync, 'sync_offset': speeds.offset},
-    environments.bounds,
+    functools.partial(_nbytes, environments),
+    'replay_capacity',
+    devices.memory_bytes(),
   )
   init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
   state = control_options.make_init(config, learning)(init_key)

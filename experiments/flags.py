@@ -215,6 +215,27 @@ def _options(cls: type) -> list[tuple[dataclasses.Field, type]]:
   return found
 
 
+def counts(config: Any) -> dict[str, Any]:
+  """The options that say how many or how large, where they say more.
+
+  Args:
+    config: a record of options.
+
+  Returns:
+    The default of each whole number, and of each text of numbers, that is not
+    at its default; 1 where there is none.
+  """
+  found = {}
+  for field, kind in _options(type(config)):
+    value = getattr(config, field.name)
+    counted = kind is int or (
+      kind is str and re.fullmatch(r'[0-9-]+', value or '')
+    )
+    if counted and value not in (None, field.default):
+      found[field.name] = 1 if field.default is None else field.default
+  return found
+
+
 class Sweep(NamedTuple):
   """The runs that a command line with lists asks for.
 
@@ -318,7 +339,7 @@ def _check(field: dataclasses.Field, value: Any, floats: np.finfo) -> None:
     floats: the limits of the type that the launcher computes in.
   """
   bound, must = field.metadata['bound'], ''
-  if value is None:
+  if value is None or value == field.default:
     return
   if isinstance(value, float) and not math.isfinite(value):
     must = ', '.join(filter(None, ['a finite number', bound.text]))
@@ -421,7 +442,8 @@ def _parse(
     _check_utf8(argument)
   try:
     _, *rest = flag_values(['', *flag_files.expand(arguments)])
-  except (flags.Error, flag_files.FlagFileError) as error:
+  except (flags.Error, ValueError) as error:
+    # The latter of a flag file, or of a value that is given to --noname.
     raise UsageError(_explain(cls, error)) from error
   if rest and not lone:
     raise UsageError(f'{rest[0]!r} is no flag; flags are written --name=value')

@@ -29,6 +29,7 @@ class LatentOptions:
     'those of its twin; 0 for none. With --target_update=by_path they have the '
     'twin latent, and values q: q:hard+latent:soft.',
     NOT_NEGATIVE,
+    most=100,  # the program has a copy of the transition for each
   )
   spr_weight: float = option(
     5.0,

@@ -6,30 +6,112 @@ are counted without allocating any of it.
 """
 
 from collections.abc import Callable
+import dataclasses
 import math
 from typing import Any
 
 import jax
+from jax.extend.core import Literal
 import numpy as np
+
+from experiments.flags import UsageError, counts, refuse
+from siamrl.types import Schedule
 
 
 # Of the memory; the rest is the operating system's and the allocator's.
 SHARE = 0.9
 
-# Operations that read what they write to, so that an operand which nobody else
-# needs makes room for the result. Elementwise operations do, too.
+# Of an array beside its numbers, and of its place in a list.
+_ARRAY_NBYTES = 128
+
+# Operations whose result cannot take the place of an operand that nobody else
+# needs. That of others can, such as elementwise ones and loops.
 _COPIES = frozenset(
   ('dot_general', 'conv_general_dilated', 'gather', 'sort', 'transpose')
   + ('concatenate', 'pad', 'rev', 'dynamic_slice', 'slice', 'top_k')
 )
 
 
-def words(nbytes: float, memory: float) -> str:
-  """What a message says of a size: '12.3 GB of 8.0 GB, ...'."""
+def check(
+  config: Any, needs: Callable[[Any], float], fallback: str, memory: float
+) -> None:
+  """Raises UsageError for a run that the memory cannot hold.
+
+  Args:
+    config: the options.
+    needs: options -> bytes that their run takes.
+    fallback: the option to name where none stands out.
+    memory: bytes that there are.
+  """
+  need = needs(config)
+  if need > SHARE * memory:
+    refuse(
+      config,
+      heaviest(config, needs) or fallback,
+      'be so small that the run fits the memory: it takes '
+      f'{words(need, memory)}',
+    )
+
+
+def words(need: float, memory: float) -> str:
+  """What a message says of bytes that are too many."""
+  share = f'and {SHARE * 100:.0f} % may be taken'
+  return f'{need / 1e9:,.1f} GB of {memory / 1e9:,.1f} GB, {share}'
+
+
+def heaviest(config: Any, needs: Callable[[Any], float]) -> str | None:
+  """The option that a run owes most of its size to.
+
+  Args:
+    config: the options.
+    needs: options -> bytes that their run takes.
+
+  Returns:
+    The name of the count that, at its default, makes the run smallest; None
+    where all are at their defaults.
+  """
+  sizes = {}
+  for name, default in counts(config).items():
+    try:
+      sizes[name] = needs(dataclasses.replace(config, **{name: default}))
+    except (UsageError, ValueError):
+      continue  # the default does not go with the others
+  return min(sizes, key=lambda name: sizes[name], default=None)
+
+
+def learning_nbytes(
+  regress: Callable[..., Any],
+  state: Any,
+  batch: Any,
+  schedule: Schedule,
+  chunk_env_steps: int = 256,
+) -> float:
+  """About how many bytes learning takes in the host loop.
+
+  Args:
+    regress: takes a gradient step.
+    state: shapes of the learner's state.
+    batch: shapes of what it learns from.
+    schedule: says how many batches a round draws together.
+    chunk_env_steps: env steps whose metrics are fetched together.
+  """
+  rounds = max(1, chunk_env_steps // schedule.collect)
+  _, metrics = jax.eval_shape(regress, state, batch)
+  kept = len(metrics) * rounds * schedule.regress * _ARRAY_NBYTES
   return (
-    f'{nbytes / 1e9:,.1f} GB of {memory / 1e9:,.1f} GB, and {SHARE:.0%} may be '
-    'taken'
+    peak_nbytes(regress, state, batch) + schedule.regress * nbytes(batch) + kept
   )
+
+
+def kept_nbytes(env_steps: int, num_envs: int, numbers: int) -> float:
+  """Bytes of a list with NumPy arrays for each step of all environments.
+
+  Args:
+    env_steps: of all environments together.
+    num_envs: environments stepped at once.
+    numbers: of 4 bytes, for each environment and step.
+  """
+  return env_steps / num_envs * (_ARRAY_NBYTES + 4 * num_envs * numbers)
 
 
 def nbytes(tree: Any) -> int:
@@ -65,10 +147,10 @@ def _peak(jaxpr: Any) -> int:
   last: dict[Any, int] = {}
   for number, equation in enumerate(jaxpr.eqns):
     for value in equation.invars:
-      if not isinstance(value, jax.extend.core.Literal):
+      if not isinstance(value, Literal):
         last[value] = number
   for value in jaxpr.outvars:
-    if not isinstance(value, jax.extend.core.Literal):
+    if not isinstance(value, Literal):
       last[value] = len(jaxpr.eqns)
   alive = sum(_of_value(v.aval) for v in (*jaxpr.constvars, *jaxpr.invars))
   peak = alive
@@ -76,7 +158,7 @@ def _peak(jaxpr: Any) -> int:
     used = {
       v
       for v in equation.invars
-      if not isinstance(v, jax.extend.core.Literal) and last[v] == number
+      if not isinstance(v, Literal) and last[v] == number
     }
     freed = sum(_of_value(v.aval) for v in used)
     made = sum(_of_value(v.aval) for v in equation.outvars)
@@ -87,6 +169,8 @@ def _peak(jaxpr: Any) -> int:
       ),
       default=0,
     )
+    if equation.primitive.name == 'shard_map':
+      inside *= equation.params['mesh'].size
     room = 0 if equation.primitive.name in _COPIES else min(freed, made)
     if equation.primitive.name in ('scan', 'while'):
       during = made - room + inside

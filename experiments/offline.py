@@ -41,6 +41,7 @@ import optax
 from experiments import (
   devices,
   folders,
+  memory,
   offline_data,
   offline_run,
   options,
@@ -70,7 +71,7 @@ from siamrl.replay.dataset import Dataset
 from siamrl.report.curves import Curve, plot_curve
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
-from siamrl.runners import evaluation, offline
+from siamrl.runners import evaluation, host, offline
 from siamrl.types import Agent, Params, Schedule, TrainState, Twin
 
 _DEFAULT_ITERATIONS = 40
@@ -259,9 +260,48 @@ def _train(config: OfflineConfig, stop: devices.StopRequest) -> None:
     offline_data.check_kept(config, run_dir, overwrite=config.overwrite)
     given = offline_data.load(config, task.environment)
   derived = _describe(config, task, given)
+  memory.check(
+    config,
+    functools.partial(_nbytes, task, given),
+    'collect_env_steps',
+    devices.memory_bytes(),
+  )
   say_idle([config], drop)
   with folders.open_run(config, derived) as folder:
     offline_run.run(folder, make_run(config, task, given), stop)
+
+
+def _nbytes(task: Task, given: Dataset | None, config: OfflineConfig) -> float:
+  """About how many bytes a run takes."""
+  environment = task.environment
+  learning = make_learning(config, task, None)
+  key = jax.random.key(0)
+  state = jax.eval_shape(functools.partial(start, config, learning), key)
+  transitions = config.env_steps if given is None else given.size
+  data = host.batch_shape(
+    environment.obs_shape, environment.obs_dtype, 0, transitions, 0
+  )
+  episodes = jax.eval_shape(
+    jax.vmap(environment.reset), jax.random.split(key, 1)
+  )
+  return (
+    memory.peak_nbytes(_make_iterate(config, learning), state, data, key)
+    # As it is kept, and as it is learnt from.
+    + 2 * memory.nbytes(data)
+    # Before and after an env step.
+    + 2 * config.eval_episodes * memory.nbytes(episodes)
+  )
+
+
+def _make_iterate(config: OfflineConfig, learning: Learning) -> offline.Iterate:
+  return offline.make_iterate(
+    learning.agent,
+    learning.optimizer,
+    learning.twin,
+    learning.config,
+    target_order=config.target_order,
+    reset_optimizer=config.reset_optimizer,
+  )
 
 
 def _describe(
@@ -565,14 +605,7 @@ def make_parts(
 ) -> offline_run.Parts:
   """What learns from a data set, and what is measured of it."""
   learning = make_learning(config, task, data)
-  iterate = offline.make_iterate(
-    learning.agent,
-    learning.optimizer,
-    learning.twin,
-    learning.config,
-    target_order=config.target_order,
-    reset_optimizer=config.reset_optimizer,
-  )
+  iterate = _make_iterate(config, learning)
   learnt = data._replace(rewards=offline_data.learnt(config, data.rewards))
   batch = learnt.batch(slice(None), config.discount)
   known = {}

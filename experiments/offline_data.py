@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import devices, folders, options
+from experiments import devices, folders, memory, options
 from experiments.environments import Task
 from experiments.flags import (
   INT64,
@@ -175,11 +175,11 @@ def check_fits(name: str, transitions: int, task: Task) -> None:
   # As they come from the device or are drawn, as they are kept, and as they are
   # learnt from.
   needed = 3 * transitions * (2 * observation + 16)
-  memory = devices.memory_bytes()
-  if needed > 0.9 * memory or transitions >= MOST:
+  available = devices.memory_bytes()
+  if needed > memory.SHARE * available or transitions >= MOST:
     raise UsageError(
       f'--{name}={transitions} must fit the memory: it takes '
-      f'{needed / 1e9:.1f} GB of {memory / 1e9:.1f} GB'
+      f'{memory.words(needed, available)}'
     )
 
 

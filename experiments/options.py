@@ -82,7 +82,8 @@ def discount() -> Any:
 
 
 def n_step() -> Any:
-  return option(1, 'Rewards before the bootstrap.', POSITIVE)
+  # A compiled program has an addition for each.
+  return option(1, 'Rewards before the bootstrap', POSITIVE, most=1_000)
 
 
 def reward_clip(default: float) -> Any:

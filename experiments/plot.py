@@ -85,6 +85,8 @@ _RETURNS = {
   'train_return': 'training return',
   'eval_return': 'evaluation return',
 }
+# More than a picture can show, and few enough to be averaged in seconds.
+_MOST_BINS = 100_000
 # Of these the first that there is, if --column is not given.
 _HEADLINES = ('train_return', 'grid_return', 'eval_return', 'loss')
 
@@ -141,7 +143,9 @@ def main(config: PlotConfig) -> None:
   """Draws as the options say."""
   try:
     _plot(config)
-  except (OSError, ImportError) as error:
+  except OSError as error:
+    raise RunError(f'--runs={config.runs}: {error}') from error
+  except ImportError as error:
     raise RunError(str(error)) from error
 
 
@@ -556,6 +560,11 @@ def _binned(
     raise RunError(
       f'{source.path} has {metrics["frames"][-1]:,} frames, less than '
       f'--bin_frames={bin_frames:,}'
+    )
+  if full > _MOST_BINS:
+    raise UsageError(
+      f'--bin_frames={bin_frames} must be so large that there are at most '
+      f'{_MOST_BINS:,} bins, not {full:,}'
     )
   returns = []
   for number in range(1, full + 1):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
-from experiments import devices, folders, processes, running
+from experiments import devices, folders, memory, processes, running
 from experiments.flags import RunError
 from experiments.folders import (
   checkpoint_errors,
@@ -122,11 +122,17 @@ class Group:
     loop: what each run does.
     iterations: of every run.
     runs: told apart by their numbers only.
+    config: the options of one of them, for messages.
+    programs: those that have been made, by how they share the devices.
   """
 
   loop: Loop
   iterations: int
   runs: Sequence[Run]
+  config: Any = None
+  programs: dict[Any, scan.Program] = dataclasses.field(
+    default_factory=dict, compare=False, repr=False
+  )
 
   @property
   def steps(self) -> int:
@@ -671,8 +677,28 @@ def compile_group(
     wants them; `devices` is how many are used.
   """
   mesh = _mesh(share, len(group.runs))
-  program = scan.make_program(group.loop, mesh, vectorised=vectorised)
-  return program, functools.partial(_place, mesh=mesh), mesh.size
+  # One object, so that it is traced once.
+  key = (mesh, vectorised)
+  if key not in group.programs:
+    group.programs[key] = scan.make_program(
+      group.loop, mesh, vectorised=vectorised
+    )
+  return group.programs[key], functools.partial(_place, mesh=mesh), mesh.size
+
+
+def peak_nbytes(group: Group, *, share: str, vectorised: bool) -> int:
+  """About how many bytes the program of a group holds at once."""
+  program, place, _ = compile_group(group, share=share, vectorised=vectorised)
+  settings, keys = place(group.settings()), place(group.keys())
+  sharding = jax.tree.leaves(settings)[0].sharding
+  state = jax.tree.map(
+    # As the program gets them, or it would be traced once more.
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    jax.eval_shape(program.start, settings, keys),
+  )
+  return memory.peak_nbytes(program.advance, settings, state, np.int32(0))
 
 
 def _mesh(share: str, runs: int) -> jax.sharding.Mesh:

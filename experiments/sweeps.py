@@ -8,6 +8,7 @@ kind of runs they are, a `Family` says.
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import re
@@ -19,6 +20,7 @@ import jax
 from experiments import (
   devices,
   folders,
+  memory,
   options,
   processes,
   running,
@@ -182,9 +184,22 @@ def _train(
   tasks = {config: make_task(config) for config in sweep.configs}
   run_dir = first.run_dir or default_folder(sweep, tasks)
   # With a seed each at first: there may be more runs than can be listed.
+  vectorised = first.vectorised
+  if vectorised is None:
+    vectorised = platform != 'cpu'
+
+  def program_of(config: Any) -> sweep_run.Group:
+    one = sweep._replace(configs=(config,), points=({},))
+    with usage_errors():
+      (program,) = _make_programs(one, {config: make_task(config)}, family)
+    return program
+
   with usage_errors():  # such as a rule that does not fit the network
-    check_memory(list(_make_programs(sweep, tasks, family)), first, platform)
-  groups = list(make_groups(sweep, tasks, family))
+    check_memory(
+      list(_make_programs(sweep, tasks, family)), first, platform, program_of
+    )
+    groups = list(make_groups(sweep, tasks, family))
+    _check_peaks(groups, first, platform, vectorised, program_of)
   say_idle(sweep.configs, family.drop)
   for note in dict.fromkeys(
     note for task in tasks.values() for note in getattr(task, 'notes', ())
@@ -193,7 +208,6 @@ def _train(
   recorded = sweep._replace(
     values=sweep.values | {'run_dir': (run_dir,), 'overwrite': (False,)}
   )
-  vectorised = first.vectorised
   sweep_run.run(
     groups,
     sweep_run.Options(
@@ -204,7 +218,7 @@ def _train(
       | {'derived': {'rows': sum(group_.rows for group_ in groups)}},
       ignore=WHERE,
       share=first.share,
-      vectorised=platform != 'cpu' if vectorised is None else vectorised,
+      vectorised=vectorised,
       checkpoint_period_s=first.checkpoint_period_s,
       num_processes=first.num_processes,
       process_id=first.process_id,
@@ -315,11 +329,33 @@ def _make_programs(
         sweep_run.Run(sweep.points[index], configs[0].seed, numbers)
         for index, numbers in zip(indices, settings, strict=True)
       ],
+      config=configs[0],
     )
 
 
+# Makes the program of a record, for comparison.
+ProgramOf = Callable[[Any], sweep_run.Group]
+
+
+def _memory_bytes(platform: str) -> float:
+  """Memory of the devices here; infinite where they do not tell."""
+  if platform == 'cpu':
+    return devices.memory_bytes()
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  return sum(stat.get('bytes_limit', 0) for stat in stats) or math.inf
+
+
+def _fallback(config: Any) -> str:
+  """What to name of a run whose options are defaults, and too large."""
+  fallbacks = ('replay_capacity', 'projector_units')
+  return next(name for name in fallbacks if hasattr(config, name))
+
+
 def check_memory(
-  programs: list[sweep_run.Group], config: SweepOptions, platform: str
+  programs: list[sweep_run.Group],
+  config: SweepOptions,
+  platform: str,
+  program_of: ProgramOf | None = None,
 ) -> None:
   """Raises UsageError for a sweep whose runs the memory cannot hold at once.
 
@@ -327,35 +363,78 @@ def check_memory(
     programs: with the runs of one seed.
     config: tells how many seeds and processes there are.
     platform: that of the devices.
+    program_of: finds the option that makes a run too large.
   """
-  if platform == 'cpu':
-    memory = devices.memory_bytes()
-  else:
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    memory = sum(stat.get('bytes_limit', 0) for stat in stats)
-    if not memory:
-      return  # the device does not tell
+  available = _memory_bytes(platform)
+  if math.isinf(available):
+    return
   for program in programs:
     one = program.run_bytes()
     # An iteration holds the runs before and after it.
-    most = int(0.9 * memory / (2 * one)) * config.num_processes
+    most = int(memory.SHARE * available / (2 * one)) * config.num_processes
     combinations = len(program.runs)
     if combinations * config.seeds > most:
-      need = f'{2 * one / 1e6:,.1f} MB each of {memory / 1e9:,.1f} GB'
+      need = f'{2 * one / 1e6:,.1f} MB each of {available / 1e9:,.1f} GB'
       if not most:
-        field = 'replay_capacity'
-        if not hasattr(config, field):
-          field = 'projector_units'
+        found = program.config or config
+        name = program_of and memory.heaviest(
+          found, lambda other: program_of(other).run_bytes()
+        )
         refuse(
-          config,
-          field,
-          'be so small, and the network too, that a run fits the memory: '
-          f'{need}',
+          found,
+          name or _fallback(found),
+          f'be so small that a run fits the memory: {need}',
         )
       raise UsageError(
         f'--seeds={config.seeds} times {combinations} combinations are '
         f'{combinations * config.seeds} runs, and must be at most {most} to '
         f'fit the memory: {need}'
+      )
+
+
+def _check_peaks(
+  groups: list[sweep_run.Group],
+  config: SweepOptions,
+  platform: str,
+  vectorised: bool,
+  program_of: ProgramOf,
+) -> None:
+  """Raises UsageError where an iteration takes more than the memory has.
+
+  Args:
+    groups: the programs with all their runs.
+    config: tells how they share the devices.
+    platform: that of the devices.
+    vectorised: whether a device computes its runs together.
+    program_of: finds the option that makes an iteration too large.
+  """
+
+  def peak(program: sweep_run.Group, number: int) -> float:
+    """Of so many runs in each process that shares them."""
+    each = -(-number // config.num_processes)
+    runs = (list(program.runs) * each)[:each]
+    return sweep_run.peak_nbytes(
+      dataclasses.replace(program, runs=runs),
+      share=config.share,
+      vectorised=vectorised,
+    )
+
+  def peak_of(other: Any, number: int) -> float:
+    return peak(program_of(other), number)
+
+  available = _memory_bytes(platform)
+  for group_ in groups:
+    number = len(group_.runs)
+    need = peak(group_, number)
+    if need > memory.SHARE * available:
+      heaviest = memory.heaviest(
+        group_.config, functools.partial(peak_of, number=number)
+      )
+      refuse(
+        group_.config,
+        heaviest or _fallback(group_.config),
+        'be so small that an iteration fits the memory: it takes '
+        f'{memory.words(need, available)}',
       )
 
 

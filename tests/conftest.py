@@ -23,7 +23,7 @@ hypothesis.settings.load_profile('tests')
 
 # Most tests compile far more than they compute: without these optimisations
 # they take half the time.
-_COMPILE_FAST = (
+COMPILE_FAST = (
   '--xla_backend_optimization_level=0',
   '--xla_llvm_disable_expensive_passes=true',
   '--xla_cpu_use_fusion_emitters=false',
@@ -33,4 +33,4 @@ _COMPILE_FAST = (
 def pytest_configure(config):
   # Slow tests compute for minutes, and want XLA as users have it.
   if config.option.markexpr == 'not slow':
-    devices.add_xla_flags(_COMPILE_FAST)
+    devices.add_xla_flags(COMPILE_FAST)

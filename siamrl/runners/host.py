@@ -312,7 +312,7 @@ class Watch:
       action_dim: D of continuous actions, else 0.
       sequence_steps: the replay's.
     """
-    batch = _batch_shape(
+    batch = batch_shape(
       obs_shape, obs_dtype, action_dim, self.probe_size, sequence_steps
     )
     probe = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
@@ -840,7 +840,7 @@ def _metric_names(
 ) -> list[str]:
   """Names of the metrics that `regress` will return; nothing is computed."""
   obs_shape = (environments.stack, *environments.frame_shape)
-  batch = _batch_shape(
+  batch = batch_shape(
     obs_shape,
     environments.frame_dtype,
     environments.action_dim,
@@ -851,14 +851,22 @@ def _metric_names(
   return sorted(metrics)
 
 
-def _batch_shape(
+def batch_shape(
   obs_shape: tuple[int, ...],
   obs_dtype: Any,
   action_dim: int,
   batch_size: int,
   sequence_steps: int,
 ) -> Transition:
-  """Shapes and types of a batch."""
+  """Shapes and types of a batch.
+
+  Args:
+    obs_shape: [S, ...] of an observation.
+    obs_dtype: of an observation.
+    action_dim: D of continuous actions, else 0.
+    batch_size: B.
+    sequence_steps: the replay's.
+  """
 
   def observed(*lead: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*lead, *obs_shape), obs_dtype)
