@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from experiments import atari, flags
@@ -22,6 +23,24 @@ class Config:
   name: str = option('a', 'Which', one_of(('a', 'b')))
   note: str | None = option(None, 'Anything.')
   big: bool = option(False, 'Size.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers(Config):
+  """Options of numbers with limits of all kinds."""
+
+  few: int = option(3, 'Few.', flags.POSITIVE, most=10)
+  signed: int = option(0, 'Any.')
+  many: int = option(0, 'Many.', flags.NOT_NEGATIVE, most=flags.INT64)
+  size: float = option(1.0, 'Any.')
+  sizes: str = option('8', 'Of layers', flags.sizes('8-8'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact(Numbers):
+  """The same of a launcher that computes in float64."""
+
+  FLOATS: ClassVar[type] = np.float64
 
 
 def _read(*arguments: str) -> Config:
@@ -99,6 +118,24 @@ def test_a_flag_file_and_its_round_trip(tmp_path):
     ('--cuont=1', '--cuont is no flag; the closest are --count'),
     ('--helpfull', '--helpfull is no flag'),
     ('--note', 'Missing value for flag --note'),
+    ('--nobig=1', '--nobig=1 does not take an argument'),
+    ('--count=2147483648', '--count=2147483648 must be at most 2147483647'),
+    ('--count=1e400', '--count=1e400 must be a whole number'),
+    ('--few=11', '--few=11 must be at most 10'),
+    ('--signed=-2147483649', 'must be at least -2147483648'),
+    ('--many=9223372036854775808', 'must be at most 9223372036854775807'),
+    ('--size=1e-50', '32 bits can hold: it would be 0'),
+    ('--size=-1e-40', '32 bits can hold: it would be 0'),  # of a subnormal
+    ('--size=4e38', '32 bits can hold: it would be infinite'),
+    ('--size=-4e38', '32 bits can hold: it would be infinite'),
+    ('--rate=0.99999999999', '32 bits can hold: it would be 1'),
+    ('--tau=1e-9', r'must be at least 6.0e-08: with 32 bits 1 minus it'),
+    ('--note=\udc80', 'must be text without null characters, in UTF-8'),
+    ('--note=a\0b', 'must be text without null characters, in UTF-8'),
+    ('--sizes=8-', 'must be positive numbers joined by hyphens, such as 8'),
+    ('--sizes=\uff18', 'must be positive numbers joined by hyphens'),
+    ('--sizes=8-2147483648', 'each below 2147483648'),
+    ('--sizes=' + '-'.join(['8'] * 101), 'at most 100'),
     ('count=1', "'count=1' is no flag; flags are written --name=value"),
     ('--flagfile=/none', '--flagfile=/none cannot be read: No such file'),
     ('--flagfile=/', '--flagfile=/ cannot be read: Is a directory'),
@@ -106,14 +143,50 @@ def test_a_flag_file_and_its_round_trip(tmp_path):
 )
 def test_what_is_refused(argument, message, capsys):
   with pytest.raises(UsageError, match=message):
-    _read(argument)
-  code, seen = _run(argument)
+    flags.from_arguments(Numbers, argument)
+  seen: list[Numbers] = []
+  code = flags.execute(Numbers, 'Intro.', seen.append, [argument])
   out, err = capsys.readouterr()
   assert code == 2
   assert not seen
   assert not out
   assert err.startswith('error: ')
   assert err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  'cls, argument, value',
+  [
+    (Numbers, '--count=2147483647', 2**31 - 1),
+    (Numbers, '--signed=-2147483648', -(2**31)),
+    (Numbers, '--many=9223372036854775807', 2**63 - 1),
+    (Numbers, '--few=10', 10),
+    (Numbers, '--size=1.2e-38', 1.2e-38),
+    (Numbers, '--size=3.4e38', 3.4e38),
+    (Numbers, '--size=0.99999999999e-3', 0.99999999999e-3),
+    (Numbers, '--size=1.00000000001', 1.00000000001),
+    (Numbers, '--rate=0', 0.0),
+    (Numbers, '--rate=1e-30', 1e-30),
+    (Numbers, '--tau=1e-7', 1e-7),
+    (Exact, '--tau=1e-12', 1e-12),
+    (Exact, '--rate=0.99999999999', 0.99999999999),
+    (Exact, '--size=1e300', 1e300),
+    (Numbers, '--sizes=' + '-'.join(['8'] * 100), '-'.join(['8'] * 100)),
+    (Numbers, '--sizes=2147483647', '2147483647'),
+  ],
+)
+def test_what_the_types_can_hold(cls, argument, value):
+  name = argument.removeprefix('--').partition('=')[0]
+  assert getattr(flags.from_arguments(cls, argument), name) == value
+
+
+def test_what_is_odd_is_shown_in_one_line_of_some_length(capsys):
+  assert _run('--name=' + 'x\n\t\x1b' * 10_000)[0] == 2
+  err = capsys.readouterr().err
+  assert err.startswith('error: --name=x\\n\\t\\x1bx\\n')
+  assert ' [...] ' in err
+  assert err.count('\n') == 1
+  assert len(err) < 10_000
 
 
 def test_a_flag_file_that_is_no_text(tmp_path, capsys):
@@ -396,6 +469,12 @@ def test_a_sweep_and_its_flag_file(tmp_path):
     ('--tau=0.1,,0.2', '--tau=0.1,,0.2 must be a number, or several'),
     ('--rule=a,', '--rule=a, must be text, or several'),
     ('--tau=0.1,1e-1', '--tau=0.1,1e-1 must not hold 0.1 twice'),
+    ('--tau=0.1,0.10000000001', '.* in 32 bits they are the same number'),
+    ('--tau=0.1,1e-50', '--tau=1e-50 must be a number that 32 bits can hold'),
+    (
+      '--period=' + ','.join(map(str, range(1, 10_002))),
+      r'.* must be at most 10,000 values, not 10,001',
+    ),
     ('--big=true,1', '--big=true,1 must not hold true twice'),
     ('--tau=0.1,2', r'--tau=2.0 must be in \(0, 1\]'),
     ('--tau=0.1,nan', '--tau=nan must be a finite number'),
@@ -419,6 +498,36 @@ def test_what_a_sweep_refuses(argument, message, capsys):
   assert flags.execute_sweep(Many, '', seen.append, [argument]) == 2
   assert not seen
   assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_too_many_combinations_are_refused_at_once():
+  several = ','.join(map(str, range(1, 2_001)))
+  taus = ','.join(f'{n / 5_000}' for n in range(1, 2_001))
+  with pytest.raises(UsageError, match='^the lists of --period, --tau have 4,'):
+    _sweep(f'--period={several}', f'--tau={taus}')
+  with pytest.raises(UsageError, match='have 10,001 combinations'):
+    _parts(
+      '--period=' + ','.join(map(str, range(1, 10_001))), '--also=--period=1'
+    )
+
+
+def test_what_no_choice_reads_is_refused():
+  drop = lambda config: _MEANINGLESS[config.rule]
+
+  def check(sweep):
+    flags.check_read(sweep, drop, 'rule', ('tau',))
+
+  with pytest.raises(UsageError) as error:
+    check(_parts('--rule=a,c', '--tau=0.5'))
+  assert str(error.value) == (
+    '--tau=0.5 has no meaning for any of --rule=a,c; --also="--rule=... '
+    '--tau=0.5" adds runs of one that it means something to'
+  )
+  with pytest.raises(UsageError, match='has no meaning for any of --rule=a,c$'):
+    check(_sweep('--rule=a,c', '--tau=0.5'))
+  check(_parts('--rule=a', '--tau=0.5'))  # the launcher says it
+  check(_parts('--rule=a,b', '--tau=0.5'))
+  check(_parts('--rule=a,c'))
 
 
 def test_a_sweep_is_launched():
