@@ -68,15 +68,16 @@ def heaviest(config: Any, needs: Callable[[Any], float]) -> str | None:
 
   Returns:
     The name of the count that, at its default, makes the run smallest; None
-    where all are at their defaults.
+    where no default makes it smaller.
   """
-  sizes = {}
+  sizes, need = {}, needs(config)
   for name, default in counts(config).items():
     try:
       sizes[name] = needs(dataclasses.replace(config, **{name: default}))
     except (UsageError, ValueError):
       continue  # the default does not go with the others
-  return min(sizes, key=lambda name: sizes[name], default=None)
+  name = min(sizes, key=lambda name: sizes[name], default=None)
+  return name if name is not None and sizes[name] < need else None
 
 
 def learning_nbytes(

@@ -383,7 +383,8 @@ def check_memory(
         refuse(
           found,
           name or _fallback(found),
-          f'be so small that a run fits the memory: {need}',
+          'be so small, and the network too, that a run fits the memory: '
+          f'{need}',
         )
       raise UsageError(
         f'--seeds={config.seeds} times {combinations} combinations are '

@@ -150,7 +150,7 @@ _SIAMESE = (
   *('--projector_units=8', '--projections=8', '--predictor_units=4'),
 )
 _OFFLINE = (
-  *('--platform=cpu', '--environment=car_on_hill', '--collect_env_steps=100'),
+  *('--platform=cpu', '--environment=catch', '--collect_env_steps=100'),
   *('--iterations=2', '--target_period=10', '--batch_size=8'),
   *('--hidden_sizes=8', '--eval_episodes=1', '--eval_episode_env_steps=20'),
 )

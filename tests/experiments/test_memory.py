@@ -79,12 +79,13 @@ def _needs(config: _Config) -> float:
     (dict(width=9, depth=10**6), 'depth'),
     (dict(width=9, sizes='8-1000000'), 'sizes'),
     (dict(rate=1e6), None),
+    (dict(width=4, sizes='2'), None),  # all smaller than by default
   ],
 )
 def test_the_option_that_costs_most_is_named(changes, name):
   config = _Config(**changes)
   assert memory.heaviest(config, _needs) == name
-  if name:
+  if name is not None:
     with pytest.raises(UsageError, match=f'^--{name}={changes[name]} must be'):
       memory.check(config, _needs, 'width', 1_000)
   memory.check(config, _needs, 'width', 1e12)
@@ -111,7 +112,7 @@ def test_compiled_runs_that_the_memory_cannot_hold(
   monkeypatch.setattr(sweep_run, 'run', _fail)
   err = sweep_here(classic, *SMALL_SWEEP, *arguments, code=2)
   first, last = (
-    f'error: {arguments[index]} must be so small that' for index in (0, -1)
+    f'error: {arguments[index]} must be so small' for index in (0, -1)
   )
   assert err.startswith((first, last)), err
   assert ' of 4.0 GB' in err
