@@ -76,8 +76,8 @@ def heaviest(config: Any, needs: Callable[[Any], float]) -> str | None:
       sizes[name] = needs(dataclasses.replace(config, **{name: default}))
     except (UsageError, ValueError):
       continue  # the default does not go with the others
-  name = min(sizes, key=lambda name: sizes[name], default=None)
-  return name if name is not None and sizes[name] < need else None
+  smaller = [name for name in sizes if sizes[name] < need]
+  return min(smaller, key=lambda name: sizes[name], default=None)
 
 
 def learning_nbytes(
