@@ -459,7 +459,8 @@ def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
       raise csv.Error('it holds a byte that is 0')
     lines = list(csv.reader(table, strict=True))
   except csv.Error as error:
-    raise ValueError(f'{path}: not a file of metrics: {error}') from error
+    reason, _, _ = str(error).partition(' - ')  # without advice on newlines
+    raise ValueError(f'{path}: not a file of metrics: {reason}') from error
   if not lines:
     return [], []
   header, rows = lines[0], lines[1:]
