@@ -41,8 +41,8 @@ from experiments import (
   twin_options,
 )
 from experiments.flags import (
-  INT64,
   FRACTION,
+  INT64,
   NOT_NEGATIVE,
   POSITIVE,
   RunError,
@@ -375,14 +375,11 @@ def _check_replay(config: AtariConfig) -> None:
       'replay_capacity',
       f'be a multiple of --num_envs={config.num_envs}',
     )
-  nbytes = HostReplay.estimate_nbytes(config.replay_capacity, (84, 84))
-  available = devices.memory_bytes()
-  if nbytes > memory.SHARE * available:
-    refuse(
-      config,
-      'replay_capacity',
-      f'fit the memory: it takes {memory.words(nbytes, available)}',
-    )
+  memory.check_replay(
+    config,
+    HostReplay.estimate_nbytes(config.replay_capacity, (84, 84)),
+    devices.memory_bytes(),
+  )
 
 
 def _nbytes(config: AtariConfig) -> float:

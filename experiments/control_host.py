@@ -256,14 +256,9 @@ def _check_replay(
       f'be at least {least}: room for --batch_size={config.batch_size}, and '
       f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
     )
-  nbytes = _replay_nbytes(config, environments)
-  available = devices.memory_bytes()
-  if nbytes > memory.SHARE * available:
-    refuse(
-      config,
-      'replay_capacity',
-      f'fit the memory: it takes {memory.words(nbytes, available)}',
-    )
+  memory.check_replay(
+    config, _replay_nbytes(config, environments), devices.memory_bytes()
+  )
 
 
 def _replay_nbytes(

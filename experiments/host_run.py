@@ -318,11 +318,17 @@ def _saved(train: TrainState, seen: host.Seen | None) -> Any:
 
 
 def _line(row: dict[str, float], unit: str) -> str:
+  episodes = int(row['train_episodes'])
+  training = (
+    f'training return {row["train_return"]:.4g} '
+    f'({episodes} {"episodes" if episodes > 1 else "episode"})'
+    if episodes
+    else 'no training episode ended'
+  )
   parts = [
     f'iteration {row["iteration"]:.0f}',
     f'{row["frames"]:,.0f} {unit}s',
-    f'training return {row["train_return"]:.4g} '
-    f'({row["train_episodes"]:.0f} episodes)',
+    training,
   ]
   if 'eval_return' in row:
     parts.append(f'evaluation return {row["eval_return"]:.4g}')

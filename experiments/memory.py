@@ -53,6 +53,22 @@ def check(
     )
 
 
+def check_replay(config: Any, need: int, memory: float) -> None:
+  """Raises UsageError for a replay that the memory cannot hold by itself.
+
+  Args:
+    config: the options, with `replay_capacity`.
+    need: bytes of a full replay.
+    memory: bytes that there are.
+  """
+  if need > SHARE * memory:
+    refuse(
+      config,
+      'replay_capacity',
+      f'fit the memory: it takes {words(need, memory)}',
+    )
+
+
 def words(need: float, memory: float) -> str:
   """What a message says of bytes that are too many."""
   share = f'and {SHARE * 100:.0f} % may be taken'

@@ -86,6 +86,7 @@ _RETURNS = {
   'eval_return': 'evaluation return',
 }
 # More than a picture can show, and few enough to be averaged in seconds.
+_PUBLISHED_BIN = 1_000_000  # frames, of published curves
 _MOST_BINS = 100_000
 # Of these the first that there is, if --column is not given.
 _HEADLINES = ('train_return', 'grid_return', 'eval_return', 'loss')
@@ -117,8 +118,9 @@ class PlotConfig:
   label: str = option('siamrl', 'The name of the runs in the legend.')
   bin_frames: int | None = option(
     None,
-    'Frames over which returns of a game are averaged; a million if not given. '
-    'Else each iteration is drawn.',
+    'Frames over which returns of a game are averaged. If not given, a '
+    'million; if a run is shorter than that, each iteration is drawn, as for '
+    'other runs.',
     POSITIVE,
   )
   column: str | None = option(
@@ -205,7 +207,7 @@ def _plot_runs(config: PlotConfig, sources: Sequence[Source]) -> None:
   if config.reference is not None and not task.acts:
     raise UsageError('--reference must not be given for runs on data sets')
   column = _column(config, task, sources[0])
-  size = config.bin_frames or (1_000_000 if task.is_game else None)
+  size = config.bin_frames or _default_bin(task, sources)
   curves = [
     _rows(source, task.clock, column)
     if size is None
@@ -544,6 +546,16 @@ def _check_columns(source: Source, *names: str) -> None:
       raise RunError(f'{source.path} has no column {name}')
     if source.table[name].dtype.kind == 'U':
       raise UsageError(f'--column={name} must have numbers, not text')
+
+
+def _default_bin(task: _Task, sources: Sequence[Source]) -> int | None:
+  """Frames of a bin, as published curves have them; None for iterations."""
+  if not task.is_game:
+    return None
+  for source in sources:
+    _check_columns(source, 'frames')
+  shortest = min(source.table['frames'][-1] for source in sources)
+  return _PUBLISHED_BIN if shortest >= _PUBLISHED_BIN else None
 
 
 def _binned(

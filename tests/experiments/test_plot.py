@@ -66,6 +66,19 @@ def test_bins_are_means_over_episodes(runs, tmp_path):
     assert image.format == 'PNG'
 
 
+def test_short_runs_are_drawn_by_iterations(runs, tmp_path):
+  assert not _plot(f'--runs={runs[0]},{runs[1]}', f'--output={tmp_path}/curve')
+  with open(tmp_path / 'curve.csv', encoding='utf-8') as file:
+    rows = list(csv.DictReader(file))
+  assert rows == [
+    {'frames': '500', 'one': '2', 'two': 'nan'},
+    {'frames': '1000', 'one': '6', 'two': '1'},
+    {'frames': '1500', 'one': 'nan', 'two': 'nan'},
+    {'frames': '2000', 'one': '8', 'two': 'nan'},
+    {'frames': '2500', 'one': '9', 'two': 'nan'},
+  ]
+
+
 def _robots(path, environment, evaluations):
   """The folder of a run on the host that is no game's."""
   folder, _ = open_run_folder(path, {'environment': environment}, {})
