@@ -6,8 +6,9 @@
 
 writes OUTPUT.png, the mean training return over the runs with a band of one
 standard deviation, and OUTPUT.csv, a column for each folder. Runs meet by their
-clock: returns of a game are averaged over bins of frames, and other runs have a
-mean where all that have not ended have a row. Runs that differ in no flag but
+clock: returns of a game are averaged over bins of a million frames (see
+--bin_frames), and other runs, and games of fewer frames, have a mean where all
+that have not ended have a row. Runs that differ in no flag but
 the seed, or in where they ran, are seeds of one configuration; others have a
 line for each configuration. All are of one game, environment or data set; those
 of robots have --column=eval_return, and those on data sets any column.
@@ -270,13 +271,13 @@ def _plot_runs(config: PlotConfig, sources: Sequence[Source]) -> None:
 
 
 def _mean(label: str, clock: np.ndarray, values: np.ndarray) -> Curve:
-  """The mean of the runs that have a value, and their standard deviation."""
+  """The mean of the runs that have a value, and their sample deviation."""
   counts = np.isfinite(values).sum(axis=0)
   with warnings.catch_warnings():
     # A bin in which no run ended an episode is a gap in the curve.
     warnings.filterwarnings('ignore', category=RuntimeWarning)
     mean = np.nanmean(values, axis=0)
-    spread = np.where(counts > 1, np.nanstd(values, axis=0), np.nan)
+    spread = np.where(counts > 1, np.nanstd(values, axis=0, ddof=1), np.nan)
   return Curve(label, clock, mean, spread if (counts > 1).any() else None)
 
 

@@ -71,6 +71,8 @@ def test_rows_meet_by_their_clock(tmp_path, drawn):
   # Both at 6, 12 and 18; then one alone.
   assert mean.x.tolist() == [6, 12, 18, 20, 22, 24]
   assert mean.y.tolist() == [33, 66, 99, 20, 22, 24]
+  # Of a sample: 6 and 60 are 27 from their mean, and 27**2 * 2 / (2 - 1).
+  np.testing.assert_allclose(mean.spread[0], 27 * 2**0.5)
   assert np.isfinite(mean.spread).tolist() == [True] * 3 + [False] * 3
   assert mean.label == 'siamrl, 2 seeds (runs: 2 to 18, 1 to 24)'
   assert len(drawn['faint']) == 2
