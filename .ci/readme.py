@@ -39,7 +39,7 @@ SHORT = {
   'lab': '',
   'minatar': _STEPS + ' --replay_capacity=1000 --seeds=1',
   'offline': '--iterations=2 --target_period=20 --collect_env_steps=1000',
-  'plot': '--bin_frames=400',
+  'plot': '',
   'siamese': '--epochs=2 --iteration_epochs=1',
 }
 

@@ -1,6 +1,6 @@
 """Deep Q-learning on Atari 2600 games.
 
-A few minutes of Pong, then a published agent on another game:
+Five minutes of Road Runner, then a published agent on another game:
 
   python -m experiments.atari --flagfile=experiments/flagfiles/quickstart.flags
   python -m experiments.atari \\

@@ -65,7 +65,7 @@ def test_what_is_drawn_is_run_before():
   short = CI['SHORT']['atari']
   assert running[0] == f'{ATARI} {short}'
   assert running[-1] == f'{ATARI} --seed=1 {short}'
-  assert drawing == [f'{PLOT} {RUNS} {CI["SHORT"]["plot"]}']
+  assert drawing == [f'{PLOT} {RUNS} {CI["SHORT"]["plot"]}'.strip()]
 
 
 def test_each_launcher_of_the_readme_is_started():
