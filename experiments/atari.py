@@ -382,9 +382,8 @@ def _check_replay(config: AtariConfig) -> None:
   )
 
 
-def _nbytes(config: AtariConfig) -> float:
+def _nbytes(config: AtariConfig, learning: '_Learning') -> float:
   """About how many bytes a run takes."""
-  learning = _make_learning(config)
   batch = host.batch_shape(
     (4, 84, 84), np.uint8, 0, config.batch_size, config.spr_steps
   )
@@ -415,8 +414,16 @@ def build(
   Raises:
     ValueError: options that do not go together.
   """
-  network, base, agent, twin, speeds, regress, init = _make_learning(config)
-  memory.check(config, _nbytes, 'replay_capacity', devices.memory_bytes())
+  learning = _make_learning(config)
+  network, base, agent, twin, speeds, regress, init = learning
+  memory.check(
+    config,
+    lambda other: _nbytes(
+      other, learning if other is config else _make_learning(other)
+    ),
+    'replay_capacity',
+    devices.memory_bytes(),
+  )
   init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
   state = init(init_key)
   watch = _make_watch(config, network, base, twin, speeds, regress)

@@ -782,8 +782,8 @@ def test_the_fault_of_an_environment_is_named(walk, tmp_path):
   error = sweep_here(control, *arguments, walk(broken=50), code=1)
   assert error.splitlines()[-1] == (
     'error: the environment failed: Walk-v0: the reward of step 50 of an '
-    'episode is nan, which is not a finite number of 32 bits; the checkpoint '
-    'before stays as it is'
+    'episode is nan, which is not a finite number of 32 bits; the last '
+    'checkpoint stays as it is'
   )
   assert before == sorted(folder.glob('checkpoints/**/*'))
   assert columns(folder)['env_steps'] == [100]

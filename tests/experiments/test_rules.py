@@ -254,7 +254,7 @@ def test_rules_and_forms_in_one_sweep():
     (
       ('--target_update=soft_cosine', '--tau=1')
       + ('--target_schedule_steps=3000000000',),
-      '--target_schedule_steps=3000000000 must be below 2147483648',
+      '--target_schedule_steps=3000000000 must be at most 2147483647',
     ),
   ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -31,6 +32,18 @@ def _launch(name: str, *arguments: str, **variables: str):
   )
 
 
+@pytest.fixture
+def interruptible():
+  """Ctrl-C is heard by what is started, also where tests run in the background.
+
+  There shells have it ignored, and programs inherit that.
+  """
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('interruptible')
 @pytest.mark.parametrize('launcher', LAUNCHERS)
 def test_ctrl_c_during_imports(launcher, tmp_path):
   """In the middle of the first of the large packages."""

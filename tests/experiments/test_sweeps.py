@@ -365,7 +365,7 @@ def test_the_fault_of_an_environment_is_named(tmp_path, monkeypatch):
   output = sweep_here(classic, *arguments, flag, code=1)
   assert output.splitlines()[-1] == (
     'error: the environment failed: unpaid returned a reward that is not '
-    'finite, in iteration 0; the checkpoint before stays as it is'
+    'finite, in iteration 0; there is no checkpoint yet'
   )
   monkeypatch.setitem(
     registry.ENVIRONMENTS,

@@ -76,6 +76,10 @@ def calls(monkeypatch, tmp_path):
       recorded.setdefault(name, []).append((args, kwargs))
       return original(*args, **kwargs)
 
+    # What a class has besides, such as the size of a replay not yet made.
+    for attribute in dir(original):
+      if not attribute.startswith('_'):
+        setattr(recorder, attribute, getattr(original, attribute))
     monkeypatch.setattr(module, name, recorder)
 
   record(atari, 'AtariProtocol')
@@ -91,7 +95,8 @@ def calls(monkeypatch, tmp_path):
   record(learner, 'make_optimizer')
   record(learner, 'make_regress')
   config = flags.from_arguments(atari.AtariConfig, *FLAGS)
-  atari.build(config, RunFolder(tmp_path))
+  parts, _ = atari.build(config, RunFolder(tmp_path))
+  parts.loop.keywords['make_environments'](0).close()
   return recorded
 
 
@@ -105,7 +110,9 @@ def test_protocol_and_environments(calls):
     full_action_set=True,
     fire_on_reset=True,
   )
-  assert calls['AtariEnvironments'][0][0] == ('breakout', 2)
+  looked_at, stepped = calls['AtariEnvironments']
+  assert looked_at[0] == ('breakout', 1)
+  assert stepped[0] == ('breakout', 2)
 
 
 def test_agent_and_network(calls):
