@@ -917,7 +917,7 @@ def test_killed_between_checkpoints_a_robot_goes_on(robot, tmp_path):
     *arguments,
     '--checkpoint_period_s=1e-6',
     # In a checkpoint, of which a part is in place.
-    sabotage=('os:rename', 8),
+    sabotage=('os:rename', 20),
     launcher='experiments.control',
   )
   assert f'starting {folder}' in output

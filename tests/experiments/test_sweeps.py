@@ -232,7 +232,7 @@ def test_sigkill_and_other_devices(undisturbed, tmp_path):
   output = killed(
     *arguments,
     # In the second program's first checkpoint, of which a part is in place.
-    sabotage=('os:rename', 10),
+    sabotage=('os:rename', 21),
     launcher=_CLASSIC,
     environment=_devices(1),
   )
