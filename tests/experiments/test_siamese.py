@@ -163,7 +163,7 @@ def test_killed_while_saving_it_goes_on(pictures, undisturbed, tmp_path):
     *arguments,
     '--checkpoint_period_s=1e-6',
     # In the second checkpoint, of which a part is in place.
-    sabotage=('os:rename', 5),
+    sabotage=('os:rename', 12),
     launcher='experiments.siamese',
   )
   assert list(folder.glob('checkpoints/000/*tmp*'))
