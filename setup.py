@@ -44,7 +44,7 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(
-    include=['siamrl', 'siamrl.*', 'experiments']
+    include=['siamrl', 'siamrl.*', 'experiments', 'experiments.*']
   ),
   package_data={'experiments': ['flagfiles/*.flags', 'results/published/*']},
   install_requires=[

@@ -29,16 +29,18 @@ import jax
 import numpy as np
 
 from experiments import (
-  devices,
-  folders,
-  host_run,
   latent_options,
-  memory,
   options,
   panel_options,
-  running,
   target_options,
   twin_options,
+)
+from experiments.engines import (
+  devices,
+  folders,
+  host as host_engine,
+  memory,
+  running,
 )
 from experiments.flags import (
   FRACTION,
@@ -257,7 +259,7 @@ def _train(config: AtariConfig, stop: devices.StopRequest) -> None:
     parts, derived = build(config, RunFolder(run_dir))
   say_idle([config], drop)
   with folders.open_run(config, derived) as folder:
-    host_run.run(folder, parts, stop)
+    host_engine.run(folder, parts, stop)
 
 
 def _resolve_game(name: str) -> str:
@@ -408,7 +410,7 @@ def _nbytes(config: AtariConfig, learning: '_Learning') -> float:
 
 def build(
   config: AtariConfig, folder: RunFolder
-) -> tuple[host_run.Parts, dict[str, Any]]:
+) -> tuple[host_engine.Parts, dict[str, Any]]:
   """Makes all parts of the run; returns them and what to record of them.
 
   Raises:
@@ -463,7 +465,7 @@ def build(
     act_key=act_key,
     watch=watch,
   )
-  parts = host_run.Parts(
+  parts = host_engine.Parts(
     state=state,
     seen=watch.start(
       state, (4, 84, 84), np.uint8, sequence_steps=config.spr_steps

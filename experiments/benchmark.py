@@ -31,14 +31,10 @@ import tempfile
 import time
 from typing import Any
 
-from experiments import (
-  atari,
-  devices,
-  family_benchmarks,
-  flags,
-  scan_benchmarks,
-)
+from experiments import atari, family_benchmarks, flags, scan_benchmarks
+from experiments.engines import devices
 from experiments.flags import POSITIVE, option
+from experiments.startup import PLATFORMS
 
 _ON_ONE_CORE = (
   'minatar_scan',
@@ -90,7 +86,7 @@ class BenchmarkConfig:
   platform: str | None = option(
     None,
     'Device; the best that JAX finds if not given',
-    flags.one_of(devices.PLATFORMS),
+    flags.one_of(PLATFORMS),
   )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import options, panel_options, sweeps, twin_options
+from experiments import options, panel_options, sweep_options, twin_options
 from experiments.flags import (
   INT64,
   FRACTION,
@@ -31,7 +31,9 @@ from siamrl.types import JaxEnvironment, Schedule
 
 @dataclasses.dataclass(frozen=True)
 class CollectOptions(
-  panel_options.PanelOptions, twin_options.TwinOptions, sweeps.SweepOptions
+  panel_options.PanelOptions,
+  twin_options.TwinOptions,
+  sweep_options.SweepOptions,
 ):
   """The options; a family adds its own, a launcher its environment."""
 

@@ -18,11 +18,10 @@ from experiments import (
   latent_options,
   options,
   panel_options,
-  sweep_run,
-  sweeps,
   target_options,
   twin_options,
 )
+from experiments.engines import compiled as compiled_engine, sweeps
 from experiments.collecting import (
   Task,
   gradient_steps,
@@ -426,6 +425,6 @@ def main(sweep: Sweep, make_task: Callable[[Any], Task]) -> None:
 
 def make_groups(
   sweep: Sweep, tasks: Mapping[Any, Task]
-) -> Iterator[sweep_run.Group]:
+) -> Iterator[compiled_engine.Group]:
   """The programs of a sweep, see `sweeps.make_groups`."""
   return sweeps.make_groups(sweep, tasks, FAMILY)

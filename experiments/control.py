@@ -32,13 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import (
-  collecting,
-  control_host,
-  control_options,
-  environments,
-  sweeps,
-)
+from experiments import collecting, control_host, control_options, environments
+from experiments.engines import sweeps
 from experiments.collecting import Task
 from experiments.control_options import ControlConfig, drop
 from experiments.flags import Sweep, UsageError, refuse, run_sweep

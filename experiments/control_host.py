@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import (
-  collecting,
-  control_options,
+from experiments import collecting, control_options
+from experiments.engines import (
   devices,
   folders,
-  host_run,
+  host as host_engine,
   memory,
   running,
 )
@@ -145,7 +144,7 @@ def _train(config: ControlConfig, stop: devices.StopRequest) -> None:
   _note_seeds(config)
   say_idle([config], control_options.drop)
   with folders.open_run(config, derived) as folder:
-    host_run.run(folder, parts, stop)
+    host_engine.run(folder, parts, stop)
 
 
 def make_environments(
@@ -323,7 +322,7 @@ def _make_learning(
 
 def build(
   config: ControlConfig, environments: GymnasiumEnvironments, folder: RunFolder
-) -> tuple[host_run.Parts, dict[str, Any]]:
+) -> tuple[host_engine.Parts, dict[str, Any]]:
   """Makes all parts of the run; returns them and what to record of them.
 
   Args:
@@ -374,7 +373,7 @@ def build(
     reward_scale=config.reward_scale,
     reward_clip=config.reward_clip or None,
   )
-  parts = host_run.Parts(
+  parts = host_engine.Parts(
     state=state,
     seen=watch.start(
       state, obs_shape, environments.frame_dtype, environments.action_dim

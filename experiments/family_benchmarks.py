@@ -171,7 +171,8 @@ def siamese_step(rounds: int) -> dict[str, Any]:
   import jax
   import numpy as np
 
-  from experiments import siamese, sweep_run, sweeps
+  from experiments import siamese
+  from experiments.engines import compiled as compiled_engine, sweeps
 
   sweep = flags.sweep_from_arguments(
     siamese.SiameseConfig,
@@ -181,7 +182,7 @@ def siamese_step(rounds: int) -> dict[str, Any]:
   )
   tasks = {config: siamese.make_task(config) for config in sweep.configs}
   (group,) = sweeps.make_groups(sweep, tasks, siamese.FAMILY)
-  program, place, _ = sweep_run.compile_group(
+  program, place, _ = compiled_engine.compile_group(
     group, share='runs', vectorised=jax.default_backend() != 'cpu'
   )
   settings, keys = place(group.settings()), place(group.keys())

@@ -54,7 +54,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from experiments import devices, folders, lab_figures, running, twin_options
+from experiments import lab_figures, startup, twin_options
+from experiments.engines import devices, folders, running
 from experiments.flags import (
   FRACTION,
   POSITIVE,
@@ -182,7 +183,7 @@ class LabConfig(twin_options.TwinOptions):
   platform: str = option(
     'cpu',
     'Device; problems so small gain nothing from another',
-    one_of(devices.PLATFORMS),
+    one_of(startup.PLATFORMS),
     single=True,
   )
 

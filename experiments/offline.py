@@ -38,16 +38,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import (
+from experiments import offline_data, options, target_options, twin_options
+from experiments.engines import (
   devices,
   folders,
   memory,
-  offline_data,
-  offline_run,
-  options,
+  offline as offline_engine,
   running,
-  target_options,
-  twin_options,
 )
 from experiments.environments import Task, make_task
 from experiments.flags import (
@@ -268,7 +265,7 @@ def _train(config: OfflineConfig, stop: devices.StopRequest) -> None:
   )
   say_idle([config], drop)
   with folders.open_run(config, derived) as folder:
-    offline_run.run(folder, make_run(config, task, given), stop)
+    offline_engine.run(folder, make_run(config, task, given), stop)
 
 
 def _nbytes(task: Task, given: Dataset | None, config: OfflineConfig) -> float:
@@ -561,7 +558,7 @@ def _exact_values(
 
 def make_run(
   config: OfflineConfig, task: Task, given: Dataset | None
-) -> offline_run.Options:
+) -> offline_engine.Options:
   """The run.
 
   Args:
@@ -581,7 +578,7 @@ def make_run(
     )
 
   early = config.tolerance is not None
-  return offline_run.Options(
+  return offline_engine.Options(
     environment=task.name,
     iterations=config.rows,
     gradient_steps=None if early else config.total_gradient_steps,
@@ -602,7 +599,7 @@ def make_parts(
   init_key: jax.Array,
   batch_key: jax.Array,
   eval_key: jax.Array,
-) -> offline_run.Parts:
+) -> offline_engine.Parts:
   """What learns from a data set, and what is measured of it."""
   learning = make_learning(config, task, data)
   iterate = _make_iterate(config, learning)
@@ -627,7 +624,7 @@ def make_parts(
       iteration=iteration,
     )
 
-  return offline_run.Parts(start(config, learning, init_key), train, measure)
+  return offline_engine.Parts(start(config, learning, init_key), train, measure)
 
 
 def _grid_optimum(discount: float) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import devices, folders, memory, options
+from experiments import options
+from experiments.engines import devices, folders, memory
 from experiments.environments import Task
 from experiments.flags import (
   INT64,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import devices
+from experiments import startup
 from experiments.flags import (
   DECAY,
   FRACTION,
@@ -42,7 +42,7 @@ def platform() -> Any:
   return option(
     None,
     'Device; the best that JAX finds if not given',
-    one_of(devices.PLATFORMS),
+    one_of(startup.PLATFORMS),
     single=True,
   )
 

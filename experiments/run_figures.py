@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import folders
+from experiments.engines import folders
 from experiments.flags import RunError, UsageError
 from siamrl.report.metrics import (
   RUN_COLUMN,

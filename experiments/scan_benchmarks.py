@@ -7,7 +7,8 @@ import statistics
 import time
 from typing import Any
 
-from experiments import collecting, compiled, devices, sweep_run, sweeps
+from experiments import collecting, compiled
+from experiments.engines import compiled as compiled_engine, devices, sweeps
 from experiments.flags import sweep_from_arguments
 
 _FOLDER = 'experiments/flagfiles'
@@ -74,7 +75,7 @@ def build(
       for config, task in tasks.items()
     }
   (group,) = sweeps.make_groups(sweep, tasks, family)
-  program, place, _ = sweep_run.compile_group(
+  program, place, _ = compiled_engine.compile_group(
     group, share='runs', vectorised=jax.default_backend() != 'cpu'
   )
   settings, keys = place(group.settings()), place(group.keys())

@@ -34,7 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import options, sweeps, twin_options
+from experiments import options, sweep_options, twin_options
+from experiments.engines import sweeps
 from experiments.flags import (
   DECAY,
   NOT_NEGATIVE,
@@ -93,7 +94,7 @@ _PART = Bound(lambda x: 0 < x < 1, 'in (0, 1)')
 
 
 @dataclasses.dataclass(frozen=True)
-class SiameseConfig(twin_options.TwinOptions, sweeps.SweepOptions):
+class SiameseConfig(twin_options.TwinOptions, sweep_options.SweepOptions):
   """The options; their defaults are SimSiam's, small."""
 
   target_update: str = twin_options.default('target_update', 'self')

@@ -13,6 +13,7 @@ import sys
 import types
 from typing import NoReturn
 
+PLATFORMS = ('cpu', 'gpu', 'tpu')
 # What JAX takes for these values.
 _SPELLINGS = {
   '0': ('0', '0.0'),

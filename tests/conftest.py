@@ -7,7 +7,7 @@ import tempfile
 
 import hypothesis
 
-from experiments import devices, running
+from experiments.engines import devices, running
 
 # Before JAX starts, for this process and for the launchers that tests start.
 _CACHE = tempfile.mkdtemp(prefix='siamrl-tests-')

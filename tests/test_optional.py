@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from experiments import running
+from experiments.engines import running
 from siamrl.envs import ale, frames, gym
 from siamrl.envs.gymnax import make_gymnax
 from siamrl.images import load_images

@@ -39,16 +39,18 @@ from experiments import (
   classic,
   control,
   control_host,
-  devices,
   flags,
-  folders,
-  host_run,
   lab,
   offline,
-  offline_run,
-  running,
   siamese,
-  sweep_run,
+)
+from experiments.engines import (
+  compiled as compiled_engine,
+  devices,
+  folders,
+  host as host_engine,
+  offline as offline_engine,
+  running,
 )
 from experiments.environments import make_task
 from siamrl.report.checkpoint import Checkpoints
@@ -184,16 +186,16 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
     for name in ('columns', 'run_bytes'):
       known = functools.cache(getattr(group, name))
       object.__setattr__(group, name, known)
-  original = sweep_run.compile_group
+  original = compiled_engine.compile_group
   compile_group = functools.cache(
     lambda index: original(groups[index], share='runs', vectorised=False)
   )
 
-  def again(group: sweep_run.Group, **unused: Any) -> Any:
+  def again(group: compiled_engine.Group, **unused: Any) -> Any:
     return compile_group([each is group for each in groups].index(True))
 
   def go_on(folder: pathlib.Path, most: float) -> None:
-    options = sweep_run.Options(
+    options = compiled_engine.Options(
       run_dir=str(folder),
       overwrite=False,
       flags=flags.as_flags(sweep),
@@ -206,24 +208,24 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
       process_id=0,
       draw=lambda folder: None,
     )
-    original_train = sweep_run.scan.train
+    original_train = compiled_engine.scan.train
 
     def train(program: Any, settings: Any, state: Any, **steps: Any) -> Any:
       BEGINNINGS.see(folder, state, repr((program, steps)))
       return original_train(program, settings, state, **steps)
 
     with (
-      _replaced(sweep_run, 'compile_group', again),
-      _replaced(sweep_run.scan, 'train', train),
+      _replaced(compiled_engine, 'compile_group', again),
+      _replaced(compiled_engine.scan, 'train', train),
     ):
-      sweep_run.run(groups, options, _AfterRows(folder, most))  # type: ignore
+      compiled_engine.run(groups, options, _AfterRows(folder, most))  # type: ignore
 
   @functools.cache
   def template() -> Any:
     program, place, _ = compile_group(len(groups) - 1)
     group = groups[-1]
     start = program.start(place(group.settings()), place(group.keys()))
-    return sweep_run._unpad(start, len(group.runs))
+    return compiled_engine._unpad(start, len(group.runs))
 
   def state(folder: pathlib.Path) -> Any:
     # Nobody reads again what programs before the last one came to.
@@ -237,10 +239,10 @@ def _make_offline() -> Kind:
   config = flags.from_arguments(offline.OfflineConfig, *OFFLINE)
   task = make_task(config.environment)
   options = offline.make_run(config, task, None)
-  made: dict[Any, offline_run.Parts] = {}
+  made: dict[Any, offline_engine.Parts] = {}
   at: list[pathlib.Path] = []
 
-  def make_parts(data: Any) -> offline_run.Parts:
+  def make_parts(data: Any) -> offline_engine.Parts:
     key = tuple(np.asarray(array).tobytes() for array in data)
     if key not in made:
       made[key] = options.make_parts(data)
@@ -263,7 +265,7 @@ def _make_offline() -> Kind:
     with folders.open_run(
       dataclasses.replace(config, run_dir=str(folder)), derived
     ) as run:
-      offline_run.run(run, again, _AfterRows(folder, most))  # type: ignore
+      offline_engine.run(run, again, _AfterRows(folder, most))  # type: ignore
 
   def state(folder: pathlib.Path) -> Any:
     (parts, *_) = made.values()
@@ -300,7 +302,7 @@ def _make_host() -> Kind:
     with folders.open_run(
       dataclasses.replace(config, run_dir=str(folder)), derived
     ) as run:
-      host_run.run(run, fresh, _AfterRows(folder, most))  # type: ignore
+      host_engine.run(run, fresh, _AfterRows(folder, most))  # type: ignore
 
   def state(folder: pathlib.Path) -> Any:
     run = RunFolder(folder)

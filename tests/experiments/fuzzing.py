@@ -36,17 +36,19 @@ from experiments import (
   classic,
   control,
   criteria,
-  devices,
   flags,
-  host_run,
   lab,
   minatar,
   offline,
-  offline_run,
   plot,
-  processes,
   siamese,
-  sweep_run,
+)
+from experiments.engines import (
+  compiled as compiled_engine,
+  devices,
+  host as host_engine,
+  offline as offline_engine,
+  processes,
 )
 from tests import conftest
 from tests.experiments import launching
@@ -339,9 +341,9 @@ def _stops(depth: str) -> list[Any]:
     places += [(devices, 'configure')]
   if depth in (CHECKED, BUILT):
     places += [
-      (sweep_run, 'run'),
-      (host_run, 'run'),
-      (offline_run, 'run'),
+      (compiled_engine, 'run'),
+      (host_engine, 'run'),
+      (offline_engine, 'run'),
       (plot, '_plot_panel'),
       (benchmark, 'startup'),
       (devices, 'configure') if depth == CHECKED else (plot, 'plot_curve'),

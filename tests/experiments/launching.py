@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import atari, compiled, flags, sweep_run, sweeps
+from experiments import atari, compiled, flags, sweep_options
+from experiments.engines import compiled as compiled_engine, sweeps
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
 from siamrl.report.progress import Progress
@@ -124,7 +125,7 @@ def config_of(launcher: types.ModuleType) -> type:
   (config,) = (
     value
     for value in vars(launcher).values()
-    if isinstance(value, type) and issubclass(value, sweeps.SweepOptions)
+    if isinstance(value, type) and issubclass(value, sweep_options.SweepOptions)
   )
   return config
 
@@ -136,7 +137,7 @@ def family_of(launcher: types.ModuleType) -> sweeps.Family:
 
 def groups_of(
   launcher: types.ModuleType, sweep: flags.Sweep
-) -> list[sweep_run.Group]:
+) -> list[compiled_engine.Group]:
   """The programs of a sweep."""
   tasks = {config: launcher.make_task(config) for config in sweep.configs}
   return list(sweeps.make_groups(sweep, tasks, family_of(launcher)))

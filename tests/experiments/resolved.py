@@ -24,8 +24,8 @@ from experiments import (
   minatar,
   offline,
   siamese,
-  sweeps,
 )
+from experiments.engines import sweeps
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAG_FILES = ROOT / 'experiments' / 'flagfiles'

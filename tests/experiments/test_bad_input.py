@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from experiments import atari, devices, flags, folders, host_run
+from experiments import atari, flags
+from experiments.engines import devices, folders, host as host_engine
 from siamrl.report.run_folder import RunFolder
 from tests.experiments.launching import SMALL, columns, killed, launch, start
 
@@ -76,7 +77,7 @@ def refused(monkeypatch, capfd, tmp_path):
   def fail(*arguments):
     raise AssertionError('training began')
 
-  monkeypatch.setattr(host_run, 'run', fail)
+  monkeypatch.setattr(host_engine, 'run', fail)
   monkeypatch.chdir(tmp_path)
 
   def launch_here(*arguments: str, code: int) -> str:

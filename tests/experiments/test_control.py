@@ -16,11 +16,13 @@ from experiments import (
   control,
   control_host,
   control_options,
-  devices,
   flags,
-  host_run,
   sweep_figures,
-  sweep_run,
+)
+from experiments.engines import (
+  compiled as compiled_engine,
+  devices,
+  host as host_engine,
 )
 from experiments.control_options import ControlConfig
 from siamrl import twins
@@ -430,8 +432,8 @@ def refused(monkeypatch, tmp_path):
   def train(*args):
     raise AssertionError('training began')
 
-  monkeypatch.setattr(sweep_run._Runs, 'train', train)
-  monkeypatch.setattr(host_run, 'run', train)
+  monkeypatch.setattr(compiled_engine._Runs, 'train', train)
+  monkeypatch.setattr(host_engine, 'run', train)
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments, code=2):
@@ -617,7 +619,7 @@ def notes(monkeypatch, tmp_path):
 
   def run(*arguments):
     ran = []
-    monkeypatch.setattr(host_run, 'run', lambda *args: ran.append(args[1]))
+    monkeypatch.setattr(host_engine, 'run', lambda *args: ran.append(args[1]))
     folder = tmp_path / 'run'
     err = sweep_here(control, *arguments, f'--run_dir={folder}', '--overwrite')
     lines = err.splitlines()

@@ -15,8 +15,8 @@ from experiments import (
   flags,
   minatar,
   siamese,
-  sweep_run,
 )
+from experiments.engines import compiled as compiled_engine
 from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.run_folder import RunFolder
 
@@ -39,7 +39,7 @@ def _rows(tmp_path, points, columns, seeds=5, times=4, clock='env_steps'):
   path = tmp_path / 'metrics.csv'
   writer = MetricsWriter(path, None, step_column=clock)
   for point in points:
-    cells = sweep_run._cells(point)
+    cells = compiled_engine._cells(point)
     for seed in range(seeds):
       for t in range(1, times + 1):
         row = {name: f(point, seed, t) for name, f in columns.items()}

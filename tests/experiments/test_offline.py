@@ -220,7 +220,7 @@ flags.run(offline.OfflineConfig, '', offline.main)
     # Half of a checkpoint.
     ('siamrl.report.checkpoint:Checkpoints._write', 2, 1),
     # A row, and no checkpoint that knows of it.
-    ('experiments.offline_run:_Run._save', 2, 1),
+    ('experiments.engines.offline:_Run._save', 2, 1),
   ],
 )
 @pytest.mark.slow

@@ -5,14 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  classic,
-  compiled,
-  flags,
-  sweeps,
-  target_options,
-  twin_options,
-)
+from experiments import classic, compiled, flags, target_options, twin_options
+from experiments.engines import sweeps
 from siamrl import twins
 from siamrl.losses import td
 

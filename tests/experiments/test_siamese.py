@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import flags, siamese, sweep_run
+from experiments import flags, siamese
+from experiments.engines import compiled as compiled_engine
 from siamrl import twins
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import RunFolder
@@ -303,7 +304,7 @@ def refused(monkeypatch, tmp_path):
   def train(self):
     raise AssertionError('training began')
 
-  monkeypatch.setattr(sweep_run._Runs, 'train', train)
+  monkeypatch.setattr(compiled_engine._Runs, 'train', train)
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments, code=2):

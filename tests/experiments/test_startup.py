@@ -9,7 +9,8 @@ import sys
 import jax
 import pytest
 
-from experiments import devices, startup
+from experiments import startup
+from experiments.engines import devices
 from experiments.flags import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -18,7 +18,6 @@ from experiments import startup
 from experiments.flags import RunError, UsageError
 from siamrl.memory import memory_bytes as memory_bytes
 
-PLATFORMS = ('cpu', 'gpu', 'tpu')
 
 # What measures best on a CPU, see BUILD_NOTES.md.
 CPU_XLA_FLAGS = (
@@ -50,7 +49,7 @@ def configure(
   environment: they are set here unless the user set the same ones.
 
   Args:
-    platform: one of `PLATFORMS`, or None for the best that JAX finds.
+    platform: one of `startup.PLATFORMS`, or None for the best that JAX finds.
     cpu_devices: devices that JAX is to make of a CPU, unless the user has told
       it by JAX_NUM_CPU_DEVICES or XLA's option.
     ynnpack: whether a CPU multiplies with YNNPACK. That is the faster way, but

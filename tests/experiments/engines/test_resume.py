@@ -97,7 +97,7 @@ def test_sigkill_while_saving(undisturbed, tmp_path):
   output = killed(
     *arguments,
     # With the row of the first iteration written, and no checkpoint after it.
-    sabotage=('experiments.host_run:_line', 1),
+    sabotage=('experiments.engines.host:_line', 1),
   )
   assert f'resuming {folder} on cpu at frame 1,296' in output
   assert columns(folder)['frames'] == [1600]

@@ -9,7 +9,7 @@ import zlib
 import jax
 import numpy as np
 
-from experiments import devices, folders, running
+from experiments.engines import devices, folders, running
 from experiments.flags import RunError
 from siamrl import schedule
 from siamrl.replay.dataset import Dataset

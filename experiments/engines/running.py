@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import jax
 
-from experiments import devices, folders
+from experiments.engines import devices, folders
 from siamrl.report import drawing
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.progress import Progress

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import (
-  atari,
-  classic,
+from experiments import atari, classic, flags, offline
+from experiments.engines import (
+  compiled as compiled_engine,
   devices,
-  flags,
   memory,
-  offline,
-  offline_run,
-  sweep_run,
+  offline as offline_engine,
 )
 from experiments.flags import UsageError
 from siamrl.report.run_folder import RunFolder
@@ -109,7 +106,7 @@ def test_compiled_runs_that_the_memory_cannot_hold(
 ):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(devices, 'memory_bytes', lambda: 4 * 10**9)
-  monkeypatch.setattr(sweep_run, 'run', _fail)
+  monkeypatch.setattr(compiled_engine, 'run', _fail)
   err = sweep_here(classic, *SMALL_SWEEP, *arguments, code=2)
   first, last = (
     f'error: {arguments[index]} must be so small' for index in (0, -1)
@@ -137,7 +134,7 @@ def test_a_learner_of_a_data_set_that_the_memory_cannot_hold(
   tmp_path, monkeypatch, capsys
 ):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(offline_run, 'run', _fail)
+  monkeypatch.setattr(offline_engine, 'run', _fail)
   arguments = ['--platform=cpu', '--hidden_sizes=1000000-1000000']
   assert flags.execute(offline.OfflineConfig, '', offline.main, arguments) == 2
   err = capsys.readouterr().err

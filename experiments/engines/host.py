@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from experiments import devices, folders, running
+from experiments.engines import devices, folders, running
 from experiments.flags import RunError
 from siamrl.replay.host import HostReplay
 from siamrl.report.checkpoint import Checkpoints

@@ -19,15 +19,15 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
-from experiments import devices, folders, memory, processes, running
+from experiments.engines import devices, folders, memory, processes, running
 from experiments.flags import RunError
-from experiments.folders import (
+from experiments.engines.folders import (
   checkpoint_errors,
   edited_errors,
   open_folder,
   run_errors,
 )
-from experiments.running import Running
+from experiments.engines.running import Running
 from siamrl import schedule
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.report.checkpoint import Checkpoints

@@ -17,13 +17,12 @@ import pytest
 from experiments import (
   classic,
   compiled,
-  devices,
   environments,
   flags,
   minatar,
   sweep_figures,
-  sweep_run,
 )
+from experiments.engines import compiled as compiled_engine, devices
 from siamrl.envs import registry
 from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.progress import COMPILING, MAIN
@@ -224,7 +223,7 @@ def test_sigkill_and_other_devices(undisturbed, tmp_path):
   killed(
     *arguments,
     # With the rows of the second iteration written, and no checkpoint.
-    sabotage=('experiments.sweep_run:_Runs._save', 2),
+    sabotage=('experiments.engines.compiled:_Runs._save', 2),
     launcher=_CLASSIC,
     environment=_devices(3),
   )
@@ -267,7 +266,7 @@ def test_the_rows_that_there_will_be(undisturbed):
 def test_options_as_the_table_has_them():
   point = {'hidden_sizes': '8', 'tau': None, 'agent': 'dqn', 'batch_size': 1}
   cells = point | {'hidden_sizes': '[8]', 'layer_norm': 'true'}
-  assert sweep_run._cells(point | {'layer_norm': True}) == cells
+  assert compiled_engine._cells(point | {'layer_norm': True}) == cells
 
 
 def test_no_episode_that_has_ended(undisturbed, tmp_path):
@@ -457,7 +456,7 @@ def refused(monkeypatch, tmp_path):
   def train(self):
     raise AssertionError('training began')
 
-  monkeypatch.setattr(sweep_run._Runs, 'train', train)
+  monkeypatch.setattr(compiled_engine._Runs, 'train', train)
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments, code=2, launcher=classic):
@@ -584,7 +583,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
   if mount.returncode:
     pytest.skip('file systems cannot be mounted here')
   arguments = (*SMALL_SWEEP, f'--run_dir={disk}/run')
-  original = sweep_run._Runs._write
+  original = compiled_engine._Runs._write
 
   def write(self, *args):
     original(self, *args)
@@ -592,7 +591,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
   try:
     with monkeypatch.context() as patch:
-      patch.setattr(sweep_run._Runs, '_write', write)
+      patch.setattr(compiled_engine._Runs, '_write', write)
       output = sweep_here(classic, *arguments, code=1)
     line = output.splitlines()[-1]
     assert line.startswith(f'error: --run_dir={disk}/run')

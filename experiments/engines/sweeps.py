@@ -1,4 +1,4 @@
-"""Sweeps of compiled runs: their options, and how they become programs.
+"""Sweeps of compiled runs: how they become programs.
 
 A command line may hold lists, and every combination of their values, times the
 seeds, is a run. Runs that differ in numbers only are one compiled program. What
@@ -11,113 +11,37 @@ import functools
 import math
 import os
 import pathlib
-import re
 import sys
 from typing import Any, NamedTuple
 
 import jax
 
-from experiments import (
+from experiments import sweep_figures, twin_options
+from experiments.engines import (
+  compiled,
   devices,
   folders,
   memory,
-  options,
   processes,
   running,
-  sweep_figures,
-  sweep_run,
-  twin_options,
 )
 from experiments.flags import (
-  INT64,
-  NOT_NEGATIVE,
-  POSITIVE,
-  Bound,
   Sweep,
   UsageError,
-  also,
   as_flags,
   as_json,
   check_lists,
   check_read,
-  group,
-  one_of,
-  option,
-  path_option,
   refuse,
   say_idle,
   usage_errors,
 )
+from experiments.sweep_options import SweepOptions
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 
 # Options that may differ between a sweep and its resumption.
 WHERE = (*folders.WHERE, 'coordinator', 'process_id')
-
-_ADDRESS = Bound(
-  lambda text: (
-    (match := re.fullmatch(r'\S+:([0-9]{1,5})', text)) is not None
-    and int(match[1]) < 2**16
-  ),
-  'HOST:PORT',
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepOptions:
-  """The options of every sweep; a launcher's record inherits them."""
-
-  _run: Any = group('The runs')
-  run_dir: str | None = path_option(
-    None,
-    'Folder of all these runs; if not given one in runs/, named after what '
-    'is learnt, the agent, what is swept and the seed',
-    single=True,
-  )
-  overwrite: bool = option(
-    False, 'Start afresh where the folder holds runs already.', single=True
-  )
-  seed: int = options.seed('The first seed. Everything random follows from it.')
-  seeds: int = option(
-    1,
-    'Runs of each combination, with the seeds from --seed on',
-    POSITIVE,
-    single=True,
-    most=INT64,  # the memory ends sooner
-  )
-  also: str | None = also()
-  checkpoint_period_s: float = option(
-    600, 'Seconds between two checkpoints, about.', POSITIVE, single=True
-  )
-
-  _devices: Any = group('Devices')
-  platform: str | None = options.platform()
-  share: str = option(
-    'runs',
-    'What the devices share: the runs, or the batch of each gradient step',
-    one_of(('runs', 'batch')),
-    single=True,
-  )
-  vectorised: bool | None = option(
-    None,
-    'Compute the runs of a device together rather than one after the other; '
-    'if not given, on accelerators only.',
-    single=True,
-  )
-  coordinator: str | None = option(
-    None,
-    'Where the first process listens, if several share the runs: at localhost '
-    'or an IP address of its own, there and nowhere else; by a name, on all '
-    'interfaces',
-    _ADDRESS,
-    single=True,
-  )
-  num_processes: int = option(
-    1, 'Processes that share the runs.', POSITIVE, single=True
-  )
-  process_id: int = option(
-    0, 'Which of them this one is, from 0.', NOT_NEGATIVE, single=True
-  )
 
 
 class Family(NamedTuple):
@@ -132,7 +56,7 @@ class Family(NamedTuple):
       together.
     settings: (configuration, task) -> the numbers of a run that are traced,
       `sync` and `sync_offset` of its twin among them.
-    make_loop: (configuration, task) -> what each run does, for `sweep_run`;
+    make_loop: (configuration, task) -> what each run does, for `compiled`;
       raises ValueError for options that do not fit.
     iterations: configuration -> iterations of the run.
     choosers: an option that chooses, and the options that only some of its
@@ -143,7 +67,7 @@ class Family(NamedTuple):
   drop: Callable[[Any], list[str]]
   check: Callable[[Any], None]
   settings: Callable[[Any, Any], dict[str, Any]]
-  make_loop: Callable[[Any, Any], sweep_run.Loop]
+  make_loop: Callable[[Any, Any], compiled.Loop]
   iterations: Callable[[Any], int]
   choosers: Mapping[str, tuple[str, ...]] = {
     'target_update': twin_options.OF_RULES
@@ -188,7 +112,7 @@ def _train(
   if vectorised is None:
     vectorised = platform != 'cpu'
 
-  def program_of(config: Any) -> sweep_run.Group:
+  def program_of(config: Any) -> compiled.Group:
     one = sweep._replace(configs=(config,), points=({},))
     with usage_errors():
       (program,) = _make_programs(one, {config: make_task(config)}, family)
@@ -208,9 +132,9 @@ def _train(
   recorded = sweep._replace(
     values=sweep.values | {'run_dir': (run_dir,), 'overwrite': (False,)}
   )
-  sweep_run.run(
+  compiled.run(
     groups,
-    sweep_run.Options(
+    compiled.Options(
       run_dir=run_dir,
       overwrite=first.overwrite,
       flags=as_flags(recorded),
@@ -296,7 +220,7 @@ def _check_shared_batch(sweep: Sweep) -> None:
 
 def make_groups(
   sweep: Sweep, tasks: Mapping[Any, Any], family: Family
-) -> Iterator[sweep_run.Group]:
+) -> Iterator[compiled.Group]:
   """The programs of a sweep, each with the runs that it computes."""
   seeds = range(sweep.configs[0].seeds)
   for group_ in _make_programs(sweep, tasks, family):
@@ -308,7 +232,7 @@ def make_groups(
 
 def _make_programs(
   sweep: Sweep, tasks: Mapping[Any, Any], family: Family
-) -> Iterator[sweep_run.Group]:
+) -> Iterator[compiled.Group]:
   """The programs of a sweep, each with the runs of the first seed."""
   programs: dict[Any, list[int]] = {}
   for index, config in enumerate(sweep.configs):
@@ -322,11 +246,11 @@ def _make_programs(
     with usage_errors():
       loop = family.make_loop(configs[0], tasks[configs[0]])
       settings = [family.settings(config, tasks[config]) for config in configs]
-    yield sweep_run.Group(
+    yield compiled.Group(
       loop=loop,
       iterations=family.iterations(configs[0]),
       runs=[
-        sweep_run.Run(sweep.points[index], configs[0].seed, numbers)
+        compiled.Run(sweep.points[index], configs[0].seed, numbers)
         for index, numbers in zip(indices, settings, strict=True)
       ],
       config=configs[0],
@@ -334,7 +258,7 @@ def _make_programs(
 
 
 # Makes the program of a record, for comparison.
-ProgramOf = Callable[[Any], sweep_run.Group]
+ProgramOf = Callable[[Any], compiled.Group]
 
 
 def _memory_bytes(platform: str) -> float:
@@ -352,7 +276,7 @@ def _fallback(config: Any) -> str:
 
 
 def check_memory(
-  programs: list[sweep_run.Group],
+  programs: list[compiled.Group],
   config: SweepOptions,
   platform: str,
   program_of: ProgramOf | None = None,
@@ -394,7 +318,7 @@ def check_memory(
 
 
 def _check_peaks(
-  groups: list[sweep_run.Group],
+  groups: list[compiled.Group],
   config: SweepOptions,
   platform: str,
   vectorised: bool,
@@ -410,11 +334,11 @@ def _check_peaks(
     program_of: finds the option that makes an iteration too large.
   """
 
-  def peak(program: sweep_run.Group, number: int) -> float:
+  def peak(program: compiled.Group, number: int) -> float:
     """Of so many runs in each process that shares them."""
     each = -(-number // config.num_processes)
     runs = (list(program.runs) * each)[:each]
-    return sweep_run.peak_nbytes(
+    return compiled.peak_nbytes(
       dataclasses.replace(program, runs=runs),
       share=config.share,
       vectorised=vectorised,

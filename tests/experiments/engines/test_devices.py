@@ -8,7 +8,7 @@ import socket
 import jax
 import pytest
 
-from experiments import devices, folders, processes
+from experiments.engines import devices, folders, processes
 from experiments.flags import option, path_option
 
 NAME = '--xla_cpu_experimental_ynn_fusion_type'

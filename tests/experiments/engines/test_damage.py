@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import flags, folders, running, sweep_run
+from experiments import flags
+from experiments.engines import compiled as compiled_engine, folders, running
 from siamrl.report.checkpoint import CheckpointError, Checkpoints
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import RunFolder
@@ -64,7 +65,7 @@ def _folder(tmp_path):
   folder = RunFolder(tmp_path)
   with MetricsWriter(folder.metrics) as writer:
     for index, steps in ((0, (2, 3)), (1, (1, 2))):
-      checkpoints = sweep_run._checkpoints(folder, index)
+      checkpoints = compiled_engine._checkpoints(folder, index)
       for step in steps:
         writer.write({'iteration': step})
         extra = {'iteration': step, **folders.written(writer)}
@@ -78,10 +79,10 @@ def _spoil(folder, index, step):
 
 def test_a_sweep_falls_back_within_a_program(tmp_path, capsys):
   folder = _folder(tmp_path)
-  assert sweep_run._find(folder, [_Group()] * 2)[:3] == (1, 2, 4)
+  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (1, 2, 4)
   assert capsys.readouterr().err == ''
   _spoil(folder, 1, 2)
-  assert sweep_run._find(folder, [_Group()] * 2)[:3] == (1, 1, 3)
+  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (1, 1, 3)
   assert 'SHA256SUMS is missing; the checkpoint before' in (
     capsys.readouterr().err
   )
@@ -91,12 +92,12 @@ def test_a_sweep_falls_back_to_the_program_before(tmp_path):
   folder = _folder(tmp_path)
   _spoil(folder, 1, 1)
   _spoil(folder, 1, 2)
-  assert sweep_run._find(folder, [_Group()] * 2)[:3] == (1, 0, 2)
+  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (1, 0, 2)
   _spoil(folder, 0, 3)
-  assert sweep_run._find(folder, [_Group()] * 2)[:3] == (0, 2, 1)
+  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (0, 2, 1)
   _spoil(folder, 0, 2)
   with pytest.raises(CheckpointError, match='000/2: not a readable'):
-    sweep_run._find(folder, [_Group()] * 2)
+    compiled_engine._find(folder, [_Group()] * 2)
 
 
 def test_a_damaged_row_is_made_good_from_the_checkpoint_before(tmp_path):
@@ -104,10 +105,10 @@ def test_a_damaged_row_is_made_good_from_the_checkpoint_before(tmp_path):
   text = folder.metrics.read_text()
   assert text.endswith('\n1\n2\n')
   folder.metrics.write_text(f'{text[:-2]}3\n')
-  assert sweep_run._find(folder, [_Group()] * 2)[:3] == (1, 1, 3)
+  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (1, 1, 3)
   folder.metrics.write_text(text.replace('iteration', 'iterbtion'))
   with pytest.raises(CheckpointError, match='metrics.csv: damaged'):
-    sweep_run._find(folder, [_Group()] * 2)
+    compiled_engine._find(folder, [_Group()] * 2)
 
 
 # What is shown, and fails.

@@ -1,0 +1,1 @@
+"""Engines: what trains runs in their folders, whatever they learn."""

@@ -1,0 +1,83 @@
+"""The options of every sweep of compiled runs."""
+
+import dataclasses
+import re
+from typing import Any
+
+from experiments import options
+from experiments.flags import (
+  INT64,
+  NOT_NEGATIVE,
+  POSITIVE,
+  Bound,
+  also,
+  group,
+  one_of,
+  option,
+  path_option,
+)
+
+_ADDRESS = Bound(
+  lambda text: (
+    (match := re.fullmatch(r'\S+:([0-9]{1,5})', text)) is not None
+    and int(match[1]) < 2**16
+  ),
+  'HOST:PORT',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+  """The options of every sweep; a launcher's record inherits them."""
+
+  _run: Any = group('The runs')
+  run_dir: str | None = path_option(
+    None,
+    'Folder of all these runs; if not given one in runs/, named after what '
+    'is learnt, the agent, what is swept and the seed',
+    single=True,
+  )
+  overwrite: bool = option(
+    False, 'Start afresh where the folder holds runs already.', single=True
+  )
+  seed: int = options.seed('The first seed. Everything random follows from it.')
+  seeds: int = option(
+    1,
+    'Runs of each combination, with the seeds from --seed on',
+    POSITIVE,
+    single=True,
+    most=INT64,  # the memory ends sooner
+  )
+  also: str | None = also()
+  checkpoint_period_s: float = option(
+    600, 'Seconds between two checkpoints, about.', POSITIVE, single=True
+  )
+
+  _devices: Any = group('Devices')
+  platform: str | None = options.platform()
+  share: str = option(
+    'runs',
+    'What the devices share: the runs, or the batch of each gradient step',
+    one_of(('runs', 'batch')),
+    single=True,
+  )
+  vectorised: bool | None = option(
+    None,
+    'Compute the runs of a device together rather than one after the other; '
+    'if not given, on accelerators only.',
+    single=True,
+  )
+  coordinator: str | None = option(
+    None,
+    'Where the first process listens, if several share the runs: at localhost '
+    'or an IP address of its own, there and nowhere else; by a name, on all '
+    'interfaces',
+    _ADDRESS,
+    single=True,
+  )
+  num_processes: int = option(
+    1, 'Processes that share the runs.', POSITIVE, single=True
+  )
+  process_id: int = option(
+    0, 'Which of them this one is, from 0.', NOT_NEGATIVE, single=True
+  )
