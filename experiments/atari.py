@@ -593,9 +593,11 @@ def _make_watch(
     settings = twin_options.parameters(config, units, 1) | {'sync': speeds.sync}
     age = twin_options.mean_age(config, units, settings)
     if speeds.regress > min(panel_options.STRIDE, 2 * age + 1):
-      raise ValueError(
-        f'shadows={config.shadows} must not be given where a round takes '
-        f'{speeds.regress} gradient steps: they move once a round'
+      refuse(
+        config,
+        'shadows',
+        f'not be given where a round takes {speeds.regress} gradient steps: '
+        'they move once a round',
       )
     shadows = panel_options.make_shadows(config, age)
   panel_ = panel_options.make_panel(

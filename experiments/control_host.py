@@ -335,9 +335,11 @@ def build(
   """
   speeds = collecting.make_schedule(config)
   if config.shadows and speeds.regress > 1:
-    raise ValueError(
-      f'shadows={config.shadows} must not be given where a round takes '
-      f'{speeds.regress} gradient steps: they move once a round'
+    refuse(
+      config,
+      'shadows',
+      f'not be given where a round takes {speeds.regress} gradient steps: '
+      'they move once a round',
     )
   learning, obs_shape = _make_learning(config, environments)
   memory.check(

@@ -449,9 +449,10 @@ def make_learning(
   )
   panel = None
   if config.shadows and twin.shift is not None:
-    raise ValueError(
-      f'shadows={config.shadows} must not be given with a rule that has '
-      'several networks'
+    refuse(
+      config,
+      'shadows',
+      'not be given with a rule that has several networks',
     )
   if config.panel_period:
     panel = diagnostics.make_panel(

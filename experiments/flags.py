@@ -36,6 +36,7 @@ from absl import flags
 import numpy as np
 
 from experiments import flag_files, startup
+from siamrl.parameters import FieldError
 from siamrl.report import streams
 
 # The largest numbers of types that hold whole numbers.
@@ -59,18 +60,12 @@ class RunError(Exception):
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-  """Has the ValueErrors of the library speak of flags.
-
-  Their messages begin with `name=value`, and names are those of the flags.
-  """
+  """Has errors about the library's arguments speak of the flags so named."""
   try:
     yield
-  except ValueError as error:
-    text = str(error).removeprefix('--')
-    if not re.match(r'\w+=', text):
-      raise  # not about a flag: an error in the program
+  except FieldError as error:
     # A flag is shown as one types it: without the quotes of a string.
-    text = re.sub(r"\b(\w+)='([^']*)'", r'\1=\2', text)
+    text = error.written(lambda name, value: f'{name}={_text(value)}')
     raise UsageError(f'--{text}') from error
 
 

@@ -7,7 +7,14 @@ import chex
 from flax import linen as nn
 
 from experiments import target_options
-from experiments.flags import NOT_NEGATIVE, POSITIVE, choice, group, option
+from experiments.flags import (
+  NOT_NEGATIVE,
+  POSITIVE,
+  choice,
+  group,
+  option,
+  refuse,
+)
 from siamrl.agents import latent
 from siamrl.losses import td
 from siamrl.networks.latent import TRANSITIONS, latent_networks
@@ -61,23 +68,24 @@ def meaningless(config: LatentOptions) -> list[str]:
 
 
 def check(config: Any) -> None:
-  """Raises ValueError for options that do not go together."""
+  """Raises UsageError for options that do not go together."""
   fields = LatentOptions.__dataclass_fields__
   for name in meaningless(config):
-    value = getattr(config, name)
-    if value != fields[name].default:
-      raise ValueError(f'{name}={value} must go with --spr_steps=1 or more')
+    if getattr(config, name) != fields[name].default:
+      refuse(config, name, 'go with --spr_steps=1 or more')
   if config.spr_steps and config.target_update == 'projected_soft':
-    raise ValueError(
-      f'spr_steps={config.spr_steps} must be 0 for '
-      '--target_update=projected_soft: the torso, which has two twins, would '
-      'count twice in its norm'
+    refuse(
+      config,
+      'spr_steps',
+      'be 0 for --target_update=projected_soft: the torso, which has two '
+      'twins, would count twice in its norm',
     )
   form = target_options.form_of(config)
   if config.spr_steps and td.TARGETS[form].networks > 1:
-    raise ValueError(
-      f'spr_steps={config.spr_steps} must be 0 for --target_form={form}, which '
-      'has several networks'
+    refuse(
+      config,
+      'spr_steps',
+      f'be 0 for --target_form={form}, which has several networks',
     )
 
 
@@ -101,14 +109,15 @@ def make_agent(
     inside_loop: whether gradient steps are compiled into a loop.
 
   Raises:
-    ValueError: there is nothing to project with.
+    UsageError: there is nothing to project with.
   """
   if not config.spr_steps:
     return base
   if config.spr_projections is None and not network.head.hidden:
-    raise ValueError(
-      f'spr_steps={config.spr_steps} must go with --spr_projections here: the '
-      'head has no hidden layer'
+    refuse(
+      config,
+      'spr_steps',
+      'go with --spr_projections here: the head has no hidden layer',
     )
   networks = latent_networks(
     network,

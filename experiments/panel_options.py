@@ -14,6 +14,7 @@ from experiments.flags import (
   Bound,
   group,
   option,
+  refuse,
 )
 from siamrl import diagnostics, twins
 from siamrl.diagnostics import Clocked, Panel
@@ -85,7 +86,7 @@ def check(
   capacity: int,
   unready: int,
 ) -> None:
-  """Raises ValueError for a panel that cannot be.
+  """Raises UsageError for a panel that cannot be.
 
   Args:
     config: the options.
@@ -96,15 +97,15 @@ def check(
   """
   if not config.panel_period:
     if config.shadows:
-      raise ValueError(
-        f'shadows={config.shadows} must go with --panel_period=1 or more'
-      )
+      refuse(config, 'shadows', 'go with --panel_period=1 or more')
     return
   most = min(int(0.6 * iteration_env_steps), capacity) - unready
   if config.probe_size > most:
-    raise ValueError(
-      f'probe_size={config.probe_size} must be at most {most}, the transitions '
-      'that there are when it is drawn, in the first iteration'
+    refuse(
+      config,
+      'probe_size',
+      f'be at most {most}, the transitions that there are when it is drawn, in '
+      'the first iteration',
     )
 
 
@@ -156,12 +157,13 @@ def make_panel(
     shadows: of `make_shadows`.
 
   Raises:
-    ValueError: the rule in use cannot be compared with others.
+    UsageError: the rule in use cannot be compared with others.
   """
   if shadows and rule.twin.shift is not None:
-    raise ValueError(
-      f'shadows={config.shadows!r} must not be given with a rule that has '
-      'several networks'
+    refuse(
+      config,
+      'shadows',
+      'not be given with a rule that has several networks',
     )
 
   def look(params, obs):

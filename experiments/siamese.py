@@ -750,12 +750,11 @@ def make_learner(
 
 
 def make_loop(config: SiameseConfig, task: Task) -> epochs.Loop:
-  """The functions of a run; raises ValueError for options that do not fit."""
+  """The functions of a run; raises UsageError for options that do not fit."""
   held_out = task.held_out.images
   if config.panel_period and config.probe_size > len(held_out):
-    raise ValueError(
-      f'probe_size={config.probe_size} must be at most the {len(held_out)} '
-      'images held out'
+    refuse(
+      config, 'probe_size', f'be at most the {len(held_out)} images held out'
     )
   loop_config = _config_of(config, task)
   if loop_config.epoch_steps * config.epochs >= 2**31:

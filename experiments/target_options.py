@@ -10,6 +10,7 @@ from experiments.flags import (
   FRACTION,
   NOT_POSITIVE,
   POSITIVE,
+  UsageError,
   choice,
   group,
   one_of,
@@ -76,13 +77,13 @@ def parameters(config: Any) -> dict[str, Any]:
     config: the options, those of the twin among them.
 
   Raises:
-    ValueError: the form cannot be made of what is given, or hides from a rule
-      what that is about.
+    FieldError: the form cannot be made of what is given.
+    UsageError: the form hides from a rule what that is about.
   """
   if (config.target_update, form_of(config)) == ('residual', 'inverse_double'):
     # Values come from behind a stop-gradient, choices have no gradient.
-    raise ValueError(
-      'target_form=inverse_double must not be given with '
+    raise UsageError(
+      '--target_form=inverse_double must not be given with '
       '--target_update=residual: no gradient flows through its targets'
     )
   given = {name: getattr(config, name) for name in td.TARGET_PARAMETERS}

@@ -15,8 +15,10 @@ from experiments.flags import (
   group,
   one_of,
   option,
+  refuse,
 )
 from siamrl import learner, schedule, twins
+from siamrl.parameters import FieldError
 from siamrl.types import Twin
 
 # Rules whose twin is the online network, or a part of it.
@@ -181,7 +183,7 @@ def parameters(
     gradient_steps: of the whole run, over which schedules last by default.
 
   Raises:
-    ValueError: the rule cannot be built of what is given.
+    FieldError: the rule cannot be built of what is given.
   """
   _check_meant(config)
   given = {name: getattr(config, name) for name in twins.PARAMETERS}
@@ -198,14 +200,14 @@ def parameters(
   twins.make_rule(config.target_update, **given)
   for name in takes:
     if isinstance(given[name], int) and given[name] >= _MOST:
-      raise ValueError(
-        f'{name}={given[name]} must be below {_MOST} gradient steps'
+      raise FieldError(
+        name, given[name], f'must be below {_MOST} gradient steps'
       )
   return {name: given[name] for name in takes}
 
 
 def _check_meant(config: TwinOptions) -> None:
-  """Raises ValueError for an option that would change nothing."""
+  """Raises FieldError for an option that would change nothing."""
   rule = config.target_update
   for name, unset in (
     ('reset_optimizer', False),
@@ -215,11 +217,10 @@ def _check_meant(config: TwinOptions) -> None:
   ):
     value = getattr(config, name)
     if value != unset and name in meaningless(config):
-      shown = str(value).lower()
       why = 'has no meaning for'
       if rule in _OWN_CLOCKS and name in ('reset_optimizer', 'count_warmup'):
         why = 'goes by one clock, and cannot be had with'
-      raise ValueError(f'{name}={shown} {why} target_update={rule!r}')
+      raise FieldError(name, value, why, ('target_update', rule))
 
 
 class Units(Protocol):
@@ -229,7 +230,7 @@ class Units(Protocol):
     """Gradient steps that so many env steps call for."""
 
   def gradient_steps(self, period: int, name: str) -> int:
-    """A period in gradient steps; raises ValueError unless it is whole."""
+    """A period in gradient steps; raises FieldError unless it is whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +254,7 @@ class Speeds:
     return env_steps // self.train_period * self.train_steps
 
   def gradient_steps(self, period: int, name: str) -> int:
-    """A period in gradient steps; raises ValueError unless it is whole."""
+    """A period in gradient steps; raises FieldError unless it is whole."""
     try:
       return schedule.to_gradient_steps(
         period,
@@ -263,9 +264,12 @@ class Speeds:
         train_steps=self.train_steps,
         name=name,
       )
-    except ValueError as error:
-      raise ValueError(
-        f'{error}; --target_period_unit=gradient_steps has it count them'
+    except FieldError as error:
+      raise FieldError(
+        error.field,
+        error.value,
+        *error.rest,
+        '; --target_period_unit=gradient_steps has it count them',
       ) from error
 
 
@@ -276,10 +280,7 @@ def sync_of(config: TwinOptions, speeds: Units) -> int:
     return period
   sync = speeds.gradient_steps(config.target_period, 'target_period')
   if sync >= _MOST:
-    raise ValueError(
-      f'target_period={config.target_period} must be below {_MOST} gradient '
-      'steps'
-    )
+    refuse(config, 'target_period', f'be below {_MOST} gradient steps')
   return sync
 
 

@@ -13,6 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from siamrl.parameters import FieldError
+
 Augmentation = Callable[[chex.PRNGKey, chex.Array], chex.Array]
 
 # How bright the eye finds red, green and blue (ITU-R BT.601).
@@ -73,9 +75,9 @@ def random_resized_crop(
     ValueError: a range is not such.
   """
   if not 0 < scale[0] <= scale[1] <= 1:
-    raise ValueError(f'scale={scale} must be a range in (0, 1]')
+    raise FieldError('scale', scale, 'must be a range in (0, 1]')
   if not 0 < ratio[0] <= 1 <= ratio[1]:
-    raise ValueError(f'ratio={ratio} must be a range around 1')
+    raise FieldError('ratio', ratio, 'must be a range around 1')
   chance = jax.random.uniform(key, (4,))
   area = scale[0] + chance[0] * (scale[1] - scale[0])
   low = jnp.maximum(math.log(ratio[0]), jnp.log(area))

@@ -22,6 +22,7 @@ import optax
 from siamrl import twins
 from siamrl.learner import TARGET_ORDERS, Regress, make_move
 from siamrl.networks.activations import Activations
+from siamrl.parameters import check_name
 from siamrl.types import (
   Agent,
   Metrics,
@@ -177,11 +178,7 @@ def make_clock(rule: Clocked, *, target_order: str = 'after') -> Clock:
   Raises:
     ValueError: the order's name is unknown.
   """
-  if target_order not in TARGET_ORDERS:
-    raise ValueError(
-      f'target_order={target_order!r} is unknown; choose from '
-      f'{", ".join(TARGET_ORDERS)}'
-    )
+  check_name('target_order', target_order, TARGET_ORDERS)
   stacked = rule.twin.shift is not None
   if rule.twin.clock is not None:
     rule = rule._replace(twin=rule.twin.clock)

@@ -13,6 +13,7 @@ import numpy as np
 
 from siamrl.archive import check_fits, read_arrays, reason
 from siamrl.optional import import_optional, not_installed
+from siamrl.parameters import FieldError
 
 
 class Images(NamedTuple):
@@ -174,9 +175,11 @@ def split(
   count = len(images)
   held_out = round(held_out_fraction * count)
   if not 0 < held_out < count:
-    raise ValueError(
-      f'{held_out_fraction=} of {count} images leaves {count - held_out} to '
-      f'learn from and {held_out} to judge by'
+    raise FieldError(
+      'held_out_fraction',
+      held_out_fraction,
+      f'of {count} images leaves {count - held_out} to learn from and '
+      f'{held_out} to judge by',
     )
   order = np.arange(count)[::-1]
   if seed is not None:

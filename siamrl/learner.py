@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from siamrl import twins
+from siamrl.parameters import check_name
 from siamrl.types import Agent, Metrics, Params, TrainState, Transition, Twin
 
 OPTIMIZERS = (
@@ -53,10 +54,7 @@ def make_optimizer(
   Raises:
     ValueError: the name is unknown.
   """
-  if name not in OPTIMIZERS:
-    raise ValueError(
-      f'optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}'
-    )
+  check_name('optimizer', name, OPTIMIZERS)
   rate: Any = learning_rate
   if anneal_steps is not None:
     rate = lambda count: (
@@ -243,11 +241,7 @@ def init_state(
   Raises:
     ValueError: the name is unknown, or the twin does not fit the parameters.
   """
-  if target_init not in TARGET_INITS:
-    raise ValueError(
-      f'target_init={target_init!r} is unknown; choose from '
-      f'{", ".join(TARGET_INITS)}'
-    )
+  check_name('target_init', target_init, TARGET_INITS)
   init_key, state_key = jax.random.split(key)
   online_params = agent.init(init_key)
   first = online_params
@@ -299,11 +293,7 @@ def make_regress(
   Raises:
     ValueError: the order's name is unknown.
   """
-  if target_order not in TARGET_ORDERS:
-    raise ValueError(
-      f'target_order={target_order!r} is unknown; choose from '
-      f'{", ".join(TARGET_ORDERS)}'
-    )
+  check_name('target_order', target_order, TARGET_ORDERS)
   move = make_move(twin, sync, sync_offset, agent)
   clocked = optax.with_extra_args_support(optimizer)
 

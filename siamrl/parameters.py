@@ -4,8 +4,6 @@ from collections.abc import Callable, Collection, Mapping
 import math
 from typing import Any, NamedTuple
 
-import jax
-
 
 class Domain(NamedTuple):
   """What a parameter may be: a test, and its words after 'must be'."""
@@ -20,6 +18,58 @@ NOT_POSITIVE = Domain(lambda x: x <= 0, '0 or less')
 FRACTION = Domain(lambda x: 0 <= x <= 1, 'in [0, 1]')
 RATE = Domain(lambda x: 0 < x <= 1, 'in (0, 1]')
 WHOLE = Domain(lambda x: x >= 1 and x == int(x), 'a whole number from 1 on')
+
+
+class FieldError(ValueError):
+  """An argument that must have another value, and which one it is.
+
+  Callers that know the argument by another name, such as a flag, say the same
+  sentence with theirs; see `written`.
+
+  Attributes:
+    field: name of the argument.
+    value: of the argument.
+    rest: the sentence after the two: texts, and further arguments as pairs of
+      a name and a value.
+  """
+
+  def __init__(
+    self, field: str, value: Any, *rest: str | tuple[str, Any]
+  ) -> None:
+    """Makes the error.
+
+    Args:
+      field: name of the argument.
+      value: of the argument.
+      *rest: the sentence after them, such as 'must be in (0, 1]'; or its parts,
+        'has no meaning for', ('target_update', 'hard'), ', which takes none'.
+    """
+    super().__init__(field, value, *rest)  # all of them, so that it pickles
+    self.field, self.value, self.rest = field, value, rest
+
+  def written(self, assignment: Callable[[str, Any], str]) -> str:
+    """The sentence, in which `assignment` writes an argument with its value."""
+    text = assignment(self.field, self.value)
+    for part in self.rest:
+      words = part if isinstance(part, str) else assignment(*part)
+      text += words if words[0] in ',:;' else f' {words}'
+    return text
+
+  def __str__(self) -> str:
+    """The sentence as Python writes values: strings in quotes."""
+    return self.written(
+      lambda field, value: (
+        f'{field}={value!r}' if isinstance(value, str) else f'{field}={value}'
+      )
+    )
+
+
+def check_name(field: str, value: Any, allowed: Collection[str]) -> None:
+  """Raises FieldError unless an argument is one of the names allowed."""
+  if value not in allowed:
+    raise FieldError(
+      field, value, f'is unknown; choose from {", ".join(allowed)}'
+    )
 
 
 def check(
@@ -43,21 +93,26 @@ def check(
     ignored: parameters that may be given to what does not read them.
 
   Raises:
-    ValueError: a parameter is missing, superfluous or outside its domain.
+    FieldError: a parameter is missing, superfluous or outside its domain.
   """
+  import jax  # takes seconds, which tools that raise errors do without
+
   given = {key: value for key, value in given.items() if value is not None}
   for key, value in given.items():
     if key not in domains:
       raise TypeError(f'there is no parameter {key!r}')
     if key not in takes and key not in ignored:
-      raise ValueError(
-        f'{key}={value!r} has no meaning for {kind}={name!r}, which takes '
-        f'{", ".join(takes) or "no parameter"}'
+      raise FieldError(
+        key,
+        value,
+        'has no meaning for',
+        (kind, name),
+        f', which takes {", ".join(takes) or "no parameter"}',
       )
     traced = isinstance(value, jax.core.Tracer)
     if not traced and not domains[key].holds(value):
-      raise ValueError(f'{key}={value!r} must be {domains[key].text}')
+      raise FieldError(key, value, f'must be {domains[key].text}')
   for key in takes:
     if key not in given:
-      raise ValueError(f'{kind}={name!r} needs {key}, {domains[key].text}')
+      raise FieldError(kind, name, f'needs {key}, {domains[key].text}')
   return {key: given[key] for key in takes}

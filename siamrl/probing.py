@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from siamrl.losses.siamese import normalised
+from siamrl.parameters import FieldError
 
 
 def _dot(one: chex.Array, other: chex.Array) -> chex.Array:
@@ -56,12 +57,13 @@ def nearest_neighbours(
       positive.
   """
   if not 1 <= neighbours <= len(train_features):
-    raise ValueError(
-      f'{neighbours=} must be from 1 to the {len(train_features)} points that '
-      'there are'
+    raise FieldError(
+      'neighbours',
+      neighbours,
+      f'must be from 1 to the {len(train_features)} points that there are',
     )
   if temperature is not None and not temperature > 0:
-    raise ValueError(f'{temperature=} must be positive')
+    raise FieldError('temperature', temperature, 'must be positive')
   unit = jax.vmap(normalised)
   cosines = _dot(unit(features), unit(train_features).T)
   nearest, places = jax.lax.top_k(cosines, neighbours)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from siamrl.parameters import FieldError, check_name
 from siamrl.types import Schedule
 
 UNITS = ('frames', 'env_steps', 'gradient_steps')
@@ -45,12 +46,9 @@ def to_gradient_steps(
     ValueError: the unit is unknown, the period is not positive or no whole
       number of gradient steps.
   """
-  if unit not in UNITS:
-    raise ValueError(
-      f'target_period_unit={unit!r} is unknown; choose from {", ".join(UNITS)}'
-    )
+  check_name('target_period_unit', unit, UNITS)
   if period < 1:
-    raise ValueError(f'{name}={period} must be at least 1')
+    raise FieldError(name, period, 'must be at least 1')
   per_training = {
     'frames': frames_per_env_step * train_period,
     'env_steps': train_period,
@@ -58,9 +56,10 @@ def to_gradient_steps(
   }[unit]
   if period * train_steps % per_training:
     least = per_training // math.gcd(per_training, train_steps)
-    raise ValueError(
-      f'{name}={period} {unit} must be a multiple of {least}, for whole '
-      'gradient steps'
+    raise FieldError(
+      name,
+      period,
+      f'{unit} must be a multiple of {least}, for whole gradient steps',
     )
   return period * train_steps // per_training
 
@@ -96,12 +95,14 @@ def make_schedule(
     ('train_steps', train_steps),
   ):
     if value < 1:
-      raise ValueError(f'{name}={value} must be at least 1')
+      raise FieldError(name, value, 'must be at least 1')
   collect = max(num_envs, train_period)
   if collect % num_envs or collect % train_period:
-    raise ValueError(
-      f'train_period={train_period} env steps and num_envs={num_envs} do not '
-      'fit: one must be a multiple of the other'
+    raise FieldError(
+      'train_period',
+      train_period,
+      f'env steps and num_envs={num_envs} do not fit: one must be a '
+      'multiple of the other',
     )
   return Schedule(collect, collect // train_period * train_steps, sync, offset)
 

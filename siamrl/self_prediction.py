@@ -41,6 +41,7 @@ import numpy as np
 import optax
 
 from siamrl import diagnostics, learner, twins
+from siamrl.parameters import FieldError, check_name
 from siamrl.types import Agent, Metrics, Params, TrainState, Transition
 
 # Rules that only move the twin, or say whether gradients flow through it.
@@ -84,7 +85,7 @@ def random_corridor(seed: int = 0, num_states: int = 20) -> np.ndarray:
     ValueError: there are too few states.
   """
   if num_states < 2:
-    raise ValueError(f'num_states={num_states} must be at least 2')
+    raise FieldError('num_states', num_states, 'must be at least 2')
   doors = np.random.default_rng((seed, 3)).uniform(1 / 8, 1 / 4, num_states - 1)
   moves = np.diag(doors, 1) + np.diag(doors, -1)
   return moves + np.diag(1 - moves.sum(1))
@@ -149,10 +150,7 @@ def make_agent(
   Raises:
     ValueError: the predictor's name is unknown.
   """
-  if predictor not in PREDICTORS:
-    raise ValueError(
-      f'predictor={predictor!r} is unknown; choose from {", ".join(PREDICTORS)}'
-    )
+  check_name('predictor', predictor, PREDICTORS)
   learnt = predictor == 'learnt'
 
   def init(key: chex.PRNGKey) -> Params:
@@ -295,23 +293,28 @@ class Case:
     if (chances < 0).any() or not np.allclose(chances.sum(1), 1):
       raise ValueError('transitions must be >= 0 and sum to 1')
     if not 1 <= self.num_features <= len(chances):
-      raise ValueError(
-        f'num_features={self.num_features} must be from 1 to '
-        f'num_states={len(chances)}'
+      raise FieldError(
+        'num_features',
+        self.num_features,
+        f'must be from 1 to num_states={len(chances)}',
       )
     if self.rule not in RULES:
-      raise ValueError(
-        f'target_update={self.rule!r} must be one of {", ".join(RULES)} where '
-        'features are learnt'
+      raise FieldError(
+        'target_update',
+        self.rule,
+        f'must be one of {", ".join(RULES)} where features are learnt',
       )
     rate = self.predictor_rate
     if self.predictor != 'learnt' and rate is not None:
-      raise ValueError(
-        f'predictor_rate={rate} has no meaning for predictor={self.predictor!r}'
+      raise FieldError(
+        'predictor_rate',
+        rate,
+        'has no meaning for',
+        ('predictor', self.predictor),
       )
     if self.predictor == 'learnt' and not (rate is not None and rate > 0):
-      raise ValueError(
-        f"predictor='learnt' needs a predictor_rate above 0, not {rate}"
+      raise FieldError(
+        'predictor', 'learnt', f'needs a predictor_rate above 0, not {rate}'
       )
 
 

@@ -31,6 +31,7 @@ import optax
 from siamrl import learner, twins
 from siamrl.agents.q import make_q_agent
 from siamrl.learner import Regress
+from siamrl.parameters import FieldError
 from siamrl.types import Agent, TrainState, Transition
 
 # Vectors of these lengths are mapped to see that a map is linear: a rule with a
@@ -156,9 +157,11 @@ def periods(case: Case) -> tuple[int, ...]:
   """
   taken = twins.takes(case.rule, case.parameters.get('target_paths'))
   if 'target_schedule_steps' in taken:
-    raise ValueError(
-      f'target_update={case.rule!r} changes with the gradient steps: no matrix '
-      'is that of all its target updates'
+    raise FieldError(
+      'target_update',
+      case.rule,
+      'changes with the gradient steps: no matrix is that of all its '
+      'target updates',
     )
   if twins.RULES[case.rule].period is None:
     return (case.sync,)
@@ -503,16 +506,19 @@ def _compose(case: Case, cycle: tuple[int, ...], maps: _StepMaps) -> _Scaled:
     ValueError: the map is not linear, or the periods hardly ever meet.
   """
   if not _is_linear(maps):
-    raise ValueError(
-      f'target_update={case.rule!r} is not linear with these parameters: it '
-      'has no matrix'
+    raise FieldError(
+      'target_update',
+      case.rule,
+      'is not linear with these parameters: it has no matrix',
     )
   whole = math.lcm(*cycle)
   events = sum(whole // period for period in cycle)
   if events > _MOST_EVENTS or whole > twins.NEVER:
-    raise ValueError(
-      f'target_sync_period={cycle[-1]} and target_period={cycle[0]} meet after '
-      f'{whole} gradient steps, too many for one matrix'
+    raise FieldError(
+      'target_sync_period',
+      cycle[-1],
+      f'and target_period={cycle[0]} meet after {whole} gradient '
+      'steps, too many for one matrix',
     )
 
   def kind(clock: int) -> tuple[bool, ...]:

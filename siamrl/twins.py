@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from siamrl import parameters
-from siamrl.parameters import Domain
+from siamrl.parameters import Domain, FieldError, check_name
 from siamrl.types import (
   Agent,
   Bootstrap,
@@ -341,16 +341,19 @@ def by_path(rules: Mapping[str, Twin]) -> Twin:
     given = '+'.join(rules)
     for pattern, leaves in found.items():
       if not leaves:
-        raise ValueError(
-          f'target_paths={given}: {pattern!r} matches no parameter, or none '
-          f'that an earlier one has left; there are {", ".join(paths)}'
+        raise FieldError(
+          'target_paths',
+          given,
+          f': {pattern!r} matches no parameter, or none that an '
+          f'earlier one has left; there are {", ".join(paths)}',
         )
     matched = {path for leaves in found.values() for path in leaves}
     left = [path for path in paths if path not in matched]
     if left:
-      raise ValueError(
-        f'target_paths={given} must match every parameter, and leaves '
-        f'{", ".join(left)}'
+      raise FieldError(
+        'target_paths',
+        given,
+        f'must match every parameter, and leaves {", ".join(left)}',
       )
     return born(online)
 
@@ -512,8 +515,8 @@ def functional(twin_weight: chex.Numeric) -> Twin:
 
   def lift(agent: Agent) -> Agent:
     if agent.taken is None:
-      raise ValueError(
-        'target_update=functional needs an agent with values of actions'
+      raise FieldError(
+        'target_update', 'functional', 'needs an agent with values of actions'
       )
     taken, free = agent.taken, self_copy().lift(agent)
 
@@ -710,9 +713,10 @@ def iterated_heads(target_count: int) -> Twin:
     params = jax.vmap(agent.init)(keys)
     paths = [path for path, _ in _named_leaves(params)]
     if not any(map(_LAST_LAYER.search, paths)):
-      raise ValueError(
-        'target_update=iterated_heads needs a network with a part named '
-        f'last; there are {", ".join(paths)}'
+      raise FieldError(
+        'target_update',
+        'iterated_heads',
+        f'needs a network with a part named last; there are {", ".join(paths)}',
       )
     return _map_named(
       lambda path, leaf: leaf if _LAST_LAYER.search(path) else leaf[0], params
@@ -1006,24 +1010,26 @@ def parse_paths(target_paths: str) -> dict[str, str]:
   for part in target_paths.split('+'):
     pattern, colon, rule = part.rpartition(':')
     if not (colon and pattern and rule):
-      raise ValueError(
-        f'target_paths={target_paths!r} must be such as torso:soft+head:hard'
+      raise FieldError(
+        'target_paths', target_paths, 'must be such as torso:soft+head:hard'
       )
     if rule not in PARTS:
-      raise ValueError(
-        f'target_paths={target_paths!r}: {rule!r} must be one of '
-        f'{", ".join(PARTS)}'
+      raise FieldError(
+        'target_paths',
+        target_paths,
+        f': {rule!r} must be one of {", ".join(PARTS)}',
       )
     try:
       re.compile(pattern)
     except re.error as error:
-      raise ValueError(
-        f'target_paths={target_paths!r}: {pattern!r} is no regular '
-        f'expression: {error}'
+      raise FieldError(
+        'target_paths',
+        target_paths,
+        f': {pattern!r} is no regular expression: {error}',
       ) from error
     if pattern in rules:
-      raise ValueError(
-        f'target_paths={target_paths!r} must not name {pattern!r} twice'
+      raise FieldError(
+        'target_paths', target_paths, f'must not name {pattern!r} twice'
       )
     rules[pattern] = rule
   return rules
@@ -1042,10 +1048,7 @@ def make_rule(name: str, **given: Any) -> Twin:
     ValueError: the name is unknown, or a parameter is missing, superfluous or
       (where it is no tracer) outside its domain.
   """
-  if name not in RULES:
-    raise ValueError(
-      f'target_update={name!r} is unknown; choose from {", ".join(RULES)}'
-    )
+  check_name('target_update', name, RULES)
   values = parameters.check(
     'target_update',
     name,
@@ -1055,9 +1058,11 @@ def make_rule(name: str, **given: Any) -> Twin:
     ignored=('target_period',),
   )
   if name == 'proximal' and not _below_one(values['twin_weight']):
-    raise ValueError(
-      f'twin_weight={values["twin_weight"]!r} must be below 1 for '
-      "target_update='proximal'"
+    raise FieldError(
+      'twin_weight',
+      values['twin_weight'],
+      'must be below 1 for',
+      ('target_update', 'proximal'),
     )
   if name == 'by_path':
     rules = parse_paths(values['target_paths'])

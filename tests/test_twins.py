@@ -758,7 +758,7 @@ def test_one_iterated_head_is_a_twin_of_the_last_layer():
 
 def test_iterated_heads_need_a_last_layer():
   agent = _base()._replace(init=lambda key: {'w': jnp.ones(2)})
-  with pytest.raises(ValueError, match='iterated_heads needs .*there are w'):
+  with pytest.raises(ValueError, match="'iterated_heads' needs .*there are w"):
     twins.iterated_heads(2).lift(agent).init(jax.random.key(0))
 
 

@@ -30,7 +30,7 @@ from siamrl.networks.policies import (
   DeterministicActor,
   TanhGaussianActor,
 )
-from siamrl.parameters import Domain
+from siamrl.parameters import Domain, FieldError, check_name
 from siamrl.types import (
   Agent,
   Bootstrap,
@@ -173,11 +173,7 @@ def make_td3_agent(
   Raises:
     ValueError: a name is unknown, or a number outside its domain.
   """
-  if exploration not in EXPLORATIONS:
-    raise ValueError(
-      f'exploration={exploration!r} is unknown; choose from '
-      f'{", ".join(EXPLORATIONS)}'
-    )
+  check_name('exploration', exploration, EXPLORATIONS)
   _check(
     critics=critics,
     policy_delay=policy_delay,
@@ -325,9 +321,12 @@ def make_sac_agent(
   """
   learnt = alpha is None
   if not learnt and target_entropy is not None:
-    raise ValueError(
-      f'target_entropy={target_entropy!r} has no meaning for alpha={alpha!r}, '
-      'which is not learnt'
+    raise FieldError(
+      'target_entropy',
+      target_entropy,
+      'has no meaning for',
+      ('alpha', alpha),
+      ', which is not learnt',
     )
   if target_entropy is None:
     target_entropy = -float(actor.action_dim)
@@ -469,12 +468,9 @@ def _assemble(
     (in that of `loss` the policy's part counts 1 / d). Weights multiply the
     critics'    losses and nothing else.
   """
-  if td_loss not in td.FORMS:
-    raise ValueError(
-      f'td_loss={td_loss!r} is unknown; choose from {", ".join(td.FORMS)}'
-    )
+  check_name('td_loss', td_loss, td.FORMS)
   if not error_bound > 0:
-    raise ValueError(f'error_bound={error_bound} must be positive')
+    raise FieldError('error_bound', error_bound, 'must be positive')
   form = lambda error: td.FORMS[td_loss](error, error_bound)
   values_of = functools.partial(_values_of, critic)
 
@@ -610,7 +606,7 @@ def _check(**given: chex.Numeric | None) -> None:
     if value is None or isinstance(value, jax.core.Tracer):
       continue
     if not PARAMETERS[name].holds(value):
-      raise ValueError(f'{name}={value!r} must be {PARAMETERS[name].text}')
+      raise FieldError(name, value, f'must be {PARAMETERS[name].text}')
 
 
 class Algorithm(NamedTuple):
@@ -670,21 +666,22 @@ def make_actor_critic(
     ValueError: the name is unknown, the actor of another kind, an option not
       for this agent, or refused by its builder.
   """
-  if name not in AGENTS:
-    raise ValueError(
-      f'agent={name!r} is unknown; choose from {", ".join(AGENTS)}'
-    )
+  check_name('agent', name, AGENTS)
   algorithm = AGENTS[name]
   if not isinstance(actor, algorithm.actor):
-    raise ValueError(
-      f'agent={name!r} needs a {algorithm.actor.__name__}, not a '
-      f'{type(actor).__name__}'
+    raise FieldError(
+      'agent',
+      name,
+      f'needs a {algorithm.actor.__name__}, not a {type(actor).__name__}',
     )
   given = {key: value for key, value in options.items() if value is not None}
   for key, value in given.items():
     if key not in algorithm.takes:
-      raise ValueError(
-        f'{key}={value!r} has no meaning for agent={name!r}, which takes '
-        f'{", ".join(algorithm.takes)}'
+      raise FieldError(
+        key,
+        value,
+        'has no meaning for',
+        ('agent', name),
+        f', which takes {", ".join(algorithm.takes)}',
       )
   return algorithm.make(actor, critic, example_obs, **given)

@@ -30,6 +30,7 @@ from siamrl.agents.q import REDUCTIONS
 from siamrl.augment import Augmentation
 from siamrl.losses import siamese as losses
 from siamrl.networks.latent import LatentNetworks
+from siamrl.parameters import FieldError, check_name
 from siamrl.types import (
   Agent,
   Bootstrap,
@@ -95,17 +96,10 @@ def with_latent_prediction(
     ValueError: a name is unknown, `steps` is not positive, or the base agent
       has several networks.
   """
-  if target not in TARGETS:
-    raise ValueError(
-      f'target={target!r} is unknown; choose from {", ".join(TARGETS)}'
-    )
-  if batch_reduction not in REDUCTIONS:
-    raise ValueError(
-      f'batch_reduction={batch_reduction!r} is unknown; choose from '
-      f'{", ".join(REDUCTIONS)}'
-    )
+  check_name('target', target, TARGETS)
+  check_name('batch_reduction', batch_reduction, REDUCTIONS)
   if steps < 1:
-    raise ValueError(f'steps={steps} must be at least 1')
+    raise FieldError('steps', steps, 'must be at least 1')
   shapes = jax.eval_shape(lambda seed: base.init(jax.random.key(seed)), 0)
   if 'params' not in shapes:
     raise ValueError(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from siamrl.losses import returns, td
+from siamrl.parameters import FieldError, check_name
 from siamrl.types import Agent, Bootstrap, Metrics, Params, Transition
 
 REDUCTIONS: dict[str, Callable[[chex.Array], chex.Array]] = {
@@ -84,10 +85,7 @@ def make_returns(
   Raises:
     ValueError: the trace's name is unknown.
   """
-  if trace not in TRACES:
-    raise ValueError(
-      f'trace={trace!r} is unknown; choose from {", ".join(TRACES)}'
-    )
+  check_name('trace', trace, TRACES)
   over_envs = functools.partial(jax.vmap, in_axes=1, out_axes=1)
 
   def make(online_params, target_params, steps, ended, key):
@@ -170,16 +168,18 @@ def make_q_agent(
     ('batch_reduction', batch_reduction, REDUCTIONS),
     ('param_dtype', param_dtype, DTYPES),
   ):
-    if value not in allowed:
-      raise ValueError(
-        f'{field}={value!r} is unknown; choose from {", ".join(allowed)}'
-      )
+    check_name(field, value, allowed)
   if not error_bound > 0:
-    raise ValueError(f'error_bound={error_bound} must be positive')
+    raise FieldError('error_bound', error_bound, 'must be positive')
   if name != 'dqn' and chosen != AGENTS[name]:
-    raise ValueError(
-      f'target_form={chosen!r} is not the form of agent={name!r}, which is '
-      f"{AGENTS[name]!r}; agent='dqn' takes any"
+    raise FieldError(
+      'target_form',
+      chosen,
+      'is not the form of',
+      ('agent', name),
+      f', which is {AGENTS[name]!r};',
+      ('agent', 'dqn'),
+      'takes any',
     )
   target = td.make_target(chosen, **(target_parameters or {}))
   form, reduce = td.FORMS[td_loss], REDUCTIONS[batch_reduction]

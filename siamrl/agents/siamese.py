@@ -38,6 +38,7 @@ from siamrl.networks.siamese import (
   forward,
   init as init_network,
 )
+from siamrl.parameters import FieldError, check_name
 from siamrl.types import Agent, Bootstrap, Metrics, Params
 
 PREDICTORS = ('mlp', 'linear', 'none')
@@ -128,27 +129,29 @@ def make_siamese_agent(
     ('predictor', predictor, PREDICTORS),
     ('twin_statistics', twin_statistics, TWIN_STATISTICS),
   ):
-    if value not in allowed:
-      raise ValueError(
-        f'{field}={value!r} is unknown; choose from {", ".join(allowed)}'
-      )
+    check_name(field, value, allowed)
   if jnp.ndim(example_images) != 4:
     raise ValueError(
       f'images must be [B, H, W, C], not {jnp.shape(example_images)}'
     )
   contrasts = loss == 'contrastive'
   if contrasts and predictor != 'none':
-    raise ValueError(
-      f"loss='contrastive' predicts nothing: predictor={predictor!r} must be "
-      "'none'"
+    raise FieldError(
+      'loss',
+      'contrastive',
+      'predicts nothing:',
+      ('predictor', predictor),
+      "must be 'none'",
     )
   if contrasts and not symmetric:
-    raise ValueError("loss='contrastive' is symmetric")
+    raise FieldError('loss', 'contrastive', 'is symmetric')
   if not contrasts and temperature is not None:
-    raise ValueError(f'temperature={temperature} has no meaning for {loss=}')
+    raise FieldError(
+      'temperature', temperature, 'has no meaning for', ('loss', loss)
+    )
   heat = losses.TEMPERATURE if temperature is None else temperature
   if not heat > 0:
-    raise ValueError(f'temperature={temperature} must be positive')
+    raise FieldError('temperature', temperature, 'must be positive')
   if fixed_predictor and predictor == 'none':
     raise ValueError("fixed_predictor has no meaning for predictor='none'")
   module = {
@@ -175,9 +178,10 @@ def make_siamese_agent(
   if twin_statistics != 'own':
     shapes = jax.eval_shape(lambda seed: init(jax.random.key(seed)), 0)
     if not jax.tree.leaves(shapes['statistics']):
-      raise ValueError(
-        f'twin_statistics={twin_statistics!r} has no meaning for networks '
-        'without batch normalisation'
+      raise FieldError(
+        'twin_statistics',
+        twin_statistics,
+        'has no meaning for networks without batch normalisation',
       )
 
   def answer(
@@ -258,7 +262,7 @@ def make_siamese_agent(
     )
     if contrasts:
       if len(images) < 2:
-        raise ValueError("loss='contrastive' needs a batch of 2 or more")
+        raise FieldError('loss', 'contrastive', 'needs a batch of 2 or more')
       value = losses.contrastive(z[0], z[1], heat)
     else:
       form = losses.FORMS[loss]

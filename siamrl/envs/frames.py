@@ -4,6 +4,7 @@ import numpy as np
 
 from siamrl.envs.ale import resolve_game
 from siamrl.images import Images
+from siamrl.parameters import FieldError
 
 _SIZE = 84
 _MOST_NOOPS = 30  # frames at the start of an episode
@@ -105,7 +106,7 @@ def _classes(values: np.ndarray, classes: int, ram_byte: int) -> np.ndarray:
     np.searchsorted(edges, values, side='right'), return_inverse=True
   )
   if len(found) < 2:
-    raise ValueError(
-      f'ram_byte={ram_byte} has one value only, or nearly so: nothing to tell'
+    raise FieldError(
+      'ram_byte', ram_byte, 'has one value only, or nearly so: nothing to tell'
     )
   return labels.astype(np.int32)

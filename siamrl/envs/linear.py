@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siamrl.envs import tabular
+from siamrl.parameters import FieldError, check_name
 from siamrl.types import Transition
 
 
@@ -94,7 +95,7 @@ class LinearProblem:
     """
     onward = np.eye(len(self.rewards)) - discount * self.transitions
     if np.linalg.cond(onward) > 1e12:
-      raise ValueError(f'discount={discount} leaves values without a bound')
+      raise FieldError('discount', discount, 'leaves values without a bound')
     return np.linalg.solve(onward, self.rewards)
 
 
@@ -148,7 +149,7 @@ def tsitsiklis_first(termination: float = 0.0) -> LinearProblem:
 
 def _double(termination: float, weights: np.ndarray) -> LinearProblem:
   if not 0 <= termination <= 1:
-    raise ValueError(f'termination={termination} must be in [0, 1]')
+    raise FieldError('termination', termination, 'must be in [0, 1]')
   return LinearProblem(
     features=np.array([[1.0], [2.0]]),
     transitions=np.array([[0.0, 1.0], [0.0, 1.0 - termination]]),
@@ -207,7 +208,7 @@ def chain(num_states: int = 10) -> LinearProblem:
     num_states: states of the chain, the terminal one included, >= 2.
   """
   if num_states < 2:
-    raise ValueError(f'num_states={num_states} must be at least 2')
+    raise FieldError('num_states', num_states, 'must be at least 2')
   return _random_walk(tabular.chain(num_states))
 
 
@@ -283,7 +284,7 @@ def _check_sizes(num_states: int, num_features: int) -> None:
     ('num_features', num_features, 1),
   ):
     if value < least:
-      raise ValueError(f'{name}={value} must be at least {least}')
+      raise FieldError(name, value, f'must be at least {least}')
 
 
 class Problem(NamedTuple):
@@ -332,16 +333,16 @@ def make_problem(name: str, **parameters: Any) -> LinearProblem:
     ValueError: the name is unknown, or a parameter is out of range or means
       nothing to the problem.
   """
-  if name not in PROBLEMS:
-    raise ValueError(
-      f'problem={name!r} is unknown; choose from {", ".join(PROBLEMS)}'
-    )
+  check_name('problem', name, PROBLEMS)
   given = {key: x for key, x in parameters.items() if x is not None}
   takes = PROBLEMS[name].takes
   for key, value in given.items():
     if key not in takes:
-      raise ValueError(
-        f'{key}={value!r} has no meaning for problem={name!r}, which takes '
-        + (', '.join(takes) or 'no parameter')
+      raise FieldError(
+        key,
+        value,
+        'has no meaning for',
+        ('problem', name),
+        f', which takes {", ".join(takes) or "no parameter"}',
       )
   return PROBLEMS[name].make(**given)

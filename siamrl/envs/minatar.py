@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from siamrl.envs.gymnax import make_gymnax
 from siamrl.envs.names import closest, letters
+from siamrl.parameters import FieldError
 from siamrl.types import JaxEnvironment, JaxTimestep
 
 GAMES = ('asterix', 'breakout', 'freeway', 'seaquest', 'space_invaders')
@@ -146,7 +147,7 @@ def make_minatar(
   if preset not in PRESETS:
     raise ValueError(f'preset must be one of {PRESETS}, got {preset!r}')
   if noise_channels < 0:
-    raise ValueError(f'noise_channels={noise_channels} must be 0 or more')
+    raise FieldError('noise_channels', noise_channels, 'must be 0 or more')
   if noise_channels:
     return _with_noise(make_minatar(game, preset), noise_channels)
   name = game.title().replace('_', '') + '-MinAtar'

@@ -15,6 +15,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from siamrl.parameters import check_name
+
 # Squares of lengths below this are taken for it, as in BYOL's code.
 _SMALLEST_SQUARE = 1e-12
 # Of the contrastive loss, if nobody says: the default of SimCLR's code.
@@ -152,10 +154,7 @@ def loss_gap(
   Raises:
     ValueError: the name is unknown, or 'contrastive' lacks its batch size.
   """
-  if loss not in LOSSES:
-    raise ValueError(
-      f'loss={loss!r} is unknown; choose from {", ".join(LOSSES)}'
-    )
+  check_name('loss', loss, LOSSES)
   if loss in FORMS:
     return value - FORMS[loss].least
   if batch_size is None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from siamrl import parameters
-from siamrl.parameters import Domain
+from siamrl.parameters import Domain, check_name
 
 
 def value_of(q_values: chex.Array, action: chex.Numeric) -> chex.Array:
@@ -268,10 +268,7 @@ def make_target(name: str, **given: Any) -> Target:
     ValueError: the name is unknown, or a parameter is missing, superfluous or
       (where it is no tracer) outside its domain.
   """
-  if name not in TARGETS:
-    raise ValueError(
-      f'target_form={name!r} is unknown; choose from {", ".join(TARGETS)}'
-    )
+  check_name('target_form', name, TARGETS)
   form = TARGETS[name]
   values = parameters.check(
     'target_form', name, form.takes, given, TARGET_PARAMETERS

@@ -22,6 +22,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from siamrl.parameters import FieldError
+
 # Below this many input channels the kernel's gradient uses space-to-depth.
 _FEW_CHANNELS = 16
 
@@ -147,7 +149,7 @@ class Conv(nn.Module):
       pads = lax.padtype_to_pads(x.shape[1:3], (k, k), (s, s), 'SAME')
       x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     elif self.padding != 'VALID':
-      raise ValueError(f'padding={self.padding!r} is neither VALID nor SAME')
+      raise FieldError('padding', self.padding, 'is neither VALID nor SAME')
     conv = _conv
     if jax.default_backend() == 'cpu' and k % s == 0:
       conv = _conv_by_patches if self.inside_loop else _cpu_conv

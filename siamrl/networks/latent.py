@@ -29,6 +29,7 @@ from siamrl.networks.conv import Conv
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.q_network import QNetwork, renormalised
 from siamrl.networks.torsos import Dense
+from siamrl.parameters import FieldError, check_name
 from siamrl.types import Params
 
 
@@ -221,18 +222,15 @@ def latent_networks(
     ValueError: the transition's name is unknown, or the network has no such
       torso, or nothing to project with.
   """
-  if transition not in TRANSITIONS:
-    raise ValueError(
-      f'transition={transition!r} is unknown; choose from '
-      f'{", ".join(TRANSITIONS)}'
-    )
+  check_name('transition', transition, TRANSITIONS)
   torso = getattr(network, 'torso', None)
   if torso is None or not getattr(torso, 'sizes', True):
     raise ValueError('there is no encoder in a network whose torso is empty')
   if projections is None and not network.head.hidden:
-    raise ValueError(
-      'projections=None must be a number where the head has no hidden layer to '
-      'project with'
+    raise FieldError(
+      'projections',
+      None,
+      'must be a number where the head has no hidden layer to project with',
     )
   if hasattr(torso, 'flat'):
     torso = torso.clone(flat=False)

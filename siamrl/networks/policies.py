@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from siamrl.networks.activations import sow_features
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.torsos import MLP
+from siamrl.parameters import FieldError, check_name
 
 
 class Network(nn.Module):
@@ -42,13 +43,9 @@ class Network(nn.Module):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.initializer not in INITIALIZERS:
-      raise ValueError(
-        f'initializer={self.initializer!r} is unknown; choose from '
-        f'{", ".join(INITIALIZERS)}'
-      )
+    check_name('initializer', self.initializer, INITIALIZERS)
     if self.last_bound is not None and not self.last_bound > 0:
-      raise ValueError(f'last_bound={self.last_bound} must be positive')
+      raise FieldError('last_bound', self.last_bound, 'must be positive')
 
   def _hidden(
     self,
@@ -94,9 +91,10 @@ class Critic(Network):
   def __post_init__(self) -> None:
     super().__post_init__()
     if not 0 <= self.action_layer <= len(self.sizes):
-      raise ValueError(
-        f'action_layer={self.action_layer} must be in [0, {len(self.sizes)}] '
-        f'with sizes={tuple(self.sizes)}'
+      raise FieldError(
+        'action_layer',
+        self.action_layer,
+        f'must be in [0, {len(self.sizes)}] with sizes={tuple(self.sizes)}',
       )
 
   @nn.compact
@@ -153,15 +151,13 @@ class TanhGaussianActor(Actor):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.log_std_squash not in SQUASHES:
-      raise ValueError(
-        f'log_std_squash={self.log_std_squash!r} is unknown; choose from '
-        f'{", ".join(SQUASHES)}'
-      )
+    check_name('log_std_squash', self.log_std_squash, SQUASHES)
     low, high = self.log_std_bounds
     if not low < high:
-      raise ValueError(
-        f'log_std_bounds={self.log_std_bounds} must be a lower and a higher one'
+      raise FieldError(
+        'log_std_bounds',
+        self.log_std_bounds,
+        'must be a lower and a higher one',
       )
 
   @nn.compact

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.torsos import MLP, MinAtarCNN, NatureCNN
+from siamrl.parameters import check_name
 
 
 def renormalised(features: chex.Array) -> chex.Array:
@@ -149,7 +150,4 @@ def mlp_network(
 
 
 def _check(name: str, value: str, allowed) -> None:
-  if value not in allowed:
-    raise ValueError(
-      f'{name}={value!r} is unknown; choose from {", ".join(allowed)}'
-    )
+  check_name(name, value, allowed)

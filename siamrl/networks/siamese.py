@@ -18,6 +18,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from siamrl.networks.conv import Conv
+from siamrl.parameters import check_name
 from siamrl.types import Params
 
 # (features, size of the square kernel, stride) of each convolution.
@@ -254,10 +255,7 @@ def siamese_networks(
   Raises:
     ValueError: the encoder's name is unknown.
   """
-  if encoder not in ENCODERS:
-    raise ValueError(
-      f'encoder={encoder!r} is unknown; choose from {", ".join(ENCODERS)}'
-    )
+  check_name('encoder', encoder, ENCODERS)
   chosen: nn.Module
   if encoder == 'mlp':
     sizes = (256, 256, 256) if encoder_sizes is None else tuple(encoder_sizes)

@@ -33,6 +33,7 @@ import numpy as np
 
 from siamrl.archive import read_arrays, reason
 from siamrl.optional import import_optional
+from siamrl.parameters import FieldError
 from siamrl.types import JaxEnvironment, JaxTimestep, Transition
 
 # Gymnasium's spaces whose elements are one array.
@@ -272,12 +273,13 @@ def collect(
     num_envs = episodes
   if num_envs < 1:
     name = 'num_envs' if episodes is None else 'episodes'
-    raise ValueError(f'{name}={num_envs} must be at least 1')
+    raise FieldError(name, num_envs, 'must be at least 1')
   if env_steps is not None:
     if env_steps < 1 or env_steps % num_envs:
-      raise ValueError(
-        f'env_steps={env_steps} must be a positive multiple of '
-        f'num_envs={num_envs}'
+      raise FieldError(
+        'env_steps',
+        env_steps,
+        f'must be a positive multiple of num_envs={num_envs}',
       )
     length = env_steps // num_envs
   if policy is None:

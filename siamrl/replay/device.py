@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from siamrl import types
+from siamrl.parameters import FieldError
 from siamrl.replay import finite
 
 # How a step ended; 0 where the episode went on.
@@ -104,41 +105,46 @@ class DeviceReplay:
     object.__setattr__(self, 'obs_dtype', np.dtype(self.obs_dtype))
     for name in ('num_envs', 'n_step', 'capacity'):
       if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
+        raise FieldError(name, getattr(self, name), ': must be at least 1')
     for name in ('action_dim', 'sequence_steps'):
       if getattr(self, name) < 0:
-        raise ValueError(f'{name}={getattr(self, name)}: must be at least 0')
+        raise FieldError(name, getattr(self, name), ': must be at least 0')
     if self.max_episode_steps is not None and self.max_episode_steps < 1:
-      raise ValueError(
-        f'max_episode_steps={self.max_episode_steps}: must be at least 1, or '
-        'None'
+      raise FieldError(
+        'max_episode_steps',
+        self.max_episode_steps,
+        ': must be at least 1, or None',
       )
     if self.capacity % self.num_envs:
-      raise ValueError(
-        f'capacity={self.capacity}: must be a multiple of '
-        f'num_envs={self.num_envs}'
+      raise FieldError(
+        'capacity',
+        self.capacity,
+        f': must be a multiple of num_envs={self.num_envs}',
       )
     if any(d < 1 for d in self.obs_shape):
-      raise ValueError(
-        f'obs_shape={self.obs_shape}: every size must be at least 1'
+      raise FieldError(
+        'obs_shape', self.obs_shape, ': every size must be at least 1'
       )
     if self._dtype != np.bool_ and (
       not jnp.issubdtype(self._dtype, jnp.number)
       or self._dtype != jax.dtypes.canonicalize_dtype(self._dtype)
     ):
-      raise ValueError(
-        f'obs_dtype={self._dtype}: must be bool or a number that JAX has'
+      raise FieldError(
+        'obs_dtype', self._dtype, ': must be bool or a number that JAX has'
       )
     if self.packed and self._dtype != np.bool_:
-      raise ValueError(
-        f'packed={self.packed}: must be False unless obs_dtype is bool, and it '
-        f'is {self._dtype}'
+      raise FieldError(
+        'packed',
+        self.packed,
+        f': must be False unless obs_dtype is bool, and it is {self._dtype}',
       )
     rows = self._rows + self._further_rows
     if rows * self.num_envs >= 2**31:
-      raise ValueError(
-        f'capacity={self.capacity}: must be so small that its '
-        f'{rows * self.num_envs} observations are counted in int32'
+      raise FieldError(
+        'capacity',
+        self.capacity,
+        f': must be so small that its {rows * self.num_envs} '
+        'observations are counted in int32',
       )
 
   @property
@@ -490,7 +496,7 @@ class PrioritisedReplay:
       ValueError: if `epsilon` is not above 0.
     """
     if not self.epsilon > 0.0:
-      raise ValueError(f'epsilon={self.epsilon}: must be above 0')
+      raise FieldError('epsilon', self.epsilon, ': must be above 0')
 
   @property
   def nbytes(self) -> int:

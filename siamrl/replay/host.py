@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from siamrl import types
+from siamrl.parameters import FieldError
 
 # What a slot is; a slot never written has no flag. _TERMINATED joins _CLOSED.
 _OPEN, _CLOSED, _LAST, _TERMINATED = 1, 2, 4, 8
@@ -97,29 +98,31 @@ class HostReplay:
     shape = tuple(int(d) for d in frame_shape)
     dtype = np.dtype(frame_dtype)
     if num_envs < 1:
-      raise ValueError(f'num_envs={num_envs}: must be at least 1')
+      raise FieldError('num_envs', num_envs, ': must be at least 1')
     if not 1 <= stack <= 256:
-      raise ValueError(f'stack={stack}: must be 1 to 256')
+      raise FieldError('stack', stack, ': must be 1 to 256')
     if n_step < 1:
-      raise ValueError(f'n_step={n_step}: must be at least 1')
+      raise FieldError('n_step', n_step, ': must be at least 1')
     if not 0.0 <= discount <= 1.0:
-      raise ValueError(f'discount={discount}: must be in [0, 1]')
+      raise FieldError('discount', discount, ': must be in [0, 1]')
     if action_dim < 0:
-      raise ValueError(f'action_dim={action_dim}: must be at least 0')
+      raise FieldError('action_dim', action_dim, ': must be at least 0')
     if sequence_steps < 0:
-      raise ValueError(f'sequence_steps={sequence_steps}: must be at least 0')
+      raise FieldError('sequence_steps', sequence_steps, ': must be at least 0')
     if any(d < 1 for d in shape):
-      raise ValueError(f'frame_shape={shape}: every size must be at least 1')
+      raise FieldError('frame_shape', shape, ': every size must be at least 1')
     if dtype.kind not in 'biuf':
-      raise ValueError(f'frame_dtype={dtype}: must be bool, integer or float')
+      raise FieldError('frame_dtype', dtype, ': must be bool, integer or float')
     if capacity % num_envs:
-      raise ValueError(
-        f'capacity={capacity}: must be a multiple of num_envs={num_envs}'
+      raise FieldError(
+        'capacity', capacity, f': must be a multiple of num_envs={num_envs}'
       )
     if capacity < num_envs * (stack + n_step):
-      raise ValueError(
-        f'capacity={capacity}: must be at least num_envs * (stack + n_step) '
-        f'= {num_envs * (stack + n_step)}'
+      raise FieldError(
+        'capacity',
+        capacity,
+        ': must be at least num_envs * (stack + n_step) = '
+        f'{num_envs * (stack + n_step)}',
       )
     self.capacity, self.num_envs = capacity, num_envs
     self.stack, self.n_step, self.discount = stack, n_step, discount
@@ -276,8 +279,8 @@ class HostReplay:
       ValueError: if `batch_size` is below 1 or above `size`.
     """
     if not 1 <= batch_size <= self._size:
-      raise ValueError(
-        f'batch_size={batch_size}: must be 1 to size={self._size}'
+      raise FieldError(
+        'batch_size', batch_size, f': must be 1 to size={self._size}'
       )
     # The rings fill at much the same pace, so draw from the longest and reject.
     filled = int(min(self._written.max(), self._length))
@@ -527,7 +530,7 @@ class HostReplay:
     if not self.action_dim:
       action = self._check_vector('a_tm1', value, 'iu')
       if action.min() < 0:
-        raise ValueError(f'a_tm1={action}: must be 0 or more')
+        raise FieldError('a_tm1', action, ': must be 0 or more')
       return action
     action, shape = np.asarray(value), (self.num_envs, self.action_dim)
     if action.shape != shape or action.dtype.kind != 'f':
@@ -536,7 +539,7 @@ class HostReplay:
       )
     action = action.astype(np.float32, copy=False)
     if not np.isfinite(action).all():
-      raise ValueError(f'a_tm1={action}: must be finite')
+      raise FieldError('a_tm1', action, ': must be finite')
     return action
 
   def _check_frames(self, name: str, value: npt.ArrayLike) -> np.ndarray:

@@ -420,7 +420,10 @@ def _cell(value: Cell, column: str, is_text: dict[str, bool]) -> str:
   if not isinstance(value, str):
     return repr(_number(value))
   if _is_number(value) or value.splitlines() != [value]:
-    raise ValueError(f'{column}={value!r} would not read back as text')
+    raise ValueError(
+      f'the column {column!r} holds {value!r}, which would not read back as '
+      'text'
+    )
   return value
 
 

@@ -19,6 +19,8 @@ import stat
 from collections.abc import Collection, Mapping
 from typing import Any, Self
 
+from siamrl.parameters import FieldError
+
 # The first line of flags.txt tells a run folder from any other. absl reads it
 # as a comment.
 _MARK = '# siamrl run folder; python ... --flagfile=<this file> runs it again'
@@ -318,7 +320,7 @@ def _flag_lines(flags: Mapping[str, str]) -> str:
   for name, value in flags.items():
     if value != value.strip() or len(value.splitlines()) > 1:
       # absl strips the lines of a flag file, so such a value would change.
-      raise ValueError(f'--{name}={value!r} cannot stand in a flag file')
+      raise FieldError(name, value, 'cannot stand in a flag file')
   lines = [f'--{name}={value}' for name, value in sorted(flags.items())]
   return '\n'.join([_MARK, *lines]) + '\n'
 

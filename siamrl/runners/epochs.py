@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from siamrl import diagnostics
 from siamrl.learner import Regress
+from siamrl.parameters import FieldError
 from siamrl.runners import sums
 from siamrl.types import Metrics, Params, TrainState
 
@@ -62,13 +63,14 @@ class EpochsConfig:
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
       if getattr(self, field.name) < 1:
-        raise ValueError(
-          f'{field.name}={getattr(self, field.name)} must be at least 1'
+        raise FieldError(
+          field.name, getattr(self, field.name), 'must be at least 1'
         )
     if self.batch_size > self.size:
-      raise ValueError(
-        f'batch_size={self.batch_size} must be at most the {self.size} that '
-        'there are'
+      raise FieldError(
+        'batch_size',
+        self.batch_size,
+        f'must be at most the {self.size} that there are',
       )
 
   @property

@@ -39,6 +39,7 @@ from siamrl import diagnostics, rewards
 from siamrl import schedule as schedules
 from siamrl import twins
 from siamrl.learner import Regress, jit_regress
+from siamrl.parameters import FieldError
 from siamrl.replay.host import HostReplay
 from siamrl.runners import evaluation
 from siamrl.runners.errors import NonFiniteError
@@ -110,9 +111,10 @@ class LoopConfig:
     for name in ('total_env_steps', 'iteration_env_steps'):
       value, collect = getattr(self, name), self.schedule.collect
       if value < 1 or value % collect:
-        raise ValueError(
-          f'{name}={value} must be a positive multiple of the round, '
-          f'{collect} env steps'
+        raise FieldError(
+          name,
+          value,
+          f'must be a positive multiple of the round, {collect} env steps',
         )
 
 
@@ -548,14 +550,17 @@ class _Loop:
     """
     config, state = self._config, self._state
     if config.schedule.collect % environments.num_envs:
-      raise ValueError(
-        f'collect={config.schedule.collect} env steps per round must be a '
-        f'multiple of num_envs={environments.num_envs}'
+      raise FieldError(
+        'collect',
+        config.schedule.collect,
+        'env steps per round must be a multiple of '
+        f'num_envs={environments.num_envs}',
       )
     if environments.num_actions > 256:
-      raise ValueError(
-        f'num_actions={environments.num_actions} must be at most 256: a '
-        'checkpoint keeps each action in a byte'
+      raise FieldError(
+        'num_actions',
+        environments.num_actions,
+        'must be at most 256: a checkpoint keeps each action in a byte',
       )
     self._environments, self._obs = environments, environments.reset()
     process = self._agent.process

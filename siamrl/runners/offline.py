@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from siamrl import learner, twins
+from siamrl.parameters import FieldError
 from siamrl.runners import sums
 from siamrl.runners.errors import NonFiniteError
 from siamrl.types import Agent, Metrics, Schedule, TrainState, Transition, Twin
@@ -65,7 +66,7 @@ class OfflineConfig:
   def __post_init__(self) -> None:
     collect, regress, sync, offset = self.schedule
     if collect:
-      raise ValueError(f'collect={collect} must be 0: the data set is given')
+      raise FieldError('collect', collect, 'must be 0: the data set is given')
     for name, value in (
       ('regress', regress),
       ('sync', sync),
@@ -74,27 +75,31 @@ class OfflineConfig:
       ('window', self.window),
     ):
       if value is not None and value < 1:
-        raise ValueError(f'{name}={value} must be at least 1')
+        raise FieldError(name, value, 'must be at least 1')
     if regress % self.steps:
-      raise ValueError(
-        f'regress={regress} gradient steps of a round must be a multiple of '
-        f'the {self.steps} of an iteration'
+      raise FieldError(
+        'regress',
+        regress,
+        'gradient steps of a round must be a multiple of the '
+        f'{self.steps} of an iteration',
       )
     if self.tolerance is None:
       return
     if not self.tolerance >= 0:
-      raise ValueError(f'tolerance={self.tolerance} must be 0 or more')
+      raise FieldError('tolerance', self.tolerance, 'must be 0 or more')
     if offset:
-      raise ValueError(f'offset={offset} must be 0 where a tolerance is given')
+      raise FieldError('offset', offset, 'must be 0 where a tolerance is given')
     if self.steps != sync:
-      raise ValueError(
-        f'iteration_steps={self.steps} must be sync={sync} where a tolerance '
-        'ends regressions'
+      raise FieldError(
+        'iteration_steps',
+        self.steps,
+        f'must be sync={sync} where a tolerance ends regressions',
       )
     if sync % self.window or sync < 2 * self.window:
-      raise ValueError(
-        f'sync={sync} gradient steps must be two or more whole windows of '
-        f'{self.window}'
+      raise FieldError(
+        'sync',
+        sync,
+        f'gradient steps must be two or more whole windows of {self.window}',
       )
 
   @property
@@ -145,9 +150,10 @@ def make_iterate(
     ValueError: the order is unknown, or does not go with a tolerance.
   """
   if config.tolerance is not None and target_order != 'after':
-    raise ValueError(
-      f"target_order={target_order!r} must be 'after' where a tolerance ends "
-      'regressions'
+    raise FieldError(
+      'target_order',
+      target_order,
+      "must be 'after' where a tolerance ends regressions",
     )
   sync, offset = config.schedule.sync, config.schedule.offset
   scheduled = learner.make_regress(

@@ -31,6 +31,7 @@ import numpy as np
 
 from siamrl import diagnostics, rewards
 from siamrl.learner import Regress
+from siamrl.parameters import FieldError
 from siamrl.replay.device import PrioritisedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import evaluation
@@ -137,15 +138,17 @@ class ScanConfig:
   def __post_init__(self) -> None:
     collect = self.schedule.collect
     if collect % self.num_envs:
-      raise ValueError(
-        f'collect={collect} env steps per round must be a multiple of '
-        f'num_envs={self.num_envs}'
+      raise FieldError(
+        'collect',
+        collect,
+        f'env steps per round must be a multiple of num_envs={self.num_envs}',
       )
     steps = self.iteration_env_steps
     if steps < 1 or steps % collect:
-      raise ValueError(
-        f'iteration_env_steps={steps} must be a positive multiple of the '
-        f'round, {collect} env steps'
+      raise FieldError(
+        'iteration_env_steps',
+        steps,
+        f'must be a positive multiple of the round, {collect} env steps',
       )
 
   @property
@@ -783,9 +786,10 @@ def make_program(
   """
   (axis,) = mesh.axis_names
   if axis == 'batch' and loop.config.batch_size % mesh.size:
-    raise ValueError(
-      f'batch_size={loop.config.batch_size} must be a multiple of the '
-      f'{mesh.size} devices that share it'
+    raise FieldError(
+      'batch_size',
+      loop.config.batch_size,
+      f'must be a multiple of the {mesh.size} devices that share it',
     )
   spec = PartitionSpec(axis)
   if axis == 'batch':

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import atari, flags
 from experiments.flags import UsageError, group, one_of, option
+from siamrl.parameters import FieldError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,13 +279,14 @@ def test_exit_codes(error, code, line, capsys):
 
 def test_errors_of_the_library_speak_of_flags():
   with (
-    pytest.raises(UsageError, match="^--rule=hadr is unknown, not 'x'$"),
+    pytest.raises(UsageError, match="^--rule=hadr is not 'x', as fast=true$"),
     flags.usage_errors(),
   ):
-    raise ValueError("rule='hadr' is unknown, not 'x'")
-  # What is not about a flag is an error in the program.
-  with pytest.raises(ValueError, match='shapes differ'), flags.usage_errors():
-    raise ValueError('shapes differ')
+    raise FieldError('rule', 'hadr', "is not 'x', as", ('fast', True))
+  # What is not about an argument is an error in the program.
+  for text in ('shapes differ', 'rule=hadr and rule=hard differ'):
+    with pytest.raises(ValueError, match=text), flags.usage_errors():
+      raise ValueError(text)
 
 
 @pytest.mark.parametrize('argument', ['--help', '-h', '-help'])

@@ -265,9 +265,9 @@ def test_columns_keep_their_kind(tmp_path):
     for row, message in [
       ({'a': 2, 'b': 2}, "'a' holds text, not 2"),
       ({'a': 'y', 'b': 'z'}, "'b' holds numbers, not 'z'"),
-      ({'a': '10', 'b': 2}, "a='10' would not read back"),
-      ({'a': 'nan', 'b': 2}, "a='nan' would not read back"),
-      ({'a': '', 'b': 2}, "a='' would not read back"),
+      ({'a': '10', 'b': 2}, "'10', which would not read back"),
+      ({'a': 'nan', 'b': 2}, "'nan', which would not read back"),
+      ({'a': '', 'b': 2}, "'', which would not read back"),
       ({'a': 'x\ny', 'b': 2}, 'would not read back'),
       ({'a': 'y'}, r"differ from those of the file: \['b'\]"),
     ]:

@@ -101,7 +101,7 @@ def test_flags_are_an_absl_flag_file(tmp_path):
 
 @pytest.mark.parametrize('value', ['a\nb', 'a ', ' a', 'a\r--b=c', '\n'])
 def test_values_that_a_flag_file_would_change_are_refused(tmp_path, value):
-  with pytest.raises(ValueError, match='--note='):
+  with pytest.raises(ValueError, match='^note='):
     open_run_folder(tmp_path / 'a', {'note': value}, {})
   assert not (tmp_path / 'a').exists()
 
