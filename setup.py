@@ -1,9 +1,15 @@
 """Packaging of siamrl; tool settings are in pyproject.toml."""
 
 import pathlib
+import re
 
 import setuptools
 
+_ROOT = pathlib.Path(__file__).parent
+# Read, not imported, since what siamrl imports may not be there yet.
+(_VERSION,) = re.findall(
+  r"^__version__ = '(.+)'$", (_ROOT / 'siamrl/__init__.py').read_text(), re.M
+)
 _EXTRAS = {
   # Atari: emulators with their games, curves, videos, TensorBoard events.
   'atari': ['ale-py>=0.12.1'],
@@ -37,16 +43,19 @@ _EXTRAS = {
 
 setuptools.setup(
   name='siamrl',
-  version='0.1.0',
+  version=_VERSION,
   description='The twin networks of deep RL and representation learning',
-  long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
+  long_description=(_ROOT / 'README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(
     include=['siamrl', 'siamrl.*', 'experiments', 'experiments.*']
   ),
-  package_data={'experiments': ['flagfiles/*.flags', 'results/published/*']},
+  package_data={
+    'experiments': ['flagfiles/*.flags', 'results/published/*'],
+    'siamrl': ['py.typed'],
+  },
   install_requires=[
     'absl-py>=2.1',
     'chex>=0.1.90',

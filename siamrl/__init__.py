@@ -1,1 +1,3 @@
 """siamrl: the twin networks of value-based deep reinforcement learning."""
+
+__version__ = '0.1.0'
