@@ -17,7 +17,7 @@ for flags that cannot be, 1 for anything else in the way, 130 for a second
 Ctrl-C.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 import contextlib
 import dataclasses
 import functools
@@ -59,10 +59,10 @@ from experiments.flags import (
   say_idle,
   usage_errors,
 )
-from siamrl import augment, learner, schedule
+from siamrl import augment, diagnostics, learner, schedule
 from siamrl.agents import latent
-from siamrl.diagnostics import Clocked
 from siamrl.envs.ale import AtariEnvironments, AtariProtocol, resolve_game
+from siamrl.learner import Learner, TwinSpec
 from siamrl.networks.q_network import QNetwork, nature_network
 from siamrl.optional import import_optional
 from siamrl.replay.host import HostReplay
@@ -73,7 +73,7 @@ from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 from siamrl.report.video import write_gif
 from siamrl.runners import evaluation, host
-from siamrl.types import Agent, Params, Schedule, TrainState, Twin
+from siamrl.types import Agent, Params, Schedule, TrainState
 
 
 # They start one after the other.
@@ -392,7 +392,7 @@ def _nbytes(config: AtariConfig, learning: '_Learning') -> float:
   iteration = config.env_steps(min(config.iteration_frames, config.frames))
   needed = (
     memory.learning_nbytes(
-      learning.regress, learning.shapes(), batch, learning.speeds
+      learning.learner.regress, learning.shapes(), batch, learning.speeds
     )
     + HostReplay.estimate_nbytes(config.replay_capacity, (84, 84))
     + (config.num_envs + config.eval_envs) * _EMULATOR_NBYTES
@@ -417,7 +417,7 @@ def build(
     ValueError: options that do not go together.
   """
   learning = _make_learning(config)
-  network, base, agent, twin, speeds, regress, init = learning
+  learner_, speeds = learning.learner, learning.speeds
   memory.check(
     config,
     lambda other: _nbytes(
@@ -427,8 +427,8 @@ def build(
     devices.memory_bytes(),
   )
   init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-  state = init(init_key)
-  watch = _make_watch(config, network, base, twin, speeds, regress)
+  state = learner_.init(init_key)
+  watch = _make_watch(config, learning)
   replay = HostReplay(
     config.replay_capacity,
     frame_shape=(84, 84),
@@ -457,8 +457,7 @@ def build(
   train = functools.partial(
     host.train,
     loop,
-    agent=agent,
-    regress=regress,
+    learner=learner_,
     replay=replay,
     make_environments=functools.partial(_environments, config),
     seed=config.seed,
@@ -475,7 +474,9 @@ def build(
     replay=replay,
     config=loop,
     loop=train,
-    evaluate=functools.partial(_evaluate, config, loop, folder, agent, eval_key)
+    evaluate=functools.partial(
+      _evaluate, config, loop, folder, learner_.agent, eval_key
+    )
     if config.evaluates
     else None,
     draw=functools.partial(_draw, config, folder),
@@ -486,7 +487,8 @@ def build(
     fresh_environments=config.fresh_environments,
   )
   return parts, {
-    'schedule': speeds._asdict(),
+    'schedule': speeds._asdict()
+    | {'sync': learning.twin.sync, 'offset': learning.twin.offset},
     'parameters': sum(x.size for x in jax.tree.leaves(state.online_params)),
   }
 
@@ -496,32 +498,30 @@ class _Learning(NamedTuple):
 
   Attributes:
     network: observations -> values.
-    base: the agent, not lifted by the twin.
-    agent: lifted.
-    twin: the rule.
-    speeds: of the three processes.
-    regress: takes a gradient step.
-    init: key -> a fresh TrainState.
+    twin: the twin by its name.
+    learner: all that learning takes.
+    speeds: of collecting and learning.
   """
 
   network: QNetwork
-  base: Agent
-  agent: Agent
-  twin: Twin
+  twin: TwinSpec
+  learner: Learner
   speeds: Schedule
-  regress: learner.Regress
-  init: Callable[[jax.Array], TrainState]
 
   def shapes(self) -> TrainState:
     """Those of the learner's state."""
-    return jax.eval_shape(self.init, jax.random.key(0))
+    return jax.eval_shape(self.learner.init, jax.random.key(0))
 
 
 def _make_learning(config: AtariConfig) -> _Learning:
   """What the options describe; nothing is computed."""
-  network, base = make_agent(config)
-  twin, speeds, gradient_steps = _make_twin(config)
-  agent = twin.lift(base)
+  network, agent = make_agent(config)
+  units = _units(config)
+  learnt_from = config.env_steps(config.frames) - config.min_replay
+  gradient_steps = max(1, units.gradient_steps_of(learnt_from))
+  twin = twin_options.make_spec(
+    config, units, gradient_steps, config.min_replay
+  )
   optimizer = learner.make_optimizer(
     config.optimizer,
     learning_rate=config.learning_rate,
@@ -530,23 +530,11 @@ def _make_learning(config: AtariConfig) -> _Learning:
     anneal_steps=gradient_steps if config.anneal_learning_rate else None,
     max_gradient_norm=config.max_gradient_norm or None,
   )
-  regress = learner.make_regress(
-    agent,
-    optimizer,
-    twin,
-    speeds.sync,
-    target_order=config.target_order,
-    sync_offset=speeds.offset,
-    reset_optimizer=config.reset_optimizer,
+  speeds = schedule.make_schedule(
+    config.num_envs, config.train_period, train_steps=config.train_steps
   )
-  init = functools.partial(
-    learner.init_state,
-    agent,
-    twin,
-    optimizer,
-    target_init=config.target_init,
-  )
-  return _Learning(network, base, agent, twin, speeds, regress, init)
+  made = learner.make_learner(agent, optimizer, twin.make())
+  return _Learning(network, twin, made, speeds)
 
 
 def _units(config: AtariConfig) -> twin_options.Speeds:
@@ -559,57 +547,30 @@ def _units(config: AtariConfig) -> twin_options.Speeds:
   )
 
 
-def _make_twin(config: AtariConfig) -> tuple[Twin, Schedule, int]:
-  """The twin's rule, the speeds, and the gradient steps of the whole run."""
-  units = _units(config)
-  sync = twin_options.sync_of(config, units)
-  speeds = schedule.make_schedule(
-    config.num_envs,
-    config.train_period,
-    sync,
-    train_steps=config.train_steps,
-    offset=twin_options.sync_offset(config, units, sync, config.min_replay),
-  )
-  learnt_from = config.env_steps(config.frames) - config.min_replay
-  gradient_steps = max(1, units.gradient_steps_of(learnt_from))
-  values = twin_options.parameters(config, units, gradient_steps)
-  return twin_options.make_twin(config, values), speeds, gradient_steps
-
-
-def _make_watch(
-  config: AtariConfig,
-  network: QNetwork,
-  base: Agent,
-  twin: Twin,
-  speeds: Schedule,
-  regress: learner.Regress,
-) -> host.Watch | None:
+def _make_watch(config: AtariConfig, learning: _Learning) -> host.Watch | None:
   """The twin's panel, if it is asked for."""
-  if not config.panel_period:
-    return None
-  shadows = {}
-  if config.shadows:
-    units = _units(config)
-    settings = twin_options.parameters(config, units, 1) | {'sync': speeds.sync}
-    age = twin_options.mean_age(config, units, settings)
-    if speeds.regress > min(panel_options.STRIDE, 2 * age + 1):
+
+  def age() -> float:
+    age = twin_options.mean_age(config, _units(config), learning.twin)
+    steps = learning.speeds.regress
+    if steps > min(diagnostics.STRIDE, 2 * age + 1):
       refuse(
         config,
         'shadows',
-        f'not be given where a round takes {speeds.regress} gradient steps: '
-        'they move once a round',
+        f'not be given where a round takes {steps} gradient steps: they move '
+        'once a round',
       )
-    shadows = panel_options.make_shadows(config, age)
+    return age
+
   panel_ = panel_options.make_panel(
     config,
-    base,
-    latent_options.looked_at(config, network),
-    Clocked(twin, speeds.sync, speeds.offset),
-    regress,
-    target_order=config.target_order,
+    learning.learner,
+    age=age,
+    network=latent_options.looked_at(config, learning.network),
     discount=config.discount,
-    shadows=shadows,
   )
+  if panel_ is None:
+    return None
   return host.Watch(panel_, config.panel_period, config.probe_size)
 
 

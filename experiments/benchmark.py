@@ -194,16 +194,15 @@ def learn_step(config: BenchmarkConfig) -> dict[str, Any]:
   optimizer = learner.make_optimizer(
     'rmsprop_centred', learning_rate=2.5e-4, eps=1e-5
   )
-  state = learner.init_state(agent, twins.hard(), optimizer, jax.random.key(0))
-  step = jax.jit(
-    learner.make_regress(agent, optimizer, twins.hard(), 2_500),
-    donate_argnums=0,
-  )
+  twin = learner.ClockedTwin(twins.hard(), 2_500)
+  made = learner.make_learner(agent, optimizer, twin)
+  state = made.init(jax.random.key(0))
+  step = learner.jit_regress(made.regress)
 
   def steps() -> None:
     nonlocal state
     for _ in range(config.steps):
-      state, _ = step(state, batch)
+      state, _ = step(state, [batch])
     jax.block_until_ready(state)
 
   matrix = jnp.asarray(rng.normal(size=(2048, 2048)), jnp.float32)

@@ -8,8 +8,6 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from experiments import options, panel_options, sweep_options, twin_options
 from experiments.flags import (
   INT64,
@@ -24,6 +22,7 @@ from experiments.flags import (
 from siamrl import schedule
 from siamrl.augment import Augmentation
 from siamrl.envs.tabular import TabularMDP
+from siamrl.learner import TwinSpec
 from siamrl.replay.device import DeviceReplay
 from siamrl.runners import scan
 from siamrl.types import JaxEnvironment, Schedule
@@ -127,9 +126,8 @@ def meaningless(config: CollectOptions) -> list[str]:
 def check(config: CollectOptions) -> None:
   """Raises UsageError for options that do not go together."""
   with usage_errors():
-    sync = twin_options.sync_of(config, speeds(config))
-    schedule.make_schedule(config.num_envs, config.train_period, sync)
-    rule_parameters(config)
+    schedule.make_schedule(config.num_envs, config.train_period)
+    twin_spec(config)
   collect = max(config.num_envs, config.train_period)
   if config.iteration_env_steps % collect:
     refuse(
@@ -199,21 +197,17 @@ def speeds(config: CollectOptions) -> twin_options.Speeds:
 
 
 def make_schedule(config: CollectOptions) -> Schedule:
-  """Speeds of the three processes."""
-  units = speeds(config)
-  sync = twin_options.sync_of(config, units)
+  """Speeds of collecting and learning."""
   return schedule.make_schedule(
-    config.num_envs,
-    config.train_period,
-    sync,
-    train_steps=config.train_steps,
-    offset=twin_options.sync_offset(config, units, sync, config.min_replay),
+    config.num_envs, config.train_period, train_steps=config.train_steps
   )
 
 
-def rule_parameters(config: CollectOptions) -> dict[str, Any]:
-  """Those of the twin's rule, periods in gradient steps."""
-  return twin_options.parameters(config, speeds(config), gradient_steps(config))
+def twin_spec(config: CollectOptions) -> TwinSpec:
+  """The twin that the options describe, in gradient steps."""
+  return twin_options.make_spec(
+    config, speeds(config), gradient_steps(config), config.min_replay
+  )
 
 
 def gradient_steps(config: CollectOptions) -> int:
@@ -226,15 +220,6 @@ def gradient_steps(config: CollectOptions) -> int:
 def iterations(config: CollectOptions) -> int:
   """Those of the whole run."""
   return config.env_steps // config.iteration_env_steps
-
-
-def twin_settings(config: CollectOptions) -> dict[str, Any]:
-  """The numbers of the twin that may be traced."""
-  speeds_, values = make_schedule(config), rule_parameters(config)
-  return {
-    'sync': np.int32(speeds_.sync),
-    'sync_offset': np.int32(speeds_.offset),
-  } | options.as_arrays(values, twin_options.TRACED)
 
 
 def make_config(config: CollectOptions) -> scan.ScanConfig:

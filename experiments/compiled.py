@@ -26,7 +26,6 @@ from experiments.collecting import (
   Task,
   gradient_steps,
   make_schedule,
-  rule_parameters,
   speeds,
 )
 from experiments.flags import (
@@ -41,13 +40,11 @@ from experiments.flags import (
 )
 from siamrl import learner, rewards, schedule
 from siamrl.agents import latent, q
-from siamrl.diagnostics import Clocked
 from siamrl.envs.tabular import optimal_probe
 from siamrl.losses import td
 from siamrl.replay.device import PrioritisedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
-from siamrl.types import Agent, Metrics, TrainState, Transition
 
 # Options that may differ between runs of one program: they enter as arrays.
 TRACED = (
@@ -216,7 +213,9 @@ def _check_rollout(config: CompiledConfig) -> None:
 
 def settings_of(config: CompiledConfig) -> dict[str, Any]:
   """The numbers of a run that may be traced; its key is beside them."""
-  settings = collecting.twin_settings(config) | options.as_arrays(
+  settings = twin_options.settings_of(
+    collecting.twin_spec(config)
+  ) | options.as_arrays(
     target_options.parameters(config), target_options.TRACED
   )
   others = [name for name in TRACED if name not in settings]
@@ -240,10 +239,10 @@ def _optimal(config: CompiledConfig, task: Task) -> dict[str, np.ndarray]:
   return {'optimal_obs': obs, 'optimal_values': values}
 
 
-def make_learner(
+def make_setup(
   config: CompiledConfig, task: Task, settings: Mapping[str, jax.Array]
-) -> scan.Learner:
-  """The learner of a run.
+) -> scan.Setup:
+  """What learns in a run, and how it collects.
 
   Args:
     config: gives all but the traced options.
@@ -278,44 +277,15 @@ def make_learner(
     else None,
     max_gradient_norm=config.max_gradient_norm or None,
   )
-  twin = twin_options.make_twin(
-    config,
-    {
-      name: settings[name] if name in twin_options.TRACED else value
-      for name, value in rule_parameters(config).items()
-    },
-  )
-  agent = twin.lift(base)
-  learning, returns = agent, None
+  twin = twin_options.traced(collecting.twin_spec(config), settings)
+  learner_ = learner.make_learner(base, optimizer, twin.make())
+  returns = None
   if config.replay == 'none':
-    returns = q.make_returns(agent, settings['q_lambda'], config.q_trace)
-    learning = agent._replace(
-      loss=functools.partial(agent.loss, bootstrap=None)
+    returns = q.make_returns(
+      learner_.agent, settings['q_lambda'], config.q_trace
     )
-  make_regress = functools.partial(
-    learner.make_regress,
-    learning,
-    optimizer,
-    twin,
-    settings['sync'],
-    target_order=config.target_order,
-    sync_offset=settings['sync_offset'],
-    reset_optimizer=config.reset_optimizer,
-  )
-  return scan.Learner(
-    agent=agent,
-    init=functools.partial(
-      learner.init_state,
-      agent,
-      twin,
-      optimizer,
-      target_init=config.target_init,
-    ),
-    regress=make_regress(
-      reduce=(lambda metric: metric)
-      if config.replay == 'prioritised'
-      else jnp.mean
-    ),
+  return scan.Setup(
+    learner=learner_,
     epsilon=functools.partial(
       schedule.linear_epsilon,
       start=settings['epsilon_start'],
@@ -337,45 +307,15 @@ def make_learner(
     reward_scale=settings['reward_scale'],
     panel=panel_options.make_panel(
       config,
-      base,
-      latent_options.looked_at(config, network),
-      Clocked(twin, settings['sync'], settings['sync_offset']),
-      _of_one_step(make_regress(), agent)
-      if config.replay == 'none'
-      else make_regress(),
-      target_order=config.target_order,
+      learner_,
+      age=lambda: twin_options.mean_age(config, speeds(config), twin),
+      network=latent_options.looked_at(config, network),
       discount=settings['discount'],
-      shadows=_make_shadows(config, settings),
-    )
-    if config.panel_period
-    else None,
+    ),
     optimal=(settings['optimal_obs'], settings['optimal_values'])
     if 'optimal_obs' in settings
     else None,
   )
-
-
-def _of_one_step(regress: learner.Regress, agent: Agent) -> learner.Regress:
-  """A gradient step on whole targets, made of transitions of one step."""
-
-  def step(state: TrainState, batch: Transition) -> tuple[TrainState, Metrics]:
-    key = jax.random.fold_in(state.key, state.gradient_steps)
-    targets = agent.targets(
-      state.online_params, state.target_params, batch, key
-    )
-    whole = batch._replace(r_t=targets, discount_t=jnp.zeros_like(targets))
-    return regress(state, whole)
-
-  return step
-
-
-def _make_shadows(
-  config: CompiledConfig, settings: Mapping[str, jax.Array]
-) -> dict[str, Clocked]:
-  if not config.shadows:
-    return {}
-  age = twin_options.mean_age(config, speeds(config), settings)
-  return panel_options.make_shadows(config, age)
 
 
 def make_loop(config: CompiledConfig, task: Task) -> scan.Loop:
@@ -385,7 +325,7 @@ def make_loop(config: CompiledConfig, task: Task) -> scan.Loop:
     environment=task.environment,
     name=task.name,
     replay=_make_replay(config, task),
-    make_learner=functools.partial(make_learner, config, task),
+    make_setup=functools.partial(make_setup, config, task),
   )
 
 

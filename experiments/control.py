@@ -32,10 +32,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import collecting, control_host, control_options, environments
-from experiments.engines import sweeps
+from experiments import (
+  collecting,
+  control_host,
+  control_options,
+  environments,
+  twin_options,
+)
 from experiments.collecting import Task
 from experiments.control_options import ControlConfig, drop
+from experiments.engines import sweeps
 from experiments.flags import Sweep, UsageError, refuse, run_sweep
 from siamrl.runners import scan
 from siamrl.types import JaxEnvironment
@@ -77,10 +83,10 @@ def _note_scaled(name: str) -> None:
   )
 
 
-def make_learner(
+def make_setup(
   config: ControlConfig, task: Task, settings: Mapping[str, jax.Array]
-) -> scan.Learner:
-  """The learner of a run.
+) -> scan.Setup:
+  """What learns in a run, and how it collects.
 
   Args:
     config: gives all but the traced options.
@@ -88,23 +94,25 @@ def make_learner(
     settings: the traced options, as `control_options.settings_of` has them.
   """
   environment = task.environment
-  learning = control_options.make_learning(
+  twin = twin_options.traced(collecting.twin_spec(config), settings)
+  learner = control_options.make_learner(
     config,
+    twin,
     environment.action_dim,
     jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
     settings,
     _bounds(environment),
   )
-  return scan.Learner(
-    agent=learning.agent,
-    init=control_options.make_init(config, learning),
-    regress=learning.regress,
+  return scan.Setup(
+    learner=learner,
     epsilon=functools.partial(
       control_options.at_random, random_env_steps=settings['random_env_steps']
     ),
     discount=settings['discount'],
     reward_scale=settings['reward_scale'],
-    panel=learning.panel,
+    panel=control_options.make_panel(
+      config, learner, twin, settings['discount']
+    ),
   )
 
 
@@ -115,7 +123,7 @@ def make_loop(config: ControlConfig, task: Task) -> scan.Loop:
     environment=task.environment,
     name=task.name,
     replay=collecting.make_replay(config, task),
-    make_learner=functools.partial(make_learner, config, task),
+    make_setup=functools.partial(make_setup, config, task),
     eval_environment=task.eval_environment,
   )
 

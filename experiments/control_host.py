@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import collecting, control_options
+from experiments import collecting, control_options, twin_options
 from experiments.engines import (
   devices,
   folders,
@@ -32,6 +32,7 @@ from experiments.flags import (
 from siamrl.envs import ale, gym, registry
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.envs.gym import GymnasiumEnvironments
+from siamrl.learner import Learner, TwinSpec
 from siamrl.replay.host import HostReplay
 from siamrl.report import panel
 from siamrl.report.curves import plot_run
@@ -276,7 +277,8 @@ def _nbytes(
 ) -> float:
   """About how many bytes a run takes."""
   speeds = collecting.make_schedule(config)
-  learning, obs_shape = _make_learning(config, environments)
+  learner = _make_learner(config, environments)
+  obs_shape = (environments.stack, *environments.frame_shape)
   batch = host.batch_shape(
     obs_shape,
     environments.frame_dtype,
@@ -284,11 +286,9 @@ def _nbytes(
     config.batch_size,
     0,
   )
-  state = jax.eval_shape(
-    control_options.make_init(config, learning), jax.random.key(0)
-  )
+  state = jax.eval_shape(learner.init, jax.random.key(0))
   needed = (
-    memory.learning_nbytes(learning.regress, state, batch, speeds)
+    memory.learning_nbytes(learner.regress, state, batch, speeds)
     + _replay_nbytes(config, environments)
     + (config.num_envs + min(config.eval_episodes, _EVAL_ENVS))
     * _ENVIRONMENT_NBYTES
@@ -302,22 +302,31 @@ def _nbytes(
   return needed
 
 
-def _make_learning(
+def _make_learner(
   config: ControlConfig, environments: GymnasiumEnvironments
-) -> tuple[control_options.Learning, tuple[int, ...]]:
-  """What learns, and the shape of the observations that it learns from."""
-  speeds = collecting.make_schedule(config)
-  obs_shape = (environments.stack, *environments.frame_shape)
-  learning = control_options.make_learning(
+) -> Learner:
+  """What learns; nothing is computed."""
+  # The twin has numbers of Python: what says when it moves is a constant.
+  return control_options.make_learner(
     config,
+    _twin_spec(config),
     environments.action_dim,
-    np.zeros((1, *obs_shape), environments.frame_dtype),
-    # Numbers of Python where they say when something happens: constants.
-    control_options.settings_of(config)
-    | {'sync': speeds.sync, 'sync_offset': speeds.offset},
+    np.zeros(
+      (1, environments.stack, *environments.frame_shape),
+      environments.frame_dtype,
+    ),
+    control_options.settings_of(config),
     environments.bounds,
   )
-  return learning, obs_shape
+
+
+def _twin_spec(config: ControlConfig) -> TwinSpec:
+  """The twin, its rates as compiled runs have them."""
+  spec = collecting.twin_spec(config)
+  numbers = twin_options.settings_of(spec)
+  return twin_options.traced(
+    spec, numbers | {'sync': spec.sync, 'sync_offset': spec.offset}
+  )
 
 
 def build(
@@ -341,7 +350,8 @@ def build(
       f'not be given where a round takes {speeds.regress} gradient steps: '
       'they move once a round',
     )
-  learning, obs_shape = _make_learning(config, environments)
+  learner = _make_learner(config, environments)
+  obs_shape = (environments.stack, *environments.frame_shape)
   memory.check(
     config,
     functools.partial(_nbytes, environments),
@@ -349,10 +359,14 @@ def build(
     devices.memory_bytes(),
   )
   init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-  state = control_options.make_init(config, learning)(init_key)
+  state = learner.init(init_key)
   watch = None
-  if learning.panel is not None:
-    watch = host.Watch(learning.panel, config.panel_period, config.probe_size)
+  twin = _twin_spec(config)
+  panel_ = control_options.make_panel(
+    config, learner, twin, np.float32(config.discount)
+  )
+  if panel_ is not None:
+    watch = host.Watch(panel_, config.panel_period, config.probe_size)
   replay = HostReplay(
     config.replay_capacity,
     frame_shape=environments.frame_shape,
@@ -387,17 +401,14 @@ def build(
     loop=functools.partial(
       host.train,
       loop,
-      agent=learning.agent,
-      regress=learning.regress,
+      learner=learner,
       replay=replay,
       make_environments=functools.partial(make_environments, config),
       seed=config.seed,
       act_key=act_key,
       watch=watch,
     ),
-    evaluate=functools.partial(
-      _evaluate, config, loop, learning.agent, eval_key
-    )
+    evaluate=functools.partial(_evaluate, config, loop, learner.agent, eval_key)
     if config.eval_episodes
     else None,
     draw=functools.partial(_draw, config, folder),
@@ -409,7 +420,7 @@ def build(
     fresh_environments=config.fresh_environments,
   )
   return parts, {
-    'schedule': speeds._asdict(),
+    'schedule': speeds._asdict() | {'sync': twin.sync, 'offset': twin.offset},
     'parameters': sum(x.size for x in jax.tree.leaves(state.online_params)),
     'mujoco': gym.mujoco_version(),
   }

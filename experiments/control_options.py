@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 import inspect
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,13 +23,14 @@ from experiments.flags import (
   sizes,
   usage_errors,
 )
-from siamrl import diagnostics, learner
+from siamrl import learner
 from siamrl.agents import actor_critic
-from siamrl.diagnostics import Clocked
+from siamrl.diagnostics import Panel
+from siamrl.learner import Learner, TwinSpec
 from siamrl.losses import td
 from siamrl.networks import policies
 from siamrl.networks.initializers import INITIALIZERS
-from siamrl.types import Agent, Twin
+from siamrl.types import Agent
 
 _SIZES = sizes('400-300')
 
@@ -306,9 +307,9 @@ def check(config: ControlConfig) -> None:
 
 def settings_of(config: ControlConfig) -> dict[str, Any]:
   """The numbers of a run that may be traced; its key is beside them."""
-  settings = collecting.twin_settings(config) | options.as_arrays(
-    agent_options(config), _OF_AGENTS
-  )
+  settings = twin_options.settings_of(
+    collecting.twin_spec(config)
+  ) | options.as_arrays(agent_options(config), _OF_AGENTS)
   others = [name for name in TRACED if name not in settings]
   return settings | options.as_arrays(vars(config), others)
 
@@ -374,7 +375,7 @@ def make_optimizer(
 
   Args:
     config: the options.
-    agent: of `make_agent`, lifted or not.
+    agent: of `make_agent`.
     settings: as `settings_of` has them; may be traced.
   """
 
@@ -399,91 +400,42 @@ def make_optimizer(
   return learner.make_optimizers(agent, optimizers)
 
 
-@dataclasses.dataclass(frozen=True)
-class Learning:
-  """What host and compiled runs need to learn.
-
-  Attributes:
-    base: the agent before it is lifted.
-    agent: lifted by the twin.
-    twin: the rule.
-    optimizer: of all parameters.
-    regress: takes a gradient step.
-    panel: measures the twin, or None.
-  """
-
-  base: Agent
-  agent: Agent
-  twin: Twin
-  optimizer: optax.GradientTransformation
-  regress: learner.Regress
-  panel: diagnostics.Panel | None
-
-
-def make_learning(
+def make_learner(
   config: ControlConfig,
+  twin: TwinSpec,
   action_dim: int,
   example_obs: Any,
   settings: Mapping[str, Any],
   bounds: tuple[float, float] | None = None,
-) -> Learning:
-  """What the options describe; see `make_agent` for the arguments."""
-  twin = twin_options.make_twin(
+) -> Learner:
+  """The learner that the options describe.
+
+  Args:
+    config: the options.
+    twin: the twin; its numbers may be traced.
+    action_dim: D.
+    example_obs: [B, ...], of any content.
+    settings: as `settings_of` has them; may be traced.
+    bounds: of the numbers of an observation, see `policies.Network`.
+  """
+  agent = make_agent(config, action_dim, example_obs, settings, bounds)
+  return learner.make_learner(
+    agent, make_optimizer(config, agent, settings), twin.make()
+  )
+
+
+def make_panel(
+  config: ControlConfig,
+  learner_: Learner,
+  twin: TwinSpec,
+  discount: chex.Numeric,
+) -> Panel | None:
+  """The panel that the options describe, if they ask for one."""
+  return panel_options.make_panel(
     config,
-    {
-      name: settings[name] if name in twin_options.TRACED else value
-      for name, value in collecting.rule_parameters(config).items()
-    },
-  )
-  base = make_agent(config, action_dim, example_obs, settings, bounds)
-  agent = twin.lift(base)
-  optimizer = make_optimizer(config, agent, settings)
-  regress = learner.make_regress(
-    agent,
-    optimizer,
-    twin,
-    settings['sync'],
-    target_order=config.target_order,
-    sync_offset=settings['sync_offset'],
-    reset_optimizer=config.reset_optimizer,
-  )
-  panel = None
-  if config.shadows and twin.shift is not None:
-    refuse(
-      config,
-      'shadows',
-      'not be given with a rule that has several networks',
-    )
-  if config.panel_period:
-    panel = diagnostics.make_panel(
-      base,
-      Clocked(twin, settings['sync'], settings['sync_offset']),
-      regress,
-      target_order=config.target_order,
-      reward_bound=config.reward_bound,
-      discount=settings['discount'],
-      shadows=_make_shadows(config, settings),
-    )
-  return Learning(base, agent, twin, optimizer, regress, panel)
-
-
-def _make_shadows(
-  config: ControlConfig, settings: Mapping[str, Any]
-) -> dict[str, Clocked]:
-  if not config.shadows:
-    return {}
-  age = twin_options.mean_age(config, collecting.speeds(config), settings)
-  return panel_options.make_shadows(config, age)
-
-
-def make_init(config: ControlConfig, learning: Learning) -> Any:
-  """key -> a fresh TrainState."""
-  return functools.partial(
-    learner.init_state,
-    learning.agent,
-    learning.twin,
-    learning.optimizer,
-    target_init=config.target_init,
+    learner_,
+    age=lambda: twin_options.mean_age(config, collecting.speeds(config), twin),
+    discount=discount,
   )
 
 

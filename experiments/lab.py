@@ -80,6 +80,7 @@ from experiments.flags import (
 )
 from siamrl import self_prediction, stability, twins
 from siamrl.envs import linear
+from siamrl.learner import TwinSpec
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import WHERE_FLAGS, RunFolder
 
@@ -301,8 +302,8 @@ def _twin_in_words(config: LabConfig, result: Mapping[str, Any]) -> str:
   )
 
 
-def _schedule(config: LabConfig) -> tuple[dict[str, Any], int]:
-  """The rule's parameters, and gradient steps from one update to the next.
+def _twin_spec(config: LabConfig) -> TwinSpec:
+  """The twin that the options describe, in gradient steps.
 
   Raises:
     UsageError: options do not go together.
@@ -316,10 +317,7 @@ def _schedule(config: LabConfig) -> tuple[dict[str, Any], int]:
       refuse(config, name, f'be false: {why}')
   # An environment step is a gradient step and a frame.
   speeds = twin_options.Speeds(config.target_period_unit, 1, 1)
-  sync = twin_options.sync_of(config, speeds)
-  if sync >= 2**31:
-    raise UsageError(f'--target_period={sync} must be below {2**31}')
-  return twin_options.parameters(config, speeds, config.gradient_steps), sync
+  return twin_options.make_spec(config, speeds, config.gradient_steps)
 
 
 # Values.
@@ -334,10 +332,10 @@ def make_case(config: LabConfig) -> stability.Case:
   """
   if config.target_init != 'equal':
     refuse(config, 'target_init', 'be equal: weights are given, not drawn')
-  parameters, sync = _schedule(config)
+  twin = _twin_spec(config)
   problem = make_problem(config)
   _check_meant(config)
-  count = parameters.get('target_count', 1)
+  count = twin.parameters.get('target_count', 1)
   size = 2 * (count + 1) * len(problem.initial)
   if size > _LARGEST:
     raise UsageError(
@@ -347,11 +345,8 @@ def make_case(config: LabConfig) -> stability.Case:
   return stability.Case(
     problem.batch(config.discount),
     problem.initial,
-    config.target_update,
-    parameters,
-    sync,
+    twin,
     config.step_size,
-    config.target_order,
   )
 
 
@@ -491,18 +486,14 @@ def make_features_case(config: LabConfig) -> self_prediction.Case:
       f'problem={config.problem}',
     )
   _check_meant(config)
-  parameters, sync = _schedule(config)
+  twin = _twin_spec(config)
   return self_prediction.Case(
     self_prediction.random_corridor(config.seed, config.num_states or 20),
     config.num_features or 4,
-    config.target_update,
-    parameters,
-    sync,
+    twin,
     config.step_size,
     config.predictor,
     config.predictor_rate,
-    config.target_init,
-    config.target_order,
     config.seed,
   )
 

@@ -36,7 +36,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import offline_data, options, target_options, twin_options
 from experiments.engines import (
@@ -63,13 +62,14 @@ from experiments.flags import (
 )
 from siamrl import diagnostics, learner, twins
 from siamrl.envs import car_on_hill, tabular
+from siamrl.learner import Learner, TwinSpec
 from siamrl.networks.q_network import mlp_network
 from siamrl.replay.dataset import Dataset
 from siamrl.report.curves import Curve, plot_curve
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import evaluation, host, offline
-from siamrl.types import Agent, Params, Schedule, TrainState, Twin
+from siamrl.types import Agent, Params, Schedule, TrainState
 
 _DEFAULT_ITERATIONS = 40
 # Periods are in gradient steps.
@@ -201,18 +201,16 @@ class OfflineConfig(
 
 
 class Learning(NamedTuple):
-  """What learns.
+  """What learns, and how.
 
   Attributes:
-    agent: lifted by the twin.
-    twin: the rule.
-    optimizer: gives the updates.
+    learner: all that learning takes.
+    twin: its twin by its name.
     config: how the data are learnt from.
   """
 
-  agent: Agent
-  twin: Twin
-  optimizer: optax.GradientTransformation
+  learner: Learner
+  twin: TwinSpec
   config: offline.OfflineConfig
 
 
@@ -273,7 +271,7 @@ def _nbytes(task: Task, given: Dataset | None, config: OfflineConfig) -> float:
   environment = task.environment
   learning = make_learning(config, task, None)
   key = jax.random.key(0)
-  state = jax.eval_shape(functools.partial(start, config, learning), key)
+  state = jax.eval_shape(learning.learner.init, key)
   transitions = config.env_steps if given is None else given.size
   data = host.batch_shape(
     environment.obs_shape, environment.obs_dtype, 0, transitions, 0
@@ -282,22 +280,13 @@ def _nbytes(task: Task, given: Dataset | None, config: OfflineConfig) -> float:
     jax.vmap(environment.reset), jax.random.split(key, 1)
   )
   return (
-    memory.peak_nbytes(_make_iterate(config, learning), state, data, key)
+    memory.peak_nbytes(
+      offline.make_iterate(learning.learner, learning.config), state, data, key
+    )
     # As it is kept, and as it is learnt from.
     + 2 * memory.nbytes(data)
     # Before and after an env step.
     + 2 * config.eval_episodes * memory.nbytes(episodes)
-  )
-
-
-def _make_iterate(config: OfflineConfig, learning: Learning) -> offline.Iterate:
-  return offline.make_iterate(
-    learning.agent,
-    learning.optimizer,
-    learning.twin,
-    learning.config,
-    target_order=config.target_order,
-    reset_optimizer=config.reset_optimizer,
   )
 
 
@@ -311,11 +300,10 @@ def _describe(
   """
   with usage_errors():
     learning = make_learning(config, task, None)
-    state = jax.eval_shape(
-      functools.partial(start, config, learning), jax.random.key(0)
-    )
+    state = jax.eval_shape(learning.learner.init, jax.random.key(0))
   return {
-    'schedule': learning.config.schedule._asdict(),
+    'schedule': learning.config.schedule._asdict()
+    | {'sync': learning.twin.sync, 'offset': learning.twin.offset},
     'parameters': sum(
       math.prod(x.shape) for x in jax.tree.leaves(state.online_params)
     ),
@@ -345,7 +333,7 @@ def check(config: OfflineConfig) -> None:
   if config.tolerance is not None:
     _check_tolerance(config)
   with usage_errors():
-    twin_parameters(config)
+    twin_spec(config)
     target_options.parameters(config)
   offline_data.check(config)
 
@@ -410,14 +398,9 @@ def _check_tolerance(config: OfflineConfig) -> None:
     )
 
 
-def sync_of(config: OfflineConfig) -> int:
-  """Gradient steps per target update."""
-  return twin_options.sync_of(config, _SPEEDS)
-
-
-def twin_parameters(config: OfflineConfig) -> dict[str, Any]:
-  """Those of the twin's rule; raises ValueError for what it does not take."""
-  return twin_options.parameters(config, _SPEEDS, config.total_gradient_steps)
+def twin_spec(config: OfflineConfig) -> TwinSpec:
+  """The twin that the options describe; raises ValueError as `make_spec`."""
+  return twin_options.make_spec(config, _SPEEDS, config.total_gradient_steps)
 
 
 # What learns, and how well it does.
@@ -436,7 +419,7 @@ def make_learning(
   Raises:
     ValueError: options do not go together.
   """
-  twin = twin_options.make_twin(config, twin_parameters(config))
+  twin = twin_spec(config)
   sizes = (
     () if config.hidden_sizes == 'none' else config.hidden_sizes.split('-')
   )
@@ -470,11 +453,10 @@ def make_learning(
     max_gradient_norm=config.max_gradient_norm or None,
   )
   return Learning(
-    twin.lift(agent),
+    learner.make_learner(agent, optimizer, twin.make()),
     twin,
-    optimizer,
     offline.OfflineConfig(
-      Schedule(0, config.total_gradient_steps, sync_of(config)),
+      Schedule(0, config.total_gradient_steps),
       batch_size=config.batch_size or None,
       iteration_steps=config.row_gradient_steps,
       tolerance=config.tolerance,
@@ -490,18 +472,6 @@ def _bounds(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
   # What never changes is -1.
   high = np.where(high > low, high, low + 1)
   return tuple(low.tolist()), tuple(high.tolist())
-
-
-def start(
-  config: OfflineConfig, learning: Learning, key: jax.Array
-) -> TrainState:
-  return learner.init_state(
-    learning.agent,
-    learning.twin,
-    learning.optimizer,
-    key,
-    target_init=config.target_init,
-  )
 
 
 # (online parameters, key) -> columns of a row.
@@ -582,7 +552,6 @@ def make_run(
     environment=task.name,
     iterations=config.rows,
     gradient_steps=None if early else config.total_gradient_steps,
-    sync=sync_of(config),
     checkpoint_period_s=config.checkpoint_period_s,
     make_data=make_data,
     make_parts=lambda data: make_parts(
@@ -602,13 +571,13 @@ def make_parts(
 ) -> offline_engine.Parts:
   """What learns from a data set, and what is measured of it."""
   learning = make_learning(config, task, data)
-  iterate = _make_iterate(config, learning)
+  iterate = offline.make_iterate(learning.learner, learning.config)
   learnt = data._replace(rewards=offline_data.learnt(config, data.rewards))
   batch = learnt.batch(slice(None), config.discount)
   known = {}
   if config.eval_episodes and task.name == offline_data.CAR:
     known['grid_optimum'] = _grid_optimum(config.discount)
-  compiled = make_measure(config, task, learning.agent)
+  compiled = make_measure(config, task, learning.learner.agent)
 
   def measure(params: Params, iteration: int) -> dict[str, float]:
     row = compiled(params, jax.random.fold_in(eval_key, iteration))
@@ -624,7 +593,7 @@ def make_parts(
       iteration=iteration,
     )
 
-  return offline_engine.Parts(start(config, learning, init_key), train, measure)
+  return offline_engine.Parts(learning.learner.init(init_key), train, measure)
 
 
 def _grid_optimum(discount: float) -> float:

@@ -1,12 +1,12 @@
 """The options of the twin's panel, the same for all launchers."""
 
+from collections.abc import Callable
 import dataclasses
 import re
 from typing import Any
 
 import chex
 from flax import linen as nn
-import jax.numpy as jnp
 
 from experiments.flags import (
   NOT_NEGATIVE,
@@ -16,16 +16,10 @@ from experiments.flags import (
   option,
   refuse,
 )
-from siamrl import diagnostics, twins
-from siamrl.diagnostics import Clocked, Panel
-from siamrl.learner import Regress
+from siamrl import diagnostics
+from siamrl.diagnostics import SHADOWS, STRIDE, Panel
+from siamrl.learner import Learner
 from siamrl.networks.activations import activations
-from siamrl.types import Agent
-
-# The rules that a run can be compared with, and the strides of the soft one:
-# moving it at every gradient step would cost a pass over all parameters.
-SHADOWS = ('hard', 'soft', 'self', 'residual', 'frozen')
-STRIDE = 16
 
 _SHADOWS = Bound(
   lambda text: (
@@ -109,73 +103,45 @@ def check(
     )
 
 
-def make_shadows(config: PanelOptions, age: chex.Numeric) -> dict[str, Clocked]:
-  """The rules to compare with, as old on average as the one in use.
-
-  A hard twin of period 2 age + 1 and a soft one of rate 1 / (age + 1) are; but
-  a soft one that moves in strides is no younger than half of one.
-
-  Args:
-    config: the options; --shadows must be given.
-    age: gradient steps, of the rule in use; may be traced.
-  """
-  assert config.shadows is not None
-  # A period that no run reaches is as good as any beyond it, and an int32.
-  period = jnp.clip(jnp.round(2 * age + 1), 1, 2**30).astype(jnp.int32)
-  tau = 1 / (age + 1)
-  rules = {
-    'hard': Clocked(twins.hard(), period),
-    'soft': diagnostics.strided_soft(tau, STRIDE),
-    'self': Clocked(twins.self_copy()),
-    'residual': Clocked(twins.residual()),
-    'frozen': Clocked(twins.frozen(), twins.NEVER),
-  }
-  return {name: rules[name] for name in config.shadows.split('+')}
-
-
 def make_panel(
   config: PanelOptions,
-  base_agent: Agent,
-  network: nn.Module,
-  rule: Clocked,
-  regress: Regress,
+  learner: Learner,
   *,
-  target_order: str,
-  discount: chex.Numeric,
-  shadows: dict[str, Clocked],
-) -> Panel:
-  """The panel that the options describe.
+  age: Callable[[], chex.Numeric],
+  network: nn.Module | None = None,
+  discount: chex.Numeric | None = None,
+) -> Panel | None:
+  """The panel that the options describe, if they ask for one.
 
   Args:
     config: the options.
-    base_agent: not lifted by the rule in use.
-    network: of the base agent.
-    rule: the one in use.
-    regress: the run's gradient step.
-    target_order: the run's.
+    learner: the run's.
+    age: -> gradient steps that its twin is old on average, for shadows.
+    network: of its base agent, to look into; None for no such columns.
     discount: per env step, of values that are bound by `reward_bound`.
-    shadows: of `make_shadows`.
 
   Raises:
     UsageError: the rule in use cannot be compared with others.
   """
-  if shadows and rule.twin.shift is not None:
-    refuse(
-      config,
-      'shadows',
-      'not be given with a rule that has several networks',
-    )
+  if not config.panel_period:
+    return None
+  shadows = {}
+  if config.shadows:
+    if learner.clocked.twin.shift is not None:
+      refuse(
+        config, 'shadows', 'not be given with a rule that has several networks'
+      )
+    shadows = diagnostics.matched_shadows(config.shadows.split('+'), age())
 
-  def look(params, obs):
+  look = None
+  if network is not None:
     # Of two critics, the one that acts.
-    return activations(network, params.get('critic_0', params), obs)
-
+    look = lambda params, obs: activations(
+      network, params.get('critic_0', params), obs
+    )
   return diagnostics.make_panel(
-    base_agent,
-    rule,
-    regress,
+    learner,
     look=look,
-    target_order=target_order,
     reward_bound=config.reward_bound,
     discount=discount,
     shadows=shadows,

@@ -56,8 +56,9 @@ from experiments.flags import (
 from siamrl import collapse, diagnostics, images, learner, probing
 from siamrl.agents import siamese
 from siamrl.augment import AUGMENTATIONS
-from siamrl.diagnostics import Clocked, effective_rank
+from siamrl.diagnostics import effective_rank
 from siamrl.envs import frames
+from siamrl.learner import TwinSpec
 from siamrl.networks.siamese import ENCODERS, as_float, siamese_networks
 from siamrl.runners import epochs
 from siamrl.types import Metrics, Params, Twin
@@ -479,8 +480,7 @@ def check(config: SiameseConfig) -> None:
       if getattr(config, name) != getattr(SiameseConfig, name):
         refuse(config, name, 'go with --images=frames:GAME')
   with usage_errors():
-    twin_options.sync_of(config, _Speeds(config.target_period_unit))
-    _rule_parameters(config, _Speeds(config.target_period_unit), 1)
+    twin_options.make_spec(config, _Speeds(config.target_period_unit), 1)
 
 
 def _config_of(config: SiameseConfig, task: Task) -> epochs.EpochsConfig:
@@ -492,26 +492,20 @@ def _config_of(config: SiameseConfig, task: Task) -> epochs.EpochsConfig:
   )
 
 
-def _rule_parameters(
-  config: SiameseConfig, speeds: Any, gradient_steps: int
-) -> dict[str, Any]:
-  return twin_options.parameters(config, speeds, gradient_steps)
-
-
 def _clock(config: SiameseConfig, task: Task) -> tuple[_Speeds, int]:
   """What converts periods, and the gradient steps of a whole run."""
   steps = _config_of(config, task).epoch_steps
   return _Speeds(config.target_period_unit, steps), steps * config.epochs
 
 
+def _twin_spec(config: SiameseConfig, task: Task) -> TwinSpec:
+  """The twin that the options describe, in gradient steps."""
+  return twin_options.make_spec(config, *_clock(config, task))
+
+
 def settings_of(config: SiameseConfig, task: Task) -> dict[str, Any]:
   """The numbers of a run that may be traced; its key is beside them."""
-  speeds, gradient_steps = _clock(config, task)
-  values = _rule_parameters(config, speeds, gradient_steps)
-  settings = {
-    'sync': np.int32(twin_options.sync_of(config, speeds)),
-    'sync_offset': np.int32(0),
-  } | options.as_arrays(values, twin_options.TRACED)
+  settings = twin_options.settings_of(_twin_spec(config, task))
   others = [name for name in TRACED if name not in settings]
   return settings | options.as_arrays(vars(config), others)
 
@@ -696,56 +690,25 @@ def _accuracies(
   }
 
 
-def make_learner(
+def make_setup(
   config: SiameseConfig, task: Task, settings: Mapping[str, jax.Array]
-) -> epochs.Learner:
-  """The learner of a run.
+) -> epochs.Setup:
+  """What learns in a run, and how it is judged.
 
   Args:
     config: gives all but the traced options.
     task: the images.
     settings: the traced options, as `settings_of` has them.
   """
-  speeds, gradient_steps = _clock(config, task)
-  twin = twin_options.make_twin(
-    config,
-    {
-      name: settings[name] if name in twin_options.TRACED else value
-      for name, value in _rule_parameters(
-        config, speeds, gradient_steps
-      ).items()
-    },
-  )
-  base = make_agent(config, task).agent
-  agent = twin.lift(base)
+  _, gradient_steps = _clock(config, task)
+  twin = twin_options.traced(_twin_spec(config, task), settings)
+  agent = make_agent(config, task).agent
   optimizer = _make_optimizer(config, agent, settings, gradient_steps)
-  regress = learner.make_regress(
-    agent,
-    optimizer,
-    twin,
-    settings['sync'],
-    target_order=config.target_order,
-    reset_optimizer=config.reset_optimizer,
-  )
-  panel = None
-  if config.panel_period:
-    panel = diagnostics.make_panel(
-      base,
-      Clocked(twin, settings['sync']),
-      regress,
-      target_order=config.target_order,
-    )
-  return epochs.Learner(
-    init=functools.partial(
-      learner.init_state,
-      agent,
-      twin,
-      optimizer,
-      target_init=config.target_init,
-    ),
-    regress=regress,
-    judge=make_judge(config, task, twin),
-    panel=panel,
+  made = learner.make_learner(agent, optimizer, twin.make())
+  return epochs.Setup(
+    learner=made,
+    judge=make_judge(config, task, made.clocked.twin),
+    panel=diagnostics.make_panel(made) if config.panel_period else None,
   )
 
 
@@ -769,7 +732,7 @@ def make_loop(config: SiameseConfig, task: Task) -> epochs.Loop:
     config=loop_config,
     data=task.train.images,
     probe=held_out[: config.probe_size],
-    make_learner=functools.partial(make_learner, config, task),
+    make_setup=functools.partial(make_setup, config, task),
     headline='normalised_std' if task.train.labels is None else 'knn_encoder',
   )
 

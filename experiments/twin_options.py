@@ -4,7 +4,9 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, Protocol
 
+import numpy as np
 
+from experiments import options
 from experiments.flags import (
   INT64,
   FRACTION,
@@ -18,8 +20,8 @@ from experiments.flags import (
   refuse,
 )
 from siamrl import learner, schedule, twins
+from siamrl.learner import TwinSpec
 from siamrl.parameters import FieldError
-from siamrl.types import Twin
 
 # Rules whose twin is the online network, or a part of it.
 _WITHOUT_TWIN = ('self', 'residual', 'iterated_heads')
@@ -284,58 +286,69 @@ def sync_of(config: TwinOptions, speeds: Units) -> int:
   return sync
 
 
-def mean_age(
-  config: TwinOptions, speeds: Units, settings: Mapping[str, Any]
-) -> Any:
-  """How old the twin is on average, in gradient steps, about.
-
-  (C - 1) / 2 of copies every C gradient steps, (1 - tau) / tau of an average,
-  C (1 - tau) / tau more than the former of an average every C, C (K - 1) / 2
-  more of the mean of K copies. A rule with neither counts as `hard` with
-  --target_period; of other rules it is that of their main clock, as it begins.
+def make_spec(
+  config: TwinOptions,
+  speeds: Units,
+  gradient_steps: int,
+  warmup_env_steps: int = 0,
+) -> TwinSpec:
+  """The twin that the options describe, in gradient steps.
 
   Args:
     config: the options.
     speeds: how to convert periods.
-    settings: `sync` and the rule's parameters; may be traced.
+    gradient_steps: of the whole run, over which schedules last by default.
+    warmup_env_steps: env steps before the first gradient step.
+
+  Raises:
+    ValueError: the rule cannot be built of what is given.
   """
-  takes = twins.takes(config.target_update, config.target_paths)
-  has_period = twins.RULES[config.target_update].period is None
-  if 'tau' in takes:
-    period = settings['sync'] if has_period else 1
-    lag = (1 - settings['tau']) / settings['tau']
-    return (period - 1) / 2 + period * lag
-  if 'target_period' in takes:
-    period = settings['target_period']
-  elif has_period:
-    period = settings['sync']
-  else:  # not heeded: then the same for all runs of a program
+  sync, offset = sync_of(config, speeds), 0
+  if config.count_warmup:
+    # Whole periods of the lead are left out.
+    offset = speeds.gradient_steps_of(warmup_env_steps) % sync
+  return TwinSpec(
+    config.target_update,
+    parameters(config, speeds, gradient_steps),
+    sync,
+    offset,
+    config.target_order,
+    config.target_init,
+    config.reset_optimizer,
+  )
+
+
+def settings_of(spec: TwinSpec) -> dict[str, Any]:
+  """The numbers of a twin that may be traced, as arrays."""
+  return {
+    'sync': np.int32(spec.sync),
+    'sync_offset': np.int32(spec.offset),
+  } | options.as_arrays(spec.parameters, TRACED)
+
+
+def traced(spec: TwinSpec, settings: Mapping[str, Any]) -> TwinSpec:
+  """The same twin with the numbers of `settings_of` in place of its own."""
+  return spec._replace(
+    parameters={
+      name: settings[name] if name in TRACED else value
+      for name, value in spec.parameters.items()
+    },
+    sync=settings['sync'],
+    offset=settings['sync_offset'],
+  )
+
+
+def mean_age(config: TwinOptions, speeds: Units, spec: TwinSpec) -> Any:
+  """`TwinSpec.mean_age`; a rule without an age counts as `hard`.
+
+  Args:
+    config: the options.
+    speeds: how to convert periods.
+    spec: of the twin; its numbers may be traced.
+  """
+  age = spec.mean_age()
+  if age is None:
+    # The period is not heeded: it is the same for all runs of a program.
     period = speeds.gradient_steps(config.target_period, 'target_period')
-  copies = 1
-  if config.target_update == 'averaged':
-    copies = config.target_count or copies
-  return (period - 1) / 2 + period * (copies - 1) / 2
-
-
-def make_twin(config: TwinOptions, values: Mapping[str, Any]) -> Twin:
-  """The rule that the options name.
-
-  Args:
-    config: the options.
-    values: its parameters, as `parameters` has them; numbers may be traced.
-  """
-  return twins.make_rule(config.target_update, **values)
-
-
-def sync_offset(
-  config: TwinOptions, speeds: Units, sync: int, warmup: int
-) -> int:
-  """Gradient steps by which the twin's clock is ahead of the learner's.
-
-  Args:
-    config: the options.
-    speeds: how to convert env steps.
-    sync: gradient steps per target update; whole ones of the lead are left out.
-    warmup: env steps before the first gradient step.
-  """
-  return speeds.gradient_steps_of(warmup) % sync if config.count_warmup else 0
+    age = (period - 1) / 2
+  return age

@@ -20,31 +20,15 @@ import jax.numpy as jnp
 import optax
 
 from siamrl import twins
-from siamrl.learner import TARGET_ORDERS, Regress, make_move
+from siamrl.learner import ClockedTwin, Learner, make_move
 from siamrl.networks.activations import Activations
-from siamrl.parameters import check_name
 from siamrl.types import (
   Agent,
   Metrics,
   Params,
   TrainState,
   Transition,
-  Twin,
 )
-
-
-class Clocked(NamedTuple):
-  """A rule, and when it is applied.
-
-  Attributes:
-    twin: the rule.
-    sync: gradient steps per application; may be traced.
-    offset: gradient steps by which its clock is ahead of the learner's.
-  """
-
-  twin: Twin
-  sync: chex.Numeric = 1
-  offset: chex.Numeric = 0
 
 
 # Distances.
@@ -156,7 +140,7 @@ class Clock(NamedTuple):
   ]
 
 
-def make_clock(rule: Clocked, *, target_order: str = 'after') -> Clock:
+def make_clock(rule: ClockedTwin) -> Clock:
   """A clock that runs a rule on ages in place of parameters.
 
   A twin that is a weighted mean of past online parameters has the same weighted
@@ -172,17 +156,22 @@ def make_clock(rule: Clocked, *, target_order: str = 'after') -> Clock:
 
   Args:
     rule: a rule that takes no weighted means of past parameters, with weights
-      that do not depend on them, must have a `Twin.clock` that does.
-    target_order: as in `make_regress`.
+      that depend neither on them nor on a report, must have a `Twin.clock`
+      that does.
 
   Raises:
-    ValueError: the order's name is unknown.
+    ValueError: the name of its order is unknown, or it reads reports and has no
+      clock.
   """
-  check_name('target_order', target_order, TARGET_ORDERS)
+  rule.check()
   stacked = rule.twin.shift is not None
   if rule.twin.clock is not None:
     rule = rule._replace(twin=rule.twin.clock)
-  move = make_move(*rule)
+  if rule.twin.reads_report:
+    raise ValueError(
+      'a rule that reads reports needs a Twin.clock for its age to be told'
+    )
+  move = make_move(rule)
 
   def now(online_params: Params) -> Params:
     return jax.tree.map(
@@ -204,10 +193,10 @@ def make_clock(rule: Clocked, *, target_order: str = 'after') -> Clock:
       taken: chex.Numeric, carry: tuple[Any, chex.Array, chex.Array]
     ) -> tuple[Any, chex.Array, chex.Array]:
       ages, count, last = carry
-      if target_order == 'after':
+      if rule.order == 'after':
         ages = older(ages)
-      ages, moved = _moved(ages, move(zeros, ages, taken + 1)[1])
-      if target_order == 'before':
+      ages, moved = _moved(ages, move(zeros, ages, taken + 1, None)[1])
+      if rule.order == 'before':
         ages = older(ages)
       return ages, count + moved, jnp.where(moved, taken + 1, last)
 
@@ -314,8 +303,7 @@ def td_split(
 
 
 def churn(
-  agent: Agent,
-  regress: Regress,
+  learner: Learner,
   train: TrainState,
   batch: Transition,
   probe: Transition,
@@ -329,9 +317,8 @@ def churn(
   that a step which meets it stands out (`churn_synced` of a `Panel`).
 
   Args:
-    agent: lifted by its twin already.
-    regress: takes the step.
-    train: the learner's state; not changed.
+    learner: takes the step.
+    train: its state; not changed.
     batch: to learn from.
     probe: held out.
 
@@ -340,7 +327,8 @@ def churn(
     agent that acts `policy_churn`, the `disagreement` of its greedy actions on
     the probe's `obs_tm1`.
   """
-  stepped, _ = regress(train, batch)
+  agent = learner.agent
+  stepped, _ = learner.regress(train, batch)
 
   def targets_of(state: TrainState, data: Any) -> chex.Array:
     return agent.targets(
@@ -612,7 +600,7 @@ def gradient_cosine(one: Params, other: Params) -> chex.Array:
   )
 
 
-def strided_soft(tau: chex.Numeric, steps: chex.Numeric) -> Clocked:
+def strided_soft(tau: chex.Numeric, steps: chex.Numeric) -> ClockedTwin:
   """`soft(tau)` in strides, for a shadow that costs less.
 
   1 - (1 - tau)**steps every `steps` gradient steps; the same as `soft(tau)`
@@ -622,7 +610,38 @@ def strided_soft(tau: chex.Numeric, steps: chex.Numeric) -> Clocked:
     tau: per gradient step.
     steps: of a stride.
   """
-  return Clocked(twins.soft(1 - (1 - tau) ** steps), steps)
+  return ClockedTwin(twins.soft(1 - (1 - tau) ** steps), steps)
+
+
+# Rules that a run can be compared with, and the strides of the soft one: moving
+# it at every gradient step would cost a pass over all parameters.
+SHADOWS = ('hard', 'soft', 'self', 'residual', 'frozen')
+STRIDE = 16
+
+
+def matched_shadows(
+  names: Sequence[str], age: chex.Numeric
+) -> dict[str, ClockedTwin]:
+  """Rules to compare with that are as old on average as the one in use.
+
+  A hard twin of period 2 age + 1 and a soft one of rate 1 / (age + 1) are. The
+  soft one moves in strides of `STRIDE` gradient steps, and so it is no younger
+  than half of one.
+
+  Args:
+    names: of `SHADOWS`.
+    age: gradient steps, such as `TwinSpec.mean_age`; may be traced.
+  """
+  # A period that no run reaches is as good as any beyond it, and an int32.
+  period = jnp.clip(jnp.round(2 * age + 1), 1, 2**30).astype(jnp.int32)
+  rules = {
+    'hard': ClockedTwin(twins.hard(), period),
+    'soft': strided_soft(1 / (age + 1), STRIDE),
+    'self': ClockedTwin(twins.self_copy()),
+    'residual': ClockedTwin(twins.residual()),
+    'frozen': ClockedTwin(twins.frozen(), twins.NEVER),
+  }
+  return {name: rules[name] for name in names}
 
 
 def _born(base_agent: Agent, lift: Callable[[Agent], Agent]) -> Any:
@@ -632,7 +651,7 @@ def _born(base_agent: Agent, lift: Callable[[Agent], Agent]) -> Any:
 
 
 def shadows_init(
-  shadows: Mapping[str, Clocked], base_agent: Agent, online_params: Params
+  shadows: Mapping[str, ClockedTwin], base_agent: Agent, online_params: Params
 ) -> dict[str, Any]:
   """Target parameters that other rules would have, beside those of a run.
 
@@ -669,13 +688,13 @@ def shadows_init(
   return {name: rule.twin.init(twinned) for name, rule in shadows.items()}
 
 
-def _still(rule: Clocked) -> bool:
+def _still(rule: ClockedTwin) -> bool:
   """Whether a rule is known never to move."""
   return isinstance(rule.sync, int) and rule.sync >= twins.NEVER
 
 
 def shadows_follow(
-  shadows: Mapping[str, Clocked],
+  shadows: Mapping[str, ClockedTwin],
   state: Mapping[str, Any],
   online_params: Params,
   before: chex.Numeric,
@@ -693,7 +712,7 @@ def shadows_follow(
       least once in the shortest period.
   """
 
-  def moved(rule: Clocked, target: Any) -> Any:
+  def moved(rule: ClockedTwin, target: Any) -> Any:
     if _still(rule) or not jax.tree.leaves(target):
       return target
     due = (after + rule.offset) // rule.sync > (
@@ -714,7 +733,7 @@ def shadows_follow(
 def counterfactuals(
   agent: Agent,
   base_agent: Agent,
-  shadows: Mapping[str, Clocked],
+  shadows: Mapping[str, ClockedTwin],
   state: Mapping[str, Any],
   train: TrainState,
   batch: Transition,
@@ -844,18 +863,15 @@ class Panel(NamedTuple):
 
 
 def make_panel(
-  base_agent: Agent,
-  rule: Clocked,
-  regress: Regress,
+  learner: Learner,
   *,
   look: Look | None = None,
-  target_order: str = 'after',
   rank_states: int = 2_048,
   thresholds: Sequence[float] = (0.0, 0.025, 0.1),
   overlap_threshold: float = 0.025,
   reward_bound: chex.Numeric | None = None,
   discount: chex.Numeric | None = None,
-  shadows: Mapping[str, Clocked] | None = None,
+  shadows: Mapping[str, ClockedTwin] | None = None,
   per_layer: bool = True,
 ) -> Panel:
   """Builds the panel of a run.
@@ -865,12 +881,10 @@ def make_panel(
   on a CPU, the passes of a large probe are nearly all of it.
 
   Args:
-    base_agent: the run's agent before `Twin.lift`.
-    rule: the run's rule; its numbers may be traced.
-    regress: the run's gradient step, for `churn`.
-    look: into the base agent's network, for ranks and dormant units, such as
-      `functools.partial(activations, network)`; None to leave both out.
-    target_order: the run's, as in `make_regress`.
+    learner: the run's; the numbers of its twin may be traced.
+    look: into the network of the learner's base agent, for ranks and dormant
+      units, such as `functools.partial(activations, network)`; None to leave
+      both out.
     rank_states: states of the probe, from its first, that ranks are taken of.
     thresholds: of dormant units.
     overlap_threshold: of the sets that `dormant_overlap` compares.
@@ -900,8 +914,8 @@ def make_panel(
       have from measurement to measurement is partly this phase.
   """
   rules = dict(shadows or {})
-  agent = rule.twin.lift(base_agent)
-  keeper = make_clock(rule, target_order=target_order)
+  base_agent, agent, rule = learner.base, learner.agent, learner.clocked
+  keeper = make_clock(rule)
   if look is not None:
     # Through the lift, which knows the network that values come from.
     look = rule.twin.lift(base_agent._replace(values=look)).values
@@ -1026,7 +1040,7 @@ def make_panel(
         ),
       }
       | compare(train, twins.whole(agent, online, beside), probe, batch)
-      | churn(agent, regress, train, batch, probe)
+      | churn(learner, train, batch, probe)
     )
     dormant = state.dormant
     if look is not None:

@@ -1,6 +1,8 @@
 """The learner: a TrainState, and the function that takes its gradient steps."""
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import chex
@@ -9,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from siamrl import twins
-from siamrl.parameters import check_name
+from siamrl import schedule, twins
+from siamrl.parameters import FieldError, check_name
 from siamrl.types import Agent, Metrics, Params, TrainState, Transition, Twin
 
 OPTIMIZERS = (
@@ -22,7 +24,8 @@ OPTIMIZERS = (
   'rmsprop_centred_torch',
 )
 
-Regress = Callable[[TrainState, Transition], tuple[TrainState, Metrics]]
+# (state, batch) -> (state, metrics); a batch is a `Transition`, or images.
+Regress = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def make_optimizer(
@@ -211,106 +214,194 @@ def make_optimizers(
   return optax.partition(held, lambda params: {name: name for name in params})
 
 
-# What the twin is born as, and when it moves within a gradient step.
+# What a twin is born as, and when it moves within a gradient step.
 TARGET_INITS = ('equal', 'fresh')
 TARGET_ORDERS = ('after', 'before')
 
-# Of the key of a twin's own drawing: numbers from 0 are the parts of a split,
-# and the last one is taken by `agents.latent`.
+# Of the key that a fresh twin is drawn by: numbers from 0 are the parts of a
+# split, and the last one is taken by `agents.latent`.
 _FRESH = 2**32 - 2
 
 
-def init_state(
-  agent: Agent,
-  twin: Twin,
-  optimizer: optax.GradientTransformation,
-  key: chex.PRNGKey,
-  *,
-  target_init: str = 'equal',
-) -> TrainState:
-  """A fresh TrainState, its twins in buffers of their own.
+class ClockedTwin(NamedTuple):
+  """A rule of the twin, and when it is applied.
 
-  Args:
-    agent: gives the parameters; lifted by the twin already.
-    twin: makes the target parameters.
-    optimizer: gives the optimiser's state.
-    key: split once, into the parameters' key and the state's.
-    target_init: 'equal', or 'fresh': drawn by a key of its own, as in BYOL's
-      code.
-
-  Raises:
-    ValueError: the name is unknown, or the twin does not fit the parameters.
-  """
-  check_name('target_init', target_init, TARGET_INITS)
-  init_key, state_key = jax.random.split(key)
-  online_params = agent.init(init_key)
-  first = online_params
-  if target_init == 'fresh':
-    first = agent.init(jax.random.fold_in(init_key, _FRESH))
-  return TrainState(
-    online_params=online_params,
-    target_params=twin.init(twins.part(agent, first)),
-    opt_state=optimizer.init(online_params),
-    gradient_steps=jnp.zeros((), jnp.int32),
-    key=state_key,
-  )
-
-
-def make_regress(
-  agent: Agent,
-  optimizer: optax.GradientTransformation,
-  twin: Twin,
-  sync: chex.Numeric = 1,
-  *,
-  reduce: Callable[[chex.Array], chex.Array] = jnp.mean,
-  target_order: str = 'after',
-  sync_offset: chex.Numeric = 0,
-  reset_optimizer: bool = False,
-) -> Regress:
-  """Builds one gradient step followed, when it is due, by a target update.
-
-  The function is pure and not jitted, for callers to scan, vmap or jit.
-
-  Args:
-    agent: gives the loss; lifted by the twin already.
-    optimizer: gives the update.
-    twin: the rule of the target parameters.
-    sync: gradient steps per target update; may be traced.
-    reduce: what becomes of a metric that the loss reports for each transition;
-      a prioritised replay wants them as they are.
-    target_order: 'after' the optimiser's step, or 'before' it: the twin is then
-      updated before a gradient step numbered sync, 2 sync, ... and learnt from
-      at once, and lags a gradient step behind.
-    sync_offset: gradient steps by which the twin's clock is ahead of the
-      learner's; the updates then follow gradient steps n with n + sync_offset
-      a multiple of `sync`.
-    reset_optimizer: whether the optimiser starts anew at every target update
+  Attributes:
+    twin: the rule.
+    sync: gradient steps per application of the rule; may be traced.
+    offset: gradient steps by which the twin's clock is ahead of the learner's,
+      such as those that a warm-up would have taken; the rule is applied at
+      gradient steps n with n + offset a multiple of `sync`. May be traced.
+    order: 'after' the optimizer's step, or 'before' it: the twin then moves
+      before a gradient step numbered sync, 2 sync, ..., which learns from it at
+      once, and lags a gradient step behind.
+    init: 'equal', the twin is born as a copy of the online network; or 'fresh',
+      drawn by a key of its own, as in BYOL's code.
+    reset_optimizer: whether the optimizer starts anew at every application
       (Asadi et al. 2023).
+  """
+
+  twin: Twin
+  sync: chex.Numeric = 1
+  offset: chex.Numeric = 0
+  order: str = 'after'
+  init: str = 'equal'
+  reset_optimizer: bool = False
+
+  def check(self) -> None:
+    """Raises ValueError for an unknown name, or a period below 1."""
+    if isinstance(self.sync, int) and self.sync < 1:
+      raise FieldError('sync', self.sync, 'must be at least 1')
+    check_name('target_order', self.order, TARGET_ORDERS)
+    check_name('target_init', self.init, TARGET_INITS)
+
+
+class TwinSpec(NamedTuple):
+  """A `ClockedTwin` by the name of its rule, before it is made.
+
+  Attributes:
+    rule: a key of `twins.RULES`.
+    parameters: of the rule, by name; periods in gradient steps.
+    sync: as in `ClockedTwin`.
+    offset: as in `ClockedTwin`.
+    order: as in `ClockedTwin`.
+    init: as in `ClockedTwin`.
+    reset_optimizer: as in `ClockedTwin`.
+  """
+
+  rule: str
+  parameters: Mapping[str, Any] = MappingProxyType({})
+  sync: chex.Numeric = 1
+  offset: chex.Numeric = 0
+  order: str = 'after'
+  init: str = 'equal'
+  reset_optimizer: bool = False
+
+  def make(self) -> ClockedTwin:
+    """The rule with its clock.
+
+    Raises:
+      ValueError: the name is unknown, or a parameter is missing, superfluous or
+        outside its domain.
+    """
+    twin = twins.make_rule(self.rule, **self.parameters)
+    return ClockedTwin(twin, *self[2:])
+
+  def mean_age(self) -> Any:
+    """Gradient steps that the twin's content is old on average, about.
+
+    (C - 1) / 2 of copies every C gradient steps, (1 - tau) / tau of an average,
+    C (1 - tau) / tau more than the former of an average every C, C (K - 1) / 2
+    more of the mean of K copies. Of other rules it is the age of their main
+    clock, as it begins.
+
+    Returns:
+      The age, of traced numbers a tracer; None for a rule that has neither a
+      rate nor a period.
+    """
+    takes = twins.takes(self.rule, self.parameters.get('target_paths'))
+    if 'tau' in takes:
+      tau = self.parameters['tau']
+      return (self.sync - 1) / 2 + self.sync * ((1 - tau) / tau)
+    if 'target_period' in takes:
+      period = self.parameters['target_period']
+    elif twins.RULES[self.rule].period is None:
+      period = self.sync
+    else:
+      return None
+    copies = self.parameters['target_count'] if self.rule == 'averaged' else 1
+    return (period - 1) / 2 + period * (copies - 1) / 2
+
+
+class Learner(NamedTuple):
+  """All that learning with a twin takes, as pure functions.
+
+  None of them is jitted: callers scan, vmap or jit them. Metrics are those of
+  the agent's loss as it reports them, [] or one for each transition [B].
+
+  Attributes:
+    base: the agent as it was given, without a twin's rule.
+    agent: the same lifted by the rule: the one that acts and is looked at.
+    clocked: the rule, and when it is applied.
+    init: key -> a fresh TrainState, its twins in buffers of their own.
+    descend: (state, batch) -> (state, metrics); one gradient step, after which
+      the twin stands still.
+    sync: (state, report) -> state; applies the rule once, due or not. The
+      report is that of the last gradient step, for `Twin.reads_report`.
+    regress: (state, batch) -> (state, metrics); one gradient step, with the
+      rule applied where it is due.
+    regress_to: the same toward whole targets, which are the batch's `r_t`.
+  """
+
+  base: Agent
+  agent: Agent
+  clocked: ClockedTwin
+  init: Callable[[chex.PRNGKey], TrainState]
+  descend: Regress
+  sync: Callable[[TrainState, Metrics], TrainState]
+  regress: Regress
+  regress_to: Regress
+
+
+def make_learner(
+  agent: Agent,
+  optimizer: optax.GradientTransformation,
+  clocked: ClockedTwin,
+) -> Learner:
+  """Builds a learner: the one place where an agent is lifted by its twin.
+
+  Args:
+    agent: not lifted by any rule.
+    optimizer: gives the updates, such as `make_optimizer`.
+    clocked: the rule of the twin, and when it is applied.
 
   Returns:
-    (state, batch) -> (state, metrics), those of the loss, reduced.
+    A learner. Its `init` raises ValueError where the rule does not fit the
+    parameters; tracing it with `jax.eval_shape` tells before anything is
+    computed.
 
   Raises:
-    ValueError: the order's name is unknown.
+    ValueError: a name is unknown, the rule cannot have the agent, or it reads
+      reports and moves before there are any.
   """
-  check_name('target_order', target_order, TARGET_ORDERS)
-  move = make_move(twin, sync, sync_offset, agent)
-  clocked = optax.with_extra_args_support(optimizer)
+  clocked.check()
+  twin, base = clocked.twin, agent
+  if twin.reads_report and clocked.order != 'after':
+    raise FieldError(
+      'target_order',
+      clocked.order,
+      "must be 'after' for a rule that reads what a gradient step reported",
+    )
+  agent = twin.lift(base)
+  updating = optax.with_extra_args_support(optimizer)
+  move = make_move(clocked, agent)
+  move_now = make_move(ClockedTwin(twin), agent)
 
-  def regress(
-    state: TrainState, batch: Transition
+  def init(key: chex.PRNGKey) -> TrainState:
+    init_key, state_key = jax.random.split(key)
+    online_params = first = agent.init(init_key)
+    if clocked.init == 'fresh':
+      first = agent.init(jax.random.fold_in(init_key, _FRESH))
+    return TrainState(
+      online_params=online_params,
+      target_params=twin.init(twins.part(agent, first)),
+      opt_state=optimizer.init(online_params),
+      gradient_steps=jnp.zeros((), jnp.int32),
+      key=state_key,
+    )
+
+  def descend(
+    state: TrainState, batch: Transition, **variant: Any
   ) -> tuple[TrainState, Metrics]:
-    gradient_steps = state.gradient_steps + 1
-    if target_order == 'before':
-      state = follow(state, gradient_steps)
     online_params = state.online_params
     # Folded, not split and carried: without a use it costs nothing.
     loss_key = jax.random.fold_in(state.key, state.gradient_steps)
-    step = {'step': state.gradient_steps} if agent.delayed else {}
+    if agent.delayed:
+      variant |= {'step': state.gradient_steps}
     grads, metrics = jax.grad(agent.loss, has_aux=True)(
-      online_params, state.target_params, batch, loss_key, **step
+      online_params, state.target_params, batch, loss_key, **variant
     )
-    updates, opt_state = clocked.update(
+    updates, opt_state = updating.update(
       grads,
       state.opt_state,
       online_params,
@@ -319,84 +410,128 @@ def make_regress(
     if twin.pull is not None:
       pulled = twin.pull(twins.part(agent, online_params), state.target_params)
       online_params = twins.whole(agent, online_params, pulled)
-    state = state.replace(
+    return state.replace(
       online_params=optax.apply_updates(online_params, updates),
       opt_state=opt_state,
-      gradient_steps=gradient_steps,
-    )
-    if target_order == 'after':
-      state = follow(state, gradient_steps)
-    return state, jax.tree.map(reduce, metrics)
+      gradient_steps=state.gradient_steps + 1,
+    ), metrics
 
-  def follow(state: TrainState, gradient_steps: chex.Numeric) -> TrainState:
+  def moved(
+    state: TrainState,
+    move: Move,
+    gradient_steps: chex.Numeric,
+    report: Metrics | None,
+  ) -> TrainState:
     online_params, target_params = move(
-      state.online_params, state.target_params, gradient_steps
+      state.online_params, state.target_params, gradient_steps, report
     )
-    opt_state = state.opt_state
-    if reset_optimizer:
-      opt_state = jax.lax.cond(
-        (gradient_steps + sync_offset) % sync == 0,
-        lambda: restart(optimizer, opt_state, online_params),
-        lambda: opt_state,
-      )
     return state.replace(
-      online_params=online_params,
-      target_params=target_params,
-      opt_state=opt_state,
+      online_params=online_params, target_params=target_params
     )
 
-  return regress
+  def restarted(state: TrainState) -> TrainState:
+    return state.replace(
+      opt_state=restart(optimizer, state.opt_state, state.online_params)
+    )
+
+  def report_of(metrics: Metrics) -> Metrics | None:
+    return mean_of(metrics) if twin.reads_report else None
+
+  def sync(state: TrainState, report: Metrics) -> TrainState:
+    state = moved(state, move_now, state.gradient_steps, report_of(report))
+    return restarted(state) if clocked.reset_optimizer else state
+
+  def sync_if_due(
+    state: TrainState, gradient_steps: chex.Numeric, report: Metrics | None
+  ) -> TrainState:
+    state = moved(state, move, gradient_steps, report)
+    if not clocked.reset_optimizer:
+      return state
+    opt_state = jax.lax.cond(
+      (gradient_steps + clocked.offset) % clocked.sync == 0,
+      lambda: restarted(state).opt_state,
+      lambda: state.opt_state,
+    )
+    return state.replace(opt_state=opt_state)
+
+  def regress(
+    state: TrainState, batch: Transition, **variant: Any
+  ) -> tuple[TrainState, Metrics]:
+    if clocked.order == 'before':
+      state = sync_if_due(state, state.gradient_steps + 1, None)
+    state, metrics = descend(state, batch, **variant)
+    if clocked.order == 'after':
+      state = sync_if_due(state, state.gradient_steps, report_of(metrics))
+    return state, metrics
+
+  return Learner(
+    base=base,
+    agent=agent,
+    clocked=clocked,
+    init=init,
+    descend=descend,
+    sync=sync,
+    regress=regress,
+    regress_to=functools.partial(regress, bootstrap=None),
+  )
 
 
-def make_move(
-  twin: Twin,
-  sync: chex.Numeric,
-  sync_offset: chex.Numeric = 0,
-  agent: Agent | None = None,
-) -> Callable[[Params, Any, chex.Numeric], tuple[Params, Any]]:
+# (online, target, gradient_steps, report) -> (online, target); the report is
+# read by rules with `Twin.reads_report` only, and may be None for others.
+Move = Callable[[Params, Any, chex.Numeric, Metrics | None], tuple[Params, Any]]
+
+
+def make_move(clocked: ClockedTwin, agent: Agent | None = None) -> Move:
   """Builds what follows a gradient step: a rule applied when it is due.
 
   Args:
-    twin: the rule.
-    sync: gradient steps per application; may be traced.
-    sync_offset: gradient steps by which its clock is ahead.
+    clocked: the rule and its clock; neither its order nor its birth is read.
     agent: says which parameters have a twin; all of them without it.
 
   Returns:
-    (online, target, gradient_steps) -> (online, target).
+    A function of this kind, see `Move`.
   """
+  twin, sync = clocked.twin, clocked.sync
 
-  def update(online, target, clock):
+  def update(online, target, clock, report):
     twinned = online if agent is None else twins.part(agent, online)
+    if twin.reads_report:
+      return twin.update(twinned, target, clock, report)
     return twin.update(twinned, target, clock)
 
-  def apply(online, target, clock):
+  def apply(online, target, clock, report):
     shifted = online if twin.shift is None else twin.shift(online, clock)
-    return shifted, update(online, target, clock)
+    return shifted, update(online, target, clock, report)
 
-  def move(online, target, gradient_steps):
-    clock = gradient_steps + sync_offset
+  def move(online, target, gradient_steps, report=None):
+    clock = gradient_steps + clocked.offset
+    given = (online, target, clock, report)
     if isinstance(sync, int) and sync == 1:
-      return apply(online, target, clock)
+      return apply(*given)
     if twin.shift is None:  # the online parameters stay out of the conditional
       return online, jax.lax.cond(
-        clock % sync == 0,
-        update,
-        lambda online, target, clock: target,
-        online,
-        target,
-        clock,
+        clock % sync == 0, update, lambda _, target, *others: target, *given
       )
     return jax.lax.cond(
       clock % sync == 0,
       apply,
-      lambda online, target, clock: (online, target),
-      online,
-      target,
-      clock,
+      lambda online, target, *others: (online, target),
+      *given,
     )
 
   return move
+
+
+def target_updates(learner: Learner, state: TrainState) -> Any:
+  """How often a learner's rule has been applied on the way to a state."""
+  return schedule.syncs(
+    state.gradient_steps, learner.clocked.sync, learner.clocked.offset
+  )
+
+
+def mean_of(metrics: Metrics) -> Metrics:
+  """The metrics of a gradient step, each a mean over its transitions []."""
+  return jax.tree.map(jnp.mean, metrics)
 
 
 def make_regress_many(regress: Regress) -> Regress:
@@ -407,13 +542,17 @@ def make_regress_many(regress: Regress) -> Regress:
 
   Returns:
     (state, batches) -> (state, metrics) where every leaf of `batches` leads
-    with [K, B], and of `metrics` with [K]: one entry a gradient step.
+    with [K, B], and of `metrics` with [K]: the mean of each gradient step.
   """
+
+  def one(state: TrainState, batch: Transition) -> tuple[TrainState, Metrics]:
+    state, metrics = regress(state, batch)
+    return state, mean_of(metrics)
 
   def many(
     state: TrainState, batches: Transition
   ) -> tuple[TrainState, Metrics]:
-    return jax.lax.scan(regress, state, batches)
+    return jax.lax.scan(one, state, batches)
 
   return many
 
@@ -436,7 +575,14 @@ def jit_regress(
     list whose entries hold scalars, or [K] for the K gradient steps of a
     dispatch.
   """
-  one = jax.jit(regress, donate_argnums=0)
+
+  def reduced(
+    state: TrainState, batch: Transition
+  ) -> tuple[TrainState, Metrics]:
+    state, metrics = regress(state, batch)
+    return state, mean_of(metrics)
+
+  one = jax.jit(reduced, donate_argnums=0)
   many = jax.jit(make_regress_many(regress), donate_argnums=0)
 
   def steps(

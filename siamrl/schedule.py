@@ -67,10 +67,8 @@ def to_gradient_steps(
 def make_schedule(
   num_envs: int,
   train_period: int,
-  sync: int,
   *,
   train_steps: int = 1,
-  offset: int = 0,
 ) -> Schedule:
   """The smallest round that parallel environments can keep.
 
@@ -80,9 +78,7 @@ def make_schedule(
   Args:
     num_envs: environments stepped at once.
     train_period: env steps from one training to the next.
-    sync: gradient steps per target update.
     train_steps: gradient steps of each training.
-    offset: see `Schedule`.
 
   Raises:
     ValueError: a number is not positive, or neither of `num_envs` and
@@ -91,7 +87,6 @@ def make_schedule(
   for name, value in (
     ('num_envs', num_envs),
     ('train_period', train_period),
-    ('target_period', sync),
     ('train_steps', train_steps),
   ):
     if value < 1:
@@ -104,7 +99,7 @@ def make_schedule(
       f'env steps and num_envs={num_envs} do not fit: one must be a '
       'multiple of the other',
     )
-  return Schedule(collect, collect // train_period * train_steps, sync, offset)
+  return Schedule(collect, collect // train_period * train_steps)
 
 
 def syncs(gradient_steps: Any, sync: Any, offset: Any = 0) -> Any:

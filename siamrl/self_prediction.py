@@ -40,7 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from siamrl import diagnostics, learner, twins
+from siamrl import diagnostics, learner
+from siamrl.learner import TwinSpec
 from siamrl.parameters import FieldError, check_name
 from siamrl.types import Agent, Metrics, Params, TrainState, Transition
 
@@ -259,15 +260,12 @@ class Case:
   Attributes:
     transitions: float64 [S, S] chance of each next state, symmetric.
     num_features: k, from 1 to S.
-    rule: one of `RULES`.
-    parameters: of the rule, by name, periods in gradient steps.
-    sync: gradient steps from one application of the rule to the next.
+    twin: one of `RULES`, and its clock. Plain gradient descent has no state to
+      reset.
     step_size: of gradient descent.
     predictor: a key of `PREDICTORS`.
     predictor_rate: step size of a learnt predictor, as a multiple of
       `step_size`, > 0; None for one that is not learnt.
-    target_init: one of `learner.TARGET_INITS`.
-    target_order: one of `learner.TARGET_ORDERS`.
     seed: of the features at first, an integer in [0, 2**32).
 
   Raises:
@@ -276,14 +274,10 @@ class Case:
 
   transitions: np.ndarray
   num_features: int
-  rule: str
-  parameters: Mapping[str, Any]
-  sync: int
+  twin: TwinSpec
   step_size: float
   predictor: str = 'optimal'
   predictor_rate: float | None = None
-  target_init: str = 'equal'
-  target_order: str = 'after'
   seed: int = 0
 
   def __post_init__(self) -> None:
@@ -298,10 +292,10 @@ class Case:
         self.num_features,
         f'must be from 1 to num_states={len(chances)}',
       )
-    if self.rule not in RULES:
+    if self.twin.rule not in RULES:
       raise FieldError(
         'target_update',
-        self.rule,
+        self.twin.rule,
         f'must be one of {", ".join(RULES)} where features are learnt',
       )
     rate = self.predictor_rate
@@ -372,8 +366,8 @@ class _Structure(NamedTuple):
   rule: str
   names: tuple[str, ...]
   predictor: str
-  target_init: str
-  target_order: str
+  order: str
+  init: str
 
 
 def _structure(case: Case) -> _Structure:
@@ -381,11 +375,11 @@ def _structure(case: Case) -> _Structure:
     len(case.transitions),
     case.num_features,
     int(np.count_nonzero(case.transitions)),
-    case.rule,
-    tuple(sorted(k for k, v in case.parameters.items() if v is not None)),
+    case.twin.rule,
+    tuple(sorted(k for k, v in case.twin.parameters.items() if v is not None)),
     case.predictor,
-    case.target_init,
-    case.target_order,
+    case.twin.order,
+    case.twin.init,
   )
 
 
@@ -395,14 +389,14 @@ def _numbers(case: Case) -> dict[str, Any]:
     'batch': pairs(case.transitions),
     'space': eigenspace(case.transitions, case.num_features),
     'seed': np.uint32(case.seed),
-    'sync': np.int32(case.sync),
+    'sync': np.int32(case.twin.sync),
     'step_sizes': {
       'encoder': np.float64(case.step_size),
       'predictor': np.float64(case.step_size * (case.predictor_rate or 0)),
     },
     'parameters': {
       name: (np.int32 if isinstance(value, int) else np.float64)(value)
-      for name, value in case.parameters.items()
+      for name, value in case.twin.parameters.items()
       if value is not None
     },
   }
@@ -421,11 +415,8 @@ def _program(structure: _Structure, clock: tuple[int, ...]) -> Any:
   """
 
   def one(numbers: Mapping[str, Any]) -> Measures:
-    twin = twins.make_rule(structure.rule, **numbers['parameters'])
-    agent = twin.lift(
-      make_agent(
-        structure.num_states, structure.num_features, structure.predictor
-      )
+    agent = make_agent(
+      structure.num_states, structure.num_features, structure.predictor
     )
     key = jax.random.key(numbers['seed'])
     entries = jax.eval_shape(agent.init, key)
@@ -433,26 +424,24 @@ def _program(structure: _Structure, clock: tuple[int, ...]) -> Any:
       agent,
       {name: optax.sgd(numbers['step_sizes'][name]) for name in entries},
     )
-    state = learner.init_state(
-      agent, twin, optimizer, key, target_init=structure.target_init
-    )
-    regress = learner.make_regress(
-      agent,
-      optimizer,
-      twin,
+    twin = TwinSpec(
+      structure.rule,
+      numbers['parameters'],
       numbers['sync'],
-      target_order=structure.target_order,
+      order=structure.order,
+      init=structure.init,
     )
+    made = learner.make_learner(agent, optimizer, twin.make())
     batch = numbers['batch']
 
     def look(state: TrainState) -> Measures:
-      loss, _ = agent.loss(
+      loss, _ = made.agent.loss(
         state.online_params, state.target_params, batch, state.key
       )
       return measure(state.online_params['encoder'], numbers['space'], loss)
 
     def step(_: chex.Numeric, state: TrainState) -> TrainState:
-      return regress(state, batch)[0]
+      return made.regress(state, batch)[0]
 
     def record(
       state: TrainState, steps: chex.Numeric
@@ -460,6 +449,6 @@ def _program(structure: _Structure, clock: tuple[int, ...]) -> Any:
       state = jax.lax.fori_loop(0, steps, step, state)
       return state, look(state)
 
-    return jax.lax.scan(record, state, np.diff(clock, prepend=0))[1]
+    return jax.lax.scan(record, made.init(key), np.diff(clock, prepend=0))[1]
 
   return jax.jit(jax.vmap(one))

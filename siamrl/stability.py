@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from siamrl import learner, twins
+from siamrl import twins
 from siamrl.agents.q import make_q_agent
-from siamrl.learner import Regress
+from siamrl.learner import Regress, TwinSpec, make_learner
 from siamrl.parameters import FieldError
 from siamrl.types import Agent, TrainState, Transition
 
@@ -56,20 +56,15 @@ class Case(NamedTuple):
     batch: S transitions with observations [S, d], see
       `siamrl.envs.linear.LinearProblem.batch`.
     initial: float64 [d] weights to begin with, of every network.
-    rule: a key of `twins.RULES`.
-    parameters: of the rule, by name, periods in gradient steps.
-    sync: gradient steps from one application of the rule to the next.
+    twin: its rule and its clock. Weights are given, so that `init` must be
+      'equal', and plain gradient descent has no state to reset.
     step_size: of gradient descent on the sum of the losses.
-    target_order: one of `learner.TARGET_ORDERS`.
   """
 
   batch: Transition
   initial: np.ndarray
-  rule: str
-  parameters: Mapping[str, Any]
-  sync: int
+  twin: TwinSpec
   step_size: float
-  target_order: str = 'after'
 
 
 class Prediction(NamedTuple):
@@ -155,19 +150,19 @@ def periods(case: Case) -> tuple[int, ...]:
   Raises:
     ValueError: the rule changes in time beyond that.
   """
-  taken = twins.takes(case.rule, case.parameters.get('target_paths'))
+  taken = twins.takes(case.twin.rule, case.twin.parameters.get('target_paths'))
   if 'target_schedule_steps' in taken:
     raise FieldError(
       'target_update',
-      case.rule,
-      'changes with the gradient steps: no matrix is that of all its '
-      'target updates',
+      case.twin.rule,
+      'changes with the gradient steps: no matrix is that of all its target '
+      'updates',
     )
-  if twins.RULES[case.rule].period is None:
-    return (case.sync,)
+  if twins.RULES[case.twin.rule].period is None:
+    return (case.twin.sync,)
   # Clocks of the rule's own; a twin that never moves has none.
   names = ('target_period', 'target_sync_period')
-  return tuple(case.parameters[name] for name in names if name in taken)
+  return tuple(case.twin.parameters[name] for name in names if name in taken)
 
 
 def predict(cases: Sequence[Case]) -> list[Prediction]:
@@ -258,20 +253,20 @@ class _Structure(NamedTuple):
   """What makes a program of its own; cases of one differ in numbers only."""
 
   rule: str
-  target_order: str
+  order: str
   fixed: tuple[tuple[str, Any], ...]
   names: tuple[str, ...]
 
 
 def _structure(case: Case) -> _Structure:
-  given = {k: v for k, v in case.parameters.items() if v is not None}
+  given = {k: v for k, v in case.twin.parameters.items() if v is not None}
   # Names, and counts that shape arrays.
   fixed = {
     k: v for k, v in given.items() if isinstance(v, str) or k == 'target_count'
   }
   return _Structure(
-    case.rule,
-    case.target_order,
+    case.twin.rule,
+    case.twin.order,
     tuple(sorted(fixed.items())),
     tuple(sorted(given.keys() - fixed.keys())),
   )
@@ -294,11 +289,11 @@ def _numbers(case: Case) -> dict[str, Any]:
   return {
     'batch': case.batch._replace(a_tm1=np.asarray(case.batch.a_tm1, np.int32)),
     'initial': np.asarray(case.initial, np.float64),
-    'sync': np.int32(case.sync),
+    'sync': np.int32(case.twin.sync),
     'step_size': np.float64(case.step_size),
     'parameters': {
       name: (np.int32 if isinstance(value, int) else np.float64)(value)
-      for name, value in case.parameters.items()
+      for name, value in case.twin.parameters.items()
       if name in _structure(case).names
     },
   }
@@ -331,21 +326,19 @@ def _learner(
   structure: _Structure, numbers: Mapping[str, Any]
 ) -> tuple[Agent, Regress, TrainState]:
   """The agent, its gradient step and its first state, all in float64."""
-  twin = twins.make_rule(
-    structure.rule, **dict(structure.fixed), **numbers['parameters']
-  )
-  agent = twin.lift(linear_agent(numbers['initial']))
-  optimizer = optax.sgd(numbers['step_size'])
-  regress = learner.make_regress(
-    agent,
-    optimizer,
-    twin,
+  twin = TwinSpec(
+    structure.rule,
+    dict(structure.fixed) | numbers['parameters'],
     numbers['sync'],
-    target_order=structure.target_order,
+    order=structure.order,
+  )
+  made = make_learner(
+    linear_agent(numbers['initial']),
+    optax.sgd(numbers['step_size']),
+    twin.make(),
   )
   # Its key is for drawings, of which there are none.
-  state = learner.init_state(agent, twin, optimizer, jax.random.key(0))
-  return agent, regress, state
+  return made.agent, made.regress, made.init(jax.random.key(0))
 
 
 def _parameters(state: TrainState) -> tuple[list[Any], list[int], Any]:
@@ -508,7 +501,7 @@ def _compose(case: Case, cycle: tuple[int, ...], maps: _StepMaps) -> _Scaled:
   if not _is_linear(maps):
     raise FieldError(
       'target_update',
-      case.rule,
+      case.twin.rule,
       'is not linear with these parameters: it has no matrix',
     )
   whole = math.lcm(*cycle)

@@ -20,8 +20,9 @@ from flax import struct
 Params: TypeAlias = chex.ArrayTree
 Metrics = dict[str, chex.Array]
 
-# (online, target, gradient_steps) -> target
-TargetUpdate = Callable[[Params, Any, chex.Numeric], Any]
+# (online, target, gradient_steps) -> target, or with `Twin.reads_report`
+# (online, target, gradient_steps, report) -> target
+TargetUpdate = Callable[..., Any]
 # (online_params, target_params, obs [B, ...], key) -> [B, A]
 Bootstrap = Callable[[Params, Any, Any, chex.PRNGKey], chex.Array]
 
@@ -179,7 +180,10 @@ class Twin(NamedTuple):
     pull: (online, target) -> online, just before the optimiser's step is added,
       or None.
     clock: the rule that tells the twin's age in place of this one, if this one
-      does more than to average past parameters; else None.
+      does more than to average past parameters, or reads a report; else None.
+    reads_report: whether `update` takes a fourth argument, `report`: what the
+      gradient step that it follows reported, such as 'loss' or 'td_error_abs',
+      each a mean over the batch []. So a rate can follow the TD error.
   """
 
   update: TargetUpdate
@@ -189,46 +193,47 @@ class Twin(NamedTuple):
   shift: Callable[[Params, chex.Numeric], Params] | None = None
   pull: Callable[[Params, Any], Params] | None = None
   clock: 'Twin | None' = None
+  reads_report: bool = False
 
 
 class Schedule(NamedTuple):
-  """Relative speeds of the three processes, each with its unit.
+  """Relative speeds of collecting and learning.
+
+  The third process, sync, has its speed in the learner's `ClockedTwin`.
 
   Attributes:
     collect: env steps per round; 0 where all data were collected before.
     regress: gradient steps per round.
-    sync: gradient steps per target update.
-    offset: gradient steps by which the twin's clock is ahead of the learner's;
-      what the warm-up would have taken, where it counts.
   """
 
   collect: int
   regress: int
-  sync: int
-  offset: int = 0
 
   @classmethod
   def online(cls) -> 'Schedule':
-    """Online Q-learning: every process moves at every step."""
-    return cls(1, 1, 1)
+    """Online Q-learning, with a twin that moves at every gradient step."""
+    return cls(1, 1)
 
   @classmethod
-  def dqn(
-    cls, collect: int = 4, regress: int = 1, sync: int = 2_500
-  ) -> 'Schedule':
-    """DQN; as it stands, Nature's: C = 2,500 gradient steps of 4 env steps."""
-    return cls(collect, regress, sync)
+  def dqn(cls, collect: int = 4, regress: int = 1) -> 'Schedule':
+    """DQN; the defaults are those of Mnih et al. (2015).
+
+    Their twin moves every 10,000 env steps, `ClockedTwin(hard(), 2_500)`.
+    """
+    return cls(collect, regress)
 
   @classmethod
   def fitted(cls, iterations: int, steps: int, collect: int = 0) -> 'Schedule':
     """Fitted Q-iteration: `iterations` regressions, each carried to its end.
+
+    Its twin moves after each of them, `ClockedTwin(hard(), steps)`.
 
     Args:
       iterations: target updates per round.
       steps: gradient steps of each regression.
       collect: env steps gathered before; 0 for a given data set.
     """
-    return cls(collect, iterations * steps, steps)
+    return cls(collect, iterations * steps)
 
 
 class Timestep(NamedTuple):

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from siamrl import diagnostics, learner, twins
+from siamrl import diagnostics, twins
 from siamrl.agents.q import make_q_agent
-from siamrl.diagnostics import Clocked
+from siamrl.learner import ClockedTwin, make_learner, make_move
 from siamrl.losses import td
 from siamrl.networks.activations import activations
 from siamrl.networks.q_network import mlp_network
@@ -106,9 +106,9 @@ PARAMS = {
 }
 
 
-def _age(rule, steps, params=PARAMS, order='after', stride=None):
+def _age(rule, steps, params=PARAMS, stride=None):
   """The age after some gradient steps, read along the way, and by layer."""
-  clock = diagnostics.make_clock(rule, target_order=order)
+  clock = diagnostics.make_clock(rule)
   advance = jax.jit(clock.advance)
   ages = clock.init(params)
   for start in range(0, steps, stride or steps):
@@ -118,34 +118,34 @@ def _age(rule, steps, params=PARAMS, order='after', stride=None):
 
 @pytest.mark.parametrize('steps', [1, 4, 5, 13])
 def test_age_of_a_hard_copy(steps):
-  whole, layers = _age(Clocked(twins.hard(), 5), steps, stride=3)
+  whole, layers = _age(ClockedTwin(twins.hard(), 5), steps, stride=3)
   assert whole == steps % 5
   assert set(map(float, layers.values())) == {steps % 5}
   assert set(layers) == {'torso/Dense_0', 'head/last'}
 
 
 def test_mean_age_of_a_hard_copy_is_half_its_period_less_one():
-  ages = [float(_age(Clocked(twins.hard(), 7), t)[0]) for t in range(1, 15)]
+  ages = [float(_age(ClockedTwin(twins.hard(), 7), t)[0]) for t in range(1, 15)]
   assert np.mean(ages) == (7 - 1) / 2
 
 
 @pytest.mark.parametrize('offset', [0, 2])
 def test_age_follows_the_clock_of_the_rule(offset):
-  whole, _ = _age(Clocked(twins.hard(), 5, offset), 11)
+  whole, _ = _age(ClockedTwin(twins.hard(), 5, offset), 11)
   assert whole == (11 + offset) % 5
 
 
 def test_age_where_the_twin_moves_before_the_gradient_step():
   # It then holds what the step before left.
-  ages = [_age(Clocked(twins.hard()), t, order='before')[0] for t in (1, 9)]
-  assert ages == [1, 1]
-  assert _age(Clocked(twins.hard(), 5), 11, order='before')[0] == 2
+  rule = ClockedTwin(twins.hard(), order='before')
+  assert [_age(rule, t)[0] for t in (1, 9)] == [1, 1]
+  assert _age(rule._replace(sync=5), 11)[0] == 2
 
 
 @pytest.mark.parametrize('tau', [0.1, 0.5])
 @pytest.mark.parametrize('steps', [1, 10, 300])
 def test_age_of_a_soft_twin(tau, steps):
-  whole, _ = _age(Clocked(twins.soft(tau)), steps)
+  whole, _ = _age(ClockedTwin(twins.soft(tau)), steps)
   expected = (1 - tau) * (1 - (1 - tau) ** steps) / tau
   assert whole == pytest.approx(expected, rel=1e-4)
   if steps == 300:
@@ -153,32 +153,32 @@ def test_age_of_a_soft_twin(tau, steps):
 
 
 def test_age_is_exact_late_in_a_long_run():
-  clock = diagnostics.make_clock(Clocked(twins.soft(0.005)))
+  clock = diagnostics.make_clock(ClockedTwin(twins.soft(0.005)))
   start = 50_000_000
   ages = clock.advance(PARAMS, clock.init(PARAMS), start, start + 5_000)
   assert clock.read(PARAMS, ages)[0] == pytest.approx(199, rel=1e-3)
 
 
 def test_ages_of_frozen_self_and_dated_twins():
-  assert _age(Clocked(twins.frozen(), twins.NEVER), 12)[0] == 12
-  assert _age(Clocked(twins.self_copy()), 12)[0] == 0
-  assert _age(Clocked(twins.residual()), 12)[0] == 0
+  assert _age(ClockedTwin(twins.frozen(), twins.NEVER), 12)[0] == 12
+  assert _age(ClockedTwin(twins.self_copy()), 12)[0] == 0
+  assert _age(ClockedTwin(twins.residual()), 12)[0] == 0
   dated = twins.hard_scheduled(5, 5, 1)
-  assert _age(Clocked(dated), 12)[0] == 2
+  assert _age(ClockedTwin(dated), 12)[0] == 2
 
 
 def test_age_of_each_part():
   rule = twins.by_path(
     {'torso': twins.hard(), 'last': twins.periodic(5, twins.hard())}
   )
-  whole, layers = _age(Clocked(rule), 13)
+  whole, layers = _age(ClockedTwin(rule), 13)
   assert layers == {'torso/Dense_0': 0, 'head/last': 3}
   assert whole == pytest.approx(3 * 18 / (25 + 18))  # by parameters
 
 
 def test_age_of_averaged_copies_is_their_mean():
   # After 13 steps they were taken at 12, 8 and 4.
-  whole, _ = _age(Clocked(twins.averaged(3), 4), 13)
+  whole, _ = _age(ClockedTwin(twins.averaged(3), 4), 13)
   assert whole == pytest.approx((1 + 5 + 9) / 3)
 
 
@@ -186,22 +186,22 @@ def test_age_of_a_chain_of_networks():
   # Of three networks, the first learns from what stands still for 6 steps, the
   # others from copies of 2.
   stacked = jax.tree.map(lambda x: jnp.stack([x] * 3), PARAMS)
-  whole, _ = _age(Clocked(twins.chain(3, 6, 2)), 11, stacked)
+  whole, _ = _age(ClockedTwin(twins.chain(3, 6, 2)), 11, stacked)
   assert whole == pytest.approx((5 + 1 + 1) / 3)
 
 
 def test_age_of_what_is_no_mean_is_kept_by_another_rule():
   # The ball would cut ages off.
   ball = twins.projected_soft(0.1, 1.0, 0.0)
-  cut, _ = _age(Clocked(ball._replace(clock=None)), 300)
+  cut, _ = _age(ClockedTwin(ball._replace(clock=None)), 300)
   assert cut < 1
-  whole, _ = _age(Clocked(ball), 300)
+  whole, _ = _age(ClockedTwin(ball), 300)
   assert whole == pytest.approx(9, rel=1e-4)
 
 
 def test_ages_of_many_runs_at_once():
   def age(period):
-    return _age_traced(Clocked(twins.hard(), period), 13)
+    return _age_traced(ClockedTwin(twins.hard(), period), 13)
 
   periods = jnp.array([2, 5, 100])
   np.testing.assert_array_equal(jax.jit(jax.vmap(age))(periods), [1, 3, 13])
@@ -213,9 +213,9 @@ def _age_traced(rule, steps):
   return clock.read(PARAMS, ages)[0]
 
 
-def _moves(rule, before, after, order='after', params=PARAMS):
+def _moves(rule, before, after, params=PARAMS):
   """How often the twin moves, and when last, after a start from 0."""
-  clock = diagnostics.make_clock(rule, target_order=order)
+  clock = diagnostics.make_clock(rule)
   moves = jax.jit(clock.moves)
   ages, *_ = moves(params, clock.init(params), 0, before)
   return [int(x) for x in moves(params, ages, before, after)[1:]]
@@ -224,7 +224,9 @@ def _moves(rule, before, after, order='after', params=PARAMS):
 @pytest.mark.parametrize('order', ['after', 'before'])
 def test_moves_of_rules(order):
   """[how often, when last], from gradient step 6 to 13."""
-  moves = lambda rule, *args: _moves(Clocked(rule, *args), 6, 13, order)
+  moves = lambda rule, *args: _moves(
+    ClockedTwin(rule, *args, order=order), 6, 13
+  )
   assert moves(twins.hard(), 5) == [1, 10]
   assert moves(twins.hard(), 5, 2) == [2, 13]
   assert moves(twins.hard(), 7) == [1, 7]
@@ -243,7 +245,7 @@ def test_moves_of_rules(order):
 
 def test_moves_of_periods_that_grow():
   # The twin is 0 old where it has just been copied, and nowhere else.
-  rule = Clocked(twins.hard_scheduled(2, 4, 4))
+  rule = ClockedTwin(twins.hard_scheduled(2, 4, 4))
   copies = [t for t in range(1, 30) if _moves(rule, t - 1, t)[0]]
   ages = [float(_age(rule, t)[0]) for t in range(1, 30)]
   assert copies == [t for t, age in enumerate(ages, 1) if age == 0]
@@ -252,13 +254,13 @@ def test_moves_of_periods_that_grow():
 
 def test_moves_of_a_chain_of_networks():
   stacked = jax.tree.map(lambda x: jnp.stack([x] * 3), PARAMS)
-  rule = Clocked(twins.chain(3, 6, 2))
+  rule = ClockedTwin(twins.chain(3, 6, 2))
   assert _moves(rule, 6, 11, params=stacked) == [2, 10]
 
 
 def test_moves_of_many_runs_at_once():
   def moves(period):
-    clock = diagnostics.make_clock(Clocked(twins.hard(), period))
+    clock = diagnostics.make_clock(ClockedTwin(twins.hard(), period))
     return clock.moves(PARAMS, clock.init(PARAMS), 0, 13)[1:]
 
   periods = jnp.array([2, 5, 100])
@@ -268,7 +270,15 @@ def test_moves_of_many_runs_at_once():
 
 def test_the_order_is_checked():
   with pytest.raises(ValueError, match="target_order='aft' is unknown"):
-    diagnostics.make_clock(Clocked(twins.hard()), target_order='aft')
+    diagnostics.make_clock(ClockedTwin(twins.hard(), order='aft'))
+
+
+def test_a_rule_that_reads_reports_has_no_age_without_a_clock():
+  twin = twins.soft(0.1)._replace(reads_report=True)
+  with pytest.raises(ValueError, match='reads reports needs a Twin.clock'):
+    diagnostics.make_clock(ClockedTwin(twin))
+  dated = ClockedTwin(twin._replace(clock=twins.hard()), 5)
+  assert _age(dated, 13)[0] == 3
 
 
 # Targets.
@@ -319,17 +329,13 @@ OPTIMIZER = optax.sgd(0.1)
 
 
 def _run(rule, base=BASE):
-  """(agent, regress, state) of a run."""
-  agent = rule.twin.lift(base)
-  state = learner.init_state(agent, rule.twin, OPTIMIZER, jax.random.key(1))
-  regress = learner.make_regress(
-    agent, OPTIMIZER, rule.twin, rule.sync, sync_offset=rule.offset
-  )
-  return agent, regress, state
+  """(learner, state) of a run."""
+  made = make_learner(base, OPTIMIZER, rule)
+  return made, made.init(jax.random.key(1))
 
 
-def _learn(regress, state, steps, seed=7):
-  step = jax.jit(regress)
+def _learn(made, state, steps, seed=7):
+  step = jax.jit(made.regress)
   for i in range(steps):
     state, _ = step(state, _batch(seed=seed + i))
   return state
@@ -362,14 +368,10 @@ def test_churn_by_hand():
   )
   batch, probe = one(1.0, 0, 1.0, 0.5, 2.0), one(0.5, 0, 0.0, 0.9, 4.0)
   for rule, moved in ((twins.hard(), 0.5), (twins.frozen(), 0.0)):
-    optimizer = optax.sgd(0.25)
-    state = learner.init_state(agent, rule, optimizer, jax.random.key(0))
-    regress = learner.make_regress(agent, optimizer, rule)
+    made = make_learner(agent, optax.sgd(0.25), ClockedTwin(rule))
     found = jax.jit(
-      lambda state, regress=regress: diagnostics.churn(
-        agent, regress, state, batch, probe
-      )
-    )(state)
+      lambda state, made=made: diagnostics.churn(made, state, batch, probe)
+    )(made.init(jax.random.key(0)))
     assert found['target_churn_train'] == pytest.approx(0.5 * 2 * moved)
     assert found['target_churn'] == pytest.approx(0.9 * 4 * moved)
     # Values grow, and no action overtakes the other.
@@ -380,15 +382,13 @@ def test_churn_by_hand():
 def test_targets_churn_where_the_twin_moves_and_only_there():
   found = {}
   for name, rule in {
-    'still': Clocked(twins.hard(), 5),
-    'due': Clocked(twins.hard(), 4),
-    'self': Clocked(twins.self_copy()),
+    'still': ClockedTwin(twins.hard(), 5),
+    'due': ClockedTwin(twins.hard(), 4),
+    'self': ClockedTwin(twins.self_copy()),
   }.items():
-    agent, regress, state = _run(rule)
-    state = _learn(regress, state, 3)
-    found[name] = diagnostics.churn(
-      agent, regress, state, _batch(), _batch(64, 3)
-    )
+    made, state = _run(rule)
+    state = _learn(made, state, 3)
+    found[name] = diagnostics.churn(made, state, _batch(), _batch(64, 3))
   for metric in ('target_churn_train', 'target_churn'):
     assert found['still'][metric] == 0
     assert found['due'][metric] > 0
@@ -578,33 +578,32 @@ def _same(one, other, rtol=1e-6):
 
 
 SHADOWS = {
-  'hard': Clocked(twins.hard(), 3),
-  'soft': Clocked(twins.soft(0.1)),
-  'averaged': Clocked(twins.averaged(2), 2),
-  'dated': Clocked(twins.hard_scheduled(2, 4, 9)),
-  'frozen': Clocked(twins.frozen(), twins.NEVER),
-  'self': Clocked(twins.self_copy()),
-  'late': Clocked(twins.hard(), 4, 3),
+  'hard': ClockedTwin(twins.hard(), 3),
+  'soft': ClockedTwin(twins.soft(0.1)),
+  'averaged': ClockedTwin(twins.averaged(2), 2),
+  'dated': ClockedTwin(twins.hard_scheduled(2, 4, 9)),
+  'frozen': ClockedTwin(twins.frozen(), twins.NEVER),
+  'self': ClockedTwin(twins.self_copy()),
+  'late': ClockedTwin(twins.hard(), 4, 3),
 }
 
 
 def test_shadows_are_the_twins_that_their_rules_would_have():
-  _, regress, state = _run(Clocked(twins.hard(), 5))
+  made, state = _run(ClockedTwin(twins.hard(), 5))
   shadows = diagnostics.shadows_init(SHADOWS, BASE, state.online_params)
   own = dict(shadows)
   follow = jax.jit(functools.partial(diagnostics.shadows_follow, SHADOWS))
   for step in range(1, 12):
-    state = _learn(regress, state, 1, seed=step)
+    state = _learn(made, state, 1, seed=step)
     shadows = follow(shadows, state.online_params, step - 1, step)
-    for name, (twin, sync, offset) in SHADOWS.items():
-      move = learner.make_move(twin, sync, offset)
-      _, own[name] = move(state.online_params, own[name], step)
+    for name, rule in SHADOWS.items():
+      _, own[name] = make_move(rule)(state.online_params, own[name], step)
   _same(shadows, own)
   assert shadows['self'] == ()
 
 
 def test_shadows_count_crossings():
-  rules = {'hard': Clocked(twins.hard(), 4)}
+  rules = {'hard': ClockedTwin(twins.hard(), 4)}
   born, new = {'w': _values([0])}, {'w': _values([1])}
   follow = functools.partial(diagnostics.shadows_follow, rules, {'hard': born})
   assert follow(new, 0, 3)['hard']['w'] == 0
@@ -621,30 +620,57 @@ def test_strides_go_as_far_as_steps():
   assert moved['soft']['w'] == pytest.approx(1 - 0.9**7)
 
 
+@pytest.mark.parametrize('age', [0.0, 4.5, 34.5])
+def test_matched_shadows_are_as_old_as_the_rule_in_use(age):
+  rules = diagnostics.matched_shadows(diagnostics.SHADOWS, age)
+  assert tuple(rules) == diagnostics.SHADOWS
+  # Of the period 2 age + 1: 1, 10 and 70.
+  assert int(rules['hard'].sync) == round(2 * age + 1)
+  # Of the rate 1 / (age + 1), in strides of 16.
+  assert rules['soft'].sync == diagnostics.STRIDE == 16
+  moved = rules['soft'].twin.update(_values([0]), _values([1]), 16)
+  np.testing.assert_allclose(moved, (1 - 1 / (age + 1)) ** 16, rtol=1e-5)
+  assert rules['self'].twin.init(_values([1])) == ()
+  assert rules['residual'].twin.init(_values([1])) == ()
+  assert rules['frozen'].sync == twins.NEVER
+  found = diagnostics.matched_shadows(('self', 'hard'), age)
+  assert tuple(found) == ('self', 'hard')
+
+
+def test_matched_shadows_of_many_runs_and_of_ages_that_no_run_reaches():
+  periods = jax.jit(
+    jax.vmap(
+      lambda age: diagnostics.matched_shadows(('hard',), age)['hard'].sync
+    )
+  )(jnp.array([0.0, 2.0, 1e12]))
+  assert periods.tolist() == [1, 5, 2**30]
+
+
 @pytest.mark.parametrize(
   'twin', [twins.chain(2, 4, 2), twins.iterated_heads(1)]
 )
 def test_rules_with_other_online_parameters_are_refused(twin):
-  state = _run(Clocked(twins.hard()))[2]
+  state = _run(ClockedTwin(twins.hard()))[1]
   with pytest.raises(
     ValueError, match="'other' cannot be a shadow: its online"
   ):
     diagnostics.shadows_init(
-      {'other': Clocked(twin)}, BASE, state.online_params
+      {'other': ClockedTwin(twin)}, BASE, state.online_params
     )
-  state = _run(Clocked(twin))[2]
+  state = _run(ClockedTwin(twin))[1]
   with pytest.raises(
     ValueError, match="'hard' cannot be a shadow: the rule in"
   ):
     diagnostics.shadows_init(
-      {'hard': Clocked(twins.hard())}, BASE, state.online_params
+      {'hard': ClockedTwin(twins.hard())}, BASE, state.online_params
     )
 
 
 def test_counterfactuals_of_the_rule_in_use_and_of_others():
-  rule = Clocked(twins.hard(), 4)
-  agent, regress, state = _run(rule)
-  rules = {'same': rule, 'self': Clocked(twins.self_copy())}
+  rule = ClockedTwin(twins.hard(), 4)
+  made, state = _run(rule)
+  agent = made.agent
+  rules = {'same': rule, 'self': ClockedTwin(twins.self_copy())}
   shadows = diagnostics.shadows_init(rules, BASE, state.online_params)
 
   def look(state, shadows):
@@ -655,7 +681,7 @@ def test_counterfactuals_of_the_rule_in_use_and_of_others():
     )(state, shadows)
 
   for step in range(1, 7):
-    state = _learn(regress, state, 1, seed=step)
+    state = _learn(made, state, 1, seed=step)
     shadows = diagnostics.shadows_follow(
       rules, shadows, state.online_params, step - 1, step
     )
@@ -692,18 +718,16 @@ def test_counterfactuals_of_the_rule_in_use_and_of_others():
 # The panel.
 
 
-def _panel(rule, regress, **kwargs):
+def _panel(made, **kwargs):
   return diagnostics.make_panel(
-    BASE,
-    rule,
-    regress,
+    made,
     look=LOOK,
     **(
       dict(
         rank_states=16,
         reward_bound=1.0,
         discount=0.9,
-        shadows={'soft': Clocked(twins.soft(0.1)), 'self': SHADOWS['self']},
+        shadows={'soft': ClockedTwin(twins.soft(0.1)), 'self': SHADOWS['self']},
       )
       | kwargs
     ),
@@ -728,13 +752,13 @@ PARTS = {'torso/Dense_0', 'torso/Dense_1', 'head/last'}
 
 
 def test_the_panel_beside_a_loop_on_the_host(tmp_path):
-  rule = Clocked(twins.hard(), 5)
-  agent, regress, state = _run(rule)
-  panel = _panel(rule, regress)
+  rule = ClockedTwin(twins.hard(), 5)
+  made, state = _run(rule)
+  agent, panel = made.agent, _panel(made)
   assert panel.follows
   init, follow = jax.jit(panel.init), jax.jit(panel.follow)
   measure = jax.jit(panel.measure, donate_argnums=0)
-  step = jax.jit(regress, donate_argnums=0)
+  step = jax.jit(made.regress, donate_argnums=0)
   seen, previous, rows = init(state, PROBE), None, []
   for i in range(1, 13):
     state, _ = step(state, _batch(seed=i))
@@ -805,13 +829,12 @@ def test_the_panel_in_one_program_of_many_runs():
   )
 
   def run(period):
-    rule = Clocked(twins.hard(), period)
-    _, regress, state = _run(rule)
-    panel = _panel(rule, regress, per_layer=False)
+    made, state = _run(ClockedTwin(twins.hard(), period))
+    panel = _panel(made, per_layer=False)
 
     def step(carry, batch):
       state, seen = carry
-      state, _ = regress(state, batch)
+      state, _ = made.regress(state, batch)
       return (state, panel.follow(seen, state)), None
 
     seen = panel.init(state, PROBE)
@@ -861,16 +884,16 @@ _QUICK = ('by_path', 'averaged', 'iterated_heads', 'frozen')
 )
 def test_the_panel_fits_every_rule(name):
   twin = twins.make_rule(name, **_RULES.get(name, {}))
-  rule = Clocked(twin, twins.RULES[name].period or 3)
-  _, regress, state = _run(rule)
+  rule = ClockedTwin(twin, twins.RULES[name].period or 3)
+  made, state = _run(rule)
   # Few shadows: each is compiled.
   several = name in ('chain', 'iterated_heads')
   shadows = {} if several else {'self': SHADOWS['self']}
-  panel = _panel(rule, regress, shadows=shadows)
+  panel = _panel(made, shadows=shadows)
   seen = panel.init(state, PROBE)
   measure = jax.jit(panel.measure)
   for _ in range(2):
-    state = _learn(regress, state, 4)
+    state = _learn(made, state, 4)
     seen, row = measure(seen, state, PROBE, _batch())
   numbers = {k: v for k, v in row.items() if k != 'dormant_overlap'}
   assert all(np.isfinite(v) for v in numbers.values()), numbers
@@ -884,14 +907,13 @@ def test_the_panel_fits_every_rule(name):
 
 def test_drift_and_churn_tell_what_a_sync_did():
   """Looks at unlike distances, with and without syncs in between."""
-  rule = Clocked(twins.hard(), 5)
-  agent, regress, state = _run(rule)
-  panel = _panel(rule, regress, shadows={})
+  made, state = _run(ClockedTwin(twins.hard(), 5))
+  agent, panel = made.agent, _panel(made, shadows={})
   seen = panel.init(state, PROBE)
   measure = jax.jit(panel.measure)
   rows, targets, steps = [], [], [0, 2, 4, 7, 14, 15]
   for before, after in itertools.pairwise(steps):
-    state = _learn(regress, state, after - before)
+    state = _learn(made, state, after - before)
     seen, row = measure(seen, state, PROBE, _batch())
     rows.append(jax.device_get(row))
     targets.append(MAX(agent, state.online_params, state.target_params, PROBE))
@@ -918,22 +940,20 @@ def test_drift_and_churn_tell_what_a_sync_did():
 
 def test_a_clock_of_its_own_for_a_rule_that_cannot_keep_one():
   twin = twins.projected_soft(0.1, 1.0, 0.0)
-  rule = Clocked(twin)
-  _, regress, state = _run(rule)
-  panel = _panel(rule, regress)
+  made, state = _run(ClockedTwin(twin))
+  panel = _panel(made)
   seen = panel.init(state, PROBE)
-  state = _learn(regress, state, 5)
+  state = _learn(made, state, 5)
   _, row = panel.measure(seen, state, PROBE, _batch())
   assert row['twin_age'] == pytest.approx(9 * (1 - 0.9**5), rel=1e-5)
 
 
 def test_the_age_of_the_stale_head():
   twin = twins.iterated_heads(2)
-  rule = Clocked(twin, 4)
-  _, regress, state = _run(rule)
-  panel = _panel(rule, regress, shadows={})
+  made, state = _run(ClockedTwin(twin, 4))
+  panel = _panel(made, shadows={})
   seen = panel.init(state, PROBE)
-  state = _learn(regress, state, 7)
+  state = _learn(made, state, 7)
   _, row = panel.measure(seen, state, PROBE, _batch())
   # Of the heads 0 to 2, head 1 learns from a stale one.
   assert row['twin_age/head/last'] == 2
@@ -941,9 +961,8 @@ def test_the_age_of_the_stale_head():
 
 
 def test_what_the_panel_leaves_out():
-  rule = Clocked(twins.hard(), 5)
-  _, regress, state = _run(rule)
-  panel = diagnostics.make_panel(BASE, rule, regress, per_layer=False)
+  made, state = _run(ClockedTwin(twins.hard(), 5))
+  panel = diagnostics.make_panel(made, per_layer=False)
   assert not panel.follows
   seen = panel.init(state, PROBE)
   _, row = panel.measure(seen, state, PROBE, _batch())
@@ -956,7 +975,6 @@ def test_what_the_panel_leaves_out():
 
 
 def test_shadows_that_stand_still_need_no_following():
-  rule = Clocked(twins.hard(), 5)
-  regress = _run(rule)[1]
+  made, _ = _run(ClockedTwin(twins.hard(), 5))
   shadows = {name: SHADOWS[name] for name in ('self', 'frozen')}
-  assert not _panel(rule, regress, shadows=shadows).follows
+  assert not _panel(made, shadows=shadows).follows

@@ -1,5 +1,6 @@
 """The learner: one gradient step by hand, twins, donation, many at once."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from siamrl import learner, schedule, twins
 from siamrl.agents.actor_critic import make_td3_agent
 from siamrl.agents.q import make_q_agent
+from siamrl.learner import ClockedTwin, TwinSpec, make_learner
 from siamrl.networks.policies import Critic, DeterministicActor
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Agent, Transition
@@ -34,11 +36,10 @@ BATCH = Transition(*(jnp.array([x]) for x in (2.0, 0, 3.0, 0.5, 4.0)))
 
 
 def test_one_gradient_step_by_hand():
-  optimizer = optax.sgd(0.1)
-  state = learner.init_state(
-    _linear_agent(), twins.hard(), optimizer, jax.random.key(0)
+  made = make_learner(
+    _linear_agent(), optax.sgd(0.1), ClockedTwin(twins.hard(), 2)
   )
-  regress = learner.make_regress(_linear_agent(), optimizer, twins.hard(), 2)
+  regress, state = made.regress, made.init(jax.random.key(0))
   state, metrics = jax.jit(regress)(state, BATCH)
   # error = 3 + 0.5 * 1 * 4 - 2 = 3; d loss / d w = -2 * 3 * 2 = -12.
   assert metrics['loss'] == pytest.approx(9.0)
@@ -57,30 +58,44 @@ def test_as_many_syncs_happen_as_are_asked_for(sync, steps):
   count = twins.hard()._replace(
     update=lambda online, target, step: {'w': target['w'] + 1.0}
   )
-  optimizer = optax.sgd(0.0)
-  state = learner.init_state(
-    _linear_agent(), twins.hard(), optimizer, jax.random.key(0)
-  )
-  regress = jax.jit(
-    learner.make_regress(_linear_agent(), optimizer, count, sync)
-  )
+  made = make_learner(_linear_agent(), optax.sgd(0.0), ClockedTwin(count, sync))
+  regress, state = jax.jit(made.regress), made.init(jax.random.key(0))
   for _ in range(steps):
     state, _ = regress(state, BATCH)
   happened = int(state.target_params['w']) - 1
   assert happened == schedule.syncs(steps, sync) == steps // sync
+  assert learner.target_updates(made, state) == happened
 
 
-def _q_learner(rule='hard', sync=3):
-  agent = make_q_agent(
+_GIVEN = dict(
+  tau=0.3,
+  tau_end=0.1,
+  target_period=3,
+  target_period_end=6,
+  target_schedule_steps=40,
+  target_sync_period=2,
+  target_count=2,
+  target_paths='torso:soft+head:hard',
+  twin_weight=0.2,
+  projection_radius=1.0,
+  ridge=0.5,
+)
+
+
+def _q_agent():
+  return make_q_agent(
     mlp_network(3, sizes=(16,)), np.zeros((1, 1, 4), np.float32)
   )
-  optimizer = optax.adam(1e-2)
-  tau = 0.3 if 'tau' in twins.RULES[rule].takes else None
-  twin = twins.make_rule(rule, tau=tau)
-  agent = twin.lift(agent)
-  state = learner.init_state(agent, twin, optimizer, jax.random.key(1))
-  regress = learner.make_regress(agent, optimizer, twin, sync)
-  return agent, state, regress
+
+
+def _q_learner(rule='hard', sync=3, optimizer=None, **clock):
+  """A learner and its first state."""
+  takes = twins.takes(rule, _GIVEN['target_paths'])
+  twin = twins.make_rule(rule, **{name: _GIVEN[name] for name in takes})
+  made = make_learner(
+    _q_agent(), optimizer or optax.adam(1e-2), ClockedTwin(twin, sync, **clock)
+  )
+  return made, made.init(jax.random.key(1))
 
 
 def _batches(count, size=8, seed=0):
@@ -96,9 +111,9 @@ def _batches(count, size=8, seed=0):
 
 
 def test_the_state_is_donated_and_twins_share_no_buffer():
-  _, state, regress = _q_learner()
+  made, state = _q_learner()
   batch = jax.tree.map(lambda x: x[0], _batches(1))
-  step = jax.jit(regress, donate_argnums=0)
+  step = jax.jit(made.regress, donate_argnums=0)
   after, _ = step(state, batch)
   # Were the twins one buffer, donating both names would have failed.
   assert all(
@@ -114,8 +129,8 @@ def test_the_state_is_donated_and_twins_share_no_buffer():
   [('hard', 3), ('soft', 1), ('periodic_soft', 2), ('frozen', 1), ('self', 1)],
 )
 def test_many_steps_in_one_dispatch_equal_single_ones(rule, sync):
-  _, state, regress = _q_learner(rule, sync)
-  batches = _batches(7)
+  made, state = _q_learner(rule, sync)
+  regress, batches = made.regress, _batches(7)
   together, metrics = jax.jit(learner.make_regress_many(regress))(
     state, batches
   )
@@ -147,8 +162,8 @@ def test_many_steps_in_one_dispatch_equal_single_ones(rule, sync):
 def test_jitted_steps_equal_single_ones_however_dispatched(
   monkeypatch, backend
 ):
-  _, state, regress = _q_learner()
-  batches = _batches(5)
+  made, state = _q_learner()
+  regress, batches = made.regress, _batches(5)
   split = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(5)]
   alone, losses = twins.copy(state.replace(key=None)), []
   alone = alone.replace(key=state.key)
@@ -176,32 +191,34 @@ def test_every_gradient_step_has_a_key_of_its_own():
     return value, {'drawn': jax.random.uniform(key)}
 
   agent = linear._replace(loss=loss)
-  optimizer = optax.sgd(0.1)
-  drawn = []
+  made = make_learner(agent, optax.sgd(0.1), ClockedTwin(twins.hard()))
+  regress, drawn = jax.jit(made.regress), []
   for seed in (0, 1):
-    state = learner.init_state(
-      agent, twins.hard(), optimizer, jax.random.key(seed)
-    )
-    regress = jax.jit(learner.make_regress(agent, optimizer, twins.hard()))
+    state = made.init(jax.random.key(seed))
     for _ in range(3):
       state, metrics = regress(state, BATCH)
       drawn.append(float(metrics['drawn']))
   assert len(set(drawn)) == 6
 
 
-def test_metrics_of_transitions_are_averaged_unless_asked_not_to_be():
-  agent, state, regress = _q_learner()
+def test_metrics_of_transitions_are_averaged_by_those_who_want_it():
+  made, state = _q_learner()
   batch = jax.tree.map(lambda x: x[0], _batches(1))
-  _, metrics = regress(state, batch)
-  assert metrics['td_error_abs'].shape == ()
-  kept = learner.make_regress(
-    agent, optax.adam(1e-2), twins.hard(), 3, reduce=lambda metric: metric
-  )
-  _, each = kept(state, batch)
+  _, each = made.regress(state, batch)
   assert each['td_error_abs'].shape == (8,)
-  assert float(each['td_error_abs'].mean()) == pytest.approx(
-    float(metrics['td_error_abs'])
-  )
+  assert each['loss'].shape == ()
+  metrics = learner.mean_of(each)
+  assert metrics.keys() == each.keys()
+  assert metrics['td_error_abs'].shape == metrics['loss'].shape == ()
+  mean = float(np.mean(each['td_error_abs']))
+  assert float(metrics['td_error_abs']) == pytest.approx(mean)
+  # Of steps taken together, and of those that are jitted.
+  _, many = learner.make_regress_many(made.regress)(state, _batches(1))
+  assert many['td_error_abs'].shape == (1,)
+  assert float(many['td_error_abs'][0]) == pytest.approx(mean, rel=1e-5)
+  _, (one,) = learner.jit_regress(made.regress)(state, [batch])
+  assert one['td_error_abs'].shape == ()
+  assert float(one['td_error_abs']) == pytest.approx(mean, rel=1e-5)
 
 
 def test_no_gradient_reaches_the_twin_or_the_selector():
@@ -245,18 +262,14 @@ def test_nature_rmsprop_of_a_summed_batch_equals_dqn_zoos_of_a_mean():
     optimizer = learner.make_optimizer(
       'rmsprop_centred', learning_rate=2.5e-4, eps=eps
     )
-    state = learner.init_state(
-      agent, twins.hard(), optimizer, jax.random.key(1)
-    )
-    regress = jax.jit(learner.make_regress(agent, optimizer, twins.hard(), 4))
+    made = make_learner(agent, optimizer, ClockedTwin(twins.hard(), 4))
+    regress, state = jax.jit(made.regress), made.init(jax.random.key(1))
     for i in range(10):
       state, _ = regress(
         state, jax.tree.map(lambda x, i=i: x[i], _batches(10, size))
       )
     results.append(state.online_params)
-  start = learner.init_state(
-    agent, twins.hard(), optimizer, jax.random.key(1)
-  ).online_params
+  start = made.init(jax.random.key(1)).online_params
   for a, b, c in zip(*map(jax.tree.leaves, (*results, start)), strict=True):
     np.testing.assert_allclose(a - c, b - c, rtol=2e-3, atol=1e-6)
 
@@ -389,13 +402,11 @@ def test_a_fresh_twin_shares_no_key_with_the_network():
     Critic(sizes=(8, 8)),
     np.zeros((1, 1, 3), np.float32),
   )
-  state = learner.init_state(
+  state = make_learner(
     agent,
-    twins.hard(),
     learner.make_optimizer('sgd', learning_rate=1.0, eps=1.0),
-    jax.random.key(0),
-    target_init='fresh',
-  )
+    ClockedTwin(twins.hard(), init='fresh'),
+  ).init(jax.random.key(0))
   # A key in common would draw equal layers, wherever they stand.
   drawn = [
     np.asarray(row).tobytes()
@@ -445,7 +456,7 @@ def _parted_agent(**options) -> Agent:
   return Agent(init=init, loss=loss, **options)
 
 
-def _parted_steps(agent, twin, steps, **options):
+def _parted_steps(agent, twin, steps, **clock):
   """The state after so many gradient steps."""
   optimizer = learner.make_optimizers(
     agent,
@@ -455,8 +466,8 @@ def _parted_steps(agent, twin, steps, **options):
       'slow': optax.sgd(1.0, momentum=1.0),
     },
   )
-  state = learner.init_state(agent, twin, optimizer, jax.random.key(0))
-  regress = jax.jit(learner.make_regress(agent, optimizer, twin, **options))
+  made = make_learner(agent, optimizer, ClockedTwin(twin, **clock))
+  regress, state = jax.jit(made.regress), made.init(jax.random.key(0))
   for _ in range(steps):
     state, _ = regress(state, BATCH)
   return state
@@ -497,7 +508,7 @@ def test_delayed_parts_are_due_where_the_optimiser_starts_anew(sync):
 def test_only_parts_that_have_a_twin_are_in_it(rule):
   takes = {'soft': {'tau': 0.5}, 'proximal': {'twin_weight': 0.5}}
   twin = twins.make_rule(rule, **takes.get(rule, {}))
-  agent = twin.lift(_parted_agent(twinned=('fast',)))
+  agent = _parted_agent(twinned=('fast',))
   state = _parted_steps(agent, twin, 2, sync=2 if rule == 'proximal' else 1)
   # Pulled half-way from 1 back to 0 before the second step.
   assert state.online_params['fast'] == (1.5 if rule == 'proximal' else 2)
@@ -513,9 +524,8 @@ def test_only_parts_that_have_a_twin_are_in_it(rule):
 # When the twin moves, and what it is born as.
 
 
-def _moves(steps, sync, **options):
+def _moves(steps, sync, **clock):
   """(online, target) after each gradient step, both counted up by hand."""
-  optimizer = optax.sgd(1.0)
   # The gradient of -w is -1: each gradient step adds 1.
   agent = _linear_agent()._replace(
     loss=lambda online, target, batch, key: (
@@ -523,11 +533,10 @@ def _moves(steps, sync, **options):
       {'target': target['w']},
     )
   )
-  twin = twins.hard()
-  state = learner.init_state(agent, twin, optimizer, jax.random.key(0))
-  regress = jax.jit(
-    learner.make_regress(agent, optimizer, twin, sync, **options)
+  made = make_learner(
+    agent, optax.sgd(1.0), ClockedTwin(twins.hard(), sync, **clock)
   )
+  regress, state = jax.jit(made.regress), made.init(jax.random.key(0))
   seen = []
   for _ in range(steps):
     state, metrics = regress(state, BATCH)
@@ -558,7 +567,7 @@ def test_after_the_optimisers_step():
 
 
 def test_before_the_optimisers_step():
-  assert _moves(7, 3, target_order='before') == [
+  assert _moves(7, 3, order='before') == [
     (1, 2, 1),
     (1, 3, 1),
     # Copied before gradient step 3, which learns from the copy.
@@ -571,7 +580,7 @@ def test_before_the_optimisers_step():
 
 
 def test_every_step_before_is_the_network_itself():
-  assert [x[0] for x in _moves(4, 1, target_order='before')] == [1, 2, 3, 4]
+  assert [x[0] for x in _moves(4, 1, order='before')] == [1, 2, 3, 4]
   assert [x[0] for x in _moves(4, 1)] == [1, 2, 3, 4]
 
 
@@ -579,9 +588,7 @@ def test_every_step_before_is_the_network_itself():
 def test_a_clock_that_is_ahead(offset):
   moved = [
     step
-    for step, (_, online, target) in enumerate(
-      _moves(9, 3, sync_offset=offset), 1
-    )
+    for step, (_, online, target) in enumerate(_moves(9, 3, offset=offset), 1)
     if online == target
   ]
   assert moved == [step for step in range(1, 10) if (step + offset) % 3 == 0]
@@ -590,12 +597,8 @@ def test_a_clock_that_is_ahead(offset):
 
 def test_the_optimiser_starts_anew_at_every_sync():
   def moments(reset):
-    agent, optimizer, twin = _q_learner()[0], optax.adam(1e-2), twins.hard()
-    state = learner.init_state(agent, twin, optimizer, jax.random.key(1))
-    regress = jax.jit(
-      learner.make_regress(agent, optimizer, twin, 3, reset_optimizer=reset)
-    )
-    found = []
+    made, state = _q_learner(reset_optimizer=reset)
+    regress, found = jax.jit(made.regress), []
     for i in range(7):
       batch = jax.tree.map(lambda x, i=i: x[i], _batches(7))
       state, _ = regress(state, batch)
@@ -608,13 +611,7 @@ def test_the_optimiser_starts_anew_at_every_sync():
 
 
 def test_a_fresh_twin_is_another_network():
-  agent, optimizer = _q_learner()[0], optax.adam(1e-2)
-  born = {
-    name: learner.init_state(
-      agent, twins.hard(), optimizer, jax.random.key(1), target_init=name
-    )
-    for name in learner.TARGET_INITS
-  }
+  born = {name: _q_learner(init=name)[1] for name in learner.TARGET_INITS}
   kernels = {
     name: jax.tree.leaves(state.target_params)[1]
     for name, state in born.items()
@@ -628,26 +625,319 @@ def test_a_fresh_twin_is_another_network():
     )
 
 
+@pytest.mark.parametrize('name', ['init', 'order'])
+def test_unknown_names_are_refused(name):
+  clocked = ClockedTwin(twins.hard(), **{name: 'new'})
+  message = f"target_{name}='new' is unknown; choose"
+  with pytest.raises(ValueError, match=message):
+    clocked.check()
+  with pytest.raises(ValueError, match=message):
+    make_learner(_linear_agent(), optax.sgd(1.0), clocked)
+
+
+def test_a_period_below_one_is_refused():
+  with pytest.raises(ValueError, match='sync=0 must be at least 1'):
+    make_learner(_linear_agent(), optax.sgd(1.0), ClockedTwin(twins.hard(), 0))
+
+
+# The parts of a gradient step with a twin.
+
+
+def _assert_close(one, other):
+  one, other = (s.replace(key=jax.random.key_data(s.key)) for s in (one, other))
+  chex.assert_trees_all_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', twins.RULES)
+def test_without_a_sync_the_twin_stands_still(name):
+  made, state = _q_learner(name, sync=1)
+  descend = jax.jit(made.descend)
+  before, born = state.target_params, state.online_params
+  for i in range(4):
+    batch = jax.tree.map(lambda x, i=i: x[i], _batches(4))
+    state, metrics = descend(state, batch)
+    assert metrics['loss'].shape == ()
+  chex.assert_trees_all_equal(state.target_params, before)
+  assert int(state.gradient_steps) == 4
+  assert all(
+    jax.tree.leaves(
+      jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)), born, state.online_params
+      )
+    )
+  )
+
+
+@pytest.mark.parametrize('order', learner.TARGET_ORDERS)
+@pytest.mark.parametrize('sync, offset', [(1, 0), (5, 2), (twins.NEVER, 0)])
+def test_a_sync_is_one_move_whatever_the_clock(sync, offset, order):
+  """Where the clock would have none: after 0, 1 and 3 gradient steps."""
+  made = make_learner(
+    _linear_agent(),
+    optax.sgd(0.0),
+    ClockedTwin(twins.soft(0.25), sync, offset, order),
+  )
+  state = made.init(jax.random.key(0))
+  state = state.replace(online_params={'w': jnp.float32(9.0)})
+  # The twin starts at 1, and goes a quarter of the way to 9 each time.
+  for steps, twin in ((0, 3.0), (1, 4.5), (3, 5.625)):
+    state = state.replace(gradient_steps=jnp.int32(steps))
+    state = jax.jit(made.sync)(state, {'loss': jnp.float32(0)})
+    assert state.target_params == {'w': twin}
+    assert state.online_params == {'w': 9.0}
+    assert state.gradient_steps == steps
+
+
+@pytest.mark.parametrize('reset', [False, True])
+def test_a_sync_has_the_optimiser_start_anew_where_that_is_asked_for(reset):
+  made, state = _q_learner(sync=100, reset_optimizer=reset)
+  batch = jax.tree.map(lambda x: x[0], _batches(1))
+  state, metrics = jax.jit(made.descend)(state, batch)
+  after = jax.jit(made.sync)(state, metrics)
+  chex.assert_trees_all_equal(after.target_params, state.online_params)
+  fresh = optax.adam(1e-2).init(state.online_params)
+  chex.assert_trees_all_equal(
+    after.opt_state, fresh if reset else state.opt_state
+  )
+
+
+def _assert_parts_are_the_whole(made, state, steps, sync):
+  """`regress` is `descend`, with `sync` where the clock has it."""
+  regress, descend, move = map(jax.jit, (made.regress, made.descend, made.sync))
+  whole, batches = state, _batches(steps)
+  moved = 0
+  for i in range(steps):
+    batch = jax.tree.map(lambda x, i=i: x[i], batches)
+    due = (i + 1) % sync == 0
+    if due and made.clocked.order == 'before':
+      state = move(state, None)
+    state, metrics = descend(state, batch)
+    if due and made.clocked.order == 'after':
+      state = move(state, metrics)
+    whole, reported = regress(whole, batch)
+    _assert_close(whole, state)
+    chex.assert_trees_all_close(reported, metrics, rtol=1e-5, atol=1e-6)
+    moved += due
+  assert learner.target_updates(made, whole) == moved
+
+
+@pytest.mark.parametrize('name', twins.RULES)
+def test_a_gradient_step_is_a_descent_and_a_sync_at_multiples(name):
+  sync = twins.RULES[name].period or 3
+  made, state = _q_learner(name, sync=sync, reset_optimizer=name == 'hard')
+  _assert_parts_are_the_whole(made, state, 7, sync)
+
+
+@pytest.mark.parametrize('name', ['hard', 'periodic_soft', 'averaged'])
+def test_a_sync_before_the_optimisers_step_comes_before_the_descent(name):
+  # None of these reads the clock, which a sync after it would not agree with.
+  made, state = _q_learner(name, sync=3, order='before')
+  _assert_parts_are_the_whole(made, state, 7, 3)
+
+
+def test_whole_targets_are_the_rewards_of_a_batch():
+  made, state = _q_learner('hard', sync=2, optimizer=optax.sgd(1.0))
+  batch = jax.tree.map(lambda x: x[0], _batches(1))
+  network = mlp_network(3, sizes=(16,))
+
+  def toward(params):
+    q = network.apply(params, batch.obs_tm1)[jnp.arange(8), batch.a_tm1]
+    return optax.huber_loss(q, batch.r_t).mean()
+
+  value, grads = jax.value_and_grad(toward)(state.online_params)
+  # Neither what follows nor the twin has a part in it.
+  others = batch._replace(obs_t=batch.obs_t + 9, discount_t=batch.r_t)
+  stranger = state.replace(
+    target_params=jax.tree.map(lambda x: x + 9, state.target_params)
+  )
+  for start, given in ((state, batch), (state, others), (stranger, batch)):
+    after, metrics = jax.jit(made.regress_to)(start, given)
+    assert float(metrics['loss']) == pytest.approx(float(value), rel=1e-5)
+    chex.assert_trees_all_close(
+      after.online_params,
+      jax.tree.map(jnp.subtract, state.online_params, grads),
+      rtol=1e-5,
+      atol=1e-6,
+    )
+    chex.assert_trees_all_equal(after.target_params, start.target_params)
+  # The twin moves as it does otherwise.
+  after, _ = jax.jit(made.regress_to)(after, batch)
+  chex.assert_trees_all_equal(after.target_params, after.online_params)
+  usual, _ = jax.jit(made.regress)(state, batch)
+  first, _ = jax.jit(made.regress_to)(state, batch)
+  assert not np.allclose(
+    jax.tree.leaves(usual.online_params)[1],
+    jax.tree.leaves(first.online_params)[1],
+    atol=1e-3,
+  )
+
+
+@pytest.mark.parametrize('kind', ['regress', 'descend', 'regress_to'])
+def test_the_ridge_of_a_rule_reaches_the_loss(kind):
+  """The learner lifts: with a step of 1 the parameters move by gradients."""
+  ridge = _GIVEN['ridge']
+  made, state = _q_learner('projected_soft', 1, optax.sgd(1.0))
+  chex.assert_trees_all_equal(
+    made.base.init(jax.random.key(3)), _q_agent().init(jax.random.key(3))
+  )
+  batch = jax.tree.map(lambda x: x[0], _batches(1))
+  variant = {'bootstrap': None} if kind == 'regress_to' else {}
+  value, grads = jax.value_and_grad(
+    lambda params: _q_agent().loss(
+      params, state.target_params, batch, jax.random.key(0), **variant
+    )[0]
+  )(state.online_params)
+  after, metrics = jax.jit(getattr(made, kind))(state, batch)
+  assert any(map(np.any, jax.tree.leaves(state.online_params)))
+  chex.assert_trees_all_close(
+    jax.tree.map(
+      lambda before, now, grad: before - now - grad,
+      state.online_params,
+      after.online_params,
+      grads,
+    ),
+    jax.tree.map(lambda leaf: ridge * leaf, state.online_params),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+  squares = optax.tree.norm(state.online_params, squared=True)
+  assert float(metrics['loss']) == pytest.approx(
+    float(value + ridge / 2 * squares), rel=1e-5
+  )
+
+
+# Rules that read what a gradient step reported.
+
+
+def _following_the_error():
+  """A twin that adds up what it is told."""
+
+  def update(online, target, gradient_steps, report):
+    del online, gradient_steps
+    return {'w': target['w'] + report['loss'] + report['each']}
+
+  return twins.hard()._replace(update=update, reads_report=True)
+
+
+def _reporting_agent():
+  linear = _linear_agent()
+
+  def loss(online, target, batch, key):
+    value, metrics = linear.loss(online, {'w': 1.0}, batch, key)
+    return value, metrics | {'each': jnp.array([1.0, 3.0])}
+
+  return linear._replace(loss=loss)
+
+
+def test_a_rule_may_read_what_a_gradient_step_reported():
+  made = make_learner(
+    _reporting_agent(), optax.sgd(0.1), ClockedTwin(_following_the_error(), 2)
+  )
+  regress, state = jax.jit(made.regress), made.init(jax.random.key(0))
+  # As by hand above: losses of 9, and then of 0.6**2; `each` is 2 on average.
+  state, metrics = regress(state, BATCH)
+  assert state.target_params['w'] == 1.0
+  assert metrics['each'].shape == (2,)
+  state, metrics = regress(state, BATCH)
+  assert metrics['loss'] == pytest.approx(0.36)
+  assert state.target_params['w'] == pytest.approx(1 + 0.36 + 2)
+  state = jax.jit(made.sync)(
+    state, {'loss': jnp.float32(5.0), 'each': jnp.array([4.0, 6.0])}
+  )
+  assert state.target_params['w'] == pytest.approx(1 + 0.36 + 2 + 5 + 5)
+
+
+def test_a_report_that_is_not_there_yet_cannot_be_read():
+  with pytest.raises(ValueError, match="target_order='before' must be 'after'"):
+    make_learner(
+      _reporting_agent(),
+      optax.sgd(0.1),
+      ClockedTwin(_following_the_error(), order='before'),
+    )
+
+
+# Twins by name.
+
+
+def test_a_twin_by_name_is_made_with_its_clock():
+  spec = TwinSpec(
+    'soft', {'tau': 0.25}, 4, 3, 'before', 'fresh', reset_optimizer=True
+  )
+  clocked = spec.make()
+  assert isinstance(clocked, ClockedTwin)
+  assert clocked[1:] == (4, 3, 'before', 'fresh', True)
+  assert clocked.twin.update(jnp.float32(8), jnp.float32(4), 1) == 5
+  # What is left out is what a ClockedTwin has.
+  plain = TwinSpec('hard').make()
+  assert plain[1:] == ClockedTwin(twins.hard())[1:]
+  assert plain.twin.update(jnp.float32(8), jnp.float32(4), 1) == 8
+  assert TwinSpec._fields[2:] == ClockedTwin._fields[1:]
+
+
 @pytest.mark.parametrize(
-  'call, message',
+  'spec, message',
   [
-    (
-      lambda **k: learner.init_state(
-        _linear_agent(), twins.hard(), optax.sgd(1.0), jax.random.key(0), **k
-      ),
-      'target_init',
-    ),
-    (
-      lambda **k: learner.make_regress(
-        _linear_agent(), optax.sgd(1.0), twins.hard(), **k
-      ),
-      'target_order',
-    ),
+    (TwinSpec('hadr'), "target_update='hadr' is unknown"),
+    (TwinSpec('soft'), 'needs tau'),
+    (TwinSpec('soft', {'tau': 2.0}), 'tau=2.0 must be in'),
+    (TwinSpec('hard', {'tau': 0.5}), 'tau=0.5 has no meaning'),
   ],
 )
-def test_unknown_names_are_refused(call, message):
-  with pytest.raises(ValueError, match=f"{message}='new' is unknown; choose"):
-    call(**{message: 'new'})
+def test_a_twin_that_cannot_be_made(spec, message):
+  with pytest.raises(ValueError, match=message):
+    spec.make()
+
+
+@pytest.mark.parametrize(
+  'spec, age',
+  [
+    (TwinSpec('hard', sync=10), 4.5),
+    (TwinSpec('hard'), 0.0),
+    (TwinSpec('functional', {'twin_weight': 0.5}, 10), 4.5),
+    # Copies 0 to 9 steps old, those before them 10 more, and 20.
+    (TwinSpec('averaged', {'target_count': 3}, 10), 14.5),
+    # 0.75 / 0.25 steps of the rule.
+    (TwinSpec('soft', {'tau': 0.25}), 3.0),
+    (TwinSpec('soft_cosine', {'tau': 0.25, 'target_schedule_steps': 9}), 3.0),
+    (TwinSpec('periodic_soft', {'tau': 0.25}, 10), 34.5),
+    (
+      TwinSpec(
+        'hard_scheduled',
+        {
+          'target_period': 7,
+          'target_period_end': 90,
+          'target_schedule_steps': 9,
+        },
+      ),
+      3.0,
+    ),
+    (
+      TwinSpec(
+        'chain',
+        {'target_count': 4, 'target_period': 9, 'target_sync_period': 2},
+      ),
+      4.0,
+    ),
+    (
+      TwinSpec('by_path', {'target_paths': 'torso:hard+head:soft', 'tau': 0.5}),
+      1.0,
+    ),
+    (TwinSpec('self'), None),
+    (TwinSpec('residual'), None),
+    (TwinSpec('frozen', sync=twins.NEVER), None),
+  ],
+)
+def test_mean_ages_by_hand(spec, age):
+  assert spec.mean_age() == age
+
+
+def test_mean_ages_of_many_twins_at_once():
+  ages = jax.jit(
+    jax.vmap(
+      lambda n, tau: TwinSpec('periodic_soft', {'tau': tau}, n).mean_age()
+    )
+  )(jnp.array([1, 10]), jnp.array([0.5, 0.25]))
+  np.testing.assert_allclose(ages, [1.0, 34.5])
 
 
 # Optimisers.

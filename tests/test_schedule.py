@@ -42,36 +42,35 @@ def test_what_to_gradient_steps_refuses(period, unit, message):
 @pytest.mark.parametrize(
   'num_envs, train_period, expected',
   [
-    (1, 4, (4, 1, 7)),
-    (4, 4, (4, 1, 7)),
-    (8, 4, (8, 2, 7)),
-    (2, 1, (2, 2, 7)),
-    (2, 8, (8, 1, 7)),
+    (1, 4, (4, 1)),
+    (4, 4, (4, 1)),
+    (8, 4, (8, 2)),
+    (2, 1, (2, 2)),
+    (2, 8, (8, 1)),
   ],
 )
 def test_rounds(num_envs, train_period, expected):
-  speeds = schedule.make_schedule(num_envs, train_period, 7)
+  speeds = schedule.make_schedule(num_envs, train_period)
   assert speeds == Schedule(*expected)
   assert speeds.collect / speeds.regress == train_period
 
 
 def test_rounds_that_do_not_fit():
   with pytest.raises(ValueError, match='train_period=4 .* num_envs=3'):
-    schedule.make_schedule(3, 4, 1)
+    schedule.make_schedule(3, 4)
   with pytest.raises(ValueError, match='num_envs=0'):
-    schedule.make_schedule(0, 4, 1)
+    schedule.make_schedule(0, 4)
+  with pytest.raises(ValueError, match='train_steps=0'):
+    schedule.make_schedule(1, 4, train_steps=0)
 
 
 def test_named_schedules():
-  sync = schedule.to_gradient_steps(
-    40_000, 'frames', train_period=4, frames_per_env_step=4
-  )
-  assert Schedule.dqn() == schedule.make_schedule(1, 4, sync)
-  assert Schedule.online() == schedule.make_schedule(1, 1, 1)
-  assert Schedule.online() == Schedule.dqn(1, 1, 1)
+  assert Schedule.dqn() == schedule.make_schedule(1, 4) == (4, 1)
+  assert Schedule.online() == schedule.make_schedule(1, 1)
+  assert Schedule.online() == Schedule.dqn(1, 1)
   fitted = Schedule.fitted(iterations=3, steps=50, collect=100)
-  assert schedule.syncs(fitted.regress, fitted.sync) == 3  # fits per round
-  assert fitted == schedule.make_schedule(1, 100, 50, train_steps=150)
+  assert schedule.syncs(fitted.regress, 50) == 3  # fits per round
+  assert fitted == schedule.make_schedule(1, 100, train_steps=150)
 
 
 def test_linear_epsilon():

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from siamrl import learner, self_prediction, twins
+from siamrl import learner, self_prediction
+from siamrl.learner import TwinSpec, make_learner
 
 STATES, FEATURES, STEP = 6, 2, 0.3
 CORRIDOR = self_prediction.random_corridor(0, STATES)
@@ -30,23 +31,21 @@ def _learner(
   rule, predictor='optimal', rate=None, step=STEP, sync=1, **options
 ):
   """The first state, and (state, number) -> state after gradient steps."""
-  twin = twins.make_rule(rule, **options)
-  agent = twin.lift(self_prediction.make_agent(STATES, FEATURES, predictor))
+  agent = self_prediction.make_agent(STATES, FEATURES, predictor)
   optimizers = {'encoder': optax.sgd(step)}
   if rate is not None:
     optimizers['predictor'] = optax.sgd(step * rate)
   optimizer = learner.make_optimizers(agent, optimizers)
-  state = learner.init_state(agent, twin, optimizer, jax.random.key(3))
+  made = make_learner(agent, optimizer, TwinSpec(rule, options, sync).make())
   batch = jax.tree.map(jnp.asarray, self_prediction.pairs(CORRIDOR))
-  regress = learner.make_regress(agent, optimizer, twin, sync)
 
   @jax.jit
   def steps(state, number):
     return jax.lax.fori_loop(
-      0, number, lambda _, state: regress(state, batch)[0], state
+      0, number, lambda _, state: made.regress(state, batch)[0], state
     )
 
-  return state, steps
+  return made.init(jax.random.key(3)), steps
 
 
 def _features(state):
@@ -262,7 +261,7 @@ def test_directions_that_are_rounding_do_not_count(noise):
 
 def _case(rule, sync, seed):
   return self_prediction.Case(
-    CORRIDOR, FEATURES, rule, {}, sync, STEP, seed=seed
+    CORRIDOR, FEATURES, TwinSpec(rule, sync=sync), STEP, seed=seed
   )
 
 
@@ -292,7 +291,7 @@ def test_runs_are_looked_at_on_time_and_in_order():
 def test_negative_eigenvalues_may_attract():
   flip = np.array([[0.1, 0.9], [0.9, 0.1]])
   cases = [
-    self_prediction.Case(flip, 1, 'self', {}, 1, 0.1, seed=seed)
+    self_prediction.Case(flip, 1, TwinSpec('self'), 0.1, seed=seed)
     for seed in range(12)
   ]
   ends = [r.measures.eigen_overlap[-1] for r in self_prediction.run(cases, 999)]
@@ -305,7 +304,10 @@ def test_negative_eigenvalues_may_attract():
     ({'transitions': CORRIDOR[:, :3]}, 'transitions must be a symmetric'),
     ({'transitions': CORRIDOR / 2}, 'transitions must be >= 0 and sum to 1'),
     ({'num_features': STATES + 1}, 'num_features=7 must be from 1 to num_st'),
-    ({'rule': 'chain'}, "target_update='chain' must be one of hard, "),
+    (
+      {'twin': TwinSpec('chain')},
+      "target_update='chain' must be one of hard, ",
+    ),
     ({'predictor_rate': 2.0}, 'predictor_rate=2.0 has no meaning for predict'),
     ({'predictor': 'learnt'}, "predictor='learnt' needs a predictor_rate"),
   ],
@@ -314,9 +316,7 @@ def test_cases_that_cannot_be(change, message):
   given = {
     'transitions': CORRIDOR,
     'num_features': FEATURES,
-    'rule': 'self',
-    'parameters': {},
-    'sync': 1,
+    'twin': TwinSpec('self'),
     'step_size': STEP,
   }
   with pytest.raises(ValueError, match=f'^{message}'):

@@ -9,24 +9,26 @@ import pytest
 
 from siamrl import stability, twins
 from siamrl.envs import linear
+from siamrl.learner import TwinSpec
 
 BAIRD = linear.baird()
 STEP, DISCOUNT = 0.1, 0.99
 
 
 def _case(
-  rule, sync=1, problem=BAIRD, discount=DISCOUNT, step_size=STEP, **options
+  rule,
+  sync=1,
+  problem=BAIRD,
+  discount=DISCOUNT,
+  step_size=STEP,
+  order='after',
+  **parameters,
 ):
-  names = stability.Case._fields
-  rest = {k: options.pop(k) for k in names if k in options}
   return stability.Case(
     problem.batch(discount),
     problem.initial,
-    rule,
-    options,
-    sync,
+    TwinSpec(rule, parameters, sync, order=order),
     step_size,
-    **rest,
   )
 
 
@@ -126,7 +128,7 @@ def test_radii_by_hand(rule, given):
   np.testing.assert_allclose(
     [p.spectral_radius for p in found], expected, rtol=1e-9
   )
-  assert [p.unit for p in found] == [case.sync for case in cases]
+  assert [p.unit for p in found] == [case.twin.sync for case in cases]
 
 
 def test_the_joint_matrix_entry_by_entry():
@@ -340,7 +342,7 @@ def test_known_identities_of_rules():
   )
   assert radius('by_path', target_paths='last:hard', target_period=9) == same
   # Another phase of the same cycle.
-  assert radius('hard', 9, target_order='before') == same
+  assert radius('hard', 9, order='before') == same
   self = radius('self')
   assert radius('hard') == pytest.approx(self, rel=1e-12)
   # Tied to what it was a step ago: not tied at all.

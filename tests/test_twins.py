@@ -11,6 +11,7 @@ import pytest
 
 from siamrl import learner, twins
 from siamrl.agents.q import make_q_agent
+from siamrl.learner import ClockedTwin, make_learner
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Transition
 
@@ -63,7 +64,7 @@ ONLINE, TARGET = _tree(0), _tree(1)
 
 
 def _run(twin, online_at, target, steps, sync=1):
-  move = learner.make_move(twin, sync)
+  move = learner.make_move(ClockedTwin(twin, sync))
   for step in range(1, steps + 1):
     _, target = move(online_at(step), target, jnp.int32(step))
   return target
@@ -81,16 +82,14 @@ def _batch(seed=0, size=6):
   )
 
 
-def _train(twin, sync, steps, agent=None, state=None, **kwargs):
+def _train(twin, sync, steps, agent=None, state=None, **clock):
   """States of a learner after each of some gradient steps."""
-  agent = agent or _base()
-  agent, optimizer = twin.lift(agent), optax.adam(1e-2)
-  if state is None:
-    state = learner.init_state(agent, twin, optimizer, jax.random.key(0))
-  regress = jax.jit(
-    learner.make_regress(agent, optimizer, twin, sync, **kwargs)
+  made = make_learner(
+    agent or _base(), optax.adam(1e-2), ClockedTwin(twin, sync, **clock)
   )
-  states = [state]
+  if state is None:
+    state = made.init(jax.random.key(0))
+  regress, states = jax.jit(made.regress), [state]
   for step in range(steps):
     states.append(regress(states[-1], _batch(step))[0])
   return states
@@ -198,12 +197,9 @@ def test_every_rule_acts_and_learns(name):
 
 @pytest.mark.parametrize('name', ALL_RULES)
 def test_every_state_can_be_donated(name):
-  twin, agent, _ = _pair(name)
-  optimizer = optax.adam(1e-2)
-  state = learner.init_state(agent, twin, optimizer, jax.random.key(0))
-  regress = jax.jit(
-    learner.make_regress(agent, optimizer, twin, 2), donate_argnums=0
-  )
+  made = make_learner(_base(), optax.adam(1e-2), ClockedTwin(_make(name), 2))
+  regress = jax.jit(made.regress, donate_argnums=0)
+  state = made.init(jax.random.key(0))
   for step in range(5):
     state, _ = regress(state, _batch(step))
 
@@ -550,14 +546,14 @@ def test_proximal_without_weight_is_hard():
 def test_the_pull_is_the_gradient_of_the_proximal_term():
   step_size, c = 0.1, 0.5
   twin = twins.proximal(step_size / c)
-  agent, optimizer = twin.lift(_base()), optax.sgd(step_size)
-  state = learner.init_state(
-    agent, twin, optimizer, jax.random.key(0), target_init='fresh'
+  made = make_learner(
+    _base(), optax.sgd(step_size), ClockedTwin(twin, 100, init='fresh')
   )
-  after, _ = learner.make_regress(agent, optimizer, twin, 100)(state, _batch())
+  state = made.init(jax.random.key(0))
+  after, _ = made.regress(state, _batch())
 
   def penalised(online):
-    value, _ = agent.loss(online, state.target_params, _batch(), state.key)
+    value, _ = made.agent.loss(online, state.target_params, _batch(), state.key)
     distance = jax.tree.map(jnp.subtract, online, state.target_params)
     return value + optax.tree.norm(distance, squared=True) / (2 * c)
 
@@ -659,7 +655,7 @@ def test_a_chain_by_hand():
   twin = twins.chain(3, 4, 2)
   online = jnp.array([1.0, 2.0, 3.0])
   target = twin.init(online)
-  move = learner.make_move(twin, 1)
+  move = learner.make_move(ClockedTwin(twin))
   seen = []
   for step in range(1, 5):
     online, target = move(online + 10, target, jnp.int32(step))
@@ -767,7 +763,7 @@ def test_iterated_heads_need_a_last_layer():
 
 def test_period_and_rate_may_be_vmapped_in_one_program():
   def final(period, tau):
-    move = learner.make_move(twins.soft(tau), period)
+    move = learner.make_move(ClockedTwin(twins.soft(tau), period))
     body = lambda target, step: (move(step * 1.0, target, step)[1], None)
     return jax.lax.scan(body, 0.0, jnp.arange(1, 13))[0]
 

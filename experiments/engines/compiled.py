@@ -28,7 +28,6 @@ from experiments.engines.folders import (
   run_errors,
 )
 from experiments.engines.running import Running
-from siamrl import schedule
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter, concatenate
@@ -418,7 +417,7 @@ class _Runs(Running):
     self._columns: list[str] = []
     if len(everywhere) > 1:
       each = [name for group in everywhere for name in group.columns()]
-      self._columns = sorted({*each}.difference(CLOCKS))
+      self._columns = sorted({*each}.difference(CLOCKS, ('target_updates',)))
     self._diverged: set[tuple[int, int]] = set()
     self._begin = position
     writer = MetricsWriter(
@@ -525,11 +524,7 @@ class _Runs(Running):
       counts = {
         'iteration': step.iteration - 1,
       } | {name: row.pop(name) for name in CLOCKS if name in row}
-      counts['target_updates'] = schedule.syncs(
-        counts['gradient_steps'],
-        int(each.settings['sync']),
-        int(each.settings['sync_offset']),
-      )
+      counts['target_updates'] = row.pop('target_updates')
       if self._columns:
         row = {name: row.get(name) for name in self._columns}
       rows.append({**_cells(each.point), 'seed': each.seed, **counts, **row})

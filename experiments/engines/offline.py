@@ -11,7 +11,6 @@ import numpy as np
 
 from experiments.engines import devices, folders, running
 from experiments.flags import RunError
-from siamrl import schedule
 from siamrl.replay.dataset import Dataset
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter
@@ -44,7 +43,6 @@ class Options:
     iterations: of the whole run.
     gradient_steps: of the whole run; None where fits end early, for nobody
       knows how many they will take.
-    sync: gradient steps per target update; read with `gradient_steps` only.
     checkpoint_period_s: seconds between two checkpoints, about.
     make_data: (folder, whether the run has learnt from it) -> the data set;
       raises RunError where it cannot be read.
@@ -55,7 +53,6 @@ class Options:
   environment: str
   iterations: int
   gradient_steps: int | None
-  sync: int
   checkpoint_period_s: float
   make_data: Callable[[RunFolder, bool], Dataset]
   make_parts: Callable[[Dataset], Parts]
@@ -230,13 +227,13 @@ class _Run(running.Running):
     metrics = {name: value.item() for name, value in step.row.items()}
     gradient_steps = metrics.pop('gradient_steps')
     early = self._options.gradient_steps is None
+    if early:
+      metrics['target_updates'] = step.iteration
     row = {
       'iteration': step.iteration - 1,
       'gradient_steps': gradient_steps,
       'fit_steps': metrics.pop('fit_steps'),
-      'target_updates': step.iteration
-      if early
-      else schedule.syncs(gradient_steps, self._options.sync),
+      'target_updates': metrics.pop('target_updates'),
       **metrics,
       **self._parts.measure(step.state.online_params, step.iteration),
       'train_s': seconds,

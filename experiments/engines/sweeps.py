@@ -54,8 +54,7 @@ class Family(NamedTuple):
       cross them with it.
     check: configuration -> None; raises UsageError for options that do not go
       together.
-    settings: (configuration, task) -> the numbers of a run that are traced,
-      `sync` and `sync_offset` of its twin among them.
+    settings: (configuration, task) -> the numbers of a run that are traced.
     make_loop: (configuration, task) -> what each run does, for `compiled`;
       raises ValueError for options that do not fit.
     iterations: configuration -> iterations of the run.

@@ -17,24 +17,22 @@ import jax
 import jax.numpy as jnp
 
 from siamrl import diagnostics
-from siamrl.learner import Regress
+from siamrl.learner import Learner, mean_of, target_updates
 from siamrl.parameters import FieldError
 from siamrl.runners import sums
 from siamrl.types import Metrics, Params, TrainState
 
 
-class Learner(NamedTuple):
-  """What the settings of a run make; its parts may hold tracers.
+class Setup(NamedTuple):
+  """All that the settings of a run decide; its parts may hold tracers.
 
   Attributes:
-    init: key -> a fresh TrainState.
-    regress: takes one gradient step on a batch [B, ...] of the data.
+    learner: learns from batches [B, ...] of the data.
     judge: online_params -> what they are worth, scalars by name.
     panel: measures the twin, or None.
   """
 
-  init: Callable[[chex.PRNGKey], TrainState]
-  regress: Regress
+  learner: Learner
   judge: Callable[[Params], Metrics]
   panel: diagnostics.Panel | None = None
 
@@ -106,7 +104,7 @@ class Loop:
     config: how to learn.
     data: [N, ...] an array.
     probe: [P, ...] held out, for the panel.
-    make_learner: settings -> learner.
+    make_setup: settings -> what they decide.
     headline: the column to show of a run.
     shard: applied to every batch before it is learnt from, for callers who
       share a batch between devices.
@@ -115,7 +113,7 @@ class Loop:
   config: EpochsConfig
   data: chex.Array
   probe: chex.Array
-  make_learner: Callable[[Any], Learner]
+  make_setup: Callable[[Any], Setup]
   headline: str = 'loss'
   shard: Callable[[Any], Any] = lambda batch: batch
 
@@ -136,11 +134,11 @@ class Loop:
       key: of the run.
     """
     init_key, run_key = jax.random.split(key)
-    learner = self.make_learner(settings)
-    state = RunState(learner.init(init_key), run_key)
-    if learner.panel is None:
+    setup = self.make_setup(settings)
+    state = RunState(setup.learner.init(init_key), run_key)
+    if setup.panel is None:
       return state
-    return state.replace(panel=learner.panel.init(state.train, self.probe))
+    return state.replace(panel=setup.panel.init(state.train, self.probe))
 
   def iterate(
     self, settings: Any, state: RunState, iteration: chex.Numeric
@@ -156,8 +154,8 @@ class Loop:
       (state, row): scalars of the iteration. Metrics of the loss are means over
       its gradient steps; what the judge says is of its end.
     """
-    config, learner = self.config, self.make_learner(settings)
-    steps, panel = config.steps, learner.panel
+    config, setup = self.config, self.make_setup(settings)
+    steps, panel, learner = config.steps, setup.panel, setup.learner
     order = self._order(state.key, iteration)  # [steps, B]
 
     def learn(number, carry):
@@ -166,10 +164,10 @@ class Loop:
       train, metrics = learner.regress(train, batch)
       if panel is not None and panel.follows:
         seen = panel.follow(seen, train)
-      return train, seen, sums.add(running, metrics)
+      return train, seen, sums.add(running, mean_of(metrics))
 
-    _, shapes = jax.eval_shape(
-      learner.regress, state.train, self._batch(order[0])
+    shapes = jax.eval_shape(
+      lambda: mean_of(learner.regress(state.train, self._batch(order[0]))[1])
     )
     carry = (state.train, state.panel, sums.zeros(shapes))
     measured: Metrics = {}
@@ -180,9 +178,10 @@ class Loop:
     train, seen, running = carry
     row = jax.tree.map(lambda total: total / steps, running.total)
     row |= {f'panel/{name}': value for name, value in measured.items()}
-    row |= learner.judge(train.online_params)
+    row |= setup.judge(train.online_params)
     row |= {
       'gradient_steps': train.gradient_steps,
+      'target_updates': target_updates(learner, train),
       'epochs': (iteration + 1) * config.iteration_epochs,
     }
     return state.replace(train=train, panel=seen), row

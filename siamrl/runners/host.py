@@ -36,9 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from siamrl import diagnostics, rewards
-from siamrl import schedule as schedules
 from siamrl import twins
-from siamrl.learner import Regress, jit_regress
+from siamrl.learner import Learner, Regress, jit_regress, target_updates
 from siamrl.parameters import FieldError
 from siamrl.replay.host import HostReplay
 from siamrl.runners import evaluation
@@ -438,8 +437,7 @@ def train(
   config: LoopConfig,
   state: LoopState,
   *,
-  agent: Agent,
-  regress: Regress,
+  learner: Learner,
   replay: HostReplay,
   make_environments: Callable[[int], Environments],
   seed: int,
@@ -452,8 +450,7 @@ def train(
   Args:
     config: how to collect and learn.
     state: where to start; its `train` is donated.
-    agent: acts.
-    regress: takes one gradient step; jitted here.
+    learner: acts and learns; its gradient steps are jitted here.
     replay: as `state` left it.
     make_environments: seed -> fresh environments.
     seed: the run's; seeds the environments of each iteration.
@@ -476,7 +473,7 @@ def train(
     EnvironmentsChangedError: fresh environments did not return to where a
       resumed run had stopped, and there is no `on_change`.
   """
-  loop = _Loop(config, state, replay, agent, regress, act_key, seed, watch)
+  loop = _Loop(config, state, replay, learner, act_key, seed, watch)
   while state.env_steps < config.total_env_steps:
     make = functools.partial(
       make_environments,
@@ -525,8 +522,7 @@ class _Loop:
     config: LoopConfig,
     state: LoopState,
     replay: HostReplay,
-    agent: Agent,
-    regress: Regress,
+    learner: Learner,
     act_key: jax.Array,
     seed: int,
     watch: Watch | None,
@@ -536,9 +532,9 @@ class _Loop:
       self._measure_panel = jax.jit(watch.panel.measure, donate_argnums=0)
       self._follow_panel = jax.jit(watch.panel.follow, donate_argnums=0)
     self._config, self._state, self._replay = config, state, replay
-    self._agent, self._act_key = agent, act_key
-    self._act = _make_explore(agent)
-    self._regress_one, self._learn = regress, jit_regress(regress)
+    self._learner, self._act_key = learner, act_key
+    self._act = _make_explore(learner.agent)
+    self._learn = jit_regress(learner.regress)
     # Metrics of the rounds since `_settle`, not waited for.
     self._metrics: list[Metrics] = []
 
@@ -563,7 +559,7 @@ class _Loop:
         'must be at most 256: a checkpoint keeps each action in a byte',
       )
     self._environments, self._obs = environments, environments.reset()
-    process = self._agent.process
+    process = self._learner.agent.process
     if process is not None:
       self._calm = np.asarray(process.init(environments.num_envs))
     for step, actions in enumerate(state.actions, 1):
@@ -582,7 +578,7 @@ class _Loop:
       )
     # So that an iteration that learns nothing has the columns of the others.
     for name in _metric_names(
-      self._regress_one,
+      self._learner.regress,
       state.train,
       environments,
       config.batch_size,
@@ -642,7 +638,9 @@ class _Loop:
   def end(self) -> dict[str, float]:
     """Turns to the next iteration; returns the row of the one that ended."""
     state, environments = self._state, self._environments
-    row = _summary(self._config, state, environments.frames_per_step)
+    row = _summary(
+      self._config, self._learner, state, environments.frames_per_step
+    )
     if self._watch is None:
       del row['panel_s']
     row |= self._panel_columns()
@@ -942,7 +940,7 @@ def _all_finite(params: Params) -> jax.Array:
 
 
 def _summary(
-  config: LoopConfig, state: LoopState, frames_per_step: int
+  config: LoopConfig, learner: Learner, state: LoopState, frames_per_step: int
 ) -> dict[str, float]:
   """The row of the iteration that has just ended."""
   statistics = state.statistics
@@ -956,9 +954,7 @@ def _summary(
     'frames': state.env_steps * frames_per_step,
     'env_steps': state.env_steps,
     'gradient_steps': gradient_steps,
-    'target_updates': schedules.syncs(
-      gradient_steps, config.schedule.sync, config.schedule.offset
-    ),
+    'target_updates': int(target_updates(learner, state.train)),
     'train_episodes': len(statistics.returns),
     'train_return': mean(statistics.returns),
     'train_episode_env_steps': mean(statistics.lengths),

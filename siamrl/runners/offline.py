@@ -23,13 +23,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from siamrl import learner, twins
+from siamrl.learner import ClockedTwin, Learner, mean_of, target_updates
 from siamrl.parameters import FieldError
 from siamrl.runners import sums
 from siamrl.runners.errors import NonFiniteError
-from siamrl.types import Agent, Metrics, Schedule, TrainState, Transition, Twin
+from siamrl.types import Metrics, Schedule, TrainState, Transition
 
 # Batches are drawn for at most so many gradient steps at once.
 _DRAWN_STEPS = 1_000
@@ -44,73 +43,60 @@ class OfflineConfig:
     batch_size: transitions per gradient step, drawn evenly and with
       replacement; None for all of them at every step.
     iteration_steps: gradient steps from one row of metrics to the next, a
-      divisor of `schedule.regress`; None for `schedule.sync`, a row for each
-      target update.
+      divisor of `schedule.regress`.
     tolerance: a regression ends when its loss, averaged over a window of
       gradient steps, has not fallen by more than this fraction of what it was
       in the window before. 0 waits until it does not fall at all; None for
-      regressions of `schedule.sync` gradient steps, all of them.
-    window: gradient steps of a window, a divisor of `schedule.sync`; read with
-      a tolerance only.
+      regressions that all end after the gradient steps between two target
+      updates.
+    window: gradient steps of a window, a divisor of `iteration_steps`; read
+      with a tolerance only.
 
   Raises:
     ValueError: numbers that do not fit.
   """
 
   schedule: Schedule
+  iteration_steps: int
   batch_size: int | None = None
-  iteration_steps: int | None = None
   tolerance: float | None = None
   window: int = 100
 
   def __post_init__(self) -> None:
-    collect, regress, sync, offset = self.schedule
+    collect, regress = self.schedule
     if collect:
       raise FieldError('collect', collect, 'must be 0: the data set is given')
     for name, value in (
       ('regress', regress),
-      ('sync', sync),
       ('batch_size', self.batch_size),
       ('iteration_steps', self.iteration_steps),
       ('window', self.window),
     ):
       if value is not None and value < 1:
         raise FieldError(name, value, 'must be at least 1')
-    if regress % self.steps:
+    steps = self.iteration_steps
+    if regress % steps:
       raise FieldError(
         'regress',
         regress,
         'gradient steps of a round must be a multiple of the '
-        f'{self.steps} of an iteration',
+        f'{steps} of an iteration',
       )
     if self.tolerance is None:
       return
     if not self.tolerance >= 0:
       raise FieldError('tolerance', self.tolerance, 'must be 0 or more')
-    if offset:
-      raise FieldError('offset', offset, 'must be 0 where a tolerance is given')
-    if self.steps != sync:
+    if steps % self.window or steps < 2 * self.window:
       raise FieldError(
         'iteration_steps',
-        self.steps,
-        f'must be sync={sync} where a tolerance ends regressions',
-      )
-    if sync % self.window or sync < 2 * self.window:
-      raise FieldError(
-        'sync',
-        sync,
+        steps,
         f'gradient steps must be two or more whole windows of {self.window}',
       )
 
   @property
-  def steps(self) -> int:
-    """Gradient steps of an iteration, at most."""
-    return self.iteration_steps or self.schedule.sync
-
-  @property
   def iterations(self) -> int:
     """Iterations of a round."""
-    return self.schedule.regress // self.steps
+    return self.schedule.regress // self.iteration_steps
 
 
 # (state, data, key) -> (state, row).
@@ -119,69 +105,47 @@ Iterate = Callable[
 ]
 
 
-def make_iterate(
-  agent: Agent,
-  optimizer: optax.GradientTransformation,
-  twin: Twin,
-  config: OfflineConfig,
-  *,
-  target_order: str = 'after',
-  reset_optimizer: bool = False,
-) -> Iterate:
-  """Builds an iteration: `config.steps` gradient steps, or fewer.
+def make_iterate(learner: Learner, config: OfflineConfig) -> Iterate:
+  """Builds an iteration: `config.iteration_steps` gradient steps, or fewer.
 
   The function is pure and not jitted, for callers to jit or vmap.
 
   Args:
-    agent: gives the loss; lifted by the twin already.
-    optimizer: gives the update.
-    twin: the rule of the target parameters.
-    config: how to learn.
-    target_order: see `learner.make_regress`; 'after' with a tolerance.
-    reset_optimizer: whether the optimiser starts anew at every target update.
+    learner: takes the gradient steps, and moves the twin.
+    config: how to learn. With a tolerance an iteration is a regression, which
+      ends with a target update.
 
   Returns:
     (state, data, key) -> (state, row). `data` leads with [N]; `key` draws the
     batches of the whole run. The row has the metrics' means over the gradient
-    steps, `gradient_steps` so far, `fit_steps` taken in this iteration, and
-    whether all losses and parameters are `finite`.
+    steps, `gradient_steps` and `target_updates` so far (by the clock: not with
+    a tolerance), `fit_steps` taken in this iteration, and whether all losses
+    and parameters are `finite`.
 
   Raises:
-    ValueError: the order is unknown, or does not go with a tolerance.
+    ValueError: the twin's clock does not go with a tolerance.
   """
-  if config.tolerance is not None and target_order != 'after':
-    raise FieldError(
-      'target_order',
-      target_order,
-      "must be 'after' where a tolerance ends regressions",
-    )
-  sync, offset = config.schedule.sync, config.schedule.offset
-  scheduled = learner.make_regress(
-    agent,
-    optimizer,
-    twin,
-    sync,
-    sync_offset=offset,
-    target_order=target_order,
-    reset_optimizer=reset_optimizer,
-  )
-  # Left alone, the twin stands still until the end of the regression.
-  alone = learner.make_regress(agent, optimizer, twin, twins.NEVER)
-  move = learner.make_move(twin, 1, agent=agent)
+  if config.tolerance is not None:
+    _check_tolerance(learner.clocked, config)
 
   def descend(regress, state, data, key, steps):
     """Takes gradient steps; metrics lead with [steps]."""
     batch_size = config.batch_size
+
+    def learn_from(state, batch):
+      state, metrics = regress(state, batch)
+      return state, mean_of(metrics)
+
     if batch_size is None:
       return jax.lax.scan(
-        lambda state, _: regress(state, data), state, None, steps
+        lambda state, _: learn_from(state, data), state, None, steps
       )
     size = len(data.a_tm1)
 
     def learn(state, bits):
       # Uniform to within N / 2**32.
       indices = (bits % size).astype(jnp.int32)
-      return regress(state, jax.tree.map(lambda leaf: leaf[indices], data))
+      return learn_from(state, jax.tree.map(lambda leaf: leaf[indices], data))
 
     def block(state, first):
       # Drawn ahead: inside the loop each draw would be a loop of its own.
@@ -204,15 +168,18 @@ def make_iterate(
 
   def take_all(state, data, key):
     """An iteration by the clock."""
-    state, metrics = descend(scheduled, state, data, key, config.steps)
+    state, metrics = descend(
+      learner.regress, state, data, key, config.iteration_steps
+    )
     return state, jax.tree.map(lambda leaf: jnp.mean(leaf, 0), metrics)
 
   def take_until_flat(tolerance, state, data, key):
     """A regression that ends when its loss stops falling."""
-    count = sync // config.window
+    count = config.iteration_steps // config.window
 
     def window(state):
-      state, metrics = descend(alone, state, data, key, config.window)
+      # Left alone, the twin stands still until the end of the regression.
+      state, metrics = descend(learner.descend, state, data, key, config.window)
       return state, jax.tree.map(lambda leaf: jnp.mean(leaf, 0), metrics)
 
     def falling(carry):
@@ -232,16 +199,8 @@ def make_iterate(
     taken, state, running, _, _ = jax.lax.while_loop(
       falling, go_on, (0, state, zeros, none, none)
     )
-    online_params, target_params = move(
-      state.online_params, state.target_params, state.gradient_steps
-    )
-    state = state.replace(
-      online_params=online_params, target_params=target_params
-    )
-    if reset_optimizer:
-      opt_state = learner.restart(optimizer, state.opt_state, online_params)
-      state = state.replace(opt_state=opt_state)
-    return state, jax.tree.map(lambda total: total / taken, running.total)
+    means = jax.tree.map(lambda total: total / taken, running.total)
+    return learner.sync(state, means), means
 
   take = take_all
   if config.tolerance is not None:
@@ -254,6 +213,8 @@ def make_iterate(
       jnp.all(jnp.isfinite(leaf))
       for leaf in jax.tree.leaves(state.online_params)
     ]
+    if config.tolerance is None:
+      row['target_updates'] = target_updates(learner, state)
     return state, row | {
       'gradient_steps': state.gradient_steps,
       'fit_steps': state.gradient_steps - before,
@@ -261,6 +222,28 @@ def make_iterate(
     }
 
   return iterate
+
+
+def _check_tolerance(clocked: ClockedTwin, config: OfflineConfig) -> None:
+  """Raises ValueError for a clock by which regressions could not end early."""
+  if clocked.order != 'after':
+    raise FieldError(
+      'target_order',
+      clocked.order,
+      "must be 'after' where a tolerance ends regressions",
+    )
+  if clocked.offset:
+    raise FieldError(
+      'offset', clocked.offset, 'must be 0 where a tolerance is given'
+    )
+  if clocked.sync != config.iteration_steps:
+    raise FieldError(
+      'iteration_steps',
+      config.iteration_steps,
+      'must be',
+      ('sync', clocked.sync),
+      'where a tolerance ends regressions',
+    )
 
 
 class Progress(NamedTuple):

@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from siamrl import diagnostics, rewards
-from siamrl.learner import Regress
+from siamrl.learner import Learner, mean_of, target_updates
 from siamrl.parameters import FieldError
 from siamrl.replay.device import PrioritisedReplay
 from siamrl.replay.rollout import Rollout
@@ -59,14 +59,12 @@ EARLY_CUT, _REWARD, _OBS, _EVALUATION = 1, 2, 3, 4
 _DRAWN_ROUNDS = 1_000
 
 
-class Learner(NamedTuple):
-  """What the settings of a run make; its parts may hold tracers.
+class Setup(NamedTuple):
+  """All that the settings of a run decide; its parts may hold tracers.
 
   Attributes:
-    agent: acts and gives the loss.
-    init: key -> a fresh TrainState.
-    regress: takes one gradient step. With a prioritised replay its metrics must
-      hold `td_error_abs` [B].
+    learner: acts and learns. With a prioritised replay the metrics of its loss
+      must hold `td_error_abs` [B].
     epsilon: env steps taken so far, int32 [] -> chance of a random action.
     discount: per env step.
     alpha: exponent of the priorities, for a prioritised replay.
@@ -74,7 +72,8 @@ class Learner(NamedTuple):
       prioritised replay.
     returns: (online_params, target_params, transitions [T, N, ...], ended
       [T, N], key) -> whole targets [T, N], for a `Rollout`. They are made once
-      a round, and `regress` must take them as such.
+      a round, and learnt from by `learner.regress_to`. None to learn from
+      transitions.
     reward_scale: rewards are multiplied by it before they are clipped and
       stored; reported returns never are.
     panel: measures the twin, or None.
@@ -82,9 +81,7 @@ class Learner(NamedTuple):
       environment that is solved exactly, or None.
   """
 
-  agent: Agent
-  init: Callable[[chex.PRNGKey], TrainState]
-  regress: Regress
+  learner: Learner
   epsilon: Callable[[chex.Numeric], chex.Numeric]
   discount: chex.Numeric
   alpha: chex.Numeric = 0.0
@@ -101,8 +98,7 @@ class ScanConfig:
 
   Attributes:
     schedule: speeds of collecting and learning; `collect` must be a multiple of
-      `num_envs`. Its `sync` is not read: the learner's `regress` has its own,
-      which may be traced.
+      `num_envs`.
     num_envs: environments stepped at once by each run.
     iteration_env_steps: env steps from one row of metrics (and evaluation) to
       the next, a multiple of `collect`.
@@ -238,7 +234,7 @@ class Loop:
     environment: what to act in.
     replay: where transitions are kept, a `DeviceReplay`, a
       `PrioritisedReplay` or a `Rollout`.
-    make_learner: settings -> learner.
+    make_setup: settings -> what they decide.
     eval_environment: where to evaluate; None for the same.
     shard: applied to every batch before it is learnt from, for callers who
       share a batch between devices.
@@ -248,7 +244,7 @@ class Loop:
   config: ScanConfig
   environment: JaxEnvironment
   replay: Any
-  make_learner: Callable[[Settings], Learner]
+  make_setup: Callable[[Settings], Setup]
   eval_environment: JaxEnvironment | None = None
   shard: Callable[[Any], Any] = lambda batch: batch
   name: str = 'the environment'
@@ -279,25 +275,25 @@ class Loop:
     env_state, obs = jax.vmap(self.environment.reset)(
       jax.random.split(reset_key, num_envs)
     )
-    learner = self.make_learner(settings)
+    setup = self.make_setup(settings)
     state = RunState(
-      train=learner.init(init_key),
+      train=setup.learner.init(init_key),
       replay=self.replay.start(self.replay.init(), obs),
       env_state=env_state,
       obs=obs,
       returns=jnp.zeros(num_envs, jnp.float32),
       lengths=jnp.zeros(num_envs, jnp.int32),
       key=run_key,
-      memory=_calm(learner.agent, num_envs),
+      memory=_calm(setup.learner.agent, num_envs),
     )
-    if learner.panel is None:
+    if setup.panel is None:
       return state
     shapes = jax.eval_shape(
-      lambda: self._sample(learner, state, 1, self.config.probe_size, run_key)
+      lambda: self._sample(setup, state, 1, self.config.probe_size, run_key)
     )
     probe = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return state.replace(
-      panel=learner.panel.init(state.train, probe), probe=probe
+      panel=setup.panel.init(state.train, probe), probe=probe
     )
 
   def iterate(
@@ -315,7 +311,7 @@ class Loop:
       (state, row): scalars of the iteration. The means over episodes and over
       gradient steps are NaN where there were none.
     """
-    config, learner = self.config, self.make_learner(settings)
+    config, setup = self.config, self.make_setup(settings)
     before = state.train.gradient_steps
     first = iteration * config.rounds
     size = _largest_divisor(config.rounds, _DRAWN_ROUNDS)
@@ -324,13 +320,13 @@ class Loop:
 
     def block(carry, start):
       carry, measured = carry
-      draws = jax.vmap(lambda n: self._draw(learner.agent, key, n))(
+      draws = jax.vmap(lambda n: self._draw(setup.learner.agent, key, n))(
         start + jnp.arange(size)
       )
 
       def step(learns, index, carry):
         drawn = jax.tree.map(lambda leaf: leaf[index], draws)
-        return self._round(learner, carry, start + index, drawn, learns)
+        return self._round(setup, carry, start + index, drawn, learns)
 
       # Two loops, not a conditional in one, which would copy the parameters.
       # All runs share the bounds, so that vmap leaves them alone.
@@ -339,7 +335,7 @@ class Loop:
         0, warmup, functools.partial(step, False), carry
       )
       learn = functools.partial(step, True)
-      if learner.panel is None:
+      if setup.panel is None:
         carry = jax.lax.fori_loop(warmup, size, learn, carry)
         return (carry, measured), None
       pause = jnp.clip(looked_at + 1 - start, warmup, size)
@@ -355,7 +351,7 @@ class Loop:
         )
         state, sums = jax.lax.fori_loop(begin, end, learn, (state, sums))
         state, measured = self._measure(
-          learner,
+          setup,
           state,
           measured,
           iteration,
@@ -366,7 +362,7 @@ class Loop:
 
       return jax.lax.fori_loop(0, 2, part, (carry, measured)), None
 
-    names = self._metric_names(learner, state)
+    names = self._metric_names(setup, state)
     sums = _Sums(
       jnp.zeros((), jnp.int32),
       running_sums.zeros(jnp.zeros((), jnp.float32)),
@@ -375,7 +371,7 @@ class Loop:
       jnp.zeros(config.num_envs, jnp.float32),
       jnp.zeros((), jnp.int32),
     )
-    measured = self._unmeasured(learner, state)
+    measured = self._unmeasured(setup, state)
     ((state, sums), measured), _ = jax.lax.scan(
       block,
       ((state, sums), measured),
@@ -383,23 +379,24 @@ class Loop:
     )
     env_steps = (first + config.rounds) * config.schedule.collect
     taken = state.train.gradient_steps - before
-    row = _row(learner, sums, env_steps, taken)
+    row = _row(setup, sums, env_steps, taken)
     row |= {
       'env_steps': env_steps,
       'gradient_steps': state.train.gradient_steps,
+      'target_updates': target_updates(setup.learner, state.train),
       FAULT: _fault(sums, state),
     }
     row |= {f'panel/{name}': value for name, value in measured.items()}
-    if learner.panel is not None and learner.optimal is not None:
-      obs, best = learner.optimal
-      q = learner.agent.values(state.train.online_params, obs)
+    if setup.panel is not None and setup.optimal is not None:
+      obs, best = setup.optimal
+      q = setup.learner.agent.values(state.train.online_params, obs)
       row['panel/exact_bias'], row['panel/exact_error'] = (
         diagnostics.bias_exact(q, best)
       )
     if config.eval_episodes:
       # Streams of their own: the rounds' keys are folded with other numbers.
       key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 1), first)
-      row |= self._evaluate(learner, state.train.online_params, key)
+      row |= self._evaluate(setup, state.train.online_params, key)
       unpaid = (row[FAULT] == 0) & ~jnp.isfinite(row['eval_return'])
       row[FAULT] = jnp.where(unpaid, _EVALUATION, row[FAULT])
     return state, row
@@ -450,7 +447,7 @@ class Loop:
 
   def _measure(
     self,
-    learner: Learner,
+    setup: Setup,
     state: RunState,
     measured: Metrics,
     iteration: chex.Numeric,
@@ -460,14 +457,14 @@ class Loop:
     """Looks at the panel, if it is time to.
 
     Args:
-      learner: of the run.
+      setup: of the run.
       state: of the run.
       measured: what it said before, in this iteration.
       iteration: its number.
       clock: vector steps so far.
       here: whether the iteration's measurement, if there is one, is due.
     """
-    config, panel = self.config, learner.panel
+    config, panel = self.config, setup.panel
     assert panel is not None
     first = iteration == 0  # when the probe is drawn
     due = here & (first | ((iteration + 1) % config.panel_period == 0))
@@ -479,12 +476,10 @@ class Loop:
       )
       probe = jax.lax.cond(
         first,
-        lambda: self._sample(
-          learner, state, clock, config.probe_size, probe_key
-        ),
+        lambda: self._sample(setup, state, clock, config.probe_size, probe_key),
         lambda: state.probe,
       )
-      batch = self._sample(learner, state, clock, config.batch_size, batch_key)
+      batch = self._sample(setup, state, clock, config.batch_size, batch_key)
       seen, metrics = panel.measure(state.panel, state.train, probe, batch)
       return seen, probe, metrics
 
@@ -494,9 +489,9 @@ class Loop:
     )
     return state.replace(panel=seen, probe=probe), measured
 
-  def _unmeasured(self, learner: Learner, state: RunState) -> Metrics:
+  def _unmeasured(self, setup: Setup, state: RunState) -> Metrics:
     """The panel's metrics where nothing was measured."""
-    panel = learner.panel
+    panel = setup.panel
     if panel is None:
       return {}
     _, shapes = jax.eval_shape(
@@ -506,7 +501,7 @@ class Loop:
 
   def _sample(
     self,
-    learner: Learner,
+    setup: Setup,
     state: RunState,
     clock: chex.Numeric,
     size: int,
@@ -516,8 +511,8 @@ class Loop:
     bits = jax.random.bits(key, (size,), jnp.uint32)
     if isinstance(self.replay, PrioritisedReplay):
       ring = self.replay.replay
-      return ring.sample(state.replay.ring, clock, bits, learner.discount)
-    return self.replay.sample(state.replay, clock, bits, learner.discount)
+      return ring.sample(state.replay.ring, clock, bits, setup.discount)
+    return self.replay.sample(state.replay, clock, bits, setup.discount)
 
   def _draw(self, agent: Agent, key: jax.Array, number: jax.Array) -> _Draws:
     """The random numbers of one round."""
@@ -539,7 +534,7 @@ class Loop:
       ),
     )
 
-  def _round(self, learner, carry, number, draws, learns):
+  def _round(self, setup, carry, number, draws, learns):
     """Collects, then learns if it is to."""
     config = self.config
     state, sums = carry
@@ -547,7 +542,7 @@ class Loop:
 
     def collect(carry, inputs):
       step, drawn = inputs
-      return self._collect(learner, carry, clock + step, drawn), None
+      return self._collect(setup, carry, clock + step, drawn), None
 
     drawn = (draws.noise, draws.step_key, draws.fresh)
     (state, sums), _ = _scan(
@@ -558,15 +553,15 @@ class Loop:
     clock += config.vector_steps
     source, bits_or_rows = state.replay, draws.sample_bits
     if isinstance(self.replay, Rollout):
-      source = self._targets(learner, state)
+      source = self._targets(setup, state)
       bits_or_rows = self.replay.shuffle(draws.sample_bits)
 
-    panel = learner.panel
+    panel = setup.panel
     follows = panel is not None and panel.follows
 
     def learn(carry, bits):
       seen, carry = carry
-      carry = self._learn(learner, source, clock, carry, bits)
+      carry = self._learn(setup, source, clock, carry, bits)
       if follows:
         seen = panel.follow(seen, carry[0])
       return (seen, carry), None
@@ -586,31 +581,31 @@ class Loop:
       state = state.replace(panel=seen)
     return state, sums._replace(metrics=metrics)
 
-  def _collect(self, learner, carry, clock, drawn):
+  def _collect(self, setup, carry, clock, drawn):
     """One step of every environment."""
-    config, process = self.config, learner.agent.process
+    config, process = self.config, setup.learner.agent.process
     state, sums = carry
     noise, step_key, fresh = drawn
     memory = state.memory
     if process is not None:
       memory, noise = process.step(memory, noise)
-    actions = learner.agent.act(
+    actions = setup.learner.agent.act(
       state.train.online_params,
       state.obs,
       noise,
-      learner.epsilon(clock * config.num_envs),
+      setup.epsilon(clock * config.num_envs),
     )
     env_state, step = jax.vmap(self.environment.step)(
       state.env_state, actions, step_key
     )
     ended = step.terminated | step.truncated
     env_state, obs = _where(ended, fresh, (env_state, step.obs))
-    memory = _where(ended, _calm(learner.agent, config.num_envs), memory)
+    memory = _where(ended, _calm(setup.learner.agent, config.num_envs), memory)
     replay = self.replay.add(
       state.replay,
       clock,
       actions,
-      self._learnt(learner, step.reward),
+      self._learnt(setup, step.reward),
       step.terminated,
       step.truncated,
       step.obs,
@@ -637,43 +632,46 @@ class Loop:
       lengths=jnp.where(ended, 0, lengths),
     ), sums
 
-  def _targets(self, learner: Learner, state: RunState) -> Transition:
+  def _targets(self, setup: Setup, state: RunState) -> Transition:
     """The round's transitions [T * N, ...] with whole targets."""
-    assert learner.returns is not None
-    steps, ended = self.replay.sequence(state.replay, learner.discount)
+    assert setup.returns is not None
+    steps, ended = self.replay.sequence(state.replay, setup.discount)
     train = state.train
     key = jax.random.fold_in(train.key, train.gradient_steps)
-    targets = learner.returns(
+    targets = setup.returns(
       train.online_params, train.target_params, steps, ended, key
     )
     steps = steps._replace(r_t=targets, discount_t=jnp.zeros_like(targets))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
 
-  def _learnt(self, learner: Learner, reward: jax.Array) -> jax.Array:
+  def _learnt(self, setup: Setup, reward: jax.Array) -> jax.Array:
     """Rewards as they are learnt from."""
-    return rewards.learnt(reward, learner.reward_scale, self.config.reward_clip)
+    return rewards.learnt(reward, setup.reward_scale, self.config.reward_clip)
 
-  def _learn(self, learner, replay, clock, carry, bits):
+  def _learn(self, setup, replay, clock, carry, bits):
     """One gradient step."""
     train, priorities, sums = carry
     if isinstance(self.replay, Rollout):
       batch = jax.tree.map(lambda leaf: leaf[bits], replay)
     elif isinstance(self.replay, PrioritisedReplay):
       replay = self._with_priorities(replay, priorities)
-      beta = learner.beta(clock * self.config.num_envs)
+      beta = setup.beta(clock * self.config.num_envs)
       batch, indices = self.replay.sample(
-        replay, clock, bits, learner.discount, beta
+        replay, clock, bits, setup.discount, beta
       )
     else:
-      batch = self.replay.sample(replay, clock, bits, learner.discount)
-    train, metrics = learner.regress(train, self.shard(batch))
+      batch = self.replay.sample(replay, clock, bits, setup.discount)
+    learner = setup.learner
+    # With returns, what was sampled has whole targets already.
+    regress = learner.regress if setup.returns is None else learner.regress_to
+    train, metrics = regress(train, self.shard(batch))
     if isinstance(self.replay, PrioritisedReplay):
       priorities = self._priorities(
         self.replay.update(
-          replay, indices, metrics['td_error_abs'], learner.alpha
+          replay, indices, metrics['td_error_abs'], setup.alpha
         )
       )
-    means = jax.tree.map(jnp.mean, metrics)
+    means = mean_of(metrics)
     if sums is None:
       return train, priorities, means
     return train, priorities, running_sums.add(sums, means)
@@ -690,7 +688,7 @@ class Loop:
       return replay._replace(sums=sums, max_priority=max_priority)
     return replay
 
-  def _metric_names(self, learner: Learner, state: RunState) -> list[str]:
+  def _metric_names(self, setup: Setup, state: RunState) -> list[str]:
     """Names of the metrics that `regress` will return; nothing is computed."""
     bits = jnp.zeros(self.config.batch_size, jnp.uint32)
 
@@ -698,23 +696,23 @@ class Loop:
       train, priorities = state.train, self._priorities(state.replay)
       source = state.replay
       if isinstance(self.replay, Rollout):
-        source = self._targets(learner, state)
+        source = self._targets(setup, state)
       _, _, metrics = self._learn(
-        learner, source, 1, (train, priorities, None), bits
+        setup, source, 1, (train, priorities, None), bits
       )
       return metrics
 
     return sorted(jax.eval_shape(step, state))
 
   def _evaluate(
-    self, learner: Learner, params: Params, key: chex.PRNGKey
+    self, setup: Setup, params: Params, key: chex.PRNGKey
   ) -> Metrics:
     """Plays episodes; with a panel, also says how far values are off."""
-    config, agent = self.config, learner.agent
+    config, agent = self.config, setup.learner.agent
     episodes, most = config.eval_episodes, config.eval_episode_env_steps
     # What is not recorded counts as cut.
     record = None
-    if learner.panel is not None:
+    if setup.panel is not None:
       numbers = jnp.zeros((most, episodes), jnp.float32)
       flags = jnp.zeros((most, episodes), bool)
       record = _Record(numbers, numbers, flags, ~flags, flags)
@@ -728,7 +726,7 @@ class Loop:
     def look(obs: jax.Array, step: Any, running: jax.Array) -> _Record:
       return _Record(
         jnp.max(agent.values(params, obs), -1),
-        self._learnt(learner, step.reward),
+        self._learnt(setup, step.reward),
         step.terminated & running,
         step.truncated | ~running,
         running,
@@ -746,7 +744,7 @@ class Loop:
     if record is None:
       return row
     known = diagnostics.monte_carlo(
-      record.reward, record.terminated, record.cut, learner.discount
+      record.reward, record.terminated, record.cut, setup.discount
     )
     bias = diagnostics.overestimation(
       record.value, *known, counted=record.played
@@ -887,14 +885,14 @@ def train(
 
 
 def _row(
-  learner: Learner, sums: _Sums, env_steps: jax.Array, steps: jax.Array
+  setup: Setup, sums: _Sums, env_steps: jax.Array, steps: jax.Array
 ) -> Metrics:
   """The row of an iteration that took `steps` gradient steps."""
   return {
     'train_episodes': sums.episodes,
     'train_return': sums.returns.total / sums.episodes,
     'train_episode_env_steps': sums.lengths / sums.episodes,
-    'epsilon': jnp.asarray(learner.epsilon(env_steps), jnp.float32),
+    'epsilon': jnp.asarray(setup.epsilon(env_steps), jnp.float32),
   } | {name: total / steps for name, total in sums.metrics.total.items()}
 
 

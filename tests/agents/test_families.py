@@ -12,7 +12,7 @@ import pytest
 from siamrl import diagnostics, learner, twins
 from siamrl.agents.actor_critic import make_actor_critic
 from siamrl.agents.siamese import make_siamese_agent
-from siamrl.diagnostics import Clocked
+from siamrl.learner import ClockedTwin, make_learner
 from siamrl.networks.policies import (
   Critic,
   DeterministicActor,
@@ -130,23 +130,24 @@ def _different(family):
 @pytest.mark.parametrize('name', twins.RULES)
 def test_a_rule_takes_a_gradient_step_or_says_why_not(name, family):
   base, rule = _base(family), _rule(family, name)
-  optimizer = optax.adam(1e-3)
 
-  def start():
-    return learner.init_state(rule.lift(base), rule, optimizer, KEY)
+  def make():
+    return make_learner(base, optax.adam(1e-3), ClockedTwin(rule, 2))
 
   if (family, name) in REFUSED:
     message = f'^target_update={name} {REFUSED[family, name]}'
     with pytest.raises(ValueError, match=message):
-      jax.eval_shape(start)
+      jax.eval_shape(lambda: make().init(KEY))
     return
-  state = jax.eval_shape(start)
-  regress = learner.make_regress(rule.lift(base), optimizer, rule, 2)
-  after, metrics = jax.eval_shape(regress, state, _batch(family))
+  made = make()
+  state = jax.eval_shape(lambda: made.init(KEY))
+  after, metrics = jax.eval_shape(made.regress, state, _batch(family))
   chex.assert_trees_all_equal_shapes_and_dtypes(
     *(s.replace(key=None) for s in (after, state))
   )
-  assert {metric.shape for metric in metrics.values()} == {()}
+  means = jax.eval_shape(learner.mean_of, metrics)
+  assert {metric.shape for metric in means.values()} == {()}
+  assert metrics['loss'].shape == ()
   assert metrics['loss'].dtype == jnp.float32
   # Nothing is kept but what has a twin.
   expected = set() if name in WITHOUT else TWINNED[family][0]
@@ -224,18 +225,18 @@ def test_soft_of_rate_1_is_hard(family):
   chex.assert_trees_all_close(traced(1e-12), target, atol=1e-6)
 
 
+def _idle(made):
+  """A learner whose gradient steps change nothing."""
+  return made._replace(regress=lambda state, batch: (state, {}))
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_the_panel_sees_how_far_a_twin_is(family):
   base, rule, batch = _base(family), twins.hard(), _batch(family)
-  panel = diagnostics.make_panel(
-    base,
-    Clocked(rule, 3),
-    lambda state, batch: (state, {}),  # a gradient step that changes nothing
-    per_layer=False,
-  )
+  made = make_learner(base, optax.sgd(0.1), ClockedTwin(rule, 3))
+  panel = diagnostics.make_panel(_idle(made), per_layer=False)
   online = _born(family)
-  optimizer = optax.sgd(0.1)
-  state = learner.init_state(base, rule, optimizer, KEY).replace(
+  state = made.init(KEY).replace(
     online_params=online,
     target_params=rule.init(twins.part(base, online)),
   )
@@ -264,10 +265,11 @@ def test_a_network_that_is_its_own_twin_adds_nothing_to_td_errors(family):
   """Whatever its targets have beside values: noise, an entropy."""
   base, batch = _base(family), _batch(family)
 
+  def make(rule):
+    return make_learner(base, optax.sgd(0.1), ClockedTwin(rule))
+
   def split(rule, state):
-    panel = diagnostics.make_panel(
-      base, Clocked(rule, 1), lambda state, batch: (state, {})
-    )
+    panel = diagnostics.make_panel(_idle(make(rule)))
     row = jax.jit(
       lambda state: panel.measure(
         panel.init(state, batch), state, batch, batch
@@ -275,7 +277,7 @@ def test_a_network_that_is_its_own_twin_adds_nothing_to_td_errors(family):
     )(state)
     return float(row['td_split_abs'])
 
-  state = learner.init_state(base, twins.hard(), optax.sgd(0.1), KEY)
+  state = make(twins.hard()).init(KEY)
   assert split(twins.hard(), state) < 1e-6
   other = state.replace(target_params=_different(family))
   assert split(twins.hard(), other) > 1e-2
@@ -285,10 +287,9 @@ def test_a_network_that_is_its_own_twin_adds_nothing_to_td_errors(family):
 def test_what_has_no_part_in_the_twin_makes_no_rules_alike():
   """SAC's actor and temperature learn the same under every rule."""
   base, batch = _base('sac'), _batch('sac')
-  state = learner.init_state(base, twins.hard(), optax.sgd(0.1), KEY).replace(
-    target_params=_different('sac')
-  )
-  shadows = {'self': Clocked(twins.self_copy(), 1)}
+  made = make_learner(base, optax.sgd(0.1), ClockedTwin(twins.hard()))
+  state = made.init(KEY).replace(target_params=_different('sac'))
+  shadows = {'self': ClockedTwin(twins.self_copy(), 1)}
   row = jax.jit(
     lambda state: diagnostics.counterfactuals(
       base, base, shadows, {'self': ()}, state, batch

@@ -153,14 +153,11 @@ def test_what_is_masked_has_no_say():
 
 def _train(agent, rule=None, steps=4, sync=2, batch=None):
   """A few steps of Adam on one batch; the states and metrics after each."""
-  twin = rule or twins.hard()
-  lifted, optimizer = twin.lift(agent), optax.adam(1e-2)
-  state = jax.jit(
-    functools.partial(learner.init_state, lifted, twin, optimizer)
-  )(KEY)
-  regress = jax.jit(
-    learner.make_regress(lifted, optimizer, twin, sync), donate_argnums=0
+  made = learner.make_learner(
+    agent, optax.adam(1e-2), learner.ClockedTwin(rule or twins.hard(), sync)
   )
+  state = jax.jit(made.init)(KEY)
+  regress = jax.jit(made.regress, donate_argnums=0)
   batch, history = _batch() if batch is None else batch, []
   for _ in range(steps):
     state, metrics = regress(state, batch)
@@ -291,17 +288,11 @@ _GIVEN = dict(
 def test_every_rule_fits(name):
   takes = twins.takes(name, _GIVEN['target_paths'])
   rule = twins.make_rule(name, **{key: _GIVEN[key] for key in takes})
-  agent = rule.lift(_agent())
-  optimizer = optax.sgd(0.1)
-  state = jax.eval_shape(
-    lambda seed: learner.init_state(
-      agent, rule, optimizer, jax.random.key(seed)
-    ),
-    0,
+  made = learner.make_learner(
+    _agent(), optax.sgd(0.1), learner.ClockedTwin(rule, 2)
   )
-  after, metrics = jax.eval_shape(
-    learner.make_regress(agent, optimizer, rule, 2), state, _batch()
-  )
+  state = jax.eval_shape(lambda seed: made.init(jax.random.key(seed)), 0)
+  after, metrics = jax.eval_shape(made.regress, state, _batch())
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   assert {'loss', 'spr_loss', 'spr_std'} <= set(metrics)
 

@@ -258,11 +258,13 @@ _QUICK = ('soft', 'by_path', 'chain', 'functional')
 def test_every_rule_moves_two_networks(name):
   wanted = twins.takes(name, RULE_PARAMETERS['target_paths'])
   rule = twins.make_rule(name, **{key: RULE_PARAMETERS[key] for key in wanted})
-  agent = rule.lift(_agent_of_form('clipped_double', td_loss='squared'))
-  optimizer = learner.make_optimizer('adam', learning_rate=0.05, eps=1e-8)
-  state = learner.init_state(agent, rule, optimizer, jax.random.key(0))
-  born = state.online_params
-  regress = jax.jit(learner.make_regress(agent, optimizer, rule, 2))
+  made = learner.make_learner(
+    _agent_of_form('clipped_double', td_loss='squared'),
+    learner.make_optimizer('adam', learning_rate=0.05, eps=1e-8),
+    learner.ClockedTwin(rule, 2),
+  )
+  agent, state = made.agent, made.init(jax.random.key(0))
+  born, regress = state.online_params, jax.jit(made.regress)
   batch = _batch([1.0, -2.0], [0.5, 0.0])
   losses = []
   for _ in range(100):

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from experiments import (
+  collecting,
   control,
   control_host,
   control_options,
   flags,
   sweep_figures,
+  twin_options,
 )
 from experiments.engines import (
   compiled as compiled_engine,
@@ -256,20 +258,21 @@ def _batch(key=0):
   )
 
 
-def _learning(*arguments):
+def _learner(*arguments):
   config = _config(*arguments)
-  learning = control_options.make_learning(
+  settings = control_options.settings_of(config)
+  learner = control_options.make_learner(
     config,
+    twin_options.traced(collecting.twin_spec(config), settings),
     1,
     np.zeros((1, 3), np.float32),
-    control_options.settings_of(config),
+    settings,
   )
-  state = control_options.make_init(config, learning)(jax.random.key(0))
-  return learning, state
+  return learner, learner.init(jax.random.key(0))
 
 
-def _states(learning, state, steps):
-  regress, states = jax.jit(learning.regress), [state]
+def _states(learner, state, steps):
+  regress, states = jax.jit(learner.regress), [state]
   for step in range(steps):
     states.append(regress(states[-1], _batch(step))[0])
   return states
@@ -284,7 +287,7 @@ def _moved(one, other) -> bool:
 
 
 def test_actor_and_twins_of_td3_move_at_the_same_steps():
-  states = _states(*_learning('--agent=td3'), 5)
+  states = _states(*_learner('--agent=td3'), 5)
   moves = [
     (
       _moved(a.online_params['actor'], b.online_params['actor']),
@@ -301,7 +304,7 @@ def test_actor_and_twins_of_td3_move_at_the_same_steps():
 def test_critics_and_actor_may_have_rules_of_their_own():
   paths = 'critic:soft+actor:hard'
   states = _states(
-    *_learning(
+    *_learner(
       '--target_update=by_path',
       f'--target_paths={paths}',
       '--tau=0.25',
@@ -329,8 +332,8 @@ def test_critics_and_actor_may_have_rules_of_their_own():
 
 @pytest.mark.parametrize('agent', ['sac', 'td3'])
 def test_evaluations_play_without_noise(agent):
-  learning, state = _learning(f'--agent={agent}', '--eval_episodes=2')
-  made, params = learning.agent, state.online_params
+  learner, state = _learner(f'--agent={agent}', '--eval_episodes=2')
+  made, params = learner.agent, state.online_params
   obs = _batch().obs_t
   noises = [made.noise(jax.random.key(seed), 8) for seed in range(2)]
   played = [made.play(params, obs, noise, 0.0) for noise in noises]
@@ -345,10 +348,11 @@ def test_evaluations_play_without_noise(agent):
   )
   sweep = read_sweep(control, *SMALL, f'--agent={agent}', '--eval_episodes=2')
   (group,) = groups_of(control, sweep)
-  learner = group.loop.make_learner(group.runs[0].settings)
-  learner = learner._replace(agent=learner.agent._replace(act=None))
+  setup = group.loop.make_setup(group.runs[0].settings)
+  quiet = setup.learner.agent._replace(act=None)
+  setup = setup._replace(learner=setup.learner._replace(agent=quiet))
   row = jax.eval_shape(
-    functools.partial(group.loop._evaluate, learner), params, jax.random.key(0)
+    functools.partial(group.loop._evaluate, setup), params, jax.random.key(0)
   )
   assert 'eval_return' in row
 
@@ -718,10 +722,10 @@ def test_bytes_of_compiled_environments_are_scaled(monkeypatch, capsys):
   sweep = read_sweep(control, *SMALL, '--environment=bytes_in_sight')
   (group,) = groups_of(control, sweep)
   assert 'scaled from [0, 255] to [-1, 1]' in capsys.readouterr().err
-  agent = group.loop.make_learner(group.runs[0].settings).agent
+  agent = group.loop.make_setup(group.runs[0].settings).learner.agent
   params = agent.init(jax.random.key(0))
   (other,) = groups_of(control, read_sweep(control, *SMALL))
-  plainly = other.loop.make_learner(other.runs[0].settings).agent
+  plainly = other.loop.make_setup(other.runs[0].settings).learner.agent
   for value, scaled in ((0, -1), (255, 1)):
     np.testing.assert_allclose(
       agent.greedy(params, np.full((1, 3), value, np.uint8)),

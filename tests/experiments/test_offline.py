@@ -108,7 +108,7 @@ def state_of(folder):
   config = read(f'--flagfile={run_.flags}')
   task = environments.make_task(config.environment)
   learning = offline.make_learning(config, task, None)
-  template = offline.start(config, learning, jax.random.key(0))
+  template = learning.learner.init(jax.random.key(0))
   found = Checkpoints(run_.checkpoints).restore(template)
   assert found is not None
   state, extra, step = found
@@ -423,7 +423,7 @@ def test_observations_are_rescaled_by_the_data():
   seen = {}
   for name in ('rescale_observations', 'norescale_observations'):
     config = read(f'--{name}', '--hidden_sizes=none')
-    agent = offline.make_learning(config, task, data).agent
+    agent = offline.make_learning(config, task, data).learner.agent
     params = agent.init(jax.random.key(0))
     seen[name] = lambda obs, a=agent, p=params: a.values(p, np.array([obs]))
   for raw, scaled in (((0, 5), (-1, -1)), ((4, 5), (1, -1)), ((2, 5), (0, -1))):
@@ -449,7 +449,6 @@ def test_every_flag_reaches_its_part(monkeypatch):
   record(offline, 'mlp_network')
   record(q, 'make_q_agent')
   record(offline.learner, 'make_optimizer')
-  record(offline.learner, 'init_state')
   network = {
     'head': 'dueling',
     'initializer': 'xavier_uniform',
@@ -482,7 +481,6 @@ def test_every_flag_reaches_its_part(monkeypatch):
   offline.check(config)
   task = environments.make_task('chain')
   learning = offline.make_learning(config, task, None)
-  offline.start(config, learning, jax.random.key(0))
   assert calls['mlp_network'] == network | {'sizes': [3, 5], 'bounds': None}
   assert calls['make_q_agent'] == agent | {
     'name': 'double_dqn',
@@ -495,12 +493,16 @@ def test_every_flag_reaches_its_part(monkeypatch):
     'anneal_steps': 600,
     'max_gradient_norm': 2,
   }
-  assert calls['init_state'] == {'target_init': 'fresh'}
+  clocked = learning.learner.clocked
+  assert clocked[1:] == learning.twin[2:] == (200, 0, 'after', 'fresh', False)
   assert learning.config == runner.OfflineConfig(
-    Schedule(0, 600, 200), 7, 200, tolerance=0.5, window=50
+    Schedule(0, 600), 200, 7, tolerance=0.5, window=50
   )
-  fit = read('--anneal_learning_rate=fit', '--reset_optimizer')
-  offline.make_learning(fit, task, None)
+  fit = read(
+    '--anneal_learning_rate=fit', '--reset_optimizer', '--target_order=before'
+  )
+  clocked = offline.make_learning(fit, task, None).learner.clocked
+  assert clocked[1:] == (1_000, 0, 'before', 'equal', True)
   assert calls['make_optimizer']['anneal_steps'] == fit.target_period == 1_000
 
 

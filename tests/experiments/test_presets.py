@@ -353,7 +353,7 @@ def test_published_values_of_compiled_runs(name, published, period):
   config = _read(name)
   found = {field: getattr(config, field) for field in published}
   assert found == published
-  assert compiled.make_schedule(config).sync == period
+  assert collecting.twin_spec(config).sync == period
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_presets_of_control(name):
   for option, value in CONTROL[name].items():
     assert getattr(config, option) == value, option
   if name in CONTROL_SYNC:
-    assert collecting.make_schedule(config).sync == CONTROL_SYNC[name]
+    assert collecting.twin_spec(config).sync == CONTROL_SYNC[name]
 
 
 @pytest.mark.parametrize('name', resolved.LAUNCHERS)

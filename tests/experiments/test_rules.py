@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classic, compiled, flags, target_options, twin_options
+from experiments import (
+  classic,
+  collecting,
+  compiled,
+  flags,
+  target_options,
+  twin_options,
+)
 from experiments.engines import sweeps
 from siamrl import twins
 from siamrl.losses import td
@@ -71,6 +78,11 @@ def _rows(sweep, iterations=2):
   return rows
 
 
+def _loop(config):
+  """The loop of a run."""
+  return compiled.make_loop(config, classic.make_task(config))
+
+
 def _columns(sweep):
   """The columns of the first run of a sweep; nothing is compiled."""
   tasks = {config: classic.make_task(config) for config in sweep.configs}
@@ -118,23 +130,56 @@ def test_shadows_are_as_old_as_each_run_of_a_sweep():
 
 
 @pytest.mark.parametrize(
-  'arguments, settings, age',
+  'arguments, age',
   [
-    (('--target_update=hard',), {'sync': 10}, 4.5),
+    # 20 env steps are 10 gradient steps.
+    (('--target_update=hard',), 4.5),
     # Of the last three copies the newest is 0 to 9 steps old.
-    (('--target_update=averaged', '--target_count=3'), {'sync': 10}, 14.5),
-    (('--target_update=soft', '--tau=0.25'), {'tau': 0.25}, 3.0),
-    (
-      ('--target_update=periodic_soft', '--tau=0.25'),
-      {'tau': 0.25, 'sync': 10},
-      34.5,
-    ),
+    (('--target_update=averaged', '--target_count=3'), 14.5),
+    (('--target_update=soft', '--tau=0.25'), 3.0),
+    (('--target_update=periodic_soft', '--tau=0.25'), 34.5),
+    # Rules without an age count as hard.
+    (('--target_update=self',), 4.5),
+    (('--target_update=residual',), 4.5),
+    (('--target_update=frozen',), 4.5),
   ],
 )
-def test_mean_ages(arguments, settings, age):
-  (config,) = _sweep(*arguments).configs
-  units = twin_options.Speeds('gradient_steps', 1, 1)
-  assert twin_options.mean_age(config, units, settings) == age
+def test_mean_ages(arguments, age):
+  (config,) = _sweep('--target_period_unit=env_steps', *arguments).configs
+  units, spec = collecting.speeds(config), collecting.twin_spec(config)
+  assert twin_options.mean_age(config, units, spec) == age
+  traced = twin_options.traced(spec, twin_options.settings_of(spec))
+  assert twin_options.mean_age(config, units, traced) == age
+
+
+def test_a_twin_is_described_with_its_clock():
+  (config,) = _sweep(
+    *('--target_period_unit=env_steps', '--count_warmup'),
+    *('--target_order=before', '--target_init=fresh', '--reset_optimizer'),
+  ).configs
+  spec = collecting.twin_spec(config)
+  # A warm-up of 10 env steps is 5 gradient steps.
+  assert spec == ('hard', {}, 10, 5, 'before', 'fresh', True)
+  settings = twin_options.settings_of(spec)
+  given = {name: x for name, x in settings.items() if not np.isnan(x)}
+  assert given == {'sync': 10, 'sync_offset': 5}
+  assert {value.dtype for value in given.values()} == {np.dtype(np.int32)}
+  assert twin_options.traced(spec, settings) == spec
+  changed = twin_options.traced(spec, {'sync': 7, 'sync_offset': 1})
+  assert changed == spec._replace(sync=7, offset=1)
+  loop = _loop(config)
+  setup = loop.make_setup(compiled.settings_of(config))
+  assert setup.learner.clocked[1:] == spec[2:]
+
+
+def test_what_is_traced_of_a_rule_replaces_its_numbers_and_nothing_else():
+  (config,) = _sweep(*_rule('by_path')).configs
+  spec = collecting.twin_spec(config)
+  settings = twin_options.settings_of(spec)
+  assert 'target_paths' not in settings
+  assert settings['tau'] == GIVEN['tau']
+  changed = twin_options.traced(spec, settings | {'tau': 0.125})
+  assert changed.parameters == dict(spec.parameters) | {'tau': 0.125}
 
 
 @pytest.mark.parametrize('name', td.TARGETS)
@@ -145,7 +190,7 @@ def test_every_form_fits_the_compiled_loop(name):
 
 def test_periods_of_rules_with_a_clock_of_their_own_are_converted():
   (config,) = _sweep(*_rule('chain'), '--target_period_unit=env_steps').configs
-  values = compiled.rule_parameters(config)
+  values = collecting.twin_spec(config).parameters
   # A gradient step every 2 env steps.
   assert values['target_period'] == 10
   assert values['target_sync_period'] == 5
@@ -154,13 +199,14 @@ def test_periods_of_rules_with_a_clock_of_their_own_are_converted():
 def test_warmup_counts_where_it_is_asked_to():
   for arguments, offset in (((), 0), (('--count_warmup',), 5)):
     (config,) = _sweep(*arguments).configs
-    assert compiled.make_schedule(config).offset == offset
+    assert collecting.twin_spec(config).offset == offset
     assert compiled.settings_of(config)['sync_offset'] == offset
 
 
 def test_a_schedule_lasts_as_long_as_the_run():
   (config,) = _sweep('--target_update=soft_cosine', '--tau=0.5').configs
-  assert compiled.rule_parameters(config)['target_schedule_steps'] == 35
+  spec = collecting.twin_spec(config)
+  assert spec.parameters['target_schedule_steps'] == 35
 
 
 def test_rules_and_forms_in_one_sweep():

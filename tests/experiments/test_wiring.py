@@ -59,6 +59,9 @@ FLAGS = (
   '--iteration_frames=1200',
   '--target_period=6',
   '--target_period_unit=frames',
+  '--target_order=before',
+  '--target_init=fresh',
+  '--reset_optimizer',
   '--eval_episodes=1',
   '--eval_frames=0',
 )
@@ -93,7 +96,7 @@ def calls(monkeypatch, tmp_path):
   record(augment, 'of_frames')
   record(latent, 'with_augmentation')
   record(learner, 'make_optimizer')
-  record(learner, 'make_regress')
+  record(learner, 'make_learner')
   config = flags.from_arguments(atari.AtariConfig, *FLAGS)
   parts, _ = atari.build(config, RunFolder(tmp_path))
   parts.loop.keywords['make_environments'](0).close()
@@ -161,8 +164,9 @@ def test_learning(calls):
       max_gradient_norm=2.0,
     ),
   )
+  (_, _, clocked), _ = calls['make_learner'][0]
   # 6 frames are 2 env steps, 1 gradient step.
-  assert calls['make_regress'][0][0][3] == 1
+  assert clocked[1:] == (1, 0, 'before', 'fresh', True)
 
 
 def test_replay_and_loop(calls):
@@ -181,7 +185,7 @@ def test_replay_and_loop(calls):
     [0.9, 0.9, 0.6, 0.3, 0.3]
   )
   assert loop == dict(
-    schedule=(2, 1, 1, 0),
+    schedule=(2, 1),
     total_env_steps=800,
     iteration_env_steps=400,
     warmup_env_steps=100,

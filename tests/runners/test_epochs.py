@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from siamrl import diagnostics, learner, twins
-from siamrl.diagnostics import Clocked
+from siamrl import diagnostics, twins
+from siamrl.learner import ClockedTwin, make_learner
 from siamrl.runners import epochs, scan
 from siamrl.runners.epochs import EpochsConfig
 from siamrl.types import Agent
@@ -44,17 +44,14 @@ def _weight():
   )
 
 
-def _make_learner(settings, *, sync=2, watched=False):
-  agent, twin = _weight(), twins.hard()
-  optimizer = optax.sgd(settings['rate'])
-  regress = learner.make_regress(agent, optimizer, twin, sync)
-  return epochs.Learner(
-    init=lambda key: learner.init_state(agent, twin, optimizer, key),
-    regress=regress,
+def _make_setup(settings, *, sync=2, watched=False):
+  learner = make_learner(
+    _weight(), optax.sgd(settings['rate']), ClockedTwin(twins.hard(), sync)
+  )
+  return epochs.Setup(
+    learner=learner,
     judge=_judge,
-    panel=diagnostics.make_panel(agent, Clocked(twin, sync), regress)
-    if watched
-    else None,
+    panel=diagnostics.make_panel(learner) if watched else None,
   )
 
 
@@ -63,7 +60,7 @@ def _loop(config=CONFIG, *, sync=2, watched=False):
     config,
     DATA,
     DATA[:3],
-    lambda settings: _make_learner(settings, sync=sync, watched=watched),
+    lambda settings: _make_setup(settings, sync=sync, watched=watched),
   )
 
 
@@ -98,13 +95,12 @@ def _tally():
     value = -jnp.sum(online['seen'][(8 * batch).astype(jnp.int32)])
     return value, {'loss': value}
 
-  agent, twin = Agent(lambda key: {'seen': jnp.zeros(14)}, loss), twins.hard()
-  optimizer = optax.sgd(lambda count: 1.0 + count)
-  made = epochs.Learner(
-    init=lambda key: learner.init_state(agent, twin, optimizer, key),
-    regress=learner.make_regress(agent, optimizer, twin),
-    judge=lambda params: {},
+  learner = make_learner(
+    Agent(lambda key: {'seen': jnp.zeros(14)}, loss),
+    optax.sgd(lambda count: 1.0 + count),
+    ClockedTwin(twins.hard()),
   )
+  made = epochs.Setup(learner, judge=lambda params: {})
   config = dataclasses.replace(CONFIG, iteration_epochs=1)
   loop = epochs.Loop(config, DATA, DATA[:3], lambda settings: made)
   states, _ = _run(loop, 4)
@@ -133,7 +129,7 @@ def test_iterations_are_gradient_steps_by_hand():
   assert _loop().iteration_steps == 6
   states, rows = _whole()
   batches = [DATA[rows] for epoch in _tally()[0] for rows in epoch]
-  made = _make_learner(SETTINGS)
+  made = _make_setup(SETTINGS).learner
   regress, state = jax.jit(made.regress), states[0].train
   for number, row in enumerate(rows):
     losses, firsts = [], []
@@ -151,6 +147,7 @@ def test_iterations_are_gradient_steps_by_hand():
     # The judge looks at the iteration's end.
     assert row['worth'] == pytest.approx(2 * state.online_params['w'])
     assert row['gradient_steps'] == 6 * (number + 1)
+    assert row['target_updates'] == 3 * (number + 1)
     assert row['epochs'] == 2 * (number + 1)
 
 

@@ -112,7 +112,7 @@ def test_what_was_expected_is_kept_with_what_came_of_it():
   assert record.counted.T.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
   assert record.terminated[:, 0].tolist() == [False, False, True] * 2
   config = host.LoopConfig(
-    schedule.make_schedule(1, 1, 1),
+    schedule.make_schedule(1, 1),
     total_env_steps=1,
     iteration_env_steps=1,
     warmup_env_steps=0,

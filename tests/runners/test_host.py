@@ -14,6 +14,7 @@ import pytest
 
 from siamrl import diagnostics, learner, schedule, twins
 from siamrl.agents.q import make_q_agent
+from siamrl.learner import ClockedTwin
 from siamrl.networks.q_network import mlp_network
 from siamrl.replay.host import HostReplay
 from siamrl.runners import host
@@ -33,11 +34,11 @@ class Run(NamedTuple):
 
 
 def _config(
-  *, num_envs=1, train_period=4, sync=5, env_steps=240, **others
+  *, num_envs=1, train_period=4, env_steps=240, **others
 ) -> host.LoopConfig:
   return host.LoopConfig(
     **{
-      'schedule': schedule.make_schedule(num_envs, train_period, sync),
+      'schedule': schedule.make_schedule(num_envs, train_period),
       'total_env_steps': env_steps,
       'iteration_env_steps': env_steps // 2,
       'warmup_env_steps': 48,
@@ -71,8 +72,12 @@ def _agent(tables, name='dqn') -> Agent:
   return _agent_of_shape(*tables.rewards.shape, name)
 
 
-_make_regress = functools.cache(learner.make_regress)
 OPTIMIZER, HARD = optax.adam(1e-2), twins.hard()
+
+
+@functools.cache
+def _learner(agent, rule=HARD, sync=5) -> learner.Learner:
+  return learner.make_learner(agent, OPTIMIZER, ClockedTwin(rule, sync))
 
 
 def _replay(tables, num_envs=1, capacity=1_200, discount=GAMMA) -> HostReplay:
@@ -95,6 +100,7 @@ def _train(
   make=None,
   agent=None,
   rule=HARD,
+  sync=5,
   regress=None,
   train=None,
   replay=None,
@@ -105,24 +111,22 @@ def _train(
 ) -> Run:
   """Trains to the end, or `until` at least so many env steps were taken."""
   tables = tables or probes.chain()
-  agent = agent or _agent(tables)
+  made = _learner(agent or _agent(tables), rule, sync)
   if replay is None:
     replay = _replay(tables, num_envs)
   if state is None:
     if train is None:
-      train = learner.init_state(agent, rule, OPTIMIZER, jax.random.key(seed))
+      train = made.init(jax.random.key(seed))
     seen = None
     if watch is not None:
       seen = watch.start(train, (1, len(tables.rewards)), np.float32)
     state = host.LoopState.start(train, seed=seed, num_envs=num_envs, seen=seen)
-  regress = regress or _make_regress(
-    agent, OPTIMIZER, rule, config.schedule.sync
-  )
+  if regress is not None:
+    made = made._replace(regress=regress)
   progress = host.train(
     config,
     state,
-    agent=agent,
-    regress=regress,
+    learner=made,
     replay=replay,
     make_environments=make or probes.make(tables, num_envs),
     seed=seed,
@@ -191,7 +195,6 @@ def _learn(tables, name='dqn', rule=HARD, sync=25, num_envs=1, **options):
   config = _config(
     num_envs=num_envs,
     train_period=2,
-    sync=sync,
     env_steps=2_000,
     batch_size=32,
     epsilon=lambda t: 1.0 if t < 100 else 0.5,
@@ -200,13 +203,14 @@ def _learn(tables, name='dqn', rule=HARD, sync=25, num_envs=1, **options):
     **options,
   )
   agent = _agent(tables, name)
-  untrained = learner.init_state(agent, HARD, OPTIMIZER, jax.random.key(0))
+  untrained = _learner(agent).init(jax.random.key(0))
   before = _error(untrained, tables)
   return before, _train(
     config,
     tables,
     agent=agent,
     rule=rule,
+    sync=sync,
     num_envs=num_envs,
     replay=_replay(tables, num_envs, 2_000 * num_envs),
   )
@@ -267,7 +271,7 @@ def test_gradient_steps_and_target_updates_happen_as_often_as_reported(
   num_envs, train_period, warmup, sync
 ):
   tables = probes.chain()
-  train = learner.init_state(_agent(tables), HARD, OPTIMIZER, jax.random.key(0))
+  train = _learner(_agent(tables)).init(jax.random.key(0))
   # This twin counts the updates, in every parameter.
   train = train.replace(
     target_params=jax.tree.map(jnp.zeros_like, train.target_params)
@@ -279,7 +283,6 @@ def test_gradient_steps_and_target_updates_happen_as_often_as_reported(
   config = _config(
     num_envs=num_envs,
     train_period=train_period,
-    sync=sync,
     warmup_env_steps=warmup,
   )
   run = _train(
@@ -287,9 +290,10 @@ def test_gradient_steps_and_target_updates_happen_as_often_as_reported(
     tables,
     num_envs=num_envs,
     rule=HARD._replace(update=count),
+    sync=sync,
     train=train,
   )
-  collect, regress, *_ = config.schedule
+  collect, regress = config.schedule
   rounds_without = -(-warmup // collect)  # those that began before the warm-up
   for number, row in enumerate(run.rows, 1):
     assert row['env_steps'] == 120 * number
@@ -381,7 +385,7 @@ def test_age_of_the_parameters_that_act_and_of_the_data_learnt_from(
       600, frame_shape=(1,), frame_dtype=np.float32, num_envs=num_envs, stack=1
     ),
   )
-  collect, regress, *_ = config.schedule
+  collect, regress = config.schedule
   acted = np.concatenate([a for call, a in calls if call == 'send'])
   rounds = np.arange(160) // collect
   np.testing.assert_array_equal(
@@ -659,12 +663,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 
 
 def _watch(period=1) -> host.Watch:
-  agent = _agent(probes.chain())
   panel = diagnostics.make_panel(
-    agent,
-    diagnostics.Clocked(HARD, 5),
-    _make_regress(agent, OPTIMIZER, HARD, 5),
-    shadows={'soft': diagnostics.Clocked(twins.soft(0.5), 2)},
+    _learner(_agent(probes.chain())),
+    shadows={'soft': ClockedTwin(twins.soft(0.5), 2)},
   )
   return host.Watch(panel, period, probe_size=16)
 
@@ -709,19 +710,14 @@ def test_no_yield_but_the_rows_stands_at_an_iterations_end():
   """A run stopped there would have no row left to give when resumed."""
   config = _config(chunk_env_steps=12)
   tables = probes.chain()
-  agent = _agent(tables)
-  state = host.LoopState.start(
-    learner.init_state(agent, HARD, OPTIMIZER, jax.random.key(0)),
-    seed=0,
-    num_envs=1,
-  )
+  made = _learner(_agent(tables))
+  state = host.LoopState.start(made.init(jax.random.key(0)), seed=0, num_envs=1)
   yields = [
     (state.env_steps, metrics is not None)
     for state, metrics in host.train(
       config,
       state,
-      agent=agent,
-      regress=_make_regress(agent, OPTIMIZER, HARD, 5),
+      learner=made,
       replay=_replay(tables),
       make_environments=probes.make(tables),
       seed=0,

@@ -36,9 +36,13 @@ def test_dqn_balances_the_cart_pole():
   agent = make_q_agent(
     mlp_network(2), np.zeros((1, 1, 4), np.float32), td_loss='squared'
   )
-  optimizer = optax.adam(2.5e-4)
+  made = learner.make_learner(
+    agent,
+    optax.adam(2.5e-4),
+    learner.ClockedTwin(twins.hard(), 50),  # 500 env steps
+  )
   config = host.LoopConfig(
-    schedule=schedule.make_schedule(1, 10, sync=50),  # 500 env steps
+    schedule=schedule.make_schedule(1, 10),
     total_env_steps=60_000,
     iteration_env_steps=10_000,
     warmup_env_steps=1_000,
@@ -47,19 +51,12 @@ def test_dqn_balances_the_cart_pole():
       schedule.linear_epsilon, start=1.0, end=0.05, begin=0, decay=50_000
     ),
   )
-  state = host.LoopState.start(
-    learner.init_state(agent, twins.hard(), optimizer, jax.random.key(0)),
-    seed=0,
-    num_envs=1,
-  )
+  state = host.LoopState.start(made.init(jax.random.key(0)), seed=0, num_envs=1)
   untrained = _mean_return(agent, state.train.online_params)
   for _ in host.train(
     config,
     state,
-    agent=agent,
-    regress=learner.make_regress(
-      agent, optimizer, twins.hard(), config.schedule.sync
-    ),
+    learner=made,
     replay=HostReplay(
       10_000, frame_shape=(4,), frame_dtype=np.float32, stack=1
     ),

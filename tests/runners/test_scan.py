@@ -15,6 +15,7 @@ import pytest
 from siamrl import diagnostics, learner, twins
 from siamrl.agents.q import make_q_agent, make_returns
 from siamrl.envs.tabular import chain, make_tabular, optimal_values
+from siamrl.learner import ClockedTwin
 from siamrl.networks.q_network import mlp_network
 from siamrl.replay.device import DeviceReplay, PrioritisedReplay
 from siamrl.replay.rollout import Rollout
@@ -26,12 +27,11 @@ ENVIRONMENT = make_tabular(CHAIN, max_episode_steps=12)
 DISCOUNT = 0.9
 
 
-def make_learner(
+def make_setup(
   settings,
   *,
   environment=ENVIRONMENT,
   optimizer=optax.sgd,
-  prioritised=False,
   q_lambda=None,
   panel=False,
 ):
@@ -40,31 +40,23 @@ def make_learner(
     jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
     td_loss='squared',
   )
-  chosen = optimizer(settings['learning_rate'])
-  twin = twins.soft(settings['tau'])
-  returns, learning = None, agent
-  if q_lambda is not None:
-    returns = make_returns(agent, q_lambda)
-    learning = agent._replace(
-      loss=functools.partial(agent.loss, bootstrap=None)
-    )
-  make_regress = functools.partial(
-    learner.make_regress, learning, chosen, twin, settings['sync']
-  )
-  return scan.Learner(
+  made = learner.make_learner(
     agent,
-    functools.partial(learner.init_state, agent, twin, chosen),
-    make_regress(reduce=(lambda x: x) if prioritised else jnp.mean),
+    optimizer(settings['learning_rate']),
+    ClockedTwin(twins.soft(settings['tau']), settings['sync']),
+  )
+  returns = None
+  if q_lambda is not None:
+    returns = make_returns(made.agent, q_lambda)
+  return scan.Setup(
+    made,
     lambda env_steps: settings['epsilon'],
     settings['discount'],
     alpha=0.6,
     beta=lambda env_steps: 1.0,
     returns=returns,
     panel=diagnostics.make_panel(
-      agent,
-      diagnostics.Clocked(twin, settings['sync']),
-      make_regress(),
-      shadows={'soft': diagnostics.Clocked(twins.soft(0.5), 2)},
+      made, shadows={'soft': ClockedTwin(twins.soft(0.5), 2)}
     )
     if panel
     else None,
@@ -120,7 +112,7 @@ def make_loop(
     )
   return scan.Loop(
     scan.ScanConfig(
-      Schedule(collect, regress, 1),
+      Schedule(collect, regress),
       num_envs,
       iteration_env_steps=steps,
       warmup_env_steps=warmup,
@@ -130,10 +122,9 @@ def make_loop(
     environment,
     PrioritisedReplay(replay) if prioritised else replay,
     functools.partial(
-      make_learner,
+      make_setup,
       environment=environment,
       optimizer=optimizer,
-      prioritised=prioritised,
       q_lambda=q_lambda,
       panel=panel,
     ),
@@ -189,7 +180,7 @@ def test_the_loop_written_out(n_step):
   loop, settings = make_loop(n_step=n_step), make_settings()
   state, (row,) = run_alone(loop, settings)
 
-  config, built = loop.config, make_learner(settings)
+  config, built = loop.config, make_setup(settings).learner
   learn = learner.jit_regress(built.regress)
   reference = compiled(loop)[0](settings, jax.random.key(0))
   train, key = reference.train, reference.key
@@ -278,6 +269,7 @@ def test_the_loop_written_out(n_step):
       )
       losses.append(float(metrics[0]['loss']))
   assert int(train.gradient_steps) == 2 * (config.rounds - 4)
+  assert row['target_updates'] == int(train.gradient_steps) // 3
   assert_close(state.train, train)
   assert row['train_episodes'] == len(returns)
   assert row['train_return'] == pytest.approx(np.mean(returns))
@@ -425,8 +417,7 @@ def test_online_learning_is_a_replay_of_one_transition():
   """`Schedule.online()` without a buffer, and with one that holds one."""
   settings = make_settings(sync=1, learning_rate=0.1)
   plan = dict(num_envs=1, batch_size=1, steps=200, warmup=2)
-  collect, regress, _, _ = Schedule.online()
-  plan |= dict(collect=collect, regress=regress)
+  plan |= Schedule.online()._asdict()
   bare, _ = run_alone(make_loop(q_lambda=0.0, **plan), settings)
   ring, _ = run_alone(make_loop(capacity=1, **plan), settings)
   assert int(bare.train.gradient_steps) == 198
