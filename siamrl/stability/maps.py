@@ -1,0 +1,261 @@
+"""The map of a case: one matrix for all that happens until periods are over."""
+
+from collections.abc import Mapping, Sequence
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siamrl import twins
+from siamrl.parameters import FieldError
+from siamrl.stability.cases import (
+  Case,
+  Structure,
+  bounded_exp,
+  groups,
+  learning_of,
+  numbers_of,
+  periods,
+  stack,
+  structure_of,
+  vector_of,
+  visible_part,
+  with_vector,
+)
+
+
+# Vectors of these lengths are mapped to see that a map is linear: a rule with a
+# ball or a clip must show itself.
+_PROBES = (1e-6, 1.0, 1e6, 1e12, 1e30)
+_LINEAR_TO = 1e-8
+# How often two clocks may ring before they ring together.
+_MOST_EVENTS = 100_000
+
+
+class Prediction(NamedTuple):
+  """The spectral radius of a case, or the reason why it has none.
+
+  Attributes:
+    unit: gradient steps of one application: until every period is over.
+    log_radius: natural logarithm of the spectral radius of one application;
+      None where there is none.
+    reason: why there is none, or ''.
+  """
+
+  unit: int
+  log_radius: float | None
+  reason: str = ''
+
+  @property
+  def spectral_radius(self) -> float | None:
+    """It, or the largest float if it is larger."""
+    return None if self.log_radius is None else bounded_exp(self.log_radius)
+
+
+def predict(cases: Sequence[Case]) -> list[Prediction]:
+  """The spectral radius of each case; cases that differ in numbers share work.
+
+  A rule without a matrix, because it is not linear or changes in time, gets a
+  reason in its place.
+  """
+  found = []
+  for case, linear in zip(cases, step_maps(cases), strict=True):
+    try:
+      cycle = periods(case)
+      scaled = _compose(case, cycle, linear)
+      prediction = Prediction(math.lcm(*cycle), scaled.log_radius())
+    except ValueError as error:
+      prediction = Prediction(1, None, str(error))
+    found.append(prediction)
+  return found
+
+
+def matrix(case: Case) -> np.ndarray:
+  """The linear part of the map of all parameters over one application.
+
+  Returns:
+    float64 [n, n]. The n parameters are those of the online networks and then
+    of the twins, r for each, in a basis of the r directions that values of the
+    batch depend on (the given one if these are all).
+
+  Raises:
+    ValueError: the rule is not linear or changes in time; names it.
+  """
+  (linear,) = step_maps([case])
+  scaled = _compose(case, periods(case), linear)
+  return np.ldexp(scaled.matrix, scaled.exponent)
+
+
+def spectral_radius(case: Case) -> float:
+  """The spectral radius of `matrix`, however large or small that is.
+
+  Raises:
+    ValueError: the rule is not linear or changes in time; names it.
+  """
+  (prediction,) = predict([case])
+  if prediction.spectral_radius is None:
+    raise ValueError(prediction.reason)
+  return prediction.spectral_radius
+
+
+class StepMaps(NamedTuple):
+  """Linear parts of the maps of some gradient steps.
+
+  Attributes:
+    clocks: int32 [k] numbers of these gradient steps, from 1.
+    linear: float64 [k, n, n].
+    defects: float64 [k] how far the maps are from affine, relatively.
+  """
+
+  clocks: np.ndarray
+  linear: np.ndarray
+  defects: np.ndarray
+
+
+def _clocks(case: Case) -> np.ndarray:
+  """A gradient step of each kind that there is."""
+  try:
+    cycle = periods(case)
+  except ValueError:
+    cycle = ()
+  return np.array([1, *cycle, math.lcm(*cycle)], np.int64)
+
+
+def step_maps(cases: Sequence[Case]) -> list[StepMaps]:
+  """Maps of a gradient step of each kind, for each case."""
+  visible = [visible_part(case) for case in cases]
+  clocks = [_clocks(case) for case in cases]
+  keys = [
+    (structure_of(case), case.batch.obs_tm1.shape, len(at))
+    for case, at in zip(visible, clocks, strict=True)
+  ]
+  found: list[StepMaps | None] = [None] * len(cases)
+  for members in groups(keys):
+    at = np.stack([clocks[index] for index in members])
+    # What lies beyond is refused later.
+    small = np.minimum(at, twins.NEVER).astype(np.int32)
+    with jax.enable_x64(True):
+      linear, defects = _map_program(structure_of(visible[members[0]]))(
+        stack([numbers_of(visible[index]) for index in members]), small
+      )
+    for index, *one in zip(
+      members, at, np.asarray(linear), np.asarray(defects), strict=True
+    ):
+      found[index] = StepMaps(*one)
+  return [one for one in found if one is not None]
+
+
+@functools.cache
+def _map_program(structure: Structure) -> Any:
+  """(numbers, clocks [k]) -> (linear [k, n, n], defects [k]), of many cases."""
+
+  def maps(
+    numbers: Mapping[str, Any], clocks: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    _, regress, state = learning_of(structure, numbers)
+    batch = numbers['batch']
+    unpaid = batch._replace(r_t=jnp.zeros_like(batch.r_t))
+    size = vector_of(state).size
+    direction = np.random.default_rng(0).standard_normal(size)
+    probes = np.outer(_PROBES, direction)
+
+    def step(vector, clock, batch):
+      before = with_vector(state, vector).replace(gradient_steps=clock - 1)
+      return vector_of(regress(before, batch)[0])
+
+    many = jax.vmap(step, (0, None, None))
+
+    def at(clock):
+      rows = many(jnp.eye(size), clock, unpaid)  # the columns of the matrix
+      offset = step(jnp.zeros(size), clock, batch)
+      reached = many(probes, clock, batch)
+      errors = jnp.max(jnp.abs(reached - probes @ rows - offset), 1)
+      scale = jnp.max(jnp.abs(probes), 1) * jnp.max(jnp.abs(rows), initial=1.0)
+      return rows.T, jnp.max(errors / (scale + jnp.max(jnp.abs(offset))))
+
+    return jax.vmap(at)(clocks)
+
+  return jax.jit(jax.vmap(maps))
+
+
+def is_linear(maps: StepMaps) -> bool:
+  return bool((maps.defects < _LINEAR_TO).all())
+
+
+class _Scaled(NamedTuple):
+  """matrix * 2**exponent, the matrix's largest entry near 1."""
+
+  matrix: np.ndarray
+  exponent: int = 0
+
+  def __matmul__(self, other: '_Scaled') -> '_Scaled':
+    product = self.matrix @ other.matrix
+    exponent = int(np.frexp(np.abs(product).max())[1])
+    return _Scaled(
+      np.ldexp(product, -exponent), self.exponent + other.exponent + exponent
+    )
+
+  def power(self, number: int) -> '_Scaled':
+    """By squaring; the identity for 0."""
+    result, factor = _Scaled(np.eye(len(self.matrix))), self
+    while number:
+      if number % 2:
+        result = factor @ result
+      number //= 2
+      factor = factor @ factor if number else factor
+    return result
+
+  def log_radius(self) -> float:
+    """Logarithm of the largest modulus of an eigenvalue."""
+    largest = np.abs(np.linalg.eigvals(self.matrix)).max()
+    with np.errstate(divide='ignore'):
+      return float(np.log(largest)) + self.exponent * math.log(2)
+
+
+def _compose(case: Case, cycle: tuple[int, ...], maps: StepMaps) -> _Scaled:
+  """The map of the gradient steps 1 to `lcm(*cycle)`, one after the other.
+
+  Gradient steps at which the same clocks ring have the same map; between two at
+  which one does lie powers of the one of all others.
+
+  Raises:
+    ValueError: the map is not linear, or the periods hardly ever meet.
+  """
+  if not is_linear(maps):
+    raise FieldError(
+      'target_update',
+      case.twin.rule,
+      'is not linear with these parameters: it has no matrix',
+    )
+  whole = math.lcm(*cycle)
+  events = sum(whole // period for period in cycle)
+  if events > _MOST_EVENTS or whole > twins.NEVER:
+    raise FieldError(
+      'target_sync_period',
+      cycle[-1],
+      f'and target_period={cycle[0]} meet after {whole} gradient '
+      'steps, too many for one matrix',
+    )
+
+  def kind(clock: int) -> tuple[bool, ...]:
+    return tuple(clock % period == 0 for period in cycle)
+
+  known = {
+    kind(int(clock)): _Scaled(linear)
+    for clock, linear in zip(maps.clocks, maps.linear, strict=True)
+  }
+  if not cycle:
+    return known[()]
+  rings = sorted({c for p in cycle for c in range(p, whole + 1, p)})
+  result, before = _Scaled(np.eye(maps.linear.shape[-1])), 0
+  powers: dict[int, _Scaled] = {}
+  for clock in rings:
+    gap = clock - before - 1
+    if gap and gap not in powers:
+      powers[gap] = known[kind(1)].power(gap)
+    result = known[kind(clock)] @ (powers[gap] @ result if gap else result)
+    before = clock
+  return result
