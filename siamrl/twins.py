@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from siamrl import parameters
-from siamrl.parameters import Domain, FieldError, check_name
+from siamrl.parameters import Domain, Parameter, FieldError, check_name
 from siamrl.types import (
   Agent,
   Bootstrap,
@@ -953,20 +953,45 @@ RULES: dict[str, Rule] = {
 }
 
 
-# What rules may take, and what each may be. Numbers may be traced but for
-# `target_count`, which shapes arrays. Periods are in gradient steps.
-PARAMETERS: dict[str, Domain] = {
-  'tau': parameters.RATE,
-  'tau_end': parameters.FRACTION,
-  'target_period': parameters.WHOLE,
-  'target_period_end': parameters.WHOLE,
-  'target_schedule_steps': parameters.WHOLE,
-  'target_sync_period': parameters.WHOLE,
-  'target_count': parameters.WHOLE,
-  'target_paths': Domain(bool, 'such as torso:soft+head:hard'),
-  'twin_weight': parameters.NOT_NEGATIVE,
-  'projection_radius': parameters.POSITIVE,
-  'ridge': parameters.NOT_NEGATIVE,
+# What rules may take. Periods are in gradient steps.
+PARAMETERS: dict[str, Parameter] = {
+  'tau': Parameter(parameters.RATE, 'Weight on the online parameters'),
+  'tau_end': Parameter(
+    parameters.FRACTION, 'Weight on the online parameters at the end'
+  ),
+  'target_period': Parameter(
+    parameters.WHOLE, 'From one target update to the next', int
+  ),
+  'target_period_end': Parameter(
+    parameters.WHOLE, 'From one target update to the next at the end', int
+  ),
+  'target_schedule_steps': Parameter(
+    parameters.WHOLE, 'Gradient steps that the change of a rate lasts', int
+  ),
+  'target_sync_period': Parameter(
+    parameters.WHOLE, 'From one copy of the inner twins to the next', int
+  ),
+  'target_count': Parameter(
+    parameters.WHOLE, 'Number of copies, networks or heads', int, traced=False
+  ),
+  'target_paths': Parameter(
+    Domain(bool, 'such as torso:soft+head:hard'),
+    'A rule for each part of the network, by a pattern that is found in the '
+    'paths of its parameters: torso:soft+head:hard',
+    str,
+    traced=False,
+  ),
+  'twin_weight': Parameter(
+    parameters.NOT_NEGATIVE,
+    'How strongly values (functional) or parameters (proximal) are tied to the '
+    'twin',
+  ),
+  'projection_radius': Parameter(
+    parameters.POSITIVE, "Radius of the ball that holds the twin's parameters"
+  ),
+  'ridge': Parameter(
+    parameters.NOT_NEGATIVE, 'Weight of the ridge penalty in the loss'
+  ),
 }
 
 # Rules that only move parameters, and hence may be a part of `by_path`.
@@ -979,6 +1004,36 @@ PARTS = (
   'frozen',
   'self',
 )
+
+
+def register(
+  name: str,
+  make: Callable[..., Twin],
+  summary: str,
+  *,
+  period: int | None = None,
+  **new: Parameter,
+) -> None:
+  """Adds a rule to `RULES`.
+
+  Launchers offer it as --target_update=NAME, with a flag for each parameter
+  that it brings.
+
+  Args:
+    name: of the rule.
+    make: builds it. Its arguments are parameters: those of `PARAMETERS`, and
+      its own.
+    summary: what it does, for a help text.
+    period: gradient steps from one application to the next, 1 for a rule that
+      moves at every gradient step; None where users choose the period.
+    **new: its own parameters by name.
+
+  Raises:
+    ValueError: the name is taken, or a parameter is not described.
+  """
+  takes = parameters.taken_by(make)
+  parameters.add('target_update', name, RULES, takes, PARAMETERS, new)
+  RULES[name] = Rule(make, takes, period, summary)
 
 
 def takes(name: str, target_paths: str | None = None) -> tuple[str, ...]:

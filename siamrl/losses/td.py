@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from siamrl import parameters
-from siamrl.parameters import Domain, check_name
+from siamrl.parameters import Parameter, check_name
 
 
 def value_of(q_values: chex.Array, action: chex.Numeric) -> chex.Array:
@@ -243,14 +243,55 @@ TARGETS: dict[str, TargetForm] = {
 }
 
 
-# What forms of targets may take, and what each may be. All may be traced.
-TARGET_PARAMETERS: dict[str, Domain] = {
-  'mellowmax_omega': parameters.POSITIVE,
-  'expected_epsilon': parameters.FRACTION,
-  'soft_temperature': parameters.POSITIVE,
-  'munchausen_alpha': parameters.FRACTION,
-  'munchausen_clip': parameters.NOT_POSITIVE,
+# What forms of targets may take.
+TARGET_PARAMETERS: dict[str, Parameter] = {
+  'mellowmax_omega': Parameter(
+    parameters.POSITIVE, 'Sharpness of the smooth maximum, per unit of value'
+  ),
+  'expected_epsilon': Parameter(
+    parameters.FRACTION, 'Chance of a random action in the expected value'
+  ),
+  'soft_temperature': Parameter(
+    parameters.POSITIVE, 'Temperature of the softmax policy, in units of value'
+  ),
+  'munchausen_alpha': Parameter(
+    parameters.FRACTION, 'Weight of the log-probability of the action taken'
+  ),
+  'munchausen_clip': Parameter(
+    parameters.NOT_POSITIVE,
+    'Least value of the temperature times the log-probability',
+  ),
 }
+
+
+def register(
+  name: str,
+  target: Callable[..., chex.Array],
+  summary: str,
+  *,
+  networks: int = 1,
+  **new: Parameter,
+) -> None:
+  """Adds a form of targets to `TARGETS`.
+
+  Launchers of discrete actions offer it as --target_form=NAME, with a flag for
+  each parameter that it brings.
+
+  Args:
+    name: of the form.
+    target: (inputs, **parameters) -> the target [] of one transition, see
+      `TargetInputs`. The arguments after the first are parameters: those of
+      `TARGET_PARAMETERS`, and its own.
+    summary: what it is made of, for a help text.
+    networks: how many networks learn from it, each with a twin.
+    **new: its own parameters by name.
+
+  Raises:
+    ValueError: the name is taken, or a parameter is not described.
+  """
+  takes = parameters.taken_by(target, skip=1)
+  parameters.add('target_form', name, TARGETS, takes, TARGET_PARAMETERS, new)
+  TARGETS[name] = TargetForm(target, takes, summary, networks)
 
 
 def make_target(name: str, **given: Any) -> Target:

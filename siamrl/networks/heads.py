@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from siamrl.networks.activations import rectified, sow_features
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.torsos import Dense
+from siamrl.parameters import FieldError
 
 
 class Head(nn.Module):
@@ -90,3 +91,21 @@ HEADS: dict[str, type[Head]] = {
   'shared_bias': SharedBiasHead,
   'dueling': DuelingHead,
 }
+
+
+def register(name: str, head: type[Head]) -> None:
+  """Adds a head to `HEADS`, which launchers offer as --head=NAME.
+
+  Its last layer must be named `last`, or begin so, for rules that treat it
+  apart.
+
+  Args:
+    name: of the head.
+    head: its class; takes the fields of `Head`.
+
+  Raises:
+    FieldError: the name is taken.
+  """
+  if name in HEADS:
+    raise FieldError('head', name, 'is taken')
+  HEADS[name] = head
