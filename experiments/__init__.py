@@ -5,6 +5,6 @@ from siamrl.report import streams
 # Before any other module opens a file.
 streams.hold_descriptors()
 
-from experiments import startup  # noqa: E402
+from experiments.config import startup  # noqa: E402
 
 startup.begin()

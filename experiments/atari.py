@@ -28,21 +28,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import (
-  latent_options,
-  options,
-  panel_options,
-  target_options,
-  twin_options,
+from experiments.config import (
+  latent as latent_options,
+  learning as options,
+  panel as panel_options,
+  targets as target_options,
+  twin as twin_options,
 )
-from experiments.engines import (
-  devices,
-  folders,
-  host as host_engine,
-  memory,
-  running,
-)
-from experiments.flags import (
+from experiments.config.declaring import (
   FRACTION,
   INT64,
   NOT_NEGATIVE,
@@ -55,9 +48,16 @@ from experiments.flags import (
   option,
   path_option,
   refuse,
-  run,
-  say_idle,
   usage_errors,
+)
+from experiments.config.executing import run
+from experiments.config.reading import say_idle
+from experiments.engines import (
+  devices,
+  folders,
+  host as host_engine,
+  memory,
+  running,
 )
 from siamrl import augment, diagnostics, learner, schedule
 from siamrl.agents import latent

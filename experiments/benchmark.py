@@ -31,10 +31,11 @@ import tempfile
 import time
 from typing import Any
 
-from experiments import atari, family_benchmarks, flags, scan_benchmarks
+from experiments import atari, family_benchmarks, scan_benchmarks
+from experiments.config import declaring, executing, reading
+from experiments.config.declaring import POSITIVE, option
 from experiments.engines import devices
-from experiments.flags import POSITIVE, option
-from experiments.startup import PLATFORMS
+from experiments.config.startup import PLATFORMS
 
 _ON_ONE_CORE = (
   'minatar_scan',
@@ -53,7 +54,7 @@ class BenchmarkConfig:
   benchmark: str = option(
     'learn_step',
     'What to time',
-    flags.one_of(
+    declaring.one_of(
       (
         'learn_step',
         'atari_loop',
@@ -74,19 +75,19 @@ class BenchmarkConfig:
   steps: int = option(20, 'Gradient steps per round of learn_step.', POSITIVE)
   batch_size: int = option(32, 'Transitions per gradient step.', POSITIVE)
   padding: str = option(
-    'VALID', 'Padding of the convolutions', flags.one_of(('VALID', 'SAME'))
+    'VALID', 'Padding of the convolutions', declaring.one_of(('VALID', 'SAME'))
   )
   seeds: int = option(1, 'Runs of cartpole_scan.', POSITIVE)
   num_envs: int = option(
     1, 'Emulators of atari_loop and replay', POSITIVE, most=1_024
   )
   acting: str = option(
-    'exact', 'Mode of atari_loop', flags.one_of(('exact', 'overlapped'))
+    'exact', 'Mode of atari_loop', declaring.one_of(('exact', 'overlapped'))
   )
   platform: str | None = option(
     None,
     'Device; the best that JAX finds if not given',
-    flags.one_of(PLATFORMS),
+    declaring.one_of(PLATFORMS),
   )
 
 
@@ -253,7 +254,7 @@ def atari_loop(config: BenchmarkConfig) -> dict[str, Any]:
   from siamrl.runners import host
 
   block = 1_000
-  options = flags.from_arguments(
+  options = reading.from_arguments(
     atari.AtariConfig,
     '--flagfile=experiments/flagfiles/cleanrl_dqn_atari.flags',
     f'--num_envs={config.num_envs}',
@@ -363,8 +364,8 @@ def _first_gradient_step_s(folder: str, platform: str | None) -> float:
       for line in process.stderr:
         if 'first gradient step' in line:
           return time.perf_counter() - begun
-  raise flags.RunError('the run ended before its first gradient step')
+  raise declaring.RunError('the run ended before its first gradient step')
 
 
 if __name__ == '__main__':
-  flags.run(BenchmarkConfig, __doc__, main)
+  executing.run(BenchmarkConfig, __doc__, main)

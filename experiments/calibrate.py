@@ -30,13 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.flags import (
-  NOT_NEGATIVE,
-  POSITIVE,
-  Bound,
-  option,
-  run,
-)
+from experiments.config.declaring import Bound, NOT_NEGATIVE, POSITIVE, option
+from experiments.config.executing import run
 from siamrl.report import statistics
 
 _LEVEL = 0.95

@@ -23,13 +23,8 @@ from typing import Any
 
 from experiments import compiled, environments
 from experiments.collecting import Task
-from experiments.flags import (
-  UsageError,
-  group,
-  option,
-  run_sweep,
-  sizes,
-)
+from experiments.config.declaring import UsageError, group, option, sizes
+from experiments.config.executing import run_sweep
 from siamrl.envs.registry import discrete
 from siamrl.networks.q_network import QNetwork, mlp_network
 

@@ -1,4 +1,4 @@
-"""What the launchers of compiled runs that act share: options, speeds, checks.
+"""What the launchers of compiled runs that act share.
 
 They collect with environments that are JAX functions and learn from a replay on
 the device; `runners.scan` runs them.
@@ -8,88 +8,12 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-from experiments import options, panel_options, sweep_options, twin_options
-from experiments.flags import (
-  INT64,
-  FRACTION,
-  NOT_NEGATIVE,
-  POSITIVE,
-  group,
-  option,
-  refuse,
-  usage_errors,
-)
-from siamrl import schedule
+from experiments.config.collecting import CollectOptions, make_schedule
 from siamrl.augment import Augmentation
 from siamrl.envs.tabular import TabularMDP
-from siamrl.learner import TwinSpec
 from siamrl.replay.device import DeviceReplay
 from siamrl.runners import scan
-from siamrl.types import JaxEnvironment, Schedule
-
-
-@dataclasses.dataclass(frozen=True)
-class CollectOptions(
-  panel_options.PanelOptions,
-  twin_options.TwinOptions,
-  sweep_options.SweepOptions,
-):
-  """The options; a family adds its own, a launcher its environment."""
-
-  target_period: int = twin_options.default('target_period', 500)
-
-  _length: Any = group('How long they are')
-  env_steps: int = option(
-    500_000, 'Env steps of each run.', POSITIVE, single=True
-  )
-  iteration_env_steps: int = option(
-    10_000,
-    'Env steps from one row of metrics.csv, and evaluation, to the next.',
-    POSITIVE,
-    single=True,
-  )
-
-  _collecting: Any = group('Collecting and learning')
-  num_envs: int = option(
-    10,
-    'Environments stepped at once by each run; must divide --train_period or '
-    'be a multiple of it.',
-    POSITIVE,
-  )
-  discount: float = options.discount()
-  n_step: int = options.n_step()
-  reward_scale: float = options.reward_scale()
-  reward_clip: float = options.reward_clip(0.0)
-  batch_size: int = options.batch_size(128)
-  train_period: int = options.train_period(10)
-  train_steps: int = options.train_steps()
-  min_replay: int = options.min_replay(10_000)
-  replay_capacity: int = option(
-    10_000,
-    'Transitions, of each run.',
-    POSITIVE,
-    most=INT64,  # the memory ends sooner
-  )
-
-  _evaluation: Any = group('Evaluation, after each iteration')
-  eval_episodes: int = option(
-    0, 'Episodes to play; 0 for no evaluation.', NOT_NEGATIVE, single=True
-  )
-  eval_epsilon: float = option(
-    0.0, 'Chance of a random action.', FRACTION, single=True
-  )
-  eval_episode_env_steps: int = option(
-    10_000,
-    'Env steps after which an episode is cut.',
-    POSITIVE,
-    single=True,
-  )
-
-
-def default(name: str, value: Any) -> Any:
-  """The field of a subclass whose option has another default."""
-  inherited = CollectOptions.__dataclass_fields__[name]
-  return dataclasses.field(default=value, metadata=inherited.metadata)
+from siamrl.types import JaxEnvironment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,113 +37,6 @@ class Task:
   process: TabularMDP | None = None
   eval_environment: JaxEnvironment | None = None
   augment: Augmentation | None = None
-
-
-def meaningless(config: CollectOptions) -> list[str]:
-  """Options that mean nothing without evaluations or without the panel."""
-  dropped = panel_options.meaningless(config)
-  if not config.eval_episodes:
-    dropped += ['eval_epsilon', 'eval_episode_env_steps']
-  return dropped
-
-
-def check(config: CollectOptions) -> None:
-  """Raises UsageError for options that do not go together."""
-  with usage_errors():
-    schedule.make_schedule(config.num_envs, config.train_period)
-    twin_spec(config)
-  collect = max(config.num_envs, config.train_period)
-  if config.iteration_env_steps % collect:
-    refuse(
-      config,
-      'iteration_env_steps',
-      f'be a multiple of {collect}, the larger of --num_envs and '
-      '--train_period',
-    )
-  if config.env_steps % config.iteration_env_steps:
-    refuse(
-      config,
-      'env_steps',
-      f'be a multiple of --iteration_env_steps={config.iteration_env_steps}',
-    )
-  options.check_learns(
-    config,
-    length='env_steps',
-    env_steps=config.env_steps,
-    round_env_steps=collect,
-    gradient_steps=speeds(config).gradient_steps_of(config.env_steps),
-  )
-
-
-def check_replay(config: CollectOptions) -> None:
-  """Raises UsageError for a replay that cannot be, or not be looked at."""
-  with usage_errors():
-    panel_options.check(
-      config,
-      iteration_env_steps=config.iteration_env_steps,
-      capacity=config.replay_capacity,
-      unready=config.n_step * config.num_envs,
-    )
-  # Before the first gradient step, n transitions of each environment are not
-  # yet whole.
-  needed = config.batch_size + config.num_envs * config.n_step
-  if config.min_replay < needed:
-    refuse(
-      config,
-      'min_replay',
-      f'be at least {needed}: --batch_size={config.batch_size}, and '
-      f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
-    )
-  if config.replay_capacity < config.batch_size:
-    refuse(
-      config,
-      'replay_capacity',
-      f'be at least --batch_size={config.batch_size}',
-    )
-  if config.replay_capacity % config.num_envs:
-    refuse(
-      config,
-      'replay_capacity',
-      f'be a multiple of --num_envs={config.num_envs}',
-    )
-  if config.replay_capacity >= 2**30:
-    refuse(config, 'replay_capacity', f'be below {2**30}')
-
-
-def speeds(config: CollectOptions) -> twin_options.Speeds:
-  """What converts periods; a frame is an env step."""
-  return twin_options.Speeds(
-    config.target_period_unit,
-    config.train_period,
-    frames_per_env_step=1,
-    train_steps=config.train_steps,
-  )
-
-
-def make_schedule(config: CollectOptions) -> Schedule:
-  """Speeds of collecting and learning."""
-  return schedule.make_schedule(
-    config.num_envs, config.train_period, train_steps=config.train_steps
-  )
-
-
-def twin_spec(config: CollectOptions) -> TwinSpec:
-  """The twin that the options describe, in gradient steps."""
-  return twin_options.make_spec(
-    config, speeds(config), gradient_steps(config), config.min_replay
-  )
-
-
-def gradient_steps(config: CollectOptions) -> int:
-  """Those of the whole run, but at least one."""
-  return max(
-    1, speeds(config).gradient_steps_of(config.env_steps - config.min_replay)
-  )
-
-
-def iterations(config: CollectOptions) -> int:
-  """Those of the whole run."""
-  return config.env_steps // config.iteration_env_steps
 
 
 def make_config(config: CollectOptions) -> scan.ScanConfig:

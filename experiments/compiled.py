@@ -13,24 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import (
-  collecting,
-  latent_options,
-  options,
-  panel_options,
-  target_options,
-  twin_options,
+from experiments import collecting
+from experiments.collecting import Task
+from experiments.config import (
+  collecting as collect_options,
+  latent as latent_options,
+  learning as options,
+  panel as panel_options,
+  targets as target_options,
+  twin as twin_options,
 )
-from experiments.engines import compiled as compiled_engine, sweeps
-from experiments.collecting import (
-  Task,
-  gradient_steps,
-  make_schedule,
-  speeds,
-)
-from experiments.flags import (
+from experiments.config.collecting import gradient_steps, make_schedule, speeds
+from experiments.config.declaring import (
   FRACTION,
-  Sweep,
   choice,
   group,
   one_of,
@@ -38,6 +33,8 @@ from experiments.flags import (
   refuse,
   usage_errors,
 )
+from experiments.config.reading import Sweep
+from experiments.engines import compiled as compiled_engine, sweeps
 from siamrl import learner, rewards, schedule
 from siamrl.agents import latent, q
 from siamrl.envs.tabular import optimal_probe
@@ -80,7 +77,7 @@ _NO_WHOLE_TARGETS = ('residual', 'chain', 'iterated_heads')
 class CompiledConfig(
   latent_options.LatentOptions,
   target_options.TargetOptions,
-  collecting.CollectOptions,
+  collect_options.CollectOptions,
 ):
   """The options; a launcher adds its environment, and defaults of its own."""
 
@@ -151,7 +148,7 @@ def drop(config: CompiledConfig) -> list[str]:
     return [
       *dropped,
       *options.meaningless(config),
-      *collecting.meaningless(config),
+      *collect_options.meaningless(config),
       *twin_options.meaningless(config),
       *target_options.meaningless(config),
       *latent_options.meaningless(config),
@@ -160,7 +157,7 @@ def drop(config: CompiledConfig) -> list[str]:
 
 def check(config: CompiledConfig) -> None:
   """Raises UsageError for options that do not go together."""
-  collecting.check(config)
+  collect_options.check(config)
   with usage_errors():
     target_options.parameters(config)
     latent_options.check(config)
@@ -171,7 +168,7 @@ def check(config: CompiledConfig) -> None:
     return
   if config.q_lambda:
     refuse(config, 'q_lambda', 'go with --replay=none')
-  collecting.check_replay(config)
+  collect_options.check_replay(config)
 
 
 def _check_rollout(config: CompiledConfig) -> None:
@@ -214,7 +211,7 @@ def _check_rollout(config: CompiledConfig) -> None:
 def settings_of(config: CompiledConfig) -> dict[str, Any]:
   """The numbers of a run that may be traced; its key is beside them."""
   settings = twin_options.settings_of(
-    collecting.twin_spec(config)
+    collect_options.twin_spec(config)
   ) | options.as_arrays(
     target_options.parameters(config), target_options.TRACED
   )
@@ -277,7 +274,7 @@ def make_setup(
     else None,
     max_gradient_norm=config.max_gradient_norm or None,
   )
-  twin = twin_options.traced(collecting.twin_spec(config), settings)
+  twin = twin_options.traced(collect_options.twin_spec(config), settings)
   learner_ = learner.make_learner(base, optimizer, twin.make())
   returns = None
   if config.replay == 'none':
@@ -350,7 +347,7 @@ FAMILY = sweeps.Family(
   check=check,
   settings=lambda config, task: settings_of(config) | _optimal(config, task),
   make_loop=make_loop,
-  iterations=collecting.iterations,
+  iterations=collect_options.iterations,
   choosers={
     'target_update': twin_options.OF_RULES,
     'target_form': tuple(td.TARGET_PARAMETERS),

@@ -32,17 +32,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import (
-  collecting,
-  control_host,
-  control_options,
-  environments,
-  twin_options,
-)
+from experiments import collecting, control_host, control_options, environments
 from experiments.collecting import Task
+from experiments.config import (
+  collecting as collect_options,
+  twin as twin_options,
+)
+from experiments.config.declaring import UsageError, refuse
+from experiments.config.executing import run_sweep
+from experiments.config.reading import Sweep
 from experiments.control_options import ControlConfig, drop
 from experiments.engines import sweeps
-from experiments.flags import Sweep, UsageError, refuse, run_sweep
 from siamrl.runners import scan
 from siamrl.types import JaxEnvironment
 
@@ -94,7 +94,7 @@ def make_setup(
     settings: the traced options, as `control_options.settings_of` has them.
   """
   environment = task.environment
-  twin = twin_options.traced(collecting.twin_spec(config), settings)
+  twin = twin_options.traced(collect_options.twin_spec(config), settings)
   learner = control_options.make_learner(
     config,
     twin,
@@ -134,7 +134,7 @@ FAMILY = sweeps.Family(
   check=control_options.check,
   settings=lambda config, task: control_options.settings_of(config),
   make_loop=make_loop,
-  iterations=collecting.iterations,
+  iterations=collect_options.iterations,
 )
 
 

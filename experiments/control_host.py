@@ -11,23 +11,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import collecting, control_options, twin_options
+from experiments import control_options
+from experiments.config import (
+  collecting as collect_options,
+  twin as twin_options,
+)
+from experiments.config.declaring import (
+  RunError,
+  UsageError,
+  refuse,
+  usage_errors,
+)
+from experiments.config.reading import Sweep, check_lists, say_idle
+from experiments.control_options import ControlConfig
 from experiments.engines import (
   devices,
   folders,
   host as host_engine,
   memory,
   running,
-)
-from experiments.control_options import ControlConfig
-from experiments.flags import (
-  RunError,
-  Sweep,
-  UsageError,
-  check_lists,
-  refuse,
-  say_idle,
-  usage_errors,
 )
 from siamrl.envs import ale, gym, registry
 from siamrl.envs.errors import BrokenEnvironmentError
@@ -276,7 +278,7 @@ def _nbytes(
   environments: GymnasiumEnvironments, config: ControlConfig
 ) -> float:
   """About how many bytes a run takes."""
-  speeds = collecting.make_schedule(config)
+  speeds = collect_options.make_schedule(config)
   learner = _make_learner(config, environments)
   obs_shape = (environments.stack, *environments.frame_shape)
   batch = host.batch_shape(
@@ -322,7 +324,7 @@ def _make_learner(
 
 def _twin_spec(config: ControlConfig) -> TwinSpec:
   """The twin, its rates as compiled runs have them."""
-  spec = collecting.twin_spec(config)
+  spec = collect_options.twin_spec(config)
   numbers = twin_options.settings_of(spec)
   return twin_options.traced(
     spec, numbers | {'sync': spec.sync, 'sync_offset': spec.offset}
@@ -342,7 +344,7 @@ def build(
   Raises:
     ValueError: options that do not go together.
   """
-  speeds = collecting.make_schedule(config)
+  speeds = collect_options.make_schedule(config)
   if config.shadows and speeds.regress > 1:
     refuse(
       config,

@@ -10,8 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import collecting, options, panel_options, twin_options
-from experiments.flags import (
+from experiments.config import (
+  collecting as collect_options,
+  learning as options,
+  panel as panel_options,
+  twin as twin_options,
+)
+from experiments.config.declaring import (
   NOT_NEGATIVE,
   POSITIVE,
   RATE,
@@ -57,7 +62,7 @@ TRACED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ControlConfig(collecting.CollectOptions):
+class ControlConfig(collect_options.CollectOptions):
   """The options; their defaults are those of TD3's authors' code today."""
 
   target_update: str = twin_options.default('target_update', 'periodic_soft')
@@ -66,14 +71,16 @@ class ControlConfig(collecting.CollectOptions):
     'target_period_unit', 'gradient_steps'
   )
   tau: float | None = twin_options.default_where_taken('tau', 0.005)
-  env_steps: int = collecting.default('env_steps', 1_000_000)
-  iteration_env_steps: int = collecting.default('iteration_env_steps', 5_000)
-  num_envs: int = collecting.default('num_envs', 1)
-  batch_size: int = collecting.default('batch_size', 256)
-  train_period: int = collecting.default('train_period', 1)
-  min_replay: int = collecting.default('min_replay', 25_000)
-  replay_capacity: int = collecting.default('replay_capacity', 1_000_000)
-  eval_episodes: int = collecting.default('eval_episodes', 10)
+  env_steps: int = collect_options.default('env_steps', 1_000_000)
+  iteration_env_steps: int = collect_options.default(
+    'iteration_env_steps', 5_000
+  )
+  num_envs: int = collect_options.default('num_envs', 1)
+  batch_size: int = collect_options.default('batch_size', 256)
+  train_period: int = collect_options.default('train_period', 1)
+  min_replay: int = collect_options.default('min_replay', 25_000)
+  replay_capacity: int = collect_options.default('replay_capacity', 1_000_000)
+  eval_episodes: int = collect_options.default('eval_episodes', 10)
   eval_episode_env_steps: int = option(
     10_000,
     'Env steps after which an episode is cut; of environments on the host, '
@@ -82,7 +89,7 @@ class ControlConfig(collecting.CollectOptions):
     single=True,
   )
   # Rewards here are of any size.
-  reward_bound: float | None = collecting.default(  # type: ignore[assignment]
+  reward_bound: float | None = collect_options.default(  # type: ignore[assignment]
     'reward_bound', None
   )
 
@@ -268,15 +275,15 @@ def drop(config: ControlConfig) -> list[str]:
   with usage_errors():  # paths that cannot be read
     return [
       *dropped,
-      *collecting.meaningless(config),
+      *collect_options.meaningless(config),
       *twin_options.meaningless(config),
     ]
 
 
 def check(config: ControlConfig) -> None:
   """Raises UsageError for options that do not go together."""
-  collecting.check(config)
-  collecting.check_replay(config)
+  collect_options.check(config)
+  collect_options.check_replay(config)
   for name in _BUILT + _OF_RANDOM_ACTORS:
     given = getattr(config, name) != getattr(ControlConfig, name)
     readers = _readers(name)
@@ -308,7 +315,7 @@ def check(config: ControlConfig) -> None:
 def settings_of(config: ControlConfig) -> dict[str, Any]:
   """The numbers of a run that may be traced; its key is beside them."""
   settings = twin_options.settings_of(
-    collecting.twin_spec(config)
+    collect_options.twin_spec(config)
   ) | options.as_arrays(agent_options(config), _OF_AGENTS)
   others = [name for name in TRACED if name not in settings]
   return settings | options.as_arrays(vars(config), others)
@@ -434,7 +441,9 @@ def make_panel(
   return panel_options.make_panel(
     config,
     learner_,
-    age=lambda: twin_options.mean_age(config, collecting.speeds(config), twin),
+    age=lambda: twin_options.mean_age(
+      config, collect_options.speeds(config), twin
+    ),
     discount=discount,
   )
 

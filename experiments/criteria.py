@@ -59,15 +59,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.flags import (
+from experiments.config.declaring import (
   RunError,
   UsageError,
   group,
   one_of,
   option,
   path_option,
-  run,
 )
+from experiments.config.executing import run
 from siamrl.report import statistics
 from siamrl.report.metrics import (
   RUN_COLUMN,

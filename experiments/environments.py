@@ -3,7 +3,7 @@
 import functools
 from typing import NamedTuple
 
-from experiments.flags import RunError, UsageError
+from experiments.config.declaring import RunError, UsageError
 from siamrl.envs.contract import check_jax_environment
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.envs.registry import (

@@ -9,7 +9,8 @@ import statistics
 import time
 from typing import Any
 
-from experiments import flags, scan_benchmarks
+from experiments import scan_benchmarks
+from experiments.config import reading
 
 _FOLDER = 'experiments/flagfiles'
 
@@ -116,7 +117,7 @@ def control_loop(rounds: int) -> dict[str, Any]:
 
   block, first = 500, 1_000
   env_steps = first + (rounds + 2) * block
-  config = flags.from_arguments(
+  config = reading.from_arguments(
     ControlConfig,
     '--environment=HalfCheetah-v5',
     '--agent=sac',
@@ -174,7 +175,7 @@ def siamese_step(rounds: int) -> dict[str, Any]:
   from experiments import siamese
   from experiments.engines import compiled as compiled_engine, sweeps
 
-  sweep = flags.sweep_from_arguments(
+  sweep = reading.sweep_from_arguments(
     siamese.SiameseConfig,
     '--images=digits',
     '--iteration_epochs=10',

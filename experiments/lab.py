@@ -54,30 +54,33 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from experiments import lab_figures, startup, twin_options
-from experiments.engines import devices, folders, running
-from experiments.flags import (
+from experiments import lab_figures
+from experiments.config import startup, twin as twin_options
+from experiments.config.declaring import (
+  Bound,
   FRACTION,
   POSITIVE,
-  UINT32,
-  Bound,
   RunError,
-  Sweep,
+  UINT32,
   UsageError,
-  as_flags,
-  as_json,
-  check_lists,
-  check_read,
   choice,
   group,
   one_of,
   option,
   path_option,
   refuse,
-  run_sweep,
-  say_idle,
   usage_errors,
 )
+from experiments.config.executing import run_sweep
+from experiments.config.reading import (
+  Sweep,
+  as_flags,
+  as_json,
+  check_lists,
+  check_read,
+  say_idle,
+)
+from experiments.engines import devices, folders, running
 from siamrl import self_prediction, stability, twins
 from siamrl.envs import linear
 from siamrl.learner import TwinSpec

@@ -21,9 +21,10 @@ import dataclasses
 import functools
 from typing import Any
 
-from experiments import compiled, options, twin_options
+from experiments import compiled
 from experiments.collecting import Task
-from experiments.flags import (
+from experiments.config import learning as options, twin as twin_options
+from experiments.config.declaring import (
   NOT_NEGATIVE,
   RunError,
   UsageError,
@@ -31,8 +32,8 @@ from experiments.flags import (
   group,
   one_of,
   option,
-  run_sweep,
 )
+from experiments.config.executing import run_sweep
 from siamrl import augment
 from siamrl.envs.minatar import PRESETS, make_minatar, resolve_minatar
 from siamrl.networks.q_network import QNetwork, minatar_network

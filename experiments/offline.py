@@ -37,16 +37,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import offline_data, options, target_options, twin_options
-from experiments.engines import (
-  devices,
-  folders,
-  memory,
-  offline as offline_engine,
-  running,
+from experiments import offline_data
+from experiments.config import (
+  learning as options,
+  targets as target_options,
+  twin as twin_options,
 )
-from experiments.environments import Task, make_task
-from experiments.flags import (
+from experiments.config.declaring import (
   INT64,
   NOT_NEGATIVE,
   POSITIVE,
@@ -55,11 +52,19 @@ from experiments.flags import (
   option,
   path_option,
   refuse,
-  run,
-  say_idle,
   sizes,
   usage_errors,
 )
+from experiments.config.executing import run
+from experiments.config.reading import say_idle
+from experiments.engines import (
+  devices,
+  folders,
+  memory,
+  offline as offline_engine,
+  running,
+)
+from experiments.environments import Task, make_task
 from siamrl import diagnostics, learner, twins
 from siamrl.envs import car_on_hill, tabular
 from siamrl.learner import Learner, TwinSpec

@@ -8,10 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import options
-from experiments.engines import devices, folders, memory
-from experiments.environments import Task
-from experiments.flags import (
+from experiments.config import learning as options
+from experiments.config.declaring import (
   INT64,
   POSITIVE,
   RunError,
@@ -22,6 +20,8 @@ from experiments.flags import (
   path_option,
   refuse,
 )
+from experiments.engines import devices, folders, memory
+from experiments.environments import Task
 from siamrl import rewards
 from siamrl.envs import car_on_hill, tabular
 from siamrl.envs.registry import PROCESSES, discrete

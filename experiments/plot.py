@@ -54,16 +54,17 @@ import warnings
 
 import numpy as np
 
-from experiments import flag_files, lab_figures, run_figures, sweep_figures
-from experiments.flags import (
+from experiments import lab_figures, run_figures, sweep_figures
+from experiments.config import flag_files
+from experiments.config.declaring import (
   POSITIVE,
   RunError,
   UsageError,
   one_of,
   option,
   path_option,
-  run,
 )
+from experiments.config.executing import run
 from experiments.run_figures import Source
 from siamrl.report import panel
 from siamrl.report.arrangement import MOST_LINES

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.config.declaring import RunError, UsageError
 from experiments.engines import folders
-from experiments.flags import RunError, UsageError
 from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,

@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 from experiments import collecting, compiled
+from experiments.config.reading import sweep_from_arguments
 from experiments.engines import compiled as compiled_engine, devices, sweeps
-from experiments.flags import sweep_from_arguments
 
 _FOLDER = 'experiments/flagfiles'
 

@@ -34,15 +34,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import options, sweep_options, twin_options
-from experiments.engines import sweeps
-from experiments.flags import (
+from experiments.config import learning as options, runs, twin as twin_options
+from experiments.config.declaring import (
+  Bound,
   DECAY,
   NOT_NEGATIVE,
   POSITIVE,
-  Bound,
   RunError,
-  Sweep,
   UsageError,
   choice,
   group,
@@ -50,9 +48,11 @@ from experiments.flags import (
   option,
   path_option,
   refuse,
-  run_sweep,
   usage_errors,
 )
+from experiments.config.executing import run_sweep
+from experiments.config.reading import Sweep
+from experiments.engines import sweeps
 from siamrl import collapse, diagnostics, images, learner, probing
 from siamrl.agents import siamese
 from siamrl.augment import AUGMENTATIONS
@@ -95,7 +95,7 @@ _PART = Bound(lambda x: 0 < x < 1, 'in (0, 1)')
 
 
 @dataclasses.dataclass(frozen=True)
-class SiameseConfig(twin_options.TwinOptions, sweep_options.SweepOptions):
+class SiameseConfig(twin_options.TwinOptions, runs.SweepOptions):
   """The options; their defaults are SimSiam's, small."""
 
   target_update: str = twin_options.default('target_update', 'self')

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
+from experiments.config.declaring import RunError
 from experiments.engines import devices, folders, memory, processes, running
-from experiments.flags import RunError
 from experiments.engines.folders import (
   checkpoint_errors,
   edited_errors,

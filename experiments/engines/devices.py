@@ -14,8 +14,8 @@ import zlib
 from absl import logging
 import jax
 
-from experiments import startup
-from experiments.flags import RunError, UsageError
+from experiments.config import startup
+from experiments.config.declaring import RunError, UsageError
 from siamrl.memory import memory_bytes as memory_bytes
 
 

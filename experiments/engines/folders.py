@@ -7,13 +7,8 @@ import os
 import sys
 from typing import Any
 
-from experiments.flags import (
-  RunError,
-  UsageError,
-  as_flags,
-  as_json,
-  usage_errors,
-)
+from experiments.config.declaring import RunError, UsageError, usage_errors
+from experiments.config.reading import as_flags, as_json
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.report.checkpoint import (
   CheckpointError,

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import jax
 
+from experiments.config.declaring import RunError
 from experiments.engines import devices, folders, running
-from experiments.flags import RunError
 from siamrl.replay.host import HostReplay
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter

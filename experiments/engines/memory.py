@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import Literal
 import numpy as np
 
-from experiments.flags import UsageError, counts, refuse
+from experiments.config.declaring import UsageError, counts, refuse
 from siamrl.types import Schedule
 
 

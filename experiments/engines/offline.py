@@ -9,8 +9,8 @@ import zlib
 import jax
 import numpy as np
 
+from experiments.config.declaring import RunError
 from experiments.engines import devices, folders, running
-from experiments.flags import RunError
 from siamrl.replay.dataset import Dataset
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import MetricsWriter

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from experiments.flags import RunError
+from experiments.config.declaring import RunError
 
 _POLL_S = 0.2
 # What the first processes to end wait for the last at most.

@@ -16,7 +16,18 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import sweep_figures, twin_options
+from experiments import sweep_figures
+from experiments.config import twin as twin_options
+from experiments.config.declaring import UsageError, refuse, usage_errors
+from experiments.config.reading import (
+  Sweep,
+  as_flags,
+  as_json,
+  check_lists,
+  check_read,
+  say_idle,
+)
+from experiments.config.runs import SweepOptions
 from experiments.engines import (
   compiled,
   devices,
@@ -25,18 +36,6 @@ from experiments.engines import (
   processes,
   running,
 )
-from experiments.flags import (
-  Sweep,
-  UsageError,
-  as_flags,
-  as_json,
-  check_lists,
-  check_read,
-  refuse,
-  say_idle,
-  usage_errors,
-)
-from experiments.sweep_options import SweepOptions
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 

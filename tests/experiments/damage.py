@@ -35,15 +35,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import (
-  classic,
-  control,
-  control_host,
-  flags,
-  lab,
-  offline,
-  siamese,
-)
+from experiments import classic, control, control_host, lab, offline, siamese
+from experiments.config import executing, reading
 from experiments.engines import (
   compiled as compiled_engine,
   devices,
@@ -198,8 +191,8 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
     options = compiled_engine.Options(
       run_dir=str(folder),
       overwrite=False,
-      flags=flags.as_flags(sweep),
-      config=flags.as_json(sweep) | {'derived': {'rows': 12}},
+      flags=reading.as_flags(sweep),
+      config=reading.as_json(sweep) | {'derived': {'rows': 12}},
       ignore=folders.WHERE,
       share='runs',
       vectorised=False,
@@ -236,7 +229,7 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
 
 
 def _make_offline() -> Kind:
-  config = flags.from_arguments(offline.OfflineConfig, *OFFLINE)
+  config = reading.from_arguments(offline.OfflineConfig, *OFFLINE)
   task = make_task(config.environment)
   options = offline.make_run(config, task, None)
   made: dict[Any, offline_engine.Parts] = {}
@@ -320,7 +313,7 @@ def _make_host() -> Kind:
 def _make_lab() -> Kind:
   def go_on(folder: pathlib.Path, most: float) -> None:
     del most  # it is over at once
-    sweep = flags.sweep_from_arguments(
+    sweep = reading.sweep_from_arguments(
       lab.LabConfig, *LAB, f'--run_dir={folder}', drop=lab.drop
     )
     with contextlib.redirect_stdout(sys.stderr):
@@ -506,7 +499,9 @@ def resume(kind: Kind, folder: pathlib.Path, log: pathlib.Path) -> int:
     before = signal.signal(signal.SIGALRM, _Alarm())
     signal.alarm(_LIMIT_S)
     try:
-      code = flags._execute(lambda: '', lambda: kind.go_on(folder, np.inf), ())
+      code = executing._execute(
+        lambda: '', lambda: kind.go_on(folder, np.inf), ()
+      )
     except _Hang:
       code = -2
     except _Known:

@@ -36,13 +36,13 @@ from experiments import (
   classic,
   control,
   criteria,
-  flags,
   lab,
   minatar,
   offline,
   plot,
   siamese,
 )
+from experiments.config import declaring, executing, reading
 from experiments.engines import (
   compiled as compiled_engine,
   devices,
@@ -119,7 +119,7 @@ class Launcher(NamedTuple):
 
 def _single(module: Any, cls: type, small: Sequence[str], **more: Any):
   def execute(arguments: Sequence[str]) -> int:
-    return flags.execute(cls, '', module.main, arguments, **more)
+    return executing.execute(cls, '', module.main, arguments, **more)
 
   return Launcher(cls, tuple(small), execute, lists=False)
 
@@ -172,7 +172,9 @@ def launchers(folder: pathlib.Path) -> dict[str, Launcher]:
   (run / 'metrics.csv').write_text(f'{columns}\n{rows}\n')
 
   def lab_execute(arguments: Sequence[str]) -> int:
-    return flags.execute_sweep(lab.LabConfig, '', lab.main, arguments, lab.drop)
+    return executing.execute_sweep(
+      lab.LabConfig, '', lab.main, arguments, lab.drop
+    )
 
   return {
     'atari': _single(atari, atari.AtariConfig, launching.SMALL),
@@ -229,7 +231,7 @@ class _Hang(BaseException):
 def draw(rng: random.Random, launcher: Launcher) -> tuple[str, ...]:
   """One or two odd flags."""
   count = rng.choice((1, 1, 2))
-  fields = rng.sample(flags._options(launcher.cls), count)
+  fields = rng.sample(declaring.options_of(launcher.cls), count)
   return tuple(_draw_flag(rng, *field, launcher.lists) for field in fields)
 
 
@@ -282,7 +284,7 @@ def changes(
   """
   if not all('=' in argument for argument in arguments):
     return  # the next argument is the value of such a flag
-  fields = {field.name: kind for field, kind in flags._options(cls)}
+  fields = {field.name: kind for field, kind in declaring.options_of(cls)}
   floats = np.finfo(getattr(cls, 'FLOATS', np.float32))
   for argument in arguments:
     name, _, text = argument.removeprefix('--').partition('=')
@@ -305,7 +307,7 @@ def changes(
 
 
 def _records(value: Any) -> list[Any]:
-  return list(value.configs) if isinstance(value, flags.Sweep) else [value]
+  return list(value.configs) if isinstance(value, reading.Sweep) else [value]
 
 
 @contextlib.contextmanager
@@ -381,7 +383,7 @@ def try_set(
       stack.enter_context(patch)
     for reader in ('from_arguments', 'sweep_from_arguments'):
       stack.enter_context(
-        mock.patch.object(flags, reader, record(getattr(flags, reader)))
+        mock.patch.object(reading, reader, record(getattr(reading, reader)))
       )
     stack.enter_context(contextlib.redirect_stdout(out))
     stack.enter_context(contextlib.redirect_stderr(err))

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import atari, compiled, flags, sweep_options
+from experiments import atari, compiled
+from experiments.config import executing, reading, runs
 from experiments.engines import compiled as compiled_engine, sweeps
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
@@ -113,9 +114,9 @@ def killed(*arguments: Any, sabotage: tuple[Any, ...], **options: Any) -> str:
   )
 
 
-def read_sweep(launcher: types.ModuleType, *arguments: Any) -> flags.Sweep:
+def read_sweep(launcher: types.ModuleType, *arguments: Any) -> reading.Sweep:
   """The sweep that a command line of a launcher asks for."""
-  return flags.sweep_from_arguments(
+  return reading.sweep_from_arguments(
     config_of(launcher), *map(str, arguments), drop=family_of(launcher).drop
   )
 
@@ -125,7 +126,7 @@ def config_of(launcher: types.ModuleType) -> type:
   (config,) = (
     value
     for value in vars(launcher).values()
-    if isinstance(value, type) and issubclass(value, sweep_options.SweepOptions)
+    if isinstance(value, type) and issubclass(value, runs.SweepOptions)
   )
   return config
 
@@ -136,7 +137,7 @@ def family_of(launcher: types.ModuleType) -> sweeps.Family:
 
 
 def groups_of(
-  launcher: types.ModuleType, sweep: flags.Sweep
+  launcher: types.ModuleType, sweep: reading.Sweep
 ) -> list[compiled_engine.Group]:
   """The programs of a sweep."""
   tasks = {config: launcher.make_task(config) for config in sweep.configs}
@@ -147,10 +148,10 @@ def execute_sweep(launcher: types.ModuleType, arguments: Sequence[str]) -> int:
   """Calls a launcher of sweeps as its module does; returns its exit code."""
   family = family_of(launcher)
 
-  def main(sweep: flags.Sweep) -> None:
+  def main(sweep: reading.Sweep) -> None:
     sweeps.main(sweep, launcher.make_task, family)
 
-  return flags.execute_sweep(
+  return executing.execute_sweep(
     config_of(launcher),
     launcher.__doc__ or '',
     getattr(launcher, 'main', main),
@@ -236,7 +237,7 @@ def _empty(leaf: Any) -> jax.Array:
 def final_state(folder: pathlib.Path) -> dict[str, Any]:
   """All that the newest checkpoint of a run holds, as bytes and JSON."""
   run = RunFolder(folder)
-  config = flags.from_arguments(atari.AtariConfig, f'--flagfile={run.flags}')
+  config = reading.from_arguments(atari.AtariConfig, f'--flagfile={run.flags}')
   parts, _ = atari.build(config, run)
   found = Checkpoints(run.checkpoints).restore(parts.state)
   assert found is not None

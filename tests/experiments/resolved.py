@@ -19,12 +19,12 @@ from experiments import (
   compiled,
   control,
   control_options,
-  flags,
   lab,
   minatar,
   offline,
   siamese,
 )
+from experiments.config import reading
 from experiments.engines import sweeps
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -82,10 +82,10 @@ def resolved(name: str) -> dict[str, Any]:
     depends on the agent, the agent's.
   """
   cls, drop = _OPTIONS[LAUNCHERS[name]]
-  sweep = flags.sweep_from_arguments(
+  sweep = reading.sweep_from_arguments(
     cls, f'--flagfile={FLAG_FILES / name}.flags', drop=drop
   )
-  values = flags.as_json(sweep)
+  values = reading.as_json(sweep)
   if cls is control_options.ControlConfig:
     values |= control_options.agent_options(sweep.configs[0])
   nowhere = set.intersection(*(set(drop(config)) for config in sweep.configs))

@@ -16,7 +16,8 @@ import signal
 import sys
 from typing import Any
 
-from experiments import atari, flags
+from experiments import atari
+from experiments.config import executing
 from tests.experiments.launching import execute_sweep
 
 
@@ -43,7 +44,7 @@ def _arm(target: str, count: int, number: int) -> None:
 def _run(launcher: str, arguments: list[str]) -> int:
   """Calls a launcher as its module does; that would not know what is armed."""
   if launcher == atari.__name__:
-    return flags.execute(atari.AtariConfig, '', atari.main, arguments)
+    return executing.execute(atari.AtariConfig, '', atari.main, arguments)
   return execute_sweep(importlib.import_module(launcher), arguments)
 
 

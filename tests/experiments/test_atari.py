@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from experiments import atari, flags
+from experiments import atari
+from experiments.config import reading
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
@@ -34,7 +35,7 @@ def filmed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_video_is_the_first_episode_of_the_evaluation(filmed, monkeypatch):
-  config = flags.from_arguments(
+  config = reading.from_arguments(
     atari.AtariConfig, *SMALL, *_EPISODE, f'--run_dir={filmed}'
   )
   environments: list = []

@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from experiments import atari, flags
+from experiments import atari
+from experiments.config import declaring, executing, reading
 from experiments.engines import devices, folders, host as host_engine
 from siamrl.report.run_folder import RunFolder
 from tests.experiments.launching import SMALL, columns, killed, launch, start
@@ -81,7 +82,7 @@ def refused(monkeypatch, capfd, tmp_path):
   monkeypatch.chdir(tmp_path)
 
   def launch_here(*arguments: str, code: int) -> str:
-    found = flags.execute(atari.AtariConfig, '', atari.main, arguments)
+    found = executing.execute(atari.AtariConfig, '', atari.main, arguments)
     out, err = capfd.readouterr()
     assert found == code, err
     assert not out
@@ -139,7 +140,7 @@ def test_a_folder_without_permission(refused, tmp_path):
 
 def test_the_folder_of_another_run(refused, tmp_path):
   arguments = (*SMALL, f'--run_dir={tmp_path / "run"}')
-  config = flags.from_arguments(
+  config = reading.from_arguments(
     atari.AtariConfig, *arguments, '--agent=double_dqn', '--seed=3'
   )
   with folders.open_run(config, {}):
@@ -159,10 +160,10 @@ def test_no_room_on_the_disk(tmp_path, monkeypatch):
   free = os.statvfs(tmp_path)
   free_bytes = free.f_bavail * free.f_frsize
   devices.check_room(tmp_path, free_bytes - 10**9)
-  with pytest.raises(flags.RunError, match=r'GB are free on this disk'):
+  with pytest.raises(declaring.RunError, match=r'GB are free on this disk'):
     devices.check_room(tmp_path, free_bytes + 10**12)
   # What a run holds already is room: its checkpoints are replaced.
-  with pytest.raises(flags.RunError, match=r'need about 0.00 GB more'):
+  with pytest.raises(declaring.RunError, match=r'need about 0.00 GB more'):
     monkeypatch.setattr(os, 'statvfs', lambda path: _Statvfs(1_000_000))
     devices.check_room(tmp_path, 4_100_000)
   devices.check_room(tmp_path, 3_900_000)
@@ -214,7 +215,7 @@ def resumed(capfd):
   """A function that resumes a damaged run here; the last line of error."""
 
   def launch_here(arguments: list[str]) -> str:
-    assert flags.execute(atari.AtariConfig, '', atari.main, arguments) == 1
+    assert executing.execute(atari.AtariConfig, '', atari.main, arguments) == 1
     out, err = capfd.readouterr()
     assert not out
     assert err.startswith('error: --run_dir=')

@@ -5,7 +5,8 @@ import json
 import jax
 import pytest
 
-from experiments import benchmark, classic, flags, scan_benchmarks
+from experiments import benchmark, classic, scan_benchmarks
+from experiments.config import executing
 
 # Seconds of an iteration of 10,000 and of 1,000 env steps, and of measuring.
 _PLAIN, _MEASUREMENT = {10_000: 0.2, 1_000: 1.0}, 0.02
@@ -57,7 +58,7 @@ def costs_are_known(monkeypatch):
 
 def test_the_panels_cost(costs_are_known, capsys):
   arguments = ('--benchmark=diagnostics', '--rounds=2', '--platform=cpu')
-  assert not flags.execute(
+  assert not executing.execute(
     benchmark.BenchmarkConfig, '', benchmark.main, arguments
   )
   result = json.loads(capsys.readouterr().out)

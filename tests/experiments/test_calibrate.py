@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import calibrate, flags
+from experiments import calibrate
+from experiments.config import executing
 
 
 def test_what_normal_runs_give():
@@ -53,7 +54,7 @@ def test_scores_are_standard(kind):
 
 
 def test_the_command(capsys):
-  execute = lambda *arguments: flags.execute(
+  execute = lambda *arguments: executing.execute(
     calibrate.CalibrateConfig, '', calibrate.main, arguments
   )
   assert execute('--repetitions=20', '--runs=2+3') == 0

@@ -12,21 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  collecting,
-  control,
-  control_host,
-  control_options,
-  flags,
-  sweep_figures,
-  twin_options,
+from experiments import control, control_host, control_options, sweep_figures
+from experiments.config import (
+  collecting as collect_options,
+  help,
+  reading,
+  twin as twin_options,
 )
+from experiments.control_options import ControlConfig
 from experiments.engines import (
   compiled as compiled_engine,
   devices,
   host as host_engine,
 )
-from experiments.control_options import ControlConfig
 from siamrl import twins
 from siamrl.envs import gym, registry
 from siamrl.replay.host import HostReplay
@@ -263,7 +261,7 @@ def _learner(*arguments):
   settings = control_options.settings_of(config)
   learner = control_options.make_learner(
     config,
-    twin_options.traced(collecting.twin_spec(config), settings),
+    twin_options.traced(collect_options.twin_spec(config), settings),
     1,
     np.zeros((1, 3), np.float32),
     settings,
@@ -809,8 +807,8 @@ def test_a_start_that_breaks_the_contract(walk, refused, monkeypatch):
 
 
 def test_help():
-  text = flags.help_text(ControlConfig, control.__doc__, lists=True)
-  for name in flags.as_json(ControlConfig()):
+  text = help.help_text(ControlConfig, control.__doc__, lists=True)
+  for name in reading.as_json(ControlConfig()):
     assert f'--{name}' in text or f'--[no]{name}' in text
   assert max(map(len, text.splitlines())) <= 80
 

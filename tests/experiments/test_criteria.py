@@ -7,15 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import (
-  classic,
-  compiled,
-  control,
-  criteria,
-  flags,
-  minatar,
-  siamese,
-)
+from experiments import classic, compiled, control, criteria, minatar, siamese
+from experiments.config import executing, reading
 from experiments.engines import compiled as compiled_engine
 from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.run_folder import RunFolder
@@ -438,7 +431,7 @@ def test_every_study_has_a_sweep_that_can_be_run(study, monkeypatch):
   paths = list(FLAGFILES.glob(f'{study}*.flags'))
   assert paths
   for path in paths:
-    sweep = flags.sweep_from_arguments(
+    sweep = reading.sweep_from_arguments(
       config, f'--flagfile={path}', drop=family.drop
     )
     for each in sweep.configs:
@@ -487,7 +480,7 @@ _SHIPPED = {
 @pytest.mark.parametrize('study, name', _SHIPPED)
 def test_shipped_results_are_judged_as_published(study, name, capsys):
   path = RESULTS / f'{name}-curves.csv'
-  code = flags.execute(
+  code = executing.execute(
     criteria.CriteriaConfig,
     '',
     criteria.main,
@@ -501,7 +494,7 @@ def test_shipped_results_are_judged_as_published(study, name, capsys):
 
 
 def test_files_that_cannot_be_judged(tmp_path, capsys):
-  execute = lambda *arguments: flags.execute(
+  execute = lambda *arguments: executing.execute(
     criteria.CriteriaConfig, '', criteria.main, arguments
   )
   path = RESULTS / 'soft_divergence-curves.csv'
@@ -550,7 +543,7 @@ def test_measures_of_the_same_runs_are_compared_within_them(tmp_path):
 
 def test_the_command(tmp_path, capsys):
   _ages(tmp_path, lambda rule, age: {1: 5, 16: 9, 4096: 2}.get(age, 0))
-  execute = lambda *arguments: flags.execute(
+  execute = lambda *arguments: executing.execute(
     criteria.CriteriaConfig, '', criteria.main, arguments
   )
   assert execute('--study=twin_age', f'--runs={tmp_path}') == 0

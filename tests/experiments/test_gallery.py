@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import flags, plot
+from experiments import plot
+from experiments.config import executing, reading
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'experiments' / 'results'
@@ -32,7 +33,7 @@ QUICK = [
 
 
 def _config(name):
-  return flags.from_arguments(plot.PlotConfig, *COMMANDS[name], listed='runs')
+  return reading.from_arguments(plot.PlotConfig, *COMMANDS[name], listed='runs')
 
 
 def _drawn_by(name):
@@ -74,7 +75,7 @@ def _check(name, tmp_path, monkeypatch):
     f'--output={tmp_path / name}' if a.startswith('--output=') else a
     for a in COMMANDS[name]
   ]
-  assert not flags.execute(
+  assert not executing.execute(
     plot.PlotConfig, '', plot.main, arguments, listed='runs'
   )
   drawn = {path.name for path in tmp_path.glob('*.png')}

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import flags, lab
+from experiments import lab
+from experiments.config import executing, reading
 from siamrl import self_prediction, stability
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
@@ -34,7 +35,7 @@ def launch_here(capfd):
   """A function that runs the launcher here; (lines printed, of error)."""
 
   def launch(*arguments, code=0):
-    found = flags.execute_sweep(
+    found = executing.execute_sweep(
       lab.LabConfig, '', lab.main, list(map(str, arguments)), lab.drop
     )
     out, err = capfd.readouterr()
@@ -45,7 +46,7 @@ def launch_here(capfd):
 
 
 def _read(*arguments):
-  return flags.sweep_from_arguments(
+  return reading.sweep_from_arguments(
     lab.LabConfig, *map(str, arguments), drop=lab.drop
   )
 

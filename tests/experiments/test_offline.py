@@ -15,7 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
-from experiments import environments, flags, offline, offline_data
+from experiments import environments, offline, offline_data
+from experiments.config import declaring, executing, reading
 from siamrl.agents import q
 from siamrl.envs import car_on_hill
 from siamrl.replay import dataset
@@ -80,7 +81,7 @@ def run(*arguments, code=0):
   """Runs the launcher here; what it has written."""
   out, err = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    found = flags.execute(
+    found = executing.execute(
       offline.OfflineConfig, '', offline.main, list(map(str, arguments))
     )
   assert found == code, err.getvalue()
@@ -89,7 +90,7 @@ def run(*arguments, code=0):
 
 
 def read(*arguments):
-  return flags.from_arguments(offline.OfflineConfig, *map(str, arguments))
+  return reading.from_arguments(offline.OfflineConfig, *map(str, arguments))
 
 
 def rows_of(folder):
@@ -199,7 +200,8 @@ def test_stopped_and_resumed(undisturbed, tmp_path, monkeypatch, number):
 # Kills itself in the SECOND call of a function, as no exception would.
 _KILLED = """
 import importlib, os, signal, sys
-from experiments import environments, flags, offline, offline_data
+from experiments import (environments, offline, offline_data)
+from experiments.config import executing
 holder, _, name = sys.argv.pop(1).rpartition('.')
 holder, _, inner = holder.partition(':')
 holder = getattr(importlib.import_module(holder), inner)
@@ -210,7 +212,7 @@ def armed(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
   return original(*args, **kwargs)
 setattr(holder, name, armed)
-flags.run(offline.OfflineConfig, '', offline.main)
+executing.run(offline.OfflineConfig, '', offline.main)
 """
 
 
@@ -670,7 +672,7 @@ def test_bad_input(refused, tmp_path, arguments, words):
 
 def test_what_means_nothing():
   """Periods are the length of an iteration whatever the rule."""
-  config = flags.from_arguments(
+  config = reading.from_arguments(
     offline.OfflineConfig,
     '--target_update=soft',
     '--tau=0.1',
@@ -799,7 +801,9 @@ def test_minari_by_name(monkeypatch, tmp_path):
   config = read('--dataset=minari:a/b-v0')
   task = environments.make_task(config.environment)
   assert offline_data.load(config, task.environment).size == 6
-  with pytest.raises(flags.UsageError, match='cannot be read: Dataset none'):
+  with pytest.raises(
+    declaring.UsageError, match='cannot be read: Dataset none'
+  ):
     offline_data.load(read('--dataset=minari:none'), task.environment)
   assert names == ['a/b-v0', 'none']
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import flags, plot, sweep_figures
+from experiments import plot, sweep_figures
+from experiments.config import executing
 from siamrl.report import drawing, panel
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import open_run_folder
@@ -23,7 +24,9 @@ def _run(path, game, rows):
 
 
 def _plot(*arguments):
-  return flags.execute(plot.PlotConfig, '', plot.main, arguments, listed='runs')
+  return executing.execute(
+    plot.PlotConfig, '', plot.main, arguments, listed='runs'
+  )
 
 
 @pytest.fixture

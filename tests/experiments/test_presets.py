@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from experiments import collecting, compiled, control_options, flags
+from experiments import compiled, control_options
 from experiments.atari import AtariConfig
 from experiments.classic import ClassicConfig
+from experiments.config import collecting as collect_options, reading
 from experiments.minatar import MinAtarConfig
 from siamrl.schedule import to_gradient_steps
 from tests.experiments import resolved
@@ -295,7 +296,7 @@ def _at_the_root(monkeypatch):
 
 
 def _read(name: str, *arguments: str) -> Any:
-  return flags.from_arguments(
+  return reading.from_arguments(
     COMPILED.get(name, AtariConfig),
     f'--flagfile={FOLDER / name}.flags',
     *arguments,
@@ -353,7 +354,7 @@ def test_published_values_of_compiled_runs(name, published, period):
   config = _read(name)
   found = {field: getattr(config, field) for field in published}
   assert found == published
-  assert collecting.twin_spec(config).sync == period
+  assert collect_options.twin_spec(config).sync == period
 
 
 @pytest.mark.parametrize(
@@ -435,7 +436,7 @@ CONTROL_SYNC = {
 def test_presets_of_control(name):
   text = (ROOT / FOLDER / f'{name}.flags').read_text()
   assert text.startswith('# ')
-  (config,) = flags.sweep_from_arguments(
+  (config,) = reading.sweep_from_arguments(
     control_options.ControlConfig,
     f'--flagfile={FOLDER}/{name}.flags',
     drop=control_options.drop,
@@ -444,7 +445,7 @@ def test_presets_of_control(name):
   for option, value in CONTROL[name].items():
     assert getattr(config, option) == value, option
   if name in CONTROL_SYNC:
-    assert collecting.twin_spec(config).sync == CONTROL_SYNC[name]
+    assert collect_options.twin_spec(config).sync == CONTROL_SYNC[name]
 
 
 @pytest.mark.parametrize('name', resolved.LAUNCHERS)
@@ -494,7 +495,7 @@ def test_a_preset_cites_its_source_and_can_be_run(name):
 
 
 def test_the_sweep_of_the_quickstart():
-  sweep = flags.sweep_from_arguments(
+  sweep = reading.sweep_from_arguments(
     ClassicConfig,
     f'--flagfile={FOLDER}/quickstart_sweep.flags',
     drop=compiled.drop,
@@ -506,7 +507,7 @@ def test_the_sweep_of_the_quickstart():
 
 
 def test_the_grid_of_the_twin():
-  sweep = flags.sweep_from_arguments(
+  sweep = reading.sweep_from_arguments(
     ClassicConfig,
     f'--flagfile={FOLDER}/twin_grid_cartpole.flags',
     drop=compiled.drop,

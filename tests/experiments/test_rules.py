@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  classic,
-  collecting,
-  compiled,
-  flags,
-  target_options,
-  twin_options,
+from experiments import classic, compiled
+from experiments.config import (
+  collecting as collect_options,
+  declaring,
+  reading,
+  targets as target_options,
+  twin as twin_options,
 )
 from experiments.engines import sweeps
 from siamrl import twins
@@ -49,7 +49,7 @@ SMALL = (
 
 
 def _sweep(*arguments):
-  sweep = flags.sweep_from_arguments(
+  sweep = reading.sweep_from_arguments(
     classic.ClassicConfig, *SMALL, *arguments, drop=compiled.drop
   )
   for config in sweep.configs:
@@ -146,7 +146,10 @@ def test_shadows_are_as_old_as_each_run_of_a_sweep():
 )
 def test_mean_ages(arguments, age):
   (config,) = _sweep('--target_period_unit=env_steps', *arguments).configs
-  units, spec = collecting.speeds(config), collecting.twin_spec(config)
+  units, spec = (
+    collect_options.speeds(config),
+    collect_options.twin_spec(config),
+  )
   assert twin_options.mean_age(config, units, spec) == age
   traced = twin_options.traced(spec, twin_options.settings_of(spec))
   assert twin_options.mean_age(config, units, traced) == age
@@ -157,7 +160,7 @@ def test_a_twin_is_described_with_its_clock():
     *('--target_period_unit=env_steps', '--count_warmup'),
     *('--target_order=before', '--target_init=fresh', '--reset_optimizer'),
   ).configs
-  spec = collecting.twin_spec(config)
+  spec = collect_options.twin_spec(config)
   # A warm-up of 10 env steps is 5 gradient steps.
   assert spec == ('hard', {}, 10, 5, 'before', 'fresh', True)
   settings = twin_options.settings_of(spec)
@@ -174,7 +177,7 @@ def test_a_twin_is_described_with_its_clock():
 
 def test_what_is_traced_of_a_rule_replaces_its_numbers_and_nothing_else():
   (config,) = _sweep(*_rule('by_path')).configs
-  spec = collecting.twin_spec(config)
+  spec = collect_options.twin_spec(config)
   settings = twin_options.settings_of(spec)
   assert 'target_paths' not in settings
   assert settings['tau'] == GIVEN['tau']
@@ -190,7 +193,7 @@ def test_every_form_fits_the_compiled_loop(name):
 
 def test_periods_of_rules_with_a_clock_of_their_own_are_converted():
   (config,) = _sweep(*_rule('chain'), '--target_period_unit=env_steps').configs
-  values = collecting.twin_spec(config).parameters
+  values = collect_options.twin_spec(config).parameters
   # A gradient step every 2 env steps.
   assert values['target_period'] == 10
   assert values['target_sync_period'] == 5
@@ -199,13 +202,13 @@ def test_periods_of_rules_with_a_clock_of_their_own_are_converted():
 def test_warmup_counts_where_it_is_asked_to():
   for arguments, offset in (((), 0), (('--count_warmup',), 5)):
     (config,) = _sweep(*arguments).configs
-    assert collecting.twin_spec(config).offset == offset
+    assert collect_options.twin_spec(config).offset == offset
     assert compiled.settings_of(config)['sync_offset'] == offset
 
 
 def test_a_schedule_lasts_as_long_as_the_run():
   (config,) = _sweep('--target_update=soft_cosine', '--tau=0.5').configs
-  spec = collecting.twin_spec(config)
+  spec = collect_options.twin_spec(config)
   assert spec.parameters['target_schedule_steps'] == 35
 
 
@@ -299,12 +302,12 @@ def test_rules_and_forms_in_one_sweep():
   ],
 )
 def test_what_does_not_go_together(arguments, message):
-  with pytest.raises(flags.UsageError) as error:
+  with pytest.raises(declaring.UsageError) as error:
     sweep = _sweep(*arguments)
     tasks = {config: classic.make_task(config) for config in sweep.configs}
-    flags.check_lists(sweep, compiled.drop)
+    reading.check_lists(sweep, compiled.drop)
     groups = list(compiled.make_groups(sweep, tasks))
-    with flags.usage_errors():
+    with declaring.usage_errors():
       sweeps.check_memory(groups, sweep.configs[0], 'cpu')
   assert message in str(error.value)
 

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import flags, plot, run_figures
+from experiments import plot, run_figures
+from experiments.config import executing
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import open_run_folder
 
@@ -33,7 +34,9 @@ def _run(path, clock, values, **flags_):
 
 
 def _plot(*arguments):
-  return flags.execute(plot.PlotConfig, '', plot.main, arguments, listed='runs')
+  return executing.execute(
+    plot.PlotConfig, '', plot.main, arguments, listed='runs'
+  )
 
 
 @pytest.fixture

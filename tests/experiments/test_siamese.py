@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import flags, siamese
+from experiments import siamese
+from experiments.config import help, reading
 from experiments.engines import compiled as compiled_engine
 from siamrl import twins
 from siamrl.report.metrics import MetricsWriter
@@ -526,8 +527,8 @@ def test_frames_of_a_game(refused):
 
 
 def test_help():
-  text = flags.help_text(siamese.SiameseConfig, siamese.__doc__, lists=True)
-  for name in flags.as_json(siamese.SiameseConfig()):
+  text = help.help_text(siamese.SiameseConfig, siamese.__doc__, lists=True)
+  for name in reading.as_json(siamese.SiameseConfig()):
     assert f'--{name}' in text or f'--[no]{name}' in text
   assert max(map(len, text.splitlines())) <= 80
 

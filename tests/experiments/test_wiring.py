@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments import atari, flags, latent_options
+from experiments import atari
+from experiments.config import latent as latent_options, reading
 from siamrl import augment, learner, twins
 from siamrl.agents import latent, q
 from siamrl.report.run_folder import RunFolder
@@ -97,7 +98,7 @@ def calls(monkeypatch, tmp_path):
   record(latent, 'with_augmentation')
   record(learner, 'make_optimizer')
   record(learner, 'make_learner')
-  config = flags.from_arguments(atari.AtariConfig, *FLAGS)
+  config = reading.from_arguments(atari.AtariConfig, *FLAGS)
   parts, _ = atari.build(config, RunFolder(tmp_path))
   parts.loop.keywords['make_environments'](0).close()
   return recorded
@@ -232,7 +233,7 @@ def test_the_period_of_every_rule(rule, sync, tmp_path):
     ridge=0.1,
   )
   takes = twins.takes(rule, given['target_paths'])
-  config = flags.from_arguments(
+  config = reading.from_arguments(
     atari.AtariConfig,
     f'--target_update={rule}',
     '--target_period=200',
@@ -245,7 +246,7 @@ def test_the_period_of_every_rule(rule, sync, tmp_path):
 
 @pytest.mark.parametrize('given', [True, False])
 def test_fresh_environments(given, tmp_path):
-  config = flags.from_arguments(
+  config = reading.from_arguments(
     atari.AtariConfig,
     '--replay_capacity=100000',
     f'--fresh_environments={str(given).lower()}',
@@ -261,7 +262,7 @@ def test_every_rule_has_its_period_tested():
 
 @pytest.mark.parametrize('frames, episodes', [(4_000, True), (40, False)])
 def test_a_budget_of_frames_for_evaluation(frames, episodes, tmp_path):
-  config = flags.from_arguments(
+  config = reading.from_arguments(
     atari.AtariConfig,
     '--frame_cap=1200',
     '--replay_capacity=100000',

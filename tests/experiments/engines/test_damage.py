@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import flags
+from experiments.config import declaring
 from experiments.engines import compiled as compiled_engine, folders, running
 from siamrl.report.checkpoint import CheckpointError, Checkpoints
 from siamrl.report.metrics import MetricsWriter
@@ -134,7 +134,7 @@ def test_whether_a_checkpoint_stays_is_said_as_it_is(tmp_path):
   folder = RunFolder(tmp_path)
   for stays in ('there is no checkpoint yet', 'the last checkpoint stays'):
     with (
-      pytest.raises(flags.RunError, match=f'diverged: no number; {stays}'),
+      pytest.raises(declaring.RunError, match=f'diverged: no number; {stays}'),
       folders.run_errors(folder),
     ):
       raise folders.NonFiniteError('no number')

@@ -8,8 +8,8 @@ import socket
 import jax
 import pytest
 
+from experiments.config.declaring import option, path_option
 from experiments.engines import devices, folders, processes
-from experiments.flags import option, path_option
 
 NAME = '--xla_cpu_experimental_ynn_fusion_type'
 

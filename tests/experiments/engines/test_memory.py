@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import atari, classic, flags, offline
+from experiments import atari, classic, offline
+from experiments.config import declaring, executing, reading
+from experiments.config.declaring import UsageError
 from experiments.engines import (
   compiled as compiled_engine,
   devices,
   memory,
   offline as offline_engine,
 )
-from experiments.flags import UsageError
 from siamrl.report.run_folder import RunFolder
 from tests.experiments.launching import SMALL, SMALL_SWEEP, sweep_here
 
@@ -58,10 +59,10 @@ def test_absurd_shapes_are_counted_without_being_made():
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-  width: int = flags.option(8, 'How wide.', flags.POSITIVE)
-  depth: int | None = flags.option(None, 'How deep', flags.POSITIVE)
-  sizes: str = flags.option('8-8', 'Sizes', flags.sizes('8-8'))
-  rate: float = flags.option(0.1, 'How fast.')
+  width: int = declaring.option(8, 'How wide.', declaring.POSITIVE)
+  depth: int | None = declaring.option(None, 'How deep', declaring.POSITIVE)
+  sizes: str = declaring.option('8-8', 'Sizes', declaring.sizes('8-8'))
+  rate: float = declaring.option(0.1, 'How fast.')
 
 
 def _needs(config: _Config) -> float:
@@ -125,7 +126,7 @@ def test_compiled_runs_that_the_memory_cannot_hold(
   ],
 )
 def test_atari_runs_that_the_memory_cannot_hold(argument, tmp_path):
-  config = flags.from_arguments(atari.AtariConfig, *SMALL, argument)
+  config = reading.from_arguments(atari.AtariConfig, *SMALL, argument)
   with pytest.raises(UsageError, match=f'^{argument} must be so small'):
     atari.build(config, RunFolder(tmp_path))
 
@@ -136,7 +137,9 @@ def test_a_learner_of_a_data_set_that_the_memory_cannot_hold(
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(offline_engine, 'run', _fail)
   arguments = ['--platform=cpu', '--hidden_sizes=1000000-1000000']
-  assert flags.execute(offline.OfflineConfig, '', offline.main, arguments) == 2
+  assert (
+    executing.execute(offline.OfflineConfig, '', offline.main, arguments) == 2
+  )
   err = capsys.readouterr().err
   assert err.startswith('error: --hidden_sizes=1000000-1000000 must be so')
   assert not list(tmp_path.iterdir())

@@ -14,14 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  classic,
-  compiled,
-  environments,
-  flags,
-  minatar,
-  sweep_figures,
-)
+from experiments import classic, compiled, environments, minatar, sweep_figures
+from experiments.config import reading
 from experiments.engines import compiled as compiled_engine, devices
 from siamrl.envs import registry
 from siamrl.report.metrics import MetricsWriter, read_metrics
@@ -646,7 +640,7 @@ def test_help(launcher):
     check=True,
   )
   seconds = time.monotonic() - begun
-  for name in flags.as_json(config_of(launcher)()):
+  for name in reading.as_json(config_of(launcher)()):
     assert f'--{name}' in result.stdout or f'--[no]{name}' in result.stdout
   assert max(map(len, result.stdout.splitlines())) <= 80
   # Alone it takes 2.

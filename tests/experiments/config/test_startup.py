@@ -9,11 +9,11 @@ import sys
 import jax
 import pytest
 
-from experiments import startup
+from experiments.config import startup
+from experiments.config.declaring import UsageError
 from experiments.engines import devices
-from experiments.flags import UsageError
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 LAUNCHERS = [
   path.stem
   for path in sorted((ROOT / 'experiments').glob('*.py'))

@@ -8,10 +8,10 @@ from typing import Any
 import chex
 from flax import linen as nn
 
-from experiments.flags import (
+from experiments.config.declaring import (
+  Bound,
   NOT_NEGATIVE,
   POSITIVE,
-  Bound,
   group,
   option,
   refuse,

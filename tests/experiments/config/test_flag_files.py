@@ -5,9 +5,9 @@ import pathlib
 
 import pytest
 
-from experiments.flag_files import PRESETS, FlagFileError, expand
+from experiments.config.flag_files import FlagFileError, PRESETS, expand
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments import options
-from experiments.flags import (
-  INT64,
+from experiments.config import learning as options
+from experiments.config.declaring import (
   FRACTION,
+  INT64,
   NOT_NEGATIVE,
   POSITIVE,
   RATE,

@@ -19,7 +19,7 @@ import pathlib
 import re
 import stat
 
-PRESETS = pathlib.Path(__file__).parent / 'flagfiles'
+PRESETS = pathlib.Path(__file__).parents[1] / 'flagfiles'
 _INCLUDE = re.compile(r'--?flagfile(?:=(.*))?', re.DOTALL)
 _ENDING = '.flags'
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

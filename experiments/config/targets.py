@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from experiments.flags import (
+from experiments.config.declaring import (
   FRACTION,
   NOT_POSITIVE,
   POSITIVE,

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import atari, classic, compiled, flags, latent_options, minatar
+from experiments import atari, classic, compiled, minatar
+from experiments.config import declaring, latent as latent_options, reading
 from siamrl.agents import latent
 from siamrl.augment import shift
 from siamrl.networks.activations import activations
@@ -30,7 +31,7 @@ SMALL = (
 
 def _group(*arguments, config=classic.ClassicConfig, task=classic.make_task):
   """The one program of a command line."""
-  sweep = flags.sweep_from_arguments(config, *arguments, drop=compiled.drop)
+  sweep = reading.sweep_from_arguments(config, *arguments, drop=compiled.drop)
   for each in sweep.configs:
     compiled.check(each)
   tasks = {each: task(each) for each in sweep.configs}
@@ -127,7 +128,7 @@ def test_minatar_learns_from_moved_boards(monkeypatch):
 
 
 def test_atari_draws_sequences_for_learner_and_panel(tmp_path):
-  config = flags.from_arguments(
+  config = reading.from_arguments(
     atari.AtariConfig,
     '--spr_steps=2',
     '--augmentation=shift_intensity',
@@ -192,14 +193,17 @@ def test_looking_into_a_network_within_an_agent():
   ],
 )
 def test_what_does_not_go_together(arguments, message):
-  with pytest.raises(flags.UsageError, match=message), flags.usage_errors():
+  with (
+    pytest.raises(declaring.UsageError, match=message),
+    declaring.usage_errors(),
+  ):
     group = _group('--environment=catch', *arguments)
     settings = group.runs[0].settings
     jax.eval_shape(group.loop.start, settings, jax.random.key(0))
 
 
 def test_a_sweep_does_not_cross_what_means_nothing():
-  sweep = flags.sweep_from_arguments(
+  sweep = reading.sweep_from_arguments(
     classic.ClassicConfig,
     '--spr_steps=0,2',
     '--spr_weight=1,2',
@@ -214,8 +218,8 @@ def test_a_sweep_does_not_cross_what_means_nothing():
 
 
 def test_atari_refuses_them_too(tmp_path):
-  config = flags.from_arguments(
+  config = reading.from_arguments(
     atari.AtariConfig, '--spr_weight=1', f'--run_dir={tmp_path}/run'
   )
-  with pytest.raises(flags.UsageError, match='must go with --spr_steps'):
+  with pytest.raises(declaring.UsageError, match='must go with --spr_steps'):
     atari.main(config)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import startup
-from experiments.flags import (
+from experiments.config import startup
+from experiments.config.declaring import (
   DECAY,
   FRACTION,
   INT32,

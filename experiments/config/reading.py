@@ -1,24 +1,17 @@
-"""Flags from frozen dataclasses: a default is written once, in its field.
+"""Records of options, made from command lines and flag files.
 
-A launcher describes its options as a frozen dataclass whose fields are made
-by `option`. `run` turns them into absl flags, parses the command line, checks
-every value and calls the launcher with the finished record. Below this package
-no flag is read.
-
-`run_sweep` is for launchers of many runs at once: every option that is not
-`single` takes a list there, `--tau=0.1,0.5`, and the launcher gets a record for
-every combination.
+`from_arguments` makes one record. `sweep_from_arguments` is for launchers of
+many runs at once: every option that is not `single` takes a list there,
+`--tau=0.1,0.5`, and there is a record for every combination.
 """
 
 from collections.abc import (
   Callable,
   Collection,
   Iterable,
-  Iterator,
   Mapping,
   Sequence,
 )
-import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -27,208 +20,23 @@ import os
 import re
 import shlex
 import sys
-import textwrap
-import types
-import typing
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from absl import flags
 import numpy as np
 
-from experiments import flag_files, startup
-from siamrl.parameters import FieldError
-from siamrl.report import streams
+from experiments.config import flag_files
+from experiments.config.declaring import (
+  Bound,
+  INT32,
+  UsageError,
+  as_text,
+  option,
+  options_of,
+)
 
-# The largest numbers of types that hold whole numbers.
-INT32, INT64 = 2**31 - 1, 2**63 - 1
-
-# Layers that a network may have, for it to be traced in seconds.
-_MOST_LAYERS = 100
 # Combinations that a sweep may have, for all to be checked in seconds.
 _MOST_COMBINATIONS = 10_000
-# Characters of an error message; what is longer is cut in the middle.
-_MOST_CHARACTERS = 2_000
-
-
-class UsageError(Exception):
-  """The command line asks for something that cannot be; exit code 2."""
-
-
-class RunError(Exception):
-  """Something outside the command line is in the way; exit code 1."""
-
-
-@contextlib.contextmanager
-def usage_errors() -> Iterator[None]:
-  """Has errors about the library's arguments speak of the flags so named."""
-  try:
-    yield
-  except FieldError as error:
-    # A flag is shown as one types it: without the quotes of a string.
-    text = error.written(lambda name, value: f'{name}={_text(value)}')
-    raise UsageError(f'--{text}') from error
-
-
-def refuse(config: Any, name: str, must: str) -> NoReturn:
-  """Raises UsageError: the value of an option must be another one."""
-  raise UsageError(f'--{name}={_text(getattr(config, name))} must {must}')
-
-
-class Bound(NamedTuple):
-  """What a value must be.
-
-  A number must also survive the type that computes with it, see `option`.
-
-  Attributes:
-    holds: the test.
-    text: its words after 'must be'.
-    mixes: whether the value is a weight whose rest, one minus it, weighs what
-      there was before. A value so small that the rest is 1 changes nothing.
-  """
-
-  holds: Callable[[Any], bool]
-  text: str
-  mixes: bool = False
-
-
-POSITIVE = Bound(lambda x: x > 0, 'positive')
-NOT_NEGATIVE = Bound(lambda x: x >= 0, '0 or more')
-UINT32 = Bound(lambda x: 0 <= x < 2**32, 'from 0 to 4294967295')
-FRACTION = Bound(lambda x: 0 <= x <= 1, 'in [0, 1]')
-NOT_POSITIVE = Bound(lambda x: x <= 0, '0 or less')
-DECAY = Bound(lambda x: 0 <= x < 1, 'in [0, 1)')
-RATE = Bound(lambda x: 0 < x <= 1, 'in (0, 1]', mixes=True)
-ANYTHING = Bound(lambda x: True, '')
-PATH = Bound(lambda x: x != '', 'the name of a file or folder')
-
-
-def one_of(names: Collection[str]) -> Bound:
-  """The bound of an option that takes one of some names."""
-  return Bound(lambda x: x in names, f'one of {", ".join(names)}')
-
-
-def sizes(example: str, *, none: bool = False) -> Bound:
-  """The bound of a text that lists the sizes of layers.
-
-  Args:
-    example: for the error message.
-    none: whether it may be the word none.
-  """
-  pattern = re.compile(r'[1-9][0-9]{0,9}(-[1-9][0-9]{0,9})*')
-
-  def holds(text: str) -> bool:
-    if none and text == 'none':
-      return True
-    if not pattern.fullmatch(text):
-      return False
-    numbers = [int(size) for size in text.split('-')]
-    return len(numbers) <= _MOST_LAYERS and max(numbers) < 2**31
-
-  text = f'positive numbers joined by hyphens, such as {example}'
-  if none:
-    text += ', or none'
-  return Bound(holds, f'{text} (at most {_MOST_LAYERS}, each below {2**31})')
-
-
-def option(
-  default: Any,
-  help: str,
-  bound: Bound = ANYTHING,
-  *,
-  single: bool = False,
-  most: int = INT32,
-) -> Any:
-  """A dataclass field that becomes a flag.
-
-  Numbers reach compiled programs and libraries written in C, so a number must
-  also survive the conversion to the type that they use. A whole number must be
-  an int32, or at most `most`. Any other number must be finite as a float32,
-  must not become 0, and must not become 1 where it lies between 0 and 1. A
-  launcher that computes in another type says so by a class attribute `FLOATS`.
-
-  Args:
-    default: its value where the flag is not given.
-    help: one sentence or two, with the unit.
-    bound: what values are allowed.
-    single: takes no list in a sweep either.
-    most: the largest value of a whole number. `INT64` is for options that only
-      Python computes with; the launcher must then check what follows from them.
-  """
-  metadata = {
-    'help': help,
-    'bound': bound,
-    'single': single,
-    'most': most,
-  }
-  return dataclasses.field(default=default, metadata=metadata)
-
-
-def path_option(
-  default: Any, help: str, *, single: bool = False, several: bool = False
-) -> Any:
-  """An option that names a file or a folder; `~` is the user's home.
-
-  Args:
-    default: its value where the flag is not given.
-    help: one sentence.
-    single: as `option` has it.
-    several: whether it names several, with commas between them.
-  """
-  field = option(default, help, PATH, single=single)
-  metadata = {**field.metadata, 'path': 'several' if several else 'one'}
-  return dataclasses.field(default=default, metadata=metadata)
-
-
-def choice(default: Any, help: str, summaries: Mapping[str, str]) -> Any:
-  """An option that takes one of some names, each with a line of help.
-
-  Args:
-    default: its value where the flag is not given.
-    help: one sentence.
-    summaries: what each name stands for.
-  """
-  field = option(default, help, one_of(summaries))
-  metadata = {**field.metadata, 'summaries': dict(summaries)}
-  return dataclasses.field(default=default, metadata=metadata)
-
-
-def group(title: str) -> Any:
-  """A field that becomes no flag, but a heading in the help text."""
-  return dataclasses.field(default=None, init=False, metadata={'group': title})
-
-
-def _options(cls: type) -> list[tuple[dataclasses.Field, type]]:
-  """The fields that are flags, each with the type of a value that is given."""
-  hints = typing.get_type_hints(cls)
-  found = []
-  for field in dataclasses.fields(cls):
-    if 'help' in field.metadata:
-      hint = hints[field.name]
-      if isinstance(hint, types.UnionType):  # X | None
-        hint = next(t for t in typing.get_args(hint) if t is not type(None))
-      found.append((field, hint))
-  return found
-
-
-def counts(config: Any) -> dict[str, Any]:
-  """The options that say how many or how large, where they say more.
-
-  Args:
-    config: a record of options.
-
-  Returns:
-    The default of each whole number, and of each text of numbers, that is not
-    at its default; 1 where there is none.
-  """
-  found = {}
-  for field, kind in _options(type(config)):
-    value = getattr(config, field.name)
-    counted = kind is int or (
-      kind is str and re.fullmatch(r'[0-9-]+', value or '')
-    )
-    if counted and value not in (None, field.default):
-      found[field.name] = 1 if field.default is None else field.default
-  return found
 
 
 class Sweep(NamedTuple):
@@ -263,7 +71,7 @@ def define(cls: type, flag_values: flags.FlagValues) -> None:
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,
   }
-  for field, kind in _options(cls):
+  for field, kind in options_of(cls):
     makers[kind](
       field.name, field.default, field.metadata['help'], flag_values=flag_values
     )
@@ -281,7 +89,7 @@ def read(cls: type, flag_values: flags.FlagValues) -> Any:
     UsageError: a value is not allowed; names the flag, the value and what is.
   """
   values = {}
-  for field, _ in _options(cls):
+  for field, _ in options_of(cls):
     value = _at_home(field, flag_values[field.name].value)
     _check(field, value, _floats(cls))
     values[field.name] = value
@@ -472,7 +280,7 @@ def sweep_from_arguments(
   ]
   dropped = [set(drop(config)) for config in configs]
   nowhere = set.intersection(*dropped)
-  defaults = {f.name: _default(f, kind) for f, kind in _options(cls)}
+  defaults = {f.name: _default(f, kind) for f, kind in options_of(cls)}
   given = {
     name: tuple(dict.fromkeys(value for part in parts for value in part[name]))
     for name in values
@@ -512,7 +320,7 @@ def _further_parts(
       part = _read_lists(cls, (*arguments, *shlex.split(text)))
     except (ValueError, UsageError) as error:
       raise UsageError(f'--{_ALSO}={text.strip()}: {error}') from error
-    for field, _ in _options(cls):
+    for field, _ in options_of(cls):
       if field.metadata['single'] and part[field.name] != values[field.name]:
         raise UsageError(
           f'--{_ALSO}={text.strip()} must leave --{field.name} alone, which '
@@ -566,13 +374,13 @@ def check_read(
     value = getattr(sweep.configs[0], name)
     if value is not None and all(name in drop(c) for c in sweep.configs):
       text = (
-        f'--{name}={_text(value)} has no meaning for any of --{chooser}='
+        f'--{name}={as_text(value)} has no meaning for any of --{chooser}='
         f'{",".join(map(str, chosen))}'
       )
       if hasattr(sweep.configs[0], _ALSO):
         text += (
-          f'; --{_ALSO}="--{chooser}=... --{name}={_text(value)}" adds runs of '
-          'one that it means something to'
+          f'; --{_ALSO}="--{chooser}=... --{name}={as_text(value)}" adds runs '
+          'of one that it means something to'
         )
       raise UsageError(text)
 
@@ -585,8 +393,8 @@ def say_idle(configs: Sequence[Any], drop: Drop) -> None:
   """
   idle = set.intersection(*(set(drop(config)) for config in configs))
   given = [
-    f'--{field.name}={_text(getattr(configs[0], field.name))}'
-    for field, _ in _options(type(configs[0]))
+    f'--{field.name}={as_text(getattr(configs[0], field.name))}'
+    for field, _ in options_of(type(configs[0]))
     if field.name in idle and getattr(configs[0], field.name) != field.default
   ]
   if given:
@@ -599,7 +407,7 @@ def _read_lists(
 ) -> dict[str, tuple[Any, ...]]:
   """Every option with its values, which are checked one by one."""
   flag_values, floats = flags.FlagValues(), _floats(cls)
-  for field, kind in _options(cls):
+  for field, kind in options_of(cls):
     # As text, which is taken apart here. absl still knows --name and --noname.
     flag: flags.Flag[str] = flags.Flag(
       flags.ArgumentParser(),
@@ -612,7 +420,7 @@ def _read_lists(
     flags.DEFINE_flag(flag, flag_values)
   _parse(cls, flag_values, arguments)
   values = {}
-  for field, kind in _options(cls):
+  for field, kind in options_of(cls):
     text = flag_values[field.name].value
     if text is None:
       values[field.name] = (_default(field, kind),)
@@ -672,14 +480,14 @@ def _values(field: dataclasses.Field, kind: type, text: str) -> tuple[Any, ...]:
       raise UsageError(f'--{name}={part} must be {one}{must}') from error
     value = _at_home(field, value)
     if value in values:
-      raise UsageError(f'--{name}={text} must not hold {_text(value)} twice')
+      raise UsageError(f'--{name}={text} must not hold {as_text(value)} twice')
     values[value] = None
   return tuple(values)
 
 
 def _explain(cls: type, error: Exception) -> str:
   """What absl refuses, in a line that names flag, value and what is allowed."""
-  kinds = {field.name: kind for field, kind in _options(cls)}
+  kinds = {field.name: kind for field, kind in options_of(cls)}
   text = ' '.join(str(error).split())
   if isinstance(error, flags.UnrecognizedFlagError):
     close = difflib.get_close_matches(error.flagname, kinds, cutoff=0.5)
@@ -702,13 +510,8 @@ def as_flags(config: Any) -> dict[str, str]:
   result = {}
   for name, values in _all_values(config).items():
     if values != (None,):
-      result[name] = ','.join(map(_text, values))
+      result[name] = ','.join(map(as_text, values))
   return result
-
-
-def _text(value: Any) -> str:
-  """A value as a flag file has it."""
-  return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -722,195 +525,5 @@ def as_json(config: Any) -> dict[str, Any]:
 def _all_values(config: Any) -> dict[str, tuple[Any, ...]]:
   if isinstance(config, Sweep):
     return config.values
-  names = [field.name for field, _ in _options(type(config))]
+  names = [field.name for field, _ in options_of(type(config))]
   return {name: (getattr(config, name),) for name in names}
-
-
-def help_text(cls: type, intro: str, *, lists: bool = False) -> str:
-  """The answer to --help: options under their headings, in written order.
-
-  Args:
-    cls: a frozen dataclass of options.
-    intro: the first paragraphs.
-    lists: whether options that are not single take lists.
-  """
-  lines = [intro.strip(), '']
-  for field in dataclasses.fields(cls):
-    if 'group' in field.metadata:
-      lines += ['', f'{field.metadata["group"]}:']
-    elif 'help' in field.metadata:
-      single = lists and field.metadata['single']
-      lines.append(_help_head(field, ['one value'] if single else []))
-      lines += _help_body(field)
-  lines += [
-    '',
-    '--flagfile=FILE reads flags from a file, one a line. Of a flag given '
-    'twice the',
-    'later one counts, so flags after --flagfile change what the file says.',
-    'Presets are found by their name from any folder: --flagfile=nature_dqn.',
-  ]
-  if lists:
-    lines += [
-      '',
-      'A flag that is not marked (one value) takes several, separated by '
-      'commas;',
-      'every combination of the values is run.',
-    ]
-  return '\n'.join(lines)
-
-
-def _help_body(field: dataclasses.Field) -> list[str]:
-  """The lines below the first one."""
-  text = field.metadata['help']
-  bound, most = field.metadata['bound'].text, field.metadata['most']
-  if most < INT32:
-    bound += f', at most {most}'
-  summaries = field.metadata.get('summaries', {})
-  if bound and not summaries:
-    text = f'{text.rstrip(".")}; {bound}.'
-  indent = ' ' * 6
-  lines = textwrap.wrap(
-    text,
-    76,
-    initial_indent=indent,
-    subsequent_indent=indent,
-    break_on_hyphens=False,  # --tau is a word
-  )
-  for name, summary in summaries.items():
-    lines += textwrap.wrap(
-      f'{name}: {summary}',
-      76,
-      initial_indent=indent + '  ',
-      subsequent_indent=indent + '    ',
-      break_on_hyphens=False,
-    )
-  return lines
-
-
-def _help_head(field: dataclasses.Field, marks: list[str]) -> str:
-  """The first line of a flag in the help text."""
-  default, name = field.default, field.name
-  if isinstance(default, bool):
-    name, text = f'[no]{name}', str(default).lower()
-  else:
-    # Underscores group digits, and are understood on the command line too.
-    text = f'{default:_}' if isinstance(default, int) else str(default)
-  if default is not None:
-    marks = [f'default: {text}', *marks]
-  return f'  --{name}' + (f'  ({"; ".join(marks)})' if marks else '')
-
-
-def run(
-  cls: type,
-  intro: str,
-  main: Callable[[Any], None],
-  *,
-  listed: str | None = None,
-) -> NoReturn:
-  """Reads the command line into `cls`, calls `main` with it, and exits."""
-  streams.install()
-  sys.exit(execute(cls, intro, main, sys.argv[1:], listed=listed))
-
-
-def execute(
-  cls: type,
-  intro: str,
-  main: Callable[[Any], None],
-  arguments: Sequence[str],
-  *,
-  listed: str | None = None,
-) -> int:
-  """Calls `main` with the record that a command line makes.
-
-  Errors that have an explanation end in one line, not in a traceback.
-
-  Args:
-    cls: a frozen dataclass of options.
-    intro: the first paragraphs of the help text.
-    main: the launcher.
-    arguments: the command line.
-    listed: as `from_arguments` has it.
-
-  Returns:
-    The exit code: 0 after success or --help, 2 after a usage error, 1 where
-    something else is in the way, 130 where Ctrl-C ended it at once.
-  """
-  return _execute(
-    lambda: help_text(cls, intro),
-    lambda: main(from_arguments(cls, *arguments, listed=listed)),
-    arguments,
-  )
-
-
-def run_sweep(
-  cls: type,
-  intro: str,
-  main: Callable[[Sweep], None],
-  drop: Drop = lambda config: (),
-) -> NoReturn:
-  """Reads a command line with lists, calls `main` with the sweep, and exits."""
-  streams.install()
-  sys.exit(execute_sweep(cls, intro, main, sys.argv[1:], drop))
-
-
-def execute_sweep(
-  cls: type,
-  intro: str,
-  main: Callable[[Sweep], None],
-  arguments: Sequence[str],
-  drop: Drop = lambda config: (),
-) -> int:
-  """Calls `main` with the sweep that a command line makes.
-
-  Args:
-    cls: a frozen dataclass of options.
-    intro: the first paragraphs of the help text.
-    main: the launcher.
-    arguments: the command line.
-    drop: as `sweep_from_arguments` has it.
-
-  Returns:
-    The exit code, as `execute` has it.
-  """
-  return _execute(
-    lambda: help_text(cls, intro, lists=True),
-    lambda: main(sweep_from_arguments(cls, *arguments, drop=drop)),
-    arguments,
-  )
-
-
-def _execute(
-  help_answer: Callable[[], str],
-  main: Callable[[], None],
-  arguments: Sequence[str],
-) -> int:
-  if {'--help', '-help', '-h'} & set(arguments):
-    print(help_answer())
-    return 0
-  try:
-    startup.end()
-    main()
-  except UsageError as error:
-    return _failed(2, error)
-  except RunError as error:
-    return _failed(1, error)
-  except KeyboardInterrupt:
-    return _failed(130, 'interrupted')
-  return 0
-
-
-def _failed(code: int, error: Any) -> int:
-  print(f'error: {_in_a_line(str(error))}', file=sys.stderr)
-  return code
-
-
-def _in_a_line(text: str) -> str:
-  """A message that quotes what someone has typed, as one line of some length.
-
-  Characters that would end the line, move the cursor or cannot be written are
-  shown as Python writes them.
-  """
-  if len(text) > _MOST_CHARACTERS:
-    half = _MOST_CHARACTERS // 2
-    text = f'{text[:half]} [...] {text[-half:]}'
-  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)

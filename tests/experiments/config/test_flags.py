@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from experiments import atari, flags
-from experiments.flags import UsageError, group, one_of, option
+from experiments import atari
+from experiments.config import declaring, executing, help, reading
+from experiments.config.declaring import UsageError, group, one_of, option
 from siamrl.parameters import FieldError
 
 
@@ -17,9 +18,9 @@ class Config:
   """Some options."""
 
   _first: Any = group('The first')
-  count: int = option(10_000, 'How many.', flags.POSITIVE)
-  rate: float = option(0.5, 'How fast.', flags.FRACTION)
-  tau: float | None = option(None, 'Weight', flags.RATE)
+  count: int = option(10_000, 'How many.', declaring.POSITIVE)
+  rate: float = option(0.5, 'How fast.', declaring.FRACTION)
+  tau: float | None = option(None, 'Weight', declaring.RATE)
   _second: Any = group('The second')
   name: str = option('a', 'Which', one_of(('a', 'b')))
   note: str | None = option(None, 'Anything.')
@@ -30,11 +31,11 @@ class Config:
 class Numbers(Config):
   """Options of numbers with limits of all kinds."""
 
-  few: int = option(3, 'Few.', flags.POSITIVE, most=10)
+  few: int = option(3, 'Few.', declaring.POSITIVE, most=10)
   signed: int = option(0, 'Any.')
-  many: int = option(0, 'Many.', flags.NOT_NEGATIVE, most=flags.INT64)
+  many: int = option(0, 'Many.', declaring.NOT_NEGATIVE, most=declaring.INT64)
   size: float = option(1.0, 'Any.')
-  sizes: str = option('8', 'Of layers', flags.sizes('8-8'))
+  sizes: str = option('8', 'Of layers', declaring.sizes('8-8'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +46,12 @@ class Exact(Numbers):
 
 
 def _read(*arguments: str) -> Config:
-  return flags.from_arguments(Config, *arguments)
+  return reading.from_arguments(Config, *arguments)
 
 
 def _run(*arguments: str) -> tuple[int, list[Config]]:
   seen: list[Config] = []
-  return flags.execute(Config, 'Intro.', seen.append, arguments), seen
+  return executing.execute(Config, 'Intro.', seen.append, arguments), seen
 
 
 def test_defaults_are_the_fields():
@@ -67,7 +68,7 @@ def test_values():
 
 def test_arguments_that_are_no_flags_are_values_of_one_option():
   def read(*arguments):
-    return flags.from_arguments(Config, *arguments, listed='note')
+    return reading.from_arguments(Config, *arguments, listed='note')
 
   assert read('x', '--count=3', 'y') == Config(count=3, note='x,y')
   assert read('--count=3') == Config(count=3)
@@ -83,7 +84,7 @@ def test_arguments_that_are_no_flags_are_values_of_one_option():
 def test_a_flag_file_and_its_round_trip(tmp_path):
   config = Config(7, 0.25, 1e-7, 'b', 'x', True)
   lines = [
-    f'--{name}={value}' for name, value in flags.as_flags(config).items()
+    f'--{name}={value}' for name, value in reading.as_flags(config).items()
   ]
   (tmp_path / 'a.flags').write_text('# a comment\n' + '\n'.join(lines))
   (tmp_path / 'b.flags').write_text(f'--flagfile={tmp_path}/a.flags\n--count=8')
@@ -91,8 +92,8 @@ def test_a_flag_file_and_its_round_trip(tmp_path):
   assert _read(f'--flagfile={tmp_path}/b.flags') == dataclasses.replace(
     config, count=8
   )
-  assert 'tau' not in flags.as_flags(Config())
-  assert flags.as_json(config) == {
+  assert 'tau' not in reading.as_flags(Config())
+  assert reading.as_json(config) == {
     'count': 7,
     'rate': 0.25,
     'tau': 1e-7,
@@ -144,9 +145,9 @@ def test_a_flag_file_and_its_round_trip(tmp_path):
 )
 def test_what_is_refused(argument, message, capsys):
   with pytest.raises(UsageError, match=message):
-    flags.from_arguments(Numbers, argument)
+    reading.from_arguments(Numbers, argument)
   seen: list[Numbers] = []
-  code = flags.execute(Numbers, 'Intro.', seen.append, [argument])
+  code = executing.execute(Numbers, 'Intro.', seen.append, [argument])
   out, err = capsys.readouterr()
   assert code == 2
   assert not seen
@@ -178,7 +179,7 @@ def test_what_is_refused(argument, message, capsys):
 )
 def test_what_the_types_can_hold(cls, argument, value):
   name = argument.removeprefix('--').partition('=')[0]
-  assert getattr(flags.from_arguments(cls, argument), name) == value
+  assert getattr(reading.from_arguments(cls, argument), name) == value
 
 
 def test_what_is_odd_is_shown_in_one_line_of_some_length(capsys):
@@ -200,14 +201,16 @@ def test_a_flag_file_that_is_no_text(tmp_path, capsys):
 class Paths:
   """Options that name paths, and one that does not."""
 
-  run_dir: str | None = flags.path_option(None, 'A folder.', single=True)
-  runs: str | None = flags.path_option(None, 'Some.', several=True, single=True)
-  note: str = flags.option('', 'Text.')
+  run_dir: str | None = declaring.path_option(None, 'A folder.', single=True)
+  runs: str | None = declaring.path_option(
+    None, 'Some.', several=True, single=True
+  )
+  note: str = declaring.option('', 'Text.')
 
 
 _READERS = {
-  'one record': lambda *given: flags.from_arguments(Paths, *given),
-  'a sweep': lambda *given: flags.sweep_from_arguments(Paths, *given).configs[
+  'one record': lambda *given: reading.from_arguments(Paths, *given),
+  'a sweep': lambda *given: reading.sweep_from_arguments(Paths, *given).configs[
     0
   ],
 }
@@ -245,14 +248,14 @@ def test_what_is_not_utf_8_is_refused(read, name, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   'bound, inside, outside',
   [
-    (flags.POSITIVE, (1e-9, 1), (0, -1)),
-    (flags.NOT_NEGATIVE, (0, 1), (-1,)),
-    (flags.FRACTION, (0, 0.5, 1), (-0.1, 1.1)),
-    (flags.DECAY, (0, 0.95), (1, -0.1)),
-    (flags.RATE, (1e-9, 1), (0, 1.1)),
-    (flags.UINT32, (0, 2**32 - 1), (-1, 2**32)),
+    (declaring.POSITIVE, (1e-9, 1), (0, -1)),
+    (declaring.NOT_NEGATIVE, (0, 1), (-1,)),
+    (declaring.FRACTION, (0, 0.5, 1), (-0.1, 1.1)),
+    (declaring.DECAY, (0, 0.95), (1, -0.1)),
+    (declaring.RATE, (1e-9, 1), (0, 1.1)),
+    (declaring.UINT32, (0, 2**32 - 1), (-1, 2**32)),
     (one_of(('a', 'b')), ('a', 'b'), ('', 'c')),
-    (flags.ANYTHING, ('', 'c', -1), ()),
+    (declaring.ANYTHING, ('', 'c', -1), ()),
   ],
 )
 def test_bounds(bound, inside, outside):
@@ -263,8 +266,8 @@ def test_bounds(bound, inside, outside):
 @pytest.mark.parametrize(
   'error, code, line',
   [
-    (flags.UsageError('--count=1 is odd'), 2, 'error: --count=1 is odd\n'),
-    (flags.RunError('no room'), 1, 'error: no room\n'),
+    (declaring.UsageError('--count=1 is odd'), 2, 'error: --count=1 is odd\n'),
+    (declaring.RunError('no room'), 1, 'error: no room\n'),
     (KeyboardInterrupt(), 130, 'error: interrupted\n'),
   ],
 )
@@ -272,7 +275,7 @@ def test_exit_codes(error, code, line, capsys):
   def fail(config):
     raise error
 
-  assert flags.execute(Config, '', fail, []) == code
+  assert executing.execute(Config, '', fail, []) == code
   assert capsys.readouterr().err == line
   assert _run('--count=2') == (0, [Config(count=2)])
 
@@ -280,12 +283,12 @@ def test_exit_codes(error, code, line, capsys):
 def test_errors_of_the_library_speak_of_flags():
   with (
     pytest.raises(UsageError, match="^--rule=hadr is not 'x', as fast=true$"),
-    flags.usage_errors(),
+    declaring.usage_errors(),
   ):
     raise FieldError('rule', 'hadr', "is not 'x', as", ('fast', True))
   # What is not about an argument is an error in the program.
   for text in ('shapes differ', 'rule=hadr and rule=hard differ'):
-    with pytest.raises(ValueError, match=text), flags.usage_errors():
+    with pytest.raises(ValueError, match=text), declaring.usage_errors():
       raise ValueError(text)
 
 
@@ -322,8 +325,8 @@ Presets are found by their name from any folder: --flagfile=nature_dqn.
 
 
 def test_help_of_the_launcher_names_every_flag():
-  text = flags.help_text(atari.AtariConfig, atari.__doc__ or '')
-  for name in flags.as_json(atari.AtariConfig()):
+  text = help.help_text(atari.AtariConfig, atari.__doc__ or '')
+  for name in reading.as_json(atari.AtariConfig()):
     assert (
       f'--{name}  ' in text
       or f'--[no]{name}  ' in text
@@ -338,10 +341,10 @@ class Many:
 
   _run: Any = group('The run')
   where: str | None = option(None, 'A folder.', single=True)
-  seeds: int = option(3, 'How many.', flags.POSITIVE, single=True)
+  seeds: int = option(3, 'How many.', declaring.POSITIVE, single=True)
   rule: str = option('a', 'Which', one_of(('a', 'b', 'c')))
-  period: int = option(10_000, 'How often.', flags.POSITIVE)
-  tau: float | None = option(None, 'Weight', flags.RATE)
+  period: int = option(10_000, 'How often.', declaring.POSITIVE)
+  tau: float | None = option(None, 'Weight', declaring.RATE)
   limit: float = option(600, 'Seconds.')
   big: bool = option(False, 'Size.')
 
@@ -349,14 +352,14 @@ class Many:
 _MEANINGLESS = {'a': ('tau',), 'b': ('period',), 'c': ('period', 'tau')}
 
 
-def _sweep(*arguments: str) -> flags.Sweep:
-  return flags.sweep_from_arguments(
+def _sweep(*arguments: str) -> reading.Sweep:
+  return reading.sweep_from_arguments(
     Many, *arguments, drop=lambda config: _MEANINGLESS[config.rule]
   )
 
 
 def test_a_sweep_of_one():
-  assert _sweep() == flags.Sweep(
+  assert _sweep() == reading.Sweep(
     (Many(),),
     ({},),
     dict(
@@ -423,7 +426,7 @@ def test_what_means_nothing_is_not_crossed():
 )
 def test_what_means_nothing_is_said(arguments, note, capsys):
   drop = lambda config: _MEANINGLESS[config.rule]
-  flags.say_idle(_sweep(*arguments).configs, drop)
+  reading.say_idle(_sweep(*arguments).configs, drop)
   assert capsys.readouterr().err == (f'note: {note}\n' if note else '')
 
 
@@ -441,7 +444,7 @@ def test_a_sweep_and_its_flag_file(tmp_path):
   sweep = _sweep(
     '--rule=a,b', '--period=1,10', '--tau=1e-7', '--big=true,false', '--seeds=2'
   )
-  written = flags.as_flags(sweep)
+  written = reading.as_flags(sweep)
   assert written == {
     'seeds': '2',
     'rule': 'a,b',
@@ -450,13 +453,13 @@ def test_a_sweep_and_its_flag_file(tmp_path):
     'limit': '600.0',
     'big': 'true,false',
   }
-  assert flags.as_json(sweep)['period'] == [1, 10]
-  assert flags.as_json(sweep)['where'] is None
+  assert reading.as_json(sweep)['period'] == [1, 10]
+  assert reading.as_json(sweep)['where'] is None
   lines = [f'--{name}={value}' for name, value in written.items()]
   (tmp_path / 'a.flags').write_text('\n'.join(lines))
   again = _sweep(f'--flagfile={tmp_path}/a.flags')
   assert again == sweep
-  assert flags.as_flags(again) == written
+  assert reading.as_flags(again) == written
   # A later flag replaces the list, it does not lengthen it.
   assert _sweep(f'--flagfile={tmp_path}/a.flags', '--period=3').values[
     'period'
@@ -496,8 +499,8 @@ def test_a_sweep_and_its_flag_file(tmp_path):
 def test_what_a_sweep_refuses(argument, message, capsys):
   with pytest.raises(UsageError, match=f'^{message}'):
     _sweep(argument)
-  seen: list[flags.Sweep] = []
-  assert flags.execute_sweep(Many, '', seen.append, [argument]) == 2
+  seen: list[reading.Sweep] = []
+  assert executing.execute_sweep(Many, '', seen.append, [argument]) == 2
   assert not seen
   assert capsys.readouterr().err.count('\n') == 1
 
@@ -517,7 +520,7 @@ def test_what_no_choice_reads_is_refused():
   drop = lambda config: _MEANINGLESS[config.rule]
 
   def check(sweep):
-    flags.check_read(sweep, drop, 'rule', ('tau',))
+    reading.check_read(sweep, drop, 'rule', ('tau',))
 
   with pytest.raises(UsageError) as error:
     check(_parts('--rule=a,c', '--tau=0.5'))
@@ -533,16 +536,16 @@ def test_what_no_choice_reads_is_refused():
 
 
 def test_a_sweep_is_launched():
-  seen: list[flags.Sweep] = []
+  seen: list[reading.Sweep] = []
   drop = lambda config: _MEANINGLESS[config.rule]
   arguments = ['--rule=a,b', '--tau=0.5,1']
-  assert not flags.execute_sweep(Many, '', seen.append, arguments, drop)
+  assert not executing.execute_sweep(Many, '', seen.append, arguments, drop)
   assert seen == [_sweep(*arguments)]
   assert len(seen[0].configs) == 3
 
 
 def test_help_of_a_sweep(capsys):
-  assert not flags.execute_sweep(Many, 'Intro.', print, ['--help'])
+  assert not executing.execute_sweep(Many, 'Intro.', print, ['--help'])
   lines = capsys.readouterr().out.splitlines()
   assert '  --where  (one value)' in lines
   assert '  --seeds  (default: 3; one value)' in lines
@@ -551,7 +554,7 @@ def test_help_of_a_sweep(capsys):
     'A flag that is not marked (one value) takes several, separated by commas;',
     'every combination of the values is run.',
   ]
-  assert 'one value' not in flags.help_text(Many, '')
+  assert 'one value' not in help.help_text(Many, '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -559,11 +562,11 @@ class Parts(Many):
   """Options of a sweep of several parts."""
 
   note: str = option('z', 'Anything.')
-  also: str | None = flags.also()
+  also: str | None = reading.also()
 
 
-def _parts(*arguments: str) -> flags.Sweep:
-  return flags.sweep_from_arguments(
+def _parts(*arguments: str) -> reading.Sweep:
+  return reading.sweep_from_arguments(
     Parts, *arguments, drop=lambda config: _MEANINGLESS[config.rule]
   )
 
@@ -616,10 +619,10 @@ def test_quotes_keep_a_value_together():
 def test_parts_and_their_flag_file(tmp_path):
   text = '--rule=b --tau=0.1,0.5; --rule=c'
   sweep = _parts('--period=1,10', f'--also={text}')
-  written = flags.as_flags(sweep)
+  written = reading.as_flags(sweep)
   assert written['also'] == text
   assert written['rule'] == 'a'
-  assert flags.as_json(sweep)['also'] == text
+  assert reading.as_json(sweep)['also'] == text
   lines = [f'--{name}={value}' for name, value in written.items()]
   (tmp_path / 'a.flags').write_text('\n'.join(lines))
   assert _parts(f'--flagfile={tmp_path}/a.flags') == sweep
@@ -649,5 +652,5 @@ def test_parts_that_are_refused(text, message, capsys):
   with pytest.raises(UsageError, match=f'^{message}'):
     _parts(f'--also={text}')
   arguments = [f'--also={text}']
-  assert flags.execute_sweep(Parts, '', print, arguments) == 2
+  assert executing.execute_sweep(Parts, '', print, arguments) == 2
   assert capsys.readouterr().err.count('\n') == 1

@@ -4,18 +4,18 @@ import dataclasses
 import re
 from typing import Any
 
-from experiments import options
-from experiments.flags import (
+from experiments.config import learning as options
+from experiments.config.declaring import (
+  Bound,
   INT64,
   NOT_NEGATIVE,
   POSITIVE,
-  Bound,
-  also,
   group,
   one_of,
   option,
   path_option,
 )
+from experiments.config.reading import also
 
 _ADDRESS = Bound(
   lambda text: (

@@ -6,8 +6,8 @@ from typing import Any
 import chex
 from flax import linen as nn
 
-from experiments import target_options
-from experiments.flags import (
+from experiments.config import targets as target_options
+from experiments.config.declaring import (
   NOT_NEGATIVE,
   POSITIVE,
   choice,

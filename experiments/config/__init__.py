@@ -1,0 +1,1 @@
+"""Options: declared, read and shown; and those that launchers share."""

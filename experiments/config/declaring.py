@@ -1,0 +1,208 @@
+"""Options declared as the fields of frozen dataclasses, and their errors.
+
+A launcher describes its options as a frozen dataclass whose fields are made by
+`option`, so that a default is written once. `config.reading` makes records of
+it from command lines. Below `experiments` no flag is read.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+import contextlib
+import dataclasses
+import re
+import types
+import typing
+from typing import Any, NamedTuple, NoReturn
+
+from siamrl.parameters import FieldError
+
+# The largest numbers of types that hold whole numbers.
+INT32, INT64 = 2**31 - 1, 2**63 - 1
+
+# Layers that a network may have, for it to be traced in seconds.
+_MOST_LAYERS = 100
+
+
+class UsageError(Exception):
+  """The command line asks for something that cannot be; exit code 2."""
+
+
+class RunError(Exception):
+  """Something outside the command line is in the way; exit code 1."""
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+  """Has errors about the library's arguments speak of the flags so named."""
+  try:
+    yield
+  except FieldError as error:
+    # A flag is shown as one types it: without the quotes of a string.
+    text = error.written(lambda name, value: f'{name}={as_text(value)}')
+    raise UsageError(f'--{text}') from error
+
+
+def refuse(config: Any, name: str, must: str) -> NoReturn:
+  """Raises UsageError: the value of an option must be another one."""
+  raise UsageError(f'--{name}={as_text(getattr(config, name))} must {must}')
+
+
+class Bound(NamedTuple):
+  """What a value must be.
+
+  A number must also survive the type that computes with it, see `option`.
+
+  Attributes:
+    holds: the test.
+    text: its words after 'must be'.
+    mixes: whether the value is a weight whose rest, one minus it, weighs what
+      there was before. A value so small that the rest is 1 changes nothing.
+  """
+
+  holds: Callable[[Any], bool]
+  text: str
+  mixes: bool = False
+
+
+POSITIVE = Bound(lambda x: x > 0, 'positive')
+NOT_NEGATIVE = Bound(lambda x: x >= 0, '0 or more')
+UINT32 = Bound(lambda x: 0 <= x < 2**32, 'from 0 to 4294967295')
+FRACTION = Bound(lambda x: 0 <= x <= 1, 'in [0, 1]')
+NOT_POSITIVE = Bound(lambda x: x <= 0, '0 or less')
+DECAY = Bound(lambda x: 0 <= x < 1, 'in [0, 1)')
+RATE = Bound(lambda x: 0 < x <= 1, 'in (0, 1]', mixes=True)
+ANYTHING = Bound(lambda x: True, '')
+PATH = Bound(lambda x: x != '', 'the name of a file or folder')
+
+
+def one_of(names: Collection[str]) -> Bound:
+  """The bound of an option that takes one of some names."""
+  return Bound(lambda x: x in names, f'one of {", ".join(names)}')
+
+
+def sizes(example: str, *, none: bool = False) -> Bound:
+  """The bound of a text that lists the sizes of layers.
+
+  Args:
+    example: for the error message.
+    none: whether it may be the word none.
+  """
+  pattern = re.compile(r'[1-9][0-9]{0,9}(-[1-9][0-9]{0,9})*')
+
+  def holds(text: str) -> bool:
+    if none and text == 'none':
+      return True
+    if not pattern.fullmatch(text):
+      return False
+    numbers = [int(size) for size in text.split('-')]
+    return len(numbers) <= _MOST_LAYERS and max(numbers) < 2**31
+
+  text = f'positive numbers joined by hyphens, such as {example}'
+  if none:
+    text += ', or none'
+  return Bound(holds, f'{text} (at most {_MOST_LAYERS}, each below {2**31})')
+
+
+def option(
+  default: Any,
+  help: str,
+  bound: Bound = ANYTHING,
+  *,
+  single: bool = False,
+  most: int = INT32,
+) -> Any:
+  """A dataclass field that becomes a flag.
+
+  Numbers reach compiled programs and libraries written in C, so a number must
+  also survive the conversion to the type that they use. A whole number must be
+  an int32, or at most `most`. Any other number must be finite as a float32,
+  must not become 0, and must not become 1 where it lies between 0 and 1. A
+  launcher that computes in another type says so by a class attribute `FLOATS`.
+
+  Args:
+    default: its value where the flag is not given.
+    help: one sentence or two, with the unit.
+    bound: what values are allowed.
+    single: takes no list in a sweep either.
+    most: the largest value of a whole number. `INT64` is for options that only
+      Python computes with; the launcher must then check what follows from them.
+  """
+  metadata = {
+    'help': help,
+    'bound': bound,
+    'single': single,
+    'most': most,
+  }
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def path_option(
+  default: Any, help: str, *, single: bool = False, several: bool = False
+) -> Any:
+  """An option that names a file or a folder; `~` is the user's home.
+
+  Args:
+    default: its value where the flag is not given.
+    help: one sentence.
+    single: as `option` has it.
+    several: whether it names several, with commas between them.
+  """
+  field = option(default, help, PATH, single=single)
+  metadata = {**field.metadata, 'path': 'several' if several else 'one'}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def choice(default: Any, help: str, summaries: Mapping[str, str]) -> Any:
+  """An option that takes one of some names, each with a line of help.
+
+  Args:
+    default: its value where the flag is not given.
+    help: one sentence.
+    summaries: what each name stands for.
+  """
+  field = option(default, help, one_of(summaries))
+  metadata = {**field.metadata, 'summaries': dict(summaries)}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def group(title: str) -> Any:
+  """A field that becomes no flag, but a heading in the help text."""
+  return dataclasses.field(default=None, init=False, metadata={'group': title})
+
+
+def options_of(cls: type) -> list[tuple[dataclasses.Field, type]]:
+  """The fields that are flags, each with the type of a value that is given."""
+  hints = typing.get_type_hints(cls)
+  found = []
+  for field in dataclasses.fields(cls):
+    if 'help' in field.metadata:
+      hint = hints[field.name]
+      if isinstance(hint, types.UnionType):  # X | None
+        hint = next(t for t in typing.get_args(hint) if t is not type(None))
+      found.append((field, hint))
+  return found
+
+
+def as_text(value: Any) -> str:
+  """A value as a flag file has it."""
+  return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def counts(config: Any) -> dict[str, Any]:
+  """The options that say how many or how large, where they say more.
+
+  Args:
+    config: a record of options.
+
+  Returns:
+    The default of each whole number, and of each text of numbers, that is not
+    at its default; 1 where there is none.
+  """
+  found = {}
+  for field, kind in options_of(type(config)):
+    value = getattr(config, field.name)
+    counted = kind is int or (
+      kind is str and re.fullmatch(r'[0-9-]+', value or '')
+    )
+    if counted and value not in (None, field.default):
+      found[field.name] = 1 if field.default is None else field.default
+  return found
