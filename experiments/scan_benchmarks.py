@@ -329,6 +329,7 @@ def ale_xla(rounds: int) -> dict[str, Any]:
   from siamrl.agents.q import make_q_agent
   from siamrl.networks.q_network import nature_network
   from siamrl.runners.host import make_act
+  from siamrl.types import acting_of
 
   block = 500
 
@@ -345,7 +346,7 @@ def ale_xla(rounds: int) -> dict[str, Any]:
     nature_network(len(host.map_action_idx)), np.asarray(obs)
   )
   params, key = agent.init(jax.random.key(0)), jax.random.key(1)
-  act = make_act(agent)
+  act, acting = make_act(agent), acting_of(agent)
 
   def step_host() -> None:
     nonlocal obs
@@ -361,8 +362,8 @@ def ale_xla(rounds: int) -> dict[str, Any]:
   def play(handle, obs):
     def one(carry, number):
       handle, obs = carry
-      noise = agent.noise(jax.random.fold_in(key, number), 1)
-      actions = agent.act(params, obs, noise, 0.01)
+      noise = acting.noise(jax.random.fold_in(key, number), 1)
+      actions = acting.act(params, obs, noise, 0.01)
       handle, (obs, *_) = step(handle, actions)
       return (handle, obs), None
 

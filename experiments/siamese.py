@@ -610,7 +610,6 @@ def make_judge(
   agent = make_agent(config, task)
   # Through the lift, which knows the network that counts.
   look = twin.lift(agent.agent._replace(values=agent.features)).values
-  assert look is not None
 
   spectrum = None
   if config.agent != 'simclr' and config.predictor != 'none':

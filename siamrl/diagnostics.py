@@ -6,8 +6,9 @@ bundles the measurements for a runner, host or compiled: it calls `init` once,
 wherever it wants a row.
 
 Nothing says "theta_bar": a twin is looked at through `Twin.params` (parameters
-beside the online ones), `Agent.bootstrap` (the values that targets are made of)
-and a lifted agent's loss (the gradient), and so every rule fits.
+beside the online ones), `Agent.bootstrap` (what targets are made of, which
+`Agent.expected` reads as values) and a lifted agent's loss (the gradient), and
+so every rule fits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -343,10 +344,11 @@ def churn(
       targets_of(train, probe), targets_of(stepped, probe)
     ),
   }
-  if agent.greedy is not None:
+  if agent.acting is not None:
+    greedy = agent.acting.greedy
     metrics['policy_churn'] = disagreement(
-      agent.greedy(train.online_params, probe.obs_tm1),
-      agent.greedy(stepped.online_params, probe.obs_tm1),
+      greedy(train.online_params, probe.obs_tm1),
+      greedy(stepped.online_params, probe.obs_tm1),
     )
   return metrics
 
@@ -929,8 +931,10 @@ def make_panel(
     """What would be bootstrapped from if the online network were the twin."""
 
     def answer(params: Params, obs: Any) -> chex.Array:
-      return base_agent.bootstrap(
-        params, twins.part(base_agent, params), obs, _same_key(train)
+      return base_agent.expected(
+        base_agent.bootstrap(
+          params, twins.part(base_agent, params), obs, _same_key(train)
+        )
       )
 
     return rule.twin.lift(base_agent._replace(values=answer)).values
@@ -983,9 +987,10 @@ def make_panel(
     online, obs = train.online_params, _observed(probe)
     q, q_twin = agent.values(online, obs), agent.values(beside, obs)
     metrics = {'functional_distance': functional_distance(q, q_twin)}
-    if agent.greedy is not None:
+    if agent.acting is not None:
+      greedy = agent.acting.greedy
       metrics['greedy_disagreement'] = disagreement(
-        agent.greedy(online, obs), agent.greedy(beside, obs)
+        greedy(online, obs), greedy(beside, obs)
       )
     if agent.taken is None:
       return metrics
@@ -995,8 +1000,10 @@ def make_panel(
       jnp.mean(q_tm1.reshape(len(q_tm1), -1), 1),
       probe.r_t,
       probe.discount_t,
-      agent.bootstrap(
-        online, train.target_params, probe.obs_t, _same_key(train)
+      agent.expected(
+        agent.bootstrap(
+          online, train.target_params, probe.obs_t, _same_key(train)
+        )
       ),
       _without_twin(train)(online, probe.obs_t),
     )

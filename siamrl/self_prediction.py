@@ -43,7 +43,14 @@ import optax
 from siamrl import diagnostics, learner
 from siamrl.learner import TwinSpec
 from siamrl.parameters import FieldError, check_name
-from siamrl.types import Agent, Metrics, Params, TrainState, Transition
+from siamrl.types import (
+  Agent,
+  Bootstrap,
+  Metrics,
+  Params,
+  TrainState,
+  Transition,
+)
 
 # Rules that only move the twin, or say whether gradients flow through it.
 RULES = (
@@ -164,15 +171,42 @@ def make_agent(
       params['predictor'] = first / jnp.sqrt(num_features)
     return params
 
+  def values(params: Params, obs: chex.Array) -> chex.Array:
+    return params['encoder'][obs]
+
+  def bootstrap(
+    online_params: Params,
+    target_params: Params,
+    obs: chex.Array,
+    key: chex.PRNGKey,
+  ) -> chex.Array:
+    del online_params, key
+    return values(target_params, obs)
+
+  def targets(
+    online_params: Params,
+    target_params: Params,
+    batch: Transition,
+    key: chex.PRNGKey,
+    *,
+    bootstrap: Bootstrap = bootstrap,
+  ) -> chex.Array:
+    return bootstrap(online_params, target_params, batch.obs_t, key)
+
   def loss(
     online_params: Params,
     target_params: Params,
     batch: Transition,
     key: chex.PRNGKey,
+    *,
+    bootstrap: Bootstrap | None = bootstrap,
+    step: chex.Numeric | None = None,
   ) -> tuple[chex.Array, Metrics]:
-    del key
-    z_tm1 = online_params['encoder'][batch.obs_tm1]
-    z_t = target_params['encoder'][batch.obs_t]
+    del step  # nothing is delayed
+    if bootstrap is None:
+      raise ValueError('features have no whole targets to learn toward')
+    z_tm1 = values(online_params, batch.obs_tm1)
+    z_t = bootstrap(online_params, target_params, batch.obs_t, key)
     if learnt:
       matrix = online_params['predictor']
     else:
@@ -182,7 +216,14 @@ def make_agent(
     value = jnp.sum(batch.weight * errors)
     return value, {'loss': value}
 
-  return Agent(init=init, loss=loss, twinned=('encoder',))
+  return Agent(
+    init=init,
+    loss=loss,
+    bootstrap=bootstrap,
+    targets=targets,
+    values=values,
+    twinned=('encoder',),
+  )
 
 
 def eigenspace(transitions: np.ndarray, num_features: int) -> np.ndarray:

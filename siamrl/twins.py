@@ -27,6 +27,7 @@ import optax
 from siamrl import parameters
 from siamrl.parameters import Domain, Parameter, FieldError, check_name
 from siamrl.types import (
+  Acting,
   Agent,
   Bootstrap,
   Metrics,
@@ -392,16 +393,11 @@ def _from_named(tree: Params, leaves: Mapping[str, Any]) -> Params:
 # Rules that say what the agent does with its twin.
 
 
-def _given(function: Any, **keywords: Any) -> Any:
-  """The function with keywords; nothing stays nothing."""
-  return function and functools.partial(function, **keywords)
-
-
 def _bootstrapping(agent: Agent, bootstrap: Bootstrap) -> Agent:
-  """The agent with other values to bootstrap from."""
+  """The agent with other answers to make targets of."""
   return agent._replace(
     bootstrap=bootstrap,
-    targets=_given(agent.targets, bootstrap=bootstrap),
+    targets=functools.partial(agent.targets, bootstrap=bootstrap),
     loss=functools.partial(agent.loss, bootstrap=bootstrap),
   )
 
@@ -415,9 +411,6 @@ def _viewing(agent: Agent, view: Callable[[Params, Any], Params]) -> Agent:
   """
 
   def through(function: Any) -> Any:
-    if function is None:
-      return None
-
     @functools.wraps(function)
     def viewed(online, target, *args, **kwargs):
       return function(online, view(online, target), *args, **kwargs)
@@ -560,6 +553,7 @@ def proximal(twin_weight: chex.Numeric) -> Twin:
 def averaged(target_count: int) -> Twin:
   """Targets are means over the last K copies' values (Anschel et al. 2017).
 
+  Of an agent whose `bootstrap` answers a pytree, every leaf is averaged.
   At first all K are what the network was born as. With K = 1 it is `hard`.
 
   Args:
@@ -583,7 +577,9 @@ def averaged(target_count: int) -> Twin:
   def lift(agent: Agent) -> Agent:
     def bootstrap(online, target, obs, key):
       each = jax.vmap(agent.bootstrap, (None, 0, None, None))
-      return jnp.mean(each(online, target, obs, key), 0)
+      return jax.tree.map(
+        lambda answers: jnp.mean(answers, 0), each(online, target, obs, key)
+      )
 
     return _bootstrapping(agent, bootstrap)
 
@@ -667,10 +663,10 @@ def chain(
       bootstrap=lambda online, target, obs, key: agent.bootstrap(
         one(online, -1), one(target, -1), obs, key
       ),
-      targets=lambda online, target, batch, key: agent.targets(
-        one(online, -1), one(target, -1), batch, key
+      targets=lambda online, target, batch, key, **kwargs: agent.targets(
+        one(online, -1), one(target, -1), batch, key, **kwargs
       ),
-      **_acting_of(agent, one, target_count),
+      **_looking_at_one(agent, one, target_count),
     )
 
   return Twin(update, born, lift=lift, shift=shift)
@@ -748,11 +744,11 @@ def iterated_heads(target_count: int) -> Twin:
       bootstrap=lambda online, target, obs, key: agent.bootstrap(
         one(online, -1), before(online), obs, key
       ),
-      targets=lambda online, target, batch, key: agent.targets(
-        one(online, -1), before(online), batch, key
+      targets=lambda online, target, batch, key, **kwargs: agent.targets(
+        one(online, -1), before(online), batch, key, **kwargs
       ),
       # Head 0 learns nothing, and does not act.
-      **_acting_of(agent, one, target_count, first=1),
+      **_looking_at_one(agent, one, target_count, first=1),
     )
 
   return Twin(
@@ -804,13 +800,13 @@ def _together(
   return loss, means | {'loss': loss}
 
 
-def _acting_of(
+def _looking_at_one(
   agent: Agent,
   one: Callable[[Params, chex.Numeric], Params],
   count: int,
   first: int = 0,
 ) -> dict[str, Any]:
-  """The parts of an agent of several networks that only look at one.
+  """The parts of an agent of several networks that look at one of them.
 
   Args:
     agent: of one network.
@@ -819,22 +815,44 @@ def _acting_of(
     first: the number of the first of them.
   """
 
-  def noise(key: chex.PRNGKey, batch_size: int) -> tuple[Any, chex.Array]:
-    # The agent's own noise stays what it would be without a chain.
-    which = jax.random.randint(jax.random.fold_in(key, 0), (), 0, count)
-    return agent.noise(key, batch_size), which
-
-  def act_by(function: Callable) -> Callable:
-    def act(params, obs, noise, epsilon):
-      drawn, index = noise
-      return function(one(params, index + first), obs, drawn, epsilon)
-
-    return act
-
   def of_last(function: Callable) -> Callable:
     return lambda params, *args: function(one(params, -1), *args)
 
-  process = agent.process
+  return {
+    'values': of_last(agent.values),
+    'taken': None if agent.taken is None else of_last(agent.taken),
+    'acting': None
+    if agent.acting is None
+    else _acting_by_turns(
+      agent.acting, lambda params, index: one(params, index + first), count
+    )._replace(greedy=of_last(agent.acting.greedy)),
+  }
+
+
+def _acting_by_turns(
+  acting: Acting, one: Callable[[Params, chex.Numeric], Params], count: int
+) -> Acting:
+  """Acting by one of several networks, drawn evenly for each act.
+
+  Args:
+    acting: of one network.
+    one: (params of all, number below `count`) -> params of one.
+    count: networks that act.
+  """
+
+  def noise(key: chex.PRNGKey, batch_size: int) -> tuple[Any, chex.Array]:
+    # The agent's own noise stays what it would be without a chain.
+    which = jax.random.randint(jax.random.fold_in(key, 0), (), 0, count)
+    return acting.noise(key, batch_size), which
+
+  def by_drawn(function: Callable) -> Callable:
+    def act(params, obs, noise, epsilon):
+      drawn, index = noise
+      return function(one(params, index), obs, drawn, epsilon)
+
+    return act
+
+  process = acting.process
   if process is not None:
     # Of the noise, not of the network's number beside it.
     white = process
@@ -844,17 +862,12 @@ def _acting_of(
       return memory, (drawn, noise[1])
 
     process = NoiseProcess(white.init, step)
-  parts: dict[str, Any] = {
-    'noise': None if agent.noise is None else noise,
-    'process': process,
-  }
-  for name in ('act', 'play'):
-    function = getattr(agent, name)
-    parts[name] = function and act_by(function)
-  for name in ('values', 'taken', 'greedy'):
-    function = getattr(agent, name)
-    parts[name] = function and of_last(function)
-  return parts
+  return acting._replace(
+    noise=noise,
+    act=by_drawn(acting.act),
+    play=by_drawn(acting.play),
+    process=process,
+  )
 
 
 # Gradient steps that no run reaches, the most that int32 counts.

@@ -23,8 +23,6 @@ Metrics = dict[str, chex.Array]
 # (online, target, gradient_steps) -> target, or with `Twin.reads_report`
 # (online, target, gradient_steps, report) -> target
 TargetUpdate = Callable[..., Any]
-# (online_params, target_params, obs [B, ...], key) -> [B, A]
-Bootstrap = Callable[[Params, Any, Any, chex.PRNGKey], chex.Array]
 
 
 class Future(NamedTuple):
@@ -93,75 +91,315 @@ class TrainState(struct.PyTreeNode):
   key: jax.Array
 
 
+# What an agent is made of. Arguments are passed by position, except for those
+# behind a `*`.
+
+
+class Init(Protocol):
+  """The function that draws an agent's first parameters."""
+
+  def __call__(self, key: chex.PRNGKey, /) -> Params:
+    """Draws parameters.
+
+    Args:
+      key: the only source of chance.
+
+    Returns:
+      The online parameters.
+    """
+
+
+class Bootstrap(Protocol):
+  """The function that gives what targets are made of.
+
+  It may answer any pytree whose leaves lead with [B, A], such as values float32
+  [B, A], or the probabilities [B, A, Z] of Z atoms. Rules of the twin may
+  average several answers leaf by leaf, so a mean of answers has to be an answer
+  too: it is for probabilities, and it is not for logits. An encoder answers
+  what its predictions are to meet, [B, ...].
+  """
+
+  def __call__(
+    self,
+    online_params: Params,
+    target_params: Any,
+    obs: Any,
+    key: chex.PRNGKey,
+    /,
+  ) -> Any:
+    """Answers observations, for the most part with the twin.
+
+    Args:
+      online_params: the parameters that gradients move.
+      target_params: the twin.
+      obs: [B, ...] observations.
+      key: for agents whose targets are random.
+
+    Returns:
+      A pytree whose leaves lead with [B, A]; A = 1 for an actor's own action.
+    """
+
+
+class Expected(Protocol):
+  """The function that reads the answer of a `Bootstrap` as values."""
+
+  def __call__(self, answer: Any, /) -> chex.Array:
+    """Takes the expectation of an answer.
+
+    Args:
+      answer: of the agent's `Bootstrap` to observations [B, ...].
+
+    Returns:
+      float32 [B, A].
+    """
+
+
+class Loss(Protocol):
+  """The function that an agent learns by.
+
+  The twin is an argument of its own, so `jax.grad` over the first one never
+  differentiates it: the stop-gradient is an argument position.
+
+  There are three variants:
+
+  * `loss(online_params, target_params, batch, key)` learns toward the agent's
+    own targets; `bootstrap=function` makes them of another function's answers.
+  * `loss(..., bootstrap=None)` takes whole targets from `batch.r_t`: float32
+    [B], or [B, K] with a column for each of K networks. Only values are
+    learned; an actor and latents are left out, and the twin is not looked at.
+    Agents without rewards raise a ValueError.
+  * `loss(..., step=gradient_steps)` learns the entries in `Agent.delayed` only
+    where they are due. Without `step` they are always learned. Agents that
+    delay nothing do not read it.
+  """
+
+  def __call__(
+    self,
+    online_params: Params,
+    target_params: Any,
+    batch: Any,
+    key: chex.PRNGKey,
+    /,
+    *,
+    bootstrap: Bootstrap | None = ...,
+    step: chex.Numeric | None = ...,
+  ) -> tuple[chex.Array, Metrics]:
+    """Measures how far the online network is from its targets.
+
+    Args:
+      online_params: the parameters to differentiate by.
+      target_params: the twin.
+      batch: a `Transition`, or images [B, H, W, C].
+      key: for whatever is random in it.
+      bootstrap: what targets are made of; the agent's own by default, and None
+        where the batch holds whole targets.
+      step: gradient steps taken before this one; None to leave nothing out.
+
+    Returns:
+      The loss [], and metrics by name, each [] or, where every transition has
+      one, [B].
+    """
+
+
+class Targets(Protocol):
+  """The function that gives the numbers an agent learns toward."""
+
+  def __call__(
+    self,
+    online_params: Params,
+    target_params: Any,
+    batch: Any,
+    key: chex.PRNGKey,
+    /,
+    *,
+    bootstrap: Bootstrap = ...,
+  ) -> chex.Array:
+    """Computes targets, without learning from them.
+
+    Args:
+      online_params: the parameters that gradients move.
+      target_params: the twin.
+      batch: as in `Loss`.
+      key: as in `Loss`, so that both see the same targets.
+      bootstrap: what targets are made of; the agent's own by default.
+
+    Returns:
+      float32 [B]: r_t, plus discount_t times a value, plus what the agent adds
+      to the reward. Of targets that are distributions these are the means, of
+      an encoder its twin's answers [B, ...].
+    """
+
+
+class Values(Protocol):
+  """The function that gives the values by which an agent acts."""
+
+  def __call__(self, params: Params, obs: Any, /) -> chex.Array:
+    """Evaluates observations.
+
+    Args:
+      params: of the online network, or others in its structure.
+      obs: [B, ...] observations.
+
+    Returns:
+      float32 [B, A]; A = 1 for the value of an actor's own action. An encoder
+      gives its answers [B, ...].
+    """
+
+
+class Taken(Protocol):
+  """The function that gives the values of actions that were taken."""
+
+  def __call__(self, params: Params, batch: Transition, /) -> chex.Array:
+    """Evaluates actions.
+
+    Args:
+      params: as in `Values`.
+      batch: its `obs_tm1` and `a_tm1` are read.
+
+    Returns:
+      float32 [B], or [B, K] for K networks that learn side by side.
+    """
+
+
+class Noise(Protocol):
+  """The function that draws all chance of one act.
+
+  It is apart from acting so that a compiled loop can draw the noise of many
+  steps at once.
+  """
+
+  def __call__(self, key: chex.PRNGKey, batch_size: int, /) -> Any:
+    """Draws the noise of one act in B environments.
+
+    Args:
+      key: of this act alone.
+      batch_size: B.
+
+    Returns:
+      A pytree for `Act`.
+    """
+
+
+class Act(Protocol):
+  """The function that chooses actions with some exploration."""
+
+  def __call__(
+    self, params: Params, obs: Any, noise: Any, epsilon: chex.Numeric, /
+  ) -> chex.Array:
+    """Chooses actions.
+
+    Args:
+      params: as in `Values`.
+      obs: [B, ...] observations.
+      noise: of `Noise`, or what a `NoiseProcess` made of it.
+      epsilon: [] or [B] probability of a uniformly random action.
+
+    Returns:
+      int32 [B], or float32 [B, D] in [-1, 1].
+    """
+
+
+class Greedy(Protocol):
+  """The function that chooses the actions that an agent thinks best."""
+
+  def __call__(self, params: Params, obs: Any, /) -> chex.Array:
+    """Chooses actions without any chance.
+
+    Args:
+      params: as in `Values`.
+      obs: [B, ...] observations.
+
+    Returns:
+      int32 [B], or float32 [B, D] in [-1, 1].
+    """
+
+
 class NoiseProcess(NamedTuple):
-  """Makes noise that remembers, such as Ornstein and Uhlenbeck's, of white.
+  """Noise that remembers, such as Ornstein and Uhlenbeck's, made of white one.
 
   Attributes:
     init: B -> memory, whose leaves lead with [B]; an episode starts with it.
-    step: (memory, noise) -> (memory, noise for `Agent.act`).
+    step: (memory, noise) -> (memory, noise for `Act`).
   """
 
   init: Callable[[int], Any]
   step: Callable[[Any, Any], tuple[Any, Any]]
 
 
+class Acting(NamedTuple):
+  """The functions by which an agent acts.
+
+  Attributes:
+    noise: draws the chance that `act` and `play` need.
+    act: chooses actions while the agent learns.
+    greedy: chooses the actions that it thinks best.
+    play: chooses actions while the agent is evaluated; `act` once more for
+      agents that are evaluated as they learn.
+    process: turns the noise into noise that `act` gets; None leaves it as it
+      is. `play` always gets the noise as it was drawn.
+  """
+
+  noise: Noise
+  act: Act
+  greedy: Greedy
+  play: Act
+  process: NoiseProcess | None = None
+
+
+def _as_values(answer: Any, /) -> chex.Array:
+  return answer
+
+
 class Agent(NamedTuple):
   """A learner as pure functions; it holds no arrays.
 
   Whatever learns with a twin is one: values of discrete actions, an actor with
-  its critics, an encoder of images. The last kind does not act, and has None
-  where it has nothing to say.
+  its critics, an encoder of images.
 
   Attributes:
-    init: key -> params.
-    loss: (online_params, target_params, batch, key) -> (scalar, metrics). The
-      twin is an argument of its own, so `jax.grad` over the first one never
-      differentiates it: the stop-gradient is an argument position. A keyword
-      `bootstrap` takes the place of the agent's own; `bootstrap=None` says that
-      the batch's `r_t` are whole targets already, [B] or [B, K] for each of K
-      networks, and that nothing but values is to be learnt.
-    bootstrap: (online_params, target_params, obs [B, ...], key) -> float32
-      [B, A], what its targets are made of: the values of the observations, or
-      an encoder's answers to them.
-    targets: (online_params, target_params, batch, key) -> float32 [B] or
-      [B, A], what it learns towards. It has the keyword too.
-    values: (params, obs [B, ...]) -> float32 [B, A], by which it acts; of an
-      actor's own action, with A = 1; or an encoder's answers.
-    taken: (params, batch) -> float32 [B], values of the actions taken, or
-      [B, K] those of each of K networks that learn side by side.
-    noise: (key, B) -> all that acting in B environments once needs of chance.
-      Apart from acting, so that a compiled loop can draw it for many steps at
-      once.
-    act: (params, obs [B, ...], noise, epsilon) -> [B] or [B, D] actions, as in
-      `Transition`.
-    greedy: (params, obs [B, ...]) -> actions, those that it thinks best.
-    play: (params, obs [B, ...], noise, epsilon) -> actions, where it is
-      evaluated; None for `act`.
-    process: what becomes of the noise before `act` gets it; None for nothing.
-    twinned: the entries of the parameters, a dict, that have a twin; or what
+    init: draws the parameters.
+    loss: is what gradients are taken of.
+    bootstrap: gives what targets are made of.
+    targets: gives the numbers that it learns toward.
+    values: gives the values by which it acts.
+    expected: reads the answer of `bootstrap` as values float32 [B, A]; by
+      default the answer is that already.
+    taken: gives the values of actions taken; None for agents without actions.
+    acting: holds the functions by which it acts; None for agents that do not,
+      such as encoders. `acting_of` gives them to whoever cannot do without.
+    twinned: names the entries of the parameters, a dict, that have a twin; or
       makes such a dict of the parameters, in which a part may be twice, to have
       two twins; None for all. `target_params` hold nothing else.
-    delayed: the entries that are learnt at every `delay`-th gradient step only,
-      such as TD3's actor. `loss` then takes a keyword `step`, the gradient
-      steps taken before this one; without it nothing is left out.
+    delayed: names the entries that are learned at every `delay`-th gradient
+      step only, such as TD3's actor; see `Loss`.
     delay: gradient steps from one step of these entries to the next.
   """
 
-  init: Callable[[chex.PRNGKey], Params]
-  loss: Callable[..., tuple[chex.Array, Metrics]]
-  # Typed as if they were there: who calls one knows that it is.
-  bootstrap: Bootstrap = None  # type: ignore[assignment]
-  targets: Callable[..., chex.Array] = None  # type: ignore[assignment]
-  values: Callable[[Params, Any], chex.Array] = None  # type: ignore[assignment]
-  taken: Callable[[Params, Any], chex.Array] = None  # type: ignore[assignment]
-  noise: Callable[[chex.PRNGKey, int], Any] = None  # type: ignore[assignment]
-  act: Callable[..., chex.Array] = None  # type: ignore[assignment]
-  greedy: Callable[[Params, Any], chex.Array] = None  # type: ignore[assignment]
-  play: Callable[..., chex.Array] | None = None
-  process: NoiseProcess | None = None
+  init: Init
+  loss: Loss
+  bootstrap: Bootstrap
+  targets: Targets
+  values: Values
+  expected: Expected = _as_values
+  taken: Taken | None = None
+  acting: Acting | None = None
   twinned: tuple[str, ...] | Callable[[Params], Params] | None = None
   delayed: tuple[str, ...] = ()
   delay: int = 1
+
+
+def acting_of(agent: Agent) -> Acting:
+  """The functions by which an agent acts.
+
+  Raises:
+    ValueError: the agent does not act.
+  """
+  if agent.acting is None:
+    raise ValueError(
+      'the agent does not act: its `acting` is None, and an environment needs '
+      'actions'
+    )
+  return agent.acting
 
 
 class Twin(NamedTuple):

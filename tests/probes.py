@@ -7,12 +7,23 @@ one before it does not, it is clear what to look at.
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import numpy as np
 
-from siamrl.types import Timestep
+from siamrl.types import Agent, Timestep
 
 END = -1  # the successor of what terminates
+
+
+def agent_of(**parts: Any) -> Agent:
+  """An agent of these parts; the others are not to be called."""
+
+  def unasked(*args, **kwargs):
+    raise AssertionError('a part of the agent that is not there')
+
+  names = ('init', 'loss', 'bootstrap', 'targets', 'values')
+  return Agent(**dict.fromkeys(names, unasked) | parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -356,7 +356,9 @@ def test_churn_by_hand():
   agent = BASE._replace(
     init=lambda key: {'w': jnp.float32(1.0)},
     values=values,
-    greedy=lambda params, obs: jnp.argmax(values(params, obs), -1),
+    acting=BASE.acting._replace(
+      greedy=lambda params, obs: jnp.argmax(values(params, obs), -1)
+    ),
     bootstrap=lambda online, target, obs, key: values(target, obs),
     targets=lambda online, target, batch, key: (
       batch.r_t + batch.discount_t * jnp.max(values(target, batch.obs_t), -1)

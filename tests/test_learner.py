@@ -14,6 +14,7 @@ from siamrl.learner import ClockedTwin, TwinSpec, make_learner
 from siamrl.networks.policies import Critic, DeterministicActor
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Agent, Transition
+from tests import probes
 
 
 def _linear_agent() -> Agent:
@@ -29,7 +30,7 @@ def _linear_agent() -> Agent:
     value = jnp.mean(error**2)
     return value, {'loss': value}
 
-  return Agent(init=lambda key: {'w': jnp.float32(1.0)}, loss=loss)
+  return probes.agent_of(init=lambda key: {'w': jnp.float32(1.0)}, loss=loss)
 
 
 BATCH = Transition(*(jnp.array([x]) for x in (2.0, 0, 3.0, 0.5, 4.0)))
@@ -453,7 +454,7 @@ def _parted_agent(**options) -> Agent:
   def init(key):
     return {name: jnp.float32(0.0) for name in ('fast', 'plain', 'slow')}
 
-  return Agent(init=init, loss=loss, **options)
+  return probes.agent_of(init=init, loss=loss, **options)
 
 
 def _parted_steps(agent, twin, steps, **clock):

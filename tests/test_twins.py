@@ -182,8 +182,8 @@ def test_every_rule_acts_and_learns(name):
     == agent.bootstrap(online, twin.init(online), OBS, KEY).shape
     == (6, 3)
   )
-  noise = agent.noise(jax.random.key(2), 6)
-  assert agent.act(online, OBS, noise, 0.5).shape == (6,)
+  noise = agent.acting.noise(jax.random.key(2), 6)
+  assert agent.acting.act(online, OBS, noise, 0.5).shape == (6,)
   states = _train(twin, twins.RULES[name].period or 3, 4)
   for leaf in jax.tree.leaves(states[-1].online_params):
     assert bool(jnp.all(jnp.isfinite(leaf)))
@@ -687,12 +687,14 @@ def test_the_loss_of_a_chain_is_the_sum_of_its_links():
 @pytest.mark.parametrize('name', ['chain', 'iterated_heads'])
 def test_each_network_of_several_acts_now_and_then(name):
   _, agent, online = _pair(name)
-  drawn = {int(agent.noise(jax.random.key(seed), 6)[1]) for seed in range(40)}
+  drawn = {
+    int(agent.acting.noise(jax.random.key(seed), 6)[1]) for seed in range(40)
+  }
   assert drawn == {0, 1, 2}
-  base, _ = agent.noise(jax.random.key(5), 6)
-  chex.assert_trees_all_equal(base, _base().noise(jax.random.key(5), 6))
+  base, _ = agent.acting.noise(jax.random.key(5), 6)
+  chex.assert_trees_all_equal(base, _base().acting.noise(jax.random.key(5), 6))
   seen = {
-    tuple(agent.act(online, OBS, (base, jnp.int32(k)), 0.0).tolist())
+    tuple(agent.acting.act(online, OBS, (base, jnp.int32(k)), 0.0).tolist())
     for k in range(3)
   }
   assert len(seen) > 1

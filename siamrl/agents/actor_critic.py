@@ -32,8 +32,11 @@ from siamrl.networks.policies import (
 )
 from siamrl.parameters import Domain, FieldError, check_name
 from siamrl.types import (
+  Act,
+  Acting,
   Agent,
   Bootstrap,
+  Greedy,
   Metrics,
   NoiseProcess,
   Params,
@@ -222,7 +225,10 @@ def make_td3_agent(
     noisy = greedy(params, obs) + exploration_std * noise.normal
     return mixed_with_random(jnp.clip(noisy, -1.0, 1.0), noise, epsilon)
 
-  agent = _assemble(
+  process = None
+  if exploration == 'ornstein_uhlenbeck':
+    process = ornstein_uhlenbeck(actor.action_dim, exploration_theta)
+  return _assemble(
     actor,
     critic,
     example_obs,
@@ -233,13 +239,9 @@ def make_td3_agent(
     error_bound=error_bound,
     greedy=greedy,
     act=act,
+    process=process,
     bootstrap=bootstrap,
     policy_loss=policy_loss,
-  )
-  if exploration == 'gaussian':
-    return agent
-  return agent._replace(
-    process=ornstein_uhlenbeck(actor.action_dim, exploration_theta)
   )
 
 
@@ -436,8 +438,9 @@ def _assemble(
   policy_delay: int,
   td_loss: str,
   error_bound: float,
-  greedy: Callable[[Params, chex.Array], chex.Array],
-  act: Callable[..., chex.Array],
+  greedy: Greedy,
+  act: Act,
+  process: NoiseProcess | None = None,
   bootstrap: Bootstrap,
   policy_loss: Callable[..., tuple[chex.Array, Metrics]],
 ) -> Agent:
@@ -455,6 +458,7 @@ def _assemble(
     error_bound: of some of them.
     greedy: of the agent.
     act: of the agent.
+    process: of the agent's noise.
     bootstrap: of the agent. No gradient of it may reach `delayed` entries.
     policy_loss: (online_params, obs, key) -> the loss of the `delayed` entries,
       of nothing else, and metrics [].
@@ -466,7 +470,7 @@ def _assemble(
     metrics of `policy_loss`. These are 0 where the actor is not due, and d
     times what they are where it is: their means over gradient steps are right
     (in that of `loss` the policy's part counts 1 / d). Weights multiply the
-    critics'    losses and nothing else.
+    critics' losses and nothing else.
   """
   check_name('td_loss', td_loss, td.FORMS)
   if not error_bound > 0:
@@ -563,12 +567,15 @@ def _assemble(
     targets=targets,
     values=values,
     taken=taken,
-    noise=lambda key, batch_size: action_noise(
-      key, batch_size, actor.action_dim
+    acting=Acting(
+      noise=lambda key, batch_size: action_noise(
+        key, batch_size, actor.action_dim
+      ),
+      act=act,
+      greedy=greedy,
+      play=play,
+      process=process,
     ),
-    act=act,
-    greedy=greedy,
-    play=play,
     twinned=('actor', 'critic'),
     delayed=delayed if policy_delay > 1 else (),
     delay=policy_delay,

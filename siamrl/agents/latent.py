@@ -136,7 +136,6 @@ def with_latent_prediction(
     key: chex.PRNGKey,
   ) -> chex.Array:
     if not isinstance(obs, Future):
-      assert base.bootstrap is not None
       return base.bootstrap(online_params['q'], target_params['q'], obs, key)
     params = (
       target_params['latent'] if target == 'twin' else answering(online_params)
@@ -172,7 +171,6 @@ def with_latent_prediction(
     *,
     bootstrap: Bootstrap = bootstrap,
   ) -> chex.Array:
-    assert base.targets is not None
     return base.targets(
       online_params['q'],
       target_params['q'],
@@ -188,7 +186,9 @@ def with_latent_prediction(
     key: chex.PRNGKey,
     *,
     bootstrap: Bootstrap | None = bootstrap,
+    step: chex.Numeric | None = None,
   ) -> tuple[chex.Array, Metrics]:
+    del step  # nothing is delayed
     q, q_twin = online_params['q'], target_params['q']
     if bootstrap is None:  # nothing but values
       return base.loss(q, q_twin, batch, key, bootstrap=None)
@@ -222,18 +222,23 @@ def with_latent_prediction(
 
   def of_q(function: Any) -> Any:
     """The same of the base's parameters."""
-    return function and (lambda params, *args: function(params['q'], *args))
+    return lambda params, *args: function(params['q'], *args)
 
+  acting = base.acting
+  if acting is not None:
+    acting = acting._replace(
+      act=of_q(acting.act),
+      greedy=of_q(acting.greedy),
+      play=of_q(acting.play),
+    )
   return base._replace(
     init=init,
     loss=loss,
     bootstrap=bootstrap,
     targets=targets,
     values=of_q(base.values),
-    taken=of_q(base.taken),
-    act=of_q(base.act),
-    greedy=of_q(base.greedy),
-    play=of_q(base.play),
+    taken=None if base.taken is None else of_q(base.taken),
+    acting=acting,
     twinned=twinned,
   )
 

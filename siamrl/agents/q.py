@@ -11,7 +11,14 @@ from flax import linen as nn
 
 from siamrl.losses import returns, td
 from siamrl.parameters import FieldError, check_name
-from siamrl.types import Agent, Bootstrap, Metrics, Params, Transition
+from siamrl.types import (
+  Acting,
+  Agent,
+  Bootstrap,
+  Metrics,
+  Params,
+  Transition,
+)
 
 REDUCTIONS: dict[str, Callable[[chex.Array], chex.Array]] = {
   'mean': jnp.mean,
@@ -102,7 +109,8 @@ def make_returns(
     v_t = targets(1.0) - bonus
     lambda_t = jnp.full(ended.shape, lambda_)
     if trace == 'watkins':
-      q_t = agent.bootstrap(online_params, target_params, flat.obs_t, key)
+      answer = agent.bootstrap(online_params, target_params, flat.obs_t, key)
+      q_t = agent.expected(answer)
       q_t = q_t.reshape(*ended.shape, -1)
       a_t = jnp.roll(steps.a_tm1, -1, axis=0)  # the last is not read
       lambda_t = over_envs(lambda q, a: returns.watkins_trace(q, a, lambda_))(
@@ -264,7 +272,9 @@ def make_q_agent(
     key: chex.PRNGKey,
     *,
     bootstrap: Bootstrap | None = bootstrap,
+    step: chex.Numeric | None = None,
   ) -> tuple[chex.Array, Metrics]:
+    del step  # nothing is delayed
     if bootstrap is None:
       y = batch.r_t
     else:
@@ -289,7 +299,5 @@ def make_q_agent(
     targets=targets,
     values=values,
     taken=taken,
-    noise=exploration_noise,
-    act=act,
-    greedy=greedy,
+    acting=Acting(exploration_noise, act, greedy, play=act),
   )

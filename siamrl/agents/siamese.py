@@ -250,8 +250,12 @@ def make_siamese_agent(
     images: chex.Array,
     key: chex.PRNGKey,
     *,
-    bootstrap: Bootstrap = bootstrap,
+    bootstrap: Bootstrap | None = bootstrap,
+    step: chex.Numeric | None = None,
   ) -> tuple[chex.Array, Metrics]:
+    del step  # nothing is delayed
+    if bootstrap is None:
+      raise ValueError('encoders have no whole targets to learn toward')
     views_key, twin_key = jax.random.split(key)
     directions = 2 if symmetric else 1
     keys = jax.random.split(views_key, (2, len(images)))

@@ -51,6 +51,7 @@ from siamrl.types import (
   Schedule,
   TrainState,
   Transition,
+  acting_of,
 )
 
 # Streams of randomness derived from one seed; never reuse a number.
@@ -361,12 +362,12 @@ def make_act(agent: Agent) -> Callable[..., jax.Array]:
     (params, obs, key, step, epsilon) -> actions. `key` is folded with `step`,
     so that a run needs no key of its own to be carried from action to action.
   """
-  play = agent.play or agent.act
+  acting = acting_of(agent)
 
   @jax.jit
   def act(params, obs, key, step, epsilon):
-    noise = agent.noise(jax.random.fold_in(key, step), len(obs))
-    return play(params, obs, noise, epsilon)
+    noise = acting.noise(jax.random.fold_in(key, step), len(obs))
+    return acting.play(params, obs, noise, epsilon)
 
   return act
 
@@ -422,13 +423,14 @@ def _make_explore(agent: Agent) -> Callable[..., tuple[jax.Array, Any]]:
   Returns:
     (params, obs, key, step, epsilon, memory) -> (actions, memory).
   """
+  acting = acting_of(agent)
 
   @jax.jit
   def act(params, obs, key, step, epsilon, memory):
-    noise = agent.noise(jax.random.fold_in(key, step), len(obs))
-    if agent.process is not None:
-      memory, noise = agent.process.step(memory, noise)
-    return agent.act(params, obs, noise, epsilon), memory
+    noise = acting.noise(jax.random.fold_in(key, step), len(obs))
+    if acting.process is not None:
+      memory, noise = acting.process.step(memory, noise)
+    return acting.act(params, obs, noise, epsilon), memory
 
   return act
 
@@ -559,7 +561,7 @@ class _Loop:
         'must be at most 256: a checkpoint keeps each action in a byte',
       )
     self._environments, self._obs = environments, environments.reset()
-    process = self._learner.agent.process
+    process = acting_of(self._learner.agent).process
     if process is not None:
       self._calm = np.asarray(process.init(environments.num_envs))
     for step, actions in enumerate(state.actions, 1):

@@ -45,6 +45,7 @@ from siamrl.types import (
   Schedule,
   TrainState,
   Transition,
+  acting_of,
 )
 
 # The settings of a run: any pytree of arrays, each leaf with a row a run.
@@ -522,7 +523,7 @@ class Loop:
       jax.random.fold_in(key, number), 4
     )
     return _Draws(
-      noise=jax.vmap(lambda key: agent.noise(key, envs))(
+      noise=jax.vmap(lambda key: acting_of(agent).noise(key, envs))(
         jax.random.split(act_key, steps)
       ),
       step_key=jax.random.split(step_key, (steps, envs)),
@@ -583,13 +584,13 @@ class Loop:
 
   def _collect(self, setup, carry, clock, drawn):
     """One step of every environment."""
-    config, process = self.config, setup.learner.agent.process
+    config, acting = self.config, acting_of(setup.learner.agent)
     state, sums = carry
     noise, step_key, fresh = drawn
     memory = state.memory
-    if process is not None:
-      memory, noise = process.step(memory, noise)
-    actions = setup.learner.agent.act(
+    if acting.process is not None:
+      memory, noise = acting.process.step(memory, noise)
+    actions = acting.act(
       state.train.online_params,
       state.obs,
       noise,
@@ -717,11 +718,11 @@ class Loop:
       flags = jnp.zeros((most, episodes), bool)
       record = _Record(numbers, numbers, flags, ~flags, flags)
 
-    play = agent.play or agent.act
+    acting = acting_of(agent)
 
     def act(obs: jax.Array, key: chex.PRNGKey) -> jax.Array:
-      noise = agent.noise(key, episodes)
-      return play(params, obs, noise, config.eval_epsilon)
+      noise = acting.noise(key, episodes)
+      return acting.play(params, obs, noise, config.eval_epsilon)
 
     def look(obs: jax.Array, step: Any, running: jax.Array) -> _Record:
       return _Record(
@@ -917,7 +918,8 @@ def _panel_round(iteration: chex.Numeric, rounds: int) -> jax.Array:
 
 def _calm(agent: Agent, num_envs: int) -> Any:
   """The memory of the agent's noise at the start of episodes."""
-  return () if agent.process is None else agent.process.init(num_envs)
+  process = acting_of(agent).process
+  return () if process is None else process.init(num_envs)
 
 
 def _largest_divisor(number: int, most: int) -> int:

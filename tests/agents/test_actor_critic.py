@@ -165,7 +165,7 @@ def test_td3_by_hand():
     _q(CRITICS, BATCH.obs_tm1, pi).min(axis=0),
   )
   _assert_close(agent.taken(online, BATCH), q_tm1.T)
-  _assert_close(agent.greedy(online, BATCH.obs_tm1), pi)
+  _assert_close(agent.acting.greedy(online, BATCH.obs_tm1), pi)
 
 
 def test_sac_by_hand():
@@ -538,13 +538,18 @@ def _still(name, **options):
   bias = jnp.array([0.3, -2.0, -1.0, 0.0])[:outputs]
   params['actor']['params']['last']['bias'] = bias
   obs = np.zeros((ROWS, 1, N), np.float32)
-  return agent, params, obs, jax.jit(agent.noise, static_argnums=1)(KEY, ROWS)
+  return (
+    agent,
+    params,
+    obs,
+    jax.jit(agent.acting.noise, static_argnums=1)(KEY, ROWS),
+  )
 
 
 def test_exploration_by_gaussian_noise():
   agent, params, obs, noise = _still('td3', exploration_std=0.2)
-  assert agent.process is None
-  actions = np.asarray(agent.act(params, obs, noise, 0.0))
+  assert agent.acting.process is None
+  actions = np.asarray(agent.acting.act(params, obs, noise, 0.0))
   assert (actions.shape, actions.dtype) == ((ROWS, D), np.float32)
   shift = actions - np.tanh([0.3, -2.0])
   assert shift[:, 0].std() == pytest.approx(0.2, rel=0.03)
@@ -557,7 +562,7 @@ def test_exploration_by_gaussian_noise():
 
 def test_sac_acts_by_samples_of_its_policy():
   agent, params, obs, noise = _still('sac')
-  actions = np.asarray(agent.act(params, obs, noise, 0.0))
+  actions = np.asarray(agent.acting.act(params, obs, noise, 0.0))
   u = np.arctanh(np.float64(actions))[:, 0]
   assert u.mean() == pytest.approx(0.3, abs=0.02)
   assert u.std() == pytest.approx(math.exp(-1), rel=0.03)
@@ -567,21 +572,23 @@ def test_sac_acts_by_samples_of_its_policy():
 @pytest.mark.parametrize('name', AGENTS)
 def test_playing_greedily_and_at_random(name):
   agent, params, obs, noise = _still(name)
-  greedy = np.asarray(agent.greedy(params, obs))
+  greedy = np.asarray(agent.acting.greedy(params, obs))
   np.testing.assert_allclose(greedy[0], np.tanh([0.3, -2.0]), rtol=1e-5)
-  np.testing.assert_array_equal(agent.play(params, obs, noise, 0.0), greedy)
-  for function in (agent.act, agent.play):
+  np.testing.assert_array_equal(
+    agent.acting.play(params, obs, noise, 0.0), greedy
+  )
+  for function in (agent.acting.act, agent.acting.play):
     random = np.asarray(function(params, obs, noise, 1.0))
     assert -1 <= random.min() < -0.999 and 0.999 < random.max() <= 1
     # Of U(-1, 1): mean 0, standard deviation 3**-0.5, nothing shared.
     assert np.abs(random.mean(axis=0)).max() < 0.025
     np.testing.assert_allclose(random.std(axis=0), 3**-0.5, atol=0.01)
     assert abs(np.corrcoef(random.T)[0, 1]) < 0.05
-  some = np.asarray(agent.play(params, obs, noise, 0.3))
+  some = np.asarray(agent.acting.play(params, obs, noise, 0.3))
   assert np.mean(np.any(some != greedy, axis=1)) == pytest.approx(0.3, abs=0.02)
   # A probability for each row.
   rows = np.where(np.arange(ROWS) < 5, 1.0, 0.0)
-  by_row = np.asarray(agent.play(params, obs, noise, rows))
+  by_row = np.asarray(agent.acting.play(params, obs, noise, rows))
   np.testing.assert_array_equal(by_row[:5], random[:5])
   np.testing.assert_array_equal(by_row[5:], greedy[5:])
 
@@ -609,10 +616,12 @@ def test_ddpg_explores_by_noise_that_lasts():
   @jax.jit
   def run(keys):
     def step(memory, key):
-      memory, noise = agent.process.step(memory, agent.noise(key, 500))
-      return memory, agent.act(params, obs[:500], noise, 0.0)[:, 0]
+      memory, noise = agent.acting.process.step(
+        memory, agent.acting.noise(key, 500)
+      )
+      return memory, agent.acting.act(params, obs[:500], noise, 0.0)[:, 0]
 
-    return jax.lax.scan(step, agent.process.init(500), keys)[1]
+    return jax.lax.scan(step, agent.acting.process.init(500), keys)[1]
 
   shift = np.asarray(run(jax.random.split(KEY, 60))) - np.tanh(0.3)
   assert shift[0].std() == pytest.approx(0.05, rel=0.15)
@@ -621,7 +630,7 @@ def test_ddpg_explores_by_noise_that_lasts():
   correlation = np.mean(late[1:] * late[:-1]) / np.mean(late**2)
   assert correlation == pytest.approx(0.85, abs=0.03)
   white = ornstein_uhlenbeck(D, 1.0)
-  noise = agent.noise(KEY, 3)
+  noise = agent.acting.noise(KEY, 3)
   _, made = white.step(jnp.full((3, D), 9.0), noise)
   np.testing.assert_allclose(made.normal, noise.normal, atol=1e-6)
 
@@ -639,7 +648,7 @@ def test_numbers_may_be_traced():
     )
     return (
       agent.targets(online, target, BATCH, KEY),
-      agent.act(online, BATCH.obs_tm1, noise, 0.0),
+      agent.acting.act(online, BATCH.obs_tm1, noise, 0.0),
     )
 
   rows = [(0.0, 0.5, 0.1), (0.2, 0.1, 0.3)]
@@ -716,9 +725,9 @@ def test_what_is_not_given_is_the_agents_own():
   ):
     params = jax.eval_shape(agent.init, KEY)
     assert params['critic']['params']['last']['kernel'].shape[0] == 2
-    assert agent.delay == 2 and agent.process is None
+    assert agent.delay == 2 and agent.acting.process is None
   ddpg = make_ddpg_agent(DeterministicActor(action_dim=D), Critic(), OBS)
-  assert ddpg.delay == 1 and ddpg.process is not None
+  assert ddpg.delay == 1 and ddpg.acting.process is not None
 
 
 # Learning.
@@ -756,6 +765,6 @@ def test_a_bandit_is_learnt(name):
     )
   )(params)
   assert float(losses[-1]) < 0.02 * float(losses[0])
-  action = agent.greedy(params, np.ones((1, 1, N), np.float32))[0]
+  action = agent.acting.greedy(params, np.ones((1, 1, N), np.float32))[0]
   # Random actions have -0.96; the critics' kinks keep an actor from 0.
   assert np.sum(np.square(action - np.array([0.5, -0.2]))) < 0.05

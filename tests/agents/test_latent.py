@@ -181,13 +181,13 @@ def test_with_no_weight_values_are_learnt_as_without():
   np.testing.assert_array_equal(
     agent.values(params, obs), base.values(params['q'], obs)
   )
-  noise = agent.noise(KEY, B)
+  noise = agent.acting.noise(KEY, B)
   for ours, plain in (
     (agent.taken(params, _batch()), base.taken(params['q'], _batch())),
-    (agent.greedy(params, obs), base.greedy(params['q'], obs)),
+    (agent.acting.greedy(params, obs), base.acting.greedy(params['q'], obs)),
     (
-      agent.act(params, obs, noise, 0.5),
-      base.act(params['q'], obs, noise, 0.5),
+      agent.acting.act(params, obs, noise, 0.5),
+      base.acting.act(params['q'], obs, noise, 0.5),
     ),
   ):
     np.testing.assert_array_equal(ours, plain)
@@ -387,7 +387,7 @@ def test_every_frame_learnt_from_is_augmented():
   assert value(grey, batch) == pytest.approx(value(agent, expected), rel=1e-5)
   assert value(grey, batch) != pytest.approx(value(agent, batch), rel=1e-3)
   # Acting and targets that are looked at are of what was seen.
-  for name in ('act', 'values', 'targets', 'bootstrap'):
+  for name in ('acting', 'values', 'targets', 'bootstrap'):
     assert getattr(grey, name) is getattr(agent, name)
   # Without a future there is nothing else to change.
   base = make_q_agent(NETWORK, np.zeros((1, 2, 3, 3), np.uint8))

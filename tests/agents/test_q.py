@@ -198,8 +198,8 @@ def test_two_networks_are_born_different_and_the_smaller_is_believed():
     agent.bootstrap(None, params, obs, KEY), smaller
   )
   # The first one acts.
-  noise = agent.noise(jax.random.key(0), 64)
-  actions = agent.act(params, obs, noise, 0.0)
+  noise = agent.acting.noise(jax.random.key(0), 64)
+  actions = agent.acting.act(params, obs, noise, 0.0)
   np.testing.assert_array_equal(actions, each[0].argmax(1))
   assert not np.array_equal(actions, smaller.argmax(1))
 
@@ -283,8 +283,10 @@ def test_every_rule_moves_two_networks(name):
     state.online_params, state.target_params, batch.obs_t, KEY
   )
   assert values.shape == (2, 2)
-  noise = agent.noise(jax.random.key(1), 2)
-  assert agent.act(state.online_params, batch.obs_t, noise, 0.1).shape == (2,)
+  noise = agent.acting.noise(jax.random.key(1), 2)
+  assert agent.acting.act(
+    state.online_params, batch.obs_t, noise, 0.1
+  ).shape == (2,)
 
 
 @pytest.mark.parametrize('form', ['huber', 'clipped'])

@@ -333,11 +333,11 @@ def test_evaluations_play_without_noise(agent):
   learner, state = _learner(f'--agent={agent}', '--eval_episodes=2')
   made, params = learner.agent, state.online_params
   obs = _batch().obs_t
-  noises = [made.noise(jax.random.key(seed), 8) for seed in range(2)]
-  played = [made.play(params, obs, noise, 0.0) for noise in noises]
+  noises = [made.acting.noise(jax.random.key(seed), 8) for seed in range(2)]
+  played = [made.acting.play(params, obs, noise, 0.0) for noise in noises]
   np.testing.assert_array_equal(*played)
-  np.testing.assert_array_equal(played[0], made.greedy(params, obs))
-  acted = [made.act(params, obs, noise, 0.0) for noise in noises]
+  np.testing.assert_array_equal(played[0], made.acting.greedy(params, obs))
+  acted = [made.acting.act(params, obs, noise, 0.0) for noise in noises]
   assert np.abs(acted[0] - acted[1]).max() > 0.01
   # The host's evaluation and the compiled one play.
   act = host.make_act(made)
@@ -347,7 +347,8 @@ def test_evaluations_play_without_noise(agent):
   sweep = read_sweep(control, *SMALL, f'--agent={agent}', '--eval_episodes=2')
   (group,) = groups_of(control, sweep)
   setup = group.loop.make_setup(group.runs[0].settings)
-  quiet = setup.learner.agent._replace(act=None)
+  agent = setup.learner.agent
+  quiet = agent._replace(acting=agent.acting._replace(act=None))
   setup = setup._replace(learner=setup.learner._replace(agent=quiet))
   row = jax.eval_shape(
     functools.partial(group.loop._evaluate, setup), params, jax.random.key(0)
@@ -673,7 +674,7 @@ def test_images_and_bytes_are_scaled(walk, notes, space, scaled):
   assert kernel.shape == (size, 8)
   shape = space.shape if space.dtype == np.uint8 else (size,)
   low, high = (
-    agent.greedy(params, np.full((1, 1, *shape), value, space.dtype))
+    agent.acting.greedy(params, np.full((1, 1, *shape), value, space.dtype))
     for value in (0, 255)
   )
   other = control_options.make_agent(
@@ -683,7 +684,9 @@ def test_images_and_bytes_are_scaled(walk, notes, space, scaled):
     (low, -1 if scaled else 0),
     (high, 1 if scaled else 255),
   ):
-    expected = other.greedy(params, np.full((1, size), value, np.float32))
+    expected = other.acting.greedy(
+      params, np.full((1, size), value, np.float32)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
   critic = params['critic']
   values = [
@@ -726,8 +729,8 @@ def test_bytes_of_compiled_environments_are_scaled(monkeypatch, capsys):
   plainly = other.loop.make_setup(other.runs[0].settings).learner.agent
   for value, scaled in ((0, -1), (255, 1)):
     np.testing.assert_allclose(
-      agent.greedy(params, np.full((1, 3), value, np.uint8)),
-      plainly.greedy(params, np.full((1, 3), scaled, np.float32)),
+      agent.acting.greedy(params, np.full((1, 3), value, np.uint8)),
+      plainly.acting.greedy(params, np.full((1, 3), scaled, np.float32)),
       rtol=1e-6,
     )
 

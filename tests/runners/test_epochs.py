@@ -14,7 +14,7 @@ from siamrl import diagnostics, twins
 from siamrl.learner import ClockedTwin, make_learner
 from siamrl.runners import epochs, scan
 from siamrl.runners.epochs import EpochsConfig
-from siamrl.types import Agent
+from tests import probes
 
 # 14 rows in batches of 4: 3 gradient steps an epoch, and 2 rows left over. The
 # numbers are eighths, so that sums of them do not depend on their order.
@@ -36,7 +36,7 @@ def _weight():
     value = jnp.mean(jnp.square(online['w'] - batch - target['w'] / 2)) / 2
     return value, {'loss': value, 'first': batch}
 
-  return Agent(
+  return probes.agent_of(
     init=lambda key: {'w': jax.random.normal(key)},
     loss=loss,
     targets=lambda online, target, batch, key: batch + target['w'] / 2,
@@ -96,7 +96,7 @@ def _tally():
     return value, {'loss': value}
 
   learner = make_learner(
-    Agent(lambda key: {'seen': jnp.zeros(14)}, loss),
+    probes.agent_of(init=lambda key: {'seen': jnp.zeros(14)}, loss=loss),
     optax.sgd(lambda count: 1.0 + count),
     ClockedTwin(twins.hard()),
   )

@@ -18,7 +18,7 @@ from siamrl.learner import ClockedTwin
 from siamrl.networks.q_network import mlp_network
 from siamrl.replay.host import HostReplay
 from siamrl.runners import host
-from siamrl.types import Agent, TrainState
+from siamrl.types import Acting, Agent, TrainState
 from tests import probes
 
 GAMMA = 0.8
@@ -318,14 +318,19 @@ class Spy:
   )
 
   def __init__(self):
-    self.agent = Agent(
+    self.agent = probes.agent_of(
       init=lambda key: {'count': jnp.float32(0)},
       loss=lambda *unused: None,
-      noise=lambda key, batch_size: None,
-      act=lambda params, obs, noise, epsilon: jnp.full(
-        len(obs), params['count'], jnp.int32
+      acting=self.acting(
+        lambda params, obs: jnp.full(len(obs), params['count'], jnp.int32)
       ),
     )
+
+  @staticmethod
+  def acting(greedy) -> Acting:
+    """Acting without chance."""
+    act = lambda params, obs, noise, epsilon: greedy(params, obs)
+    return Acting(lambda key, batch_size: None, act, greedy, play=act)
 
   @staticmethod
   def regress(state: TrainState, batch):
@@ -929,8 +934,10 @@ def test_an_actor_that_diverges_is_named(overlapped, loss):
   """By the loss that went wrong first, if one did; no NaN is ever sent."""
   spy = Spy()
   spy.agent = spy.agent._replace(
-    act=lambda params, obs, noise, epsilon: jnp.full(
-      (len(obs), 1), jnp.where(params['count'] < 10, 0.5, jnp.nan)
+    acting=Spy.acting(
+      lambda params, obs: jnp.full(
+        (len(obs), 1), jnp.where(params['count'] < 10, 0.5, jnp.nan)
+      )
     ),
   )
 

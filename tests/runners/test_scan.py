@@ -21,10 +21,24 @@ from siamrl.replay.device import DeviceReplay, PrioritisedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
 from siamrl.types import JaxEnvironment, JaxTimestep, Schedule
+from tests.categorical import make_categorical_agent
 
 CHAIN = chain(5, slip=0.1)
 ENVIRONMENT = make_tabular(CHAIN, max_episode_steps=12)
 DISCOUNT = 0.9
+
+
+def make_agent(environment):
+  return make_q_agent(
+    mlp_network(environment.num_actions, sizes=()),
+    jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
+    td_loss='squared',
+  )
+
+
+def make_distributions(environment):
+  (size,) = environment.obs_shape
+  return make_categorical_agent(size, environment.num_actions)
 
 
 def make_setup(
@@ -34,14 +48,10 @@ def make_setup(
   optimizer=optax.sgd,
   q_lambda=None,
   panel=False,
+  make_agent=make_agent,
 ):
-  agent = make_q_agent(
-    mlp_network(environment.num_actions, sizes=()),
-    jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
-    td_loss='squared',
-  )
   made = learner.make_learner(
-    agent,
+    make_agent(environment),
     optimizer(settings['learning_rate']),
     ClockedTwin(twins.soft(settings['tau']), settings['sync']),
   )
@@ -93,6 +103,7 @@ def make_loop(
   n_step=1,
   q_lambda=None,
   panel=False,
+  make_agent=make_agent,
   **options,
 ):
   replay = DeviceReplay(
@@ -127,6 +138,7 @@ def make_loop(
       optimizer=optimizer,
       q_lambda=q_lambda,
       panel=panel,
+      make_agent=make_agent,
     ),
   )
 
@@ -189,7 +201,7 @@ def test_the_loop_written_out(n_step):
     for i in range(config.num_envs)
   ]
   obs = np.asarray(reference.obs)
-  act, step = jax.jit(built.agent.act), jax.jit(ENVIRONMENT.step)
+  act, step = jax.jit(built.agent.acting.act), jax.jit(ENVIRONMENT.step)
   draw = jax.jit(functools.partial(loop._draw, built.agent, key))
   take = lambda tree, *at: jax.tree.map(lambda leaf: leaf[at], tree)
   # [vector step][environment]: (obs, action, reward, terminated, truncated,
@@ -291,6 +303,35 @@ def test_it_learns_the_exact_values(prioritised):
   q = mlp_network(2, sizes=()).apply(state.train.online_params, np.eye(5))
   exact = optimal_values(CHAIN, DISCOUNT)
   np.testing.assert_allclose(q[:4], exact[:4], atol=0.08)
+
+
+@pytest.mark.parametrize('q_lambda', [None, 0.5])
+def test_an_agent_of_distributions_learns_the_exact_values(q_lambda):
+  """With its panel, evaluated, from a replay and from whole returns."""
+  loop = make_loop(
+    num_envs=8,
+    collect=64,
+    regress=8,
+    batch_size=16,
+    steps=64 * 400,
+    warmup=0 if q_lambda is not None else 64,
+    capacity=3_200,
+    q_lambda=q_lambda,
+    panel=True,
+    make_agent=make_distributions,
+    eval_episodes=2,
+    eval_episode_env_steps=20,
+  )
+  settings = make_settings(epsilon=1.0, learning_rate=2.0, sync=1)
+  state, (row,) = run_alone(loop, settings)
+  agent = make_distributions(ENVIRONMENT)
+  q = agent.values(state.train.online_params, np.eye(5))
+  exact = optimal_values(CHAIN, DISCOUNT)
+  if q_lambda is None:
+    np.testing.assert_allclose(q[:4], exact[:4], atol=0.1)
+  np.testing.assert_array_equal(np.argmax(q[:4], 1), 1)
+  for name in ('eval_return', 'panel/td_split_abs', 'panel/shadow_gap/soft'):
+    assert np.isfinite(row[name])
 
 
 def test_truncation_bootstraps():
