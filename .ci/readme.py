@@ -36,6 +36,7 @@ SHORT = {
   'classic': _STEPS,
   'control': _HOST + '--env_steps=400 --iteration_env_steps=200 '
   '--random_env_steps=200 --batch_size=32 --eval_episodes=1',
+  'gym': _HOST + '--env_steps=400 --iteration_env_steps=200 --eval_episodes=1',
   'lab': '',
   'minatar': _STEPS + ' --replay_capacity=1000 --seeds=1',
   'offline': '--iterations=2 --target_period=20 --collect_env_steps=1000',

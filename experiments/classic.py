@@ -21,10 +21,12 @@ import dataclasses
 import math
 from typing import Any
 
-from experiments import compiled, environments
 from experiments.collecting import Task
 from experiments.config.declaring import UsageError, group, option, sizes
 from experiments.config.executing import run_sweep
+from experiments.engines import sweeps
+from experiments.families import q
+from experiments.suites import jax_native
 from siamrl.envs.registry import discrete
 from siamrl.networks.q_network import QNetwork, mlp_network
 
@@ -41,7 +43,7 @@ _LOWEST_HIGHEST['cartpole_v0'] = _LOWEST_HIGHEST['cartpole']
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassicConfig(compiled.CompiledConfig):
+class ClassicConfig(q.CompiledConfig):
   """The options; their defaults are those of CleanRL's dqn.py."""
 
   _environment: Any = group('The environment')
@@ -61,7 +63,7 @@ class ClassicConfig(compiled.CompiledConfig):
 
 def make_task(config: ClassicConfig) -> Task:
   """What the options say of the environment and the network."""
-  name, environment, process = environments.make_task(config.environment)
+  name, environment, process = jax_native.make_task(config.environment)
   bounds = None
   if config.rescale_observations:
     bounds = _LOWEST_HIGHEST.get(name)
@@ -89,6 +91,6 @@ if __name__ == '__main__':
   run_sweep(
     ClassicConfig,
     __doc__,
-    lambda sweep: compiled.main(sweep, make_task),
-    compiled.drop,
+    lambda sweep: sweeps.main(sweep, make_task, q.FAMILY),
+    q.drop,
   )

@@ -32,7 +32,7 @@ class Task:
 
   name: str
   environment: JaxEnvironment
-  network: Callable[[int], Any] = None  # type: ignore[assignment]
+  network: Callable[[int], Any] | None = None
   packed: bool = False
   process: TabularMDP | None = None
   eval_environment: JaxEnvironment | None = None

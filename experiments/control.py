@@ -24,37 +24,28 @@ finished or were stopped, 2 for flags that cannot be, 1 for anything else in the
 way, 130 for a second Ctrl-C.
 """
 
-from collections.abc import Mapping
+import dataclasses
 import functools
 import sys
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from experiments import collecting, control_host, control_options, environments
 from experiments.collecting import Task
-from experiments.config import (
-  collecting as collect_options,
-  twin as twin_options,
-)
 from experiments.config.declaring import UsageError, refuse
 from experiments.config.executing import run_sweep
-from experiments.config.reading import Sweep
-from experiments.control_options import ControlConfig, drop
-from experiments.engines import sweeps
-from siamrl.runners import scan
-from siamrl.types import JaxEnvironment
+from experiments.config.reading import Sweep, check_lists
+from experiments.engines import devices, host_runs, sweeps
+from experiments.families import actor_critic
+from experiments.families.actor_critic import ControlConfig, drop
+from experiments.suites import gym, jax_native
 
 
 def make_task(config: ControlConfig) -> Task:
   """The environments that the options name."""
-  name, environment, _ = environments.make_task(
+  name, environment, _ = jax_native.make_task(
     config.environment, continuous=True
   )
   elsewhere = None
   if config.eval_environment is not None:
-    _, elsewhere, _ = environments.make_task(
+    _, elsewhere, _ = jax_native.make_task(
       config.eval_environment, continuous=True, flag='eval_environment'
     )
     for field in ('action_dim', 'obs_shape'):
@@ -64,14 +55,9 @@ def make_task(config: ControlConfig) -> Task:
           f'--eval_environment={config.eval_environment} must have the '
           f'{field} {here} of --environment={config.environment}, not {there}'
         )
-  if _bounds(environment) is not None:
+  if actor_critic.bounds_of(environment) is not None:
     _note_scaled(name)
   return Task(name, environment, eval_environment=elsewhere)
-
-
-def _bounds(environment: JaxEnvironment) -> tuple[float, float] | None:
-  """Of pixels and bytes, for the networks to scale; None of anything else."""
-  return (0.0, 255.0) if environment.obs_dtype == np.uint8 else None
 
 
 @functools.cache  # once a process
@@ -83,67 +69,24 @@ def _note_scaled(name: str) -> None:
   )
 
 
-def make_setup(
-  config: ControlConfig, task: Task, settings: Mapping[str, jax.Array]
-) -> scan.Setup:
-  """What learns in a run, and how it collects.
-
-  Args:
-    config: gives all but the traced options.
-    task: what to learn.
-    settings: the traced options, as `control_options.settings_of` has them.
-  """
-  environment = task.environment
-  twin = twin_options.traced(collect_options.twin_spec(config), settings)
-  learner = control_options.make_learner(
-    config,
-    twin,
-    environment.action_dim,
-    jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
-    settings,
-    _bounds(environment),
-  )
-  return scan.Setup(
-    learner=learner,
-    epsilon=functools.partial(
-      control_options.at_random, random_env_steps=settings['random_env_steps']
-    ),
-    discount=settings['discount'],
-    reward_scale=settings['reward_scale'],
-    panel=control_options.make_panel(
-      config, learner, twin, settings['discount']
-    ),
-  )
-
-
-def make_loop(config: ControlConfig, task: Task) -> scan.Loop:
-  """The functions of a run; raises ValueError for options that do not fit."""
-  return scan.Loop(
-    config=collecting.make_config(config),
-    environment=task.environment,
-    name=task.name,
-    replay=collecting.make_replay(config, task),
-    make_setup=functools.partial(make_setup, config, task),
-    eval_environment=task.eval_environment,
-  )
-
-
-FAMILY = sweeps.Family(
-  traced=control_options.TRACED,
-  drop=drop,
-  check=control_options.check,
-  settings=lambda config, task: control_options.settings_of(config),
-  make_loop=make_loop,
-  iterations=collect_options.iterations,
+# Options that only compiled runs have.
+_COMPILED_ONLY = (
+  'seeds',
+  'share',
+  'vectorised',
+  'coordinator',
+  'num_processes',
+  'process_id',
+  'eval_environment',
 )
 
 
 def main(sweep: Sweep) -> None:
-  """Trains all runs of a sweep, or the one run of a host environment."""
+  """Trains all runs of a sweep."""
   names = dict.fromkeys(config.environment for config in sweep.configs)
-  on_host = [name for name in names if control_host.is_on_host(name)]
+  on_host = [name for name in names if gym.is_on_host(name)]
   if on_host:
-    control_host.main(sweep, on_host[0])
+    _train_on_host(sweep, on_host[0])
     return
   first = sweep.configs[0]
   if first.fresh_environments:
@@ -153,7 +96,43 @@ def main(sweep: Sweep) -> None:
       f'go with environments on the host, not {first.environment}: compiled '
       'runs keep the state of theirs',
     )
-  sweeps.main(sweep, make_task, FAMILY)
+  sweeps.main(sweep, make_task, actor_critic.FAMILY)
+
+
+def _train_on_host(sweep: Sweep, environment: str) -> None:
+  """Trains the one run of a sweep on a robot."""
+  check_lists(sweep, drop)
+  if len(sweep.configs) > 1:
+    raise UsageError(
+      f'--environment={environment} must be run one at a time: it is stepped '
+      f'on the host, without lists of --{", --".join(sweep.axes)}'
+    )
+  (config,) = sweep.configs
+  for name in _COMPILED_ONLY:
+    if getattr(config, name) != getattr(ControlConfig, name):
+      refuse(
+        config,
+        name,
+        f'not be given with --environment={config.environment}, which is '
+        'stepped on the host',
+      )
+  env_id = gym.resolve(config.environment)
+  run_dir = config.run_dir or f'runs/{env_id}-{config.agent}-{config.seed}'
+  config = dataclasses.replace(config, environment=env_id, run_dir=run_dir)
+  actor_critic.check(config)
+  with devices.StopRequest() as stop:
+    suite = gym.Suite(config)
+    if not suite.spaces.action_dim:
+      refuse(
+        config,
+        'environment',
+        'have continuous actions; those with discrete actions are for python '
+        '-m experiments.gym',
+      )
+    suite.check_episode_cap()
+    host_runs.check_replay(config, suite)
+    devices.configure(config.platform, ynnpack=False)
+    host_runs.train(config, actor_critic, suite, stop, drop, suite.notes())
 
 
 if __name__ == '__main__':

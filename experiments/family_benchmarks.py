@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments import scan_benchmarks
 from experiments.config import reading
+from experiments.families import actor_critic
 
 _FOLDER = 'experiments/flagfiles'
 
@@ -79,7 +80,7 @@ def control_scan(rounds: int) -> dict[str, Any]:
     f'--flagfile={_FOLDER}/sac_pendulum.flags',
     '--iteration_env_steps=500',
     '--eval_episodes=0',
-    family=control.FAMILY,
+    family=actor_critic.FAMILY,
   )
   product = _product(256, 256)
   product()
@@ -110,8 +111,9 @@ def control_loop(rounds: int) -> dict[str, Any]:
   """
   import jax
 
-  from experiments import control_host
-  from experiments.control_options import ControlConfig
+  from experiments.engines import host_runs
+  from experiments.families.actor_critic import ControlConfig
+  from experiments.suites import gym
   from siamrl.report.run_folder import RunFolder
   from siamrl.runners import host
 
@@ -129,9 +131,9 @@ def control_loop(rounds: int) -> dict[str, Any]:
     f'--iteration_env_steps={env_steps}',
     '--eval_episodes=0',
   )
-  environments = control_host.make_environments(config, seed=0)
-  environments.close()
-  parts, _ = control_host.build(config, environments, RunFolder(pathlib.Path()))
+  parts, _ = host_runs.build(
+    config, actor_critic, gym.Suite(config), RunFolder(pathlib.Path())
+  )
   state = host.LoopState.start(parts.state, seed=0, num_envs=1)
   rates: list[float] = []
   begun, since = 0.0, 0

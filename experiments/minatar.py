@@ -21,7 +21,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from experiments import compiled
 from experiments.collecting import Task
 from experiments.config import learning as options, twin as twin_options
 from experiments.config.declaring import (
@@ -34,11 +33,12 @@ from experiments.config.declaring import (
   option,
 )
 from experiments.config.executing import run_sweep
+from experiments.engines import sweeps
+from experiments.families import q
 from siamrl import augment
 from siamrl.envs.minatar import PRESETS, make_minatar, resolve_minatar
 from siamrl.networks.q_network import QNetwork, minatar_network
 from siamrl.types import JaxEnvironment
-
 
 AUGMENTATIONS = {
   'none': 'nothing',
@@ -51,26 +51,26 @@ _AUGMENT: dict[str, augment.Augmentation | None] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MinAtarConfig(compiled.CompiledConfig):
+class MinAtarConfig(q.CompiledConfig):
   """The options; their defaults are those of Young & Tian (2019)."""
 
-  env_steps: int = compiled.default('env_steps', 5_000_000)
-  iteration_env_steps: int = compiled.default('iteration_env_steps', 50_000)
-  num_envs: int = compiled.default('num_envs', 1)
+  env_steps: int = q.default('env_steps', 5_000_000)
+  iteration_env_steps: int = q.default('iteration_env_steps', 50_000)
+  num_envs: int = q.default('num_envs', 1)
   target_period: int = twin_options.default('target_period', 1_000)
   target_period_unit: str = twin_options.default(
     'target_period_unit', 'gradient_steps'
   )
-  optimizer: str = compiled.default('optimizer', 'rmsprop_centred_torch')
-  optimizer_eps: float = compiled.default('optimizer_eps', 0.01)
-  td_loss: str = compiled.default('td_loss', 'huber')
-  batch_size: int = compiled.default('batch_size', 32)
-  train_period: int = compiled.default('train_period', 1)
-  min_replay: int = compiled.default('min_replay', 5_000)
-  replay_capacity: int = compiled.default('replay_capacity', 100_000)
-  epsilon_end: float = compiled.default('epsilon_end', 0.1)
-  epsilon_hold: int = compiled.default('epsilon_hold', 5_000)
-  epsilon_decay: int = compiled.default('epsilon_decay', 100_000)
+  optimizer: str = q.default('optimizer', 'rmsprop_centred_torch')
+  optimizer_eps: float = q.default('optimizer_eps', 0.01)
+  td_loss: str = q.default('td_loss', 'huber')
+  batch_size: int = q.default('batch_size', 32)
+  train_period: int = q.default('train_period', 1)
+  min_replay: int = q.default('min_replay', 5_000)
+  replay_capacity: int = q.default('replay_capacity', 100_000)
+  epsilon_end: float = q.default('epsilon_end', 0.1)
+  epsilon_hold: int = q.default('epsilon_hold', 5_000)
+  epsilon_decay: int = q.default('epsilon_decay', 100_000)
 
   _game: Any = group('The game')
   game: str = option('breakout', 'Any spelling: SpaceInvaders, space_invaders.')
@@ -142,6 +142,6 @@ if __name__ == '__main__':
   run_sweep(
     MinAtarConfig,
     __doc__,
-    lambda sweep: compiled.main(sweep, make_task),
-    compiled.drop,
+    lambda sweep: sweeps.main(sweep, make_task, q.FAMILY),
+    q.drop,
   )

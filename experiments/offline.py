@@ -64,7 +64,7 @@ from experiments.engines import (
   offline as offline_engine,
   running,
 )
-from experiments.environments import Task, make_task
+from experiments.suites.jax_native import Task, make_task
 from siamrl import diagnostics, learner, twins
 from siamrl.envs import car_on_hill, tabular
 from siamrl.learner import Learner, TwinSpec

@@ -21,7 +21,7 @@ from experiments.config.declaring import (
   refuse,
 )
 from experiments.engines import devices, folders, memory
-from experiments.environments import Task
+from experiments.suites.jax_native import Task
 from siamrl import rewards
 from siamrl.envs import car_on_hill, tabular
 from siamrl.envs.registry import PROCESSES, discrete

@@ -7,9 +7,10 @@ import statistics
 import time
 from typing import Any
 
-from experiments import collecting, compiled
+from experiments import collecting
 from experiments.config.reading import sweep_from_arguments
 from experiments.engines import compiled as compiled_engine, devices, sweeps
+from experiments.families import Family, q
 
 _FOLDER = 'experiments/flagfiles'
 
@@ -52,7 +53,7 @@ def build(
   config_type: type,
   make_task: Callable[[Any], collecting.Task],
   *arguments: str,
-  family: sweeps.Family = compiled.FAMILY,
+  family: Family = q.FAMILY,
   network: Callable[[int], Any] | None = None,
 ) -> Timed:
   """Compiles a sweep of one program and runs it until it has begun to learn.
@@ -320,11 +321,11 @@ def ale_xla(rounds: int) -> dict[str, Any]:
   in one compiled loop over the ALE's XLA interface, `host` as the host loop
   does, without a replay. Blocks of 500 env steps, in turns.
   """
+  from ale_py.vector_env import AtariVectorEnv
+  from gymnasium.vector import AutoresetMode
   import jax
   import jax.numpy as jnp
   import numpy as np
-  from ale_py.vector_env import AtariVectorEnv
-  from gymnasium.vector import AutoresetMode
 
   from siamrl.agents.q import make_q_agent
   from siamrl.networks.q_network import nature_network

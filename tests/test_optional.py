@@ -37,6 +37,11 @@ NEEDS = {
     'mujoco',
     lambda _: gym.GymnasiumEnvironments('Hopper-v5', seed=0),
   ),
+  'lander': (
+    'Box2D',
+    'box2d',
+    lambda _: gym.GymnasiumEnvironments('LunarLander-v3', seed=0),
+  ),
   'digits': ('sklearn', 'siamese', lambda _: load_images('digits')),
   'folders': ('PIL', 'siamese', load_images),
   'minari': ('minari', 'minari', lambda _: from_minari('a/b-v0')),

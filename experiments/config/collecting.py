@@ -1,4 +1,4 @@
-"""The options of compiled runs that act: speeds of their processes, and checks.
+"""The options of runs that act and learn: their speeds, and checks.
 
 Environments are JAX functions, or of Gymnasium; what is learnt from is a replay
 or what was just collected.
@@ -22,18 +22,14 @@ from experiments.config.declaring import (
   refuse,
   usage_errors,
 )
-from experiments.config.runs import SweepOptions
 from siamrl import schedule
+from siamrl.diagnostics import STRIDE
 from siamrl.learner import TwinSpec
 from siamrl.types import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
-class CollectOptions(
-  panel_options.PanelOptions,
-  twin_options.TwinOptions,
-  SweepOptions,
-):
+class CollectOptions(panel_options.PanelOptions, twin_options.TwinOptions):
   """The options; a family adds its own, a launcher its environment."""
 
   target_period: int = twin_options.default('target_period', 500)
@@ -84,6 +80,11 @@ class CollectOptions(
     POSITIVE,
     single=True,
   )
+
+  @property
+  def total_env_steps(self) -> int:
+    """Env steps of the whole run."""
+    return self.env_steps
 
 
 def default(name: str, value: Any) -> Any:
@@ -163,35 +164,51 @@ def check_replay(config: CollectOptions) -> None:
     refuse(config, 'replay_capacity', f'be below {2**30}')
 
 
-def speeds(config: CollectOptions) -> twin_options.Speeds:
-  """What converts periods; a frame is an env step."""
+def speeds(config: Any) -> twin_options.Speeds:
+  """What converts periods; but for Atari, a frame is an env step."""
   return twin_options.Speeds(
     config.target_period_unit,
     config.train_period,
-    frames_per_env_step=1,
+    frames_per_env_step=getattr(config, 'frame_skip', 1),
     train_steps=config.train_steps,
   )
 
 
-def make_schedule(config: CollectOptions) -> Schedule:
+def make_schedule(config: Any) -> Schedule:
   """Speeds of collecting and learning."""
   return schedule.make_schedule(
     config.num_envs, config.train_period, train_steps=config.train_steps
   )
 
 
-def twin_spec(config: CollectOptions) -> TwinSpec:
+def check_shadows(config: Any, age: float) -> None:
+  """Raises UsageError for shadows that a round of the host loop would miss.
+
+  Args:
+    config: the options.
+    age: gradient steps that the twin is old on average, which shadows match.
+  """
+  steps = make_schedule(config).regress
+  if steps > min(STRIDE, 2 * age + 1):
+    refuse(
+      config,
+      'shadows',
+      f'not be given where a round takes {steps} gradient steps: they move '
+      'once a round',
+    )
+
+
+def twin_spec(config: Any) -> TwinSpec:
   """The twin that the options describe, in gradient steps."""
   return twin_options.make_spec(
     config, speeds(config), gradient_steps(config), config.min_replay
   )
 
 
-def gradient_steps(config: CollectOptions) -> int:
+def gradient_steps(config: Any) -> int:
   """Those of the whole run, but at least one."""
-  return max(
-    1, speeds(config).gradient_steps_of(config.env_steps - config.min_replay)
-  )
+  learnt_from = config.total_env_steps - config.min_replay
+  return max(1, speeds(config).gradient_steps_of(learnt_from))
 
 
 def iterations(config: CollectOptions) -> int:

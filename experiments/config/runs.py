@@ -27,20 +27,35 @@ _ADDRESS = Bound(
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepOptions:
-  """The options of every sweep; a launcher's record inherits them."""
+class RunOptions:
+  """The options of runs and their folder; a launcher's record inherits them."""
 
   _run: Any = group('The runs')
   run_dir: str | None = path_option(
     None,
-    'Folder of all these runs; if not given one in runs/, named after what '
-    'is learnt, the agent, what is swept and the seed',
+    'Folder of all that is computed; if not given one in runs/, named after '
+    'what is learnt, the agent, what is swept and the seed',
     single=True,
   )
   overwrite: bool = option(
     False, 'Start afresh where the folder holds runs already.', single=True
   )
-  seed: int = options.seed('The first seed. Everything random follows from it.')
+  seed: int = options.seed(
+    'Everything random follows from it; of several runs, the first has it.'
+  )
+  checkpoint_period_s: float = option(
+    600, 'Seconds between two checkpoints, about.', POSITIVE, single=True
+  )
+
+  _devices: Any = group('Devices')
+  platform: str | None = options.platform()
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions(RunOptions):
+  """Those of compiled runs: several at once, on shared devices."""
+
+  _sweep: Any = group('Several runs')
   seeds: int = option(
     1,
     'Runs of each combination, with the seeds from --seed on',
@@ -49,12 +64,6 @@ class SweepOptions:
     most=INT64,  # the memory ends sooner
   )
   also: str | None = also()
-  checkpoint_period_s: float = option(
-    600, 'Seconds between two checkpoints, about.', POSITIVE, single=True
-  )
-
-  _devices: Any = group('Devices')
-  platform: str | None = options.platform()
   share: str = option(
     'runs',
     'What the devices share: the runs, or the batch of each gradient step',

@@ -12,12 +12,11 @@ import math
 import os
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from experiments import sweep_figures
-from experiments.config import twin as twin_options
 from experiments.config.declaring import UsageError, refuse, usage_errors
 from experiments.config.reading import (
   Sweep,
@@ -36,40 +35,12 @@ from experiments.engines import (
   processes,
   running,
 )
+from experiments.families import Family
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 
 # Options that may differ between a sweep and its resumption.
 WHERE = (*folders.WHERE, 'coordinator', 'process_id')
-
-
-class Family(NamedTuple):
-  """What runs of one kind need of a sweep.
-
-  Attributes:
-    traced: options that may differ between runs of one program: they enter as
-      arrays.
-    drop: configuration -> options that mean nothing to it; a sweep does not
-      cross them with it.
-    check: configuration -> None; raises UsageError for options that do not go
-      together.
-    settings: (configuration, task) -> the numbers of a run that are traced.
-    make_loop: (configuration, task) -> what each run does, for `compiled`;
-      raises ValueError for options that do not fit.
-    iterations: configuration -> iterations of the run.
-    choosers: an option that chooses, and the options that only some of its
-      values read.
-  """
-
-  traced: tuple[str, ...]
-  drop: Callable[[Any], list[str]]
-  check: Callable[[Any], None]
-  settings: Callable[[Any, Any], dict[str, Any]]
-  make_loop: Callable[[Any, Any], compiled.Loop]
-  iterations: Callable[[Any], int]
-  choosers: Mapping[str, tuple[str, ...]] = {
-    'target_update': twin_options.OF_RULES
-  }
 
 
 def main(sweep: Sweep, make_task: Callable[[Any], Any], family: Family) -> None:

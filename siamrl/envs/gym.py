@@ -25,6 +25,7 @@ from siamrl.types import Timestep
 _ID = re.compile(r'(.*?)(?:-v(\d+))?')
 # Where Gymnasium keeps what needs the package mujoco.
 _MUJOCO = 'gymnasium.envs.mujoco.'
+_BOX2D = 'gymnasium.envs.box2d'
 # By how much an action may lie outside [-1, 1]: what float32 rounds.
 _EXCESS = 1e-6
 # The largest number that 32 bits hold.
@@ -179,6 +180,8 @@ def _make(env_id: str) -> gymnasium.Env:
   try:
     if spec is not None and str(spec.entry_point).startswith(_MUJOCO):
       _log_mujoco(env_id)
+    if spec is not None and str(spec.entry_point).startswith(_BOX2D):
+      import_optional('Box2D', f'{env_id} needs Box2D', 'box2d')
     return gymnasium.make(env_id, disable_env_checker=True)
   except OptionalImportError as error:
     raise type(error)(f'{error}{_newer(env_id)}') from error
@@ -186,6 +189,18 @@ def _make(env_id: str) -> gymnasium.Env:
     raise ImportError(f'{env_id}: {_reason(error)}{_newer(env_id)}') from error
   except gymnasium.error.Error as error:
     raise ValueError(str(error)) from error
+
+
+def _flat(env: gymnasium.Env) -> gymnasium.Env:
+  """The environment with arrays for observations, as far as they can be.
+
+  Discrete observations become one-hot vectors; tuples and dicts of spaces are
+  joined into one vector.
+  """
+  space = env.observation_space
+  if isinstance(space, Box) or not space.is_np_flattenable:
+    return env
+  return gymnasium.wrappers.FlattenObservation(env)
 
 
 def _reason(error: Exception) -> str:
@@ -223,12 +238,13 @@ def _tell(message: str) -> None:
 class GymnasiumEnvironments:
   """N copies of a Gymnasium environment, stepped in turn in this process.
 
-  Implements `siamrl.types.Environments` for `Box` observations and `Discrete`
-  actions, or `Box` actions with finite bounds. Observations are not stacked:
-  [N, 1, ...]. Those of floats are vectors, flattened if they were not, and
-  float64 is narrowed to float32. So are integers of 64 bits, which JAX would
-  wrap around; float32 holds them exactly up to 2**24. The work is done in
-  `recv`; `send` only keeps the actions.
+  Implements `siamrl.types.Environments` for `Discrete` actions, or `Box`
+  actions with finite bounds. Observations are not stacked: [N, 1, ...]. Those
+  of other spaces than `Box` are flattened by Gymnasium, so that discrete ones
+  are one-hot vectors. Those of floats are vectors, flattened if they were not,
+  and float64 is narrowed to float32. So are integers of 64 bits, which JAX
+  would wrap around; float32 holds them exactly up to 2**24. The work is done
+  in `recv`; `send` only keeps the actions.
 
   Every answer is held to what the environment declares, and copied: an
   environment may keep its arrays and write into them later.
@@ -395,7 +411,7 @@ class _Environment:
     # Env steps of the running episode.
     self._steps = 0
     try:
-      self._env = _make(env_id)
+      self._env = _flat(_make(env_id))
       space: Any = self._env.observation_space
       actions: Any = self._env.action_space
     except (ImportError, ValueError):
@@ -553,14 +569,10 @@ def _check_spaces(env_id: str, space: Any, actions: Any) -> None:
   continuous = isinstance(actions, Box) and np.dtype(actions.dtype).kind == 'f'
   discrete = isinstance(actions, Discrete) and actions.start == 0
   if not isinstance(space, Box) or not (continuous or discrete):
-    hint = ''
-    if getattr(space, 'is_np_flattenable', False) and not isinstance(
-      space, Box
-    ):
-      hint = '; gymnasium.wrappers.FlattenObservation makes a Box of these'
     raise ValueError(
-      f'{env_id} needs a Box of observations, and Discrete actions from 0 or a '
-      f'Box of floats, got {one_line(space)} and {one_line(actions)}{hint}'
+      f'{env_id} needs observations that are arrays or can be flattened, and '
+      'Discrete actions from 0 or a Box of floats, got '
+      f'{one_line(space)} and {one_line(actions)}'
     )
   for name, box in (('observations', space), ('actions', actions)):
     if not math.prod(box.shape):

@@ -120,7 +120,9 @@ def mlp_network(
   num_actions: int,
   *,
   sizes: Sequence[int] = (120, 84),
-  bounds: tuple[Sequence[float], Sequence[float]] | None = None,
+  bounds: tuple[Sequence[float], Sequence[float]]
+  | tuple[float, float]
+  | None = None,
   head: str = 'linear',
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,

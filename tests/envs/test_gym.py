@@ -6,14 +6,12 @@ import logging
 import sys
 
 import gymnasium
+from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from siamrl.envs import gym
 from tests.envs.turns import assert_calls_out_of_turn_raise
-
 
 # Where it is installed, the tests play with robots, too.
 MUJOCO = pytest.mark.skipif(
@@ -354,9 +352,27 @@ def test_second_reset_goes_on_in_the_random_stream():
   assert (resets[0][0] != resets[0][1]).all()
 
 
-def test_other_observations_raise():
-  with pytest.raises(ValueError, match='FrozenLake-v1 needs a Box'):
-    gym.GymnasiumEnvironments('FrozenLake-v1', seed=0)
+def test_discrete_observations_are_one_hot():
+  envs = gym.GymnasiumEnvironments('FrozenLake-v1', 2, seed=0)
+  assert (envs.frame_shape, envs.frame_dtype) == ((16,), np.float32)
+  obs = envs.reset()
+  np.testing.assert_array_equal(obs, np.eye(16)[[0, 0]][:, None])
+  envs.send(np.array([1, 2], np.int32))
+  obs = envs.recv().obs
+  assert ((obs == 0) | (obs == 1)).all() and (obs.sum(-1) == 1).all()
+
+
+def test_other_spaces_are_joined_to_a_vector(monkeypatch):
+  space = gymnasium.spaces.Dict(
+    a=gymnasium.spaces.Discrete(3), b=gymnasium.spaces.Box(-1, 1, (2,))
+  )
+  assert _script(monkeypatch, space=space).frame_shape == (5,)
+  space = gymnasium.spaces.MultiBinary(4)
+  assert _script(monkeypatch, space=space).frame_shape == (4,)
+  # A hand, the dealer's card, and whether an ace counts 11.
+  obs = gym.GymnasiumEnvironments('Blackjack-v1', seed=0).reset()
+  assert obs.shape == (1, 1, 32 + 11 + 2)
+  assert [part.sum() for part in np.split(obs[0, 0], [32, 43])] == [1, 1, 1]
 
 
 @pytest.mark.parametrize('env_id', ['CartPole-v1', 'Pendulum-v1'])
@@ -599,11 +615,10 @@ def test_a_limit_is_for_those_without_one(monkeypatch, limit, given, length):
   ('space', 'message'),
   [
     (
-      gymnasium.spaces.Dict({'a': gymnasium.spaces.Discrete(3)}),
-      'needs a Box .*FlattenObservation makes a Box',
+      gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(3)),
+      'needs observations that',
     ),
-    (gymnasium.spaces.MultiBinary(4), 'needs a Box .*FlattenObservation'),
-    (gymnasium.spaces.Text(4), 'needs a Box of observations'),
+    (gymnasium.spaces.Graph(gymnasium.spaces.Discrete(3), None), 'needs obs'),
     (gymnasium.spaces.Box(0, 1, (0,)), 'observations without numbers'),
   ],
 )

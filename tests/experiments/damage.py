@@ -35,17 +35,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import classic, control, control_host, lab, offline, siamese
+from experiments import classic, control, lab, offline, siamese
 from experiments.config import executing, reading
 from experiments.engines import (
   compiled as compiled_engine,
   devices,
   folders,
   host as host_engine,
+  host_runs,
   offline as offline_engine,
   running,
 )
-from experiments.environments import make_task
+from experiments.families import actor_critic
+from experiments.suites import gym
+from experiments.suites.jax_native import make_task
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
 from siamrl.report.run_folder import RunFolder
@@ -269,9 +272,9 @@ def _make_offline() -> Kind:
 
 def _make_host() -> Kind:
   (config,) = read_sweep(control, *HOST).configs
-  environments = control_host.make_environments(config, seed=0)
-  environments.close()
-  parts, derived = control_host.build(config, environments, RunFolder('run'))
+  parts, derived = host_runs.build(
+    config, actor_critic, gym.Suite(config), RunFolder('run')
+  )
   # Nothing is compiled again.
   host._make_explore = functools.cache(host._make_explore)
   host.jit_regress = functools.cache(host.jit_regress)

@@ -36,6 +36,7 @@ from experiments import (
   classic,
   control,
   criteria,
+  gym,
   lab,
   minatar,
   offline,
@@ -147,6 +148,11 @@ _HOST = (
   *(x for x in _CONTROL if 'eval_episodes' not in x),
   *('--environment=gymnasium:Pendulum-v1', '--eval_episodes=0'),
 )
+_GYM = (
+  *('--platform=cpu', '--environment=CartPole-v1', '--env_steps=200'),
+  *('--iteration_env_steps=100', '--min_replay=50', '--batch_size=8'),
+  *('--replay_capacity=200', '--hidden_sizes=8', '--eval_episodes=0'),
+)
 _SIAMESE = (
   *('--platform=cpu', '--images=digits', '--epochs=1', '--iteration_epochs=1'),
   *('--projector_units=8', '--projections=8', '--predictor_units=4'),
@@ -182,6 +188,7 @@ def launchers(folder: pathlib.Path) -> dict[str, Launcher]:
     'minatar': _sweep(minatar, _MINATAR),
     'control': _sweep(control, _CONTROL),
     'control on the host': _sweep(control, _HOST),
+    'gym': _single(gym, gym.GymConfig, _GYM),
     'siamese': _sweep(siamese, _SIAMESE),
     'lab': Launcher(
       lab.LabConfig, ('--gradient_steps=100',), lab_execute, lists=True

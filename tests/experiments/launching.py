@@ -16,9 +16,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import atari, compiled
+from experiments import atari, control
 from experiments.config import executing, reading, runs
-from experiments.engines import compiled as compiled_engine, sweeps
+from experiments.engines import compiled as compiled_engine, host, sweeps
+from experiments.families import Family, actor_critic, q
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
 from siamrl.report.progress import Progress
@@ -131,9 +132,11 @@ def config_of(launcher: types.ModuleType) -> type:
   return config
 
 
-def family_of(launcher: types.ModuleType) -> sweeps.Family:
+def family_of(launcher: types.ModuleType) -> Family:
   """What kind of runs a launcher of sweeps has."""
-  return getattr(launcher, 'FAMILY', compiled.FAMILY)
+  if launcher is control:
+    return actor_critic.FAMILY
+  return getattr(launcher, 'FAMILY', q.FAMILY)
 
 
 def groups_of(
@@ -239,6 +242,11 @@ def final_state(folder: pathlib.Path) -> dict[str, Any]:
   run = RunFolder(folder)
   config = reading.from_arguments(atari.AtariConfig, f'--flagfile={run.flags}')
   parts, _ = atari.build(config, run)
+  return host_state(parts, run)
+
+
+def host_state(parts: host.Parts, run: RunFolder) -> dict[str, Any]:
+  """All that the newest checkpoint of a run of the host loop holds."""
   found = Checkpoints(run.checkpoints).restore(parts.state)
   assert found is not None
   train, extra, _ = found

@@ -13,19 +13,10 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import (
-  atari,
-  classic,
-  compiled,
-  control,
-  control_options,
-  lab,
-  minatar,
-  offline,
-  siamese,
-)
+from experiments import atari, classic, control, lab, minatar, offline, siamese
 from experiments.config import reading
 from experiments.engines import sweeps
+from experiments.families import actor_critic, q
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAG_FILES = ROOT / 'experiments' / 'flagfiles'
@@ -63,9 +54,9 @@ LAUNCHERS = {name: of for of, names in PRESETS.items() for name in names}
 
 _OPTIONS = {
   atari: (atari.AtariConfig, atari.drop),
-  classic: (classic.ClassicConfig, compiled.drop),
-  minatar: (minatar.MinAtarConfig, compiled.drop),
-  control: (control_options.ControlConfig, control_options.drop),
+  classic: (classic.ClassicConfig, q.drop),
+  minatar: (minatar.MinAtarConfig, q.drop),
+  control: (actor_critic.ControlConfig, actor_critic.drop),
   offline: (offline.OfflineConfig, offline.drop),
   lab: (lab.LabConfig, lab.drop),
   siamese: (siamese.SiameseConfig, siamese.drop),
@@ -86,8 +77,8 @@ def resolved(name: str) -> dict[str, Any]:
     cls, f'--flagfile={FLAG_FILES / name}.flags', drop=drop
   )
   values = reading.as_json(sweep)
-  if cls is control_options.ControlConfig:
-    values |= control_options.agent_options(sweep.configs[0])
+  if cls is actor_critic.ControlConfig:
+    values |= actor_critic.agent_options(sweep.configs[0])
   nowhere = set.intersection(*(set(drop(config)) for config in sweep.configs))
   return {
     option: value

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import atari
 from experiments.config import reading
+from experiments.suites import ale
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
@@ -39,13 +40,13 @@ def test_the_video_is_the_first_episode_of_the_evaluation(filmed, monkeypatch):
     atari.AtariConfig, *SMALL, *_EPISODE, f'--run_dir={filmed}'
   )
   environments: list = []
-  make = atari._environments
+  make = ale.Suite._environments
 
   def recorded(*args, **kwargs):
     environments.append(_Recorded(make(*args, **kwargs)))
     return environments[-1]
 
-  monkeypatch.setattr(atari, '_environments', recorded)
+  monkeypatch.setattr(ale.Suite, '_environments', recorded)
   parts, _ = atari.build(config, RunFolder(filmed / 'second'))
   environments.clear()
   train, *_ = Checkpoints(filmed / 'checkpoints').restore(parts.state)

@@ -197,7 +197,9 @@ def stopped(tmp_path_factory) -> pathlib.Path:
   """A run that was killed after its first iteration and checkpoint."""
   folder = tmp_path_factory.mktemp('stopped') / 'run'
   killed(
-    *SMALL, f'--run_dir={folder}', sabotage=('experiments.atari:plot_run', 1)
+    *SMALL,
+    f'--run_dir={folder}',
+    sabotage=('experiments.engines.host_runs:plot_run', 1),
   )
   assert columns(folder)['frames'] == [1600]
   return folder

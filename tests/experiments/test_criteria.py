@@ -7,9 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import classic, compiled, control, criteria, minatar, siamese
+from experiments import classic, control, criteria, minatar, siamese
 from experiments.config import executing, reading
 from experiments.engines import compiled as compiled_engine
+from experiments.families import actor_critic, q
 from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.run_folder import RunFolder
 
@@ -421,13 +422,13 @@ def test_spr_needs_its_arms(tmp_path, arm, message):
 def test_every_study_has_a_sweep_that_can_be_run(study, monkeypatch):
   monkeypatch.chdir(FLAGFILES.parents[1])
   config, family = {
-    'twin_minatar': (minatar.MinAtarConfig, compiled.FAMILY),
-    'target_free_gap': (minatar.MinAtarConfig, compiled.FAMILY),
-    'spr_minatar': (minatar.MinAtarConfig, compiled.FAMILY),
+    'twin_minatar': (minatar.MinAtarConfig, q.FAMILY),
+    'target_free_gap': (minatar.MinAtarConfig, q.FAMILY),
+    'spr_minatar': (minatar.MinAtarConfig, q.FAMILY),
     'siamese_collapse': (siamese.SiameseConfig, siamese.FAMILY),
     'siamese_accuracy': (siamese.SiameseConfig, siamese.FAMILY),
-    'twin_rate': (control.ControlConfig, control.FAMILY),
-  }.get(study, (classic.ClassicConfig, compiled.FAMILY))
+    'twin_rate': (control.ControlConfig, actor_critic.FAMILY),
+  }.get(study, (classic.ClassicConfig, q.FAMILY))
   paths = list(FLAGFILES.glob(f'{study}*.flags'))
   assert paths
   for path in paths:

@@ -15,8 +15,9 @@ from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
-from experiments import environments, offline, offline_data
+from experiments import offline, offline_data
 from experiments.config import declaring, executing, reading
+from experiments.suites import jax_native
 from siamrl.agents import q
 from siamrl.envs import car_on_hill
 from siamrl.replay import dataset
@@ -107,7 +108,7 @@ def state_of(folder):
   """What the newest checkpoint holds, as bytes and JSON."""
   run_ = RunFolder(folder)
   config = read(f'--flagfile={run_.flags}')
-  task = environments.make_task(config.environment)
+  task = jax_native.make_task(config.environment)
   learning = offline.make_learning(config, task, None)
   template = learning.learner.init(jax.random.key(0))
   found = Checkpoints(run_.checkpoints).restore(template)
@@ -200,7 +201,7 @@ def test_stopped_and_resumed(undisturbed, tmp_path, monkeypatch, number):
 # Kills itself in the SECOND call of a function, as no exception would.
 _KILLED = """
 import importlib, os, signal, sys
-from experiments import (environments, offline, offline_data)
+from experiments import offline, offline_data
 from experiments.config import executing
 holder, _, name = sys.argv.pop(1).rpartition('.')
 holder, _, inner = holder.partition(':')
@@ -421,7 +422,7 @@ def test_observations_are_rescaled_by_the_data():
     terminals=np.zeros(3, bool),
     timeouts=np.zeros(3, bool),
   )
-  task = environments.make_task('car_on_hill')
+  task = jax_native.make_task('car_on_hill')
   seen = {}
   for name in ('rescale_observations', 'norescale_observations'):
     config = read(f'--{name}', '--hidden_sizes=none')
@@ -481,7 +482,7 @@ def test_every_flag_reaches_its_part(monkeypatch):
     '--tolerance_window=50',
   )
   offline.check(config)
-  task = environments.make_task('chain')
+  task = jax_native.make_task('chain')
   learning = offline.make_learning(config, task, None)
   assert calls['mlp_network'] == network | {'sizes': [3, 5], 'bounds': None}
   assert calls['make_q_agent'] == agent | {
@@ -509,7 +510,7 @@ def test_every_flag_reaches_its_part(monkeypatch):
 
 
 def test_states_drawn_evenly():
-  task = environments.make_task('grid')
+  task = jax_native.make_task('grid')
   everywhere = offline_data.everywhere(task)
   data = dataset.collect(
     everywhere, jax.random.key(0), env_steps=2_400, num_envs=2_400
@@ -527,7 +528,7 @@ def test_a_preset_cites_its_source_and_can_be_run(name):
   assert len({line.split('=')[0] for line in lines}) == len(lines)
   config = read(f'--flagfile={FOLDER / name}.flags')
   offline.check(config)
-  task = environments.make_task(config.environment)
+  task = jax_native.make_task(config.environment)
   assert offline.make_learning(config, task, None).config.iterations
 
 
@@ -799,7 +800,7 @@ def test_minari_by_name(monkeypatch, tmp_path):
 
   monkeypatch.setattr(dataset, 'from_minari', from_minari)
   config = read('--dataset=minari:a/b-v0')
-  task = environments.make_task(config.environment)
+  task = jax_native.make_task(config.environment)
   assert offline_data.load(config, task.environment).size == 6
   with pytest.raises(
     declaring.UsageError, match='cannot be read: Dataset none'

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from experiments import compiled, control_options
 from experiments.atari import AtariConfig
 from experiments.classic import ClassicConfig
 from experiments.config import collecting as collect_options, reading
+from experiments.families import actor_critic, q
 from experiments.minatar import MinAtarConfig
 from siamrl.schedule import to_gradient_steps
 from tests.experiments import resolved
@@ -50,7 +50,7 @@ PARENTS = {
   'dopamine_dqn_acrobot': 'dopamine_dqn_cartpole',
 }
 # Those of compiled runs; the others are Atari's.
-COMPILED: dict[str, type[compiled.CompiledConfig]] = {
+COMPILED: dict[str, type[q.CompiledConfig]] = {
   'cleanrl_dqn_cartpole': ClassicConfig,
   'cleanrl_dqn_acrobot': ClassicConfig,
   'dopamine_dqn_cartpole': ClassicConfig,
@@ -437,11 +437,11 @@ def test_presets_of_control(name):
   text = (ROOT / FOLDER / f'{name}.flags').read_text()
   assert text.startswith('# ')
   (config,) = reading.sweep_from_arguments(
-    control_options.ControlConfig,
+    actor_critic.ControlConfig,
     f'--flagfile={FOLDER}/{name}.flags',
-    drop=control_options.drop,
+    drop=actor_critic.drop,
   ).configs
-  control_options.check(config)
+  actor_critic.check(config)
   for option, value in CONTROL[name].items():
     assert getattr(config, option) == value, option
   if name in CONTROL_SYNC:
@@ -486,7 +486,7 @@ def test_a_preset_cites_its_source_and_can_be_run(name):
   assert text.startswith('# ')
   config = _read(name)
   if name in COMPILED:
-    compiled.check(config)
+    q.check(config)
     return
   round_frames = config.frame_skip * config.train_period
   assert config.frames % config.iteration_frames == 0
@@ -498,10 +498,10 @@ def test_the_sweep_of_the_quickstart():
   sweep = reading.sweep_from_arguments(
     ClassicConfig,
     f'--flagfile={FOLDER}/quickstart_sweep.flags',
-    drop=compiled.drop,
+    drop=q.drop,
   )
   for config in sweep.configs:
-    compiled.check(config)
+    q.check(config)
   assert sweep.axes == {'target_period': (10, 1_000, 10_000)}
   assert sweep.configs[0].seeds == 5
 
@@ -510,10 +510,10 @@ def test_the_grid_of_the_twin():
   sweep = reading.sweep_from_arguments(
     ClassicConfig,
     f'--flagfile={FOLDER}/twin_grid_cartpole.flags',
-    drop=compiled.drop,
+    drop=q.drop,
   )
   for config in sweep.configs:
-    compiled.check(config)
+    q.check(config)
   hard = [c.target_period for c in sweep.configs if c.target_update == 'hard']
   soft = [c.tau for c in sweep.configs if c.target_update == 'soft']
   assert len(sweep.configs) == len(hard) + len(soft) == 14

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classic, compiled
+from experiments import classic
 from experiments.config import (
   collecting as collect_options,
   declaring,
@@ -14,6 +14,7 @@ from experiments.config import (
   twin as twin_options,
 )
 from experiments.engines import sweeps
+from experiments.families import q
 from siamrl import twins
 from siamrl.losses import td
 
@@ -50,10 +51,10 @@ SMALL = (
 
 def _sweep(*arguments):
   sweep = reading.sweep_from_arguments(
-    classic.ClassicConfig, *SMALL, *arguments, drop=compiled.drop
+    classic.ClassicConfig, *SMALL, *arguments, drop=q.drop
   )
   for config in sweep.configs:
-    compiled.check(config)
+    q.check(config)
   return sweep
 
 
@@ -68,7 +69,7 @@ def _rule(name):
 def _rows(sweep, iterations=2):
   """Trains the first run of a sweep."""
   tasks = {config: classic.make_task(config) for config in sweep.configs}
-  (group,) = compiled.make_groups(sweep, tasks)
+  (group,) = sweeps.make_groups(sweep, tasks, q.FAMILY)
   settings = group.runs[0].settings
   iterate = jax.jit(group.loop.iterate)
   state, rows = jax.jit(group.loop.start)(settings, jax.random.key(0)), []
@@ -80,13 +81,13 @@ def _rows(sweep, iterations=2):
 
 def _loop(config):
   """The loop of a run."""
-  return compiled.make_loop(config, classic.make_task(config))
+  return q.make_loop(config, classic.make_task(config))
 
 
 def _columns(sweep):
   """The columns of the first run of a sweep; nothing is compiled."""
   tasks = {config: classic.make_task(config) for config in sweep.configs}
-  (group,) = compiled.make_groups(sweep, tasks)
+  (group,) = sweeps.make_groups(sweep, tasks, q.FAMILY)
   settings = group.runs[0].settings
   state = jax.eval_shape(group.loop.start, settings, jax.random.key(0))
   after, row = jax.eval_shape(group.loop.iterate, settings, state, 0)
@@ -119,7 +120,7 @@ def test_shadows_are_as_old_as_each_run_of_a_sweep():
     '--shadows=hard',
   )
   tasks = {config: classic.make_task(config) for config in sweep.configs}
-  (group,) = compiled.make_groups(sweep, tasks)
+  (group,) = sweeps.make_groups(sweep, tasks, q.FAMILY)
   start, iterate = jax.jit(group.loop.start), jax.jit(group.loop.iterate)
   for run in group.runs:
     state = start(run.settings, jax.random.key(0))
@@ -171,7 +172,7 @@ def test_a_twin_is_described_with_its_clock():
   changed = twin_options.traced(spec, {'sync': 7, 'sync_offset': 1})
   assert changed == spec._replace(sync=7, offset=1)
   loop = _loop(config)
-  setup = loop.make_setup(compiled.settings_of(config))
+  setup = loop.make_setup(q.settings_of(config))
   assert setup.learner.clocked[1:] == spec[2:]
 
 
@@ -203,7 +204,7 @@ def test_warmup_counts_where_it_is_asked_to():
   for arguments, offset in (((), 0), (('--count_warmup',), 5)):
     (config,) = _sweep(*arguments).configs
     assert collect_options.twin_spec(config).offset == offset
-    assert compiled.settings_of(config)['sync_offset'] == offset
+    assert q.settings_of(config)['sync_offset'] == offset
 
 
 def test_a_schedule_lasts_as_long_as_the_run():
@@ -305,8 +306,8 @@ def test_what_does_not_go_together(arguments, message):
   with pytest.raises(declaring.UsageError) as error:
     sweep = _sweep(*arguments)
     tasks = {config: classic.make_task(config) for config in sweep.configs}
-    reading.check_lists(sweep, compiled.drop)
-    groups = list(compiled.make_groups(sweep, tasks))
+    reading.check_lists(sweep, q.drop)
+    groups = list(sweeps.make_groups(sweep, tasks, q.FAMILY))
     with declaring.usage_errors():
       sweeps.check_memory(groups, sweep.configs[0], 'cpu')
   assert message in str(error.value)
@@ -322,7 +323,7 @@ def test_paths_that_fit_no_parameter():
 
 def test_all_numbers_of_rules_and_forms_are_traced():
   names = {*twin_options.TRACED, *target_options.TRACED}
-  assert names < set(compiled.TRACED)
+  assert names < set(q.TRACED)
   assert names == {*twins.PARAMETERS, *td.TARGET_PARAMETERS} - {
     'target_count',
     'target_paths',

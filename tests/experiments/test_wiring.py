@@ -1,9 +1,12 @@
 """Every flag of the Atari launcher reaches the part that it speaks of."""
 
+import numpy as np
 import pytest
 
 from experiments import atari
 from experiments.config import latent as latent_options, reading
+from experiments.engines import host_runs
+from experiments.suites import ale
 from siamrl import augment, learner, twins
 from siamrl.agents import latent, q
 from siamrl.report.run_folder import RunFolder
@@ -86,11 +89,11 @@ def calls(monkeypatch, tmp_path):
         setattr(recorder, attribute, getattr(original, attribute))
     monkeypatch.setattr(module, name, recorder)
 
-  record(atari, 'AtariProtocol')
-  record(atari, 'AtariEnvironments')
-  record(atari, 'HostReplay')
-  record(atari, 'nature_network')
-  record(atari.host, 'LoopConfig')
+  record(ale, 'AtariProtocol')
+  record(ale, 'AtariEnvironments')
+  record(host_runs, 'HostReplay')
+  record(ale, 'nature_network')
+  record(host_runs.host, 'LoopConfig')
   record(q, 'make_q_agent')
   record(latent_options, 'latent_networks')
   record(latent, 'with_latent_prediction')
@@ -150,7 +153,8 @@ def test_latent_prediction(calls):
   )
   (augmentation,), _ = calls['of_frames'][0]
   assert augmentation.keywords == dict(pixels=4)
-  assert len(calls['with_augmentation']) == 1
+  # Once for each learner; one of them only tells how much memory it takes.
+  assert len(calls['with_augmentation']) == len(calls['make_learner'])
 
 
 def test_learning(calls):
@@ -175,9 +179,12 @@ def test_replay_and_loop(calls):
   assert capacity == 500
   assert replay == dict(
     frame_shape=(84, 84),
+    frame_dtype=np.uint8,
     num_envs=2,
+    stack=4,
     n_step=5,
     discount=0.5,
+    action_dim=0,
     sequence_steps=3,
   )
   loop = dict(calls['LoopConfig'][0][1])

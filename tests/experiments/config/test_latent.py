@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import atari, classic, compiled, minatar
+from experiments import atari, classic, minatar
 from experiments.config import declaring, latent as latent_options, reading
+from experiments.engines import sweeps
+from experiments.families import q
 from siamrl.agents import latent
 from siamrl.augment import shift
 from siamrl.networks.activations import activations
@@ -31,11 +33,11 @@ SMALL = (
 
 def _group(*arguments, config=classic.ClassicConfig, task=classic.make_task):
   """The one program of a command line."""
-  sweep = reading.sweep_from_arguments(config, *arguments, drop=compiled.drop)
+  sweep = reading.sweep_from_arguments(config, *arguments, drop=q.drop)
   for each in sweep.configs:
-    compiled.check(each)
+    q.check(each)
   tasks = {each: task(each) for each in sweep.configs}
-  (group,) = compiled.make_groups(sweep, tasks)
+  (group,) = sweeps.make_groups(sweep, tasks, q.FAMILY)
   return group
 
 
@@ -208,7 +210,7 @@ def test_a_sweep_does_not_cross_what_means_nothing():
     '--spr_steps=0,2',
     '--spr_weight=1,2',
     '--spr_projections=8',
-    drop=compiled.drop,
+    drop=q.drop,
   )
   assert [(c.spr_steps, c.spr_weight) for c in sweep.configs] == [
     (0, 5.0),

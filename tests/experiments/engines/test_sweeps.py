@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classic, compiled, environments, minatar, sweep_figures
+from experiments import classic, minatar, sweep_figures
 from experiments.config import reading
-from experiments.engines import compiled as compiled_engine, devices
+from experiments.engines import compiled as compiled_engine, devices, sweeps
+from experiments.families import q
+from experiments.suites import jax_native
 from siamrl.envs import registry
 from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.progress import COMPILING, MAIN
@@ -162,7 +164,7 @@ def test_the_table(undisturbed):
 def test_numbers_share_a_program(arguments, programs):
   sweep = read_sweep(classic, *SMALL_SWEEP, '--seeds=3', *arguments)
   tasks = {config: classic.make_task(config) for config in sweep.configs}
-  groups = list(compiled.make_groups(sweep, tasks))
+  groups = list(sweeps.make_groups(sweep, tasks, q.FAMILY))
   assert len(groups) == programs
   assert sum(len(group.runs) for group in groups) == 3 * len(sweep.configs)
 
@@ -518,7 +520,7 @@ def test_too_many_runs_for_the_memory(refused, monkeypatch):
 @pytest.mark.parametrize(
   'launcher, make, argument',
   [
-    (classic, environments.make_task, '--environment=deep_sea'),
+    (classic, jax_native.make_task, '--environment=deep_sea'),
     (minatar, minatar._make_environment, '--game=seaquest'),
   ],
 )

@@ -1,10 +1,10 @@
-"""Deep Q-learning in compiled runs: options, and what they make.
+"""Deep Q-learning: options, and the learners that they make.
 
-What `experiments.classic` and `experiments.minatar` share; a launcher names its
-environments, and has defaults of its own.
+A launcher names its environments, and has defaults of its own. Runs are
+compiled or of the host loop; their learners are the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -20,6 +20,7 @@ from experiments.config import (
   latent as latent_options,
   learning as options,
   panel as panel_options,
+  runs,
   targets as target_options,
   twin as twin_options,
 )
@@ -33,15 +34,19 @@ from experiments.config.declaring import (
   refuse,
   usage_errors,
 )
-from experiments.config.reading import Sweep
-from experiments.engines import compiled as compiled_engine, sweeps
+from experiments.families import Family
 from siamrl import learner, rewards, schedule
 from siamrl.agents import latent, q
+from siamrl.augment import Augmentation
+from siamrl.diagnostics import Panel
 from siamrl.envs.tabular import optimal_probe
+from siamrl.learner import Learner, TwinSpec
 from siamrl.losses import td
+from siamrl.networks.q_network import QNetwork
 from siamrl.replay.device import PrioritisedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
+from siamrl.types import Agent
 
 # Options that may differ between runs of one program: they enter as arrays.
 TRACED = (
@@ -74,7 +79,7 @@ _NO_WHOLE_TARGETS = ('residual', 'chain', 'iterated_heads')
 
 
 @dataclasses.dataclass(frozen=True)
-class CompiledConfig(
+class QOptions(
   latent_options.LatentOptions,
   target_options.TargetOptions,
   collect_options.CollectOptions,
@@ -98,6 +103,17 @@ class CompiledConfig(
   batch_reduction: str = options.batch_reduction('mean')
   param_dtype: str = options.param_dtype()
 
+  _acting: Any = group('Acting')
+  epsilon_start: float = options.epsilon_start()
+  epsilon_end: float = options.epsilon_end(0.05)
+  epsilon_hold: int = options.epsilon_hold(0)
+  epsilon_decay: int = options.epsilon_decay(250_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledConfig(QOptions, runs.SweepOptions):
+  """Those of compiled runs."""
+
   _replay: Any = group('Replay')
   replay: str = choice(
     'uniform', 'How the transitions to learn from are drawn:', REPLAYS
@@ -119,12 +135,6 @@ class CompiledConfig(
     one_of(q.TRACES),
   )
 
-  _acting: Any = group('Acting')
-  epsilon_start: float = options.epsilon_start()
-  epsilon_end: float = options.epsilon_end(0.05)
-  epsilon_hold: int = options.epsilon_hold(0)
-  epsilon_decay: int = options.epsilon_decay(250_000)
-
 
 def default(name: str, value: Any) -> Any:
   """The field of a subclass whose option has another default."""
@@ -132,8 +142,10 @@ def default(name: str, value: Any) -> Any:
   return dataclasses.field(default=value, metadata=inherited.metadata)
 
 
-def drop(config: CompiledConfig) -> list[str]:
+def drop(config: QOptions) -> list[str]:
   """Options that mean nothing to a run; a sweep does not cross them with it."""
+  if not isinstance(config, CompiledConfig):
+    return _drop(config)
   meaning = {
     'replay_capacity': config.replay != 'none',
     'n_step': config.replay != 'none',
@@ -144,9 +156,12 @@ def drop(config: CompiledConfig) -> list[str]:
     'importance_end': config.replay == 'prioritised',
   }
   dropped = [name for name, meant in meaning.items() if not meant]
+  return [*dropped, *_drop(config)]
+
+
+def _drop(config: QOptions) -> list[str]:
   with usage_errors():  # paths that cannot be read
     return [
-      *dropped,
       *options.meaningless(config),
       *collect_options.meaningless(config),
       *twin_options.meaningless(config),
@@ -236,6 +251,82 @@ def _optimal(config: CompiledConfig, task: Task) -> dict[str, np.ndarray]:
   return {'optimal_obs': obs, 'optimal_values': values}
 
 
+def twin_spec(config: Any) -> TwinSpec:
+  """The twin that the options describe, in gradient steps."""
+  return collect_options.twin_spec(config)
+
+
+def make_agent(
+  config: Any,
+  network: QNetwork,
+  example_obs: Any,
+  numbers: Mapping[str, Any],
+  *,
+  augment: Augmentation | None,
+  inside_loop: bool,
+) -> Agent:
+  """The agent that the options describe.
+
+  Args:
+    config: gives all but the numbers.
+    network: observations -> values.
+    example_obs: [B, ...], of any content.
+    numbers: by the names of options; may be traced.
+    augment: what is done to each observation that is learnt from.
+    inside_loop: whether gradient steps are compiled into a loop.
+  """
+  form = {name: numbers[name] for name in target_options.parameters(config)}
+  agent = latent_options.make_agent(
+    config,
+    network,
+    target_options.make_agent(config, network, example_obs, form),
+    example_obs,
+    numbers['spr_weight'],
+    inside_loop=inside_loop,
+  )
+  return agent if augment is None else latent.with_augmentation(agent, augment)
+
+
+def make_learner(
+  config: Any, agent: Agent, twin: TwinSpec, numbers: Mapping[str, Any]
+) -> Learner:
+  """The learner that the options describe.
+
+  Args:
+    config: gives all but the numbers.
+    agent: of `make_agent`.
+    twin: the twin; its numbers may be traced.
+    numbers: by the names of options; may be traced.
+  """
+  optimizer = learner.make_optimizer(
+    config.optimizer,
+    learning_rate=numbers['learning_rate'],
+    eps=numbers['optimizer_eps'],
+    decay=config.rmsprop_decay,
+    anneal_steps=gradient_steps(config)
+    if config.anneal_learning_rate
+    else None,
+    max_gradient_norm=config.max_gradient_norm or None,
+  )
+  return learner.make_learner(agent, optimizer, twin.make())
+
+
+def _make_panel(
+  config: Any,
+  network: QNetwork,
+  learner_: Learner,
+  discount: Any,
+  age: Callable[[], Any],
+) -> Panel | None:
+  return panel_options.make_panel(
+    config,
+    learner_,
+    age=age,
+    network=latent_options.looked_at(config, network),
+    discount=discount,
+  )
+
+
 def make_setup(
   config: CompiledConfig, task: Task, settings: Mapping[str, jax.Array]
 ) -> scan.Setup:
@@ -247,35 +338,18 @@ def make_setup(
     settings: the traced options, as `settings_of` has them.
   """
   environment = task.environment
+  assert task.network is not None
   network = task.network(environment.num_actions)
-  example = jnp.zeros((1, *environment.obs_shape), environment.obs_dtype)
-  base = latent_options.make_agent(
+  agent = make_agent(
     config,
     network,
-    target_options.make_agent(
-      config,
-      network,
-      example,
-      {name: settings[name] for name in target_options.parameters(config)},
-    ),
-    example,
-    settings['spr_weight'],
+    jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
+    settings,
+    augment=task.augment,
     inside_loop=True,
   )
-  if task.augment is not None:
-    base = latent.with_augmentation(base, task.augment)
-  optimizer = learner.make_optimizer(
-    config.optimizer,
-    learning_rate=settings['learning_rate'],
-    eps=settings['optimizer_eps'],
-    decay=config.rmsprop_decay,
-    anneal_steps=gradient_steps(config)
-    if config.anneal_learning_rate
-    else None,
-    max_gradient_norm=config.max_gradient_norm or None,
-  )
-  twin = twin_options.traced(collect_options.twin_spec(config), settings)
-  learner_ = learner.make_learner(base, optimizer, twin.make())
+  twin = twin_options.traced(twin_spec(config), settings)
+  learner_ = make_learner(config, agent, twin, settings)
   returns = None
   if config.replay == 'none':
     returns = q.make_returns(
@@ -283,13 +357,7 @@ def make_setup(
     )
   return scan.Setup(
     learner=learner_,
-    epsilon=functools.partial(
-      schedule.linear_epsilon,
-      start=settings['epsilon_start'],
-      end=settings['epsilon_end'],
-      begin=settings['epsilon_hold'],
-      decay=settings['epsilon_decay'],
-    ),
+    epsilon=_epsilon(settings),
     discount=settings['discount'],
     alpha=settings['priority_exponent'],
     # The same straight line, over the whole run.
@@ -302,16 +370,26 @@ def make_setup(
     ),
     returns=returns,
     reward_scale=settings['reward_scale'],
-    panel=panel_options.make_panel(
+    panel=_make_panel(
       config,
+      network,
       learner_,
-      age=lambda: twin_options.mean_age(config, speeds(config), twin),
-      network=latent_options.looked_at(config, network),
-      discount=settings['discount'],
+      settings['discount'],
+      lambda: twin_options.mean_age(config, speeds(config), twin),
     ),
     optimal=(settings['optimal_obs'], settings['optimal_values'])
     if 'optimal_obs' in settings
     else None,
+  )
+
+
+def _epsilon(numbers: Mapping[str, Any]) -> Callable[[Any], Any]:
+  return functools.partial(
+    schedule.linear_epsilon,
+    start=numbers['epsilon_start'],
+    end=numbers['epsilon_end'],
+    begin=numbers['epsilon_hold'],
+    decay=numbers['epsilon_decay'],
   )
 
 
@@ -341,7 +419,7 @@ def _make_replay(config: CompiledConfig, task: Task) -> Any:
   return PrioritisedReplay(replay) if config.replay == 'prioritised' else replay
 
 
-FAMILY = sweeps.Family(
+FAMILY = Family(
   traced=TRACED,
   drop=drop,
   check=check,
@@ -355,13 +433,76 @@ FAMILY = sweeps.Family(
 )
 
 
-def main(sweep: Sweep, make_task: Callable[[Any], Task]) -> None:
-  """Trains all runs of a sweep, see `sweeps.main`."""
-  sweeps.main(sweep, make_task, FAMILY)
+# Runs of the host loop: numbers are those of Python, constants of a program.
 
 
-def make_groups(
-  sweep: Sweep, tasks: Mapping[Any, Task]
-) -> Iterator[compiled_engine.Group]:
-  """The programs of a sweep, see `sweeps.make_groups`."""
-  return sweeps.make_groups(sweep, tasks, FAMILY)
+def make_host_learner(config: Any, suite: Any, twin: TwinSpec) -> Learner:
+  """The learner of a run of the host loop; nothing is computed."""
+  spaces = suite.spaces
+  agent = make_agent(
+    config,
+    suite.network(),
+    np.zeros((1, spaces.stack, *spaces.frame_shape), spaces.frame_dtype),
+    vars(config),
+    augment=suite.augment,
+    inside_loop=False,
+  )
+  return make_learner(config, agent, twin, vars(config))
+
+
+def make_host_panel(
+  config: Any, suite: Any, learner_: Learner, twin: TwinSpec
+) -> Panel | None:
+  """What measures the twin of a run of the host loop, if it is asked for."""
+
+  def age() -> float:
+    age = twin_options.mean_age(config, speeds(config), twin)
+    collect_options.check_shadows(config, age)
+    return age
+
+  return _make_panel(config, suite.network(), learner_, config.discount, age)
+
+
+def make_epsilon(config: Any) -> Callable[[int], float]:
+  """Env steps so far -> chance of a random action."""
+  return _epsilon(vars(config))
+
+
+def sequence_steps(config: Any) -> int:
+  """Env steps that batches look ahead; 0 for none."""
+  return config.spr_steps
+
+
+def check_host(config: Any, *, length: str) -> None:
+  """Raises UsageError for options of a host run that do not go together.
+
+  Args:
+    config: the options.
+    length: the option that gives the length of the run.
+  """
+  if config.reset_optimizer and config.anneal_learning_rate:
+    refuse(config, 'anneal_learning_rate', 'be false with --reset_optimizer')
+  with usage_errors():
+    latent_options.check(config)
+    panel_options.check(
+      config,
+      iteration_env_steps=min(
+        config.iteration_env_steps, config.total_env_steps
+      ),
+      capacity=config.replay_capacity,
+      unready=config.n_step * config.num_envs,
+    )
+  if config.replay_capacity < config.min_replay:
+    refuse(
+      config,
+      'replay_capacity',
+      f'be at least {config.min_replay}: room for what --min_replay='
+      f'{config.min_replay} collects',
+    )
+  options.check_learns(
+    config,
+    length=length,
+    env_steps=config.total_env_steps,
+    round_env_steps=max(config.num_envs, config.train_period),
+    gradient_steps=speeds(config).gradient_steps_of(config.total_env_steps),
+  )

@@ -6,11 +6,7 @@ from typing import NamedTuple
 from experiments.config.declaring import RunError, UsageError
 from siamrl.envs.contract import check_jax_environment
 from siamrl.envs.errors import BrokenEnvironmentError
-from siamrl.envs.registry import (
-  ENVIRONMENTS,
-  PROCESSES,
-  resolve_environment,
-)
+from siamrl.envs.registry import ENVIRONMENTS, PROCESSES, resolve_environment
 from siamrl.envs.tabular import TabularMDP
 from siamrl.types import JaxEnvironment
 

@@ -1,19 +1,24 @@
 """DDPG, TD3 and SAC: options, and the agents and learners that they make."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import inspect
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from experiments import collecting
+from experiments.collecting import Task
 from experiments.config import (
   collecting as collect_options,
   learning as options,
   panel as panel_options,
+  runs,
   twin as twin_options,
 )
 from experiments.config.declaring import (
@@ -28,6 +33,7 @@ from experiments.config.declaring import (
   sizes,
   usage_errors,
 )
+from experiments.families import Family
 from siamrl import learner
 from siamrl.agents import actor_critic
 from siamrl.diagnostics import Panel
@@ -35,7 +41,8 @@ from siamrl.learner import Learner, TwinSpec
 from siamrl.losses import td
 from siamrl.networks import policies
 from siamrl.networks.initializers import INITIALIZERS
-from siamrl.types import Agent
+from siamrl.runners import scan
+from siamrl.types import Agent, JaxEnvironment
 
 _SIZES = sizes('400-300')
 
@@ -62,7 +69,7 @@ TRACED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ControlConfig(collect_options.CollectOptions):
+class ControlConfig(collect_options.CollectOptions, runs.SweepOptions):
   """The options; their defaults are those of TD3's authors' code today."""
 
   target_update: str = twin_options.default('target_update', 'periodic_soft')
@@ -431,20 +438,67 @@ def make_learner(
   )
 
 
-def make_panel(
+def _make_panel(
   config: ControlConfig,
   learner_: Learner,
-  twin: TwinSpec,
   discount: chex.Numeric,
+  age: Callable[[], Any],
 ) -> Panel | None:
-  """The panel that the options describe, if they ask for one."""
-  return panel_options.make_panel(
+  return panel_options.make_panel(config, learner_, age=age, discount=discount)
+
+
+def make_setup(
+  config: ControlConfig, task: Task, settings: Mapping[str, jax.Array]
+) -> scan.Setup:
+  """What learns in a run, and how it collects.
+
+  Args:
+    config: gives all but the traced options.
+    task: what to learn.
+    settings: the traced options, as `settings_of` has them.
+  """
+  environment = task.environment
+  twin = twin_options.traced(twin_spec(config), settings)
+  learner_ = make_learner(
     config,
-    learner_,
-    age=lambda: twin_options.mean_age(
-      config, collect_options.speeds(config), twin
+    twin,
+    environment.action_dim,
+    jnp.zeros((1, *environment.obs_shape), environment.obs_dtype),
+    settings,
+    bounds_of(environment),
+  )
+  return scan.Setup(
+    learner=learner_,
+    epsilon=functools.partial(
+      at_random, random_env_steps=settings['random_env_steps']
     ),
-    discount=discount,
+    discount=settings['discount'],
+    reward_scale=settings['reward_scale'],
+    panel=_make_panel(
+      config,
+      learner_,
+      settings['discount'],
+      lambda: twin_options.mean_age(
+        config, collect_options.speeds(config), twin
+      ),
+    ),
+  )
+
+
+def bounds_of(environment: JaxEnvironment) -> tuple[float, float] | None:
+  """Of pixels and bytes, for the networks to scale; None of anything else."""
+  return (0.0, 255.0) if environment.obs_dtype == np.uint8 else None
+
+
+def make_loop(config: ControlConfig, task: Task) -> scan.Loop:
+  """The functions of a run; raises ValueError for options that do not fit."""
+  return scan.Loop(
+    config=collecting.make_config(config),
+    environment=task.environment,
+    name=task.name,
+    replay=collecting.make_replay(config, task),
+    make_setup=functools.partial(make_setup, config, task),
+    eval_environment=task.eval_environment,
   )
 
 
@@ -453,3 +507,71 @@ def at_random(env_steps: Any, random_env_steps: Any) -> Any:
   if isinstance(env_steps, jax.Array):
     return jnp.where(env_steps < random_env_steps, 1.0, 0.0)
   return 1.0 if env_steps < random_env_steps else 0.0
+
+
+FAMILY = Family(
+  traced=TRACED,
+  drop=drop,
+  check=check,
+  settings=lambda config, task: settings_of(config),
+  make_loop=make_loop,
+  iterations=collect_options.iterations,
+)
+
+
+# Runs of the host loop.
+
+
+def twin_spec(config: ControlConfig) -> TwinSpec:
+  """The twin that the options describe, in gradient steps."""
+  return collect_options.twin_spec(config)
+
+
+def make_host_learner(
+  config: ControlConfig, suite: Any, twin: TwinSpec
+) -> Learner:
+  """The learner of a run of the host loop; nothing is computed."""
+  spaces = suite.spaces
+  return make_learner(
+    config,
+    _in_float32(twin),
+    spaces.action_dim,
+    np.zeros((1, spaces.stack, *spaces.frame_shape), spaces.frame_dtype),
+    settings_of(config),
+    spaces.bounds,
+  )
+
+
+def _in_float32(twin: TwinSpec) -> TwinSpec:
+  """The twin with rates as compiled runs have them; its clock is constant."""
+  numbers = twin_options.settings_of(twin)
+  return twin_options.traced(
+    twin, numbers | {'sync': twin.sync, 'sync_offset': twin.offset}
+  )
+
+
+def make_host_panel(
+  config: ControlConfig, suite: Any, learner_: Learner, twin: TwinSpec
+) -> Panel | None:
+  """What measures the twin of a run of the host loop, if it is asked for."""
+  del suite
+
+  def age() -> float:
+    age = twin_options.mean_age(
+      config, collect_options.speeds(config), _in_float32(twin)
+    )
+    collect_options.check_shadows(config, age)
+    return age
+
+  return _make_panel(config, learner_, np.float32(config.discount), age)
+
+
+def make_epsilon(config: ControlConfig) -> Callable[[int], float]:
+  """Env steps so far -> chance of a random action."""
+  return functools.partial(at_random, random_env_steps=config.random_env_steps)
+
+
+def sequence_steps(config: ControlConfig) -> int:
+  """Env steps that batches look ahead: none."""
+  del config
+  return 0

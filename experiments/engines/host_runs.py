@@ -1,0 +1,412 @@
+"""Runs of the host loop: a family of agents in a suite of environments.
+
+A launcher names one of each. The replay, the loop, evaluations and pictures are
+the same for all of them, and are put together here.
+"""
+
+from collections.abc import Callable, Generator, Iterable
+import contextlib
+import functools
+import pathlib
+import time
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from experiments.config import collecting as collect_options
+from experiments.config.declaring import refuse, usage_errors
+from experiments.config.reading import Drop, say_idle
+from experiments.engines import (
+  devices,
+  folders,
+  host as engine,
+  memory,
+  running,
+)
+from siamrl.diagnostics import Panel
+from siamrl.learner import Learner, TwinSpec
+from siamrl.replay.host import HostReplay
+from siamrl.report import panel
+from siamrl.report.curves import plot_run
+from siamrl.report.metrics import read_metrics
+from siamrl.report.run_folder import RunFolder
+from siamrl.runners import evaluation, host
+from siamrl.types import Environments, Params
+
+
+class Spaces(Protocol):
+  """What environments take and give, such as `types.Environments` have it."""
+
+  @property
+  def stack(self) -> int: ...
+
+  @property
+  def frame_shape(self) -> tuple[int, ...]: ...
+
+  @property
+  def frame_dtype(self) -> Any: ...
+
+  @property
+  def num_actions(self) -> int: ...
+
+  @property
+  def action_dim(self) -> int: ...
+
+
+class Suite(Protocol):
+  """The environments that a launcher's options describe.
+
+  Attributes:
+    name: of the environment, for titles.
+    spaces: what the environments take and give.
+    unit: what a frame is called in messages, 'frame' or 'env step'.
+    x: the column of metrics.csv that curves are drawn over.
+    frames_per_env_step: emulator frames per env step.
+    environment_nbytes: memory that one environment takes, about.
+    eval_envs: environments stepped side by side in an evaluation.
+    eval_quota: keywords of `evaluation.evaluate`, `episodes` or `env_steps`;
+      empty for no evaluation.
+    loop_options: further fields of `host.LoopConfig`.
+    derived: what config.json says of the environments.
+  """
+
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def spaces(self) -> Spaces: ...
+
+  @property
+  def unit(self) -> str: ...
+
+  @property
+  def x(self) -> str: ...
+
+  @property
+  def frames_per_env_step(self) -> int: ...
+
+  @property
+  def environment_nbytes(self) -> int: ...
+
+  @property
+  def eval_envs(self) -> int: ...
+
+  @property
+  def eval_quota(self) -> dict[str, int]: ...
+
+  @property
+  def loop_options(self) -> dict[str, Any]: ...
+
+  @property
+  def derived(self) -> dict[str, Any]: ...
+
+  def make(self, seed: int) -> Environments:
+    """Environments to collect with."""
+
+  def make_eval(self, seed: int) -> Environments:
+    """Environments to evaluate in."""
+
+  def columns(self, result: evaluation.Evaluation) -> dict[str, float]:
+    """What metrics.csv says of an evaluation."""
+
+  def film(self, seed: int) -> 'Film | None':
+    """What records an evaluation with this seed; None for nothing."""
+
+
+class Film(Protocol):
+  """A recording of an evaluation."""
+
+  def watch(self, actions: np.ndarray) -> None:
+    """Sees the actions of a step, before they are sent."""
+
+  def write(self, path: pathlib.Path) -> None:
+    """Writes what was recorded."""
+
+  def close(self) -> None:
+    """Frees what recording takes."""
+
+
+class Family(Protocol):
+  """The agents that a launcher's options describe; a module of families/."""
+
+  def twin_spec(self, config: Any) -> TwinSpec:
+    """The twin by its name, in gradient steps."""
+
+  def make_host_learner(
+    self, config: Any, suite: Any, twin: TwinSpec
+  ) -> Learner:
+    """All that learning takes; nothing is computed."""
+
+  def make_host_panel(
+    self, config: Any, suite: Any, learner: Learner, twin: TwinSpec
+  ) -> Panel | None:
+    """What measures the twin, if it is asked for."""
+
+  def make_epsilon(self, config: Any) -> Callable[[int], float]:
+    """Env steps so far -> chance of a random action."""
+
+  def sequence_steps(self, config: Any) -> int:
+    """Env steps that batches look ahead; 0 for none."""
+
+
+def build(
+  config: Any, family: Family, suite: Suite, folder: RunFolder
+) -> tuple[engine.Parts, dict[str, Any]]:
+  """Makes all parts of a run; returns them and what to record of them.
+
+  Args:
+    config: the options.
+    family: of agents.
+    suite: of environments.
+    folder: of the run.
+
+  Raises:
+    UsageError: options do not go together, or the memory cannot hold the run.
+    ValueError: options do not go together; names the option.
+  """
+  twin = family.twin_spec(config)
+  learner = family.make_host_learner(config, suite, twin)
+  memory.check(
+    config,
+    functools.partial(_nbytes, family, suite),
+    'replay_capacity',
+    devices.memory_bytes(),
+  )
+  init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+  state = learner.init(init_key)
+  speeds, spaces = collect_options.make_schedule(config), suite.spaces
+  watch = None
+  panel_ = family.make_host_panel(config, suite, learner, twin)
+  if panel_ is not None:
+    watch = host.Watch(panel_, config.panel_period, config.probe_size)
+  replay = HostReplay(
+    config.replay_capacity,
+    frame_shape=spaces.frame_shape,
+    frame_dtype=spaces.frame_dtype,
+    num_envs=config.num_envs,
+    stack=spaces.stack,
+    n_step=config.n_step,
+    discount=config.discount,
+    action_dim=spaces.action_dim,
+    sequence_steps=family.sequence_steps(config),
+  )
+  loop = host.LoopConfig(
+    schedule=speeds,
+    total_env_steps=config.total_env_steps,
+    iteration_env_steps=config.iteration_env_steps,
+    warmup_env_steps=config.min_replay,
+    batch_size=config.batch_size,
+    epsilon=family.make_epsilon(config),
+    reward_clip=config.reward_clip or None,
+    **suite.loop_options,
+  )
+  parts = engine.Parts(
+    state=state,
+    seen=watch.start(
+      state,
+      (spaces.stack, *spaces.frame_shape),
+      spaces.frame_dtype,
+      spaces.action_dim,
+      replay.sequence_steps,
+    )
+    if watch
+    else None,
+    replay=replay,
+    config=loop,
+    loop=functools.partial(
+      host.train,
+      loop,
+      learner=learner,
+      replay=replay,
+      make_environments=suite.make,
+      seed=config.seed,
+      act_key=act_key,
+      watch=watch,
+    ),
+    evaluate=functools.partial(
+      _evaluate, config, suite, loop, folder, learner, eval_key
+    )
+    if suite.eval_quota
+    else None,
+    draw=functools.partial(_draw, config, suite, folder),
+    frames_per_env_step=suite.frames_per_env_step,
+    num_envs=config.num_envs,
+    seed=config.seed,
+    checkpoint_period_s=config.checkpoint_period_s,
+    unit=suite.unit,
+    fresh_environments=config.fresh_environments,
+  )
+  return parts, {
+    'schedule': speeds._asdict() | {'sync': twin.sync, 'offset': twin.offset},
+    'parameters': sum(x.size for x in jax.tree.leaves(state.online_params)),
+    **suite.derived,
+  }
+
+
+def check_replay(config: Any, suite: Suite) -> None:
+  """Raises UsageError for a replay that is too small or too large."""
+  # Before the first gradient step, n transitions of each environment are not
+  # yet whole.
+  needed = config.batch_size + config.num_envs * config.n_step
+  if config.min_replay < needed:
+    refuse(
+      config,
+      'min_replay',
+      f'be at least {needed}: --batch_size={config.batch_size}, and '
+      f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
+    )
+  # In the worst case every other slot ends an episode, and of each
+  # environment's oldest and newest few slots none starts a transition.
+  unready = config.num_envs * (config.n_step + suite.spaces.stack)
+  least = 2 * (config.batch_size + unready)
+  if config.replay_capacity < least:
+    refuse(
+      config,
+      'replay_capacity',
+      f'be at least {least}: room for --batch_size={config.batch_size}, and '
+      f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
+    )
+  if config.replay_capacity % config.num_envs:
+    refuse(
+      config,
+      'replay_capacity',
+      f'be a multiple of --num_envs={config.num_envs}',
+    )
+  memory.check_replay(
+    config, _replay_nbytes(config, suite), devices.memory_bytes()
+  )
+
+
+def _replay_nbytes(config: Any, suite: Suite) -> int:
+  spaces = suite.spaces
+  return HostReplay.estimate_nbytes(
+    config.replay_capacity,
+    spaces.frame_shape,
+    spaces.frame_dtype,
+    spaces.action_dim,
+  )
+
+
+def _nbytes(family: Family, suite: Suite, config: Any) -> float:
+  """About how many bytes a run takes."""
+  learner = family.make_host_learner(config, suite, family.twin_spec(config))
+  spaces, speeds = suite.spaces, collect_options.make_schedule(config)
+  batch = host.batch_shape(
+    (spaces.stack, *spaces.frame_shape),
+    spaces.frame_dtype,
+    spaces.action_dim,
+    config.batch_size,
+    family.sequence_steps(config),
+  )
+  state = jax.eval_shape(learner.init, jax.random.key(0))
+  iteration = min(config.iteration_env_steps, config.total_env_steps)
+  numbers = max(spaces.action_dim, 1)
+  needed = (
+    memory.learning_nbytes(learner.regress, state, batch, speeds)
+    + _replay_nbytes(config, suite)
+    + (config.num_envs + suite.eval_envs) * suite.environment_nbytes
+    + memory.kept_nbytes(iteration, config.num_envs, numbers)
+    + 64 * config.eval_episodes
+  )
+  if config.panel_period:
+    needed += config.probe_size / config.batch_size * memory.nbytes(batch)
+    # What was expected of an evaluation, and five things that came of it.
+    needed += 6 * memory.kept_nbytes(
+      suite.eval_quota.get('env_steps', 0), max(suite.eval_envs, 1), numbers=1
+    )
+  return needed
+
+
+def _evaluate(
+  config: Any,
+  suite: Suite,
+  loop: host.LoopConfig,
+  folder: RunFolder,
+  learner: Learner,
+  key: jax.Array,
+  params: Params,
+  iteration: int,
+) -> Generator[None, None, dict[str, float]]:
+  """Yields while it plays; returns the evaluation's columns."""
+  begun = time.perf_counter()
+  seed = host.environment_seed(config.seed, iteration, evaluation=True)
+  with contextlib.ExitStack() as stack:
+    environments = stack.enter_context(
+      contextlib.closing(suite.make_eval(seed))
+    )
+    film = suite.film(seed)
+    if film is not None:
+      stack.enter_context(contextlib.closing(film))
+    result = None
+    for current in evaluation.evaluate(
+      host.make_act(learner.agent),
+      params,
+      environments,
+      jax.random.fold_in(key, iteration),
+      config.eval_epsilon,
+      watch=None if film is None else film.watch,
+      values=host.make_values(learner.agent) if config.panel_period else None,
+      **suite.eval_quota,
+    ):
+      result = current
+      yield
+  assert result is not None
+  if film is not None:
+    path = folder.videos / f'iteration_{iteration:04}.gif'
+    running.draw(folder.videos, functools.partial(film.write, path))
+  bias = {}
+  if result.record is not None:
+    bias = host.overestimation(loop, result.record, config.discount)
+  return bias | suite.columns(result) | {'eval_s': time.perf_counter() - begun}
+
+
+def _draw(config: Any, suite: Suite, folder: RunFolder) -> None:
+  # Without Matplotlib there is no curve: metrics.csv says the same.
+  if not running.can_draw():
+    return
+  plot_run(
+    folder.metrics,
+    folder.curve,
+    title=f'{suite.name}, {config.agent}, seed {config.seed}',
+    x=suite.x,
+  )
+  table = read_metrics(folder.metrics)
+  if panel.is_measured(table):
+    bound = config.reward_bound
+    if bound is not None and config.discount < 1:
+      bound /= 1 - config.discount
+    panel.plot_panel(
+      folder.path / 'curve-panel.png',
+      table,
+      x=suite.x,
+      x_label=suite.x.replace('_', ' '),
+      title=f'{suite.name}, {config.target_update}, seed {config.seed}',
+      bound=bound if config.discount < 1 else None,
+    )
+
+
+def train(
+  config: Any,
+  family: Family,
+  suite: Suite,
+  stop: devices.StopRequest,
+  drop: Drop,
+  notes: Iterable[str] = (),
+) -> None:
+  """Trains one run in its folder, `config.run_dir`.
+
+  Args:
+    config: the options, checked.
+    family: of agents.
+    suite: of environments.
+    stop: true once the user wants the run to stop.
+    drop: names the options that mean nothing to it.
+    notes: lines for the user, once nothing keeps the run from beginning.
+  """
+  with usage_errors():
+    parts, derived = build(config, family, suite, RunFolder(config.run_dir))
+  folders.say(list(notes))
+  say_idle([config], drop)
+  with folders.open_run(config, derived) as folder:
+    engine.run(folder, parts, stop)

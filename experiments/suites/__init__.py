@@ -1,0 +1,1 @@
+"""Suites of environments: options in, environments and networks out."""

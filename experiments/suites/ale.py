@@ -1,0 +1,208 @@
+"""Atari 2600 games: emulators on the host."""
+
+import contextlib
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments.config.declaring import RunError, UsageError, refuse
+from siamrl import augment
+from siamrl.augment import Augmentation
+from siamrl.envs.ale import AtariEnvironments, AtariProtocol, resolve_game
+from siamrl.networks.q_network import QNetwork, nature_network
+from siamrl.optional import import_optional
+from siamrl.report.human_normalised import human_normalised
+from siamrl.report.video import write_gif
+from siamrl.runners import evaluation
+
+# Emulators start one after the other.
+MOST_EMULATORS = 1_024
+# Of an emulator, as measured.
+_EMULATOR_NBYTES = 1_500_000
+
+AUGMENTATIONS = {
+  'none': 'nothing',
+  'shift': 'moved by up to 4 pixels (DrQ)',
+  'shift_intensity': 'and made brighter or darker by 5 % or so (SPR)',
+}
+_AUGMENT: dict[str, Augmentation] = {
+  'shift': functools.partial(augment.shift, pixels=4),
+  'shift_intensity': augment.AUGMENTATIONS['frames'],
+}
+
+
+class Suite:
+  """A game of the Arcade Learning Environment; see `host_runs.Suite`."""
+
+  unit, x = 'frame', 'frames'
+  environment_nbytes = _EMULATOR_NBYTES
+  derived: dict[str, Any] = {}
+
+  def __init__(self, config: Any):
+    """Looks at one emulator.
+
+    Args:
+      config: the options, with the game's name as the emulator has it.
+    """
+    self._config = config
+    self.name: str = config.game
+    self.frames_per_env_step: int = config.frame_skip
+    self.eval_envs: int = config.eval_envs
+    self.eval_quota: dict[str, int] = {}
+    if config.eval_frames:
+      self.eval_quota['env_steps'] = config.eval_frames // config.frame_skip
+    elif config.eval_episodes:
+      self.eval_quota['episodes'] = config.eval_episodes
+    self.loop_options = {
+      'life_loss_terminates': config.life_loss_terminates,
+      'overlapped': config.acting == 'overlapped',
+    }
+    with contextlib.closing(self._environments(0, 1)) as spaces:
+      self.spaces = spaces
+
+  def _environments(
+    self, seed: int, num_envs: int, *, color: bool = False
+  ) -> AtariEnvironments:
+    config = self._config
+    return AtariEnvironments(
+      config.game,
+      num_envs,
+      seed=seed,
+      protocol=AtariProtocol(
+        sticky_action_probability=config.sticky_action_probability,
+        noop_max=config.noop_max,
+        frame_skip=config.frame_skip,
+        frame_cap=config.frame_cap,
+        full_action_set=config.full_action_set,
+        fire_on_reset=config.fire_on_reset,
+      ),
+      colour=color,
+    )
+
+  def make(self, seed: int) -> AtariEnvironments:
+    """Emulators to collect with."""
+    return self._environments(seed, self._config.num_envs)
+
+  def make_eval(self, seed: int) -> AtariEnvironments:
+    """Emulators to evaluate with."""
+    return self._environments(seed, self._config.eval_envs)
+
+  def columns(self, result: evaluation.Evaluation) -> dict[str, float]:
+    """What metrics.csv says of an evaluation."""
+    score = float(np.mean(result.returns)) if result.returns else float('nan')
+    return {
+      'eval_episodes': len(result.returns),
+      'eval_return': score,
+      'eval_human_normalised': human_normalised(self.name, score),
+      'eval_frames': result.env_steps * self.frames_per_env_step,
+    }
+
+  def film(self, seed: int) -> '_Film | None':
+    """What records an evaluation's first episode, with --video."""
+    if not self._config.video:
+      return None
+    emulators = self._environments(seed, self._config.eval_envs, color=True)
+    # At the speed of play, or what a GIF can do.
+    return _Film(emulators, fps=min(60 / self.frames_per_env_step, 50))
+
+  def network(self) -> QNetwork:
+    """The network that the options describe, of values of actions."""
+    config = self._config
+    return nature_network(
+      self.spaces.num_actions,
+      hidden_units=config.hidden_units,
+      head=config.head,
+      padding=config.padding,
+      initializer=config.initializer,
+      layer_norm=config.layer_norm,
+      renormalise=config.renormalise,
+    )
+
+  @property
+  def augment(self) -> Augmentation | None:
+    """What is done to the frames that are learnt from."""
+    if self._config.augmentation == 'none':
+      return None
+    return augment.of_frames(_AUGMENT[self._config.augmentation])
+
+
+def find_game(name: str) -> str:
+  """The name of a game as the emulator has it, of any spelling."""
+  try:
+    return resolve_game(name)
+  except ValueError as error:
+    raise UsageError(f'--game={name}: {error}') from error
+  except ImportError as error:
+    raise RunError(str(error)) from error
+
+
+def check(config: Any) -> None:
+  """Raises UsageError for options that do not go together."""
+  round_frames = config.frame_skip * max(config.num_envs, config.train_period)
+  for name in ('frames', 'iteration_frames'):
+    if getattr(config, name) % round_frames:
+      refuse(
+        config,
+        name,
+        f'be a multiple of {round_frames}, the frames of a '
+        'round (--frame_skip times the larger of --train_period and '
+        '--num_envs)',
+      )
+  if config.eval_frames and config.eval_episodes:
+    refuse(
+      config,
+      'eval_episodes',
+      f'be 0 where --eval_frames={config.eval_frames} is not',
+    )
+  if 0 < config.eval_frames < config.frame_skip:
+    refuse(
+      config,
+      'eval_frames',
+      f'be 0, or at least --frame_skip={config.frame_skip}',
+    )
+  if not config.video:
+    return
+  if not config.evaluates:
+    refuse(
+      config, 'video', 'go with an evaluation: --eval_frames or --eval_episodes'
+    )
+  try:
+    import_optional('PIL.Image', '--video needs Pillow', 'plots')
+  except ImportError as error:
+    raise RunError(str(error)) from error
+
+
+class _Film:
+  """Records the first episode of the first emulator, in color.
+
+  A second set of emulators with the same seed, fed the same actions, plays the
+  same episodes; the one that the agent sees is grey and small.
+  """
+
+  _MOST = 1_800  # frames; two minutes of play at 4 emulator frames a step
+
+  def __init__(self, environments: AtariEnvironments, fps: float):
+    self._environments, self._fps = environments, fps
+    self._frames = [environments.reset()[0, -1]]
+    self._running = True
+
+  def watch(self, actions: np.ndarray) -> None:
+    """Plays on by one action of each emulator."""
+    if not self._running:
+      return
+    self._environments.send(actions)
+    step = self._environments.recv()
+    self._frames.append(step.final_obs[0, -1])
+    ended = step.terminated[0] or step.truncated[0]
+    self._running = not ended and len(self._frames) < self._MOST
+
+  def write(self, path: pathlib.Path) -> None:
+    """Writes what was recorded as a GIF."""
+    path.parent.mkdir(exist_ok=True)
+    write_gif(path, np.stack(self._frames), fps=self._fps)
+
+  def close(self) -> None:
+    """Closes the emulators."""
+    self._environments.close()

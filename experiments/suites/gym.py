@@ -1,0 +1,206 @@
+"""Gymnasium's environments, stepped on the host."""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any
+
+import numpy as np
+
+from experiments.config.declaring import RunError, UsageError, refuse
+from siamrl.augment import Augmentation
+from siamrl.envs import ale, gym, registry
+from siamrl.envs.errors import BrokenEnvironmentError
+from siamrl.envs.gym import GymnasiumEnvironments
+from siamrl.networks.q_network import QNetwork, mlp_network
+from siamrl.runners import evaluation
+
+# Environments stepped side by side in an evaluation, at most.
+_EVAL_ENVS = 10
+
+# The least that one of a robot takes, as measured.
+_ENVIRONMENT_NBYTES = 700_000
+
+
+class Suite:
+  """An environment of Gymnasium; see `host_runs.Suite`."""
+
+  unit, x = 'env step', 'env_steps'
+  frames_per_env_step = 1
+  environment_nbytes = _ENVIRONMENT_NBYTES
+  augment: Augmentation | None = None
+
+  def __init__(self, config: Any):
+    """Looks at one environment.
+
+    Args:
+      config: the options, with Gymnasium's id as `environment`.
+
+    Raises:
+      UsageError: there is no such environment, or its spaces are of a kind that
+        cannot be learnt from.
+      RunError: a package that it needs is not installed, or it breaks its
+        contract.
+    """
+    self._config = config
+    self.name: str = config.environment
+    self.eval_envs = min(config.eval_episodes, _EVAL_ENVS)
+    self.eval_quota: dict[str, int] = {}
+    if config.eval_episodes:
+      self.eval_quota['episodes'] = config.eval_episodes
+    self.loop_options = {'reward_scale': config.reward_scale}
+    self.derived = {'mujoco': gym.mujoco_version()}
+    with contextlib.closing(self._environments(0, 1)) as spaces:
+      self.spaces = spaces
+    # After one was made, which may have imported a package that registers it.
+    self.episode_limit = gym.episode_limit(config.environment)
+
+  def _environments(
+    self, seed: int, num_envs: int, max_episode_steps: int | None = None
+  ) -> GymnasiumEnvironments:
+    """Environments, with errors that speak of the flag."""
+    name = self._config.environment
+    try:
+      return GymnasiumEnvironments(
+        name, num_envs, seed=seed, max_episode_steps=max_episode_steps
+      )
+    except ValueError as error:
+      raise UsageError(f'--environment={name}: {error}') from error
+    except (ImportError, BrokenEnvironmentError) as error:
+      raise RunError(f'--environment={name}: {error}') from error
+
+  def make(self, seed: int) -> GymnasiumEnvironments:
+    """Environments to collect with."""
+    return self._environments(seed, self._config.num_envs)
+
+  def make_eval(self, seed: int) -> GymnasiumEnvironments:
+    """Environments to evaluate in; episodes without a limit are cut."""
+    cap = self._config.eval_episode_env_steps
+    return self._environments(seed, self.eval_envs, cap)
+
+  def columns(self, result: evaluation.Evaluation) -> dict[str, float]:
+    """What metrics.csv says of an evaluation."""
+    row: dict[str, float] = {
+      'eval_episodes': len(result.returns),
+      'eval_return': float(np.mean(result.returns)),
+      'eval_episode_env_steps': float(np.mean(result.lengths)),
+    }
+    if self.episode_limit is None:
+      cap = self._config.eval_episode_env_steps
+      row['eval_episodes_cut'] = sum(n == cap for n in result.lengths)
+    return row
+
+  def film(self, seed: int) -> None:
+    """Nothing is recorded."""
+    del seed
+
+  def network(self) -> QNetwork:
+    """The network that the options describe, of values of actions."""
+    config = self._config
+    return mlp_network(
+      self.spaces.num_actions,
+      sizes=[int(size) for size in config.hidden_sizes.split('-')],
+      bounds=self.spaces.bounds,
+      head=config.head,
+      initializer=config.initializer,
+      layer_norm=config.layer_norm,
+      renormalise=config.renormalise,
+    )
+
+  def check_episode_cap(self) -> None:
+    """Raises UsageError for a cap on episodes that have one of their own."""
+    config, limit = self._config, self.episode_limit
+    default = type(config).eval_episode_env_steps
+    if limit is not None and config.eval_episode_env_steps != default:
+      refuse(
+        config,
+        'eval_episode_env_steps',
+        f'not be given with --environment={self.name}, which is stepped on the '
+        f'host and cuts its episodes itself, after {limit:,} env steps',
+      )
+
+  def notes(self) -> Iterator[str]:
+    """Yields what the user should know of the environment, a line each.
+
+    Raises:
+      RunError: the environment breaks its contract already here.
+    """
+    config, limit = self._config, self.episode_limit
+    if limit is None and config.eval_episodes:
+      yield (
+        f'{self.name} sets no limit to its episodes: evaluations cut them '
+        f'after --eval_episode_env_steps={config.eval_episode_env_steps}'
+      )
+    steps = config.iteration_env_steps // config.num_envs
+    if limit is not None and steps < limit:
+      yield (
+        f'iterations begin with fresh episodes, and are of {steps:,} env '
+        f'steps in each environment; {self.name} may take {limit:,} an '
+        'episode, whose rest would never be seen: --iteration_env_steps='
+        f'{limit * config.num_envs} or more shows it'
+      )
+    shape = self.spaces.obs_shape
+    done = ['flattened'] if len(shape) > 1 else []
+    if self.spaces.bounds is not None:
+      done.append('scaled from [0, 255] to [-1, 1]')
+    if done:
+      yield (
+        f'the networks see the observations of {self.name}, of shape '
+        f'{list(shape)}, {" and ".join(done)}'
+      )
+    if not np.array_equal(self._start(), self._start()):
+      yield (
+        f'{self.name} ignores its seed: the same seed gave two different first '
+        'observations. No run of it can be repeated, and one that is stopped '
+        'inside an iteration resumes with --fresh_environments only'
+      )
+
+  def _start(self) -> np.ndarray:
+    """The first observation by a seed."""
+    with contextlib.closing(self._environments(0, 1)) as environments:
+      try:
+        return environments.reset()
+      except BrokenEnvironmentError as error:
+        raise RunError(f'the environment failed: {error}') from error
+
+
+def resolve(name: str) -> str:
+  """Gymnasium's id of an environment, whatever the spelling.
+
+  Raises:
+    UsageError: there is no such environment.
+  """
+  try:
+    return gym.resolve_gymnasium(name)
+  except ValueError as error:
+    raise UsageError(f'--environment={name}: {error}') from error
+
+
+def is_on_host(name: str) -> bool:
+  """Whether an environment is one of Gymnasium's rather than of JAX.
+
+  Raises:
+    UsageError: there is no such environment anywhere.
+  """
+  try:
+    registry.resolve_environment(name)
+    return False
+  except ValueError as error:
+    if _is_game(name):  # of which Gymnasium may know, too
+      raise UsageError(f'--environment={name}: {error}') from error
+  try:
+    gym.resolve_gymnasium(name)
+    return True
+  except ValueError as error:
+    raise UsageError(
+      f'--environment={name}: {error}; JAX-native ones are '
+      f'{", ".join(sorted(registry.CONTINUOUS))}'
+    ) from error
+
+
+def _is_game(name: str) -> bool:
+  """Whether it is one of Atari's."""
+  try:
+    ale.resolve_game(name)
+    return True
+  except (ImportError, ValueError):
+    return False

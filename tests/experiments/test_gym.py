@@ -1,0 +1,336 @@
+"""The launcher of DQN on Gymnasium's environments of discrete actions."""
+
+import contextlib
+import io
+import json
+import signal
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+
+from experiments import gym
+from experiments.config import executing, reading
+from experiments.engines import host as host_engine, host_runs
+from experiments.families import q
+from experiments.suites.gym import Suite
+from siamrl import twins
+from siamrl.agents.q import AGENTS
+from siamrl.losses import td
+from siamrl.replay.host import HostReplay
+from siamrl.report.run_folder import RunFolder
+from tests.experiments.launching import columns, host_state
+
+# Three iterations of 100 env steps.
+SMALL = (
+  '--platform=cpu',
+  '--env_steps=300',
+  '--iteration_env_steps=100',
+  '--min_replay=50',
+  '--replay_capacity=200',
+  '--batch_size=8',
+  '--train_period=1',
+  '--target_period=20',
+  '--hidden_sizes=8',
+  '--eval_episodes=0',
+)
+WATCHED = (
+  *SMALL,
+  '--eval_episodes=2',
+  '--panel_period=1',
+  '--probe_size=8',
+  '--shadows=self',
+)
+# Numbers of rules and forms that have some.
+GIVEN = dict(
+  tau=0.5,
+  tau_end=0.25,
+  target_period_end=40,
+  target_schedule_steps=100,
+  target_count=2,
+  target_sync_period=10,
+  target_paths='torso:soft+head:hard',
+  twin_weight=0.5,
+  projection_radius=100,
+  ridge=0.1,
+  mellowmax_omega=5,
+  expected_epsilon=0.1,
+  soft_temperature=0.1,
+  munchausen_alpha=0.9,
+  munchausen_clip=-1,
+)
+
+
+def launch(*arguments, code=0):
+  """Runs the launcher in this process; returns what it has written."""
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    found = executing.execute(
+      gym.GymConfig, gym.__doc__, gym.main, list(map(str, arguments))
+    )
+  assert found == code, err.getvalue()
+  assert not out.getvalue()
+  return err.getvalue()
+
+
+def state_of(folder):
+  """All that the newest checkpoint of a run holds."""
+  run = RunFolder(folder)
+  config = reading.from_arguments(gym.GymConfig, f'--flagfile={run.flags}')
+  parts, _ = host_runs.build(config, q, Suite(config), run)
+  return host_state(parts, run)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  """A run of CartPole from start to end, its twin watched."""
+  folder = tmp_path_factory.mktemp('undisturbed') / 'run'
+  output = launch(*WATCHED, f'--run_dir={folder}')
+  assert f'starting {folder}' in output
+  assert output.endswith(f'finished: {folder}\n')
+  return folder
+
+
+def test_the_table(undisturbed):
+  rows = columns(undisturbed)
+  assert rows['env_steps'] == rows['frames'] == [100, 200, 300]
+  assert rows['gradient_steps'] == [50, 150, 250]
+  assert rows['target_updates'] == [2, 7, 12]
+  assert rows['eval_episodes'] == [2, 2, 2]
+  # Every step of it pays 1.
+  assert rows['eval_return'] == rows['eval_episode_env_steps']
+  assert {
+    'train_return',
+    'epsilon',
+    'loss',
+    'panel/twin_age/torso/Dense_0',
+    'panel/twin_distance',
+    'panel/overestimation',
+    'panel/cosine/self',
+    'panel/srank',
+  } < set(rows)
+  config = json.loads((undisturbed / 'config.json').read_text())
+  assert config['environment'] == 'CartPole-v1'
+  assert config['derived']['schedule']['sync'] == 20
+  assert (undisturbed / 'curve.png').exists()
+  assert (undisturbed / 'curve-panel.png').exists()
+
+
+def test_stopped_inside_an_iteration_it_goes_on(
+  undisturbed, tmp_path, monkeypatch
+):
+  folder = tmp_path / 'run'
+  original, added = HostReplay.add, []
+
+  def add(self, *arrays):
+    added.extend(arrays[0])
+    if len(added) == 130:
+      signal.raise_signal(signal.SIGTERM)
+    return original(self, *arrays)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(HostReplay, 'add', add)
+    output = launch(*WATCHED, f'--run_dir={folder}')
+  assert 'stopping: writing a checkpoint' in output
+  assert columns(folder)['env_steps'] == [100]
+  assert 'again to get there' in launch(*WATCHED, f'--run_dir={folder}')
+  assert repr(columns(folder)) == repr(columns(undisturbed))
+  expected, found = state_of(undisturbed), state_of(folder)
+  assert expected.keys() == found.keys()
+  assert not [x for x in expected if repr(expected[x]) != repr(found[x])]
+
+
+@pytest.mark.parametrize('rule', ['self', 'projected_soft', 'by_path'])
+def test_rules_learn_where_states_are_numbers(rule, tmp_path):
+  """FrozenLake has 16 states and 4 actions."""
+  folder = tmp_path / 'run'
+  launch(
+    *SMALL,
+    '--environment=frozen_lake',
+    *_rule(rule),
+    '--env_steps=100',
+    f'--run_dir={folder}',
+  )
+  assert columns(folder)['gradient_steps'] == [50]
+  config = json.loads((folder / 'config.json').read_text())
+  assert config['environment'] == 'FrozenLake-v1'
+  # Two layers, each with a bias.
+  assert config['derived']['parameters'] == 16 * 8 + 8 + 8 * 4 + 4
+
+
+_OWN = """
+import gymnasium
+import numpy as np
+
+class Corridor(gymnasium.Env):
+  observation_space = gymnasium.spaces.Tuple(
+    (gymnasium.spaces.Discrete(3), gymnasium.spaces.Box(0, 1, (2, 2)))
+  )
+  action_space = gymnasium.spaces.Discrete(2)
+
+  def reset(self, *, seed=None, options=None):
+    super().reset(seed=seed)
+    self.at = 0
+    return self.look(), {}
+
+  def step(self, action):
+    self.at = int(np.clip(self.at + 2 * action - 1, 0, 2))
+    return self.look(), float(self.at == 2), self.at == 2, False, {}
+
+  def look(self):
+    return self.at, self.np_random.random((2, 2), np.float32)
+
+gymnasium.register('Corridor-v0', Corridor, max_episode_steps=20)
+"""
+
+
+def test_an_environment_of_ones_own(tmp_path, monkeypatch):
+  (tmp_path / 'corridors.py').write_text(_OWN)
+  monkeypatch.syspath_prepend(tmp_path)
+  folder = tmp_path / 'run'
+  arguments = (*SMALL, '--environment=corridors:Corridor-v0')
+  try:
+    launch(*arguments, '--eval_episodes=3', f'--run_dir={folder}')
+  finally:
+    gymnasium.registry.pop('Corridor-v0', None)
+    sys.modules.pop('corridors', None)
+  rows = columns(folder)
+  assert rows['env_steps'] == [100, 200, 300]
+  assert all(0 <= value <= 1 for value in rows['eval_return'])
+  config = json.loads((folder / 'config.json').read_text())
+  # Where it is, and what it sees.
+  assert config['derived']['parameters'] == (3 + 4) * 8 + 8 + 8 * 2 + 2
+
+
+# Command lines.
+
+
+@pytest.fixture
+def accepted(monkeypatch, tmp_path):
+  """A function that does all but train; it returns the parts of the run."""
+
+  def run(*arguments):
+    ran = []
+    monkeypatch.setattr(host_engine, 'run', lambda *args: ran.append(args[1]))
+    launch(*SMALL, *arguments, f'--run_dir={tmp_path / "run"}', '--overwrite')
+    (parts,) = ran
+    return parts
+
+  return run
+
+
+def _given(names):
+  return [f'--{name}={GIVEN[name]}' for name in names if name in GIVEN]
+
+
+def _rule(name):
+  takes = twins.takes(name, GIVEN['target_paths'])
+  return f'--target_update={name}', *_given(takes)
+
+
+@pytest.mark.parametrize('name', twins.RULES)
+def test_every_rule_is_accepted(name, accepted):
+  more = ['--head=linear'] if name != 'iterated_heads' else []
+  assert accepted(*_rule(name), *more).state.gradient_steps == 0
+
+
+@pytest.mark.parametrize('name', td.TARGETS)
+def test_every_form_of_target_is_accepted(name, accepted):
+  takes = [x for x, forms in td.TARGET_PARAMETERS.items() if name in forms]
+  accepted(f'--target_form={name}', *_given(takes))
+
+
+@pytest.mark.parametrize('name', AGENTS)
+def test_every_agent_is_accepted(name, accepted):
+  parts = accepted(f'--agent={name}', '--layer_norm', '--head=dueling')
+  assert parts.replay.sequence_steps == 0
+
+
+def test_features_may_be_predicted(accepted):
+  parts = accepted('--spr_steps=2', '--spr_weight=1')
+  assert parts.replay.sequence_steps == 2
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path):
+  """A function that runs the launcher here; it returns the line of error."""
+
+  def train(*args):
+    raise AssertionError('training began')
+
+  monkeypatch.setattr(host_engine, 'run', train)
+  monkeypatch.chdir(tmp_path)
+
+  def run(*arguments, code=2):
+    err = launch(*arguments, code=code)
+    assert err.startswith('error: '), err
+    assert err.count('\n') == 1, err
+    assert not list(tmp_path.iterdir())
+    return err
+
+  return run
+
+
+@pytest.mark.parametrize(
+  'argument, message',
+  [
+    ('--environment=Pendulum-v1', 'are for python -m experiments.control'),
+    ('--environment=cartpoll', 'the closest are: CartPole'),
+    ('--environment=CartPole-v9', 'the newest is CartPole-v1'),
+    ('--replay_capacity=40', '--replay_capacity=40 must be at least 50'),
+    ('--replay_capacity=16', '--replay_capacity=16 must be at least'),
+    ('--batch_size=50', '--min_replay=50 must be at least 51'),
+    ('--batch_size=120', '--min_replay=50 must be at least 121'),
+    ('--env_steps=350', 'must be a multiple of --iteration_env_steps=100'),
+    ('--eval_episode_env_steps=9', 'cuts its episodes itself, after 500 env'),
+    ('--hidden_sizes=8-', '--hidden_sizes=8- must be positive numbers joined'),
+    ('--target_update=soft', 'tau'),
+    # Of compiled runs:
+    ('--replay=prioritised', '--replay is no flag'),
+    ('--priority_exponent=0.6', '--priority_exponent is no flag'),
+    ('--q_lambda=0.5', '--q_lambda is no flag'),
+    ('--seeds=2', '--seeds is no flag'),
+    ('--also=--seed=2', '--also is no flag'),
+    ('--vectorised', '--vectorised is no flag'),
+    ('--share=batch', '--share is no flag'),
+    ('--coordinator=localhost:1234', '--coordinator is no flag'),
+    ('--rescale_observations', '--rescale_observations is no flag'),
+    ('--learning_rate=0.1,0.2', '--learning_rate=0.1,0.2 must be a number'),
+  ],
+)
+def test_options(refused, argument, message):
+  assert message in refused(*SMALL, argument)
+
+
+def test_a_replay_holds_what_is_collected_first(accepted):
+  accepted('--replay_capacity=50')
+
+
+def test_a_package_that_is_missing(refused, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'Box2D', None)
+  line = refused(*SMALL, '--environment=lunarlander', code=1)
+  assert 'LunarLander-v3 needs Box2D: pip install siamrl[box2d]' in line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_it_learns_cartpole(tmp_path):
+  """An untrained agent keeps the pole up for some 20 env steps."""
+  folder = tmp_path / 'run'
+  launch(
+    '--platform=cpu',
+    '--env_steps=30000',
+    '--iteration_env_steps=5000',
+    '--train_period=2',
+    '--min_replay=1000',
+    '--replay_capacity=30000',
+    '--learning_rate=1e-3',
+    '--batch_size=64',
+    '--target_period=500',
+    '--epsilon_decay=5000',
+    f'--run_dir={folder}',
+  )
+  returns = columns(folder)['eval_return']
+  assert max(returns) >= 150, returns
+  assert np.mean(returns[-2:]) >= 150, returns
