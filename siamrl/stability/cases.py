@@ -18,7 +18,6 @@ from siamrl.learner import Regress, TwinSpec, make_learner
 from siamrl.parameters import FieldError
 from siamrl.types import Agent, TrainState, Transition
 
-
 # Cases that run side by side; more are computed in turns.
 _SIDE_BY_SIDE = 128
 

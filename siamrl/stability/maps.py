@@ -26,7 +26,6 @@ from siamrl.stability.cases import (
   with_vector,
 )
 
-
 # Vectors of these lengths are mapped to see that a map is linear: a rule with a
 # ball or a clip must show itself.
 _PROBES = (1e-6, 1.0, 1e6, 1e12, 1e30)

@@ -26,7 +26,6 @@ from siamrl.stability.cases import (
 )
 from siamrl.stability.maps import is_linear, step_maps
 
-
 # Perturbations that are followed side by side, so that pairs of complex
 # eigenvalues and near ties are told apart.
 _BLOCK = 8

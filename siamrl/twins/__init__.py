@@ -1,0 +1,80 @@
+"""Rules of the twin: what a second network is, how it moves, what it is for.
+
+A rule is a `siamrl.types.Twin`. *How* the twin moves is the rule's affair,
+*when* is the schedule's: a learner applies the rule once in `Schedule.sync`
+gradient steps. Rates and periods may be traced values, so that one compiled
+program can be vmapped over them.
+
+`tau` always weighs the **online** parameters (the `step_size` of
+`optax.incremental_update`; DDPG, TD3 and SAC have it so). BYOL's tau, MoCo's m
+and Polyak's `decay` weigh the old ones: they are `1 - tau`.
+
+A twin is kept in float32 at least. Of a network in bfloat16, whose numbers have
+8 significant bits, a soft update with tau = 0.005 would stop half-way.
+"""
+
+from siamrl.twins.moving import (
+  Dated,
+  by_path,
+  cosine_rate,
+  frozen,
+  hard,
+  hard_scheduled,
+  linear_rate,
+  periodic,
+  projected_soft,
+  soft,
+  soft_cosine,
+  soft_linear,
+  soft_scheduled,
+)
+from siamrl.twins.registry import (
+  NEVER,
+  PARAMETERS,
+  PARTS,
+  RULES,
+  Rule,
+  make_rule,
+  parse_paths,
+  register,
+  takes,
+)
+from siamrl.twins.several import averaged, chain, iterated_heads
+from siamrl.twins.trees import born, copy, part, whole
+from siamrl.twins.using import functional, proximal, residual, self_copy
+
+__all__ = [
+  'Dated',
+  'NEVER',
+  'PARAMETERS',
+  'PARTS',
+  'RULES',
+  'Rule',
+  'averaged',
+  'born',
+  'by_path',
+  'chain',
+  'copy',
+  'cosine_rate',
+  'frozen',
+  'functional',
+  'hard',
+  'hard_scheduled',
+  'iterated_heads',
+  'linear_rate',
+  'make_rule',
+  'parse_paths',
+  'part',
+  'periodic',
+  'projected_soft',
+  'proximal',
+  'register',
+  'residual',
+  'self_copy',
+  'soft',
+  'soft_cosine',
+  'soft_linear',
+  'soft_scheduled',
+  'takes',
+  'whole',
+]

@@ -1,0 +1,301 @@
+"""Rules that only move parameters."""
+
+from collections.abc import Callable, Mapping
+import re
+from typing import Any
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from siamrl.parameters import FieldError
+from siamrl.twins.lifting import viewing, with_term
+from siamrl.twins.trees import as_in, born, from_named, named_leaves, part
+from siamrl.types import Params, Twin
+
+
+def hard() -> Twin:
+  """The twin becomes a copy of the online parameters (Mnih et al. 2015).
+
+  A copy, not `soft(1.0)`: in a weighted sum a stale infinity survives as
+  0 * inf = NaN.
+  """
+  return Twin(
+    lambda online, target, gradient_steps: as_in(online, target), born
+  )
+
+
+def soft(tau: chex.Numeric) -> Twin:
+  """The twin moves a fraction of the way (Lillicrap et al. 2016, eq. after 6).
+
+  target <- tau * online + (1 - tau) * target. Left to itself for m calls with
+  still online parameters, it has moved the fraction 1 - (1 - tau)**m.
+
+  Args:
+    tau: weight on the online parameters, in (0, 1]. 1 is `hard()`, unless it is
+      traced.
+  """
+  if isinstance(tau, (int, float)) and tau == 1:
+    return hard()
+  return Twin(
+    lambda online, target, gradient_steps: optax.incremental_update(
+      as_in(online, target), target, tau
+    ),
+    born,
+  )
+
+
+def periodic(period: chex.Numeric, twin: Twin) -> Twin:
+  """Moves the twin where the gradient-step count is a multiple of `period`.
+
+  `periodic(p, hard())` is DQN's rule, `periodic(p, soft(tau))` the
+  period-and-tau rule of SAC's and CleanRL's code, and `periodic(1, rule)` is
+  `rule`. The count is the one after the optimiser's step, so the first update
+  follows gradient step number `period`. A learner's `Schedule.sync` does the
+  same for whole rules; this is for rules inside of others.
+
+  Args:
+    period: gradient steps from one update to the next, >= 1; may be traced.
+    twin: the rule to apply then; its `shift` is not heeded.
+  """
+  if isinstance(period, int) and period == 1:
+    return twin
+
+  def update(online: Params, target: Any, gradient_steps: chex.Numeric) -> Any:
+    return jax.lax.cond(
+      gradient_steps % period == 0,
+      twin.update,
+      lambda online, target, gradient_steps: target,
+      online,
+      target,
+      gradient_steps,
+    )
+
+  return twin._replace(update=update)
+
+
+def soft_scheduled(tau: Callable[[chex.Numeric], chex.Numeric]) -> Twin:
+  """`soft`, at a rate that changes.
+
+  The first update, which follows gradient step number 1, has the rate `tau(0)`:
+  schedules count as those of optimizers do.
+
+  Args:
+    tau: gradient steps before the one that the update follows -> the rate, in
+      [0, 1].
+  """
+  return Twin(
+    lambda online, target, gradient_steps: optax.incremental_update(
+      as_in(online, target), target, tau(gradient_steps - 1)
+    ),
+    born,
+  )
+
+
+def cosine_rate(
+  gradient_steps: chex.Numeric, tau: chex.Numeric, steps: chex.Numeric
+) -> chex.Numeric:
+  """BYOL's rate: tau at first, falling to 0 along half a cosine.
+
+  The weight on the old twin is 1 - tau * (cos(pi k / K) + 1) / 2, and 1 from
+  k = K on (Grill et al. 2020, section 3.2). In BYOL's code k is the number of
+  gradient steps before the current one, so that the first of K updates has
+  k = 0 and the last one k = K - 1, and still moves the twin
+  (deepmind-research/byol: `_update_fn` of byol_experiment.py, `target_ema` of
+  utils/schedules.py, and main_loop.py, whose steps count from 0).
+
+  Args:
+    gradient_steps: k.
+    tau: BYOL's 1 - tau_base.
+    steps: K.
+  """
+  fraction = jnp.clip(gradient_steps / steps, 0.0, 1.0)
+  return tau * (jnp.cos(jnp.pi * fraction) + 1) / 2
+
+
+def linear_rate(
+  gradient_steps: chex.Numeric,
+  tau: chex.Numeric,
+  tau_end: chex.Numeric,
+  steps: chex.Numeric,
+) -> chex.Numeric:
+  """From `tau` to `tau_end` in a straight line over `steps` gradient steps."""
+  fraction = jnp.clip(gradient_steps / steps, 0.0, 1.0)
+  return tau + fraction * (tau_end - tau)
+
+
+def soft_cosine(tau: chex.Numeric, target_schedule_steps: chex.Numeric) -> Twin:
+  """`soft` at BYOL's rate, see `cosine_rate`."""
+  return soft_scheduled(
+    lambda step: cosine_rate(step, tau, target_schedule_steps)
+  )
+
+
+def soft_linear(
+  tau: chex.Numeric, tau_end: chex.Numeric, target_schedule_steps: chex.Numeric
+) -> Twin:
+  """`soft` at a rate that changes linearly, see `linear_rate`."""
+  return soft_scheduled(
+    lambda step: linear_rate(step, tau, tau_end, target_schedule_steps)
+  )
+
+
+class Dated(struct.PyTreeNode):
+  """A twin that knows since when it is what it is.
+
+  Attributes:
+    params: the twin.
+    updated_at: int32 [] gradient step of the last update, 0 for none.
+  """
+
+  params: Params
+  updated_at: jax.Array
+
+
+def hard_scheduled(
+  target_period: chex.Numeric,
+  target_period_end: chex.Numeric,
+  target_schedule_steps: chex.Numeric,
+) -> Twin:
+  """`hard`, with a period that changes in a straight line.
+
+  The twin is copied at the first gradient step that lies a whole period after
+  the last copy. With equal periods it is `periodic(target_period, hard())`.
+
+  Args:
+    target_period: gradient steps, at first.
+    target_period_end: gradient steps, after `target_schedule_steps`.
+    target_schedule_steps: gradient steps from the one to the other.
+  """
+
+  def update(
+    online: Params, target: Dated, gradient_steps: chex.Numeric
+  ) -> Dated:
+    period = linear_rate(
+      gradient_steps, target_period, target_period_end, target_schedule_steps
+    )
+    return jax.lax.cond(
+      gradient_steps - target.updated_at >= period,
+      lambda: Dated(
+        as_in(online, target.params), jnp.asarray(gradient_steps, jnp.int32)
+      ),
+      lambda: target,
+    )
+
+  return Twin(
+    update,
+    lambda online: Dated(born(online), jnp.zeros((), jnp.int32)),
+    params=lambda online, target: target.params,
+    lift=lambda agent: viewing(agent, lambda online, target: target.params),
+  )
+
+
+def frozen() -> Twin:
+  """The twin never moves: one backup of what it was born with."""
+  return Twin(lambda online, target, gradient_steps: target, born)
+
+
+def projected_soft(
+  tau: chex.Numeric, projection_radius: chex.Numeric, ridge: chex.Numeric
+) -> Twin:
+  """`soft` within a ball, with a ridge penalty (Zhang et al. 2021, eq. 8).
+
+  target <- P_R(target + tau * (P_r(online) - target)), where P projects onto
+  the ball of a radius around 0, in the Euclidean norm of all parameters, and R
+  is `projection_radius`. The analysis wants r below R by less than 1: r = R -
+  1/2, or R / 2 if that is more. The loss gets ridge / 2 * ||online||**2, which
+  is the paper's beside half the squared error. Without ridge and with a
+  boundless ball it is `soft`.
+
+  Args:
+    tau: weight on the online parameters, in (0, 1].
+    projection_radius: of the twin's ball, > 0.
+    ridge: >= 0.
+  """
+
+  def update(
+    online: Params, target: Params, gradient_steps: chex.Numeric
+  ) -> Params:
+    inner = jnp.maximum(projection_radius - 0.5, projection_radius / 2)
+    near = _project(as_in(online, target), inner)
+    moved = optax.incremental_update(near, target, tau)
+    return _project(moved, projection_radius)
+
+  def penalty(online: Params) -> chex.Array:
+    return ridge / 2 * optax.tree.norm(online, squared=True)
+
+  return Twin(
+    update,
+    born,
+    lift=lambda agent: with_term(
+      agent, lambda online, target, batch, key: penalty(part(agent, online))
+    ),
+    clock=soft(tau),
+  )
+
+
+def _project(params: Params, radius: chex.Numeric) -> Params:
+  """The nearest parameters in the ball of a radius around 0."""
+  norm = optax.tree.norm(params)
+  # The quotient of 0 / 0 is not chosen.
+  scale = jnp.where(norm > radius, radius / norm, 1.0)
+  return optax.tree.scale(scale, params)
+
+
+def by_path(rules: Mapping[str, Twin]) -> Twin:
+  """Another rule for each part of the network.
+
+  Args:
+    rules: pattern -> rule. A parameter follows the first rule whose regular
+      expression is found in its path, such as 'params/head/last/Dense_0/bias'.
+      The rules may move parameters and do no more.
+
+  Returns:
+    A rule whose `init` raises ValueError where a pattern or a parameter is
+    left over, and lists the paths.
+  """
+
+  def parts(tree: Params) -> dict[str, dict[str, Any]]:
+    """Leaves by the pattern that is theirs, then by path."""
+    found: dict[str, dict[str, Any]] = {pattern: {} for pattern in rules}
+    for path, leaf in named_leaves(tree):
+      for pattern in rules:
+        if re.search(pattern, path):
+          found[pattern][path] = leaf
+          break
+    return found
+
+  def init(online: Params) -> Params:
+    found = parts(online)
+    paths = [path for path, _ in named_leaves(online)]
+    given = '+'.join(rules)
+    for pattern, leaves in found.items():
+      if not leaves:
+        raise FieldError(
+          'target_paths',
+          given,
+          f': {pattern!r} matches no parameter, or none that an '
+          f'earlier one has left; there are {", ".join(paths)}',
+        )
+    matched = {path for leaves in found.values() for path in leaves}
+    left = [path for path in paths if path not in matched]
+    if left:
+      raise FieldError(
+        'target_paths',
+        given,
+        f'must match every parameter, and leaves {", ".join(left)}',
+      )
+    return born(online)
+
+  def update(
+    online: Params, target: Params, gradient_steps: chex.Numeric
+  ) -> Params:
+    ours, theirs = parts(online), parts(target)
+    moved: dict[str, Any] = {}
+    for pattern, rule in rules.items():
+      moved |= rule.update(ours[pattern], theirs[pattern], gradient_steps)
+    return from_named(target, moved)
+
+  return Twin(update, init)

@@ -1,0 +1,305 @@
+"""Rules by name, with the parameters that they take."""
+
+from collections.abc import Callable, Mapping
+import re
+from typing import Any, NamedTuple
+
+import chex
+import jax
+
+from siamrl import parameters
+from siamrl.parameters import Domain, FieldError, Parameter, check_name
+from siamrl.twins.moving import (
+  by_path,
+  frozen,
+  hard,
+  hard_scheduled,
+  periodic,
+  projected_soft,
+  soft,
+  soft_cosine,
+  soft_linear,
+)
+from siamrl.twins.several import averaged, chain, iterated_heads
+from siamrl.twins.using import functional, proximal, residual, self_copy
+from siamrl.types import Twin
+
+# Gradient steps that no run reaches, the most that int32 counts.
+NEVER = 2**31 - 1
+
+
+class Rule(NamedTuple):
+  """A rule as a launcher offers it: what builds it, and what it reads.
+
+  Attributes:
+    make: builds the rule, from the parameters in `takes` as keywords.
+    takes: names of `PARAMETERS`, without defaults; `make` gets all of them.
+    period: gradient steps from one application to the next; None where there
+      is a period to choose.
+    summary: what it does, for a help text.
+  """
+
+  make: Callable[..., Twin]
+  takes: tuple[str, ...]
+  period: int | None
+  summary: str
+
+
+RULES: dict[str, Rule] = {
+  'hard': Rule(hard, (), None, 'a copy of the online network every period'),
+  'soft': Rule(
+    soft, ('tau',), 1, 'a fraction tau towards it at every gradient step'
+  ),
+  'periodic_soft': Rule(
+    soft, ('tau',), None, 'a fraction tau towards it every period'
+  ),
+  'soft_cosine': Rule(
+    soft_cosine,
+    ('tau', 'target_schedule_steps'),
+    1,
+    'soft, tau falling to 0 along a cosine (BYOL)',
+  ),
+  'soft_linear': Rule(
+    soft_linear,
+    ('tau', 'tau_end', 'target_schedule_steps'),
+    1,
+    'soft, tau changing to tau_end',
+  ),
+  'hard_scheduled': Rule(
+    hard_scheduled,
+    ('target_period', 'target_period_end', 'target_schedule_steps'),
+    1,
+    'hard, the period changing to target_period_end',
+  ),
+  'frozen': Rule(frozen, (), NEVER, 'what it was born as'),
+  'self': Rule(
+    self_copy, (), 1, 'the online network itself, behind a stop-gradient'
+  ),
+  'residual': Rule(
+    residual, (), 1, 'the online network itself, with its gradient (Baird)'
+  ),
+  'by_path': Rule(
+    by_path, ('target_paths',), 1, 'another rule for each part of the network'
+  ),
+  'averaged': Rule(
+    averaged,
+    ('target_count',),
+    None,
+    'the last target_count copies, values averaged (Averaged-DQN)',
+  ),
+  'chain': Rule(
+    chain,
+    ('target_count', 'target_period', 'target_sync_period'),
+    1,
+    'target_count networks, each learning from the one before (i-QN)',
+  ),
+  'iterated_heads': Rule(
+    iterated_heads,
+    ('target_count',),
+    None,
+    'the same with last layers on a shared network (iS-QL)',
+  ),
+  'functional': Rule(
+    functional,
+    ('twin_weight',),
+    None,
+    'self, with values tied to those of a copy (functional regularisation)',
+  ),
+  'proximal': Rule(
+    proximal,
+    ('twin_weight',),
+    None,
+    'hard, and parameters are pulled towards the copy (DQN Pro)',
+  ),
+  'projected_soft': Rule(
+    projected_soft,
+    ('tau', 'projection_radius', 'ridge'),
+    1,
+    'soft inside a ball, with a ridge penalty',
+  ),
+}
+
+# What rules may take. Periods are in gradient steps.
+PARAMETERS: dict[str, Parameter] = {
+  'tau': Parameter(parameters.RATE, 'Weight on the online parameters'),
+  'tau_end': Parameter(
+    parameters.FRACTION, 'Weight on the online parameters at the end'
+  ),
+  'target_period': Parameter(
+    parameters.WHOLE, 'From one target update to the next', int
+  ),
+  'target_period_end': Parameter(
+    parameters.WHOLE, 'From one target update to the next at the end', int
+  ),
+  'target_schedule_steps': Parameter(
+    parameters.WHOLE, 'Gradient steps that the change of a rate lasts', int
+  ),
+  'target_sync_period': Parameter(
+    parameters.WHOLE, 'From one copy of the inner twins to the next', int
+  ),
+  'target_count': Parameter(
+    parameters.WHOLE, 'Number of copies, networks or heads', int, traced=False
+  ),
+  'target_paths': Parameter(
+    Domain(bool, 'such as torso:soft+head:hard'),
+    'A rule for each part of the network, by a pattern that is found in the '
+    'paths of its parameters: torso:soft+head:hard',
+    str,
+    traced=False,
+  ),
+  'twin_weight': Parameter(
+    parameters.NOT_NEGATIVE,
+    'How strongly values (functional) or parameters (proximal) are tied to the '
+    'twin',
+  ),
+  'projection_radius': Parameter(
+    parameters.POSITIVE, "Radius of the ball that holds the twin's parameters"
+  ),
+  'ridge': Parameter(
+    parameters.NOT_NEGATIVE, 'Weight of the ridge penalty in the loss'
+  ),
+}
+
+# Rules that only move parameters, and hence may be a part of `by_path`.
+PARTS = (
+  'hard',
+  'soft',
+  'periodic_soft',
+  'soft_cosine',
+  'soft_linear',
+  'frozen',
+  'self',
+)
+
+
+def register(
+  name: str,
+  make: Callable[..., Twin],
+  summary: str,
+  *,
+  period: int | None = None,
+  **new: Parameter,
+) -> None:
+  """Adds a rule to `RULES`.
+
+  Launchers offer it as --target_update=NAME, with a flag for each parameter
+  that it brings.
+
+  Args:
+    name: of the rule.
+    make: builds it. Its arguments are parameters: those of `PARAMETERS`, and
+      its own.
+    summary: what it does, for a help text.
+    period: gradient steps from one application to the next, 1 for a rule that
+      moves at every gradient step; None where users choose the period.
+    **new: its own parameters by name.
+
+  Raises:
+    ValueError: the name is taken, or a parameter is not described.
+  """
+  takes = parameters.taken_by(make)
+  parameters.add('target_update', name, RULES, takes, PARAMETERS, new)
+  RULES[name] = Rule(make, takes, period, summary)
+
+
+def takes(name: str, target_paths: str | None = None) -> tuple[str, ...]:
+  """The parameters that a rule reads; of `by_path` also those of its parts.
+
+  Args:
+    name: a key of `RULES`.
+    target_paths: of `by_path`, see `parse_paths`.
+
+  Raises:
+    ValueError: `target_paths` cannot be read.
+  """
+  names = dict.fromkeys(RULES[name].takes)
+  if name == 'by_path' and target_paths:
+    for part in parse_paths(target_paths).values():
+      has_period = RULES[part].period is None
+      names |= dict.fromkeys(('target_period',) if has_period else ())
+      names |= dict.fromkeys(RULES[part].takes)
+  return tuple(names)
+
+
+def parse_paths(target_paths: str) -> dict[str, str]:
+  """Reads 'torso:soft+head:hard': pattern -> name of a rule.
+
+  Raises:
+    ValueError: it is not of this form, or a rule cannot be a part.
+  """
+  rules: dict[str, str] = {}
+  for part in target_paths.split('+'):
+    pattern, colon, rule = part.rpartition(':')
+    if not (colon and pattern and rule):
+      raise FieldError(
+        'target_paths', target_paths, 'must be such as torso:soft+head:hard'
+      )
+    if rule not in PARTS:
+      raise FieldError(
+        'target_paths',
+        target_paths,
+        f': {rule!r} must be one of {", ".join(PARTS)}',
+      )
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise FieldError(
+        'target_paths',
+        target_paths,
+        f': {pattern!r} is no regular expression: {error}',
+      ) from error
+    if pattern in rules:
+      raise FieldError(
+        'target_paths', target_paths, f'must not name {pattern!r} twice'
+      )
+    rules[pattern] = rule
+  return rules
+
+
+def make_rule(name: str, **given: Any) -> Twin:
+  """Builds the rule that `RULES` holds under `name`.
+
+  Args:
+    name: a key of `RULES`.
+    **given: parameters by the names of `PARAMETERS`; None is as good as left
+      out. A `target_period` is for rules that keep a clock of their own, and
+      any other ignores it, for its schedule has it.
+
+  Raises:
+    ValueError: the name is unknown, or a parameter is missing, superfluous or
+      (where it is no tracer) outside its domain.
+  """
+  check_name('target_update', name, RULES)
+  values = parameters.check(
+    'target_update',
+    name,
+    takes(name, given.get('target_paths')),
+    given,
+    PARAMETERS,
+    ignored=('target_period',),
+  )
+  if name == 'proximal' and not _below_one(values['twin_weight']):
+    raise FieldError(
+      'twin_weight',
+      values['twin_weight'],
+      'must be below 1 for',
+      ('target_update', 'proximal'),
+    )
+  if name == 'by_path':
+    rules = parse_paths(values['target_paths'])
+    return by_path({at: _part(rule, values) for at, rule in rules.items()})
+  return RULES[name].make(**values)
+
+
+def _below_one(value: chex.Numeric) -> bool:
+  return isinstance(value, jax.core.Tracer) or bool(value < 1)
+
+
+def _part(name: str, given: Mapping[str, Any]) -> Twin:
+  """A rule that is a part of another, and keeps a clock of its own."""
+  if name == 'self':
+    return hard()  # at every gradient step
+  rule = RULES[name].make(**{key: given[key] for key in RULES[name].takes})
+  if RULES[name].period is None:
+    return periodic(given['target_period'], rule)
+  return rule

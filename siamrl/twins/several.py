@@ -1,0 +1,250 @@
+"""Rules with several twins, or several networks."""
+
+from collections.abc import Callable
+import functools
+import re
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from siamrl.parameters import FieldError
+from siamrl.twins.lifting import (
+  bootstrapping,
+  looking_at_one,
+  nothing,
+  stays,
+  together,
+)
+from siamrl.twins.moving import hard
+from siamrl.twins.trees import as_in, born, map_named, named_leaves, part, stop
+from siamrl.types import Agent, Params, Twin
+
+
+def averaged(target_count: int) -> Twin:
+  """Targets are means over the last K copies' values (Anschel et al. 2017).
+
+  Of an agent whose `bootstrap` answers a pytree, every leaf is averaged.
+  At first all K are what the network was born as. With K = 1 it is `hard`.
+
+  Args:
+    target_count: K, >= 1.
+  """
+
+  def init(online: Params) -> Params:
+    return jax.tree.map(
+      lambda leaf: jnp.repeat(leaf[None], target_count, 0), born(online)
+    )
+
+  def update(
+    online: Params, target: Params, gradient_steps: chex.Numeric
+  ) -> Params:
+    return jax.tree.map(
+      lambda o, t: jnp.concatenate([o[None].astype(t.dtype), t[:-1]]),
+      online,
+      target,
+    )
+
+  def lift(agent: Agent) -> Agent:
+    def bootstrap(online, target, obs, key):
+      each = jax.vmap(agent.bootstrap, (None, 0, None, None))
+      return jax.tree.map(
+        lambda answers: jnp.mean(answers, 0), each(online, target, obs, key)
+      )
+
+    return bootstrapping(agent, bootstrap)
+
+  return Twin(
+    update,
+    init,
+    params=lambda online, target: jax.tree.map(
+      lambda leaf: jnp.mean(leaf, 0), target
+    ),
+    lift=lift,
+  )
+
+
+def chain(
+  target_count: int,
+  target_period: chex.Numeric,
+  target_sync_period: chex.Numeric,
+) -> Twin:
+  """K networks, each learning from the one before (Vincent et al. 2025a).
+
+  The iterated Q-network: network k learns from the twin of network k - 1, and
+  the first one from a twin that stands still. Every `target_sync_period`
+  gradient steps the twins of networks 1 to K - 1 are copied; every
+  `target_period` the chain moves on by a link: all twins are copied, network k
+  becomes k + 1, the last stays. Each environment step is acted by one of the
+  networks, drawn evenly. All leaves get a leading axis [K]. As in
+  theovincent/i-DQN the networks are born different, each with a copy as its
+  twin, and the optimiser's state does not move along. With K = 1 it is
+  `periodic(target_period, hard())`.
+
+  Args:
+    target_count: K, >= 1.
+    target_period: T, gradient steps from one shift to the next.
+    target_sync_period: D, gradient steps; has no meaning for K = 1.
+  """
+
+  def sync(online: Params, target: Params) -> Params:
+    return jax.tree.map(
+      lambda o, t: jnp.concatenate([t[:1], o[:-1].astype(t.dtype)]),
+      online,
+      target,
+    )
+
+  def update(
+    online: Params, target: Params, gradient_steps: chex.Numeric
+  ) -> Params:
+    case = jnp.where(
+      gradient_steps % target_period == 0,
+      2,
+      jnp.where(gradient_steps % target_sync_period == 0, 1, 0),
+    )
+    return jax.lax.switch(
+      case, [lambda online, target: target, sync, as_in], online, target
+    )
+
+  def shift(online: Params, gradient_steps: chex.Numeric) -> Params:
+    return jax.lax.cond(
+      gradient_steps % target_period == 0,
+      lambda online: jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf[1:], leaf[-1:]]), online
+      ),
+      lambda online: online,
+      online,
+    )
+
+  def lift(agent: Agent) -> Agent:
+    def one(params: Params, index: chex.Numeric) -> Params:
+      return jax.tree.map(lambda leaf: leaf[index], params)
+
+    def loss(online, target, batch, key, **kwargs):
+      losses, metrics = jax.vmap(
+        functools.partial(agent.loss, **kwargs), (0, 0, None, None)
+      )(online, target, batch, key)
+      return together(losses, metrics)
+
+    return agent._replace(
+      init=lambda key: jax.vmap(agent.init)(
+        jax.random.split(key, target_count)
+      ),
+      loss=loss,
+      bootstrap=lambda online, target, obs, key: agent.bootstrap(
+        one(online, -1), one(target, -1), obs, key
+      ),
+      targets=lambda online, target, batch, key, **kwargs: agent.targets(
+        one(online, -1), one(target, -1), batch, key, **kwargs
+      ),
+      **looking_at_one(agent, one, target_count),
+    )
+
+  return Twin(update, born, lift=lift, shift=shift)
+
+
+# The last layer of every head in siamrl.networks is named so.
+_LAST_LAYER = re.compile(r'(^|/)last')
+
+
+def iterated_heads(target_count: int) -> Twin:
+  """K + 1 last layers on one network, each learning from the one before.
+
+  Iterated shared Q-learning (Vincent et al. 2025b): everything but the last
+  layer is shared, also with the targets, and is always the newest. Head k
+  learns from head k - 1; head 0 learns from nothing. At every sync head k
+  becomes k + 1, and the last stays. Each environment step is acted by one of
+  the heads 1 to K, drawn evenly. The leaves of the last layer get a leading
+  axis [K + 1]. As in theovincent/iS-DQN the heads are born different, and the
+  optimiser's state does not move along. (Of its versions this is the one of
+  K + 1 heads; another has K heads of targets apart, with a period of their
+  own.) With K = 1 the last layer alone has a twin, and the others are
+  `self_copy`.
+
+  Args:
+    target_count: K, >= 1.
+  """
+
+  def heads(params: Params, choose: Callable[[Any], Any]) -> Params:
+    """The parameters with something done to the last layer's leaves."""
+    return map_named(
+      lambda path, leaf: choose(leaf) if _LAST_LAYER.search(path) else leaf,
+      params,
+    )
+
+  def one(params: Params, index: chex.Numeric) -> Params:
+    return heads(params, lambda leaf: leaf[index])
+
+  def init(key: chex.PRNGKey, agent: Agent) -> Params:
+    keys = jax.random.split(key, target_count + 1)
+    params = jax.vmap(agent.init)(keys)
+    paths = [path for path, _ in named_leaves(params)]
+    if not any(map(_LAST_LAYER.search, paths)):
+      raise FieldError(
+        'target_update',
+        'iterated_heads',
+        f'needs a network with a part named last; there are {", ".join(paths)}',
+      )
+    return map_named(
+      lambda path, leaf: leaf if _LAST_LAYER.search(path) else leaf[0], params
+    )
+
+  def lift(agent: Agent) -> Agent:
+    def loss(online, target, batch, key, **kwargs):
+      axes = map_named(
+        lambda path, leaf: 0 if _LAST_LAYER.search(path) else None, online
+      )
+      losses, metrics = jax.vmap(
+        functools.partial(agent.loss, **kwargs),
+        (axes, part(agent, axes), None, None),
+      )(
+        heads(online, lambda leaf: leaf[1:]),
+        stop(part(agent, heads(online, lambda leaf: leaf[:-1]))),
+        batch,
+        key,
+      )
+      return together(losses, metrics)
+
+    def before(online: Params) -> Params:
+      """What the last head learns from."""
+      return stop(part(agent, one(online, -2)))
+
+    return agent._replace(
+      init=lambda key: init(key, agent),
+      loss=loss,
+      bootstrap=lambda online, target, obs, key: agent.bootstrap(
+        one(online, -1), before(online), obs, key
+      ),
+      targets=lambda online, target, batch, key, **kwargs: agent.targets(
+        one(online, -1), before(online), batch, key, **kwargs
+      ),
+      # Head 0 learns nothing, and does not act.
+      **looking_at_one(agent, one, target_count, first=1),
+    )
+
+  return Twin(
+    stays,
+    nothing,
+    # Beside each head stands the one that it learns from.
+    params=lambda online, target: heads(
+      online, lambda leaf: jnp.concatenate([leaf[:1], leaf[:-1]])
+    ),
+    lift=lift,
+    shift=lambda online, gradient_steps: heads(
+      online, lambda leaf: jnp.concatenate([leaf[1:], leaf[-1:]])
+    ),
+    # Head 0, from which head 1 learns, is as old as the last shift; all else is
+    # new.
+    clock=hard()._replace(
+      params=lambda online, target: map_named(
+        lambda path, pair: (
+          jnp.concatenate([pair[1][:2], pair[0][2:]])
+          if _LAST_LAYER.search(path)
+          else pair[0]
+        ),
+        jax.tree.map(lambda o, t: (o, t), online, target),
+        is_leaf=lambda node: isinstance(node, tuple),
+      )
+    ),
+  )
