@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 import sys
 from typing import Any, NoReturn
 
-from experiments.config import reading, startup
+from experiments.config import reading, startup, users
 from experiments.config.declaring import RunError, UsageError
 from experiments.config.help import help_text
 from experiments.config.reading import Drop, Sweep
@@ -23,7 +23,10 @@ def run(
 ) -> NoReturn:
   """Reads the command line into `cls`, calls `main` with it, and exits."""
   streams.install()
-  sys.exit(execute(cls, intro, main, sys.argv[1:], listed=listed))
+  arguments = sys.argv[1:]
+  if issubclass(cls, users.UserOptions):
+    arguments = users.with_caller(arguments)
+  sys.exit(execute(cls, intro, main, arguments, listed=listed))
 
 
 def execute(
@@ -64,7 +67,8 @@ def run_sweep(
 ) -> NoReturn:
   """Reads a command line with lists, calls `main` with the sweep, and exits."""
   streams.install()
-  sys.exit(execute_sweep(cls, intro, main, sys.argv[1:], drop))
+  arguments = users.with_caller(sys.argv[1:])
+  sys.exit(execute_sweep(cls, intro, main, arguments, drop))
 
 
 def execute_sweep(
@@ -98,11 +102,12 @@ def _execute(
   main: Callable[[], None],
   arguments: Sequence[str],
 ) -> int:
-  if {'--help', '-help', '-h'} & set(arguments):
-    print(help_answer())
-    return 0
   try:
     startup.end()
+    users.load(arguments)
+    if {'--help', '-help', '-h'} & set(arguments):
+      print(help_answer())
+      return 0
     main()
   except UsageError as error:
     return _failed(2, error)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.config import learning as options
+from experiments.config import learning as options, users
 from experiments.config.declaring import (
   FRACTION,
   INT64,
@@ -50,7 +50,7 @@ def _readers(name: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class TwinOptions:
+class TwinOptions(users.UserOptions):
   """What a launcher's options of the twin are; it inherits them."""
 
   _twin: Any = group('The twin')

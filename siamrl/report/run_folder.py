@@ -44,7 +44,7 @@ _DISTRIBUTIONS = (
 )
 
 # Flags that say where a run happens, not which run it is.
-WHERE_FLAGS = ('run_dir', 'platform', 'overwrite')
+WHERE_FLAGS = ('run_dir', 'platform', 'overwrite', 'user_file')
 
 
 class RunFolderError(RuntimeError):

@@ -1,0 +1,117 @@
+"""Files of a user's own, which register rules, agents, networks, environments.
+
+A user's file registers what is theirs and calls a launcher:
+
+  from experiments import classic
+  from siamrl import twins
+  ...
+  twins.register('mine', mine, 'what it does', period=1)
+
+  if __name__ == '__main__':
+    classic.run()
+
+It is recorded with the run's flags, as --user_file, so that `python -m
+experiments.classic --flagfile=RUN/flags.txt` runs it again: the file is
+imported before flags are defined, which may depend on what it registers.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import importlib.util
+import pathlib
+import sys
+from typing import Any
+
+from experiments.config import flag_files
+from experiments.config.declaring import (
+  RunError,
+  UsageError,
+  group,
+  path_option,
+)
+
+_FLAG = '--user_file'
+
+# Files that have been imported, or that called a launcher themselves.
+_known: set[pathlib.Path] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class UserOptions:
+  """The option that every launcher has for them."""
+
+  _user: Any = group("A file of one's own")
+  user_file: str | None = path_option(
+    None,
+    'Python file that registers rules, target forms, agents, networks or '
+    'environments; imported first. A file that calls a launcher itself need '
+    'not be named',
+    single=True,
+  )
+
+
+def with_caller(arguments: Sequence[str]) -> list[str]:
+  """A command line that names the file which called the launcher.
+
+  Args:
+    arguments: the command line.
+
+  Returns:
+    The same, behind --user_file=FILE where the main program is a file of a
+    user's own.
+  """
+  main = sys.modules['__main__']
+  path, spec = getattr(main, '__file__', None), getattr(main, '__spec__', None)
+  ours = spec is not None and spec.name.partition('.')[0] == 'experiments'
+  if path is None or ours:
+    return list(arguments)
+  _known.add(pathlib.Path(path).resolve())
+  return [f'{_FLAG}={pathlib.Path(path).resolve()}', *arguments]
+
+
+def load(arguments: Sequence[str]) -> None:
+  """Imports the file that a command line names, once.
+
+  Args:
+    arguments: the command line; flag files are looked into.
+
+  Raises:
+    UsageError: there is no such file.
+    RunError: it raises an error.
+  """
+  for path in _named(arguments):
+    if path in _known:
+      continue
+    if not path.is_file():
+      raise UsageError(
+        f'{_FLAG}={path}: no such file; it registers what this run needs'
+      )
+    name = f'siamrl_user_file_{len(_known)}'
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+      raise UsageError(f'{_FLAG}={path}: not a Python file')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # for what it pickles, and dataclasses
+    try:
+      spec.loader.exec_module(module)
+    except Exception as error:
+      reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+      raise RunError(f'{_FLAG}={path}: {reason}') from error
+    _known.add(path)
+
+
+def _named(arguments: Sequence[str]) -> list[pathlib.Path]:
+  """The last file that is named; in a list, or none."""
+  try:
+    expanded = flag_files.expand(arguments)
+  except flag_files.FlagFileError:
+    return []  # reported when flags are read
+  given = ''
+  rest = iter(expanded)
+  for argument in rest:
+    if argument == '--':
+      break
+    name, equals, value = argument.partition('=')
+    if name.lstrip('-') == 'user_file' and name.startswith('-'):
+      given = value if equals else next(rest, '')
+  return [pathlib.Path(given).expanduser().resolve()] if given else []
