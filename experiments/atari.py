@@ -18,9 +18,10 @@ Ctrl-C.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments.config import (
+  executing,
   latent as latent_options,
   learning as options,
   panel as panel_options,
@@ -39,7 +40,6 @@ from experiments.config.declaring import (
   path_option,
   usage_errors,
 )
-from experiments.config.executing import run
 from experiments.engines import devices, host, host_runs
 from experiments.families import q
 from experiments.suites import ale
@@ -238,5 +238,10 @@ def drop(config: AtariConfig) -> list[str]:
     ]
 
 
+def run() -> NoReturn:
+  """Does what the command line says, and exits."""
+  executing.run(AtariConfig, __doc__, main)
+
+
 if __name__ == '__main__':
-  run(AtariConfig, __doc__, main)
+  run()

@@ -19,11 +19,11 @@ for a second Ctrl-C.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NoReturn
 
+from experiments.config import executing
 from experiments.collecting import Task
 from experiments.config.declaring import UsageError, group, option, sizes
-from experiments.config.executing import run_sweep
 from experiments.engines import sweeps
 from experiments.families import q
 from experiments.suites import jax_native
@@ -87,10 +87,15 @@ def make_task(config: ClassicConfig) -> Task:
   return Task(name, environment, network, process=process)
 
 
-if __name__ == '__main__':
-  run_sweep(
+def run() -> NoReturn:
+  """Does what the command line says, and exits."""
+  executing.run_sweep(
     ClassicConfig,
     __doc__,
     lambda sweep: sweeps.main(sweep, make_task, q.FAMILY),
     q.drop,
   )
+
+
+if __name__ == '__main__':
+  run()

@@ -27,10 +27,11 @@ way, 130 for a second Ctrl-C.
 import dataclasses
 import functools
 import sys
+from typing import NoReturn
 
+from experiments.config import executing
 from experiments.collecting import Task
 from experiments.config.declaring import UsageError, refuse
-from experiments.config.executing import run_sweep
 from experiments.config.reading import Sweep, check_lists
 from experiments.engines import devices, host_runs, sweeps
 from experiments.families import actor_critic
@@ -135,5 +136,10 @@ def _train_on_host(sweep: Sweep, environment: str) -> None:
     host_runs.train(config, actor_critic, suite, stop, drop, suite.notes())
 
 
+def run() -> NoReturn:
+  """Does what the command line says, and exits."""
+  executing.run_sweep(ControlConfig, __doc__, main, drop)
+
+
 if __name__ == '__main__':
-  run_sweep(ControlConfig, __doc__, main, drop)
+  run()

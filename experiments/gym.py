@@ -18,15 +18,15 @@ way, 130 for a second Ctrl-C.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments.config import (
+  executing,
   collecting as collect_options,
   learning as options,
   runs,
 )
 from experiments.config.declaring import POSITIVE, group, option, refuse, sizes
-from experiments.config.executing import run
 from experiments.engines import devices, host_runs
 from experiments.families import q
 from experiments.suites import gym
@@ -80,5 +80,10 @@ def main(config: GymConfig) -> None:
     host_runs.train(config, q, suite, stop, q.drop, suite.notes())
 
 
+def run() -> NoReturn:
+  """Does what the command line says, and exits."""
+  executing.run(GymConfig, __doc__, main)
+
+
 if __name__ == '__main__':
-  run(GymConfig, __doc__, main)
+  run()

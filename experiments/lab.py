@@ -50,12 +50,12 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
 from experiments import lab_figures
-from experiments.config import startup, twin as twin_options
+from experiments.config import executing, startup, twin as twin_options
 from experiments.config.declaring import (
   Bound,
   FRACTION,
@@ -71,7 +71,6 @@ from experiments.config.declaring import (
   refuse,
   usage_errors,
 )
-from experiments.config.executing import run_sweep
 from experiments.config.reading import (
   Sweep,
   as_flags,
@@ -638,5 +637,10 @@ def _write(
     running.draw(folder.curve, lambda: study.draw(folder, path, axes, title))
 
 
+def run() -> NoReturn:
+  """Does what the command line says, and exits."""
+  executing.run_sweep(LabConfig, __doc__, main, drop)
+
+
 if __name__ == '__main__':
-  run_sweep(LabConfig, __doc__, main, drop)
+  run()

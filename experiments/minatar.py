@@ -19,10 +19,14 @@ way, 130 for a second Ctrl-C.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments.collecting import Task
-from experiments.config import learning as options, twin as twin_options
+from experiments.config import (
+  executing,
+  learning as options,
+  twin as twin_options,
+)
 from experiments.config.declaring import (
   NOT_NEGATIVE,
   RunError,
@@ -32,7 +36,6 @@ from experiments.config.declaring import (
   one_of,
   option,
 )
-from experiments.config.executing import run_sweep
 from experiments.engines import sweeps
 from experiments.families import q
 from siamrl import augment
@@ -138,10 +141,15 @@ def make_task(config: MinAtarConfig) -> Task:
   )
 
 
-if __name__ == '__main__':
-  run_sweep(
+def run() -> NoReturn:
+  """Does what the command line says, and exits."""
+  executing.run_sweep(
     MinAtarConfig,
     __doc__,
     lambda sweep: sweeps.main(sweep, make_task, q.FAMILY),
     q.drop,
   )
+
+
+if __name__ == '__main__':
+  run()

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ import numpy as np
 
 from experiments import offline_data
 from experiments.config import (
+  executing,
   learning as options,
   targets as target_options,
   twin as twin_options,
@@ -55,7 +56,6 @@ from experiments.config.declaring import (
   sizes,
   usage_errors,
 )
-from experiments.config.executing import run
 from experiments.config.reading import say_idle
 from experiments.engines import (
   devices,
@@ -644,5 +644,10 @@ def _draw(config: OfflineConfig, folder: RunFolder) -> None:
     )
 
 
+def run() -> NoReturn:
+  """Does what the command line says, and exits."""
+  executing.run(OfflineConfig, __doc__, main)
+
+
 if __name__ == '__main__':
-  run(OfflineConfig, __doc__, main)
+  run()

@@ -27,14 +27,19 @@ import dataclasses
 import functools
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.config import learning as options, runs, twin as twin_options
+from experiments.config import (
+  executing,
+  learning as options,
+  runs,
+  twin as twin_options,
+)
 from experiments.config.declaring import (
   Bound,
   DECAY,
@@ -50,7 +55,6 @@ from experiments.config.declaring import (
   refuse,
   usage_errors,
 )
-from experiments.config.executing import run_sweep
 from experiments.config.reading import Sweep
 from experiments.engines import sweeps
 from siamrl import collapse, diagnostics, images, learner, probing
@@ -761,5 +765,10 @@ def main(sweep: Sweep) -> None:
   sweeps.main(sweep, make_task, FAMILY)
 
 
+def run() -> NoReturn:
+  """Does what the command line says, and exits."""
+  executing.run_sweep(SiameseConfig, __doc__, main, drop)
+
+
 if __name__ == '__main__':
-  run_sweep(SiameseConfig, __doc__, main, drop)
+  run()
