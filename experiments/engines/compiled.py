@@ -11,8 +11,10 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
+import pathlib
 import time
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +23,10 @@ import numpy as np
 
 from experiments.config.declaring import RunError
 from experiments.engines import devices, folders, memory, processes, running
-from experiments.engines.folders import (
-  checkpoint_errors,
-  edited_errors,
-  open_folder,
-  run_errors,
-)
-from experiments.engines.running import Running
+from experiments.engines.running import Moment
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.report.checkpoint import Checkpoints
-from siamrl.report.metrics import MetricsWriter, concatenate
+from siamrl.report.metrics import concatenate
 from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import scan
@@ -187,10 +183,7 @@ class Options:
 
   Attributes:
     run_dir: folder of all runs.
-    overwrite: start afresh where it holds runs.
-    flags: what its flags.txt is to say.
-    config: what its config.json is to say.
-    ignore: flags that may differ on resumption.
+    open: (path) -> the folder there, opened and locked.
     share: what devices share, 'runs' or 'batch'.
     vectorised: whether a device computes its runs together.
     checkpoint_period_s: seconds between two checkpoints, about.
@@ -200,20 +193,13 @@ class Options:
   """
 
   run_dir: str
-  overwrite: bool
-  flags: Mapping[str, str]
-  config: Mapping[str, Any]
-  ignore: Sequence[str]
+  open: Callable[[str | os.PathLike[str]], RunFolder]
   share: str
   vectorised: bool
   checkpoint_period_s: float
   num_processes: int
   process_id: int
   draw: Callable[[RunFolder], None]
-
-
-class _Stopped(Exception):
-  """The user asked the runs to stop; they have been saved."""
 
 
 def run(
@@ -231,9 +217,8 @@ def run(
     RunError: it cannot be read or written, or the only run diverged.
   """
   if options.num_processes == 1:
-    with _open(options, options.run_dir) as folder:
-      _run(folder, groups, groups, options, stop)
-      _show(options, folder)
+    with options.open(options.run_dir) as folder:
+      _Runs(folder, groups, groups, options, stop).go()
     return
   mine = [
     dataclasses.replace(
@@ -245,19 +230,16 @@ def run(
   with contextlib.ExitStack() as stack:
     with _told('opened') as ends:
       if options.process_id == 0:
-        folder = stack.enter_context(_open(options, options.run_dir))
+        folder = stack.enter_context(options.open(options.run_dir))
       ends.mine = _OPENED
     ends.check(_OPENED)
     with _told('trained') as ends:
       path = RunFolder(options.run_dir).shard(options.process_id).path
-      with _open(options, path) as shard:
-        if _run(shard, mine, groups, options, stop):
-          ends.mine = _FINISHED
-        else:
-          ends.mine = _STOPPED
+      with options.open(path) as shard:
+        finished = _Runs(shard, mine, groups, options, stop).go()
+        ends.mine = _FINISHED if finished else _STOPPED
     if options.process_id == 0:
       _merge(options, folder)
-      _show(options, folder)
     ends.check(_FINISHED, _STOPPED)
 
 
@@ -295,102 +277,14 @@ def _told(stage: str) -> Iterator[_Ends]:
     ends.all = processes.gather(stage, ends.mine)
 
 
-def _open(options: Options, path: Any) -> RunFolder:
-  return open_folder(
-    path,
-    options.flags,
-    options.config,
-    overwrite=options.overwrite,
-    ignore=options.ignore,
-  )
-
-
 def _merge(options: Options, folder: RunFolder) -> None:
-  """Puts the tables of all processes together."""
+  """Puts the tables of all processes together, and draws them."""
   shards = [folder.shard(n).metrics for n in range(options.num_processes)]
-  with run_errors(folder), edited_errors():
-    concatenate(folder.metrics, [path for path in shards if path.exists()])
-
-
-def _show(options: Options, folder: RunFolder) -> None:
-  """Draws what there is, if there is anything."""
-  if folder.metrics.exists():
-    with run_errors(folder):
+  with folders.run_errors(folder):
+    with folders.edited_errors():
+      concatenate(folder.metrics, [path for path in shards if path.exists()])
+    if folder.metrics.exists():
       running.draw(folder.curve, lambda: options.draw(folder))
-
-
-def _run(
-  folder: RunFolder,
-  groups: Sequence[Group],
-  everywhere: Sequence[Group],
-  options: Options,
-  stop: devices.StopRequest,
-) -> bool:
-  """Runs all programs; whether to their end.
-
-  Args:
-    folder: to run them in.
-    groups: the programs, with the runs of this process.
-    everywhere: with those of all processes.
-    options: how to run them.
-    stop: true once the user wants the runs to stop.
-  """
-  with run_errors(folder):
-    position = _find(folder, groups)
-    with edited_errors():
-      MetricsWriter.truncate(folder.metrics, position.rows, position.checksum)
-    if position.group == len(groups):
-      done = sum(group.iterations * group.steps for group in groups)
-      unit = _unit(groups[0].loop)
-      folders.say_notes(folder)
-      Progress(done, done).message(
-        f'finished already: {folder.path}, {done:,} {unit}'
-      )
-      return True
-    size = sum(group.run_bytes() * len(group.runs) for group in groups)
-    # Two checkpoints are kept, and the next is written beside them.
-    devices.check_room(folder.path, 3 * size)
-    try:
-      with _Runs(folder, groups, everywhere, options, stop, position) as runs:
-        runs.train()
-    except _Stopped:
-      return False
-  return True
-
-
-class _Position(NamedTuple):
-  """Where a sweep stands.
-
-  Attributes:
-    group: the program to go on with; their number if all are finished.
-    iteration: iterations of it that are done.
-    rows: of metrics, that stay.
-    checksum: of these rows; None where it is not known.
-  """
-
-  group: int
-  iteration: int
-  rows: int
-  checksum: str | None
-
-
-def _find(folder: RunFolder, groups: Sequence[Group]) -> _Position:
-  """Where the newest checkpoint stands that is whole."""
-  for index in reversed(range(len(groups))):
-    checkpoints = _checkpoints(folder, index)
-    # Without any of its own, a program begins after the end of the one before.
-    before = index and _checkpoints(folder, index - 1).latest_step()
-    folders.recover(folder, checkpoints, may_be_none=bool(before))
-    extra = checkpoints.read_extra()
-    if extra is None:
-      continue
-    with checkpoint_errors(folder):
-      iteration, rows = extra['iteration'], extra['rows']
-    checksum = extra.get('rows_sha256')
-    if iteration == groups[index].iterations:
-      return _Position(index + 1, 0, rows, checksum)
-    return _Position(index, iteration, rows, checksum)
-  return _Position(0, 0, 0, None)
 
 
 def _checkpoints(folder: RunFolder, index: int) -> Checkpoints:
@@ -398,8 +292,8 @@ def _checkpoints(folder: RunFolder, index: int) -> Checkpoints:
   return Checkpoints(folder.checkpoints / f'{index:03}')
 
 
-class _Runs(Running):
-  """A sweep as it goes on in its folder."""
+class _Runs(running.Running):
+  """A sweep, or what one process has of it, in its folder."""
 
   def __init__(
     self,
@@ -408,95 +302,143 @@ class _Runs(Running):
     everywhere: Sequence[Group],
     options: Options,
     stop: devices.StopRequest,
-    position: _Position,
   ):
-    self._groups, self._options = groups, options
+    """Runs that nobody has looked at yet.
+
+    Args:
+      folder: to run them in.
+      groups: the programs, with the runs of this process.
+      everywhere: with those of all processes.
+      options: how to run them.
+      stop: true once the user wants the runs to stop.
+    """
+    super().__init__(
+      folder, stop, checkpoint_period_s=options.checkpoint_period_s
+    )
+    self._groups, self._everywhere = groups, everywhere
+    self._options = options
+    loop = everywhere[0].loop
+    self.step_column, self._unit = loop.clock, _in_words(loop.clock)
     # Whether there is one run only, in all processes.
-    self._alone = alone = len(everywhere) == 1 and len(everywhere[0].runs) == 1
+    self._alone = len(everywhere) == 1 and len(everywhere[0].runs) == 1
+    self._diverged: set[tuple[int, int]] = set()
+    # The program to go on with, and its iterations that are done.
+    self._index, self._iteration = 0, 0
+
+  @property
+  def finished(self) -> bool:
+    return self._index == len(self._groups)
+
+  @property
+  def _done(self) -> int:
+    """Steps that all runs have behind them."""
+    done = sum(g.iterations * g.steps for g in self._groups[: self._index])
+    if not self.finished:
+      done += self._iteration * self._groups[self._index].steps
+    return done
+
+  @property
+  def _total(self) -> int:
+    return sum(group.iterations * group.steps for group in self._groups)
+
+  @property
+  def whole(self) -> str:
+    return f'{self._total:,} {self._unit}'
+
+  @property
+  def at(self) -> str:
+    return f'after {self._done:,} {self._unit}'
+
+  @property
+  def _events(self) -> pathlib.Path | None:
+    return self._folder.events if self._alone else None
+
+  def find(self) -> dict[str, Any] | None:
+    for index in reversed(range(len(self._groups))):
+      checkpoints = _checkpoints(self._folder, index)
+      # Without any of its own, a program begins where the one before ended.
+      before = index and _checkpoints(self._folder, index - 1).latest_step()
+      facts = folders.recover(
+        self._folder, checkpoints, may_be_none=bool(before)
+      )
+      if facts is not None:
+        self._index = index
+        return facts
+    return None
+
+  def stand(self, facts: dict[str, Any]) -> None:
+    self._iteration = facts['iteration']
+    if self._iteration == self._groups[self._index].iterations:
+      self._index, self._iteration = self._index + 1, 0
+
+  def open(self) -> Progress:
     # Of all rows: a program's agent, rule or network has some of its own.
     self._columns: list[str] = []
-    if len(everywhere) > 1:
-      each = [name for group in everywhere for name in group.columns()]
+    if len(self._everywhere) > 1:
+      each = [name for group in self._everywhere for name in group.columns()]
       self._columns = sorted({*each}.difference(CLOCKS, ('target_updates',)))
-    self._diverged: set[tuple[int, int]] = set()
-    self._begin = position
-    writer = MetricsWriter(
-      folder.metrics,
-      folder.events if alone else None,
-      step_column=groups[0].loop.clock,
-    )
-    total = sum(group.iterations * group.steps for group in groups)
-    self._done = sum(
-      group.iterations * group.steps for group in groups[: position.group]
-    )
-    self._done += position.iteration * groups[position.group].steps
-    super().__init__(
-      folder,
-      writer,
-      Progress(
-        total,
-        self._done,
-        unit=_unit(groups[0].loop),
-        headline=_in_words(groups[0].loop.headline),
-      ),
-      checkpoint_period_s=options.checkpoint_period_s,
-      stop=stop,
+    return Progress(
+      self._total,
+      self._done,
+      unit=self._unit,
+      headline=_in_words(self._groups[0].loop.headline),
     )
 
-  def train(self) -> None:
-    """Goes on from the newest checkpoint to the end."""
-    for index in range(self._begin.group, len(self._groups)):
-      self._train_group(index)
-    self._say_finished()
+  def nbytes(self) -> int:
+    sizes = [group.run_bytes() * len(group.runs) for group in self._groups]
+    return 3 * sum(sizes)
 
-  def _train_group(self, index: int) -> None:
-    group, options = self._groups[index], self._options
+  def train(self) -> Iterator[Moment]:
+    while not self.finished:
+      yield from self._train_group()
+
+  def _train_group(self) -> Iterator[Moment]:
+    self._group = group = self._groups[self._index]
+    options = self._options
     program, place, num_devices = compile_group(
       group, share=options.share, vectorised=options.vectorised
     )
-    iteration = self._begin.iteration if index == self._begin.group else 0
-    self._announce(index, iteration, num_devices)
-    checkpoints = _checkpoints(self._folder, index)
+    self._say_program(num_devices)
+    self._checkpoints = _checkpoints(self._folder, self._index)
     self._progress.enter(COMPILING)
     self._progress.forget_speed()
     begun = time.monotonic()
     settings, keys = place(group.settings()), place(group.keys())
     state = program.start(settings, keys)
-    found = checkpoints.restore(_unpad(state, len(group.runs)))
+    found = self._checkpoints.restore(_unpad(state, len(group.runs)))
     if found is not None:
-      restored, extra, _ = found
-      state, iteration = place(restored), extra['iteration']
+      state = place(found[0])
     program = scan.compile_ahead(program, settings, state)
-    self._say_compiled(begun)
-    if self._stop:
-      self._stop_here()
-    self._progress.enter(_phase(group, iteration))
+    seconds = time.monotonic() - begun
+    self._progress.message(f'compiled in {seconds:.1f} s')
+    yield Moment.SAME
+    self._progress.enter(_phase(group, self._iteration))
     for step in scan.train(
-      program, settings, state, iteration=iteration, iterations=group.iterations
+      program,
+      settings,
+      state,
+      iteration=self._iteration,
+      iterations=group.iterations,
     ):
-      self._done += group.steps
-      self._write(index, step)
+      self._step, self._iteration = step, step.iteration
+      self._write(step)
       self._progress.enter(_phase(group, step.iteration))
       last = step.iteration == group.iterations
-      if self._overdue() or last or self._stop:
-        self._save(checkpoints, index, step)
-      if self._stop and not (last and index + 1 == len(self._groups)):
-        self._stop_here()
+      if last:
+        self._index, self._iteration = self._index + 1, 0
+      yield Moment.DUE if last else Moment.BETWEEN
+    del self._step  # the memory is for the next program
 
-  def _stop_here(self) -> NoReturn:
-    unit = _unit(self._groups[0].loop)
-    self._say_stopped(f'after {self._done:,} {unit}')
-    raise _Stopped
-
-  def _announce(self, index: int, iteration: int, num_devices: int) -> None:
-    group = self._groups[index]
+  def _say_program(self, num_devices: int) -> None:
+    """Says which program begins, or where it goes on."""
+    group, iteration = self._group, self._iteration
     kind = jax.devices()[0].device_kind
     steps = group.iterations * group.loop.iteration_steps
     text = (
-      f'{"resuming" if iteration else "starting"} program {index + 1} of '
+      f'{"resuming" if iteration else "starting"} program {self._index + 1} of '
       f'{len(self._groups)} in {self._folder.path}: {len(group.runs)} '
       f'{"runs" if len(group.runs) > 1 else "run"} of {steps:,} '
-      f'{_unit(group.loop)} on {num_devices} {kind}'
+      f'{self._unit} on {num_devices} {kind}'
       f'{" devices" if num_devices > 1 else ""}'
     )
     if iteration:
@@ -506,20 +448,13 @@ class _Runs(Running):
       'compiling; the first time this may take a few minutes'
     )
 
-  def _write(self, index: int, step: scan.Progress) -> None:
+  def _write(self, step: scan.Progress) -> None:
     """Adds the rows of an iteration."""
-    group = self._groups[index]
-    rows = []
+    group, rows = self._group, []
     finite_params = np.asarray(_finite(step.state.train.online_params))
     for number, each in enumerate(group.runs):
       row = {name: values[number].item() for name, values in step.row.items()}
-      wrong = _not_finite(row)
-      if not wrong and not finite_params[number]:
-        wrong = 'not all parameters are finite'
-      if wrong or row.get(scan.FAULT):
-        fault = self._find_fault(group, number, step, row, bool(wrong))
-        if fault or wrong:
-          self._say_wrong(index, number, step.iteration, row, fault, wrong)
+      self._check_run(number, step, row, bool(finite_params[number]))
       row.pop(scan.FAULT, None)
       counts = {
         'iteration': step.iteration - 1,
@@ -534,85 +469,68 @@ class _Runs(Running):
     self._progress.update(
       self._done,
       float(np.mean(finite)) if finite else None,
-      to_come={COMPILING: len(self._groups) - 1 - index},
+      to_come={COMPILING: len(self._groups) - 1 - self._index},
     )
 
-  def _find_fault(
+  def _check_run(
     self,
-    group: Group,
     number: int,
     step: scan.Progress,
     row: Mapping[str, float],
-    diverged: bool,
-  ) -> str:
-    """What the environment of a run has done wrong, in words; '' for nothing.
+    finite_params: bool,
+  ) -> None:
+    """Tells of a run gone wrong, once; a run alone ends there.
 
     Raises:
-      BrokenEnvironmentError: successors in the replay are wrong, so that no
-        run with this environment is of any use.
+      BrokenEnvironmentError: the environment of a run alone has failed; or
+        successors in the replay are wrong, so that no run with this environment
+        is of any use.
+      NonFiniteError: a run alone has diverged.
     """
-    fault = group.loop.fault(
-      row,
-      jax.tree.map(lambda leaf: leaf[number], step.state),
-      step.iteration - 1,
-      diverged=diverged,
-    )
+    group, iteration = self._group, step.iteration - 1
+    wrong = _not_finite(row)
+    if not wrong and not finite_params:
+      wrong = 'not all parameters are finite'
+    if not wrong and not row.get(scan.FAULT):
+      return
+    state = jax.tree.map(lambda leaf: leaf[number], step.state)
+    fault = group.loop.fault(row, state, iteration, diverged=bool(wrong))
     if row.get(scan.FAULT) == scan.EARLY_CUT:
       raise BrokenEnvironmentError(fault)
-    return fault
-
-  def _say_wrong(
-    self,
-    index: int,
-    number: int,
-    iteration: int,
-    row: Mapping[str, float],
-    fault: str,
-    wrong: str,
-  ) -> None:
-    """Tells of a run gone wrong, once; a run alone ends there."""
-    if fault:
-      if self._alone:
-        raise BrokenEnvironmentError(f'{fault}, in iteration {iteration - 1}')
-      if (index, number) not in self._diverged:
-        self._diverged.add((index, number))
-        self._progress.message(
-          f'in the run with {self._groups[index].runs[number]} the environment '
-          f'failed: {fault}, in iteration {iteration - 1}; the others go on'
-        )
+    if not wrong and not fault:
       return
+    if self._alone and fault:
+      raise BrokenEnvironmentError(f'{fault}, in iteration {iteration}')
     if self._alone:
       raise NonFiniteError(
-        f'{wrong} in iteration {iteration - 1}, which ended after '
+        f'{wrong} in iteration {iteration}, which ended after '
         f'{row["gradient_steps"]} gradient steps'
       )
-    if (index, number) not in self._diverged:
-      self._diverged.add((index, number))
-      self._progress.message(
-        f'the run with {self._groups[index].runs[number]} has diverged: '
-        f'{wrong} in iteration {iteration - 1}; the others go on'
+    if (self._index, number) in self._diverged:
+      return
+    self._diverged.add((self._index, number))
+    run_ = group.runs[number]
+    text = f'the run with {run_} has diverged: {wrong} in iteration {iteration}'
+    if fault:
+      text = (
+        f'in the run with {run_} the environment failed: {fault}, in iteration '
+        f'{iteration}'
       )
+    self._progress.message(f'{text}; the others go on')
 
-  def _save(
-    self, checkpoints: Checkpoints, index: int, step: scan.Progress
-  ) -> None:
-    runs = len(self._groups[index].runs)
-    checkpoints.save(
-      step.iteration,
-      _unpad(step.state, runs),
-      {'iteration': step.iteration, **folders.written(self._writer)},
-    )
-    self._saved_at = time.monotonic()
+  def checkpoint(self) -> tuple[int, Any, dict[str, Any]]:
+    step = self._step
+    state = _unpad(step.state, len(self._group.runs))
+    return step.iteration, state, {'iteration': step.iteration}
+
+  def draw(self) -> None:
+    if self._options.num_processes == 1:  # or they are drawn together
+      self._options.draw(self._folder)
 
 
 def _phase(group: Group, iteration: int) -> str:
   """What an iteration does, as progress calls it."""
   return MAIN if group.learns(iteration) else 'warming up'
-
-
-def _unit(loop: Loop) -> str:
-  """The loop's clock, for a message."""
-  return loop.clock.replace('_', ' ')
 
 
 def _in_words(column: str) -> str:

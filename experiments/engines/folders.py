@@ -106,7 +106,7 @@ def recover(
   check: Callable[[dict[str, Any]], None] = lambda extra: None,
   *,
   may_be_none: bool = False,
-) -> None:
+) -> dict[str, Any] | None:
   """Falls back from damaged files to the newest whole checkpoint, and says so.
 
   Args:
@@ -115,6 +115,9 @@ def recover(
     check: (facts) -> None; verifies what else the checkpoint depends on, and
       raises ValueError or OSError where that is damaged.
     may_be_none: whether the run can do without any of these checkpoints.
+
+  Returns:
+    The facts beside that checkpoint; None if there is none.
 
   Raises:
     CheckpointError: no checkpoint is whole; its message names a file.
@@ -132,6 +135,7 @@ def recover(
       ) from error
 
   say(checkpoints.recover(check_all, may_be_none=may_be_none))
+  return checkpoints.read_extra()
 
 
 @contextlib.contextmanager

@@ -1,18 +1,15 @@
-"""A run of the host loop in its folder: resume, show, evaluate, save, stop."""
+"""A run of the host loop in its folder: what it saves, evaluates and shows."""
 
 from collections.abc import Callable, Generator, Iterator
 import dataclasses
-import pathlib
-import time
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
 from experiments.config.declaring import RunError
 from experiments.engines import devices, folders, running
+from experiments.engines.running import Moment
 from siamrl.replay.host import HostReplay
-from siamrl.report.checkpoint import Checkpoints
-from siamrl.report.metrics import MetricsWriter
 from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import host
@@ -69,11 +66,7 @@ class Parts:
     return self.config.total_env_steps * self.frames_per_env_step
 
 
-class _Stopped(Exception):
-  """The user asked the run to stop; it has been saved."""
-
-
-def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
+def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> bool:
   """Trains to the end, or until it is asked to stop, from wherever it stands.
 
   Args:
@@ -81,100 +74,95 @@ def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> None:
     parts: what to run.
     stop: true once the user wants the run to stop.
 
+  Returns:
+    Whether the run is finished.
+
   Raises:
     RunError: a checkpoint cannot be read or written, or the learner diverged.
   """
-  state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.state))
-  shrinks = _REPLAY_COMPRESSION if parts.unit == 'frame' else 1
-  devices.check_room(
-    folder.path, 3 * state_bytes + parts.replay.nbytes // shrinks
-  )
-  with folders.run_errors(folder):
-    try:
-      with _Run(folder, parts, stop) as position:
-        position.train()
-    except _Stopped:
-      pass
-    except host.EnvironmentsChangedError as error:
-      raise RunError(
-        f'--run_dir={folder.path}: {error} With --fresh_environments the run '
-        'goes on in fresh ones, no longer bit for bit the run it was'
-      ) from error
+  try:
+    return _Run(folder, parts, stop).go()
+  except host.EnvironmentsChangedError as error:
+    raise RunError(
+      f'--run_dir={folder.path}: {error} With --fresh_environments the run '
+      'goes on in fresh ones, no longer bit for bit the run it was'
+    ) from error
 
 
 class _Run(running.Running):
-  """The position of a run in its folder."""
+  """A run of the host loop in its folder."""
 
   def __init__(
     self, folder: RunFolder, parts: Parts, stop: devices.StopRequest
   ):
+    super().__init__(
+      folder, stop, checkpoint_period_s=parts.checkpoint_period_s
+    )
     self._parts = parts
-    self._checkpoints = Checkpoints(folder.checkpoints)
+    self._state = host.LoopState.start(
+      parts.state, seed=parts.seed, num_envs=parts.num_envs, seen=parts.seen
+    )
     self._saves = 0
+    # The row of an iteration that has not been evaluated yet.
     self._pending: dict[str, float] | None = None
     # Of the replay, as the newest checkpoint has it.
-    self._manifest: dict[str, Any] | None = None
-    rows, checksum = self._restore(folder)
-    with folders.edited_errors():
-      MetricsWriter.truncate(folder.metrics, rows, checksum)
-      writer = MetricsWriter(folder.metrics, folder.events)
-    super().__init__(
-      folder,
-      writer,
-      Progress(parts.frames, self._frames, unit=f'{parts.unit}s'),
-      checkpoint_period_s=parts.checkpoint_period_s,
-      stop=stop,
-    )
+    self._manifest: Any = None
 
   @property
   def _frames(self) -> int:
     return self._state.env_steps * self._parts.frames_per_env_step
 
-  def _restore(self, folder: RunFolder) -> tuple[int, str | None]:
-    """Goes to the newest checkpoint that is whole.
+  @property
+  def finished(self) -> bool:
+    return self._frames >= self._parts.frames and self._pending is None
 
-    Returns:
-      The rows of metrics that it knows, and their checksum.
-    """
-    parts = self._parts
+  @property
+  def whole(self) -> str:
+    return f'{self._frames:,} {self._parts.unit}s'
 
-    def check(extra: dict[str, Any]) -> None:
-      try:
-        HostReplay.verify(folder.replay, extra['replay'])
-      except ValueError as error:
-        raise ValueError(f'{folder.replay}: {error}') from error
+  @property
+  def at(self) -> str:
+    return f'at {self._parts.unit} {self._frames:,}'
 
-    folders.recover(folder, self._checkpoints, check)
-    found = self._checkpoints.restore(_saved(parts.state, parts.seen))
-    if found is None:
-      self._state = host.LoopState.start(
-        parts.state,
-        seed=parts.seed,
-        num_envs=parts.num_envs,
-        seen=parts.seen,
+  def find(self) -> dict[str, Any] | None:
+    return folders.recover(self._folder, self._checkpoints, self._check_replay)
+
+  def _check_replay(self, facts: dict[str, Any]) -> None:
+    try:
+      HostReplay.verify(self._folder.replay, facts['replay'])
+    except ValueError as error:
+      raise ValueError(f'{self._folder.replay}: {error}') from error
+
+  def stand(self, facts: dict[str, Any]) -> None:
+    # The learner's arrays follow in `open`.
+    self._state = host.LoopState.from_json(
+      self._parts.state, facts['loop'], self._parts.seen
+    )
+    self._manifest, self._pending = facts['replay'], facts['pending']
+
+  def open(self) -> Progress:
+    state, parts = self._state, self._parts
+    found = self._checkpoints.restore(_saved(state.train, state.seen))
+    if found is not None:
+      saved, _, self._saves = found
+      state.train, state.seen = (
+        saved if parts.seen is not None else (saved, None)
       )
-      return 0, None
-    saved, extra, self._saves = found
-    train, seen = saved if parts.seen is not None else (saved, None)
-    with folders.checkpoint_errors(folder):
-      self._state = host.LoopState.from_json(train, extra['loop'], seen)
-      self._manifest = extra['replay']
-      parts.replay.load(folder.replay, self._manifest)
-      self._pending = extra['pending']
-      return extra['rows'], extra.get('rows_sha256')
+      with folders.checkpoint_errors(self._folder):
+        parts.replay.load(self._folder.replay, self._manifest)
+    return Progress(parts.frames, self._frames, unit=f'{parts.unit}s')
 
-  def train(self) -> None:
-    """Goes on from the newest checkpoint to the end."""
-    if self._frames >= self._parts.frames and self._pending is None:
-      self._progress.message(
-        f'finished already: {self._folder.path}, {self._frames:,} '
-        f'{self._parts.unit}s'
-      )
-      self._draw()  # it may have been killed just before
-      return
-    self._announce()
+  def nbytes(self) -> int:
+    state_bytes = sum(
+      leaf.nbytes for leaf in jax.tree.leaves(self._parts.state)
+    )
+    shrinks = _REPLAY_COMPRESSION if self._parts.unit == 'frame' else 1
+    return 3 * state_bytes + self._parts.replay.nbytes // shrinks
+
+  def train(self) -> Iterator[Moment]:
+    self._say_where()
     if self._pending is not None:
-      self._finish_iteration(self._pending)
+      yield from self._finish_iteration(self._pending)
     begun = self._state.env_steps, int(self._state.train.gradient_steps)
     learning = False  # in this process
     # So often the loop yields on the way to where the run was left.
@@ -205,12 +193,9 @@ class _Run(running.Running):
             f'first gradient step at {self._parts.unit} {self._frames:,}'
           )
       if metrics is not None:
-        self._finish_iteration(metrics)
-      elif self._stop:
-        self._save_and_stop()
-      elif self._overdue():
-        self._save()
-    self._say_finished()
+        yield from self._finish_iteration(metrics)
+      else:
+        yield self._between()
 
   def _phase_before_learning(self) -> str:
     """What the next chunk of the loop is, if none has learnt yet."""
@@ -228,15 +213,17 @@ class _Run(running.Running):
     number = -(-config.total_env_steps // config.iteration_env_steps)
     return number - self._state.iteration
 
-  def _announce(self) -> None:
-    if self._saves:
-      text = f'resuming {self._where} at {self._parts.unit} {self._frames:,}'
-      if self._state.actions:
-        count = len(self._state.actions) * self._parts.num_envs
-        text += f'; playing {count:,} env steps again to get there'
+  def _say_where(self) -> None:
+    """Says where the run begins or goes on."""
+    if not self._saves:
+      self._announce()
+    elif self._state.actions:
+      count = len(self._state.actions) * self._parts.num_envs
+      self._announce(
+        self.at, f'; playing {count:,} env steps again to get there'
+      )
     else:
-      text = f'starting {self._where}; Ctrl-C saves and stops'
-    self._progress.message(text)
+      self._announce(self.at)
 
   def _say_changed(self) -> None:
     self._progress.message(
@@ -245,24 +232,27 @@ class _Run(running.Running):
       'stopped'
     )
 
-  def _finish_iteration(self, row: dict[str, float]) -> None:
-    """Evaluates, writes the row, draws, saves."""
+  def _between(self) -> Moment:
+    """A moment inside an iteration or an evaluation."""
+    if self._stop:
+      self._progress.message('stopping: writing a checkpoint')
+    return Moment.BETWEEN
+
+  def _finish_iteration(self, row: dict[str, float]) -> Iterator[Moment]:
+    """Evaluates, writes the row, has it saved, draws."""
     self._pending = row
     with self._progress.during(self._pause):
       if self._parts.evaluate is not None:
-        row = row | self._evaluate(int(row['iteration']))
+        row = row | (yield from self._evaluate(int(row['iteration'])))
       self._pending = None
       self._write_rows([row])
       self._progress.message(_line(row, self._parts.unit))
-      self._save()
-      self._draw()
-    if self._stop and self._frames < self._parts.frames:
-      self._stop_here()
+      yield Moment.DUE
+      self._show()
 
-  def _draw(self) -> None:
-    running.draw(self._folder.curve, self._parts.draw)
-
-  def _evaluate(self, iteration: int) -> dict[str, float]:
+  def _evaluate(
+    self, iteration: int
+  ) -> Generator[Moment, None, dict[str, float]]:
     assert self._parts.evaluate is not None
     evaluation = self._parts.evaluate(
       self._state.train.online_params, iteration
@@ -273,10 +263,18 @@ class _Run(running.Running):
       except StopIteration as end:
         return end.value
       self._progress.update(self._frames)  # in a log, a line now and then
-      if self._stop:
-        self._save_and_stop()
-      elif self._overdue():
-        self._save()
+      yield self._between()
+
+  def draw(self) -> None:
+    self._parts.draw()
+
+  def checkpoint(self) -> tuple[int, Any, dict[str, Any]]:
+    facts = {
+      'loop': self._state.to_json(),
+      'replay': self._manifest,
+      'pending': self._pending,
+    }
+    return self._saves, _saved(self._state.train, self._state.seen), facts
 
   def _save(self) -> None:
     """Writes a checkpoint: segments of the replay first, then what names them.
@@ -284,32 +282,11 @@ class _Run(running.Running):
     Killed in between, the run finds the checkpoint before and its segments.
     These stay even then, for the case that the new one is damaged.
     """
-    replay_folder: pathlib.Path = self._folder.replay
-    manifest = self._parts.replay.save(replay_folder)
+    kept = [] if self._manifest is None else [self._manifest]
+    self._manifest = self._parts.replay.save(self._folder.replay)
     self._saves += 1
-    self._checkpoints.save(
-      self._saves,
-      _saved(self._state.train, self._state.seen),
-      {
-        'loop': self._state.to_json(),
-        'replay': manifest,
-        'pending': self._pending,
-        **folders.written(self._writer),
-      },
-    )
-    kept = [manifest] if self._manifest is None else [manifest, self._manifest]
-    HostReplay.prune(replay_folder, *kept)
-    self._manifest = manifest
-    self._saved_at = time.monotonic()
-
-  def _save_and_stop(self) -> None:
-    self._progress.message('stopping: writing a checkpoint')
-    self._save()
-    self._stop_here()
-
-  def _stop_here(self) -> NoReturn:
-    self._say_stopped(f'at {self._parts.unit} {self._frames:,}')
-    raise _Stopped
+    super()._save()
+    HostReplay.prune(self._folder.replay, self._manifest, *kept)
 
 
 def _saved(train: TrainState, seen: host.Seen | None) -> Any:

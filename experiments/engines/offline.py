@@ -1,19 +1,18 @@
-"""A run on a data set in its folder: resume, show, measure, save, stop."""
+"""A run on a data set in its folder: what it saves, measures and shows."""
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import zlib
 
 import jax
 import numpy as np
 
 from experiments.config.declaring import RunError
-from experiments.engines import devices, folders, running
+from experiments.engines import devices, running
+from experiments.engines.running import Moment
 from siamrl.replay.dataset import Dataset
-from siamrl.report.checkpoint import Checkpoints
-from siamrl.report.metrics import MetricsWriter
 from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import offline
@@ -71,79 +70,7 @@ def run(folder: RunFolder, options: Options, stop: devices.StopRequest) -> None:
     RunError: a file of the run cannot be read or written, the data set is
       another one, or the learner diverged.
   """
-  with folders.run_errors(folder):
-    position = _find(folder)
-    with folders.edited_errors():
-      MetricsWriter.truncate(
-        folder.metrics, position.rows, position.rows_checksum
-      )
-    if position.iteration == options.iterations:
-      folders.say_notes(folder)
-      Progress(1, 1).message(
-        f'finished already: {folder.path}, {options.iterations:,} iterations'
-      )
-    else:
-      _go_on(folder, options, position, stop)
-    if folder.metrics.exists():
-      running.draw(folder.curve, lambda: options.draw(folder))
-
-
-class _Position(NamedTuple):
-  """Where a run stands.
-
-  Attributes:
-    iteration: iterations that are done.
-    rows: of metrics, that stay.
-    rows_checksum: of these rows; None where it is not known.
-    checksum: of the data set; None before the first checkpoint.
-  """
-
-  iteration: int
-  rows: int
-  rows_checksum: str | None
-  checksum: int | None
-
-
-def _checkpoints(folder: RunFolder) -> Checkpoints:
-  return Checkpoints(folder.checkpoints)
-
-
-def _find(folder: RunFolder) -> _Position:
-  """Where the newest checkpoint stands that is whole."""
-  checkpoints = _checkpoints(folder)
-  folders.recover(folder, checkpoints)
-  extra = checkpoints.read_extra()
-  if extra is None:
-    return _Position(0, 0, None, None)
-  with folders.checkpoint_errors(folder):
-    return _Position(
-      extra['iteration'],
-      extra['rows'],
-      extra.get('rows_sha256'),
-      extra['checksum'],
-    )
-
-
-def _go_on(
-  folder: RunFolder,
-  options: Options,
-  position: _Position,
-  stop: devices.StopRequest,
-) -> None:
-  """Learns from where it stands."""
-  data = options.make_data(folder, position.checksum is not None)
-  checksum = _checksum(data)
-  if position.checksum not in (None, checksum):
-    raise RunError(
-      f'--run_dir={folder.path}: its data set has changed, and is not what '
-      'this run has learnt from; --overwrite starts afresh'
-    )
-  parts = options.make_parts(data)
-  state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.state))
-  devices.check_room(folder.path, 3 * state_bytes)
-  position = position._replace(checksum=checksum)
-  with _Run(folder, options, parts, position, stop) as run_:
-    run_.train(f'{data.size:,} transitions of {options.environment}')
+  _Run(folder, options, stop).go()
 
 
 def _checksum(data: Dataset) -> int:
@@ -156,71 +83,78 @@ def _checksum(data: Dataset) -> int:
 
 
 class _Run(running.Running):
-  """A run as it goes on in its folder."""
+  """A run on a data set in its folder."""
+
+  step_column = 'gradient_steps'
 
   def __init__(
-    self,
-    folder: RunFolder,
-    options: Options,
-    parts: Parts,
-    position: _Position,
-    stop: devices.StopRequest,
+    self, folder: RunFolder, options: Options, stop: devices.StopRequest
   ):
-    self._options, self._parts, self._begin = options, parts, position
-    self._checkpoints = _checkpoints(folder)
-    found = self._checkpoints.restore(parts.state)
-    self._state = parts.state if found is None else found[0]
-    writer = MetricsWriter(
-      folder.metrics, folder.events, step_column='gradient_steps'
+    super().__init__(
+      folder, stop, checkpoint_period_s=options.checkpoint_period_s
     )
+    self._options = options
+    self._iteration = 0  # iterations that are done
+    # Of the data set; None before the first checkpoint.
+    self._checksum: int | None = None
+
+  @property
+  def finished(self) -> bool:
+    return self._iteration == self._options.iterations
+
+  @property
+  def whole(self) -> str:
+    return f'{self._options.iterations:,} iterations'
+
+  @property
+  def at(self) -> str:
+    last = self._options.iterations
+    return f'after iteration {self._iteration:,} of {last:,}'
+
+  def stand(self, facts: dict[str, Any]) -> None:
+    self._iteration, self._checksum = facts['iteration'], facts['checksum']
+
+  def open(self) -> Progress:
+    options = self._options
+    data = options.make_data(self._folder, self._checksum is not None)
+    checksum = _checksum(data)
+    if self._checksum not in (None, checksum):
+      raise RunError(
+        f'--run_dir={self._folder.path}: its data set has changed, and is not '
+        'what this run has learnt from; --overwrite starts afresh'
+      )
+    self._checksum = checksum
+    self._about = f'{data.size:,} transitions of {options.environment}'
+    self._parts = options.make_parts(data)
+    found = self._checkpoints.restore(self._parts.state)
+    self._state = self._parts.state if found is None else found[0]
     total, unit = options.gradient_steps, 'gradient steps'
     if total is None:
       total, unit = options.iterations, 'fits'
-    super().__init__(
-      folder,
-      writer,
-      Progress(
-        total, position.iteration * total // options.iterations, unit=unit
-      ),
-      checkpoint_period_s=options.checkpoint_period_s,
-      stop=stop,
-    )
+    done = self._iteration * total // options.iterations
+    return Progress(total, done, unit=unit)
 
-  def train(self, about: str) -> None:
-    """Learns to the end, or until asked to stop.
+  def nbytes(self) -> int:
+    return 3 * sum(leaf.nbytes for leaf in jax.tree.leaves(self._parts.state))
 
-    Args:
-      about: the data set, in words.
-    """
-    self._announce(about)
-    last = self._options.iterations
+  def train(self) -> Iterator[Moment]:
+    first, last = self._iteration, self._options.iterations
+    at = f'at iteration {first:,} of {last:,}' if first else ''
+    self._announce(at, f'; learning from {self._about}')
     self._progress.enter(COMPILING)
     begun = time.monotonic()
-    for step in self._parts.train(self._state, self._begin.iteration):
+    for step in self._parts.train(self._state, first):
+      self._iteration, self._state = step.iteration, step.state
       row = self._write(step, time.monotonic() - begun)
-      if step.iteration == self._begin.iteration + 1:
+      if step.iteration == first + 1:
         seconds = time.monotonic() - begun
         self._progress.message(
           f'compiled, with the first iteration, in {seconds:.1f} s'
         )
       self._progress.enter(MAIN)
-      if self._overdue() or self._stop or step.iteration == last:
-        self._save(step)
-      if self._stop and step.iteration < last:
-        self._say_stopped(f'after iteration {step.iteration:,} of {last:,}')
-        return
+      yield Moment.BETWEEN
       begun = time.monotonic()
     self._progress.message(_line(row))
-    self._say_finished()
-
-  def _announce(self, about: str) -> None:
-    text = f'starting {self._where}; Ctrl-C saves and stops'
-    if self._begin.iteration:
-      text = (
-        f'resuming {self._where} at iteration {self._begin.iteration:,} of '
-        f'{self._options.iterations:,}'
-      )
-    self._progress.message(f'{text}; learning from {about}')
 
   def _write(self, step: offline.Progress, seconds: float) -> dict[str, float]:
     """Measures, and writes the row of an iteration."""
@@ -245,17 +179,12 @@ class _Run(running.Running):
     )
     return row
 
-  def _save(self, step: offline.Progress) -> None:
-    self._checkpoints.save(
-      step.iteration,
-      step.state,
-      {
-        'iteration': step.iteration,
-        'checksum': self._begin.checksum,
-        **folders.written(self._writer),
-      },
-    )
-    self._saved_at = time.monotonic()
+  def checkpoint(self) -> tuple[int, Any, dict[str, Any]]:
+    facts = {'iteration': self._iteration, 'checksum': self._checksum}
+    return self._iteration, self._state, facts
+
+  def draw(self) -> None:
+    self._options.draw(self._folder)
 
 
 def _line(row: Mapping[str, float]) -> str:

@@ -105,11 +105,14 @@ def _train(
     groups,
     compiled.Options(
       run_dir=run_dir,
-      overwrite=first.overwrite,
-      flags=as_flags(recorded),
-      config=as_json(recorded)
-      | {'derived': {'rows': sum(group_.rows for group_ in groups)}},
-      ignore=WHERE,
+      open=functools.partial(
+        folders.open_folder,
+        flags=as_flags(recorded),
+        config=as_json(recorded)
+        | {'derived': {'rows': sum(group_.rows for group_ in groups)}},
+        overwrite=first.overwrite,
+        ignore=WHERE,
+      ),
       share=first.share,
       vectorised=vectorised,
       checkpoint_period_s=first.checkpoint_period_s,

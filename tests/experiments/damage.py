@@ -193,10 +193,13 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
   def go_on(folder: pathlib.Path, most: float) -> None:
     options = compiled_engine.Options(
       run_dir=str(folder),
-      overwrite=False,
-      flags=reading.as_flags(sweep),
-      config=reading.as_json(sweep) | {'derived': {'rows': 12}},
-      ignore=folders.WHERE,
+      open=functools.partial(
+        folders.open_folder,
+        flags=reading.as_flags(sweep),
+        config=reading.as_json(sweep) | {'derived': {'rows': 12}},
+        overwrite=False,
+        ignore=folders.WHERE,
+      ),
       share='runs',
       vectorised=False,
       checkpoint_period_s=600,

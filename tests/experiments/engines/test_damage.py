@@ -1,6 +1,7 @@
 """Damaged run folders: a few cases here, thousands where there is time."""
 
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -56,10 +57,6 @@ def _older_parameters(folder, rng):
 # A sweep falls back from one program to the one before.
 
 
-class _Group:
-  iterations = 3
-
-
 def _folder(tmp_path):
   """Two programs of three iterations: in the middle of the second."""
   folder = RunFolder(tmp_path)
@@ -73,16 +70,31 @@ def _folder(tmp_path):
   return folder
 
 
+_GROUP = types.SimpleNamespace(
+  iterations=3, runs=(), loop=types.SimpleNamespace(clock='env_steps')
+)
+
+
+def _found(folder):
+  """The program to go on with, its iterations that are done, and rows."""
+  groups = [_GROUP] * 2
+  options = types.SimpleNamespace(checkpoint_period_s=1)
+  runs = compiled_engine._Runs(folder, groups, groups, options, False)
+  facts = runs.find()
+  runs.stand(facts)
+  return runs._index, runs._iteration, facts['rows']
+
+
 def _spoil(folder, index, step):
   (folder.checkpoints / f'{index:03}' / str(step) / 'SHA256SUMS').unlink()
 
 
 def test_a_sweep_falls_back_within_a_program(tmp_path, capsys):
   folder = _folder(tmp_path)
-  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (1, 2, 4)
+  assert _found(folder) == (1, 2, 4)
   assert capsys.readouterr().err == ''
   _spoil(folder, 1, 2)
-  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (1, 1, 3)
+  assert _found(folder) == (1, 1, 3)
   assert 'SHA256SUMS is missing; the checkpoint before' in (
     capsys.readouterr().err
   )
@@ -92,12 +104,12 @@ def test_a_sweep_falls_back_to_the_program_before(tmp_path):
   folder = _folder(tmp_path)
   _spoil(folder, 1, 1)
   _spoil(folder, 1, 2)
-  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (1, 0, 2)
+  assert _found(folder) == (1, 0, 2)
   _spoil(folder, 0, 3)
-  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (0, 2, 1)
+  assert _found(folder) == (0, 2, 1)
   _spoil(folder, 0, 2)
   with pytest.raises(CheckpointError, match='000/2: not a readable'):
-    compiled_engine._find(folder, [_Group()] * 2)
+    _found(folder)
 
 
 def test_a_damaged_row_is_made_good_from_the_checkpoint_before(tmp_path):
@@ -105,10 +117,10 @@ def test_a_damaged_row_is_made_good_from_the_checkpoint_before(tmp_path):
   text = folder.metrics.read_text()
   assert text.endswith('\n1\n2\n')
   folder.metrics.write_text(f'{text[:-2]}3\n')
-  assert compiled_engine._find(folder, [_Group()] * 2)[:3] == (1, 1, 3)
+  assert _found(folder) == (1, 1, 3)
   folder.metrics.write_text(text.replace('iteration', 'iterbtion'))
   with pytest.raises(CheckpointError, match='metrics.csv: damaged'):
-    compiled_engine._find(folder, [_Group()] * 2)
+    _found(folder)
 
 
 # What is shown, and fails.
