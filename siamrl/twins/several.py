@@ -207,7 +207,7 @@ def iterated_heads(target_count: int) -> Twin:
       return together(losses, metrics)
 
     def before(online: Params) -> Params:
-      """What the last head learns from."""
+      """The head that the last one learns from."""
       return stop(part(agent, one(online, -2)))
 
     return agent._replace(

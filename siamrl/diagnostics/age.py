@@ -1,0 +1,141 @@
+"""The age of a twin's content."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from siamrl.diagnostics.distances import leaves_by_layer
+from siamrl.learner import ClockedTwin, make_move
+from siamrl.types import Params
+
+
+class Clock(NamedTuple):
+  """Tells how old the content of a twin is, in gradient steps.
+
+  Attributes:
+    init: online_params -> ages, of a twin that is as old as the run. Only the
+      shapes of parameters are looked at, here and below.
+    advance: (online_params, ages, before, after) -> ages, from a number of
+      gradient steps to another one.
+    read: (online_params, ages) -> (mean over all parameters [], of each layer).
+    moves: (online_params, ages, before, after) -> (ages, moves int32 [], last
+      int32 []): `advance`, with the number of gradient steps at which the rule
+      moved any part of the twin, and the last of them, `before` for none. What
+      keeps no parameters, such as `self_copy`, never moves.
+  """
+
+  init: Callable[[Params], Any]
+  advance: Callable[[Params, Any, chex.Numeric, chex.Numeric], Any]
+  read: Callable[[Params, Any], tuple[chex.Array, dict[str, chex.Array]]]
+  moves: Callable[
+    [Params, Any, chex.Numeric, chex.Numeric],
+    tuple[Any, chex.Array, chex.Array],
+  ]
+
+
+def make_clock(rule: ClockedTwin) -> Clock:
+  """A clock that runs a rule on ages in place of parameters.
+
+  A twin that is a weighted mean of past online parameters has the same weighted
+  mean of their ages. So the rule itself is applied to arrays that hold the age
+  of what is there, 0 for the online network, and each gradient step makes the
+  twin's a step older: t mod C under a hard copy every C, and
+  (1 - tau) (1 - (1 - tau)**t) / tau, in the long run (1 - tau) / tau, under
+  `soft(tau)`. A parameter's elements have one age between them. Rules with a
+  `Twin.shift` stack several networks: there p.shape[:1] of a parameter p have.
+
+  Ages rather than dates: next to a date of 10**7 gradient steps, float32 does
+  not know tenths. What a twin keeps in integers is its own, and does not age.
+
+  Args:
+    rule: a rule that takes no weighted means of past parameters, with weights
+      that depend neither on them nor on a report, must have a `Twin.clock`
+      that does.
+
+  Raises:
+    ValueError: the name of its order is unknown, or it reads reports and has no
+      clock.
+  """
+  rule.check()
+  stacked = rule.twin.shift is not None
+  if rule.twin.clock is not None:
+    rule = rule._replace(twin=rule.twin.clock)
+  if rule.twin.reads_report:
+    raise ValueError(
+      'a rule that reads reports needs a Twin.clock for its age to be told'
+    )
+  move = make_move(rule)
+
+  def now(online_params: Params) -> Params:
+    return jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape[:1] if stacked else 1, jnp.float32),
+      online_params,
+    )
+
+  def older(ages: Any) -> Any:
+    return jax.tree.map(
+      lambda leaf: leaf + jnp.issubdtype(leaf.dtype, jnp.floating), ages
+    )
+
+  def moves(
+    online_params: Params, ages: Any, before: chex.Numeric, after: chex.Numeric
+  ) -> tuple[Any, chex.Array, chex.Array]:
+    zeros = now(online_params)
+
+    def step(
+      taken: chex.Numeric, carry: tuple[Any, chex.Array, chex.Array]
+    ) -> tuple[Any, chex.Array, chex.Array]:
+      ages, count, last = carry
+      if rule.order == 'after':
+        ages = older(ages)
+      ages, moved = _moved(ages, move(zeros, ages, taken + 1, None)[1])
+      if rule.order == 'before':
+        ages = older(ages)
+      return ages, count + moved, jnp.where(moved, taken + 1, last)
+
+    first = jnp.asarray(before, jnp.int32)
+    return jax.lax.fori_loop(
+      before, after, step, (ages, jnp.zeros_like(first), first)
+    )
+
+  def advance(
+    online_params: Params, ages: Any, before: chex.Numeric, after: chex.Numeric
+  ) -> Any:
+    return moves(online_params, ages, before, after)[0]
+
+  def read(
+    online_params: Params, ages: Any
+  ) -> tuple[chex.Array, dict[str, chex.Array]]:
+    shown = leaves_by_layer(rule.twin.params(now(online_params), ages))
+    sizes = {
+      name: [leaf.size for leaf in group]
+      for name, group in leaves_by_layer(online_params).items()
+    }
+    sums = {
+      name: sum(
+        size * jnp.mean(age)
+        for size, age in zip(sizes[name], group, strict=True)
+      )
+      for name, group in shown.items()
+    }
+    total = sum(sum(group) for group in sizes.values())
+    mean = jnp.sum(jnp.stack(list(sums.values()))) / total
+    return mean, {name: sums[name] / sum(sizes[name]) for name in sums}
+
+  return Clock(lambda online: rule.twin.init(now(online)), advance, read, moves)
+
+
+def _moved(before: Any, after: Any) -> tuple[Any, chex.Array]:
+  """The later state, and int32 [] 1 if any of it has changed."""
+  changed = [
+    jnp.any(one != other)
+    for one, other in zip(
+      jax.tree.leaves(before), jax.tree.leaves(after), strict=True
+    )
+  ]
+  if not changed:
+    return after, jnp.zeros((), jnp.int32)
+  return after, jnp.any(jnp.stack(changed)).astype(jnp.int32)

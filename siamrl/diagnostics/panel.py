@@ -1,0 +1,385 @@
+"""The panel: all measurements of a run, for a runner."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from siamrl import twins
+from siamrl.diagnostics.age import Clock, make_clock
+from siamrl.diagnostics.distances import (
+  disagreement,
+  functional_distance,
+  parameter_distance,
+)
+from siamrl.diagnostics.features import (
+  dormancy,
+  dormant_fraction,
+  dormant_overlap,
+  effective_rank,
+  singular_values,
+  srank,
+)
+from siamrl.diagnostics.shadows import (
+  counterfactuals,
+  is_still,
+  shadows_follow,
+  shadows_init,
+  shape_of_params,
+)
+from siamrl.diagnostics.targets import churn, same_key, target_drift, td_split
+from siamrl.diagnostics.values import soft_divergence
+from siamrl.learner import ClockedTwin, Learner
+from siamrl.networks.activations import Activations
+from siamrl.types import Metrics, Params, TrainState, Transition
+
+
+def _observed(batch: Any) -> chex.Array:
+  """The observations of a batch: of transitions, those acted upon."""
+  return batch.obs_tm1 if isinstance(batch, Transition) else batch
+
+
+class PanelState(struct.PyTreeNode):
+  """The memory of a panel.
+
+  Attributes:
+    ages: of the twin, see `Clock`.
+    measured_at: int32 [] gradient steps of the last measurement.
+    synced_at: int32 [] gradient steps when the twin moved last; at first, when
+      it was born.
+    targets: on the probe, at the last measurement; NaN at first.
+    dormant: bool [units] of each layer, then; none at first.
+    shadows: target parameters of other rules.
+    followed_at: int32 [] gradient steps when these moved last.
+  """
+
+  ages: Any
+  measured_at: jax.Array
+  synced_at: jax.Array
+  targets: jax.Array
+  dormant: dict[str, jax.Array]
+  shadows: dict[str, Any]
+  followed_at: jax.Array
+
+
+# (params of the base agent, obs [B, ...]) -> what its network answers.
+Look = Callable[[Params, Any], Activations]
+
+
+def panel_share(iteration: chex.Numeric) -> Any:
+  """The part of an iteration, in [0, 1), after which its panel is looked at.
+
+  Another one each time, evenly spread by the golden ratio: at the end of every
+  iteration, a twin whose period divides it would always be just copied. In the
+  first one it is 0.618. So from one look to the next it is 0.618 or 1.618
+  iterations.
+  """
+  return (iteration + 1) * 0.6180339887 % 1.0
+
+
+class Panel(NamedTuple):
+  """Measurements of a run as pure functions.
+
+  Attributes:
+    init: (train, probe) -> state, before the first gradient step.
+    follow: (state, train) -> state, after every gradient step, or at least once
+      in the shortest period of a shadow. Where not `follows`, it has nothing
+      to do.
+    measure: (state, train, probe, batch) -> (state, metrics by name, each []),
+      at any cadence. The probe is the same batch each time, the other one to
+      learn from. What compares with the last measurement is NaN at the first.
+    follows: whether there are shadows that move.
+  """
+
+  init: Callable[[TrainState, Any], PanelState]
+  follow: Callable[[PanelState, TrainState], PanelState]
+  measure: Callable[
+    [PanelState, TrainState, Any, Any],
+    tuple[PanelState, Metrics],
+  ]
+  follows: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Measuring:
+  """The functions of a panel; `make_panel` describes the fields.
+
+  Attributes:
+    look: through the lift, which knows the network that values come from.
+    clock: tells the twin's age.
+  """
+
+  learner: Learner
+  look: Look | None
+  rank_states: int
+  thresholds: Sequence[float]
+  overlap_threshold: float
+  reward_bound: chex.Numeric | None
+  discount: chex.Numeric | None
+  shadows: Mapping[str, ClockedTwin]
+  per_layer: bool
+  clock: Clock
+
+  def init(self, train: TrainState, probe: Any) -> PanelState:
+    """The state before the first gradient step."""
+    base_agent, agent = self.learner.base, self.learner.agent
+    dormant: dict[str, jax.Array] = {}
+    if self.look is not None:
+      layers = jax.eval_shape(
+        self.look, train.online_params, _observed(probe)
+      ).layers
+      dormant = {
+        name: jnp.zeros(layer.shape[-1:], bool)
+        for name, layer in layers.items()
+      }
+    targets = jax.eval_shape(self._targets, train, probe)
+    return PanelState(
+      ages=self.clock.init(twins.part(agent, train.online_params)),
+      measured_at=jnp.copy(train.gradient_steps),
+      synced_at=jnp.copy(train.gradient_steps),
+      targets=jnp.full(targets.shape, jnp.nan, jnp.float32),
+      dormant=dormant,
+      shadows=shadows_init(self.shadows, base_agent, train.online_params),
+      followed_at=jnp.copy(train.gradient_steps),
+    )
+
+  def follow(self, state: PanelState, train: TrainState) -> PanelState:
+    """The state once the shadows have followed the online network."""
+    return state.replace(
+      shadows=shadows_follow(
+        self.shadows,
+        state.shadows,
+        twins.part(self.learner.agent, train.online_params),
+        state.followed_at,
+        train.gradient_steps,
+      ),
+      followed_at=jnp.copy(train.gradient_steps),
+    )
+
+  def measure(
+    self, state: PanelState, train: TrainState, probe: Any, batch: Any
+  ) -> tuple[PanelState, Metrics]:
+    """All metrics, and the state to compare the next ones with."""
+    agent, online = self.learner.agent, train.online_params
+    twinned = twins.part(agent, online)
+    beside = self.learner.clocked.twin.params(twinned, train.target_params)
+    y = self._targets(train, probe)
+    steps = train.gradient_steps
+    ages, syncs, last = self.clock.moves(
+      twinned, state.ages, state.measured_at, steps
+    )
+    synced_at = jnp.where(syncs > 0, last, state.synced_at)
+    drift_steps = steps - state.measured_at
+    metrics = (
+      self._named('twin_age', self.clock.read(twinned, ages))
+      | self._named('twin_distance', parameter_distance(twinned, beside))
+      | {
+        'target_mean': jnp.mean(y),
+        'target_drift': target_drift(state.targets, y, drift_steps),
+        'drift_steps': drift_steps.astype(jnp.float32),
+        'drift_syncs': syncs.astype(jnp.float32),
+        'steps_since_sync': (steps - synced_at).astype(jnp.float32),
+        'churn_synced': self.clock.moves(twinned, ages, steps, steps + 1)[
+          1
+        ].astype(jnp.float32),
+      }
+      | self._answers(train, twins.whole(agent, online, beside), probe, batch)
+      | churn(self.learner, train, batch, probe)
+    )
+    dormant, of_features = self._features(state, online, probe)
+    metrics |= of_features
+    if self.shadows:
+      metrics |= counterfactuals(
+        agent, self.learner.base, self.shadows, state.shadows, train, batch
+      )
+    return state.replace(
+      ages=ages,
+      # Copies: the learner's own buffers are donated to its next step.
+      measured_at=jnp.copy(train.gradient_steps),
+      synced_at=synced_at,
+      targets=y.astype(jnp.float32),
+      dormant=dormant,
+    ), metrics
+
+  @property
+  def follows(self) -> bool:
+    """Whether there are shadows that move."""
+    base_agent = self.learner.base
+    plain = twins.part(
+      base_agent, shape_of_params(base_agent, lambda agent: agent)
+    )
+    return any(
+      not is_still(shadow)
+      and bool(jax.tree.leaves(jax.eval_shape(shadow.twin.init, plain)))
+      for shadow in self.shadows.values()
+    )
+
+  def _targets(self, train: TrainState, probe: Any) -> chex.Array:
+    return self.learner.agent.targets(
+      train.online_params, train.target_params, probe, same_key(train)
+    )
+
+  def _without_twin(
+    self, train: TrainState
+  ) -> Callable[[Params, Any], chex.Array]:
+    """The values to bootstrap from if the online network were the twin."""
+    base_agent = self.learner.base
+
+    def answer(params: Params, obs: Any) -> chex.Array:
+      return base_agent.expected(
+        base_agent.bootstrap(
+          params, twins.part(base_agent, params), obs, same_key(train)
+        )
+      )
+
+    lift = self.learner.clocked.twin.lift
+    return lift(base_agent._replace(values=answer)).values
+
+  def _named(
+    self, name: str, measured: tuple[chex.Array, dict[str, chex.Array]]
+  ) -> Metrics:
+    whole, layers = measured
+    if not self.per_layer:
+      return {name: whole}
+    return {name: whole} | {f'{name}/{at}': x for at, x in layers.items()}
+
+  def _answers(
+    self, train: TrainState, beside: Params, probe: Any, batch: Any
+  ) -> Metrics:
+    """Answers of the network beside those of its twin."""
+    agent = self.learner.agent
+    online, obs = train.online_params, _observed(probe)
+    q, q_twin = agent.values(online, obs), agent.values(beside, obs)
+    metrics = {'functional_distance': functional_distance(q, q_twin)}
+    if agent.acting is not None:
+      greedy = agent.acting.greedy
+      metrics['greedy_disagreement'] = disagreement(
+        greedy(online, obs), greedy(beside, obs)
+      )
+    if agent.taken is None:
+      return metrics
+    q_tm1 = agent.taken(online, probe)
+    split = jax.vmap(td_split)(
+      # Of several networks their mean, as losses report it.
+      jnp.mean(q_tm1.reshape(len(q_tm1), -1), 1),
+      probe.r_t,
+      probe.discount_t,
+      agent.expected(
+        agent.bootstrap(
+          online, train.target_params, probe.obs_t, same_key(train)
+        )
+      ),
+      self._without_twin(train)(online, probe.obs_t),
+    )
+    # Beyond the probe: values grow where the agent goes now.
+    seen = jnp.concatenate([q, agent.values(online, batch.obs_tm1)])
+    if self.reward_bound is not None and self.discount is not None:
+      metrics['soft_divergence'] = soft_divergence(
+        seen, self.reward_bound, self.discount
+      )
+    return metrics | {
+      'td_own_abs': jnp.mean(jnp.abs(split.own)),
+      'td_split': jnp.mean(split.twin),
+      'td_split_abs': jnp.mean(jnp.abs(split.twin)),
+      'q_max_abs': jnp.max(jnp.abs(seen)),
+    }
+
+  def _features(
+    self, state: PanelState, online: Params, probe: Any
+  ) -> tuple[dict[str, jax.Array], Metrics]:
+    """The units that are dormant now, and metrics of features and units."""
+    if self.look is None:
+      return state.dormant, {}
+    answer = self.look(online, _observed(probe))
+    values = singular_values(answer.features[: self.rank_states])
+    metrics = {
+      'srank': srank(values).astype(jnp.float32),
+      'effective_rank': effective_rank(values),
+    }
+    scores = {name: dormancy(x) for name, x in answer.layers.items()}
+    if not scores:
+      return state.dormant, metrics
+    for threshold in self.thresholds:
+      metrics |= self._named(
+        f'dormant_{threshold:g}', dormant_fraction(scores, threshold)
+      )
+    dormant = {
+      name: score <= self.overlap_threshold for name, score in scores.items()
+    }
+    metrics['dormant_overlap'] = dormant_overlap(state.dormant, dormant)
+    return dormant, metrics
+
+
+def make_panel(
+  learner: Learner,
+  *,
+  look: Look | None = None,
+  rank_states: int = 2_048,
+  thresholds: Sequence[float] = (0.0, 0.025, 0.1),
+  overlap_threshold: float = 0.025,
+  reward_bound: chex.Numeric | None = None,
+  discount: chex.Numeric | None = None,
+  shadows: Mapping[str, ClockedTwin] | None = None,
+  per_layer: bool = True,
+) -> Panel:
+  """Builds the panel of a run.
+
+  A measurement costs six forward passes of the probe, two gradients of the
+  batch and one more for each shadow, and the ranks: at the size of Nature DQN,
+  on a CPU, the passes of a large probe are nearly all of it.
+
+  Args:
+    learner: the run's; the numbers of its twin may be traced.
+    look: into the network of the learner's base agent, for ranks and dormant
+      units, such as `functools.partial(activations, network)`; None to leave
+      both out.
+    rank_states: states of the probe, from its first, that ranks are taken of.
+    thresholds: of dormant units.
+    overlap_threshold: of the sets that `dormant_overlap` compares.
+    reward_bound: for `soft_divergence`; None to leave it out.
+    discount: per env step, for the same.
+    shadows: other rules to compare with; see `shadows_init`.
+    per_layer: whether to report layers too, as NAME/torso/Conv_0.
+
+  Returns:
+    A panel that measures `twin_age`, `twin_distance`, `functional_distance`,
+    `greedy_disagreement`, `target_mean`, `target_drift` (per gradient step),
+    what `churn` returns, `td_own_abs`, `td_split` and `td_split_abs` (the
+    twin's part; of the form `max`, whichever is learnt), `q_max_abs`,
+    `soft_divergence`, `srank`, `effective_rank`, `dormant_T` for each threshold
+    T, `dormant_overlap`, and what `counterfactuals` returns. All are of the
+    probe but `q_max_abs` and `soft_divergence`, which see the batch too.
+
+    When it looked, beside them:
+    - `drift_steps`, gradient steps since the last measurement, and
+      `drift_syncs`, how often the twin moved meanwhile. `target_drift` and
+      `dormant_overlap` compare these two moments; of a hard twin targets drift
+      by syncs alone.
+    - `churn_synced`, 1 where the twin moves with the gradient step of `churn`
+      and 0 elsewhere: what targets churn then is of another kind.
+    - `steps_since_sync`, gradient steps since the twin moved last. Of a hard
+      twin it is the age, and distances to the network grow with it: what they
+      have from measurement to measurement is partly this phase.
+  """
+  base_agent, rule = learner.base, learner.clocked
+  if look is not None:
+    look = rule.twin.lift(base_agent._replace(values=look)).values
+  measuring = _Measuring(
+    learner,
+    look,
+    rank_states,
+    thresholds,
+    overlap_threshold,
+    reward_bound,
+    discount,
+    shadows or {},
+    per_layer,
+    make_clock(rule),
+  )
+  return Panel(
+    measuring.init, measuring.follow, measuring.measure, measuring.follows
+  )

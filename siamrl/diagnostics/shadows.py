@@ -1,0 +1,218 @@
+"""Shadows: other rules beside the one in use."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from siamrl import twins
+from siamrl.diagnostics.targets import target_drift
+from siamrl.learner import ClockedTwin
+from siamrl.types import Agent, Metrics, Params, TrainState, Transition
+
+
+def gradient_cosine(one: Params, other: Params) -> chex.Array:
+  """<g, h> / (||g|| ||h||) over all parameters; 0 where either is 0."""
+  product = optax.tree.norm(one) * optax.tree.norm(other)
+  return jnp.where(
+    product == 0,
+    0.0,
+    optax.tree.vdot(one, other) / jnp.where(product == 0, 1.0, product),
+  )
+
+
+def strided_soft(tau: chex.Numeric, steps: chex.Numeric) -> ClockedTwin:
+  """`soft(tau)` in strides, for a shadow that costs less.
+
+  1 - (1 - tau)**steps every `steps` gradient steps; the same as `soft(tau)`
+  where the online parameters stand still in between.
+
+  Args:
+    tau: per gradient step.
+    steps: of a stride.
+  """
+  return ClockedTwin(twins.soft(1 - (1 - tau) ** steps), steps)
+
+
+# Rules that a run can be compared with, and the strides of the soft one: moving
+# it at every gradient step would cost a pass over all parameters.
+SHADOWS = ('hard', 'soft', 'self', 'residual', 'frozen')
+
+STRIDE = 16
+
+
+def matched_shadows(
+  names: Sequence[str], age: chex.Numeric
+) -> dict[str, ClockedTwin]:
+  """Rules to compare with that are as old on average as the one in use.
+
+  A hard twin of period 2 age + 1 and a soft one of rate 1 / (age + 1) are. The
+  soft one moves in strides of `STRIDE` gradient steps, and so it is no younger
+  than half of one.
+
+  Args:
+    names: of `SHADOWS`.
+    age: gradient steps, such as `TwinSpec.mean_age`; may be traced.
+  """
+  # A period that no run reaches is as good as any beyond it, and an int32.
+  period = jnp.clip(jnp.round(2 * age + 1), 1, 2**30).astype(jnp.int32)
+  rules = {
+    'hard': ClockedTwin(twins.hard(), period),
+    'soft': strided_soft(1 / (age + 1), STRIDE),
+    'self': ClockedTwin(twins.self_copy()),
+    'residual': ClockedTwin(twins.residual()),
+    'frozen': ClockedTwin(twins.frozen(), twins.NEVER),
+  }
+  return {name: rules[name] for name in names}
+
+
+def shape_of_params(base_agent: Agent, lift: Callable[[Agent], Agent]) -> Any:
+  """Shapes and types of the parameters of a lifted agent; nothing is drawn."""
+  agent = lift(base_agent)
+  return jax.eval_shape(lambda seed: agent.init(jax.random.key(seed)), 0)
+
+
+def shadows_init(
+  shadows: Mapping[str, ClockedTwin], base_agent: Agent, online_params: Params
+) -> dict[str, Any]:
+  """Target parameters that other rules would have, beside those of a run.
+
+  Args:
+    shadows: the rules, by names of one's own.
+    base_agent: not lifted by any twin.
+    online_params: of the run.
+
+  Returns:
+    By name, each in buffers of its own; `self_copy` has none.
+
+  Raises:
+    ValueError: a rule has other online parameters than the base agent or moves
+      them, as `chain` and `iterated_heads` do, or the run has.
+  """
+
+  def shapes(params: Params) -> Any:
+    return jax.tree.map(jnp.shape, params)
+
+  plain = shapes(shape_of_params(base_agent, lambda agent: agent))
+  for name, rule in shadows.items():
+    own = shapes(shape_of_params(base_agent, rule.twin.lift))
+    if rule.twin.shift is not None or own != plain:
+      raise ValueError(
+        f'{name!r} cannot be a shadow: its online parameters are not those of '
+        'the base agent'
+      )
+    if shapes(online_params) != plain:
+      raise ValueError(
+        f'{name!r} cannot be a shadow: the rule in use has other online '
+        'parameters than the base agent'
+      )
+  twinned = twins.part(base_agent, online_params)
+  return {name: rule.twin.init(twinned) for name, rule in shadows.items()}
+
+
+def is_still(rule: ClockedTwin) -> bool:
+  """Whether a rule is known never to move."""
+  return isinstance(rule.sync, int) and rule.sync >= twins.NEVER
+
+
+def shadows_follow(
+  shadows: Mapping[str, ClockedTwin],
+  state: Mapping[str, Any],
+  online_params: Params,
+  before: chex.Numeric,
+  after: chex.Numeric,
+) -> dict[str, Any]:
+  """Moves the shadows that are due.
+
+  Args:
+    shadows: the rules.
+    state: of `shadows_init`.
+    online_params: the newest, of what has a twin.
+    before: gradient steps when it was called last.
+    after: gradient steps now. A rule is applied once if its clock has crossed a
+      multiple of its period since: call it after every gradient step, or at
+      least once in the shortest period.
+  """
+
+  def moved(rule: ClockedTwin, target: Any) -> Any:
+    if is_still(rule) or not jax.tree.leaves(target):
+      return target
+    due = (after + rule.offset) // rule.sync > (
+      before + rule.offset
+    ) // rule.sync
+    return jax.lax.cond(
+      due,
+      rule.twin.update,
+      lambda online, target, clock: target,
+      online_params,
+      target,
+      after + rule.offset,
+    )
+
+  return {name: moved(rule, state[name]) for name, rule in shadows.items()}
+
+
+def counterfactuals(
+  agent: Agent,
+  base_agent: Agent,
+  shadows: Mapping[str, ClockedTwin],
+  state: Mapping[str, Any],
+  train: TrainState,
+  batch: Transition,
+) -> Metrics:
+  """The targets and gradients that other rules would have given now.
+
+  Args:
+    agent: the run's, lifted by the rule in use.
+    base_agent: not lifted.
+    shadows: the other rules.
+    state: their target parameters.
+    train: the run's state.
+    batch: to learn from.
+
+  Returns:
+    For each rule: `shadow_target/NAME`, the mean target; `shadow_gap/NAME`, the
+    mean |target - target in use|; `cosine/NAME` and `norm_ratio/NAME` of its
+    gradient to the one in use (the ratio is NaN or inf where that is 0). Arrays
+    whose gradients are the same to the bit are left out: what no twin has a
+    part in, such as an actor's own loss, makes no two rules alike. Where all
+    are the same, all count.
+  """
+  online_params = train.online_params
+  key = jax.random.fold_in(train.key, train.gradient_steps)
+
+  def answer(agent: Agent, target_params: Any) -> tuple[chex.Array, Params]:
+    grads, _ = jax.grad(agent.loss, has_aux=True)(
+      online_params, target_params, batch, key
+    )
+    y = agent.targets(online_params, target_params, batch, key)
+    return y, grads
+
+  y, grads = answer(agent, train.target_params)
+  metrics: Metrics = {}
+  for name, rule in shadows.items():
+    y_other, other = answer(rule.twin.lift(base_agent), state[name])
+    here, there = _where_they_differ(grads, other)
+    metrics |= {
+      f'shadow_target/{name}': jnp.mean(y_other),
+      f'shadow_gap/{name}': target_drift(y, y_other),
+      f'cosine/{name}': gradient_cosine(here, there),
+      f'norm_ratio/{name}': optax.tree.norm(there) / optax.tree.norm(here),
+    }
+  return metrics
+
+
+def _where_they_differ(one: Params, other: Params) -> tuple[Params, Params]:
+  """Both with zeros for arrays that are the same; unchanged if all are."""
+  same = jax.tree.map(lambda a, b: jnp.all(a == b), one, other)
+  some = ~jnp.all(jnp.stack(jax.tree.leaves(same)))
+
+  def without(tree: Params) -> Params:
+    return jax.tree.map(
+      lambda leaf, drop: jnp.where(some & drop, 0, leaf), tree, same
+    )
+
+  return without(one), without(other)
