@@ -20,26 +20,31 @@ Ctrl-C.
 import dataclasses
 from typing import Any, NoReturn
 
-from experiments.config import (
-  executing,
-  latent as latent_options,
-  learning as options,
-  panel as panel_options,
-  targets as target_options,
-  twin as twin_options,
-)
+from experiments.config import executing
+from experiments.config.collecting import CollectOptions
 from experiments.config.declaring import (
   FRACTION,
   INT64,
   NOT_NEGATIVE,
   POSITIVE,
+  When,
   choice,
   group,
   one_of,
   option,
-  path_option,
-  usage_errors,
+  redeclared,
 )
+from experiments.config.latent import LatentOptions
+from experiments.config.learning import (
+  ExplorationOptions,
+  LearningOptions,
+  NetworkOptions,
+)
+from experiments.config.meaning import check_meant
+from experiments.config.panel import PanelOptions
+from experiments.config.runs import HostOptions, RunOptions
+from experiments.config.targets import TargetOptions
+from experiments.config.twin import TwinOptions
 from experiments.engines import devices, host, host_runs
 from experiments.families import q
 from experiments.suites import ale
@@ -47,24 +52,37 @@ from experiments.suites.ale import AUGMENTATIONS, MOST_EMULATORS
 from siamrl.report.run_folder import RunFolder
 
 
+_EVALUATES = When(
+  lambda config: config.evaluates,
+  'with an evaluation: --eval_frames or --eval_episodes',
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class AtariConfig(
-  panel_options.PanelOptions,
-  latent_options.LatentOptions,
-  target_options.TargetOptions,
-  twin_options.TwinOptions,
+  ExplorationOptions,
+  LearningOptions,
+  NetworkOptions,
+  PanelOptions,
+  LatentOptions,
+  TargetOptions,
+  TwinOptions,
+  HostOptions,
+  RunOptions,
 ):
   """The options; their defaults are Nature DQN's (Mnih et al. 2015)."""
 
-  _run: Any = group('The run')
-  run_dir: str | None = path_option(
-    None, 'Folder of the run; runs/GAME-AGENT-SEED if not given.'
+  optimizer: str = redeclared(LearningOptions, 'optimizer', 'rmsprop_centred')
+  optimizer_eps: float = redeclared(LearningOptions, 'optimizer_eps', 0.01)
+  td_loss: str = redeclared(LearningOptions, 'td_loss', 'clipped')
+  batch_reduction: str = redeclared(LearningOptions, 'batch_reduction', 'sum')
+  epsilon_end: float = redeclared(ExplorationOptions, 'epsilon_end', 0.1)
+  epsilon_hold: int = redeclared(ExplorationOptions, 'epsilon_hold', 50_000)
+  epsilon_decay: int = redeclared(
+    ExplorationOptions, 'epsilon_decay', 1_000_000
   )
-  overwrite: bool = option(
-    False, 'Start afresh where the folder holds a run already.'
-  )
-  seed: int = options.seed('Everything random follows from it.')
-  platform: str | None = options.platform()
+
+  _length: Any = group('How long it is')
   frames: int = option(
     200_000_000,
     'Emulator frames of the whole run.',
@@ -78,11 +96,6 @@ class AtariConfig(
     POSITIVE,
     most=INT64,
   )
-  checkpoint_period_s: float = option(
-    600, 'Seconds between two checkpoints inside an iteration.', POSITIVE
-  )
-  fresh_environments: bool = options.fresh_environments()
-
   _protocol: Any = group('The game')
   game: str = option('pong', 'Any spelling: ms_pacman, MsPacman.')
   num_envs: int = option(
@@ -112,49 +125,36 @@ class AtariConfig(
     False, 'All 18 actions rather than those that the game knows.'
   )
 
-  _agent: Any = group('The agent')
-  head: str = options.head()
+  _agent: Any = group('The convolutions, and lives')
   hidden_units: int = option(
     512,
     'Of the layer after the convolutions; 0 for no such layer.',
     NOT_NEGATIVE,
   )
-  padding: str = options.padding()
-  initializer: str = options.initializer()
-  layer_norm: bool = options.layer_norm()
-  discount: float = options.discount()
-  n_step: int = options.n_step()
-  reward_clip: float = options.reward_clip(1.0)
+  padding: str = option(
+    'VALID', 'Padding of the convolutions', one_of(('VALID', 'SAME'))
+  )
   life_loss_terminates: bool = option(
     True, 'A lost life ends the return for learning; the game goes on.'
   )
 
-  _learning: Any = group('Learning')
-  optimizer: str = options.optimizer('rmsprop_centred')
-  learning_rate: float = options.learning_rate(2.5e-4)
-  optimizer_eps: float = options.optimizer_eps(0.01)
-  rmsprop_decay: float = options.rmsprop_decay()
-  anneal_learning_rate: bool = options.anneal_learning_rate()
-  max_gradient_norm: float = options.max_gradient_norm()
-  td_loss: str = options.td_loss('clipped')
-  error_bound: float = options.error_bound()
-  batch_reduction: str = options.batch_reduction('sum')
-  param_dtype: str = options.param_dtype()
+  _collecting: Any = group('Collecting and learning')
+  discount: float = redeclared(CollectOptions, 'discount')
+  n_step: int = redeclared(CollectOptions, 'n_step')
+  reward_clip: float = redeclared(CollectOptions, 'reward_clip', 1.0)
   augmentation: str = choice(
     'none', 'What is done to the frames learnt from:', AUGMENTATIONS
   )
-  batch_size: int = options.batch_size(32)
-  train_period: int = options.train_period(4)
-  train_steps: int = options.train_steps()
-  min_replay: int = options.min_replay(50_000)
+  batch_size: int = redeclared(CollectOptions, 'batch_size', 32)
+  train_period: int = redeclared(CollectOptions, 'train_period', 4)
+  train_steps: int = redeclared(CollectOptions, 'train_steps')
+  min_replay: int = redeclared(CollectOptions, 'min_replay', 50_000)
   replay_capacity: int = option(
     1_000_000,
     'Transitions; 7.1 kB of memory each, taken as it fills.',
     POSITIVE,
     most=INT64,  # the memory ends sooner
   )
-
-  _acting: Any = group('Acting')
   acting: str = option(
     'exact',
     'exact: with the newest parameters; the learner works beside the last env '
@@ -162,11 +162,6 @@ class AtariConfig(
     'beside the first',
     one_of(('exact', 'overlapped')),
   )
-  epsilon_start: float = options.epsilon_start()
-  epsilon_end: float = options.epsilon_end(0.1)
-  epsilon_hold: int = options.epsilon_hold(50_000)
-  epsilon_decay: int = options.epsilon_decay(1_000_000)
-
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_frames: int = option(
     500_000,
@@ -179,12 +174,21 @@ class AtariConfig(
     'Episodes to play. With --eval_frames=0 too: no evaluation.',
     NOT_NEGATIVE,
   )
-  eval_epsilon: float = option(0.05, 'Chance of a random action.', FRACTION)
+  eval_epsilon: float = option(
+    0.05, 'Chance of a random action.', FRACTION, when=_EVALUATES
+  )
   eval_envs: int = option(
-    1, 'Emulators stepped in parallel', POSITIVE, most=MOST_EMULATORS
+    1,
+    'Emulators stepped in parallel',
+    POSITIVE,
+    most=MOST_EMULATORS,
+    when=_EVALUATES,
   )
   video: bool = option(
-    False, 'Record the first episode of each evaluation as a GIF.'
+    False,
+    'Record the first episode of each evaluation as a GIF.',
+    when=_EVALUATES,
+    refused=True,
   )
 
   @property
@@ -208,13 +212,14 @@ def main(config: AtariConfig) -> None:
   game = ale.find_game(config.game)
   run_dir = config.run_dir or f'runs/{game}-{config.agent}-{config.seed}'
   config = dataclasses.replace(config, game=game, run_dir=run_dir)
+  check_meant([config])
   ale.check(config)
   q.check_host(config, length='frames')
   with devices.StopRequest() as stop:
     suite = ale.Suite(config)
     host_runs.check_replay(config, suite)
     devices.configure(config.platform)
-    host_runs.train(config, q, suite, stop, drop)
+    host_runs.train(config, q, suite, stop)
 
 
 def build(
@@ -222,20 +227,6 @@ def build(
 ) -> tuple[host.Parts, dict[str, Any]]:
   """Makes all parts of a run, see `host_runs.build`."""
   return host_runs.build(config, q, ale.Suite(config), folder)
-
-
-def drop(config: AtariConfig) -> list[str]:
-  """Options that mean nothing to the run."""
-  evaluating = [] if config.evaluates else ['eval_epsilon', 'eval_envs']
-  with usage_errors():  # paths that cannot be read
-    return [
-      *evaluating,
-      *options.meaningless(config),
-      *panel_options.meaningless(config),
-      *latent_options.meaningless(config),
-      *target_options.meaningless(config),
-      *twin_options.meaningless(config),
-    ]
 
 
 def run() -> NoReturn:

@@ -93,7 +93,6 @@ def run() -> NoReturn:
     ClassicConfig,
     __doc__,
     lambda sweep: sweeps.main(sweep, make_task, q.FAMILY),
-    q.drop,
   )
 
 

@@ -29,13 +29,14 @@ import functools
 import sys
 from typing import NoReturn
 
-from experiments.config import executing
 from experiments.collecting import Task
+from experiments.config import executing
 from experiments.config.declaring import UsageError, refuse
-from experiments.config.reading import Sweep, check_lists
+from experiments.config.meaning import check_lists, check_meant
+from experiments.config.reading import Sweep
 from experiments.engines import devices, host_runs, sweeps
 from experiments.families import actor_critic
-from experiments.families.actor_critic import ControlConfig, drop
+from experiments.families.actor_critic import ControlConfig
 from experiments.suites import gym, jax_native
 
 
@@ -102,7 +103,8 @@ def main(sweep: Sweep) -> None:
 
 def _train_on_host(sweep: Sweep, environment: str) -> None:
   """Trains the one run of a sweep on a robot."""
-  check_lists(sweep, drop)
+  check_meant(sweep.configs)
+  check_lists(sweep)
   if len(sweep.configs) > 1:
     raise UsageError(
       f'--environment={environment} must be run one at a time: it is stepped '
@@ -133,12 +135,12 @@ def _train_on_host(sweep: Sweep, environment: str) -> None:
     suite.check_episode_cap()
     host_runs.check_replay(config, suite)
     devices.configure(config.platform, ynnpack=False)
-    host_runs.train(config, actor_critic, suite, stop, drop, suite.notes())
+    host_runs.train(config, actor_critic, suite, stop, suite.notes())
 
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run_sweep(ControlConfig, __doc__, main, drop)
+  executing.run_sweep(ControlConfig, __doc__, main)
 
 
 if __name__ == '__main__':

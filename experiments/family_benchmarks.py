@@ -181,7 +181,6 @@ def siamese_step(rounds: int) -> dict[str, Any]:
     siamese.SiameseConfig,
     '--images=digits',
     '--iteration_epochs=10',
-    drop=siamese.drop,
   )
   tasks = {config: siamese.make_task(config) for config in sweep.configs}
   (group,) = sweeps.make_groups(sweep, tasks, siamese.FAMILY)

@@ -20,30 +20,34 @@ way, 130 for a second Ctrl-C.
 import dataclasses
 from typing import Any, NoReturn
 
-from experiments.config import (
-  executing,
-  collecting as collect_options,
-  learning as options,
-  runs,
+from experiments.config import collecting as collect_options, executing, runs
+from experiments.config.declaring import (
+  group,
+  option,
+  redeclared,
+  refuse,
+  sizes,
 )
-from experiments.config.declaring import POSITIVE, group, option, refuse, sizes
+from experiments.config.learning import ExplorationOptions
+from experiments.config.meaning import check_meant
 from experiments.engines import devices, host_runs
 from experiments.families import q
 from experiments.suites import gym
 
 
 @dataclasses.dataclass(frozen=True)
-class GymConfig(q.QOptions, runs.RunOptions):
+class GymConfig(
+  ExplorationOptions, q.QOptions, runs.HostOptions, runs.RunOptions
+):
   """The options; their defaults are those of CleanRL's dqn.py."""
 
-  num_envs: int = collect_options.default('num_envs', 1)
-  eval_episodes: int = collect_options.default('eval_episodes', 10)
-  eval_episode_env_steps: int = option(
-    10_000,
-    'Env steps after which an episode of an evaluation is cut, in environments '
-    'that set no limit themselves.',
-    POSITIVE,
-    single=True,
+  num_envs: int = redeclared(q.QOptions, 'num_envs', 1)
+  eval_episodes: int = redeclared(q.QOptions, 'eval_episodes', 10)
+  eval_episode_env_steps: int = redeclared(
+    q.QOptions,
+    'eval_episode_env_steps',
+    help='Env steps after which an episode of an evaluation is cut, in '
+    'environments that set no limit themselves.',
   )
 
   _environment: Any = group('The environment')
@@ -52,7 +56,6 @@ class GymConfig(q.QOptions, runs.RunOptions):
     'An id of Gymnasium, in any spelling; package:Name-v0 imports the package '
     'that registers it.',
   )
-  fresh_environments: bool = options.fresh_environments()
   hidden_sizes: str = option(
     '120-84', 'Units of the hidden layers', sizes('120-84')
   )
@@ -63,6 +66,7 @@ def main(config: GymConfig) -> None:
   env_id = gym.resolve(config.environment)
   run_dir = config.run_dir or f'runs/{env_id}-{config.agent}-{config.seed}'
   config = dataclasses.replace(config, environment=env_id, run_dir=run_dir)
+  check_meant([config])
   collect_options.check(config)
   q.check_host(config, length='env_steps')
   with devices.StopRequest() as stop:
@@ -77,7 +81,7 @@ def main(config: GymConfig) -> None:
     suite.check_episode_cap()
     host_runs.check_replay(config, suite)
     devices.configure(config.platform)
-    host_runs.train(config, q, suite, stop, q.drop, suite.notes())
+    host_runs.train(config, q, suite, stop, suite.notes())
 
 
 def run() -> NoReturn:

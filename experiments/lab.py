@@ -64,21 +64,18 @@ from experiments.config.declaring import (
   UINT32,
   UsageError,
   choice,
+  given,
   group,
   one_of,
   option,
   path_option,
+  redeclared,
   refuse,
   usage_errors,
 )
-from experiments.config.reading import (
-  Sweep,
-  as_flags,
-  as_json,
-  check_lists,
-  check_read,
-  say_idle,
-)
+from experiments.config.meaning import check_lists, check_meant, say_idle
+from experiments.config.reading import Sweep, as_flags, as_json
+from experiments.config.twin import TwinOptions
 from experiments.engines import devices, folders, running
 from siamrl import self_prediction, stability, twins
 from siamrl.envs import linear
@@ -102,27 +99,33 @@ _TAKES: dict[str, tuple[str, ...]] = {
     'predictor_rate',
   )
 }
-_PROBLEM_OPTIONS = tuple(
-  dict.fromkeys(name for takes in _TAKES.values() for name in takes)
-)
 # Of the vector of all weights, for matrices of a size to print results about.
 _LARGEST = 2_000
 
 
-def _takers(name: str) -> str:
-  """The problems that take a parameter, for a help text."""
-  return ', '.join(p for p, takes in _TAKES.items() if name in takes)
+def _of(name: str) -> dict[str, Any]:
+  """How an option is declared that some problems take."""
+  takers = [problem for problem, takes in _TAKES.items() if name in takes]
+  return dict(when=given('problem', *takers), refused=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class LabConfig(twin_options.TwinOptions):
+class LabConfig(TwinOptions):
   """The options; as they are, Baird's example with the best of periods."""
 
   FLOATS: ClassVar[type[np.floating]] = np.float64
 
-  target_period: int = twin_options.default('target_period', 10)
-  target_period_unit: str = twin_options.default(
-    'target_period_unit', 'gradient_steps'
+  target_period: int = redeclared(TwinOptions, 'target_period', 10)
+  target_period_unit: str = redeclared(
+    TwinOptions, 'target_period_unit', 'gradient_steps'
+  )
+  count_warmup: bool = redeclared(
+    TwinOptions, 'count_warmup', never='there is no warm-up'
+  )
+  reset_optimizer: bool = redeclared(
+    TwinOptions,
+    'reset_optimizer',
+    never='plain gradient descent has no state',
   )
 
   _problem: Any = group('The problem')
@@ -131,38 +134,44 @@ class LabConfig(twin_options.TwinOptions):
     '; '.join(f'{name}: {summary}' for name, summary in _PROBLEMS.items()),
     one_of(_PROBLEMS),
   )
-  seed: int = option(
-    0, f'Of the drawing, for {_takers("seed")}', UINT32, most=2**32 - 1
-  )
+  seed: int = option(0, 'Of the drawing', UINT32, most=2**32 - 1, **_of('seed'))
   num_states: int | None = option(
     None,
-    'States, with the terminal one if there is one, for '
-    f'{_takers("num_states")}',
+    'States, with the terminal one if there is one',
     Bound(lambda x: 2 <= x <= 256, 'from 2 to 256'),
+    **_of('num_states'),
   )
   num_features: int | None = option(
     None,
-    f'Weights, or features of a state, for {_takers("num_features")}',
+    'Weights, or features of a state',
     Bound(lambda x: 1 <= x <= 256, 'from 1 to 256'),
+    **_of('num_features'),
   )
   termination: float | None = option(
     None,
-    'Chance to end in the second state, for '
-    f'{_takers("termination")}; 0 if not given',
+    'Chance to end in the second state; 0 if not given',
     FRACTION,
+    **_of('termination'),
   )
 
   predictor: str = choice(
     'optimal',
-    f'What maps features to those of the next state, for {_SELF_PREDICTION}:',
+    'What maps features to those of the next state:',
     self_prediction.PREDICTORS,
+    **_of('predictor'),
   )
   predictor_rate: float | None = option(
-    None, 'Step size of a learnt predictor, in those of the features', POSITIVE
+    None,
+    'Step size of a learnt predictor, in those of the features',
+    POSITIVE,
+    when=given('predictor', 'learnt'),
+    refused=given('problem', _SELF_PREDICTION),
   )
 
   _learning: Any = group('Learning')
-  discount: float = option(0.99, 'Per step of the process, of values', FRACTION)
+  discount: float = option(
+    0.99, 'Per step of the process, of values', FRACTION, **_of('discount')
+  )
   step_size: float = option(
     0.1,
     'Of gradient descent on the sum of the losses, each weighed by the share '
@@ -191,24 +200,14 @@ class LabConfig(twin_options.TwinOptions):
   )
 
 
-def drop(config: LabConfig) -> list[str]:
-  """Options that mean nothing to a run; a sweep does not cross them with it."""
-  takes = _TAKES[config.problem]
-  dropped = [name for name in _PROBLEM_OPTIONS if name not in takes]
-  if config.predictor != 'learnt' and 'predictor_rate' in takes:
-    dropped.append('predictor_rate')
-  with usage_errors():  # a list of paths that cannot be read
-    return dropped + twin_options.meaningless(config)
-
-
 def main(sweep: Sweep) -> None:
   """Predicts and runs what the options say, and reports it."""
   with usage_errors():
-    check_read(sweep, drop, 'target_update', twin_options.OF_RULES)
+    check_meant(sweep.configs)
     study = _study_of(sweep)
     cases = [study.make_case(config) for config in sweep.configs]
-    check_lists(sweep, drop)
-    say_idle(sweep.configs, drop)
+    check_lists(sweep)
+    say_idle(sweep.configs)
     first = sweep.configs[0]
     devices.configure(first.platform)
     folder = None if first.run_dir is None else _open(sweep)
@@ -268,18 +267,6 @@ def _study_of(sweep: Sweep) -> _Study:
   return _FEATURES if kinds == {True} else _VALUES
 
 
-def _check_meant(config: LabConfig) -> None:
-  """Raises UsageError for an option that would change nothing."""
-  for field in dataclasses.fields(LabConfig):
-    name = field.name
-    if name in _PROBLEM_OPTIONS and name not in _TAKES[config.problem]:
-      value = getattr(config, name)
-      if value != field.default:
-        raise UsageError(
-          f'--{name}={value} has no meaning for problem={config.problem}'
-        )
-
-
 def _settings(config: LabConfig) -> dict[str, Any]:
   """What JSON says of the options."""
   takes = twins.takes(config.target_update, config.target_paths)
@@ -311,12 +298,6 @@ def _twin_spec(config: LabConfig) -> TwinSpec:
     UsageError: options do not go together.
     ValueError: likewise; begins with the option.
   """
-  for name, why in (
-    ('count_warmup', 'there is no warm-up'),
-    ('reset_optimizer', 'plain gradient descent has no state'),
-  ):
-    if getattr(config, name):
-      refuse(config, name, f'be false: {why}')
   # An environment step is a gradient step and a frame.
   speeds = twin_options.Speeds(config.target_period_unit, 1, 1)
   return twin_options.make_spec(config, speeds, config.gradient_steps)
@@ -336,7 +317,6 @@ def make_case(config: LabConfig) -> stability.Case:
     refuse(config, 'target_init', 'be equal: weights are given, not drawn')
   twin = _twin_spec(config)
   problem = make_problem(config)
-  _check_meant(config)
   count = twin.parameters.get('target_count', 1)
   size = 2 * (count + 1) * len(problem.initial)
   if size > _LARGEST:
@@ -487,7 +467,6 @@ def make_features_case(config: LabConfig) -> self_prediction.Case:
       f'be one of {", ".join(self_prediction.RULES)} for '
       f'problem={config.problem}',
     )
-  _check_meant(config)
   twin = _twin_spec(config)
   return self_prediction.Case(
     self_prediction.random_corridor(config.seed, config.num_states or 20),
@@ -639,7 +618,7 @@ def _write(
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run_sweep(LabConfig, __doc__, main, drop)
+  executing.run_sweep(LabConfig, __doc__, main)
 
 
 if __name__ == '__main__':

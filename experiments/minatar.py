@@ -22,11 +22,7 @@ import functools
 from typing import Any, NoReturn
 
 from experiments.collecting import Task
-from experiments.config import (
-  executing,
-  learning as options,
-  twin as twin_options,
-)
+from experiments.config import executing
 from experiments.config.declaring import (
   NOT_NEGATIVE,
   RunError,
@@ -35,6 +31,7 @@ from experiments.config.declaring import (
   group,
   one_of,
   option,
+  redeclared,
 )
 from experiments.engines import sweeps
 from experiments.families import q
@@ -57,23 +54,29 @@ _AUGMENT: dict[str, augment.Augmentation | None] = {
 class MinAtarConfig(q.CompiledConfig):
   """The options; their defaults are those of Young & Tian (2019)."""
 
-  env_steps: int = q.default('env_steps', 5_000_000)
-  iteration_env_steps: int = q.default('iteration_env_steps', 50_000)
-  num_envs: int = q.default('num_envs', 1)
-  target_period: int = twin_options.default('target_period', 1_000)
-  target_period_unit: str = twin_options.default(
-    'target_period_unit', 'gradient_steps'
+  env_steps: int = redeclared(q.CompiledConfig, 'env_steps', 5_000_000)
+  iteration_env_steps: int = redeclared(
+    q.CompiledConfig, 'iteration_env_steps', 50_000
   )
-  optimizer: str = q.default('optimizer', 'rmsprop_centred_torch')
-  optimizer_eps: float = q.default('optimizer_eps', 0.01)
-  td_loss: str = q.default('td_loss', 'huber')
-  batch_size: int = q.default('batch_size', 32)
-  train_period: int = q.default('train_period', 1)
-  min_replay: int = q.default('min_replay', 5_000)
-  replay_capacity: int = q.default('replay_capacity', 100_000)
-  epsilon_end: float = q.default('epsilon_end', 0.1)
-  epsilon_hold: int = q.default('epsilon_hold', 5_000)
-  epsilon_decay: int = q.default('epsilon_decay', 100_000)
+  num_envs: int = redeclared(q.CompiledConfig, 'num_envs', 1)
+  target_period: int = redeclared(q.CompiledConfig, 'target_period', 1_000)
+  target_period_unit: str = redeclared(
+    q.CompiledConfig, 'target_period_unit', 'gradient_steps'
+  )
+  optimizer: str = redeclared(
+    q.CompiledConfig, 'optimizer', 'rmsprop_centred_torch'
+  )
+  optimizer_eps: float = redeclared(q.CompiledConfig, 'optimizer_eps', 0.01)
+  td_loss: str = redeclared(q.CompiledConfig, 'td_loss', 'huber')
+  batch_size: int = redeclared(q.CompiledConfig, 'batch_size', 32)
+  train_period: int = redeclared(q.CompiledConfig, 'train_period', 1)
+  min_replay: int = redeclared(q.CompiledConfig, 'min_replay', 5_000)
+  replay_capacity: int = redeclared(
+    q.CompiledConfig, 'replay_capacity', 100_000
+  )
+  epsilon_end: float = redeclared(q.CompiledConfig, 'epsilon_end', 0.1)
+  epsilon_hold: int = redeclared(q.CompiledConfig, 'epsilon_hold', 5_000)
+  epsilon_decay: int = redeclared(q.CompiledConfig, 'epsilon_decay', 100_000)
 
   _game: Any = group('The game')
   game: str = option('breakout', 'Any spelling: SpaceInvaders, space_invaders.')
@@ -92,7 +95,9 @@ class MinAtarConfig(q.CompiledConfig):
   augmentation: str = choice(
     'none', 'What is done to the boards learnt from:', AUGMENTATIONS
   )
-  padding: str = options.padding('Padding of the convolution')
+  padding: str = option(
+    'VALID', 'Padding of the convolution', one_of(('VALID', 'SAME'))
+  )
   hidden_units: int = option(
     128,
     'Of the layer after the convolution; 0 for no such layer.',
@@ -147,7 +152,6 @@ def run() -> NoReturn:
     MinAtarConfig,
     __doc__,
     lambda sweep: sweeps.main(sweep, make_task, q.FAMILY),
-    q.drop,
   )
 
 

@@ -40,7 +40,6 @@ import numpy as np
 from experiments import offline_data
 from experiments.config import (
   executing,
-  learning as options,
   targets as target_options,
   twin as twin_options,
 )
@@ -48,15 +47,21 @@ from experiments.config.declaring import (
   INT64,
   NOT_NEGATIVE,
   POSITIVE,
+  When,
   choice,
   group,
+  is_set,
   option,
-  path_option,
+  redeclared,
   refuse,
   sizes,
   usage_errors,
 )
-from experiments.config.reading import say_idle
+from experiments.config.learning import LearningOptions, NetworkOptions
+from experiments.config.meaning import check_meant, say_idle
+from experiments.config.runs import RunOptions
+from experiments.config.targets import TargetOptions
+from experiments.config.twin import HAS_PERIOD, TwinOptions
 from experiments.engines import (
   devices,
   folders,
@@ -65,7 +70,7 @@ from experiments.engines import (
   running,
 )
 from experiments.suites.jax_native import Task, make_task
-from siamrl import diagnostics, learner, twins
+from siamrl import diagnostics, learner
 from siamrl.envs import car_on_hill, tabular
 from siamrl.learner import Learner, TwinSpec
 from siamrl.networks.q_network import mlp_network
@@ -89,27 +94,34 @@ _ANNEAL = {
 
 @dataclasses.dataclass(frozen=True)
 class OfflineConfig(
+  LearningOptions,
+  NetworkOptions,
   offline_data.DataOptions,
-  target_options.TargetOptions,
-  twin_options.TwinOptions,
+  TargetOptions,
+  TwinOptions,
+  RunOptions,
 ):
   """The options; their defaults follow no paper."""
 
-  target_period: int = twin_options.default('target_period', 1_000)
-  target_period_unit: str = twin_options.default(
-    'target_period_unit', 'gradient_steps'
+  # Also the length of an iteration, whatever the rule.
+  target_period: int = redeclared(
+    TwinOptions, 'target_period', 1_000, when=None
+  )
+  target_period_unit: str = redeclared(
+    TwinOptions,
+    'target_period_unit',
+    'gradient_steps',
+    never='no env steps are taken',
+  )
+  count_warmup: bool = redeclared(
+    TwinOptions, 'count_warmup', never='there is no warm-up'
+  )
+  learning_rate: float = redeclared(LearningOptions, 'learning_rate', 1e-3)
+  anneal_learning_rate: str = choice(  # type: ignore[assignment]
+    'none', 'Where the step size falls to 0 in a straight line:', _ANNEAL
   )
 
-  _run: Any = group('The run')
-  run_dir: str | None = path_option(
-    None,
-    'Folder of the run; runs/offline-ENVIRONMENT-AGENT-SEED if not given',
-  )
-  overwrite: bool = option(
-    False, 'Start afresh where the folder holds a run already.'
-  )
-  seed: int = options.seed('Everything random follows from it.')
-  platform: str | None = options.platform()
+  _length: Any = group('How long it is')
   iterations: int | None = option(
     None,
     'Fits of the whole run, each of --target_period gradient steps; '
@@ -125,11 +137,7 @@ class OfflineConfig(
     '--target_period if not given',
     POSITIVE,
   )
-  checkpoint_period_s: float = option(
-    600, 'Seconds between two checkpoints, about.', POSITIVE
-  )
-
-  _agent: Any = group('The network')
+  _layers: Any = group('The layers of the network')
   hidden_sizes: str = option(
     '64-64',
     'Units of the hidden layers; with none, and one-hot states, the network '
@@ -139,12 +147,7 @@ class OfflineConfig(
   rescale_observations: bool = option(
     False, 'Bring observations to [-1, 1], by their range in the data set.'
   )
-  head: str = options.head()
-  initializer: str = options.initializer()
-  layer_norm: bool = options.layer_norm()
-  param_dtype: str = options.param_dtype()
-
-  _learning: Any = group('Learning')
+  _fits: Any = group('Fits')
   batch_size: int = option(
     256,
     'Transitions per gradient step, drawn with replacement; 0 for all of them '
@@ -159,24 +162,15 @@ class OfflineConfig(
     'window before; 0 waits until it does not fall at all. All fits have '
     '--target_period gradient steps if not given',
     NOT_NEGATIVE,
+    when=HAS_PERIOD,
+    refused=True,
   )
   tolerance_window: int = option(
     100,
     'Gradient steps of a window; must divide --target_period.',
     POSITIVE,
+    when=When(lambda config: config.tolerance is not None, 'with --tolerance'),
   )
-  optimizer: str = options.optimizer('adam')
-  learning_rate: float = options.learning_rate(1e-3)
-  optimizer_eps: float = options.optimizer_eps(1e-8)
-  rmsprop_decay: float = options.rmsprop_decay()
-  anneal_learning_rate: str = choice(
-    'none', 'Where the step size falls to 0 in a straight line:', _ANNEAL
-  )
-  max_gradient_norm: float = options.max_gradient_norm()
-  td_loss: str = options.td_loss('squared')
-  error_bound: float = options.error_bound()
-  batch_reduction: str = options.batch_reduction('mean')
-
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_episodes: int = option(
     10,
@@ -185,7 +179,10 @@ class OfflineConfig(
     NOT_NEGATIVE,
   )
   eval_episode_env_steps: int = option(
-    10_000, 'Env steps after which an episode is cut.', POSITIVE
+    10_000,
+    'Env steps after which an episode is cut.',
+    POSITIVE,
+    when=is_set('eval_episodes', '1 or more'),
   )
 
   @property
@@ -225,24 +222,6 @@ def main(config: OfflineConfig) -> None:
     _train(config, stop)
 
 
-def drop(config: OfflineConfig) -> list[str]:
-  """Options that mean nothing to the run."""
-  meaning = {
-    'tolerance_window': config.tolerance is not None,
-    'num_envs': config.dataset is None and config.collect != 'uniform',
-    'eval_episode_env_steps': config.eval_episodes > 0,
-  }
-  dropped = [name for name, meant in meaning.items() if not meant]
-  with usage_errors():  # paths that cannot be read
-    dropped += [
-      *options.meaningless(config),
-      *target_options.meaningless(config),
-      *twin_options.meaningless(config),
-    ]
-  # Also the length of an iteration, whatever the rule.
-  return [name for name in dropped if name != 'target_period']
-
-
 def _train(config: OfflineConfig, stop: devices.StopRequest) -> None:
   check(config)
   devices.configure(config.platform)
@@ -266,7 +245,7 @@ def _train(config: OfflineConfig, stop: devices.StopRequest) -> None:
     'collect_env_steps',
     devices.memory_bytes(),
   )
-  say_idle([config], drop)
+  say_idle([config])
   with folders.open_run(config, derived) as folder:
     offline_engine.run(folder, make_run(config, task, given), stop)
 
@@ -321,12 +300,7 @@ def _describe(
 
 def check(config: OfflineConfig) -> None:
   """Raises UsageError for options that do not go together."""
-  for name, value, why in (
-    ('target_period_unit', 'gradient_steps', 'no env steps are taken'),
-    ('count_warmup', False, 'there is no warm-up'),
-  ):
-    if getattr(config, name) != value:
-      refuse(config, name, f'be {str(value).lower()}: {why}')
+  check_meant([config])
   if config.gradient_steps and config.iterations:
     refuse(
       config,
@@ -340,7 +314,6 @@ def check(config: OfflineConfig) -> None:
   with usage_errors():
     twin_spec(config)
     target_options.parameters(config)
-  offline_data.check(config)
 
 
 def _check_lengths(config: OfflineConfig) -> None:
@@ -377,14 +350,6 @@ def _check_optimizer(config: OfflineConfig) -> None:
 
 
 def _check_tolerance(config: OfflineConfig) -> None:
-  if twins.RULES[config.target_update].period is not None:
-    known = [name for name, rule in twins.RULES.items() if rule.period is None]
-    refuse(
-      config,
-      'tolerance',
-      f'go with a rule that has a period: {", ".join(known)}; not '
-      f'--target_update={config.target_update}',
-    )
   if config.target_order != 'after':
     refuse(config, 'target_order', 'be after where --tolerance is given')
   if config.row_gradient_steps != config.target_period:

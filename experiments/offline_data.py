@@ -8,16 +8,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.config import learning as options
+from experiments.config.collecting import CollectOptions
 from experiments.config.declaring import (
   INT64,
   POSITIVE,
   RunError,
   UsageError,
+  both,
   choice,
   group,
+  not_given,
+  not_set,
   option,
   path_option,
+  redeclared,
   refuse,
 )
 from experiments.engines import devices, folders, memory
@@ -58,36 +62,35 @@ class DataOptions:
     'not given',
   )
   collect: str | None = choice(
-    None, 'What is collected; episodes if not given:', _COLLECT
+    None,
+    'What is collected; episodes if not given:',
+    _COLLECT,
+    when=not_set('dataset'),
+    refused=True,
   )
   collect_env_steps: int | None = option(
     None,
     f'Transitions to collect; {_DEFAULT_ENV_STEPS} if not given',
     POSITIVE,
     most=INT64,  # the memory ends sooner
+    when=not_set('dataset'),
+    refused=True,
   )
   num_envs: int = option(
     10,
     'Environments stepped at once for episodes; must divide '
     '--collect_env_steps.',
     POSITIVE,
+    when=both(not_set('dataset'), not_given('collect', 'uniform')),
   )
-  discount: float = options.discount()
-  reward_scale: float = options.reward_scale()
-  reward_clip: float = options.reward_clip(0.0)
+  discount: float = redeclared(CollectOptions, 'discount')
+  reward_scale: float = redeclared(CollectOptions, 'reward_scale')
+  reward_clip: float = redeclared(CollectOptions, 'reward_clip')
 
   @property
   def env_steps(self) -> int:
     """Transitions to collect."""
     return self.collect_env_steps or _DEFAULT_ENV_STEPS
-
-
-def check(config: DataOptions) -> None:
-  """Raises UsageError for options that do not go together."""
-  if config.dataset is not None:
-    for name in ('collect', 'collect_env_steps'):
-      if getattr(config, name) is not None:
-        refuse(config, name, f'not be given with --dataset={config.dataset}')
 
 
 def load(config: DataOptions, environment: JaxEnvironment) -> Dataset:

@@ -68,7 +68,7 @@ def build(
   import jax
   import numpy as np
 
-  sweep = sweep_from_arguments(config_type, *arguments, drop=family.drop)
+  sweep = sweep_from_arguments(config_type, *arguments)
   tasks = {config: make_task(config) for config in sweep.configs}
   if network is not None:
     tasks = {

@@ -34,12 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.config import (
-  executing,
-  learning as options,
-  runs,
-  twin as twin_options,
-)
+from experiments.config import executing, twin as twin_options
 from experiments.config.declaring import (
   Bound,
   DECAY,
@@ -47,15 +42,25 @@ from experiments.config.declaring import (
   POSITIVE,
   RunError,
   UsageError,
+  When,
+  both,
   choice,
+  given,
   group,
+  not_given,
   one_of,
   option,
   path_option,
+  redeclared,
   refuse,
   usage_errors,
 )
+from experiments.config.learning import as_arrays
+from experiments.config.meaning import traced
+from experiments.config.panel import PanelOptions
 from experiments.config.reading import Sweep
+from experiments.config.runs import SweepOptions
+from experiments.config.twin import TwinOptions
 from experiments.engines import sweeps
 from siamrl import collapse, diagnostics, images, learner, probing
 from siamrl.agents import siamese
@@ -77,16 +82,6 @@ PREDICTORS = {
   'none': 'the projections themselves',
 }
 
-# Options that may differ between runs of one program: they enter as arrays.
-TRACED = (
-  *twin_options.TRACED,
-  'learning_rate',
-  'predictor_rate',
-  'momentum',
-  'weight_decay',
-  'statistics_momentum',
-)
-
 UNITS = ('gradient_steps', 'epochs')
 
 # Frames of a game's name: frames:pong.
@@ -98,17 +93,25 @@ _SHOWN = 10
 _PART = Bound(lambda x: 0 < x < 1, 'in (0, 1)')
 
 
+_PLAYED = When(
+  lambda config: _FRAMES.fullmatch(config.images) is not None,
+  'with --images=frames:GAME',
+)
+_PREDICTS = not_given('agent', 'simclr')
+_LEARNS_PREDICTOR = both(_PREDICTS, given('predictor', 'mlp', 'linear'))
+
+
 @dataclasses.dataclass(frozen=True)
-class SiameseConfig(twin_options.TwinOptions, runs.SweepOptions):
+class SiameseConfig(TwinOptions, SweepOptions):
   """The options; their defaults are SimSiam's, small."""
 
-  target_update: str = twin_options.default('target_update', 'self')
-  target_period: int = twin_options.default('target_period', 1)
-  target_period_unit: str = option(
-    'gradient_steps',
-    'Unit of the three periods here',
-    one_of(UNITS),
-    single=True,
+  target_update: str = redeclared(TwinOptions, 'target_update', 'self')
+  target_period: int = redeclared(TwinOptions, 'target_period', 1)
+  target_period_unit: str = redeclared(
+    TwinOptions, 'target_period_unit', 'gradient_steps', bound=one_of(UNITS)
+  )
+  count_warmup: bool = redeclared(
+    TwinOptions, 'count_warmup', never='there is no warm-up'
   )
 
   _data: Any = group('The images')
@@ -123,13 +126,22 @@ class SiameseConfig(twin_options.TwinOptions, runs.SweepOptions):
   held_out_fraction: float = option(
     0.2, 'Of the images, to judge by.', _PART, single=True
   )
-  frames: int = option(5_000, 'Of a game.', POSITIVE, single=True)
+  frames: int = option(
+    5_000,
+    'Number of frames of a game.',
+    POSITIVE,
+    single=True,
+    when=_PLAYED,
+    refused=True,
+  )
   ram_byte: int = option(
     -1,
     "Byte of a game's memory to be told from its frames, in 8 classes of about "
     'the same size; -1 for none.',
     Bound(lambda x: -1 <= x < 128, 'from -1 to 127'),
     single=True,
+    when=_PLAYED,
+    refused=True,
   )
   augmentation: str = option(
     'digits', 'How an image becomes a view', one_of(AUGMENTATIONS)
@@ -155,16 +167,32 @@ class SiameseConfig(twin_options.TwinOptions, runs.SweepOptions):
     one_of(AGENTS),
   )
   predictor: str = choice(
-    'mlp', 'What meets the projections of the twin:', PREDICTORS
+    'mlp',
+    'What meets the projections of the twin:',
+    PREDICTORS,
+    when=_PREDICTS,
+    # 'none' is the predictor that the other agent has.
+    refused=When(
+      lambda config: _PREDICTS.holds(config) or config.predictor == 'none',
+      _PREDICTS.text,
+    ),
   )
-  symmetric: bool = option(True, 'Predict each view from the other one.')
+  symmetric: bool = option(
+    True, 'Predict each view from the other one.', when=_PREDICTS, refused=True
+  )
   twin_statistics: str = choice(
     'own',
     "What the twin's batch normalisation uses:",
     siamese.TWIN_STATISTICS,
+    when=_PREDICTS,
+    refused=True,
   )
   temperature: float | None = option(
-    None, 'Of the contrastive loss; 0.1 if not given', POSITIVE
+    None,
+    'Of the contrastive loss; 0.1 if not given',
+    POSITIVE,
+    when=given('agent', 'simclr'),
+    refused=True,
   )
   encoder: str = choice('mlp', 'Maps images to features:', ENCODERS)
   projector_units: int = option(
@@ -172,7 +200,10 @@ class SiameseConfig(twin_options.TwinOptions, runs.SweepOptions):
   )
   projections: int = option(64, 'Numbers in a projection.', POSITIVE)
   predictor_units: int = option(
-    16, "Of the predictor's hidden layer.", POSITIVE
+    16,
+    "Of the predictor's hidden layer.",
+    POSITIVE,
+    when=both(_PREDICTS, given('predictor', 'mlp', 'fixed')),
   )
   encoder_norm: bool = option(True, 'Batch normalisation in the encoder.')
   head_norm: bool = option(
@@ -184,23 +215,41 @@ class SiameseConfig(twin_options.TwinOptions, runs.SweepOptions):
 
   _learning: Any = group('Learning')
   optimizer: str = option('sgd', 'Optimiser', one_of(('sgd', 'adam', 'lars')))
-  learning_rate: float = option(0.05, 'Step size.', POSITIVE)
+  learning_rate: float = option(0.05, 'Step size.', POSITIVE, traced=True)
   predictor_rate: float = option(
-    1.0, "The predictor's step size, times this.", NOT_NEGATIVE
+    1.0,
+    "The predictor's step size, times this.",
+    NOT_NEGATIVE,
+    traced=True,
+    when=_LEARNS_PREDICTOR,
   )
-  momentum: float = option(0.9, 'Of sgd and lars.', DECAY)
+  momentum: float = option(
+    0.9,
+    'Share of the last update that is taken again.',
+    DECAY,
+    traced=True,
+    when=given('optimizer', 'sgd', 'lars'),
+  )
   weight_decay: float = option(
-    1e-4, 'Of all weights; with lars of kernels only.', NOT_NEGATIVE
+    1e-4,
+    'Of all weights; with lars of kernels only.',
+    NOT_NEGATIVE,
+    traced=True,
   )
   anneal: str = option(
     'cosine', 'How the step size falls to 0', one_of(('cosine', 'none'))
   )
   constant_predictor_rate: bool = option(
-    False, "Leave the predictor's step size as it is, as SimSiam does."
+    False,
+    "Leave the predictor's step size as it is, as SimSiam does.",
+    when=both(_LEARNS_PREDICTOR, not_given('anneal', 'none')),
   )
   batch_size: int = option(256, 'Images per gradient step.', POSITIVE)
   statistics_momentum: float = option(
-    0.9, 'Of the running averages of batch normalisation.', DECAY
+    0.9,
+    'Of the running averages of batch normalisation.',
+    DECAY,
+    traced=True,
   )
 
   _evaluation: Any = group('Evaluation, after each iteration')
@@ -221,15 +270,9 @@ class SiameseConfig(twin_options.TwinOptions, runs.SweepOptions):
   )
 
   _panel: Any = group("The twin's panel")
-  panel_period: int = option(
-    0,
-    'Iterations from one measurement of what the twin does to the next; 0 for '
-    'none. Columns of metrics.csv that begin with panel/.',
-    NOT_NEGATIVE,
-    single=True,
-  )
-  probe_size: int = option(
-    256, 'Held-out images that it looks at.', POSITIVE, single=True
+  panel_period: int = redeclared(PanelOptions, 'panel_period')
+  probe_size: int = redeclared(
+    PanelOptions, 'probe_size', help='Held-out images that it looks at.'
   )
 
 
@@ -426,28 +469,6 @@ class _Speeds:
     return 0
 
 
-def drop(config: SiameseConfig) -> list[str]:
-  """Options that mean nothing to a run; a sweep does not cross them with it."""
-  contrasts = config.agent == 'simclr'
-  has_mlp = config.predictor in ('mlp', 'fixed')
-  meaning = {
-    'momentum': config.optimizer != 'adam',
-    'temperature': contrasts,
-    'probe_size': config.panel_period > 0,
-    'predictor': not contrasts,
-    'symmetric': not contrasts,
-    'twin_statistics': not contrasts,
-    'predictor_units': has_mlp and not contrasts,
-    'predictor_rate': config.predictor in ('mlp', 'linear') and not contrasts,
-    'constant_predictor_rate': config.anneal != 'none'
-    and config.predictor in ('mlp', 'linear')
-    and not contrasts,
-  }
-  dropped = [name for name, meant in meaning.items() if not meant]
-  with usage_errors():  # paths that cannot be read
-    return [*dropped, *twin_options.meaningless(config), 'count_warmup']
-
-
 def check(config: SiameseConfig) -> None:
   """Raises UsageError for options that do not go together."""
   if config.epochs % config.iteration_epochs:
@@ -468,21 +489,8 @@ def check(config: SiameseConfig) -> None:
       refuse(
         config, 'target_update', 'be self for --agent=simclr: it has no twin'
       )
-    for name in ('predictor', 'symmetric', 'twin_statistics'):
-      given, default = (getattr(of, name) for of in (config, SiameseConfig))
-      # 'none' is the predictor that it has.
-      if given not in (default, 'none'):
-        refuse(config, name, 'not be given with --agent=simclr')
-  elif config.temperature is not None:
-    refuse(config, 'temperature', 'go with --agent=simclr')
   if config.reset_optimizer and config.anneal != 'none':
     refuse(config, 'anneal', 'be none with --reset_optimizer')
-  if config.count_warmup:
-    refuse(config, 'count_warmup', 'be false: there is no warm-up')
-  if not _FRAMES.fullmatch(config.images):
-    for name in ('ram_byte', 'frames'):
-      if getattr(config, name) != getattr(SiameseConfig, name):
-        refuse(config, name, 'go with --images=frames:GAME')
   with usage_errors():
     twin_options.make_spec(config, _Speeds(config.target_period_unit), 1)
 
@@ -510,8 +518,8 @@ def _twin_spec(config: SiameseConfig, task: Task) -> TwinSpec:
 def settings_of(config: SiameseConfig, task: Task) -> dict[str, Any]:
   """The numbers of a run that may be traced; its key is beside them."""
   settings = twin_options.settings_of(_twin_spec(config, task))
-  others = [name for name in TRACED if name not in settings]
-  return settings | options.as_arrays(vars(config), others)
+  others = [name for name in traced(type(config)) if name not in settings]
+  return settings | as_arrays(vars(config), others)
 
 
 def make_agent(config: SiameseConfig, task: Task) -> siamese.SiameseAgent:
@@ -751,8 +759,6 @@ def _check_images(config: SiameseConfig, task: Task) -> None:
 
 
 FAMILY = sweeps.Family(
-  traced=TRACED,
-  drop=drop,
   check=check,
   settings=settings_of,
   make_loop=make_loop,
@@ -767,7 +773,7 @@ def main(sweep: Sweep) -> None:
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run_sweep(SiameseConfig, __doc__, main, drop)
+  executing.run_sweep(SiameseConfig, __doc__, main)
 
 
 if __name__ == '__main__':

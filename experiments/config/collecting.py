@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from experiments.config import (
-  learning as options,
+  learning,
   panel as panel_options,
   twin as twin_options,
 )
@@ -18,10 +18,14 @@ from experiments.config.declaring import (
   NOT_NEGATIVE,
   POSITIVE,
   group,
+  is_set,
   option,
+  redeclared,
   refuse,
   usage_errors,
 )
+from experiments.config.panel import PanelOptions
+from experiments.config.twin import TwinOptions
 from siamrl import schedule
 from siamrl.diagnostics import STRIDE
 from siamrl.learner import TwinSpec
@@ -29,10 +33,10 @@ from siamrl.types import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
-class CollectOptions(panel_options.PanelOptions, twin_options.TwinOptions):
+class CollectOptions(PanelOptions, TwinOptions):
   """The options; a family adds its own, a launcher its environment."""
 
-  target_period: int = twin_options.default('target_period', 500)
+  target_period: int = redeclared(TwinOptions, 'target_period', 500)
 
   _length: Any = group('How long they are')
   env_steps: int = option(
@@ -52,14 +56,33 @@ class CollectOptions(panel_options.PanelOptions, twin_options.TwinOptions):
     'be a multiple of it.',
     POSITIVE,
   )
-  discount: float = options.discount()
-  n_step: int = options.n_step()
-  reward_scale: float = options.reward_scale()
-  reward_clip: float = options.reward_clip(0.0)
-  batch_size: int = options.batch_size(128)
-  train_period: int = options.train_period(10)
-  train_steps: int = options.train_steps()
-  min_replay: int = options.min_replay(10_000)
+  discount: float = option(0.99, 'Per env step.', FRACTION, traced=True)
+  # A compiled program has an addition for each.
+  n_step: int = option(1, 'Rewards before the bootstrap', POSITIVE, most=1_000)
+  reward_scale: float = option(
+    1.0,
+    'Rewards are multiplied by this for learning, before any clipping.',
+    POSITIVE,
+    traced=True,
+  )
+  reward_clip: float = option(
+    0.0,
+    'Rewards are clipped to plus or minus this for learning; 0 for no '
+    'clipping. Reported returns never are.',
+    NOT_NEGATIVE,
+  )
+  batch_size: int = option(128, 'Transitions per gradient step.', POSITIVE)
+  train_period: int = option(
+    10, 'Env steps from one training to the next.', POSITIVE
+  )
+  train_steps: int = option(
+    1,
+    'Gradient steps of each training; many make fitted Q-iteration.',
+    POSITIVE,
+  )
+  min_replay: int = option(
+    10_000, 'Env steps before the first gradient step.', NOT_NEGATIVE
+  )
   replay_capacity: int = option(
     10_000,
     'Transitions, of each run.',
@@ -72,33 +95,24 @@ class CollectOptions(panel_options.PanelOptions, twin_options.TwinOptions):
     0, 'Episodes to play; 0 for no evaluation.', NOT_NEGATIVE, single=True
   )
   eval_epsilon: float = option(
-    0.0, 'Chance of a random action.', FRACTION, single=True
+    0.0,
+    'Chance of a random action.',
+    FRACTION,
+    single=True,
+    when=is_set('eval_episodes', '1 or more'),
   )
   eval_episode_env_steps: int = option(
     10_000,
     'Env steps after which an episode is cut.',
     POSITIVE,
     single=True,
+    when=is_set('eval_episodes', '1 or more'),
   )
 
   @property
   def total_env_steps(self) -> int:
     """Env steps of the whole run."""
     return self.env_steps
-
-
-def default(name: str, value: Any) -> Any:
-  """The field of a subclass whose option has another default."""
-  inherited = CollectOptions.__dataclass_fields__[name]
-  return dataclasses.field(default=value, metadata=inherited.metadata)
-
-
-def meaningless(config: CollectOptions) -> list[str]:
-  """Options that mean nothing without evaluations or without the panel."""
-  dropped = panel_options.meaningless(config)
-  if not config.eval_episodes:
-    dropped += ['eval_epsilon', 'eval_episode_env_steps']
-  return dropped
 
 
 def check(config: CollectOptions) -> None:
@@ -120,7 +134,7 @@ def check(config: CollectOptions) -> None:
       'env_steps',
       f'be a multiple of --iteration_env_steps={config.iteration_env_steps}',
     )
-  options.check_learns(
+  learning.check_learns(
     config,
     length='env_steps',
     env_steps=config.env_steps,

@@ -102,6 +102,80 @@ def sizes(example: str, *, none: bool = False) -> Bound:
   return Bound(holds, f'{text} (at most {_MOST_LAYERS}, each below {2**31})')
 
 
+@dataclasses.dataclass(frozen=True)
+class When:
+  """A condition under which an option means something.
+
+  Attributes:
+    holds: configuration -> whether it is met. It may look only at options that
+      always mean something themselves.
+    text: its words, such as 'with --replay=uniform'; or what makes them, where
+      more choices can be registered.
+    chooser: the option that it depends on, if it is the value of one.
+    parts: the conditions that must all be met, if it is made of several.
+  """
+
+  holds: Callable[[Any], bool]
+  text: str | Callable[[], str]
+  chooser: str | None = None
+  parts: tuple['When', ...] = ()
+
+  @property
+  def words(self) -> str:
+    """Its words."""
+    return self.text if isinstance(self.text, str) else self.text()
+
+
+def given(name: str, *values: str) -> When:
+  """An option has one of some values."""
+  return When(
+    lambda config: getattr(config, name) in values,
+    f'with --{name}={either(values)}',
+    name,
+  )
+
+
+def not_given(name: str, *values: str) -> When:
+  """An option has none of some values."""
+  return When(
+    lambda config: getattr(config, name) not in values,
+    f'without --{name}={either(values)}',
+  )
+
+
+def is_set(name: str, least: str = '') -> When:
+  """An option has a value other than None, False and zero.
+
+  Args:
+    name: of the option.
+    least: what it must be at least, in words.
+  """
+  value = f'={least}' if least else ''
+  return When(
+    lambda config: bool(getattr(config, name)), f'with --{name}{value}'
+  )
+
+
+def not_set(name: str) -> When:
+  """An option is None, False or zero."""
+  return When(lambda config: not getattr(config, name), f'without --{name}')
+
+
+def both(*conditions: When) -> When:
+  """All of some conditions are met."""
+  return When(
+    lambda config: all(each.holds(config) for each in conditions),
+    lambda: ' and '.join(each.words for each in conditions),
+    parts=conditions,
+  )
+
+
+def either(values: Collection[str]) -> str:
+  """Some values in words: a, b or c."""
+  *others, last = values
+  return f'{", ".join(others)} or {last}' if others else last
+
+
 def option(
   default: Any,
   help: str,
@@ -109,6 +183,10 @@ def option(
   *,
   single: bool = False,
   most: int = INT32,
+  traced: bool = False,
+  when: When | None = None,
+  refused: bool | When = False,
+  never: str = '',
 ) -> Any:
   """A dataclass field that becomes a flag.
 
@@ -125,43 +203,78 @@ def option(
     single: takes no list in a sweep either.
     most: the largest value of a whole number. `INT64` is for options that only
       Python computes with; the launcher must then check what follows from them.
+    traced: whether runs with different values can be one compiled program,
+      which its values enter as arrays.
+    when: where it means something; everywhere if not given. Elsewhere a sweep
+      does not cross it with other options, and the user is told that it changes
+      nothing.
+    refused: whether it must be left out where `when` does not hold; or the
+      part of that without which it must be left out.
+    never: why it means nothing to a launcher that inherits it, and must be left
+      out.
   """
   metadata = {
     'help': help,
     'bound': bound,
     'single': single,
     'most': most,
+    'traced': traced,
+    'when': when,
+    'refused': refused,
+    'never': never,
   }
   return dataclasses.field(default=default, metadata=metadata)
 
 
 def path_option(
-  default: Any, help: str, *, single: bool = False, several: bool = False
+  default: Any, help: str, *, several: bool = False, **more: Any
 ) -> Any:
   """An option that names a file or a folder; `~` is the user's home.
 
   Args:
     default: its value where the flag is not given.
     help: one sentence.
-    single: as `option` has it.
     several: whether it names several, with commas between them.
+    **more: as `option` has it.
   """
-  field = option(default, help, PATH, single=single)
+  field = option(default, help, PATH, **more)
   metadata = {**field.metadata, 'path': 'several' if several else 'one'}
   return dataclasses.field(default=default, metadata=metadata)
 
 
-def choice(default: Any, help: str, summaries: Mapping[str, str]) -> Any:
+def choice(
+  default: Any, help: str, summaries: Mapping[str, str], **more: Any
+) -> Any:
   """An option that takes one of some names, each with a line of help.
 
   Args:
     default: its value where the flag is not given.
     help: one sentence.
     summaries: what each name stands for.
+    **more: as `option` has it.
   """
-  field = option(default, help, one_of(summaries))
+  field = option(default, help, one_of(summaries), **more)
   metadata = {**field.metadata, 'summaries': dict(summaries)}
   return dataclasses.field(default=default, metadata=metadata)
+
+
+def redeclared(
+  cls: type, name: str, default: Any = dataclasses.MISSING, **changes: Any
+) -> Any:
+  """The field of a class in another one, with some changes.
+
+  Args:
+    cls: declares the option, or inherits it.
+    name: of the option.
+    default: its value where the flag is not given; as in `cls` if left out.
+    **changes: arguments of `option`.
+  """
+  (field,) = (each for each in dataclasses.fields(cls) if each.name == name)
+  if default is dataclasses.MISSING:
+    default = field.default
+  return dataclasses.field(
+    default=default, metadata={**field.metadata, **changes}
+  )
 
 
 def group(title: str) -> Any:

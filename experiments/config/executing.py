@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from experiments.config import reading, startup, users
 from experiments.config.declaring import RunError, UsageError
 from experiments.config.help import help_text
-from experiments.config.reading import Drop, Sweep
+from experiments.config.reading import Sweep
 from siamrl.report import streams
 
 # Characters of an error message; what is longer is cut in the middle.
@@ -63,12 +63,11 @@ def run_sweep(
   cls: type,
   intro: str,
   main: Callable[[Sweep], None],
-  drop: Drop = lambda config: (),
 ) -> NoReturn:
   """Reads a command line with lists, calls `main` with the sweep, and exits."""
   streams.install()
   arguments = users.with_caller(sys.argv[1:])
-  sys.exit(execute_sweep(cls, intro, main, arguments, drop))
+  sys.exit(execute_sweep(cls, intro, main, arguments))
 
 
 def execute_sweep(
@@ -76,7 +75,6 @@ def execute_sweep(
   intro: str,
   main: Callable[[Sweep], None],
   arguments: Sequence[str],
-  drop: Drop = lambda config: (),
 ) -> int:
   """Calls `main` with the sweep that a command line makes.
 
@@ -85,14 +83,13 @@ def execute_sweep(
     intro: the first paragraphs of the help text.
     main: the launcher.
     arguments: the command line.
-    drop: as `sweep_from_arguments` has it.
 
   Returns:
     The exit code, as `execute` has it.
   """
   return _execute(
     lambda: help_text(cls, intro, lists=True),
-    lambda: main(reading.sweep_from_arguments(cls, *arguments, drop=drop)),
+    lambda: main(reading.sweep_from_arguments(cls, *arguments)),
     arguments,
   )
 

@@ -12,6 +12,7 @@ from experiments.config.declaring import (
   POSITIVE,
   choice,
   group,
+  is_set,
   option,
   refuse,
 )
@@ -21,8 +22,9 @@ from siamrl.networks.latent import TRANSITIONS, latent_networks
 from siamrl.networks.q_network import QNetwork
 from siamrl.types import Agent, Params
 
-# Numbers that may differ between runs of one compiled program.
-TRACED = ('spr_weight',)
+_PREDICTS: dict[str, Any] = dict(
+  when=is_set('spr_steps', '1 or more'), refused=True
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +44,21 @@ class LatentOptions:
     5.0,
     'Weight of the mean squared distance of unit vectors over these steps.',
     NOT_NEGATIVE,
+    traced=True,
+    **_PREDICTS,
   )
-  spr_target: str = choice('twin', 'What it predicts:', latent.TARGETS)
+  spr_target: str = choice(
+    'twin', 'What it predicts:', latent.TARGETS, **_PREDICTS
+  )
   spr_transition: str = choice(
-    'conv', 'What leads from one step to the next:', TRANSITIONS
+    'conv', 'What leads from one step to the next:', TRANSITIONS, **_PREDICTS
   )
   spr_projections: int | None = option(
     None,
     'Units of a layer in which predictions are compared; if not given, it is '
     "the hidden layer of the network's head",
     POSITIVE,
+    **_PREDICTS,
   )
   renormalise: bool = option(
     False,
@@ -60,19 +67,8 @@ class LatentOptions:
   )
 
 
-def meaningless(config: LatentOptions) -> list[str]:
-  """The options that mean nothing where nothing is predicted."""
-  if config.spr_steps:
-    return []
-  return ['spr_weight', 'spr_target', 'spr_transition', 'spr_projections']
-
-
 def check(config: Any) -> None:
   """Raises UsageError for options that do not go together."""
-  fields = LatentOptions.__dataclass_fields__
-  for name in meaningless(config):
-    if getattr(config, name) != fields[name].default:
-      refuse(config, name, 'go with --spr_steps=1 or more')
   if config.spr_steps and config.target_update == 'projected_soft':
     refuse(
       config,

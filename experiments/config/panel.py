@@ -13,6 +13,7 @@ from experiments.config.declaring import (
   NOT_NEGATIVE,
   POSITIVE,
   group,
+  is_set,
   option,
   refuse,
 )
@@ -29,6 +30,9 @@ _SHADOWS = Bound(
   ),
   f'one or several of {", ".join(SHADOWS)}, joined by +',
 )
+
+
+_MEASURES = is_set('panel_period', '1 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,7 @@ class PanelOptions:
     'rank is larger.',
     POSITIVE,
     single=True,
+    when=_MEASURES,
   )
   shadows: str | None = option(
     None,
@@ -58,6 +63,8 @@ class PanelOptions:
     'least. They are born equal and move after gradient steps',
     _SHADOWS,
     single=True,
+    when=_MEASURES,
+    refused=True,
   )
   reward_bound: float = option(
     1.0,
@@ -65,12 +72,8 @@ class PanelOptions:
     '(1 - discount) have diverged softly.',
     POSITIVE,
     single=True,
+    when=_MEASURES,
   )
-
-
-def meaningless(config: PanelOptions) -> list[str]:
-  """The options that mean nothing where nothing is measured."""
-  return [] if config.panel_period else ['probe_size', 'reward_bound']
 
 
 def check(
@@ -90,8 +93,6 @@ def check(
     unready: transitions whose rewards are not all there yet.
   """
   if not config.panel_period:
-    if config.shadows:
-      refuse(config, 'shadows', 'go with --panel_period=1 or more')
     return
   most = min(int(0.6 * iteration_env_steps), capacity) - unready
   if config.probe_size > most:

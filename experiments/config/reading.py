@@ -7,8 +7,6 @@ many runs at once: every option that is not `single` takes a list there,
 
 from collections.abc import (
   Callable,
-  Collection,
-  Iterable,
   Mapping,
   Sequence,
 )
@@ -19,7 +17,6 @@ import math
 import os
 import re
 import shlex
-import sys
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -34,6 +31,7 @@ from experiments.config.declaring import (
   option,
   options_of,
 )
+from experiments.config.meaning import dropped
 
 # Combinations that a sweep may have, for all to be checked in seconds.
 _MOST_COMBINATIONS = 10_000
@@ -56,11 +54,6 @@ class Sweep(NamedTuple):
   points: tuple[dict[str, Any], ...]
   values: dict[str, tuple[Any, ...]]
   axes: dict[str, tuple[Any, ...]]
-
-
-# Tells which options mean nothing to a run, such as a rate to a rule without
-# one. The answer may depend only on options that it never names.
-Drop = Callable[[Any], Collection[str]]
 
 
 def define(cls: type, flag_values: flags.FlagValues) -> None:
@@ -253,9 +246,7 @@ def _parse(
   return rest
 
 
-def sweep_from_arguments(
-  cls: type, *arguments: str, drop: Drop = lambda config: ()
-) -> Sweep:
+def sweep_from_arguments(cls: type, *arguments: str) -> Sweep:
   """The runs that a command line with lists makes: every combination.
 
   An option is not crossed with a run to which it means nothing. One that means
@@ -265,7 +256,6 @@ def sweep_from_arguments(
   Args:
     cls: a frozen dataclass of options.
     *arguments: such as '--tau=0.1,0.5'.
-    drop: names the options that mean nothing to a record.
 
   Raises:
     UsageError: an argument is no flag, or a value or a list is not allowed.
@@ -278,8 +268,8 @@ def sweep_from_arguments(
     for part in parts
     for product in itertools.product(*part.values())
   ]
-  dropped = [set(drop(config)) for config in configs]
-  nowhere = set.intersection(*dropped)
+  idle = [set(dropped(config)) for config in configs]
+  nowhere = set.intersection(*idle)
   defaults = {f.name: _default(f, kind) for f, kind in options_of(cls)}
   given = {
     name: tuple(dict.fromkeys(value for part in parts for value in part[name]))
@@ -287,7 +277,7 @@ def sweep_from_arguments(
   }
   axes = {name: found for name, found in given.items() if len(found) > 1}
   runs: dict[Any, dict[str, Any]] = {}
-  for config, names in zip(configs, dropped, strict=True):
+  for config, names in zip(configs, idle, strict=True):
     without = names - nowhere
     config = dataclasses.replace(config, **{n: defaults[n] for n in without})
     point = {n: None if n in without else getattr(config, n) for n in axes}
@@ -342,64 +332,6 @@ def also() -> Any:
     '"--tau=0.1; --target_update=hard --target_period=10,100".',
     single=True,
   )
-
-
-def check_lists(sweep: Sweep, drop: Drop) -> None:
-  """Raises UsageError for a list of values that mean nothing to any run."""
-  for name, values in sweep.axes.items():
-    if all(name in drop(config) for config in sweep.configs):
-      raise UsageError(
-        f'--{name}={",".join(map(str, values))} must be one value: it means '
-        'nothing to these runs'
-      )
-
-
-def check_read(
-  sweep: Sweep, drop: Drop, chooser: str, names: Iterable[str]
-) -> None:
-  """Raises UsageError for an option that none of several choices reads.
-
-  Of a single choice the launcher itself says what it reads.
-
-  Args:
-    sweep: the runs.
-    drop: names the options that mean nothing to a record.
-    chooser: the option whose values are the choices, such as the rule.
-    names: options that only some choices read, None where they are not given.
-  """
-  chosen = dict.fromkeys(getattr(config, chooser) for config in sweep.configs)
-  if len(chosen) < 2:
-    return
-  for name in names:
-    value = getattr(sweep.configs[0], name)
-    if value is not None and all(name in drop(c) for c in sweep.configs):
-      text = (
-        f'--{name}={as_text(value)} has no meaning for any of --{chooser}='
-        f'{",".join(map(str, chosen))}'
-      )
-      if hasattr(sweep.configs[0], _ALSO):
-        text += (
-          f'; --{_ALSO}="--{chooser}=... --{name}={as_text(value)}" adds runs '
-          'of one that it means something to'
-        )
-      raise UsageError(text)
-
-
-def say_idle(configs: Sequence[Any], drop: Drop) -> None:
-  """Says which options were given values that change nothing in any run.
-
-  They are no errors: a flag file may have set them for what a flag behind it
-  has replaced.
-  """
-  idle = set.intersection(*(set(drop(config)) for config in configs))
-  given = [
-    f'--{field.name}={as_text(getattr(configs[0], field.name))}'
-    for field, _ in options_of(type(configs[0]))
-    if field.name in idle and getattr(configs[0], field.name) != field.default
-  ]
-  if given:
-    verb = 'change' if len(given) > 1 else 'changes'
-    print(f'note: {", ".join(given)} {verb} nothing here', file=sys.stderr)
 
 
 def _read_lists(

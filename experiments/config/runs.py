@@ -1,21 +1,22 @@
-"""The options of every sweep of compiled runs."""
+"""Options of a run, or of a sweep of runs: where it is kept, and computed."""
 
 import dataclasses
 import re
 from typing import Any
 
-from experiments.config import learning as options
 from experiments.config.declaring import (
-  Bound,
   INT64,
   NOT_NEGATIVE,
   POSITIVE,
+  UINT32,
+  Bound,
   group,
   one_of,
   option,
   path_option,
 )
 from experiments.config.reading import also
+from experiments.config.startup import PLATFORMS
 
 _ADDRESS = Bound(
   lambda text: (
@@ -30,7 +31,7 @@ _ADDRESS = Bound(
 class RunOptions:
   """The options of runs and their folder; a launcher's record inherits them."""
 
-  _run: Any = group('The runs')
+  _run: Any = group('The run')
   run_dir: str | None = path_option(
     None,
     'Folder of all that is computed; if not given one in runs/, named after '
@@ -40,15 +41,36 @@ class RunOptions:
   overwrite: bool = option(
     False, 'Start afresh where the folder holds runs already.', single=True
   )
-  seed: int = options.seed(
-    'Everything random follows from it; of several runs, the first has it.'
+  seed: int = option(
+    0,
+    'Everything random follows from it; of several runs, the first has it.',
+    UINT32,
+    single=True,
+    most=2**32 - 1,
   )
   checkpoint_period_s: float = option(
     600, 'Seconds between two checkpoints, about.', POSITIVE, single=True
   )
+  platform: str | None = option(
+    None,
+    'Device; the best that JAX finds if not given',
+    one_of(PLATFORMS),
+    single=True,
+  )
 
-  _devices: Any = group('Devices')
-  platform: str | None = options.platform()
+
+@dataclasses.dataclass(frozen=True)
+class HostOptions:
+  """The options of runs whose environments are stepped on the host."""
+
+  _host: Any = group('Resuming in environments that are stepped on the host')
+  fresh_environments: bool = option(
+    False,
+    'Where a resumed run finds that its environments do not return to where it '
+    'had stopped, because they have changed or ignore their seed: go on in '
+    'fresh ones, no longer bit for bit the run that was never stopped.',
+    single=True,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,11 @@ from experiments.config.declaring import (
   FRACTION,
   NOT_POSITIVE,
   POSITIVE,
+  Bound,
   UsageError,
+  When,
   choice,
+  either,
   group,
   one_of,
   option,
@@ -20,8 +23,34 @@ from siamrl.agents import q
 from siamrl.losses import td
 from siamrl.types import Agent
 
-# Numbers that may differ between runs of one compiled program.
-TRACED = tuple(td.TARGET_PARAMETERS)
+
+def read_by_form(name: str) -> When:
+  """The form of targets reads a parameter."""
+
+  def text() -> str:
+    readers = [
+      form for form, about in td.TARGETS.items() if name in about.takes
+    ]
+    return f'with --target_form={either(readers)}'
+
+  return When(
+    lambda config: name in td.TARGETS[form_of(config)].takes,
+    text,
+    'target_form',
+  )
+
+
+def _parameter(name: str, bound: Bound) -> Any:
+  """The option of a parameter that some forms read."""
+  about = td.TARGET_PARAMETERS[name]
+  return option(
+    None,
+    about.help,
+    bound,
+    traced=about.traced,
+    when=read_by_form(name),
+    refused=True,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,34 +69,16 @@ class TargetOptions:
     'What targets bootstrap from:',
     {name: form.summary for name, form in td.TARGETS.items()},
   )
-  mellowmax_omega: float | None = option(
-    None, 'Sharpness, for mellowmax', POSITIVE
-  )
-  expected_epsilon: float | None = option(
-    None, 'Chance of a random action, for expected', FRACTION
-  )
-  soft_temperature: float | None = option(
-    None, 'Of the softmax policy, for soft and munchausen', POSITIVE
-  )
-  munchausen_alpha: float | None = option(
-    None, 'Weight of the bonus, for munchausen', FRACTION
-  )
-  munchausen_clip: float | None = option(
-    None,
-    'Temperature times log-probability is no less than this, for munchausen',
-    NOT_POSITIVE,
-  )
+  mellowmax_omega: float | None = _parameter('mellowmax_omega', POSITIVE)
+  expected_epsilon: float | None = _parameter('expected_epsilon', FRACTION)
+  soft_temperature: float | None = _parameter('soft_temperature', POSITIVE)
+  munchausen_alpha: float | None = _parameter('munchausen_alpha', FRACTION)
+  munchausen_clip: float | None = _parameter('munchausen_clip', NOT_POSITIVE)
 
 
 def form_of(config: TargetOptions) -> str:
   """The name of the form."""
   return config.target_form or q.AGENTS[config.agent]
-
-
-def meaningless(config: TargetOptions) -> list[str]:
-  """The parameters that mean nothing to the chosen form."""
-  takes = td.TARGETS[form_of(config)].takes
-  return [name for name in td.TARGET_PARAMETERS if name not in takes]
 
 
 def parameters(config: Any) -> dict[str, Any]:

@@ -6,15 +6,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.config import learning as options, users
+from experiments.config import users
+from experiments.config.learning import as_arrays
 from experiments.config.declaring import (
+  ANYTHING,
   FRACTION,
   INT64,
   NOT_NEGATIVE,
   POSITIVE,
   RATE,
+  Bound,
+  When,
   choice,
+  either,
   group,
+  not_given,
   one_of,
   option,
   refuse,
@@ -23,30 +29,55 @@ from siamrl import learner, schedule, twins
 from siamrl.learner import TwinSpec
 from siamrl.parameters import FieldError
 
-# Rules whose twin is the online network, or a part of it.
-_WITHOUT_TWIN = ('self', 'residual', 'iterated_heads')
-
-# Rules that are applied at every gradient step, and keep clocks of their own.
-_OWN_CLOCKS = ('hard_scheduled', 'chain', 'by_path')
-
 _MOST = 2**31  # what int32 counts
 
 _PERIODS = ('target_period', 'target_period_end', 'target_sync_period')
 
-# Parameters of rules that may differ between runs of one compiled program.
-TRACED = tuple(
-  name
-  for name in twins.PARAMETERS
-  if name not in ('target_count', 'target_paths')
+
+def read_by_rule(name: str) -> When:
+  """The rule reads a parameter, or a part of it does."""
+
+  def text() -> str:
+    readers = [rule for rule in twins.RULES if name in twins.takes(rule)]
+    return f'with --target_update={either(readers)}'
+
+  return When(
+    lambda config: (
+      name in twins.takes(config.target_update, config.target_paths)
+    ),
+    text,
+    'target_update',
+  )
+
+
+def _parameter(name: str, bound: Bound, **more: Any) -> Any:
+  """The option of a parameter that some rules read."""
+  about = twins.PARAMETERS[name]
+  return option(
+    None,
+    about.help,
+    bound,
+    traced=about.traced,
+    when=read_by_rule(name),
+    refused=True,
+    **more,
+  )
+
+
+def _has_period(config: Any) -> bool:
+  """Whether the twin is moved every so many gradient steps, as users choose."""
+  return twins.RULES[config.target_update].period is None
+
+
+# Not so for rules that keep clocks of their own.
+HAS_PERIOD = When(
+  _has_period,
+  lambda: (
+    'with --target_update='
+    + either([n for n, rule in twins.RULES.items() if rule.period is None])
+  ),
+  'target_update',
 )
-
-# Parameters that are for some rules only, and None where they are not given.
-OF_RULES = tuple(name for name in twins.PARAMETERS if name != 'target_period')
-
-
-def _readers(name: str) -> str:
-  """The rules that read a parameter, for a help text."""
-  return ', '.join(rule for rule in twins.RULES if name in twins.takes(rule))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +96,16 @@ class TwinOptions(users.UserOptions):
     'step or never ignore it.',
     POSITIVE,
     most=INT64,  # checked in gradient steps
+    traced=True,
+    # Shadows are as old as it says where the rule in use has no age.
+    when=When(
+      lambda config: (
+        _has_period(config)
+        or getattr(config, 'shadows', None)
+        or read_by_rule('target_period').holds(config)
+      ),
+      'with a rule that has a period',
+    ),
   )
   target_period_unit: str = option(
     'env_steps',
@@ -72,106 +113,49 @@ class TwinOptions(users.UserOptions):
     one_of(schedule.UNITS),
     single=True,
   )
-  tau: float | None = option(
-    None,
-    f'Weight on the online parameters, for {_readers("tau")}',
-    RATE,
+  tau: float | None = _parameter('tau', RATE)
+  tau_end: float | None = _parameter('tau_end', FRACTION)
+  target_period_end: int | None = _parameter(
+    'target_period_end', POSITIVE, most=INT64
   )
-  tau_end: float | None = option(
-    None, f'The same in the end, for {_readers("tau_end")}', FRACTION
+  target_schedule_steps: int | None = _parameter(
+    'target_schedule_steps', POSITIVE
   )
-  target_period_end: int | None = option(
-    None,
-    f'The period in the end, for {_readers("target_period_end")}',
-    POSITIVE,
-    most=INT64,
+  target_count: int | None = _parameter('target_count', POSITIVE)
+  target_sync_period: int | None = _parameter(
+    'target_sync_period', POSITIVE, most=INT64
   )
-  target_schedule_steps: int | None = option(
-    None,
-    'Gradient steps that the change lasts, for '
-    f'{_readers("target_schedule_steps")}; all of the run if not given',
-    POSITIVE,
-  )
-  target_count: int | None = option(
-    None,
-    f'Copies, networks or heads, for {_readers("target_count")}',
-    POSITIVE,
-  )
-  target_sync_period: int | None = option(
-    None,
-    'From one copy of the inner twins to the next, for '
-    f'{_readers("target_sync_period")}',
-    POSITIVE,
-    most=INT64,
-  )
-  target_paths: str | None = option(
-    None,
-    'For by_path: a rule for each part of the network, by a pattern that is '
-    'found in the paths of its parameters: torso:soft+head:hard. Rules: '
-    + ', '.join(twins.PARTS),
-  )
-  twin_weight: float | None = option(
-    None,
-    'How strongly values (functional) or parameters (proximal) are tied to '
-    'the twin',
-    NOT_NEGATIVE,
-  )
-  projection_radius: float | None = option(
-    None, "Of the twin's ball, for projected_soft", POSITIVE
-  )
-  ridge: float | None = option(
-    None, 'Weight of the ridge penalty, for projected_soft', NOT_NEGATIVE
-  )
+  target_paths: str | None = _parameter('target_paths', ANYTHING)
+  twin_weight: float | None = _parameter('twin_weight', NOT_NEGATIVE)
+  projection_radius: float | None = _parameter('projection_radius', POSITIVE)
+  ridge: float | None = _parameter('ridge', NOT_NEGATIVE)
   target_init: str = option(
     'equal',
     'What the twin is born as. equal: the online network; fresh: drawn anew',
     one_of(learner.TARGET_INITS),
+    when=not_given('target_update', 'self', 'residual', 'iterated_heads'),
+    refused=True,
   )
   target_order: str = option(
     'after',
     'Whether it moves after or before the gradient step',
     one_of(learner.TARGET_ORDERS),
+    when=not_given('target_update', 'self', 'residual', 'frozen'),
+    refused=True,
   )
   count_warmup: bool = option(
     False,
     "Count the warm-up in the twin's clock, as Dopamine and CleanRL do: its "
     'phase is then that of the env steps from the start.',
+    when=HAS_PERIOD,
+    refused=True,
   )
   reset_optimizer: bool = option(
-    False, 'Start the optimiser anew at every target update.'
+    False,
+    'Start the optimiser anew at every target update.',
+    when=HAS_PERIOD,
+    refused=True,
   )
-
-
-def default(name: str, value: Any) -> Any:
-  """The field of a subclass whose option has another default."""
-  inherited = TwinOptions.__dataclass_fields__[name]
-  return dataclasses.field(default=value, metadata=inherited.metadata)
-
-
-def default_where_taken(name: str, value: Any) -> Any:
-  """The same of a parameter that some rules do not take: of those that do."""
-  field = TwinOptions.__dataclass_fields__[name]
-  text = f'{field.metadata["help"]}; {value} if not given'
-  return dataclasses.field(
-    default=None, metadata={**field.metadata, 'help': text, 'taken': value}
-  )
-
-
-def meaningless(config: TwinOptions) -> list[str]:
-  """The parameters that mean nothing to the chosen rule."""
-  rule, period = config.target_update, twins.RULES[config.target_update].period
-  takes = twins.takes(rule, config.target_paths)
-  dropped = [name for name in twins.PARAMETERS if name not in takes]
-  # Shadows are as old as it says where the rule in use has no age.
-  if period is None or getattr(config, 'shadows', None):
-    dropped = [name for name in dropped if name != 'target_period']
-  if period is not None:
-    dropped += ['reset_optimizer', 'count_warmup']
-  if rule in _WITHOUT_TWIN:
-    dropped.append('target_init')
-  if rule in ('self', 'residual', 'frozen'):
-    dropped.append('target_order')
-  return dropped
 
 
 def parameters(
@@ -187,7 +171,6 @@ def parameters(
   Raises:
     FieldError: the rule cannot be built of what is given.
   """
-  _check_meant(config)
   given = {name: getattr(config, name) for name in twins.PARAMETERS}
   takes = twins.takes(config.target_update, config.target_paths)
   for name in takes:
@@ -206,23 +189,6 @@ def parameters(
         name, given[name], f'must be below {_MOST} gradient steps'
       )
   return {name: given[name] for name in takes}
-
-
-def _check_meant(config: TwinOptions) -> None:
-  """Raises FieldError for an option that would change nothing."""
-  rule = config.target_update
-  for name, unset in (
-    ('reset_optimizer', False),
-    ('count_warmup', False),
-    ('target_init', 'equal'),
-    ('target_order', 'after'),
-  ):
-    value = getattr(config, name)
-    if value != unset and name in meaningless(config):
-      why = 'has no meaning for'
-      if rule in _OWN_CLOCKS and name in ('reset_optimizer', 'count_warmup'):
-        why = 'goes by one clock, and cannot be had with'
-      raise FieldError(name, value, why, ('target_update', rule))
 
 
 class Units(Protocol):
@@ -318,19 +284,24 @@ def make_spec(
   )
 
 
+def _traced() -> list[str]:
+  """The parameters that may differ between runs of one compiled program."""
+  return [name for name, about in twins.PARAMETERS.items() if about.traced]
+
+
 def settings_of(spec: TwinSpec) -> dict[str, Any]:
   """The numbers of a twin that may be traced, as arrays."""
   return {
     'sync': np.int32(spec.sync),
     'sync_offset': np.int32(spec.offset),
-  } | options.as_arrays(spec.parameters, TRACED)
+  } | as_arrays(spec.parameters, _traced())
 
 
 def traced(spec: TwinSpec, settings: Mapping[str, Any]) -> TwinSpec:
   """The same twin with the numbers of `settings_of` in place of its own."""
   return spec._replace(
     parameters={
-      name: settings[name] if name in TRACED else value
+      name: settings[name] if name in _traced() else value
       for name, value in spec.parameters.items()
     },
     sync=settings['sync'],

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.config import collecting as collect_options
 from experiments.config.declaring import refuse, usage_errors
-from experiments.config.reading import Drop, say_idle
+from experiments.config.meaning import say_idle
 from experiments.engines import (
   devices,
   folders,
@@ -391,7 +391,6 @@ def train(
   family: Family,
   suite: Suite,
   stop: devices.StopRequest,
-  drop: Drop,
   notes: Iterable[str] = (),
 ) -> None:
   """Trains one run in its folder, `config.run_dir`.
@@ -401,12 +400,11 @@ def train(
     family: of agents.
     suite: of environments.
     stop: true once the user wants the run to stop.
-    drop: names the options that mean nothing to it.
     notes: lines for the user, once nothing keeps the run from beginning.
   """
   with usage_errors():
     parts, derived = build(config, family, suite, RunFolder(config.run_dir))
   folders.say(list(notes))
-  say_idle([config], drop)
+  say_idle([config])
   with folders.open_run(config, derived) as folder:
     engine.run(folder, parts, stop)

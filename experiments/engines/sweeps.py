@@ -18,14 +18,13 @@ import jax
 
 from experiments import sweep_figures
 from experiments.config.declaring import UsageError, refuse, usage_errors
-from experiments.config.reading import (
-  Sweep,
-  as_flags,
-  as_json,
+from experiments.config.meaning import (
   check_lists,
-  check_read,
+  check_meant,
   say_idle,
+  traced,
 )
+from experiments.config.reading import Sweep, as_flags, as_json
 from experiments.config.runs import SweepOptions
 from experiments.engines import (
   compiled,
@@ -64,12 +63,11 @@ def _train(
 ) -> None:
   first = sweep.configs[0]
   _check_processes(first)
-  for chooser, names in family.choosers.items():
-    check_read(sweep, family.drop, chooser, names)
+  check_meant(sweep.configs)
   for config in sweep.configs:
     _check(config)
     family.check(config)
-  check_lists(sweep, family.drop)
+  check_lists(sweep)
   platform = configure(first)
   if first.share == 'batch':
     _check_shared_batch(sweep)
@@ -93,7 +91,7 @@ def _train(
     )
     groups = list(make_groups(sweep, tasks, family))
     _check_peaks(groups, first, platform, vectorised, program_of)
-  say_idle(sweep.configs, family.drop)
+  say_idle(sweep.configs)
   for note in dict.fromkeys(
     note for task in tasks.values() for note in getattr(task, 'notes', ())
   ):
@@ -210,7 +208,7 @@ def _make_programs(
   for index, config in enumerate(sweep.configs):
     # Runs with the same rest are one program.
     rest = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    for name in family.traced:
+    for name in traced(type(config)):
       del rest[name]
     programs.setdefault(tuple(rest.items()), []).append(index)
   for indices in programs.values():

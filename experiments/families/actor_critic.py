@@ -16,23 +16,35 @@ from experiments import collecting
 from experiments.collecting import Task
 from experiments.config import (
   collecting as collect_options,
-  learning as options,
   panel as panel_options,
   runs,
   twin as twin_options,
 )
+from experiments.config.collecting import CollectOptions
 from experiments.config.declaring import (
   NOT_NEGATIVE,
   POSITIVE,
   RATE,
+  When,
+  both,
   choice,
+  given,
   group,
+  is_set,
+  not_set,
   one_of,
   option,
+  redeclared,
   refuse,
   sizes,
-  usage_errors,
 )
+from experiments.config.learning import (
+  LearningOptions,
+  NetworkOptions,
+  as_arrays,
+)
+from experiments.config.meaning import traced
+from experiments.config.twin import TwinOptions
 from experiments.families import Family
 from siamrl import learner
 from siamrl.agents import actor_critic
@@ -40,64 +52,64 @@ from siamrl.diagnostics import Panel
 from siamrl.learner import Learner, TwinSpec
 from siamrl.losses import td
 from siamrl.networks import policies
-from siamrl.networks.initializers import INITIALIZERS
 from siamrl.runners import scan
 from siamrl.types import Agent, JaxEnvironment
 
 _SIZES = sizes('400-300')
 
-# Options of the agents that may differ between runs of one program. The others
-# shape it, or are there in some agents only.
-_OF_AGENTS = (
-  'exploration_std',
-  'exploration_theta',
-  'smoothing_std',
-  'smoothing_clip',
-)
-TRACED = (
-  'discount',
-  'reward_scale',
-  *twin_options.TRACED,
-  *_OF_AGENTS,
-  'actor_learning_rate',
-  'critic_learning_rate',
-  'alpha_learning_rate',
-  'optimizer_eps',
-  'critic_weight_decay',
-  'random_env_steps',
+
+def read_by_agent(name: str) -> When:
+  """The agent takes an option."""
+  agents = actor_critic.AGENTS
+  return given('agent', *(a for a in agents if name in agents[a].takes))
+
+
+def _of(name: str) -> dict[str, Any]:
+  """How an option is declared that means something to some agents only."""
+  return dict(when=read_by_agent(name), refused=True)
+
+
+_LEARNS_ALPHA = When(lambda config: config.alpha is None, 'without --alpha')
+_LEARNS_POLICY = not_set('fixed_policy')
+_CARRIES_NOISE = When(
+  lambda config: (
+    agent_options(config).get('exploration') == 'ornstein_uhlenbeck'
+  ),
+  'with --exploration=ornstein_uhlenbeck',
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class ControlConfig(collect_options.CollectOptions, runs.SweepOptions):
+class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   """The options; their defaults are those of TD3's authors' code today."""
 
-  target_update: str = twin_options.default('target_update', 'periodic_soft')
-  target_period: int = twin_options.default('target_period', 2)
-  target_period_unit: str = twin_options.default(
-    'target_period_unit', 'gradient_steps'
+  target_update: str = redeclared(TwinOptions, 'target_update', 'periodic_soft')
+  target_period: int = redeclared(TwinOptions, 'target_period', 2)
+  target_period_unit: str = redeclared(
+    TwinOptions, 'target_period_unit', 'gradient_steps'
   )
-  tau: float | None = twin_options.default_where_taken('tau', 0.005)
-  env_steps: int = collect_options.default('env_steps', 1_000_000)
-  iteration_env_steps: int = collect_options.default(
-    'iteration_env_steps', 5_000
+  tau: float | None = redeclared(TwinOptions, 'tau', taken=0.005)
+  env_steps: int = redeclared(CollectOptions, 'env_steps', 1_000_000)
+  iteration_env_steps: int = redeclared(
+    CollectOptions, 'iteration_env_steps', 5_000
   )
-  num_envs: int = collect_options.default('num_envs', 1)
-  batch_size: int = collect_options.default('batch_size', 256)
-  train_period: int = collect_options.default('train_period', 1)
-  min_replay: int = collect_options.default('min_replay', 25_000)
-  replay_capacity: int = collect_options.default('replay_capacity', 1_000_000)
-  eval_episodes: int = collect_options.default('eval_episodes', 10)
-  eval_episode_env_steps: int = option(
-    10_000,
-    'Env steps after which an episode is cut; of environments on the host, '
-    'those that set no limit themselves.',
-    POSITIVE,
-    single=True,
+  num_envs: int = redeclared(CollectOptions, 'num_envs', 1)
+  batch_size: int = redeclared(CollectOptions, 'batch_size', 256)
+  train_period: int = redeclared(CollectOptions, 'train_period', 1)
+  min_replay: int = redeclared(CollectOptions, 'min_replay', 25_000)
+  replay_capacity: int = redeclared(
+    CollectOptions, 'replay_capacity', 1_000_000
+  )
+  eval_episodes: int = redeclared(CollectOptions, 'eval_episodes', 10)
+  eval_episode_env_steps: int = redeclared(
+    CollectOptions,
+    'eval_episode_env_steps',
+    help='Env steps after which an episode is cut; of environments on the '
+    'host, those that set no limit themselves.',
   )
   # Rewards here are of any size.
-  reward_bound: float | None = collect_options.default(  # type: ignore[assignment]
-    'reward_bound', None
+  reward_bound: float | None = redeclared(  # type: ignore[assignment]
+    CollectOptions, 'reward_bound', None
   )
 
   _environment: Any = group('The environment')
@@ -109,9 +121,11 @@ class ControlConfig(collect_options.CollectOptions, runs.SweepOptions):
     'stepped on the host: one run, no lists.',
   )
   eval_environment: str | None = option(
-    None, 'Where to evaluate, if elsewhere; of JAX-native ones.', single=True
+    None,
+    'Where to evaluate, if elsewhere; of JAX-native ones.',
+    single=True,
+    when=is_set('eval_episodes', '1 or more'),
   )
-  fresh_environments: bool = options.fresh_environments()
 
   _agent: Any = group('The agent')
   agent: str = choice(
@@ -120,29 +134,43 @@ class ControlConfig(collect_options.CollectOptions, runs.SweepOptions):
     {name: a.summary for name, a in actor_critic.AGENTS.items()},
   )
   critics: int | None = option(
-    None, 'How many; 2 if not given. For td3, sac', POSITIVE
+    None, 'How many; 2 if not given', POSITIVE, **_of('critics')
   )
   policy_delay: int | None = option(
     None,
     "The critics' gradient steps to one of the actor; 2 for td3 and 1 for "
     'ddpg, sac if not given',
     POSITIVE,
+    when=_LEARNS_POLICY,
+    refused=read_by_agent('policy_delay'),
   )
   smoothing_std: float | None = option(
     None,
-    "Of the noise on the target's action; 0.2 if not given. For td3",
+    "Of the noise on the target's action; 0.2 if not given",
     NOT_NEGATIVE,
+    traced=True,
+    **_of('smoothing_std'),
   )
   smoothing_clip: float | None = option(
-    None, 'The most that it may be; 0.5 if not given. For td3', NOT_NEGATIVE
+    None,
+    'The most that the noise may be; 0.5 if not given',
+    NOT_NEGATIVE,
+    traced=True,
+    when=When(
+      lambda config: agent_options(config).get('smoothing_std', 0) > 0,
+      'with --smoothing_std above 0',
+    ),
+    refused=read_by_agent('smoothing_clip'),
   )
   alpha: float | None = option(
-    None, 'Temperature; learnt if not given. For sac', NOT_NEGATIVE
+    None, 'Temperature; learnt if not given', NOT_NEGATIVE, **_of('alpha')
   )
   target_entropy: float | None = option(
     None,
     'Of a temperature that is learnt; minus the number of action dimensions '
-    'if not given. For sac.',
+    'if not given.',
+    when=_LEARNS_POLICY,
+    refused=both(read_by_agent('target_entropy'), _LEARNS_ALPHA),
   )
   fixed_policy: bool = option(
     False, 'Leave the actor as it was born: critics alone are learnt.'
@@ -152,10 +180,8 @@ class ControlConfig(collect_options.CollectOptions, runs.SweepOptions):
   action_layer: int = option(
     0, 'Hidden layer of the critics that the action enters.', NOT_NEGATIVE
   )
-  layer_norm: bool = options.layer_norm()
-  initializer: str = option(
-    'torch_uniform', 'Initial weights', one_of(INITIALIZERS)
-  )
+  layer_norm: bool = redeclared(NetworkOptions, 'layer_norm')
+  initializer: str = redeclared(NetworkOptions, 'initializer')
   last_bound: float | None = option(
     None,
     'Weights of last layers are drawn between plus and minus this; as the '
@@ -163,26 +189,47 @@ class ControlConfig(collect_options.CollectOptions, runs.SweepOptions):
     POSITIVE,
   )
   log_std_low: float = option(
-    -20.0, "Lowest logarithm of the actor's standard deviation. For sac."
+    -20.0,
+    "Lowest logarithm of the actor's standard deviation.",
+    **_of('alpha'),
   )
-  log_std_high: float = option(2.0, 'The highest. For sac.')
+  log_std_high: float = option(
+    2.0, "Highest logarithm of the actor's standard deviation.", **_of('alpha')
+  )
   log_std_squash: str = option(
-    'clip', 'How it is kept there. For sac', one_of(policies.SQUASHES)
+    'clip',
+    'How the logarithm is kept between the two',
+    one_of(policies.SQUASHES),
+    **_of('alpha'),
   )
 
   _learning: Any = group('Learning')
   actor_learning_rate: float = option(
-    3e-4, "Adam's step size of the actor.", POSITIVE
+    3e-4,
+    "Adam's step size of the actor.",
+    POSITIVE,
+    traced=True,
+    when=_LEARNS_POLICY,
   )
-  critic_learning_rate: float = option(3e-4, 'Of the critics.', POSITIVE)
+  critic_learning_rate: float = option(
+    3e-4, "Adam's step size of the critics.", POSITIVE, traced=True
+  )
   alpha_learning_rate: float = option(
-    3e-4, 'Of the temperature. For sac.', POSITIVE
+    3e-4,
+    "Adam's step size of the temperature.",
+    POSITIVE,
+    traced=True,
+    when=both(_LEARNS_ALPHA, _LEARNS_POLICY),
+    refused=read_by_agent('alpha'),
   )
-  optimizer_eps: float = options.optimizer_eps(1e-8)
+  optimizer_eps: float = redeclared(
+    LearningOptions, 'optimizer_eps', help="Adam's epsilon.", when=None
+  )
   critic_weight_decay: float = option(
     0.0,
     "Weight of half the critics' squared parameters in the loss.",
     NOT_NEGATIVE,
+    traced=True,
   )
   td_loss: str | None = option(
     None,
@@ -190,124 +237,58 @@ class ControlConfig(collect_options.CollectOptions, runs.SweepOptions):
     'given',
     one_of(td.FORMS),
   )
-  error_bound: float = options.error_bound()
+  error_bound: float = redeclared(LearningOptions, 'error_bound')
 
   _acting: Any = group('Acting')
   random_env_steps: int = option(
-    25_000, 'Env steps acted at random at first.', NOT_NEGATIVE
+    25_000,
+    'Env steps acted at random at first.',
+    NOT_NEGATIVE,
+    traced=True,
   )
   exploration: str | None = option(
     None,
     'Noise on actions, white or carried over from step to step; gaussian for '
     'td3 and ornstein_uhlenbeck for ddpg if not given',
     one_of(actor_critic.EXPLORATIONS),
+    **_of('exploration'),
   )
   exploration_std: float | None = option(
     None,
-    'Its size; 0.1 for td3 and 0.2 for ddpg if not given',
+    'Standard deviation of the noise; 0.1 for td3 and 0.2 for ddpg if not '
+    'given',
     NOT_NEGATIVE,
+    traced=True,
+    **_of('exploration_std'),
   )
   exploration_theta: float | None = option(
     None,
-    'Share of it that is forgotten at each env step; 0.15 if not given. For '
-    'ornstein_uhlenbeck',
+    'Share of the noise that is forgotten at each env step; 0.15 if not given',
     RATE,
+    traced=True,
+    when=When(
+      lambda config: agent_options(config).get('exploration_std', 0) > 0,
+      'with --exploration_std above 0',
+    ),
+    refused=both(read_by_agent('exploration_theta'), _CARRIES_NOISE),
   )
-
-
-# Options that the agents' builders take by the same names.
-_BUILT = (
-  'critics',
-  'policy_delay',
-  'smoothing_std',
-  'smoothing_clip',
-  'alpha',
-  'target_entropy',
-  'exploration',
-  'exploration_std',
-  'exploration_theta',
-  'td_loss',
-)
-
-# And those of the actor that draws its actions.
-_OF_RANDOM_ACTORS = (
-  'alpha_learning_rate',
-  'log_std_low',
-  'log_std_high',
-  'log_std_squash',
-)
 
 
 def agent_options(config: ControlConfig) -> dict[str, Any]:
   """Those of the agent that mean something to it, defaults put in."""
   algorithm = actor_critic.AGENTS[config.agent]
   defaults = inspect.signature(algorithm.make).parameters
-  given = {name: getattr(config, name) for name in _BUILT}
+  given = {name: getattr(config, name) for name in algorithm.takes}
   return {
     name: defaults[name].default if value is None else value
     for name, value in given.items()
-    if name in algorithm.takes
   }
-
-
-def _readers(name: str) -> list[str]:
-  """The agents to which an option means something."""
-  if name in _OF_RANDOM_ACTORS:
-    name = 'alpha'
-  return [a for a, found in actor_critic.AGENTS.items() if name in found.takes]
-
-
-def drop(config: ControlConfig) -> list[str]:
-  """Options that mean nothing to a run; a sweep does not cross them with it."""
-  built = agent_options(config)
-  learns_alpha = (
-    config.agent in _readers('alpha')
-    and config.alpha is None
-    and not config.fixed_policy
-  )
-  meaning = {
-    name: config.agent in _readers(name) for name in _BUILT + _OF_RANDOM_ACTORS
-  } | {
-    'exploration_theta': built.get('exploration') == 'ornstein_uhlenbeck'
-    and built['exploration_std'] > 0,
-    'smoothing_clip': built.get('smoothing_std', 0) > 0,
-    'eval_environment': config.eval_episodes > 0,
-    'target_entropy': learns_alpha,
-    'alpha_learning_rate': learns_alpha,
-    'error_bound': config.td_loss in ('huber', 'clipped'),
-    'actor_learning_rate': not config.fixed_policy,
-    'policy_delay': not config.fixed_policy,
-  }
-  dropped = [name for name, meant in meaning.items() if not meant]
-  with usage_errors():  # paths that cannot be read
-    return [
-      *dropped,
-      *collect_options.meaningless(config),
-      *twin_options.meaningless(config),
-    ]
 
 
 def check(config: ControlConfig) -> None:
   """Raises UsageError for options that do not go together."""
   collect_options.check(config)
   collect_options.check_replay(config)
-  for name in _BUILT + _OF_RANDOM_ACTORS:
-    given = getattr(config, name) != getattr(ControlConfig, name)
-    readers = _readers(name)
-    if given and config.agent not in readers:
-      refuse(
-        config,
-        name,
-        f'go with --agent={" or ".join(readers)}, not {config.agent}',
-      )
-  if config.exploration_theta is not None and (
-    agent_options(config).get('exploration') != 'ornstein_uhlenbeck'
-  ):
-    refuse(
-      config, 'exploration_theta', 'go with --exploration=ornstein_uhlenbeck'
-    )
-  if config.alpha is not None and config.target_entropy is not None:
-    refuse(config, 'target_entropy', 'not be given with --alpha')
   if not config.log_std_low < config.log_std_high:
     refuse(
       config, 'log_std_low', f'be below --log_std_high={config.log_std_high}'
@@ -321,11 +302,10 @@ def check(config: ControlConfig) -> None:
 
 def settings_of(config: ControlConfig) -> dict[str, Any]:
   """The numbers of a run that may be traced; its key is beside them."""
-  settings = twin_options.settings_of(
-    collect_options.twin_spec(config)
-  ) | options.as_arrays(agent_options(config), _OF_AGENTS)
-  others = [name for name in TRACED if name not in settings]
-  return settings | options.as_arrays(vars(config), others)
+  settings = twin_options.settings_of(collect_options.twin_spec(config))
+  others = [name for name in traced(type(config)) if name not in settings]
+  values = vars(config) | agent_options(config)
+  return settings | as_arrays(values, others)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -352,7 +332,7 @@ def make_agent(
     ValueError: options that the agent cannot have.
   """
   given = agent_options(config)
-  given |= {name: settings[name] for name in _OF_AGENTS if name in given}
+  given |= {name: settings[name] for name in given if name in settings}
   shared: dict[str, Any] = dict(
     initializer=config.initializer,
     layer_norm=config.layer_norm,
@@ -377,7 +357,6 @@ def make_agent(
       **shared,
     ),
     example_obs,
-    error_bound=config.error_bound,
     **given,
   )
 
@@ -510,8 +489,6 @@ def at_random(env_steps: Any, random_env_steps: Any) -> Any:
 
 
 FAMILY = Family(
-  traced=TRACED,
-  drop=drop,
   check=check,
   settings=lambda config, task: settings_of(config),
   make_loop=make_loop,

@@ -18,22 +18,39 @@ from experiments.collecting import Task
 from experiments.config import (
   collecting as collect_options,
   latent as latent_options,
-  learning as options,
   panel as panel_options,
   runs,
   targets as target_options,
   twin as twin_options,
 )
-from experiments.config.collecting import gradient_steps, make_schedule, speeds
+from experiments.config.collecting import (
+  CollectOptions,
+  gradient_steps,
+  make_schedule,
+  speeds,
+)
 from experiments.config.declaring import (
   FRACTION,
   choice,
+  given,
   group,
+  not_given,
   one_of,
   option,
+  redeclared,
   refuse,
   usage_errors,
 )
+from experiments.config.latent import LatentOptions
+from experiments.config.learning import (
+  ExplorationOptions,
+  LearningOptions,
+  NetworkOptions,
+  as_arrays,
+  check_learns,
+)
+from experiments.config.meaning import traced
+from experiments.config.targets import TargetOptions
 from experiments.families import Family
 from siamrl import learner, rewards, schedule
 from siamrl.agents import latent, q
@@ -48,25 +65,6 @@ from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
 from siamrl.types import Agent
 
-# Options that may differ between runs of one program: they enter as arrays.
-TRACED = (
-  'discount',
-  *twin_options.TRACED,
-  *target_options.TRACED,
-  *latent_options.TRACED,
-  'learning_rate',
-  'optimizer_eps',
-  'epsilon_start',
-  'epsilon_end',
-  'epsilon_hold',
-  'epsilon_decay',
-  'priority_exponent',
-  'importance_start',
-  'importance_end',
-  'q_lambda',
-  'reward_scale',
-)
-
 REPLAYS = {
   'uniform': 'each transition with the same chance',
   'prioritised': 'by its last TD error (Schaul et al. 2016)',
@@ -80,94 +78,71 @@ _NO_WHOLE_TARGETS = ('residual', 'chain', 'iterated_heads')
 
 @dataclasses.dataclass(frozen=True)
 class QOptions(
-  latent_options.LatentOptions,
-  target_options.TargetOptions,
-  collect_options.CollectOptions,
+  LearningOptions, NetworkOptions, LatentOptions, TargetOptions, CollectOptions
 ):
   """The options; a launcher adds its environment, and defaults of its own."""
 
-  _agent: Any = group('The agent')
-  head: str = options.head()
-  initializer: str = options.initializer()
-  layer_norm: bool = options.layer_norm()
 
-  _learning: Any = group('Learning')
-  optimizer: str = options.optimizer('adam')
-  learning_rate: float = options.learning_rate(2.5e-4)
-  optimizer_eps: float = options.optimizer_eps(1e-8)
-  rmsprop_decay: float = options.rmsprop_decay()
-  anneal_learning_rate: bool = options.anneal_learning_rate()
-  max_gradient_norm: float = options.max_gradient_norm()
-  td_loss: str = options.td_loss('squared')
-  error_bound: float = options.error_bound()
-  batch_reduction: str = options.batch_reduction('mean')
-  param_dtype: str = options.param_dtype()
-
-  _acting: Any = group('Acting')
-  epsilon_start: float = options.epsilon_start()
-  epsilon_end: float = options.epsilon_end(0.05)
-  epsilon_hold: int = options.epsilon_hold(0)
-  epsilon_decay: int = options.epsilon_decay(250_000)
+_PRIORITISED = given('replay', 'prioritised')
 
 
 @dataclasses.dataclass(frozen=True)
-class CompiledConfig(QOptions, runs.SweepOptions):
-  """Those of compiled runs."""
+class ReplayOptions:
+  """The options of how transitions to learn from are drawn."""
 
   _replay: Any = group('Replay')
   replay: str = choice(
     'uniform', 'How the transitions to learn from are drawn:', REPLAYS
   )
   priority_exponent: float = option(
-    0.6, 'Of the TD errors; 0 is uniform. For prioritised.', FRACTION
+    0.6,
+    'Of the TD errors; 0 is uniform.',
+    FRACTION,
+    traced=True,
+    when=_PRIORITISED,
   )
   importance_start: float = option(
-    0.4, 'Exponent of the importance weights at first.', FRACTION
+    0.4,
+    'Exponent of the importance weights at first.',
+    FRACTION,
+    traced=True,
+    when=_PRIORITISED,
   )
-  importance_end: float = option(1.0, 'The same in the end.', FRACTION)
-
+  importance_end: float = option(
+    1.0,
+    'Exponent of the importance weights in the end.',
+    FRACTION,
+    traced=True,
+    when=_PRIORITISED,
+  )
   q_lambda: float = option(
-    0.0, 'Weight of longer returns, Q(lambda). For none.', FRACTION
+    0.0,
+    'Weight of longer returns, Q(lambda).',
+    FRACTION,
+    traced=True,
+    when=given('replay', 'none'),
+    refused=True,
   )
   q_trace: str = option(
     'peng',
     'Whose Q(lambda); watkins ends a return where an action was not greedy',
     one_of(q.TRACES),
+    when=given('replay', 'none'),
   )
 
 
-def default(name: str, value: Any) -> Any:
-  """The field of a subclass whose option has another default."""
-  inherited = CompiledConfig.__dataclass_fields__[name]
-  return dataclasses.field(default=value, metadata=inherited.metadata)
+@dataclasses.dataclass(frozen=True)
+class CompiledConfig(
+  ExplorationOptions, ReplayOptions, QOptions, runs.SweepOptions
+):
+  """Those of compiled runs."""
 
-
-def drop(config: QOptions) -> list[str]:
-  """Options that mean nothing to a run; a sweep does not cross them with it."""
-  if not isinstance(config, CompiledConfig):
-    return _drop(config)
-  meaning = {
-    'replay_capacity': config.replay != 'none',
-    'n_step': config.replay != 'none',
-    'q_lambda': config.replay == 'none',
-    'q_trace': config.replay == 'none',
-    'priority_exponent': config.replay == 'prioritised',
-    'importance_start': config.replay == 'prioritised',
-    'importance_end': config.replay == 'prioritised',
-  }
-  dropped = [name for name, meant in meaning.items() if not meant]
-  return [*dropped, *_drop(config)]
-
-
-def _drop(config: QOptions) -> list[str]:
-  with usage_errors():  # paths that cannot be read
-    return [
-      *options.meaningless(config),
-      *collect_options.meaningless(config),
-      *twin_options.meaningless(config),
-      *target_options.meaningless(config),
-      *latent_options.meaningless(config),
-    ]
+  n_step: int = redeclared(
+    CollectOptions, 'n_step', when=not_given('replay', 'none'), refused=True
+  )
+  replay_capacity: int = redeclared(
+    CollectOptions, 'replay_capacity', when=not_given('replay', 'none')
+  )
 
 
 def check(config: CompiledConfig) -> None:
@@ -181,8 +156,6 @@ def check(config: CompiledConfig) -> None:
   if config.replay == 'none':
     _check_rollout(config)
     return
-  if config.q_lambda:
-    refuse(config, 'q_lambda', 'go with --replay=none')
   collect_options.check_replay(config)
 
 
@@ -210,10 +183,6 @@ def _check_rollout(config: CompiledConfig) -> None:
       'spr_steps',
       'be 0 for --replay=none, which has no sequences to draw',
     )
-  if config.n_step != 1:
-    refuse(
-      config, 'n_step', 'be 1 for --replay=none; --q_lambda reaches further'
-    )
   if config.target_update in _NO_WHOLE_TARGETS:
     refuse(
       config,
@@ -227,11 +196,9 @@ def settings_of(config: CompiledConfig) -> dict[str, Any]:
   """The numbers of a run that may be traced; its key is beside them."""
   settings = twin_options.settings_of(
     collect_options.twin_spec(config)
-  ) | options.as_arrays(
-    target_options.parameters(config), target_options.TRACED
-  )
-  others = [name for name in TRACED if name not in settings]
-  return settings | options.as_arrays(vars(config), others)
+  ) | as_arrays(target_options.parameters(config), td.TARGET_PARAMETERS)
+  others = [name for name in traced(type(config)) if name not in settings]
+  return settings | as_arrays(vars(config), others)
 
 
 def _optimal(config: CompiledConfig, task: Task) -> dict[str, np.ndarray]:
@@ -420,16 +387,10 @@ def _make_replay(config: CompiledConfig, task: Task) -> Any:
 
 
 FAMILY = Family(
-  traced=TRACED,
-  drop=drop,
   check=check,
   settings=lambda config, task: settings_of(config) | _optimal(config, task),
   make_loop=make_loop,
   iterations=collect_options.iterations,
-  choosers={
-    'target_update': twin_options.OF_RULES,
-    'target_form': tuple(td.TARGET_PARAMETERS),
-  },
 )
 
 
@@ -499,7 +460,7 @@ def check_host(config: Any, *, length: str) -> None:
       f'be at least {config.min_replay}: room for what --min_replay='
       f'{config.min_replay} collects',
     )
-  options.check_learns(
+  check_learns(
     config,
     length=length,
     env_steps=config.total_env_steps,

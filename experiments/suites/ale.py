@@ -164,10 +164,6 @@ def check(config: Any) -> None:
     )
   if not config.video:
     return
-  if not config.evaluates:
-    refuse(
-      config, 'video', 'go with an evaluation: --eval_frames or --eval_episodes'
-    )
   try:
     import_optional('PIL.Image', '--video needs Pillow', 'plots')
   except ImportError as error:

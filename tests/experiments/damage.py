@@ -320,7 +320,7 @@ def _make_lab() -> Kind:
   def go_on(folder: pathlib.Path, most: float) -> None:
     del most  # it is over at once
     sweep = reading.sweep_from_arguments(
-      lab.LabConfig, *LAB, f'--run_dir={folder}', drop=lab.drop
+      lab.LabConfig, *LAB, f'--run_dir={folder}'
     )
     with contextlib.redirect_stdout(sys.stderr):
       lab.main(sweep)

@@ -117,19 +117,17 @@ def killed(*arguments: Any, sabotage: tuple[Any, ...], **options: Any) -> str:
 
 def read_sweep(launcher: types.ModuleType, *arguments: Any) -> reading.Sweep:
   """The sweep that a command line of a launcher asks for."""
-  return reading.sweep_from_arguments(
-    config_of(launcher), *map(str, arguments), drop=family_of(launcher).drop
-  )
+  return reading.sweep_from_arguments(config_of(launcher), *map(str, arguments))
 
 
 def config_of(launcher: types.ModuleType) -> type:
   """The options of a launcher of sweeps."""
-  (config,) = (
+  known = [
     value
     for value in vars(launcher).values()
     if isinstance(value, type) and issubclass(value, runs.SweepOptions)
-  )
-  return config
+  ]
+  return max(known, key=lambda cls: len(cls.mro()))
 
 
 def family_of(launcher: types.ModuleType) -> Family:
@@ -159,7 +157,6 @@ def execute_sweep(launcher: types.ModuleType, arguments: Sequence[str]) -> int:
     launcher.__doc__ or '',
     getattr(launcher, 'main', main),
     arguments,
-    family.drop,
   )
 
 

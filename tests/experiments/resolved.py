@@ -15,8 +15,9 @@ from typing import Any
 
 from experiments import atari, classic, control, lab, minatar, offline, siamese
 from experiments.config import reading
+from experiments.config.meaning import dropped
 from experiments.engines import sweeps
-from experiments.families import actor_critic, q
+from experiments.families import actor_critic
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAG_FILES = ROOT / 'experiments' / 'flagfiles'
@@ -53,13 +54,13 @@ PRESETS = {
 LAUNCHERS = {name: of for of, names in PRESETS.items() for name in names}
 
 _OPTIONS = {
-  atari: (atari.AtariConfig, atari.drop),
-  classic: (classic.ClassicConfig, q.drop),
-  minatar: (minatar.MinAtarConfig, q.drop),
-  control: (actor_critic.ControlConfig, actor_critic.drop),
-  offline: (offline.OfflineConfig, offline.drop),
-  lab: (lab.LabConfig, lab.drop),
-  siamese: (siamese.SiameseConfig, siamese.drop),
+  atari: atari.AtariConfig,
+  classic: classic.ClassicConfig,
+  minatar: minatar.MinAtarConfig,
+  control: actor_critic.ControlConfig,
+  offline: offline.OfflineConfig,
+  lab: lab.LabConfig,
+  siamese: siamese.SiameseConfig,
 }
 # Options that say where and how runs are computed, and not what they are.
 _ELSEWHERE = (*sweeps.WHERE, 'share', 'vectorised', 'num_processes')
@@ -72,14 +73,16 @@ def resolved(name: str) -> dict[str, Any]:
     option -> value, or a list of the values that are swept; where a default
     depends on the agent, the agent's.
   """
-  cls, drop = _OPTIONS[LAUNCHERS[name]]
+  cls = _OPTIONS[LAUNCHERS[name]]
   sweep = reading.sweep_from_arguments(
-    cls, f'--flagfile={FLAG_FILES / name}.flags', drop=drop
+    cls, f'--flagfile={FLAG_FILES / name}.flags'
   )
   values = reading.as_json(sweep)
   if cls is actor_critic.ControlConfig:
     values |= actor_critic.agent_options(sweep.configs[0])
-  nowhere = set.intersection(*(set(drop(config)) for config in sweep.configs))
+  nowhere = set.intersection(
+    *(set(dropped(config)) for config in sweep.configs)
+  )
   return {
     option: value
     for option, value in sorted(values.items())

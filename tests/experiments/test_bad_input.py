@@ -30,7 +30,10 @@ _OPTIONS = [
   ('--tau=0.0', r'must be in \(0, 1\]'),
   ('--tau=1.01', r'must be in \(0, 1\]'),
   ('--tau=nan', r'must be a finite number, in \(0, 1\]'),
-  ('--tau=0.5', 'has no meaning for target_update=hard, which takes no par'),
+  (
+    '--tau=0.5',
+    'must go with --target_update=soft, .* projected_soft, not hard',
+  ),
   ('--target_update=soft', r'needs tau, in \(0, 1\]'),
   ('--target_period=102', 'must be a multiple of 4'),
   ('--learning_rate=inf', 'must be a finite number, positive'),

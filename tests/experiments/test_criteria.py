@@ -432,9 +432,7 @@ def test_every_study_has_a_sweep_that_can_be_run(study, monkeypatch):
   paths = list(FLAGFILES.glob(f'{study}*.flags'))
   assert paths
   for path in paths:
-    sweep = reading.sweep_from_arguments(
-      config, f'--flagfile={path}', drop=family.drop
-    )
+    sweep = reading.sweep_from_arguments(config, f'--flagfile={path}')
     for each in sweep.configs:
       family.check(each)
     assert sweep.configs[0].seeds >= 5

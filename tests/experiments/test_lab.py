@@ -36,7 +36,7 @@ def launch_here(capfd):
 
   def launch(*arguments, code=0):
     found = executing.execute_sweep(
-      lab.LabConfig, '', lab.main, list(map(str, arguments)), lab.drop
+      lab.LabConfig, '', lab.main, list(map(str, arguments))
     )
     out, err = capfd.readouterr()
     assert found == code, err
@@ -46,9 +46,7 @@ def launch_here(capfd):
 
 
 def _read(*arguments):
-  return reading.sweep_from_arguments(
-    lab.LabConfig, *map(str, arguments), drop=lab.drop
-  )
+  return reading.sweep_from_arguments(lab.LabConfig, *map(str, arguments))
 
 
 def test_the_command_of_a_readme():
@@ -285,10 +283,10 @@ FEATURES = ['--problem=self_prediction', '--target_update=self']
     (['--target_period=0'], '--target_period=0 must be'),
     (['--target_period=3000000000'], r'--target_period=\d+ must be below'),
     (['--target_update=soft'], '--target_update=soft needs (a )?tau'),
-    (['--tau=0.1'], '--tau=0.1 has no meaning for target_update=hard'),
-    (['--tau=0.1,0.2'], '--tau=0.1,0.2 must be one value|has no meaning'),
-    (['--seed=1'], '--seed=1 has no meaning for problem=baird'),
-    (['--num_states=5'], '--num_states=5 has no meaning for problem=baird'),
+    (['--tau=0.1'], '--tau=0.1 must go with --target_update=soft'),
+    (['--tau=0.1,0.2'], '--tau=0.1,0.2 must be one value|must go with'),
+    (['--seed=1'], '--seed=1 must go with --problem=.*, not baird'),
+    (['--num_states=5'], '--num_states=5 must go with .*, not baird'),
     (['--num_states=1000'], '--num_states=1000 must be from 2 to 256'),
     (
       ['--target_init=fresh'],
@@ -308,8 +306,8 @@ FEATURES = ['--problem=self_prediction', '--target_update=self']
       ['--target_update=by_path', '--target_paths=torso'],
       '--target_paths=torso must be such as torso:soft',
     ),
-    (['--predictor=learnt'], '--predictor=learnt has no meaning for problem=b'),
-    (['--predictor_rate=2'], '--predictor_rate=2.0 has no meaning for prob'),
+    (['--predictor=learnt'], '--predictor=learnt must go with --problem=self'),
+    (['--predictor_rate=2'], '--predictor_rate=2.0 must go with --problem=s'),
     (
       ['--problem=baird,self_prediction'],
       '--problem=baird,self_prediction must not name self_prediction beside',
@@ -320,14 +318,20 @@ FEATURES = ['--problem=self_prediction', '--target_update=self']
     ),
     (
       [*FEATURES, '--discount=0.5'],
-      '--discount=0.5 has no meaning for problem',
+      '--discount=0.5 must go with --problem=.*, not self_prediction',
     ),
-    ([*FEATURES, '--termination=1'], '--termination=1.0 has no meaning for pr'),
+    (
+      [*FEATURES, '--termination=1'],
+      '--termination=1.0 must go with --problem',
+    ),
     ([*FEATURES, '--num_states=3'], '--num_features=4 must be from 1 to num_s'),
     ([*FEATURES, '--predictor=best'], '--predictor=best must be one of optima'),
     ([*FEATURES, '--predictor_rate=1'], '--predictor_rate=1.0 has no meaning'),
     ([*FEATURES, '--predictor=learnt'], '--predictor=learnt needs a predictor'),
-    ([*FEATURES, '--target_init=fresh'], '--target_init=fresh has no meaning'),
+    (
+      [*FEATURES, '--target_init=fresh'],
+      '--target_init=fresh must not be given',
+    ),
     ([*FEATURES, '--reset_optimizer'], '--reset_optimizer=true must be false'),
     (['--no_such_flag=1'], '--no_such_flag is no flag'),
     (['--run_dir=/proc/run'], '--run_dir=/proc/run: cannot be written'),

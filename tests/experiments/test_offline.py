@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments import offline, offline_data
-from experiments.config import declaring, executing, reading
+from experiments.config import meaning, declaring, executing, reading
 from experiments.suites import jax_native
 from siamrl.agents import q
 from siamrl.envs import car_on_hill
@@ -589,7 +589,7 @@ def refused(monkeypatch, tmp_path):
     (['--seed=-1'], '--seed=-1 must be from 0 to 4294967295'),
     (['--discount=1.5'], '--discount=1.5 must be in [0, 1]'),
     (['--learning_rate=1e39'], 'must be a number that 32 bits can hold'),
-    (['--tau=0.5'], '--tau=0.5 has no meaning for target_update=hard'),
+    (['--tau=0.5'], '--tau=0.5 must go with --target_update=soft'),
     (['--target_update=soft'], '--target_update=soft needs tau'),
     (
       ['--target_period_unit=frames'],
@@ -612,17 +612,17 @@ def refused(monkeypatch, tmp_path):
     (['--anneal_learning_rate=yes'], 'must be one of none, run, fit'),
     (
       ['--target_update=self', '--reset_optimizer'],
-      '--reset_optimizer=true has no meaning for target_update=self',
+      '--reset_optimizer=true must go with --target_update=hard',
     ),
     (['--tolerance=-1'], '--tolerance=-1.0 must be 0 or more'),
     (['--tolerance=nan'], '--tolerance=nan must be a finite number'),
     (
       ['--tolerance=0.1', '--target_update=soft', '--tau=0.1'],
-      '--tolerance=0.1 must go with a rule that has a period: hard, ',
+      '--tolerance=0.1 must go with --target_update=hard, ',
     ),
     (
       ['--tolerance=0.1', '--target_update=frozen'],
-      'functional, proximal; not --target_update=frozen',
+      'functional or proximal, not frozen',
     ),
     (
       ['--tolerance=0.1'],
@@ -660,7 +660,7 @@ def refused(monkeypatch, tmp_path):
     (['--batch_size=9000000000'], '--batch_size=9000000000 must fit the mem'),
     (
       ['--dataset=data.npz'],
-      '--collect_env_steps=200 must not be given with --dataset=data.npz',
+      '--collect_env_steps=200 must not be given with --dataset',
     ),
     (['--run_dir=x '], 'cannot stand in a flag file'),
     (['--no_such_flag=1'], '--no_such_flag is no flag'),
@@ -679,7 +679,7 @@ def test_what_means_nothing():
     '--tau=0.1',
     '--optimizer=sgd',
   )
-  dropped = offline.drop(config)
+  dropped = meaning.dropped(config)
   assert {'optimizer_eps', 'tolerance_window', 'target_count'} <= set(dropped)
   assert not {'target_period', 'tau', 'num_envs'} & set(dropped)
 

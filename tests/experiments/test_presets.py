@@ -439,7 +439,6 @@ def test_presets_of_control(name):
   (config,) = reading.sweep_from_arguments(
     actor_critic.ControlConfig,
     f'--flagfile={FOLDER}/{name}.flags',
-    drop=actor_critic.drop,
   ).configs
   actor_critic.check(config)
   for option, value in CONTROL[name].items():
@@ -498,7 +497,6 @@ def test_the_sweep_of_the_quickstart():
   sweep = reading.sweep_from_arguments(
     ClassicConfig,
     f'--flagfile={FOLDER}/quickstart_sweep.flags',
-    drop=q.drop,
   )
   for config in sweep.configs:
     q.check(config)
@@ -510,7 +508,6 @@ def test_the_grid_of_the_twin():
   sweep = reading.sweep_from_arguments(
     ClassicConfig,
     f'--flagfile={FOLDER}/twin_grid_cartpole.flags',
-    drop=q.drop,
   )
   for config in sweep.configs:
     q.check(config)

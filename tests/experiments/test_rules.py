@@ -9,8 +9,8 @@ from experiments import classic
 from experiments.config import (
   collecting as collect_options,
   declaring,
+  meaning,
   reading,
-  targets as target_options,
   twin as twin_options,
 )
 from experiments.engines import sweeps
@@ -51,8 +51,9 @@ SMALL = (
 
 def _sweep(*arguments):
   sweep = reading.sweep_from_arguments(
-    classic.ClassicConfig, *SMALL, *arguments, drop=q.drop
+    classic.ClassicConfig, *SMALL, *arguments
   )
+  meaning.check_meant(sweep.configs)
   for config in sweep.configs:
     q.check(config)
   return sweep
@@ -230,8 +231,15 @@ def test_rules_and_forms_in_one_sweep():
   'arguments, message',
   [
     (('--target_update=chain',), 'target_update=chain needs target_count'),
-    (('--twin_weight=1',), '--twin_weight=1.0 has no meaning'),
-    (('--mellowmax_omega=2',), '--mellowmax_omega=2.0 has no meaning'),
+    (
+      ('--twin_weight=1',),
+      '--twin_weight=1.0 must go with --target_update=functional or proximal, '
+      'not hard',
+    ),
+    (
+      ('--mellowmax_omega=2',),
+      '--mellowmax_omega=2.0 must go with --target_form=mellowmax',
+    ),
     (('--target_form=soft',), 'target_form=soft needs soft_temperature'),
     (
       ('--agent=double_dqn', '--target_form=max'),
@@ -239,7 +247,7 @@ def test_rules_and_forms_in_one_sweep():
     ),
     (
       ('--target_update=soft', '--tau=0.1', '--reset_optimizer'),
-      '--reset_optimizer=true has no meaning for target_update=soft',
+      '--reset_optimizer=true must go with --target_update=hard, periodic_soft',
     ),
     (
       ('--target_update=by_path', '--target_paths=head', '--tau=0.1'),
@@ -258,7 +266,10 @@ def test_rules_and_forms_in_one_sweep():
       '--target_update=residual must not be residual, chain',
     ),
     (('--q_lambda=0.5,0.9',), '--q_lambda=0.5 must go with --replay=none'),
-    (('--replay=none', '--n_step=3'), '--n_step=3 must be 1 for --replay=none'),
+    (
+      ('--replay=none', '--n_step=3'),
+      '--n_step=3 must not be given with --replay=none',
+    ),
     (('--shadows=self',), '--shadows=self must go with --panel_period=1'),
     (
       ('--panel_period=1', '--probe_size=100'),
@@ -266,7 +277,7 @@ def test_rules_and_forms_in_one_sweep():
     ),
     (
       ('--target_update=self', '--target_init=fresh'),
-      '--target_init=fresh has no meaning for target_update=self',
+      '--target_init=fresh must not be given with --target_update=self',
     ),
     (
       (
@@ -274,8 +285,7 @@ def test_rules_and_forms_in_one_sweep():
         '--target_paths=torso:hard+last:hard',
         '--count_warmup',
       ),
-      '--count_warmup=true goes by one clock, and cannot be had with '
-      'target_update=by_path',
+      '--count_warmup=true must go with --target_update=hard, periodic_soft',
     ),
     (
       ('--target_update=residual', '--target_form=inverse_double'),
@@ -289,7 +299,7 @@ def test_rules_and_forms_in_one_sweep():
     ),
     (
       ('--target_update=soft', '--tau=0.1', '--count_warmup'),
-      '--count_warmup=true has no meaning for target_update=soft',
+      '--count_warmup=true must go with --target_update=hard, periodic_soft',
     ),
     (
       ('--target_update=proximal', '--twin_weight=5'),
@@ -305,8 +315,8 @@ def test_rules_and_forms_in_one_sweep():
 def test_what_does_not_go_together(arguments, message):
   with pytest.raises(declaring.UsageError) as error:
     sweep = _sweep(*arguments)
+    meaning.check_lists(sweep)
     tasks = {config: classic.make_task(config) for config in sweep.configs}
-    reading.check_lists(sweep, q.drop)
     groups = list(sweeps.make_groups(sweep, tasks, q.FAMILY))
     with declaring.usage_errors():
       sweeps.check_memory(groups, sweep.configs[0], 'cpu')
@@ -319,12 +329,3 @@ def test_paths_that_fit_no_parameter():
   )
   with pytest.raises(ValueError, match='tosro.* matches no parameter'):
     _rows(sweep)
-
-
-def test_all_numbers_of_rules_and_forms_are_traced():
-  names = {*twin_options.TRACED, *target_options.TRACED}
-  assert names < set(q.TRACED)
-  assert names == {*twins.PARAMETERS, *td.TARGET_PARAMETERS} - {
-    'target_count',
-    'target_paths',
-  }

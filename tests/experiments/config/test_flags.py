@@ -9,7 +9,13 @@ import pytest
 
 from experiments import atari
 from experiments.config import declaring, executing, help, reading
-from experiments.config.declaring import UsageError, group, one_of, option
+from experiments.config.declaring import (
+  UsageError,
+  given,
+  group,
+  one_of,
+  option,
+)
 from siamrl.parameters import FieldError
 
 
@@ -343,19 +349,18 @@ class Many:
   where: str | None = option(None, 'A folder.', single=True)
   seeds: int = option(3, 'How many.', declaring.POSITIVE, single=True)
   rule: str = option('a', 'Which', one_of(('a', 'b', 'c')))
-  period: int = option(10_000, 'How often.', declaring.POSITIVE)
-  tau: float | None = option(None, 'Weight', declaring.RATE)
+  period: int = option(
+    10_000, 'How often.', declaring.POSITIVE, when=given('rule', 'a')
+  )
+  tau: float | None = option(
+    None, 'Weight', declaring.RATE, when=given('rule', 'b')
+  )
   limit: float = option(600, 'Seconds.')
   big: bool = option(False, 'Size.')
 
 
-_MEANINGLESS = {'a': ('tau',), 'b': ('period',), 'c': ('period', 'tau')}
-
-
 def _sweep(*arguments: str) -> reading.Sweep:
-  return reading.sweep_from_arguments(
-    Many, *arguments, drop=lambda config: _MEANINGLESS[config.rule]
-  )
+  return reading.sweep_from_arguments(Many, *arguments)
 
 
 def test_a_sweep_of_one():
@@ -409,25 +414,6 @@ def test_what_means_nothing_is_not_crossed():
     Many(rule='a', period=7),
     Many(rule='b', tau=0.5),
   )
-
-
-@pytest.mark.parametrize(
-  'arguments, note',
-  [
-    (['--rule=a', '--tau=0.5'], '--tau=0.5 changes nothing here'),
-    (
-      ['--rule=c', '--tau=0.5', '--period=7'],
-      '--period=7, --tau=0.5 change nothing here',
-    ),
-    (['--rule=a,b', '--tau=0.5', '--period=7'], None),
-    (['--rule=c', '--period=10_000'], None),  # as if it were not given
-    (['--rule=b', '--tau=0.5'], None),
-  ],
-)
-def test_what_means_nothing_is_said(arguments, note, capsys):
-  drop = lambda config: _MEANINGLESS[config.rule]
-  reading.say_idle(_sweep(*arguments).configs, drop)
-  assert capsys.readouterr().err == (f'note: {note}\n' if note else '')
 
 
 def test_what_means_nothing_anywhere_is_left_to_the_launcher():
@@ -516,30 +502,10 @@ def test_too_many_combinations_are_refused_at_once():
     )
 
 
-def test_what_no_choice_reads_is_refused():
-  drop = lambda config: _MEANINGLESS[config.rule]
-
-  def check(sweep):
-    reading.check_read(sweep, drop, 'rule', ('tau',))
-
-  with pytest.raises(UsageError) as error:
-    check(_parts('--rule=a,c', '--tau=0.5'))
-  assert str(error.value) == (
-    '--tau=0.5 has no meaning for any of --rule=a,c; --also="--rule=... '
-    '--tau=0.5" adds runs of one that it means something to'
-  )
-  with pytest.raises(UsageError, match='has no meaning for any of --rule=a,c$'):
-    check(_sweep('--rule=a,c', '--tau=0.5'))
-  check(_parts('--rule=a', '--tau=0.5'))  # the launcher says it
-  check(_parts('--rule=a,b', '--tau=0.5'))
-  check(_parts('--rule=a,c'))
-
-
 def test_a_sweep_is_launched():
   seen: list[reading.Sweep] = []
-  drop = lambda config: _MEANINGLESS[config.rule]
   arguments = ['--rule=a,b', '--tau=0.5,1']
-  assert not executing.execute_sweep(Many, '', seen.append, arguments, drop)
+  assert not executing.execute_sweep(Many, '', seen.append, arguments)
   assert seen == [_sweep(*arguments)]
   assert len(seen[0].configs) == 3
 
@@ -566,9 +532,7 @@ class Parts(Many):
 
 
 def _parts(*arguments: str) -> reading.Sweep:
-  return reading.sweep_from_arguments(
-    Parts, *arguments, drop=lambda config: _MEANINGLESS[config.rule]
-  )
+  return reading.sweep_from_arguments(Parts, *arguments)
 
 
 def test_parts_of_a_sweep_are_added():

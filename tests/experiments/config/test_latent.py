@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from experiments import atari, classic, minatar
-from experiments.config import declaring, latent as latent_options, reading
+from experiments.config import (
+  declaring,
+  latent as latent_options,
+  meaning,
+  reading,
+)
 from experiments.engines import sweeps
 from experiments.families import q
 from siamrl.agents import latent
@@ -33,7 +38,8 @@ SMALL = (
 
 def _group(*arguments, config=classic.ClassicConfig, task=classic.make_task):
   """The one program of a command line."""
-  sweep = reading.sweep_from_arguments(config, *arguments, drop=q.drop)
+  sweep = reading.sweep_from_arguments(config, *arguments)
+  meaning.check_meant(sweep.configs)
   for each in sweep.configs:
     q.check(each)
   tasks = {each: task(each) for each in sweep.configs}
@@ -210,7 +216,6 @@ def test_a_sweep_does_not_cross_what_means_nothing():
     '--spr_steps=0,2',
     '--spr_weight=1,2',
     '--spr_projections=8',
-    drop=q.drop,
   )
   assert [(c.spr_steps, c.spr_weight) for c in sweep.configs] == [
     (0, 5.0),

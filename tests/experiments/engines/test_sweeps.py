@@ -406,7 +406,7 @@ _OPTIONS = [
   ('--env_steps=200,400', 'must be one value and no list'),
   ('--tau=0.1,0', r'--tau=0.0 must be in \(0, 1\]'),
   ('--tau=1.5', r'must be in \(0, 1\]'),
-  ('--tau=0.5', 'has no meaning for target_update=hard'),
+  ('--tau=0.5', 'must go with --target_update=soft'),
   ('--target_update=soft', r'needs tau, in \(0, 1\]'),
   (
     '--target_period=2,3',
