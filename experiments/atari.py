@@ -88,6 +88,7 @@ class AtariConfig(
     'Emulator frames of the whole run.',
     POSITIVE,
     most=INT64,  # checked in env steps and gradient steps
+    common=True,
   )
   iteration_frames: int = option(
     1_000_000,
@@ -97,7 +98,7 @@ class AtariConfig(
     most=INT64,
   )
   _protocol: Any = group('The game')
-  game: str = option('pong', 'Any spelling: ms_pacman, MsPacman.')
+  game: str = option('pong', 'Any spelling: ms_pacman, MsPacman.', common=True)
   num_envs: int = option(
     1,
     'Emulators stepped in parallel; must divide --train_period or be a '
@@ -173,6 +174,7 @@ class AtariConfig(
     0,
     'Episodes to play. With --eval_frames=0 too: no evaluation.',
     NOT_NEGATIVE,
+    common=True,
   )
   eval_epsilon: float = option(
     0.05, 'Chance of a random action.', FRACTION, when=_EVALUATES

@@ -50,6 +50,7 @@ class ClassicConfig(q.CompiledConfig):
   environment: str = option(
     'cartpole',
     f'In any spelling: {", ".join(discrete())}.',
+    common=True,
   )
   hidden_sizes: str = option(
     '120-84', 'Units of the hidden layers', sizes('120-84')

@@ -55,6 +55,7 @@ class GymConfig(
     'CartPole-v1',
     'An id of Gymnasium, in any spelling; package:Name-v0 imports the package '
     'that registers it.',
+    common=True,
   )
   hidden_sizes: str = option(
     '120-84', 'Units of the hidden layers', sizes('120-84')

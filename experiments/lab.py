@@ -133,8 +133,11 @@ class LabConfig(TwinOptions):
     'baird',
     '; '.join(f'{name}: {summary}' for name, summary in _PROBLEMS.items()),
     one_of(_PROBLEMS),
+    common=True,
   )
-  seed: int = option(0, 'Of the drawing', UINT32, most=2**32 - 1, **_of('seed'))
+  seed: int = option(
+    0, 'Of the drawing', UINT32, most=2**32 - 1, **_of('seed'), common=True
+  )
   num_states: int | None = option(
     None,
     'States, with the terminal one if there is one',
@@ -159,6 +162,7 @@ class LabConfig(TwinOptions):
     'What maps features to those of the next state:',
     self_prediction.PREDICTORS,
     **_of('predictor'),
+    common=True,
   )
   predictor_rate: float | None = option(
     None,
@@ -170,13 +174,18 @@ class LabConfig(TwinOptions):
 
   _learning: Any = group('Learning')
   discount: float = option(
-    0.99, 'Per step of the process, of values', FRACTION, **_of('discount')
+    0.99,
+    'Per step of the process, of values',
+    FRACTION,
+    **_of('discount'),
+    common=True,
   )
   step_size: float = option(
     0.1,
     'Of gradient descent on the sum of the losses, each weighed by the share '
     'of its state',
     Bound(lambda x: 0 < x <= 1e6, 'positive, and 1e6 at most'),
+    common=True,
   )
   gradient_steps: int = option(
     20_000,
@@ -187,7 +196,10 @@ class LabConfig(TwinOptions):
 
   _folder: Any = group('Where')
   run_dir: str | None = path_option(
-    None, 'Folder for tables and pictures; none if not given.', single=True
+    None,
+    'Folder for tables and pictures; none if not given.',
+    single=True,
+    common=True,
   )
   overwrite: bool = option(
     False, 'Start afresh where the folder holds runs already.', single=True

@@ -79,7 +79,9 @@ class MinAtarConfig(q.CompiledConfig):
   epsilon_decay: int = redeclared(q.CompiledConfig, 'epsilon_decay', 100_000)
 
   _game: Any = group('The game')
-  game: str = option('breakout', 'Any spelling: SpaceInvaders, space_invaders.')
+  game: str = option(
+    'breakout', 'Any spelling: SpaceInvaders, space_invaders.', common=True
+  )
   protocol: str = option(
     'paper',
     'paper: sticky actions (0.1), all 6 actions, no cap on steps. gymnax: '

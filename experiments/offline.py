@@ -127,6 +127,7 @@ class OfflineConfig(
     'Fits of the whole run, each of --target_period gradient steps; '
     f'{_DEFAULT_ITERATIONS} if neither this nor --gradient_steps is given',
     POSITIVE,
+    common=True,
   )
   gradient_steps: int | None = option(
     None, 'Length of the whole run, in place of --iterations', POSITIVE
@@ -154,6 +155,7 @@ class OfflineConfig(
     'at every step',
     NOT_NEGATIVE,
     most=INT64,  # the memory ends sooner
+    common=True,
   )
   tolerance: float | None = option(
     None,
@@ -177,6 +179,7 @@ class OfflineConfig(
     'Greedy episodes to play; 0 for no evaluation, nor one from the grid of '
     f'{offline_data.CAR}.',
     NOT_NEGATIVE,
+    common=True,
   )
   eval_episode_env_steps: int = option(
     10_000,

@@ -55,11 +55,13 @@ class DataOptions:
     CAR,
     'Where the data are from, and where greedy episodes are played; in any '
     f'spelling: {", ".join(discrete())}.',
+    common=True,
   )
   dataset: str | None = path_option(
     None,
     'File of a data set, .npz, or minari:NAME_OR_PATH; one is collected if '
     'not given',
+    common=True,
   )
   collect: str | None = choice(
     None,

@@ -122,6 +122,7 @@ class SiameseConfig(TwinOptions, SweepOptions):
     'file, or of a folder of PNG and JPEG files, with a sub-folder for each '
     'class or with none.',
     single=True,
+    common=True,
   )
   held_out_fraction: float = option(
     0.2, 'Of the images, to judge by.', _PART, single=True
@@ -149,7 +150,11 @@ class SiameseConfig(TwinOptions, SweepOptions):
 
   _length: Any = group('How long they are')
   epochs: int = option(
-    200, 'Passes over the images, of each run.', POSITIVE, single=True
+    200,
+    'Passes over the images, of each run.',
+    POSITIVE,
+    single=True,
+    common=True,
   )
   iteration_epochs: int = option(
     10,
@@ -165,6 +170,7 @@ class SiameseConfig(TwinOptions, SweepOptions):
     'vectors (byol), or NT-Xent, which has no twin (simclr). The slow twin of '
     'BYOL is --target_update=soft',
     one_of(AGENTS),
+    common=True,
   )
   predictor: str = choice(
     'mlp',
@@ -215,7 +221,9 @@ class SiameseConfig(TwinOptions, SweepOptions):
 
   _learning: Any = group('Learning')
   optimizer: str = option('sgd', 'Optimiser', one_of(('sgd', 'adam', 'lars')))
-  learning_rate: float = option(0.05, 'Step size.', POSITIVE, traced=True)
+  learning_rate: float = option(
+    0.05, 'Step size.', POSITIVE, traced=True, common=True
+  )
   predictor_rate: float = option(
     1.0,
     "The predictor's step size, times this.",
@@ -244,7 +252,9 @@ class SiameseConfig(TwinOptions, SweepOptions):
     "Leave the predictor's step size as it is, as SimSiam does.",
     when=both(_LEARNS_PREDICTOR, not_given('anneal', 'none')),
   )
-  batch_size: int = option(256, 'Images per gradient step.', POSITIVE)
+  batch_size: int = option(
+    256, 'Images per gradient step.', POSITIVE, common=True
+  )
   statistics_momentum: float = option(
     0.9,
     'Of the running averages of batch normalisation.',

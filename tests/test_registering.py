@@ -122,6 +122,27 @@ def test_rules_that_read_reports_have_an_order_and_a_clock():
     diagnostics.make_clock(ClockedTwin(twin._replace(clock=None)))
 
 
+def test_rules_that_read_reports_inside_of_others():
+  twin = cautious(0.5, 1.0)
+  learner = make_learner(
+    _agent(), optax.sgd(0.0), ClockedTwin(twins.periodic(2, twin))
+  )
+  state = learner.init(jax.random.key(0))
+  ones = jax.tree.map(jnp.ones_like, state.target_params)
+  state = state.replace(target_params=ones)
+  regress = jax.jit(learner.regress)
+  for _ in range(2):
+    state, _ = regress(state, _batch([1.0]))  # rate 0.5 / 2, once
+  (bias, *_) = jax.tree.leaves(state.target_params)
+  np.testing.assert_allclose(bias, 0.75)
+  with pytest.raises(ValueError, match='cannot be a part of another'):
+    twins.by_path({'.': twin})
+  with pytest.raises(ValueError, match="'mine' cannot be a shadow: it reads"):
+    diagnostics.shadows_init(
+      {'mine': ClockedTwin(twin)}, _agent(), state.online_params
+    )
+
+
 def test_a_registered_rule_is_like_the_others():
   register_cautious()
   assert twins.takes('cautious') == ('tau', 'caution')

@@ -40,7 +40,7 @@ class CollectOptions(PanelOptions, TwinOptions):
 
   _length: Any = group('How long they are')
   env_steps: int = option(
-    500_000, 'Env steps of each run.', POSITIVE, single=True
+    500_000, 'Env steps of each run.', POSITIVE, single=True, common=True
   )
   iteration_env_steps: int = option(
     10_000,
@@ -56,7 +56,9 @@ class CollectOptions(PanelOptions, TwinOptions):
     'be a multiple of it.',
     POSITIVE,
   )
-  discount: float = option(0.99, 'Per env step.', FRACTION, traced=True)
+  discount: float = option(
+    0.99, 'Per env step.', FRACTION, traced=True, common=True
+  )
   # A compiled program has an addition for each.
   n_step: int = option(1, 'Rewards before the bootstrap', POSITIVE, most=1_000)
   reward_scale: float = option(
@@ -71,7 +73,9 @@ class CollectOptions(PanelOptions, TwinOptions):
     'clipping. Reported returns never are.',
     NOT_NEGATIVE,
   )
-  batch_size: int = option(128, 'Transitions per gradient step.', POSITIVE)
+  batch_size: int = option(
+    128, 'Transitions per gradient step.', POSITIVE, common=True
+  )
   train_period: int = option(
     10, 'Env steps from one training to the next.', POSITIVE
   )
@@ -92,7 +96,11 @@ class CollectOptions(PanelOptions, TwinOptions):
 
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_episodes: int = option(
-    0, 'Episodes to play; 0 for no evaluation.', NOT_NEGATIVE, single=True
+    0,
+    'Episodes to play; 0 for no evaluation.',
+    NOT_NEGATIVE,
+    single=True,
+    common=True,
   )
   eval_epsilon: float = option(
     0.0,

@@ -187,6 +187,7 @@ def option(
   when: When | None = None,
   refused: bool | When = False,
   never: str = '',
+  common: bool = False,
 ) -> Any:
   """A dataclass field that becomes a flag.
 
@@ -212,6 +213,8 @@ def option(
       part of that without which it must be left out.
     never: why it means nothing to a launcher that inherits it, and must be left
       out.
+    common: whether it is among the few that most runs change, and stands in
+      the short help text.
   """
   metadata = {
     'help': help,
@@ -222,6 +225,7 @@ def option(
     'when': when,
     'refused': refused,
     'never': never,
+    'common': common,
   }
   return dataclasses.field(default=default, metadata=metadata)
 

@@ -8,6 +8,7 @@ from experiments.config import reading, startup, users
 from experiments.config.declaring import RunError, UsageError
 from experiments.config.help import help_text
 from experiments.config.reading import Sweep
+from experiments.config.registered import with_registered
 from siamrl.report import streams
 
 # Characters of an error message; what is longer is cut in the middle.
@@ -53,8 +54,10 @@ def execute(
     something else is in the way, 130 where Ctrl-C ended it at once.
   """
   return _execute(
-    lambda: help_text(cls, intro),
-    lambda: main(reading.from_arguments(cls, *arguments, listed=listed)),
+    lambda full: help_text(with_registered(cls), intro, full=full),
+    lambda: main(
+      reading.from_arguments(with_registered(cls), *arguments, listed=listed)
+    ),
     arguments,
   )
 
@@ -88,23 +91,26 @@ def execute_sweep(
     The exit code, as `execute` has it.
   """
   return _execute(
-    lambda: help_text(cls, intro, lists=True),
-    lambda: main(reading.sweep_from_arguments(cls, *arguments)),
+    lambda full: help_text(with_registered(cls), intro, lists=True, full=full),
+    lambda: main(
+      reading.sweep_from_arguments(with_registered(cls), *arguments)
+    ),
     arguments,
   )
 
 
 def _execute(
-  help_answer: Callable[[], str],
+  help_answer: Callable[[bool], str],
   main: Callable[[], None],
   arguments: Sequence[str],
 ) -> int:
   try:
     startup.end()
     users.load(arguments)
-    if {'--help', '-help', '-h'} & set(arguments):
-      print(help_answer())
-      return 0
+    for asked in ({'--helpfull', '-helpfull'}, {'--help', '-help', '-h'}):
+      if asked & set(arguments):
+        print(help_answer('--helpfull' in asked))
+        return 0
     main()
   except UsageError as error:
     return _failed(2, error)

@@ -1,4 +1,4 @@
-"""The answer to --help."""
+"""The answers to --help and --helpfull."""
 
 import dataclasses
 import textwrap
@@ -6,22 +6,33 @@ import textwrap
 from experiments.config.declaring import INT32
 
 
-def help_text(cls: type, intro: str, *, lists: bool = False) -> str:
-  """The answer to --help: options under their headings, in written order.
+def help_text(
+  cls: type, intro: str, *, lists: bool = False, full: bool = True
+) -> str:
+  """The answer to --help or --helpfull.
 
   Args:
     cls: a frozen dataclass of options.
     intro: the first paragraphs.
     lists: whether options that are not single take lists.
+    full: whether all options are shown, under their headings and in written
+      order; else the common ones, where there are any.
   """
+  options = [f for f in dataclasses.fields(cls) if 'help' in f.metadata]
+  common = [f for f in options if f.metadata['common']]
+  short = bool(common) and not full
   lines = [intro.strip(), '']
-  for field in dataclasses.fields(cls):
+  if short:
+    lines += ['', 'The options that most runs change:']
+  for field in common if short else dataclasses.fields(cls):
     if 'group' in field.metadata:
       lines += ['', f'{field.metadata["group"]}:']
     elif 'help' in field.metadata:
       single = lists and field.metadata['single']
       lines.append(_help_head(field, ['one value'] if single else []))
       lines += _help_body(field)
+  if short:
+    lines += ['', f'--helpfull explains all {len(options)} options.']
   lines += [
     '',
     '--flagfile=FILE reads flags from a file, one a line. Of a flag given '
@@ -48,6 +59,9 @@ def _help_body(field: dataclasses.Field) -> list[str]:
   summaries = field.metadata.get('summaries', {})
   if bound and not summaries:
     text = f'{text.rstrip(".")}; {bound}.'
+  when = field.metadata['when']
+  if when is not None and not summaries:
+    text = f'{text.rstrip(".")}. Read only {when.words}.'
   indent = ' ' * 6
   lines = textwrap.wrap(
     text,

@@ -50,7 +50,9 @@ class LearningOptions:
 
   _learning: Any = group('Learning')
   optimizer: str = option('adam', 'Optimiser', one_of(learner.OPTIMIZERS))
-  learning_rate: float = option(2.5e-4, 'Step size.', POSITIVE, traced=True)
+  learning_rate: float = option(
+    2.5e-4, 'Step size.', POSITIVE, traced=True, common=True
+  )
   optimizer_eps: float = option(
     1e-8,
     'Inside the square root for RMSProp, outside for Adam, RAdam and '

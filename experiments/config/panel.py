@@ -46,6 +46,7 @@ class PanelOptions:
     'none. Columns of metrics.csv that begin with panel/.',
     NOT_NEGATIVE,
     single=True,
+    common=True,
   )
   probe_size: int = option(
     256,

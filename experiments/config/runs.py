@@ -37,6 +37,7 @@ class RunOptions:
     'Folder of all that is computed; if not given one in runs/, named after '
     'what is learnt, the agent, what is swept and the seed',
     single=True,
+    common=True,
   )
   overwrite: bool = option(
     False, 'Start afresh where the folder holds runs already.', single=True
@@ -47,6 +48,7 @@ class RunOptions:
     UINT32,
     single=True,
     most=2**32 - 1,
+    common=True,
   )
   checkpoint_period_s: float = option(
     600, 'Seconds between two checkpoints, about.', POSITIVE, single=True
@@ -84,6 +86,7 @@ class SweepOptions(RunOptions):
     POSITIVE,
     single=True,
     most=INT64,  # the memory ends sooner
+    common=True,
   )
   also: str | None = also()
   share: str = option(

@@ -63,6 +63,7 @@ class TargetOptions:
     'dqn takes any --target_form and has max if none is given; double_dqn is '
     'dqn with the form double',
     one_of(q.AGENTS),
+    common=True,
   )
   target_form: str | None = choice(
     None,

@@ -89,6 +89,7 @@ class TwinOptions(users.UserOptions):
     'hard',
     'What the twin becomes, and what it is used for:',
     {name: rule.summary for name, rule in twins.RULES.items()},
+    common=True,
   )
   target_period: int = option(
     10_000,
@@ -106,6 +107,7 @@ class TwinOptions(users.UserOptions):
       ),
       'with a rule that has a period',
     ),
+    common=True,
   )
   target_period_unit: str = option(
     'env_steps',
@@ -113,7 +115,7 @@ class TwinOptions(users.UserOptions):
     one_of(schedule.UNITS),
     single=True,
   )
-  tau: float | None = _parameter('tau', RATE)
+  tau: float | None = _parameter('tau', RATE, common=True)
   tau_end: float | None = _parameter('tau_end', FRACTION)
   target_period_end: int | None = _parameter(
     'target_period_end', POSITIVE, most=INT64
@@ -174,6 +176,8 @@ def parameters(
   given = {name: getattr(config, name) for name in twins.PARAMETERS}
   takes = twins.takes(config.target_update, config.target_paths)
   for name in takes:
+    if given[name] is None:
+      given[name] = twins.PARAMETERS[name].default
     if given[name] is None:
       metadata = type(config).__dataclass_fields__[name].metadata
       given[name] = metadata.get('taken')

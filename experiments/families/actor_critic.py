@@ -119,6 +119,7 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
     'pendulum_endless, mountain_car_continuous, reacher_gymnax, '
     'swimmer_gymnax; or an id of Gymnasium, such as HalfCheetah-v5, which is '
     'stepped on the host: one run, no lists.',
+    common=True,
   )
   eval_environment: str | None = option(
     None,
@@ -132,6 +133,7 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
     'td3',
     'Which; the other defaults are those of td3, for presets to change:',
     {name: a.summary for name, a in actor_critic.AGENTS.items()},
+    common=True,
   )
   critics: int | None = option(
     None, 'How many; 2 if not given', POSITIVE, **_of('critics')
@@ -212,7 +214,7 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
     when=_LEARNS_POLICY,
   )
   critic_learning_rate: float = option(
-    3e-4, "Adam's step size of the critics.", POSITIVE, traced=True
+    3e-4, "Adam's step size of the critics.", POSITIVE, traced=True, common=True
   )
   alpha_learning_rate: float = option(
     3e-4,

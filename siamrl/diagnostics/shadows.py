@@ -89,8 +89,8 @@ def shadows_init(
     By name, each in buffers of its own; `self_copy` has none.
 
   Raises:
-    ValueError: a rule has other online parameters than the base agent or moves
-      them, as `chain` and `iterated_heads` do, or the run has.
+    ValueError: a rule reads reports, has other online parameters than the base
+      agent or moves them, as `chain` and `iterated_heads` do, or the run has.
   """
 
   def shapes(params: Params) -> Any:
@@ -98,6 +98,8 @@ def shadows_init(
 
   plain = shapes(shape_of_params(base_agent, lambda agent: agent))
   for name, rule in shadows.items():
+    if rule.twin.reads_report:
+      raise ValueError(f'{name!r} cannot be a shadow: it reads reports')
     own = shapes(shape_of_params(base_agent, rule.twin.lift))
     if rule.twin.shift is not None or own != plain:
       raise ValueError(

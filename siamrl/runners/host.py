@@ -73,7 +73,7 @@ class LoopConfig:
   """How a run collects and learns.
 
   Attributes:
-    schedule: speeds of the three processes; `collect` must be a multiple of
+    schedule: speeds of collecting and learning; `collect` must be a multiple of
       the number of environments.
     total_env_steps: env steps of the whole run, a multiple of `collect`.
     iteration_env_steps: env steps of one iteration, a multiple of `collect`;

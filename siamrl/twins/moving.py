@@ -53,8 +53,8 @@ def periodic(period: chex.Numeric, twin: Twin) -> Twin:
   `periodic(p, hard())` is DQN's rule, `periodic(p, soft(tau))` the
   period-and-tau rule of SAC's and CleanRL's code, and `periodic(1, rule)` is
   `rule`. The count is the one after the optimiser's step, so the first update
-  follows gradient step number `period`. A learner's `Schedule.sync` does the
-  same for whole rules; this is for rules inside of others.
+  follows gradient step number `period`. A `ClockedTwin` does the same
+  for whole rules; this is for rules inside of others.
 
   Args:
     period: gradient steps from one update to the next, >= 1; may be traced.
@@ -63,14 +63,17 @@ def periodic(period: chex.Numeric, twin: Twin) -> Twin:
   if isinstance(period, int) and period == 1:
     return twin
 
-  def update(online: Params, target: Any, gradient_steps: chex.Numeric) -> Any:
+  def update(
+    online: Params, target: Any, gradient_steps: chex.Numeric, *report: Any
+  ) -> Any:
     return jax.lax.cond(
       gradient_steps % period == 0,
       twin.update,
-      lambda online, target, gradient_steps: target,
+      lambda online, target, gradient_steps, *report: target,
       online,
       target,
       gradient_steps,
+      *report,
     )
 
   return twin._replace(update=update)
@@ -255,7 +258,12 @@ def by_path(rules: Mapping[str, Twin]) -> Twin:
   Returns:
     A rule whose `init` raises ValueError where a pattern or a parameter is
     left over, and lists the paths.
+
+  Raises:
+    ValueError: a rule reads what gradient steps report.
   """
+  if any(rule.reads_report for rule in rules.values()):
+    raise ValueError('a rule that reads reports cannot be a part of another')
 
   def parts(tree: Params) -> dict[str, dict[str, Any]]:
     """Leaves by the pattern that is theirs, then by path."""

@@ -124,7 +124,6 @@ def test_a_flag_file_and_its_round_trip(tmp_path):
     ('--name=c', '--name=c must be one of a, b'),
     ('--big=maybe', '--big=maybe must be true or false'),
     ('--cuont=1', '--cuont is no flag; the closest are --count'),
-    ('--helpfull', '--helpfull is no flag'),
     ('--note', 'Missing value for flag --note'),
     ('--nobig=1', '--nobig=1 does not take an argument'),
     ('--count=2147483648', '--count=2147483648 must be at most 2147483647'),
@@ -328,6 +327,23 @@ later one counts, so flags after --flagfile change what the file says.
 Presets are found by their name from any folder: --flagfile=nature_dqn.
 """
   )
+
+
+def test_the_short_help_has_what_most_runs_change(capsys):
+  run = lambda argument: executing.execute(
+    atari.AtariConfig, atari.__doc__ or '', print, [argument]
+  )
+  assert run('--help') == 0
+  short = capsys.readouterr().out
+  assert run('--helpfull') == 0
+  full = capsys.readouterr().out
+  for name in ('game', 'frames', 'target_update', 'tau', 'run_dir'):
+    assert f'  --{name}' in short
+  assert '  --noop_max' in full and '  --noop_max' not in short
+  flags = len(reading.as_json(atari.AtariConfig()))
+  assert f'--helpfull explains all {flags} options.' in short
+  words = ' '.join(short.split())
+  assert 'Read only with --target_update=soft, periodic_soft' in words
 
 
 def test_help_of_the_launcher_names_every_flag():
