@@ -90,10 +90,11 @@ def make_task(config: ClassicConfig) -> Task:
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run_sweep(
+  executing.run(
     ClassicConfig,
     __doc__,
     lambda sweep: sweeps.main(sweep, make_task, q.FAMILY),
+    lists=True,
   )
 
 

@@ -140,7 +140,7 @@ def _train_on_host(sweep: Sweep, environment: str) -> None:
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run_sweep(ControlConfig, __doc__, main)
+  executing.run(ControlConfig, __doc__, main, lists=True)
 
 
 if __name__ == '__main__':

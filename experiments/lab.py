@@ -630,7 +630,7 @@ def _write(
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run_sweep(LabConfig, __doc__, main)
+  executing.run(LabConfig, __doc__, main, lists=True)
 
 
 if __name__ == '__main__':

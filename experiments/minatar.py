@@ -150,10 +150,11 @@ def make_task(config: MinAtarConfig) -> Task:
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run_sweep(
+  executing.run(
     MinAtarConfig,
     __doc__,
     lambda sweep: sweeps.main(sweep, make_task, q.FAMILY),
+    lists=True,
   )
 
 

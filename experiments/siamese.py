@@ -783,7 +783,7 @@ def main(sweep: Sweep) -> None:
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run_sweep(SiameseConfig, __doc__, main)
+  executing.run(SiameseConfig, __doc__, main, lists=True)
 
 
 if __name__ == '__main__':

@@ -35,6 +35,8 @@ class Parameter(NamedTuple):
     traced: whether it may be a traced value, so that runs with different values
       are one compiled program; not so for names, and counts that shape arrays.
     default: its value where none is given; None where one must be.
+    period: whether it counts gradient steps from one event to the next, which
+      launchers take in the unit that users choose.
   """
 
   domain: Domain
@@ -42,6 +44,7 @@ class Parameter(NamedTuple):
   kind: type = float
   traced: bool = True
   default: Any = None
+  period: bool = False
 
   @property
   def holds(self) -> Callable[[Any], bool]:

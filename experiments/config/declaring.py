@@ -11,9 +11,10 @@ import dataclasses
 import re
 import types
 import typing
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from siamrl.parameters import FieldError
+from siamrl import parameters
+from siamrl.parameters import FieldError, Parameter
 
 # The largest numbers of types that hold whole numbers.
 INT32, INT64 = 2**31 - 1, 2**63 - 1
@@ -46,21 +47,27 @@ def refuse(config: Any, name: str, must: str) -> NoReturn:
   raise UsageError(f'--{name}={as_text(getattr(config, name))} must {must}')
 
 
-class Bound(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Bound:
   """What a value must be.
 
   A number must also survive the type that computes with it, see `option`.
 
   Attributes:
     holds: the test.
-    text: its words after 'must be'.
+    must_be: words for it; or what makes them, where more can be registered.
     mixes: whether the value is a weight whose rest, one minus it, weighs what
       there was before. A value so small that the rest is 1 changes nothing.
   """
 
   holds: Callable[[Any], bool]
-  text: str
+  must_be: str | Callable[[], str]
   mixes: bool = False
+
+  @property
+  def text(self) -> str:
+    """The words after 'must be'."""
+    return self.must_be if isinstance(self.must_be, str) else self.must_be()
 
 
 POSITIVE = Bound(lambda x: x > 0, 'positive')
@@ -75,8 +82,12 @@ PATH = Bound(lambda x: x != '', 'the name of a file or folder')
 
 
 def one_of(names: Collection[str]) -> Bound:
-  """The bound of an option that takes one of some names."""
-  return Bound(lambda x: x in names, f'one of {", ".join(names)}')
+  """The bound of an option that takes one of some names.
+
+  Args:
+    names: what may be registered later than this is called counts, too.
+  """
+  return Bound(lambda x: x in names, lambda: f'one of {", ".join(names)}')
 
 
 def sizes(example: str, *, none: bool = False) -> Bound:
@@ -187,6 +198,7 @@ def option(
   when: When | None = None,
   refused: bool | When = False,
   never: str = '',
+  taken: Any = None,
   common: bool = False,
 ) -> Any:
   """A dataclass field that becomes a flag.
@@ -213,6 +225,7 @@ def option(
       part of that without which it must be left out.
     never: why it means nothing to a launcher that inherits it, and must be left
       out.
+    taken: the value that counts where it means something and is not given.
     common: whether it is among the few that most runs change, and stands in
       the short help text.
   """
@@ -225,6 +238,7 @@ def option(
     'when': when,
     'refused': refused,
     'never': never,
+    'taken': taken,
     'common': common,
   }
   return dataclasses.field(default=default, metadata=metadata)
@@ -241,25 +255,65 @@ def path_option(
     several: whether it names several, with commas between them.
     **more: as `option` has it.
   """
-  field = option(default, help, PATH, **more)
-  metadata = {**field.metadata, 'path': 'several' if several else 'one'}
-  return dataclasses.field(default=default, metadata=metadata)
+  path = 'several' if several else 'one'
+  return _changed(option(default, help, PATH, **more), default, path=path)
 
 
 def choice(
-  default: Any, help: str, summaries: Mapping[str, str], **more: Any
+  default: Any,
+  help: str,
+  summaries: Mapping[str, str] | Callable[[], Mapping[str, str]],
+  **more: Any,
 ) -> Any:
   """An option that takes one of some names, each with a line of help.
 
   Args:
     default: its value where the flag is not given.
     help: one sentence.
-    summaries: what each name stands for.
+    summaries: what each name stands for; or what makes that, where more can be
+      registered.
     **more: as `option` has it.
   """
-  field = option(default, help, one_of(summaries), **more)
-  metadata = {**field.metadata, 'summaries': dict(summaries)}
-  return dataclasses.field(default=default, metadata=metadata)
+  known = summaries if callable(summaries) else lambda: summaries
+  bound = Bound(lambda x: x in known(), lambda: f'one of {", ".join(known())}')
+  return _changed(
+    option(default, help, bound, **more), default, summaries=known
+  )
+
+
+# What options of parameters must be, where there are better words.
+_BOUNDS = {
+  parameters.POSITIVE: POSITIVE,
+  parameters.NOT_NEGATIVE: NOT_NEGATIVE,
+  parameters.NOT_POSITIVE: NOT_POSITIVE,
+  parameters.FRACTION: FRACTION,
+  parameters.RATE: RATE,
+  parameters.WHOLE: POSITIVE,
+}
+
+
+def parameter(
+  about: Parameter, when: When, default: Any = None, **more: Any
+) -> Any:
+  """The option of a parameter that some choices of another option read.
+
+  Args:
+    about: describes it.
+    when: such a choice is made.
+    default: its value where the flag is not given.
+    **more: as `option` has it.
+  """
+  domain = about.domain
+  bound = _BOUNDS.get(domain, Bound(domain.holds, domain.text))
+  declared: dict[str, Any] = {
+    'most': INT64 if about.period else INT32,  # checked in gradient steps
+    'traced': about.traced,
+    'when': when,
+    'refused': True,
+    'taken': about.default,
+  }
+  field = option(default, about.help, bound, **declared | more)
+  return _changed(field, default, parameter=True)
 
 
 def redeclared(
@@ -276,14 +330,59 @@ def redeclared(
   (field,) = (each for each in dataclasses.fields(cls) if each.name == name)
   if default is dataclasses.MISSING:
     default = field.default
+  return _changed(field, default, **changes)
+
+
+def _changed(
+  field: dataclasses.Field, default: Any, **changes: Any
+) -> dataclasses.Field:
+  """A field with another default and other metadata."""
   return dataclasses.field(
     default=default, metadata={**field.metadata, **changes}
   )
 
 
-def group(title: str) -> Any:
-  """A field that becomes no flag, but a heading in the help text."""
-  return dataclasses.field(default=None, init=False, metadata={'group': title})
+# Options by name, each with its type.
+Further = Mapping[str, tuple[type, dataclasses.Field]]
+
+
+def group(title: str, further: Callable[[], Further] = dict) -> Any:
+  """A field that becomes no flag, but a heading in the help text.
+
+  Args:
+    title: the heading.
+    further: -> options that belong there, too; those that the class does not
+      declare itself are added to it by `complete`.
+  """
+  metadata = {'group': title, 'further': further}
+  return dataclasses.field(default=None, init=False, metadata=metadata)
+
+
+def complete(cls: type) -> type:
+  """A class of options with those of what has been registered by now.
+
+  Raises:
+    RunError: what is registered takes the name of an option of another kind.
+  """
+  known = {field.name: field.metadata for field in dataclasses.fields(cls)}
+  further: list[Any] = []
+  for heading in dataclasses.fields(cls):
+    for name, (kind, field) in heading.metadata.get('further', dict)().items():
+      if name not in known:
+        field = _changed(field, field.default, under=heading.name)
+        further.append((name, kind | None, field))
+      elif 'parameter' not in known[name]:
+        raise RunError(
+          f'--{name}: no parameter of what is registered can have this name, '
+          'which is that of another option'
+        )
+  if not further:
+    return cls
+  made = dataclasses.make_dataclass(
+    cls.__name__, further, bases=(cls,), frozen=True
+  )
+  made.__module__, made.__doc__ = cls.__module__, cls.__doc__
+  return made
 
 
 def options_of(cls: type) -> list[tuple[dataclasses.Field, type]]:
@@ -297,6 +396,15 @@ def options_of(cls: type) -> list[tuple[dataclasses.Field, type]]:
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
       found.append((field, hint))
   return found
+
+
+def value_of(config: Any, name: str) -> Any:
+  """The value of an option, or what counts where it is not given."""
+  value = getattr(config, name, None)
+  if value is None:
+    field = type(config).__dataclass_fields__.get(name)
+    value = field and field.metadata['taken']
+  return value
 
 
 def as_text(value: Any) -> str:

@@ -7,27 +7,25 @@ from typing import Any, NoReturn
 from experiments.config import reading, startup, users
 from experiments.config.declaring import RunError, UsageError
 from experiments.config.help import help_text
-from experiments.config.reading import Sweep
-from experiments.config.registered import with_registered
 from siamrl.report import streams
 
 # Characters of an error message; what is longer is cut in the middle.
 _MOST_CHARACTERS = 2_000
 
 
+_SHORT_HELP = {'--help', '-help', '-h'}
+_FULL_HELP = {'--helpfull', '-helpfull', '--help=all', '-help=all'}
+
+
 def run(
-  cls: type,
-  intro: str,
-  main: Callable[[Any], None],
-  *,
-  listed: str | None = None,
+  cls: type, intro: str, main: Callable[[Any], None], **how: Any
 ) -> NoReturn:
-  """Reads the command line into `cls`, calls `main` with it, and exits."""
+  """Does what the command line says, and exits; see `execute`."""
   streams.install()
   arguments = sys.argv[1:]
   if issubclass(cls, users.UserOptions):
     arguments = users.with_caller(arguments)
-  sys.exit(execute(cls, intro, main, arguments, listed=listed))
+  sys.exit(execute(cls, intro, main, arguments, **how))
 
 
 def execute(
@@ -36,9 +34,10 @@ def execute(
   main: Callable[[Any], None],
   arguments: Sequence[str],
   *,
+  lists: bool = False,
   listed: str | None = None,
 ) -> int:
-  """Calls `main` with the record that a command line makes.
+  """Calls `main` with the record, or the sweep, that a command line makes.
 
   Errors that have an explanation end in one line, not in a traceback.
 
@@ -47,70 +46,31 @@ def execute(
     intro: the first paragraphs of the help text.
     main: the launcher.
     arguments: the command line.
+    lists: whether options take lists, and `main` a sweep.
     listed: as `from_arguments` has it.
 
   Returns:
     The exit code: 0 after success or --help, 2 after a usage error, 1 where
     something else is in the way, 130 where Ctrl-C ended it at once.
   """
-  return _execute(
-    lambda full: help_text(with_registered(cls), intro, full=full),
-    lambda: main(
-      reading.from_arguments(with_registered(cls), *arguments, listed=listed)
-    ),
-    arguments,
-  )
+
+  def answer() -> None:
+    users.load(arguments)
+    full = bool(_FULL_HELP & set(arguments))
+    if full or _SHORT_HELP & set(arguments):
+      print(help_text(cls, intro, lists=lists, full=full))
+    elif lists:
+      main(reading.sweep_from_arguments(cls, *arguments))
+    else:
+      main(reading.from_arguments(cls, *arguments, listed=listed))
+
+  return exit_code(answer)
 
 
-def run_sweep(
-  cls: type,
-  intro: str,
-  main: Callable[[Sweep], None],
-) -> NoReturn:
-  """Reads a command line with lists, calls `main` with the sweep, and exits."""
-  streams.install()
-  arguments = users.with_caller(sys.argv[1:])
-  sys.exit(execute_sweep(cls, intro, main, arguments))
-
-
-def execute_sweep(
-  cls: type,
-  intro: str,
-  main: Callable[[Sweep], None],
-  arguments: Sequence[str],
-) -> int:
-  """Calls `main` with the sweep that a command line makes.
-
-  Args:
-    cls: a frozen dataclass of options.
-    intro: the first paragraphs of the help text.
-    main: the launcher.
-    arguments: the command line.
-
-  Returns:
-    The exit code, as `execute` has it.
-  """
-  return _execute(
-    lambda full: help_text(with_registered(cls), intro, lists=True, full=full),
-    lambda: main(
-      reading.sweep_from_arguments(with_registered(cls), *arguments)
-    ),
-    arguments,
-  )
-
-
-def _execute(
-  help_answer: Callable[[bool], str],
-  main: Callable[[], None],
-  arguments: Sequence[str],
-) -> int:
+def exit_code(main: Callable[[], None]) -> int:
+  """Calls a function; the exit code of what it raises, which is shown."""
   try:
     startup.end()
-    users.load(arguments)
-    for asked in ({'--helpfull', '-helpfull'}, {'--help', '-help', '-h'}):
-      if asked & set(arguments):
-        print(help_answer('--helpfull' in asked))
-        return 0
     main()
   except UsageError as error:
     return _failed(2, error)

@@ -3,87 +3,103 @@
 import dataclasses
 import textwrap
 
-from experiments.config.declaring import INT32
+from experiments.config.declaring import INT32, When, complete
+
+_WIDTH = 76
+_FLAG_FILES = """
+--flagfile=FILE reads flags from a file, one a line. Of a flag given twice the
+later one counts, so flags after --flagfile change what the file says.
+Presets are found by their name from any folder: --flagfile=nature_dqn."""
+_LISTS = """
+A flag that is not marked (one value) takes several, separated by commas;
+every combination of the values is run."""
+_SHORT = """
+Most runs change these only. --helpfull explains all {number} options."""
 
 
 def help_text(
   cls: type, intro: str, *, lists: bool = False, full: bool = True
 ) -> str:
-  """The answer to --help or --helpfull.
+  """The answer to --help or --helpfull, options under their headings.
 
   Args:
     cls: a frozen dataclass of options.
     intro: the first paragraphs.
     lists: whether options that are not single take lists.
-    full: whether all options are shown, under their headings and in written
-      order; else the common ones, where there are any.
+    full: whether to show all options; else the common ones, where there are
+      any.
   """
-  options = [f for f in dataclasses.fields(cls) if 'help' in f.metadata]
-  common = [f for f in options if f.metadata['common']]
-  short = bool(common) and not full
-  lines = [intro.strip(), '']
-  if short:
-    lines += ['', 'The options that most runs change:']
-  for field in common if short else dataclasses.fields(cls):
-    if 'group' in field.metadata:
-      lines += ['', f'{field.metadata["group"]}:']
-    elif 'help' in field.metadata:
-      single = lists and field.metadata['single']
-      lines.append(_help_head(field, ['one value'] if single else []))
-      lines += _help_body(field)
-  if short:
-    lines += ['', f'--helpfull explains all {len(options)} options.']
-  lines += [
-    '',
-    '--flagfile=FILE reads flags from a file, one a line. Of a flag given '
-    'twice the',
-    'later one counts, so flags after --flagfile change what the file says.',
-    'Presets are found by their name from any folder: --flagfile=nature_dqn.',
+  fields = dataclasses.fields(complete(cls))
+  options = [
+    field
+    for field in fields
+    if 'help' in field.metadata and not field.metadata['never']
   ]
-  if lists:
-    lines += [
-      '',
-      'A flag that is not marked (one value) takes several, separated by '
-      'commas;',
-      'every combination of the values is run.',
-    ]
-  return '\n'.join(lines)
+  shown = [field for field in options if field.metadata['common']]
+  if full or not shown:
+    shown = options
+  lines = [intro.strip(), '']
+  heading = ''
+  under: dict[str, list[dataclasses.Field]] = {'': []}
+  titles = {'': ''}
+  for field in fields:
+    if 'group' in field.metadata:
+      heading = field.name
+      under[heading], titles[heading] = [], f'{field.metadata["group"]}:'
+    elif field in shown:
+      under[field.metadata.get('under', heading)].append(field)
+  for heading, members in under.items():
+    if members:
+      lines += ['', titles[heading]]
+      for field in members:
+        single = lists and field.metadata['single']
+        lines.append(_head(field, ['one value'] if single else []))
+        lines += _body(field)
+  if shown is not options:
+    lines.append(_SHORT.format(number=len(options)))
+  return '\n'.join([*lines, _FLAG_FILES, *([_LISTS] if lists else [])])
 
 
-def _help_body(field: dataclasses.Field) -> list[str]:
+def _body(field: dataclasses.Field) -> list[str]:
   """The lines below the first one."""
-  text = field.metadata['help']
-  bound, most = field.metadata['bound'].text, field.metadata['most']
-  if most < INT32:
-    bound += f', at most {most}'
-  summaries = field.metadata.get('summaries', {})
-  if bound and not summaries:
+  about = field.metadata
+  text, bound = about['help'], about['bound'].text
+  if about['most'] < INT32:
+    bound += f', at most {about["most"]}'
+  if bound and 'summaries' not in about:
     text = f'{text.rstrip(".")}; {bound}.'
-  when = field.metadata['when']
-  if when is not None and not summaries:
-    text = f'{text.rstrip(".")}. Read only {when.words}.'
-  indent = ' ' * 6
-  lines = textwrap.wrap(
-    text,
-    76,
-    initial_indent=indent,
-    subsequent_indent=indent,
-    break_on_hyphens=False,  # --tau is a word
+  conditions = dict.fromkeys(
+    each.words
+    for each in (about['refused'], about['when'])
+    if isinstance(each, When)
   )
-  for name, summary in summaries.items():
-    lines += textwrap.wrap(
-      f'{name}: {summary}',
-      76,
-      initial_indent=indent + '  ',
-      subsequent_indent=indent + '    ',
-      break_on_hyphens=False,
-    )
+  if conditions:
+    condition = f'Only {" and ".join(conditions)}.'
+    if condition.startswith('Only without '):
+      condition = condition.replace('Only without', 'Not with', 1)
+    text = f'{text.rstrip(".")}. {condition}'
+  lines = _wrapped(text, 6, 6)
+  for name, summary in about.get('summaries', dict)().items():
+    lines += _wrapped(f'{name}: {summary}', 8, 10)
   return lines
 
 
-def _help_head(field: dataclasses.Field, marks: list[str]) -> str:
+def _wrapped(text: str, first: int, rest: int) -> list[str]:
+  """The lines of a paragraph, indented."""
+  return textwrap.wrap(
+    text,
+    _WIDTH,
+    initial_indent=' ' * first,
+    subsequent_indent=' ' * rest,
+    break_on_hyphens=False,  # --tau is a word
+  )
+
+
+def _head(field: dataclasses.Field, marks: list[str]) -> str:
   """The first line of a flag in the help text."""
   default, name = field.default, field.name
+  if default is None:
+    default = field.metadata['taken']
   if isinstance(default, bool):
     name, text = f'[no]{name}', str(default).lower()
   else:

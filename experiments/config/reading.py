@@ -28,6 +28,7 @@ from experiments.config.declaring import (
   INT32,
   UsageError,
   as_text,
+  complete,
   option,
   options_of,
 )
@@ -204,7 +205,7 @@ def from_arguments(
   Raises:
     UsageError: an argument is no flag, or a value is not allowed.
   """
-  flag_values = flags.FlagValues()
+  cls, flag_values = complete(cls), flags.FlagValues()
   define(cls, flag_values)
   rest = _parse(cls, flag_values, arguments, lone=listed is not None)
   if listed is not None and rest:
@@ -260,6 +261,7 @@ def sweep_from_arguments(cls: type, *arguments: str) -> Sweep:
   Raises:
     UsageError: an argument is no flag, or a value or a list is not allowed.
   """
+  cls = complete(cls)
   values = _read_lists(cls, arguments)
   parts = [values, *_further_parts(cls, arguments, values)]
   _check_combinations(parts)

@@ -7,10 +7,7 @@ from typing import Any
 from flax import linen as nn
 
 from experiments.config.declaring import (
-  FRACTION,
-  NOT_POSITIVE,
-  POSITIVE,
-  Bound,
+  Further,
   UsageError,
   When,
   choice,
@@ -18,6 +15,8 @@ from experiments.config.declaring import (
   group,
   one_of,
   option,
+  parameter,
+  value_of,
 )
 from siamrl.agents import q
 from siamrl.losses import td
@@ -40,24 +39,24 @@ def read_by_form(name: str) -> When:
   )
 
 
-def _parameter(name: str, bound: Bound) -> Any:
+def _parameter(name: str) -> Any:
   """The option of a parameter that some forms read."""
-  about = td.TARGET_PARAMETERS[name]
-  return option(
-    None,
-    about.help,
-    bound,
-    traced=about.traced,
-    when=read_by_form(name),
-    refused=True,
-  )
+  return parameter(td.TARGET_PARAMETERS[name], read_by_form(name))
+
+
+def _parameters() -> Further:
+  """The options of all parameters of forms."""
+  return {
+    name: (about.kind, _parameter(name))
+    for name, about in td.TARGET_PARAMETERS.items()
+  }
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetOptions:
   """What a launcher's options of the targets are; it inherits them."""
 
-  _targets: Any = group('The targets')
+  _targets: Any = group('The targets', _parameters)
   agent: str = option(
     'dqn',
     'dqn takes any --target_form and has max if none is given; double_dqn is '
@@ -68,13 +67,13 @@ class TargetOptions:
   target_form: str | None = choice(
     None,
     'What targets bootstrap from:',
-    {name: form.summary for name, form in td.TARGETS.items()},
+    lambda: {name: form.summary for name, form in td.TARGETS.items()},
   )
-  mellowmax_omega: float | None = _parameter('mellowmax_omega', POSITIVE)
-  expected_epsilon: float | None = _parameter('expected_epsilon', FRACTION)
-  soft_temperature: float | None = _parameter('soft_temperature', POSITIVE)
-  munchausen_alpha: float | None = _parameter('munchausen_alpha', FRACTION)
-  munchausen_clip: float | None = _parameter('munchausen_clip', NOT_POSITIVE)
+  mellowmax_omega: float | None = _parameter('mellowmax_omega')
+  expected_epsilon: float | None = _parameter('expected_epsilon')
+  soft_temperature: float | None = _parameter('soft_temperature')
+  munchausen_alpha: float | None = _parameter('munchausen_alpha')
+  munchausen_clip: float | None = _parameter('munchausen_clip')
 
 
 def form_of(config: TargetOptions) -> str:
@@ -98,9 +97,12 @@ def parameters(config: Any) -> dict[str, Any]:
       '--target_form=inverse_double must not be given with '
       '--target_update=residual: no gradient flows through its targets'
     )
-  given = {name: getattr(config, name) for name in td.TARGET_PARAMETERS}
+  takes = td.TARGETS[form_of(config)].takes
+  # Also those that the form does not take, for it to refuse them.
+  given = {name: getattr(config, name, None) for name in td.TARGET_PARAMETERS}
+  given |= {name: value_of(config, name) for name in takes}
   td.make_target(form_of(config), **given)
-  return {name: given[name] for name in td.TARGETS[form_of(config)].takes}
+  return {name: given[name] for name in takes}
 
 
 def make_agent(

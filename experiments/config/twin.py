@@ -7,15 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiments.config import users
-from experiments.config.learning import as_arrays
 from experiments.config.declaring import (
-  ANYTHING,
-  FRACTION,
-  INT64,
-  NOT_NEGATIVE,
-  POSITIVE,
-  RATE,
-  Bound,
+  Further,
   When,
   choice,
   either,
@@ -23,15 +16,16 @@ from experiments.config.declaring import (
   not_given,
   one_of,
   option,
+  parameter,
   refuse,
+  value_of,
 )
+from experiments.config.learning import as_arrays
 from siamrl import learner, schedule, twins
 from siamrl.learner import TwinSpec
 from siamrl.parameters import FieldError
 
 _MOST = 2**31  # what int32 counts
-
-_PERIODS = ('target_period', 'target_period_end', 'target_sync_period')
 
 
 def read_by_rule(name: str) -> When:
@@ -50,18 +44,19 @@ def read_by_rule(name: str) -> When:
   )
 
 
-def _parameter(name: str, bound: Bound, **more: Any) -> Any:
-  """The option of a parameter that some rules read."""
+def _parameter(name: str, more: str = '', **changes: Any) -> Any:
+  """The option of a parameter that some rules read; `more` ends its help."""
   about = twins.PARAMETERS[name]
-  return option(
-    None,
-    about.help,
-    bound,
-    traced=about.traced,
-    when=read_by_rule(name),
-    refused=True,
-    **more,
-  )
+  about = about._replace(help=about.help + more)
+  return parameter(about, **{'when': read_by_rule(name)} | changes)
+
+
+def _parameters() -> Further:
+  """The options of all parameters of rules."""
+  return {
+    name: (about.kind, _parameter(name))
+    for name, about in twins.PARAMETERS.items()
+  }
 
 
 def _has_period(config: Any) -> bool:
@@ -84,20 +79,16 @@ HAS_PERIOD = When(
 class TwinOptions(users.UserOptions):
   """What a launcher's options of the twin are; it inherits them."""
 
-  _twin: Any = group('The twin')
+  _twin: Any = group('The twin', _parameters)
   target_update: str = choice(
     'hard',
     'What the twin becomes, and what it is used for:',
-    {name: rule.summary for name, rule in twins.RULES.items()},
+    lambda: {name: rule.summary for name, rule in twins.RULES.items()},
     common=True,
   )
-  target_period: int = option(
-    10_000,
-    'From one target update to the next. Rules that move at every gradient '
-    'step or never ignore it.',
-    POSITIVE,
-    most=INT64,  # checked in gradient steps
-    traced=True,
+  target_period: int = _parameter(
+    'target_period',
+    default=10_000,
     # Shadows are as old as it says where the rule in use has no age.
     when=When(
       lambda config: (
@@ -107,6 +98,7 @@ class TwinOptions(users.UserOptions):
       ),
       'with a rule that has a period',
     ),
+    refused=False,
     common=True,
   )
   target_period_unit: str = option(
@@ -115,22 +107,20 @@ class TwinOptions(users.UserOptions):
     one_of(schedule.UNITS),
     single=True,
   )
-  tau: float | None = _parameter('tau', RATE, common=True)
-  tau_end: float | None = _parameter('tau_end', FRACTION)
-  target_period_end: int | None = _parameter(
-    'target_period_end', POSITIVE, most=INT64
-  )
+  tau: float | None = _parameter('tau', common=True)
+  tau_end: float | None = _parameter('tau_end')
+  target_period_end: int | None = _parameter('target_period_end')
   target_schedule_steps: int | None = _parameter(
-    'target_schedule_steps', POSITIVE
+    'target_schedule_steps', '; all of the run if not given'
   )
-  target_count: int | None = _parameter('target_count', POSITIVE)
-  target_sync_period: int | None = _parameter(
-    'target_sync_period', POSITIVE, most=INT64
+  target_count: int | None = _parameter('target_count')
+  target_sync_period: int | None = _parameter('target_sync_period')
+  target_paths: str | None = _parameter(
+    'target_paths', f'. Rules: {", ".join(twins.PARTS)}'
   )
-  target_paths: str | None = _parameter('target_paths', ANYTHING)
-  twin_weight: float | None = _parameter('twin_weight', NOT_NEGATIVE)
-  projection_radius: float | None = _parameter('projection_radius', POSITIVE)
-  ridge: float | None = _parameter('ridge', NOT_NEGATIVE)
+  twin_weight: float | None = _parameter('twin_weight')
+  projection_radius: float | None = _parameter('projection_radius')
+  ridge: float | None = _parameter('ridge')
   target_init: str = option(
     'equal',
     'What the twin is born as. equal: the online network; fresh: drawn anew',
@@ -173,16 +163,14 @@ def parameters(
   Raises:
     FieldError: the rule cannot be built of what is given.
   """
-  given = {name: getattr(config, name) for name in twins.PARAMETERS}
   takes = twins.takes(config.target_update, config.target_paths)
+  # Also those that the rule does not take, for it to refuse them.
+  given: dict[str, Any] = {
+    name: getattr(config, name, None) for name in twins.PARAMETERS
+  }
   for name in takes:
-    if given[name] is None:
-      given[name] = twins.PARAMETERS[name].default
-    if given[name] is None:
-      metadata = type(config).__dataclass_fields__[name].metadata
-      given[name] = metadata.get('taken')
-  for name in _PERIODS:
-    if given[name] is not None and name in takes:
+    given[name] = value_of(config, name)
+    if given[name] is not None and twins.PARAMETERS[name].period:
       given[name] = speeds.gradient_steps(given[name], name)
   if 'target_schedule_steps' in takes and not given['target_schedule_steps']:
     given['target_schedule_steps'] = gradient_steps

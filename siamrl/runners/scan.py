@@ -30,9 +30,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from siamrl import diagnostics, rewards
-from siamrl.learner import Learner, mean_of, named, target_updates
+from siamrl.learner import Learner, mean_of, target_updates
 from siamrl.parameters import FieldError
-from siamrl.replay.protocol import PureReplay, Relabel, Sampling
+from siamrl.replay.device import PrioritisedReplay
+from siamrl.replay.rollout import Rollout
 from siamrl.runners import evaluation
 from siamrl.runners import sums as running_sums
 from siamrl.runners.sums import Sum
@@ -63,17 +64,17 @@ class Setup(NamedTuple):
   """All that the settings of a run decide; its parts may hold tracers.
 
   Attributes:
-    learner: acts and learns. The metrics of its loss must hold those that the
-      replay reads, one for each transition [B].
+    learner: acts and learns. With a prioritised replay the metrics of its loss
+      must hold `td_error_abs` [B].
     epsilon: env steps taken so far, int32 [] -> chance of a random action.
     discount: per env step.
-    alpha: exponent of the priorities, for a prioritized replay.
+    alpha: exponent of the priorities, for a prioritised replay.
     beta: env steps taken so far -> exponent of the importance weights, for a
-      prioritized replay.
+      prioritised replay.
     returns: (online_params, target_params, transitions [T, N, ...], ended
-      [T, N], key) -> whole targets [T, N], for a replay that keeps a round in
-      order. They are made once a round, and learned from by
-      `learner.regress_to`. None to learn from transitions.
+      [T, N], key) -> whole targets [T, N], for a `Rollout`. They are made once
+      a round, and learnt from by `learner.regress_to`. None to learn from
+      transitions.
     reward_scale: rewards are multiplied by it before they are clipped and
       stored; reported returns never are.
     panel: measures the twin, or None.
@@ -168,7 +169,7 @@ class RunState(struct.PyTreeNode):
 
   Attributes:
     train: the learner's state.
-    replay: the replay's.
+    replay: of `DeviceReplay`, `PrioritisedReplay` or `Rollout`.
     env_state: of N environments.
     obs: [N, ...] the observations to act on next.
     returns: float32 [N] score of each running episode.
@@ -199,9 +200,7 @@ class _Draws(NamedTuple):
 
   noise: Any  # of the agent, [V, ...]
   step_key: jax.Array  # keys [V, N]
-  # Environments and observations [V, N, ...] for episodes that begin; with a
-  # pool of them int32 [V, N], which of it.
-  fresh: Any
+  fresh: tuple[Any, jax.Array]  # environments and observations, [V, N, ...]
   sample_bits: jax.Array  # uint32 [K, B]
 
 
@@ -234,7 +233,8 @@ class Loop:
   Attributes:
     config: how to collect and learn.
     environment: what to act in.
-    replay: where transitions are kept.
+    replay: where transitions are kept, a `DeviceReplay`, a
+      `PrioritisedReplay` or a `Rollout`.
     make_setup: settings -> what they decide.
     eval_environment: where to evaluate; None for the same.
     shard: applied to every batch before it is learnt from, for callers who
@@ -244,7 +244,7 @@ class Loop:
 
   config: ScanConfig
   environment: JaxEnvironment
-  replay: PureReplay
+  replay: Any
   make_setup: Callable[[Settings], Setup]
   eval_environment: JaxEnvironment | None = None
   shard: Callable[[Any], Any] = lambda batch: batch
@@ -290,7 +290,7 @@ class Loop:
     if setup.panel is None:
       return state
     shapes = jax.eval_shape(
-      lambda: self._peek(setup, state, 1, self.config.probe_size, run_key)
+      lambda: self._sample(setup, state, 1, self.config.probe_size, run_key)
     )
     probe = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return state.replace(
@@ -324,11 +324,10 @@ class Loop:
       draws = jax.vmap(lambda n: self._draw(setup.learner.agent, key, n))(
         start + jnp.arange(size)
       )
-      pool = self._pool(key, start)
 
       def step(learns, index, carry):
         drawn = jax.tree.map(lambda leaf: leaf[index], draws)
-        return self._round(setup, carry, start + index, drawn, pool, learns)
+        return self._round(setup, carry, start + index, drawn, learns)
 
       # Two loops, not a conditional in one, which would copy the parameters.
       # All runs share the bounds, so that vmap leaves them alone.
@@ -478,10 +477,10 @@ class Loop:
       )
       probe = jax.lax.cond(
         first,
-        lambda: self._peek(setup, state, clock, config.probe_size, probe_key),
+        lambda: self._sample(setup, state, clock, config.probe_size, probe_key),
         lambda: state.probe,
       )
-      batch = self._peek(setup, state, clock, config.batch_size, batch_key)
+      batch = self._sample(setup, state, clock, config.batch_size, batch_key)
       seen, metrics = panel.measure(state.panel, state.train, probe, batch)
       return seen, probe, metrics
 
@@ -501,7 +500,7 @@ class Loop:
     )
     return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
-  def _peek(
+  def _sample(
     self,
     setup: Setup,
     state: RunState,
@@ -511,7 +510,10 @@ class Loop:
   ) -> Transition:
     """Transitions for the panel, without weights."""
     bits = jax.random.bits(key, (size,), jnp.uint32)
-    return self.replay.peek(state.replay, clock, bits, setup.discount)
+    if isinstance(self.replay, PrioritisedReplay):
+      ring = self.replay.replay
+      return ring.sample(state.replay.ring, clock, bits, setup.discount)
+    return self.replay.sample(state.replay, clock, bits, setup.discount)
 
   def _draw(self, agent: Agent, key: jax.Array, number: jax.Array) -> _Draws:
     """The random numbers of one round."""
@@ -527,31 +529,13 @@ class Loop:
       step_key=jax.random.split(step_key, (steps, envs)),
       fresh=jax.vmap(jax.vmap(self.environment.reset))(
         jax.random.split(reset_key, (steps, envs))
-      )
-      if self.environment.reset_pool is None
-      else jax.random.randint(
-        reset_key, (steps, envs), 0, self.environment.reset_pool
       ),
       sample_bits=jax.random.bits(
         sample_key, (config.schedule.regress, config.batch_size), jnp.uint32
       ),
     )
 
-  def _pool(self, key: jax.Array, start: jax.Array) -> Any:
-    """First states of a block's episodes, [P, ...]; None without a pool.
-
-    Args:
-      key: of the run.
-      start: the block's first round.
-    """
-    size = self.environment.reset_pool
-    if size is None:
-      return None
-    # Streams of their own: the rounds' keys are folded with other numbers.
-    pool_key = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 3), start)
-    return jax.vmap(self.environment.reset)(jax.random.split(pool_key, size))
-
-  def _round(self, setup, carry, number, draws, pool, learns):
+  def _round(self, setup, carry, number, draws, learns):
     """Collects, then learns if it is to."""
     config = self.config
     state, sums = carry
@@ -559,7 +543,7 @@ class Loop:
 
     def collect(carry, inputs):
       step, drawn = inputs
-      return self._collect(setup, carry, clock + step, drawn, pool), None
+      return self._collect(setup, carry, clock + step, drawn), None
 
     drawn = (draws.noise, draws.step_key, draws.fresh)
     (state, sums), _ = _scan(
@@ -568,47 +552,41 @@ class Loop:
     if not learns:
       return state, sums
     clock += config.vector_steps
-    sampling = self._sampling(setup, clock)
-    source, entries = self.replay.begin(
-      state.replay,
-      clock,
-      draws.sample_bits,
-      sampling,
-      self._relabel(setup, state.train),
-    )
+    source, bits_or_rows = state.replay, draws.sample_bits
+    if isinstance(self.replay, Rollout):
+      source = self._targets(setup, state)
+      bits_or_rows = self.replay.shuffle(draws.sample_bits)
 
     panel = setup.panel
     follows = panel is not None and panel.follows
 
-    def learn(carry, draw):
+    def learn(carry, bits):
       seen, carry = carry
-      carry = self._learn(setup, source, clock, sampling, carry, draw)
+      carry = self._learn(setup, source, clock, carry, bits)
       if follows:
         seen = panel.follow(seen, carry[0])
       return (seen, carry), None
 
     # Of the replay only what learning changes is carried from step to step.
-    (seen, (train, moving, metrics)), _ = _scan(
+    (seen, (train, priorities, metrics)), _ = _scan(
       learn,
       (
         state.panel if follows else None,
-        (state.train, self.replay.moving(state.replay), sums.metrics),
+        (state.train, self._priorities(state.replay), sums.metrics),
       ),
-      entries,
+      bits_or_rows,
     )
-    replay = self.replay.with_moving(state.replay, moving)
+    replay = self._with_priorities(state.replay, priorities)
     state = state.replace(train=train, replay=replay)
     if follows:
       state = state.replace(panel=seen)
     return state, sums._replace(metrics=metrics)
 
-  def _collect(self, setup, carry, clock, drawn, pool):
+  def _collect(self, setup, carry, clock, drawn):
     """One step of every environment."""
     config, acting = self.config, acting_of(setup.learner.agent)
     state, sums = carry
     noise, step_key, fresh = drawn
-    if pool is not None:
-      fresh = jax.tree.map(lambda leaf: leaf[drawn[2]], pool)
     memory = state.memory
     if acting.process is not None:
       memory, noise = acting.process.step(memory, noise)
@@ -627,12 +605,12 @@ class Loop:
     replay = self.replay.add(
       state.replay,
       clock,
-      action=actions,
-      reward=self._learnt(setup, step.reward),
-      terminated=step.terminated,
-      ended=ended,
-      final_obs=step.obs,
-      obs=obs,
+      actions,
+      self._learnt(setup, step.reward),
+      step.terminated,
+      step.truncated,
+      step.obs,
+      obs,
     )
     running = running_sums.add(Sum(state.returns, sums.lost), step.reward)
     returns, lengths = running.total, state.lengths + 1
@@ -655,63 +633,75 @@ class Loop:
       lengths=jnp.where(ended, 0, lengths),
     ), sums
 
-  def _sampling(self, setup: Setup, clock: chex.Numeric) -> Sampling:
-    """The numbers to draw by at a clock, in vector steps."""
-    beta = setup.beta(clock * self.config.num_envs)
-    return Sampling(setup.discount, setup.alpha, beta)
-
-  def _relabel(self, setup: Setup, train: TrainState) -> Relabel | None:
-    """Makes whole targets of a round's transitions; None to leave them."""
-    returns = setup.returns
-    if returns is None:
-      return None
-
-    def relabel(steps: Transition, ended: jax.Array) -> Transition:
-      key = jax.random.fold_in(train.key, train.gradient_steps)
-      targets = returns(
-        train.online_params, train.target_params, steps, ended, key
-      )
-      return steps._replace(r_t=targets, discount_t=jnp.zeros_like(targets))
-
-    return relabel
+  def _targets(self, setup: Setup, state: RunState) -> Transition:
+    """The round's transitions [T * N, ...] with whole targets."""
+    assert setup.returns is not None
+    steps, ended = self.replay.sequence(state.replay, setup.discount)
+    train = state.train
+    key = jax.random.fold_in(train.key, train.gradient_steps)
+    targets = setup.returns(
+      train.online_params, train.target_params, steps, ended, key
+    )
+    steps = steps._replace(r_t=targets, discount_t=jnp.zeros_like(targets))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
 
   def _learnt(self, setup: Setup, reward: jax.Array) -> jax.Array:
     """Rewards as they are learnt from."""
     return rewards.learnt(reward, setup.reward_scale, self.config.reward_clip)
 
-  def _learn(self, setup, source, clock, sampling, carry, draw):
+  def _learn(self, setup, replay, clock, carry, bits):
     """One gradient step."""
-    train, moving, sums = carry
-    batch, handle = self.replay.sample(source, moving, clock, draw, sampling)
+    train, priorities, sums = carry
+    if isinstance(self.replay, Rollout):
+      batch = jax.tree.map(lambda leaf: leaf[bits], replay)
+    elif isinstance(self.replay, PrioritisedReplay):
+      replay = self._with_priorities(replay, priorities)
+      beta = setup.beta(clock * self.config.num_envs)
+      batch, indices = self.replay.sample(
+        replay, clock, bits, setup.discount, beta
+      )
+    else:
+      batch = self.replay.sample(replay, clock, bits, setup.discount)
     learner = setup.learner
     # With returns, what was sampled has whole targets already.
     regress = learner.regress if setup.returns is None else learner.regress_to
     train, metrics = regress(train, self.shard(batch))
-    read = named(metrics, self.replay.reads)
-    moving = self.replay.update(moving, handle, read, sampling)
+    if isinstance(self.replay, PrioritisedReplay):
+      priorities = self._priorities(
+        self.replay.update(
+          replay, indices, metrics['td_error_abs'], setup.alpha
+        )
+      )
     means = mean_of(metrics)
     if sums is None:
-      return train, moving, means
-    return train, moving, running_sums.add(sums, means)
+      return train, priorities, means
+    return train, priorities, running_sums.add(sums, means)
+
+  def _priorities(self, replay):
+    """What learning changes of the replay's state; () for nothing."""
+    if isinstance(self.replay, PrioritisedReplay):
+      return replay.sums, replay.max_priority
+    return ()
+
+  def _with_priorities(self, replay, priorities):
+    if isinstance(self.replay, PrioritisedReplay):
+      sums, max_priority = priorities
+      return replay._replace(sums=sums, max_priority=max_priority)
+    return replay
 
   def _metric_names(self, setup: Setup, state: RunState) -> list[str]:
     """Names of the metrics that `regress` will return; nothing is computed."""
-    config = self.config
-    shape = config.schedule.regress, config.batch_size
+    bits = jnp.zeros(self.config.batch_size, jnp.uint32)
 
     def step(state):
-      sampling = self._sampling(setup, 1)
-      source, entries = self.replay.begin(
-        state.replay,
-        1,
-        jnp.zeros(shape, jnp.uint32),
-        sampling,
-        self._relabel(setup, state.train),
+      train, priorities = state.train, self._priorities(state.replay)
+      source = state.replay
+      if isinstance(self.replay, Rollout):
+        source = self._targets(setup, state)
+      _, _, metrics = self._learn(
+        setup, source, 1, (train, priorities, None), bits
       )
-      carry = state.train, self.replay.moving(state.replay), None
-      draw = jax.tree.map(lambda leaf: leaf[0], entries)
-      _, _, means = self._learn(setup, source, 1, sampling, carry, draw)
-      return means
+      return metrics
 
     return sorted(jax.eval_shape(step, state))
 

@@ -126,16 +126,22 @@ PARAMETERS: dict[str, Parameter] = {
     parameters.FRACTION, 'Weight on the online parameters at the end'
   ),
   'target_period': Parameter(
-    parameters.WHOLE, 'From one target update to the next', int
+    parameters.WHOLE, 'From one target update to the next', int, period=True
   ),
   'target_period_end': Parameter(
-    parameters.WHOLE, 'From one target update to the next at the end', int
+    parameters.WHOLE,
+    'From one target update to the next at the end',
+    int,
+    period=True,
   ),
   'target_schedule_steps': Parameter(
     parameters.WHOLE, 'Gradient steps that the change of a rate lasts', int
   ),
   'target_sync_period': Parameter(
-    parameters.WHOLE, 'From one copy of the inner twins to the next', int
+    parameters.WHOLE,
+    'From one copy of the inner twins to the next',
+    int,
+    period=True,
   ),
   'target_count': Parameter(
     parameters.WHOLE, 'Number of copies, networks or heads', int, traced=False

@@ -505,9 +505,7 @@ def resume(kind: Kind, folder: pathlib.Path, log: pathlib.Path) -> int:
     before = signal.signal(signal.SIGALRM, _Alarm())
     signal.alarm(_LIMIT_S)
     try:
-      code = executing._execute(
-        lambda: '', lambda: kind.go_on(folder, np.inf), ()
-      )
+      code = executing.exit_code(lambda: kind.go_on(folder, np.inf))
     except _Hang:
       code = -2
     except _Known:

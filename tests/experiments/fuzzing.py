@@ -178,7 +178,7 @@ def launchers(folder: pathlib.Path) -> dict[str, Launcher]:
   (run / 'metrics.csv').write_text(f'{columns}\n{rows}\n')
 
   def lab_execute(arguments: Sequence[str]) -> int:
-    return executing.execute_sweep(lab.LabConfig, '', lab.main, arguments)
+    return executing.execute(lab.LabConfig, '', lab.main, arguments, lists=True)
 
   return {
     'atari': _single(atari, atari.AtariConfig, launching.SMALL),

@@ -35,8 +35,8 @@ def launch_here(capfd):
   """A function that runs the launcher here; (lines printed, of error)."""
 
   def launch(*arguments, code=0):
-    found = executing.execute_sweep(
-      lab.LabConfig, '', lab.main, list(map(str, arguments))
+    found = executing.execute(
+      lab.LabConfig, '', lab.main, list(map(str, arguments)), lists=True
     )
     out, err = capfd.readouterr()
     assert found == code, err

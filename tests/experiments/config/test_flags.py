@@ -343,7 +343,7 @@ def test_the_short_help_has_what_most_runs_change(capsys):
   flags = len(reading.as_json(atari.AtariConfig()))
   assert f'--helpfull explains all {flags} options.' in short
   words = ' '.join(short.split())
-  assert 'Read only with --target_update=soft, periodic_soft' in words
+  assert 'Only with --target_update=soft, periodic_soft' in words
 
 
 def test_help_of_the_launcher_names_every_flag():
@@ -502,7 +502,7 @@ def test_what_a_sweep_refuses(argument, message, capsys):
   with pytest.raises(UsageError, match=f'^{message}'):
     _sweep(argument)
   seen: list[reading.Sweep] = []
-  assert executing.execute_sweep(Many, '', seen.append, [argument]) == 2
+  assert executing.execute(Many, '', seen.append, [argument], lists=True) == 2
   assert not seen
   assert capsys.readouterr().err.count('\n') == 1
 
@@ -521,13 +521,13 @@ def test_too_many_combinations_are_refused_at_once():
 def test_a_sweep_is_launched():
   seen: list[reading.Sweep] = []
   arguments = ['--rule=a,b', '--tau=0.5,1']
-  assert not executing.execute_sweep(Many, '', seen.append, arguments)
+  assert not executing.execute(Many, '', seen.append, arguments, lists=True)
   assert seen == [_sweep(*arguments)]
   assert len(seen[0].configs) == 3
 
 
 def test_help_of_a_sweep(capsys):
-  assert not executing.execute_sweep(Many, 'Intro.', print, ['--help'])
+  assert not executing.execute(Many, 'Intro.', print, ['--help'], lists=True)
   lines = capsys.readouterr().out.splitlines()
   assert '  --where  (one value)' in lines
   assert '  --seeds  (default: 3; one value)' in lines
@@ -632,5 +632,5 @@ def test_parts_that_are_refused(text, message, capsys):
   with pytest.raises(UsageError, match=f'^{message}'):
     _parts(f'--also={text}')
   arguments = [f'--also={text}']
-  assert executing.execute_sweep(Parts, '', print, arguments) == 2
+  assert executing.execute(Parts, '', print, arguments, lists=True) == 2
   assert capsys.readouterr().err.count('\n') == 1
