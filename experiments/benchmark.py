@@ -312,7 +312,14 @@ def replay(config: BenchmarkConfig) -> dict[str, Any]:
     ended = np.full(num_envs, i % 1_000 == 999)
     frame = frames[i % 64]
     begun = time.perf_counter()
-    ring.add(actions, rewards, ended, ended, frame, frame)
+    ring.add(
+      action=actions,
+      reward=rewards,
+      terminated=ended,
+      ended=ended,
+      final_obs=frame,
+      obs=frame,
+    )
     times.append(time.perf_counter() - begun)
   sample = functools.partial(ring.sample, rng, config.batch_size)
   sample_times = _seconds(sample, max(config.rounds, 200))

@@ -534,33 +534,44 @@ def mean_of(metrics: Metrics) -> Metrics:
   return jax.tree.map(jnp.mean, metrics)
 
 
-def make_regress_many(regress: Regress) -> Regress:
-  """Several gradient steps as one function.
+def named(metrics: Metrics, names: Sequence[str]) -> Metrics:
+  """Some of the metrics that a gradient step reported.
 
   Args:
-    regress: takes one gradient step.
+    metrics: as the loss reports them.
+    names: those wanted.
 
-  Returns:
-    (state, batches) -> (state, metrics) where every leaf of `batches` leads
-    with [K, B], and of `metrics` with [K]: the mean of each gradient step.
+  Raises:
+    ValueError: the loss reports no metric of a name.
+  """
+  for name in names:
+    if name not in metrics:
+      raise ValueError(
+        f'{name} is read, and the loss must report it; it reports '
+        f'{", ".join(sorted(metrics))}'
+      )
+  return {name: metrics[name] for name in names}
+
+
+class Report(NamedTuple):
+  """What the gradient steps of one dispatch reported.
+
+  Attributes:
+    steps: K, gradient steps of the dispatch.
+    means: each metric's mean over the batch, [] or [K].
+    read: the metrics that were asked for by name, as the loss reports them, for
+      a dispatch of one gradient step; with a leading [K] for several.
   """
 
-  def one(state: TrainState, batch: Transition) -> tuple[TrainState, Metrics]:
-    state, metrics = regress(state, batch)
-    return state, mean_of(metrics)
-
-  def many(
-    state: TrainState, batches: Transition
-  ) -> tuple[TrainState, Metrics]:
-    return jax.lax.scan(one, state, batches)
-
-  return many
+  steps: int
+  means: Metrics
+  read: Metrics
 
 
 def jit_regress(
-  regress: Regress,
+  regress: Regress, reads: Sequence[str] = ()
 ) -> Callable[
-  [TrainState, Sequence[Transition]], tuple[TrainState, list[Metrics]]
+  [TrainState, Sequence[Transition]], tuple[TrainState, list[Report]]
 ]:
   """Jits gradient steps on a sequence of batches.
 
@@ -569,33 +580,39 @@ def jit_regress(
 
   Args:
     regress: takes one gradient step.
+    reads: names of the metrics that are wanted as the loss reports them, beside
+      the means of all.
 
   Returns:
-    (state, batches) -> (state, metrics): the state is donated; `metrics` is a
-    list whose entries hold scalars, or [K] for the K gradient steps of a
-    dispatch.
+    (state, batches) -> (state, reports): the state is donated; there is a
+    report for each dispatch.
   """
 
   def reduced(
     state: TrainState, batch: Transition
-  ) -> tuple[TrainState, Metrics]:
+  ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
     state, metrics = regress(state, batch)
-    return state, mean_of(metrics)
+    return state, (mean_of(metrics), named(metrics, reads))
+
+  def scanned(
+    state: TrainState, batches: Transition
+  ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
+    return jax.lax.scan(reduced, state, batches)
 
   one = jax.jit(reduced, donate_argnums=0)
-  many = jax.jit(make_regress_many(regress), donate_argnums=0)
+  many = jax.jit(scanned, donate_argnums=0)
 
   def steps(
     state: TrainState, batches: Sequence[Transition]
-  ) -> tuple[TrainState, list[Metrics]]:
+  ) -> tuple[TrainState, list[Report]]:
     if len(batches) > 1 and jax.default_backend() != 'cpu':
       stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-      state, metrics = many(state, stacked)
-      return state, [metrics]
-    reported = []
+      state, reported = many(state, stacked)
+      return state, [Report(len(batches), *reported)]
+    reports = []
     for batch in batches:
-      state, metrics = one(state, batch)
-      reported.append(metrics)
-    return state, reported
+      state, reported = one(state, batch)
+      reports.append(Report(1, *reported))
+    return state, reports
 
   return steps

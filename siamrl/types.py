@@ -564,6 +564,15 @@ class JaxEnvironment(NamedTuple):
     max_episode_steps: env steps after which an episode is truncated; None if
       none ever is.
     action_dim: D of continuous actions, else 0.
+    reset_pool: how a compiled loop gets the first states of episodes. None: it
+      calls `reset` ahead of time for each env step, whether or not an episode
+      ends there, which is right where `reset` is cheap. P: it calls `reset` P
+      times for a block of rounds, and each episode that begins in the block
+      begins with one of these P, drawn at random; an iteration is cut into
+      equal blocks of at most 1,000 rounds. Each start is distributed as `reset`
+      has it, but those of a block are P at most. An environment that keeps a
+      random key in its state needs None: episodes with one start would be the
+      same.
   """
 
   reset: Callable[[jax.Array], tuple[Any, jax.Array]]
@@ -573,3 +582,4 @@ class JaxEnvironment(NamedTuple):
   obs_dtype: np.dtype
   max_episode_steps: int | None
   action_dim: int = 0
+  reset_pool: int | None = None

@@ -1,5 +1,7 @@
 """The learner: one gradient step by hand, twins, donation, many at once."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -132,9 +134,8 @@ def test_the_state_is_donated_and_twins_share_no_buffer():
 def test_many_steps_in_one_dispatch_equal_single_ones(rule, sync):
   made, state = _q_learner(rule, sync)
   regress, batches = made.regress, _batches(7)
-  together, metrics = jax.jit(learner.make_regress_many(regress))(
-    state, batches
-  )
+  scanned = jax.jit(functools.partial(jax.lax.scan, regress))
+  together, metrics = scanned(state, batches)
   losses = []
   for i in range(7):
     state, one = jax.jit(regress)(
@@ -166,16 +167,27 @@ def test_jitted_steps_equal_single_ones_however_dispatched(
   made, state = _q_learner()
   regress, batches = made.regress, _batches(5)
   split = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(5)]
-  alone, losses = twins.copy(state.replace(key=None)), []
+  alone, losses, errors = twins.copy(state.replace(key=None)), [], []
   alone = alone.replace(key=state.key)
   for batch in split:
     alone, metrics = jax.jit(regress)(alone, batch)
     losses.append(metrics['loss'])
+    errors.append(metrics['td_error_abs'])
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-  together, reported = learner.jit_regress(regress)(state, split)
-  assert len(reported) == (5 if backend == 'cpu' else 1)
-  found = np.concatenate([np.ravel(metrics['loss']) for metrics in reported])
+  steps = learner.jit_regress(regress, ('td_error_abs',))
+  together, reports = steps(state, split)
+  assert [report.steps for report in reports] == (
+    [1] * 5 if backend == 'cpu' else [5]
+  )
+  found = np.concatenate([np.ravel(report.means['loss']) for report in reports])
   np.testing.assert_allclose(found, losses, rtol=1e-5)
+  # What is read is told of each transition, in the order of the batches.
+  assert all(report.read.keys() == {'td_error_abs'} for report in reports)
+  read = [report.read['td_error_abs'] for report in reports]
+  read = np.concatenate([np.reshape(values, (-1, 8)) for values in read])
+  np.testing.assert_allclose(read, errors, rtol=1e-5, atol=1e-6)
+  means = [np.ravel(report.means['td_error_abs']) for report in reports]
+  np.testing.assert_allclose(np.concatenate(means), read.mean(1), rtol=1e-5)
   for a, b in zip(
     *map(jax.tree.leaves, (alone.online_params, together.online_params)),
     strict=True,
@@ -213,13 +225,16 @@ def test_metrics_of_transitions_are_averaged_by_those_who_want_it():
   assert metrics['td_error_abs'].shape == metrics['loss'].shape == ()
   mean = float(np.mean(each['td_error_abs']))
   assert float(metrics['td_error_abs']) == pytest.approx(mean)
-  # Of steps taken together, and of those that are jitted.
-  _, many = learner.make_regress_many(made.regress)(state, _batches(1))
-  assert many['td_error_abs'].shape == (1,)
-  assert float(many['td_error_abs'][0]) == pytest.approx(mean, rel=1e-5)
-  _, (one,) = learner.jit_regress(made.regress)(state, [batch])
-  assert one['td_error_abs'].shape == ()
-  assert float(one['td_error_abs']) == pytest.approx(mean, rel=1e-5)
+  _, (report,) = learner.jit_regress(made.regress)(state, [batch])
+  assert report.means['td_error_abs'].shape == () and not report.read
+  assert float(report.means['td_error_abs']) == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_metric_that_is_read_must_be_reported():
+  made, state = _q_learner()
+  batch = jax.tree.map(lambda x: x[0], _batches(1))
+  with pytest.raises(ValueError, match='surprise is read, and the loss must'):
+    learner.jit_regress(made.regress, ('surprise',))(state, [batch])
 
 
 def test_no_gradient_reaches_the_twin_or_the_selector():

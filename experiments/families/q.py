@@ -60,7 +60,7 @@ from siamrl.envs.tabular import optimal_probe
 from siamrl.learner import Learner, TwinSpec
 from siamrl.losses import td
 from siamrl.networks.q_network import QNetwork
-from siamrl.replay.device import PrioritisedReplay
+from siamrl.replay.device import PrioritizedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
 from siamrl.types import Agent
@@ -383,7 +383,7 @@ def _make_replay(config: CompiledConfig, task: Task) -> Any:
   replay = dataclasses.replace(
     collecting.make_replay(config, task), sequence_steps=config.spr_steps
   )
-  return PrioritisedReplay(replay) if config.replay == 'prioritised' else replay
+  return PrioritizedReplay(replay) if config.replay == 'prioritised' else replay
 
 
 FAMILY = Family(

@@ -54,6 +54,9 @@ def check_jax_environment(name: str, environment: JaxEnvironment) -> None:
   limit = environment.max_episode_steps
   if limit is not None and limit < 1:
     fail(f'max_episode_steps must be None or at least 1, got {limit}')
+  pool = environment.reset_pool
+  if pool is not None and pool < 1:
+    fail(f'reset_pool must be None or at least 1, got {pool}')
   key = jax.eval_shape(lambda: jax.random.key(0))
   action = (
     jax.ShapeDtypeStruct((continuous,), jnp.float32)

@@ -18,6 +18,7 @@ environment needs its part of that row once at most; the next steps with that
 row come at least (M - 1) * L + 1 > R later, when the transition is gone.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ import numpy.typing as npt
 from siamrl import types
 from siamrl.parameters import FieldError
 from siamrl.replay import finite
+from siamrl.replay.protocol import Relabel, Sampling
 
 # How a step ended; 0 where the episode went on.
 _TERMINATED, _TRUNCATED = 1, 2
@@ -60,7 +62,7 @@ class ReplayState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DeviceReplay:
-  """A uniform replay in device memory: pure functions of a `ReplayState`.
+  """A uniform `PureReplay` in device memory, of a `ReplayState`.
 
   The clock t counts steps of all N environments together that are done, and is
   an int32. It must stay below 2**31 - 1: beyond that it is negative and what is
@@ -181,10 +183,11 @@ class DeviceReplay:
     self,
     state: ReplayState,
     t: chex.Numeric,
+    *,
     action: chex.Array,
     reward: chex.Array,
     terminated: chex.Array,
-    truncated: chex.Array,
+    ended: chex.Array,
     final_obs: chex.Array,
     obs: chex.Array,
   ) -> ReplayState:
@@ -197,12 +200,12 @@ class DeviceReplay:
         float32 is kept to the last bit.
       reward: [N] that followed.
       terminated: bool [N] no value lies beyond this step.
-      truncated: bool [N] the episode was cut, but values go on; ignored where
-        `terminated`, and everywhere if `max_episode_steps` is None.
-      final_obs: [N, ...] the cut episodes' last observations; read where
-        `truncated` only.
-      obs: [N, ...] the observations to act on next, where an episode ended
-        the first of the new one.
+      ended: bool [N] the episode is over, terminated or truncated. If
+        `max_episode_steps` is None, `terminated` says it all.
+      final_obs: [N, ...] the observations that followed, of the same episodes;
+        read where one was truncated only.
+      obs: [N, ...] the observations to act on next: where an episode ended the
+        first one of the next, and elsewhere those that followed.
 
     Returns:
       The replay at clock t + 1.
@@ -217,7 +220,7 @@ class DeviceReplay:
       ('action', action, each + (self.action_dim,) * (self.action_dim > 0)),
       ('reward', reward, each),
       ('terminated', terminated, each),
-      ('truncated', truncated, each),
+      ('ended', ended, each),
     ):
       if np.shape(value) != shape:
         raise ValueError(f'{name} is {np.shape(value)}: must be {shape}')
@@ -230,7 +233,7 @@ class DeviceReplay:
     end = jnp.where(terminated, _TERMINATED, 0)
     ring = state.obs
     if self.max_episode_steps is not None:
-      end = jnp.where(truncated & ~terminated, _TRUNCATED, end)
+      end = jnp.where(ended & ~terminated, _TRUNCATED, end)
       at = self._further_row(t) * self.num_envs
       # Elsewhere the row may hold what is still needed.
       kept = lax.dynamic_slice_in_dim(ring, at, self.num_envs)
@@ -254,7 +257,57 @@ class DeviceReplay:
     t = jnp.asarray(t, jnp.int32)
     return jnp.clip(t + 1 - self.n_step, 0, self._starts) * self.num_envs
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """As `PureReplay.reads`: none."""
+    return ()
+
+  def begin(
+    self,
+    state: ReplayState,
+    t: chex.Numeric,
+    bits: chex.Array,
+    sampling: Sampling,
+    relabel: Relabel | None = None,
+  ) -> tuple[ReplayState, chex.Array]:
+    """As `PureReplay.begin`: the state, and the bits for each draw."""
+    del t, sampling
+    _refuse(relabel)
+    return state, bits
+
+  def moving(self, state: ReplayState) -> tuple[()]:
+    """As `PureReplay.moving`: nothing."""
+    del state
+    return ()
+
+  def with_moving(self, state: ReplayState, moving: tuple[()]) -> ReplayState:
+    """As `PureReplay.with_moving`: the state itself."""
+    del moving
+    return state
+
   def sample(
+    self,
+    source: ReplayState,
+    moving: tuple[()],
+    t: chex.Numeric,
+    draw: chex.Array,
+    sampling: Sampling,
+  ) -> tuple[types.Transition, tuple[()]]:
+    """As `PureReplay.sample`: draws as `peek` does."""
+    return self.peek(source, t, draw, sampling.discount), moving
+
+  def update(
+    self,
+    moving: tuple[()],
+    handle: tuple[()],
+    metrics: Mapping[str, chex.Array],
+    sampling: Sampling,
+  ) -> tuple[()]:
+    """As `PureReplay.update`: nothing changes."""
+    del handle, metrics, sampling
+    return moving
+
+  def peek(
     self,
     state: ReplayState,
     t: chex.Numeric,
@@ -457,8 +510,20 @@ class DeviceReplay:
     return rows.reshape(len(rows), *self.obs_shape)
 
 
-class PrioritisedState(NamedTuple):
-  """What a `PrioritisedReplay` holds.
+class Priorities(NamedTuple):
+  """What learning changes of a `PrioritizedReplay`.
+
+  Attributes:
+    sums: as in `PrioritizedState`.
+    max_priority: as in `PrioritizedState`.
+  """
+
+  sums: tuple[jax.Array, ...]
+  max_priority: jax.Array
+
+
+class PrioritizedState(NamedTuple):
+  """What a `PrioritizedReplay` holds.
 
   Attributes:
     ring: the transitions.
@@ -474,12 +539,13 @@ class PrioritisedState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PrioritisedReplay:
-  """Proportional prioritised replay: Schaul et al. 2016, arXiv 1511.05952.
+class PrioritizedReplay:
+  """A `PureReplay` that draws in proportion to priorities.
 
-  A leaf of the sum tree is the priority of one transition, |TD error|**alpha,
-  and 0 while there is none. A node is always the sum of its children anew:
-  adding differences to it would pile up float32 rounding errors.
+  It is the proportional variant of Schaul et al. 2016, arXiv 1511.05952. A leaf
+  of the sum tree is the priority of one transition, |TD error|**alpha, and 0
+  while there is none. A node is always the sum of its children anew: adding
+  differences to it would pile up float32 rounding errors.
 
   Attributes:
     replay: describes the ring.
@@ -503,7 +569,7 @@ class PrioritisedReplay:
     """Bytes of one run's state; known before anything is allocated."""
     return _nbytes(jax.eval_shape(self.init))
 
-  def init(self) -> PrioritisedState:
+  def init(self) -> PrioritizedState:
     """An empty replay; `start` comes next."""
     sums, size = [], self.replay.capacity
     while size > _FAN_OUT:
@@ -511,32 +577,22 @@ class PrioritisedReplay:
       sums.append(jnp.zeros((nodes, _FAN_OUT), jnp.float32))
       size = nodes
     sums.append(jnp.zeros((1, size), jnp.float32))
-    return PrioritisedState(
+    return PrioritizedState(
       ring=self.replay.init(),
       sums=tuple(sums),
       max_priority=jnp.ones((), jnp.float32),
     )
 
-  def start(self, state: PrioritisedState, obs: chex.Array) -> PrioritisedState:
+  def start(self, state: PrioritizedState, obs: chex.Array) -> PrioritizedState:
     """As `DeviceReplay.start`."""
     return state._replace(ring=self.replay.start(state.ring, obs))
 
   def add(
-    self,
-    state: PrioritisedState,
-    t: chex.Numeric,
-    action: chex.Array,
-    reward: chex.Array,
-    terminated: chex.Array,
-    truncated: chex.Array,
-    final_obs: chex.Array,
-    obs: chex.Array,
-  ) -> PrioritisedState:
+    self, state: PrioritizedState, t: chex.Numeric, **step: chex.Array
+  ) -> PrioritizedState:
     """As `DeviceReplay.add`; what is new can be sampled at `max_priority`."""
     t = jnp.asarray(t, jnp.int32)
-    ring = self.replay.add(
-      state.ring, t, action, reward, terminated, truncated, final_obs, obs
-    )
+    ring = self.replay.add(state.ring, t, **step)
     # The steps of this clock become whole, and take the leaves of those that
     # cease to be sampled. At first there are none, and the leaves stay 0.
     clock = t + 1 - self.replay.n_step
@@ -554,74 +610,128 @@ class PrioritisedReplay:
     """int32 [], how many transitions can be sampled at clock t."""
     return self.replay.size(t)
 
-  def first_not_finite(self, state: PrioritisedState, t: int) -> str:
+  def first_not_finite(self, state: PrioritizedState, t: int) -> str:
     """As `DeviceReplay.first_not_finite`."""
     return self.replay.first_not_finite(state.ring, t)
 
-  def sample(
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """As `PureReplay.reads`: the size of each TD error."""
+    return ('td_error_abs',)
+
+  def begin(
     self,
-    state: PrioritisedState,
+    state: PrioritizedState,
     t: chex.Numeric,
     bits: chex.Array,
-    discount: chex.Numeric,
-    beta: chex.Numeric,
+    sampling: Sampling,
+    relabel: Relabel | None = None,
+  ) -> tuple[PrioritizedState, chex.Array]:
+    """As `PureReplay.begin`: the state, and the bits for each draw."""
+    del t, sampling
+    _refuse(relabel)
+    return state, bits
+
+  def moving(self, state: PrioritizedState) -> Priorities:
+    """As `PureReplay.moving`: the priorities."""
+    return Priorities(state.sums, state.max_priority)
+
+  def with_moving(
+    self, state: PrioritizedState, moving: Priorities
+  ) -> PrioritizedState:
+    """As `PureReplay.with_moving`."""
+    return state._replace(**moving._asdict())
+
+  def sample(
+    self,
+    source: PrioritizedState,
+    moving: Priorities,
+    t: chex.Numeric,
+    draw: chex.Array,
+    sampling: Sampling,
   ) -> tuple[types.Transition, jax.Array]:
     """Draws B transitions in proportion to their priorities.
 
-    The total is cut into B equal strata, and each yields one transition.
+    The total is cut into B equal strata, and each yields one transition. The
+    importance weights are (size * P(i))**-beta, divided by their maximum over
+    the batch.
 
     Args:
-      state: the replay at clock t.
+      source: the replay at clock t; its own priorities are not read.
+      moving: the priorities.
       t: int32 [] steps done.
-      bits: uint32 [B] random.
-      discount: float [] per env step.
-      beta: float [] exponent of the importance weights (size * P(i))**-beta,
-        which are divided by their maximum over the batch.
+      draw: uint32 [B] random.
+      sampling: the numbers to draw by.
 
     Returns:
       The batch, with these weights, and its int32 indices [B] for `update`.
       While `size` is 0 they have no meaning.
     """
-    number = bits.shape[0]
-    total = state.sums[-1].sum()
+    bits, number = draw, draw.shape[0]
+    total = moving.sums[-1].sum()
     # float32 surely tells 23 of the bits apart, too few for a small leaf among
     # a million: the others count where what is left of the sum is small.
     place = jnp.arange(number) + (bits >> 9).astype(jnp.float32) * 2**-23
     rest = place / number * total
     low = (bits & 0x1FF).astype(jnp.float32) * 2**-32 * total
     index, priority = jnp.zeros(number, jnp.int32), total
-    for level in reversed(state.sums):
+    for level in reversed(moving.sums):
       child, rest, priority = _descend(level, index, rest, low)
       index = index * level.shape[1] + child
-    batch = self.replay.gather(state.ring, t, index, discount)
+    batch = self.replay.gather(source.ring, t, index, sampling.discount)
     # Size and total cancel out.
-    weight = (priority.min() / priority) ** beta
+    weight = (priority.min() / priority) ** sampling.beta
     return batch._replace(weight=weight), index
 
   def update(
     self,
-    state: PrioritisedState,
-    index: chex.Array,
-    td_error: chex.Array,
-    alpha: chex.Numeric,
-  ) -> PrioritisedState:
+    moving: Priorities,
+    handle: chex.Array,
+    metrics: Mapping[str, chex.Array],
+    sampling: Sampling,
+  ) -> Priorities:
     """Sets the priorities of a batch; comes before the next `add`.
 
     Args:
-      state: the replay.
-      index: int32 [B] of `sample`; of equal ones the largest error counts.
-      td_error: float [B] of either sign. One that is not finite makes all that
+      moving: the priorities.
+      handle: int32 [B] indices; of equal ones the largest error counts.
+      metrics: `td_error_abs` [B] is read. One that is not finite makes all that
         is sampled from then on meaningless, in this run only.
-      alpha: float [] exponent of the priorities; 0 makes them equal.
+      sampling: `alpha` is the exponent of the priorities.
+
+    Raises:
+      ValueError: there is not one TD error for each transition.
     """
-    priority = (jnp.abs(td_error).astype(jnp.float32) + self.epsilon) ** alpha
+    error = metrics['td_error_abs']
+    if error.shape != handle.shape:
+      raise ValueError(
+        f'td_error_abs is {error.shape}: must be {handle.shape}, one for each '
+        'transition'
+      )
+    priority = (error.astype(jnp.float32) + self.epsilon) ** sampling.alpha
     # A plain write leaves open which of several values stays.
-    leaves = _entries(state.sums[0], index).set(0.0, mode=_IN_BOUNDS)
-    leaves = _entries(leaves, index).max(priority, mode=_IN_BOUNDS)
-    return state._replace(
-      sums=_sum_up((leaves, *state.sums[1:]), index),
-      max_priority=jnp.maximum(state.max_priority, priority.max()),
+    leaves = _entries(moving.sums[0], handle).set(0.0, mode=_IN_BOUNDS)
+    leaves = _entries(leaves, handle).max(priority, mode=_IN_BOUNDS)
+    return Priorities(
+      sums=_sum_up((leaves, *moving.sums[1:]), handle),
+      max_priority=jnp.maximum(moving.max_priority, priority.max()),
     )
+
+  def peek(
+    self,
+    state: PrioritizedState,
+    t: chex.Numeric,
+    bits: chex.Array,
+    discount: chex.Numeric,
+  ) -> types.Transition:
+    """As `DeviceReplay.peek`: whatever the priorities are."""
+    return self.replay.peek(state.ring, t, bits, discount)
+
+
+def _refuse(relabel: Relabel | None) -> None:
+  """Raises ValueError where a ring is to make returns of a sequence."""
+  if relabel is not None:
+    raise ValueError('relabel must be None: a ring draws in no order')
 
 
 def _descend(

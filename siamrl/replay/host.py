@@ -23,7 +23,7 @@ import pathlib
 import re
 import secrets
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ _SEGMENT_NAME = re.compile(r'replay-[0-9a-f]{32}\.z(\.tmp)?')
 
 
 class HostReplay:
-  """A uniform replay on the host: N rings of T slots, T = capacity / N.
+  """A uniform `StatefulReplay`: N rings of T slots, T = capacity / N.
 
   Not thread-safe: calls must not overlap.
 
@@ -189,16 +189,16 @@ class HostReplay:
     """How many transitions can be sampled now."""
     return self._size
 
-  def start(self, frames: npt.ArrayLike) -> None:
+  def start(self, obs: npt.ArrayLike) -> None:
     """Begins an episode everywhere; one still running ends as truncated.
 
     Args:
-      frames: [N, *frame_shape] first frame of each new episode.
+      obs: [N, *frame_shape] first frame of each new episode.
 
     Raises:
       ValueError: if the frames have another shape or dtype.
     """
-    rows = self._check_frames('frames', frames)
+    rows = self._check_frames('obs', obs)
     if self._written[0]:
       self._flags[self._newest()] = _LAST
       self._size += int(self._pending.sum())
@@ -207,26 +207,27 @@ class HostReplay:
 
   def add(
     self,
-    a_tm1: npt.ArrayLike,
-    r_t: npt.ArrayLike,
+    *,
+    action: npt.ArrayLike,
+    reward: npt.ArrayLike,
     terminated: npt.ArrayLike,
     ended: npt.ArrayLike,
-    frames: npt.ArrayLike,
-    first_frames: npt.ArrayLike,
+    final_obs: npt.ArrayLike,
+    obs: npt.ArrayLike,
   ) -> None:
-    """Stores the answer to one action in each environment.
+    """Stores a step of every environment, and where it led.
 
     Args:
-      a_tm1: integer [N] action taken at the newest observation, 0 or more; or
-        float [N, D], finite.
-      r_t: float [N] reward that followed.
+      action: integer [N] taken at the newest observation, 0 or more; or float
+        [N, D], finite.
+      reward: float [N] that followed.
       terminated: bool [N] no value lies beyond this step. With `ended` False it
         is a lost life: the episode, and its stack of frames, go on.
       ended: bool [N] the episode is over, terminated or truncated.
-      frames: [N, *frame_shape] newest frame of the next observation; where
-        `ended`, of the final one.
-      first_frames: [N, *frame_shape] first frame of the next episode where
-        `ended`; ignored elsewhere.
+      final_obs: [N, *frame_shape] newest frame of the observation that
+        followed, of the same episode.
+      obs: [N, *frame_shape] newest frame of the observation to act on next:
+        where an episode ended the first one of the next; read there only.
 
     Raises:
       ValueError: if an argument has another shape or dtype, or an action is
@@ -235,12 +236,12 @@ class HostReplay:
     """
     if not self._written[0]:
       raise RuntimeError('add() before the first start()')
-    action = self._check_actions(a_tm1)
-    reward = self._check_vector('r_t', r_t, 'f')
+    action = self._check_actions(action)
+    reward = self._check_vector('reward', reward, 'f')
     terminal = self._check_vector('terminated', terminated, 'b')
     over = self._check_vector('ended', ended, 'b')
-    rows = self._check_frames('frames', frames)
-    first_rows = self._check_frames('first_frames', first_frames)
+    rows = self._check_frames('final_obs', final_obs)
+    first_rows = self._check_frames('obs', obs)
 
     slots = self._newest()
     self._actions[slots] = action
@@ -261,9 +262,21 @@ class HostReplay:
       self._flags[self._newest()[envs]] = _LAST
       self._append(envs, first_rows[envs], 0)
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """As `StatefulReplay.reads`: none."""
+    return ()
+
   def sample(
     self, rng: np.random.Generator, batch_size: int
-  ) -> types.Transition:
+  ) -> tuple[types.Transition, None]:
+    """As `StatefulReplay.sample`: draws as `peek` does."""
+    return self.peek(rng, batch_size), None
+
+  def update(self, handle: None, metrics: Mapping[str, np.ndarray]) -> None:
+    """As `StatefulReplay.update`: nothing changes."""
+
+  def peek(self, rng: np.random.Generator, batch_size: int) -> types.Transition:
     """Draws transitions uniformly, with replacement.
 
     Args:
@@ -528,18 +541,18 @@ class HostReplay:
   def _check_actions(self, value: npt.ArrayLike) -> np.ndarray:
     """Returns the actions as an array, [N] or float32 [N, D]."""
     if not self.action_dim:
-      action = self._check_vector('a_tm1', value, 'iu')
+      action = self._check_vector('action', value, 'iu')
       if action.min() < 0:
-        raise FieldError('a_tm1', action, ': must be 0 or more')
+        raise FieldError('action', action, ': must be 0 or more')
       return action
     action, shape = np.asarray(value), (self.num_envs, self.action_dim)
     if action.shape != shape or action.dtype.kind != 'f':
       raise ValueError(
-        f'a_tm1 is {action.dtype} {action.shape}: must be float {shape}'
+        f'action is {action.dtype} {action.shape}: must be float {shape}'
       )
     action = action.astype(np.float32, copy=False)
     if not np.isfinite(action).all():
-      raise FieldError('a_tm1', action, ': must be finite')
+      raise FieldError('action', action, ': must be finite')
     return action
 
   def _check_frames(self, name: str, value: npt.ArrayLike) -> np.ndarray:

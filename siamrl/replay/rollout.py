@@ -5,6 +5,7 @@ of many parallel environments. Nothing is drawn: a round is learnt from in whole
 epochs and forgotten.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import math
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from siamrl.replay import finite
+from siamrl.replay.protocol import Relabel, Sampling
 from siamrl.types import Transition
 
 
@@ -55,7 +57,7 @@ class Sequence(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """The last T steps of N environments.
+  """A `PureReplay` of the last T steps of N environments.
 
   Attributes:
     obs_shape: of one observation.
@@ -108,10 +110,11 @@ class Rollout:
     self,
     state: RolloutState,
     t: chex.Numeric,
+    *,
     action: chex.Array,
     reward: chex.Array,
     terminated: chex.Array,
-    truncated: chex.Array,
+    ended: chex.Array,
     final_obs: chex.Array,
     obs: chex.Array,
   ) -> RolloutState:
@@ -123,9 +126,10 @@ class Rollout:
       action: integer [N], or float [N, D].
       reward: [N] that followed.
       terminated: bool [N] no value lies beyond this step.
-      truncated: bool [N] the episode was cut, but values go on.
-      final_obs: [N, ...] observations that followed.
-      obs: [N, ...] the same, or the first ones of episodes that begin.
+      ended: bool [N] the episode is over, terminated or truncated.
+      final_obs: [N, ...] the observations that followed, of the same episodes.
+      obs: [N, ...] the observations to act on next: where an episode ended the
+        first one of the next, and elsewhere those that followed.
     """
     at = t % self.steps
     return RolloutState(
@@ -134,7 +138,7 @@ class Rollout:
       a_tm1=state.a_tm1.at[at].set(action.astype(state.a_tm1.dtype)),
       r_t=state.r_t.at[at].set(reward),
       terminated=state.terminated.at[at].set(terminated),
-      ended=state.ended.at[at].set(terminated | truncated),
+      ended=state.ended.at[at].set(ended),
       obs_t=state.obs_t.at[at].set(final_obs),
     )
 
@@ -151,7 +155,72 @@ class Rollout:
       state.ended,
     )
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """As `PureReplay.reads`: none."""
+    return ()
+
+  def begin(
+    self,
+    state: RolloutState,
+    t: chex.Numeric,
+    bits: chex.Array,
+    sampling: Sampling,
+    relabel: Relabel | None = None,
+  ) -> tuple[Transition, jax.Array]:
+    """As `PureReplay.begin`, of the round that has just ended.
+
+    Args:
+      state: at clock t.
+      t: int32 [] steps done, a multiple of T.
+      bits: uint32 [K, B] random, with K * B a multiple of `size`.
+      sampling: the discount is read.
+      relabel: makes returns of the round's transitions, which it is given
+        [T, N, ...]; None to leave them as they are.
+
+    Returns:
+      The transitions [T * N, ...], and those of each draw as in `shuffle`.
+    """
+    del t
+    steps, ended = self.sequence(state, sampling.discount)
+    if relabel is not None:
+      steps = relabel(steps, ended)
+    return _flat(steps), self.shuffle(bits)
+
+  def moving(self, state: RolloutState) -> tuple[()]:
+    """As `PureReplay.moving`: nothing."""
+    del state
+    return ()
+
+  def with_moving(self, state: RolloutState, moving: tuple[()]) -> RolloutState:
+    """As `PureReplay.with_moving`: the state itself."""
+    del moving
+    return state
+
   def sample(
+    self,
+    source: Transition,
+    moving: tuple[()],
+    t: chex.Numeric,
+    draw: chex.Array,
+    sampling: Sampling,
+  ) -> tuple[Transition, tuple[()]]:
+    """As `PureReplay.sample`: the transitions int32 [B] that `draw` names."""
+    del t, sampling
+    return jax.tree.map(lambda x: x[draw], source), moving
+
+  def update(
+    self,
+    moving: tuple[()],
+    handle: tuple[()],
+    metrics: Mapping[str, chex.Array],
+    sampling: Sampling,
+  ) -> tuple[()]:
+    """As `PureReplay.update`: nothing changes."""
+    del handle, metrics, sampling
+    return moving
+
+  def peek(
     self,
     state: RolloutState,
     t: chex.Numeric,
@@ -163,12 +232,13 @@ class Rollout:
     Args:
       state: at clock t.
       t: int32 [] steps done, a multiple of T.
-      bits: uint32 [B] at random.
+      bits: uint32 [B] random.
       discount: per env step.
     """
+    del t
     steps, _ = self.sequence(state, discount)
     rows = (bits % self.size).astype(jnp.int32)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[rows], steps)
+    return jax.tree.map(lambda x: x[rows], _flat(steps))
 
   def shuffle(self, bits: chex.Array) -> jax.Array:
     """Which transitions each gradient step learns from: whole epochs.
@@ -182,3 +252,8 @@ class Rollout:
     epochs = math.prod(bits.shape) // self.size
     order = jnp.argsort(bits.reshape(epochs, self.size), axis=1)
     return order.astype(jnp.int32).reshape(bits.shape)
+
+
+def _flat(steps: Transition) -> Transition:
+  """Transitions [T, N, ...] as [T * N, ...]."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)

@@ -15,6 +15,10 @@ gradient steps. Its two orders, both free of any dependence on timing:
   the environments take beside the gradient steps. Where parallel environments
   make a round of one step each, both orders are the same.
 
+A replay that reads what gradient steps report gets it between two rounds, in
+either order: it then waits for the gradient steps of the round before. So what
+a run computes does not depend on where it is stopped and resumed.
+
 Runs are cut into iterations, and each begins with fresh environments, seeded by
 the run's seed and the iteration's number (as in DQN Zoo), because emulators
 cannot save themselves. Inside an iteration the actions since its start are
@@ -37,9 +41,15 @@ import numpy as np
 
 from siamrl import diagnostics, rewards
 from siamrl import twins
-from siamrl.learner import Learner, Regress, jit_regress, target_updates
+from siamrl.learner import (
+  Learner,
+  Regress,
+  Report,
+  jit_regress,
+  target_updates,
+)
 from siamrl.parameters import FieldError
-from siamrl.replay.host import HostReplay
+from siamrl.replay.protocol import StatefulReplay
 from siamrl.runners import evaluation
 from siamrl.runners.errors import NonFiniteError
 from siamrl.types import (
@@ -440,7 +450,7 @@ def train(
   state: LoopState,
   *,
   learner: Learner,
-  replay: HostReplay,
+  replay: StatefulReplay,
   make_environments: Callable[[int], Environments],
   seed: int,
   act_key: jax.Array,
@@ -523,7 +533,7 @@ class _Loop:
     self,
     config: LoopConfig,
     state: LoopState,
-    replay: HostReplay,
+    replay: StatefulReplay,
     learner: Learner,
     act_key: jax.Array,
     seed: int,
@@ -536,9 +546,11 @@ class _Loop:
     self._config, self._state, self._replay = config, state, replay
     self._learner, self._act_key = learner, act_key
     self._act = _make_explore(learner.agent)
-    self._learn = jit_regress(learner.regress)
-    # Metrics of the rounds since `_settle`, not waited for.
-    self._metrics: list[Metrics] = []
+    self._learn = jit_regress(learner.regress, replay.reads)
+    # Of the rounds since `_settle`, not waited for.
+    self._reports: list[Report] = []
+    # Of the last round, until `_hand_over`.
+    self._last: tuple[list[Any], list[Report]] = [], []
 
   def begin(self, environments: Environments) -> Iterator[None]:
     """Starts the iteration, or returns to where it had been left.
@@ -603,6 +615,7 @@ class _Loop:
       if first <= began < first + config.schedule.collect:
         break
     self._settle()
+    self._hand_over()
     self._look()
 
   def _look(self) -> None:
@@ -627,9 +640,9 @@ class _Loop:
     panel, probe = state.seen
     with self._timer('panel_s'):
       if first:
-        drawn = self._replay.sample(rng, watch.probe_size)
+        drawn = self._replay.peek(rng, watch.probe_size)
         probe = jax.tree.map(jnp.asarray, drawn)
-      batch = self._replay.sample(rng, self._config.batch_size)
+      batch = self._replay.peek(rng, self._config.batch_size)
       panel, metrics = self._measure_panel(panel, state.train, probe, batch)
       fetched = jax.device_get(metrics)
     state.seen = Seen(panel, probe)
@@ -668,6 +681,7 @@ class _Loop:
 
   def _round(self, *, learns: bool) -> None:
     """Collects `collect` env steps and takes `regress` gradient steps."""
+    self._hand_over()
     vector_steps = self._config.schedule.collect // self._environments.num_envs
     beside_first = learns and (self._config.overlapped or vector_steps == 1)
     beside_last = learns and not beside_first
@@ -675,17 +689,17 @@ class _Loop:
     if beside_first and vector_steps > 1:
       # The gradient step donates the state: later actions need their own copy.
       params = _copy(params)
-    batches = self._sample() if beside_first else []
+    drawn = self._sample() if beside_first else []
     for to_go in reversed(range(vector_steps)):
       # Devices run programs in order: an action is dispatched before gradient
       # steps, or it would wait for them.
-      chosen, before = self._choose(params), self._metrics[-1:]
-      if batches:
-        self._regress(batches)
-        batches = []
+      chosen, before = self._choose(params), self._reports[-1:]
+      if drawn:
+        self._regress(drawn)
+        drawn = []
       # Waiting here tells the time that learning takes from that of acting.
       with self._timer('learning_s'):
-        jax.block_until_ready(before)
+        jax.block_until_ready([report.means for report in before])
       self._send(*chosen)
       if beside_last and not to_go:
         self._regress(self._sample())
@@ -699,14 +713,14 @@ class _Loop:
     """
     state, statistics = self._state, self._state.statistics
     state.obs_crc = _crc(self._obs)
-    if not self._metrics:
+    if not self._reports:
       return
+    steps = [report.steps for report in self._reports]
     with self._timer('learning_s'):
-      fetched = jax.device_get(self._metrics)
+      fetched = jax.device_get([report.means for report in self._reports])
       finite = bool(_all_finite(state.train.online_params))
-    self._metrics = []
+    self._reports = []
     last = int(state.train.gradient_steps)
-    steps = [np.size(next(iter(metrics.values()))) for metrics in fetched]
     before = last - sum(steps)
     for metrics, taken in zip(fetched, steps, strict=True):
       for name, values in metrics.items():
@@ -720,6 +734,17 @@ class _Loop:
       raise NonFiniteError(
         f'online_params are not finite after gradient step {last}'
       )
+
+  def _hand_over(self) -> None:
+    """Gives the replay what it reads of the last round's gradient steps."""
+    (handles, reports), self._last = self._last, ([], [])
+    if not self._replay.reads or not handles:
+      return
+    with self._timer('learning_s'):
+      read = [each for report in reports for each in _separate(report)]
+    with self._timer('sampling_s'):
+      for handle, metrics in zip(handles, read, strict=True):
+        self._replay.update(handle, metrics)
 
   def _choose(self, params: Params) -> tuple[Any, Any]:
     """Dispatches acting on the current observations.
@@ -788,19 +813,19 @@ class _Loop:
         step.reward, config.reward_scale, config.reward_clip
       )
       self._replay.add(
-        state.actions[-1],
-        reward,
-        terminated,
-        ended,
-        step.final_obs[:, -1],
-        step.obs[:, -1],
+        action=state.actions[-1],
+        reward=reward,
+        terminated=terminated,
+        ended=ended,
+        final_obs=step.final_obs[:, -1],
+        obs=step.obs[:, -1],
       )
     self._obs = step.obs
     state.env_steps += len(reward)
     state.statistics.count(step.reward, ended)
 
-  def _sample(self) -> list[Transition]:
-    """Draws the batches of a round."""
+  def _sample(self) -> list[tuple[Transition, Any]]:
+    """Draws the batches of a round, each with the replay's handle."""
     config = self._config
     with self._timer('sampling_s'):
       return [
@@ -808,12 +833,15 @@ class _Loop:
         for _ in range(config.schedule.regress)
       ]
 
-  def _regress(self, batches: list[Transition]) -> None:
+  def _regress(self, drawn: list[tuple[Transition, Any]]) -> None:
     """Dispatches the gradient steps of a round, and does not wait for them."""
     state = self._state
     with self._timer('learning_s'):
-      state.train, metrics = self._learn(state.train, batches)
-    self._metrics += metrics
+      state.train, reports = self._learn(
+        state.train, [batch for batch, _ in drawn]
+      )
+    self._reports += reports
+    self._last = [handle for _, handle in drawn], reports
     if self._watch is not None and self._watch.panel.follows:
       assert state.seen is not None
       panel = self._follow_panel(state.seen.panel, state.train)
@@ -834,6 +862,17 @@ class _Timer:
 
   def __exit__(self, *exc) -> None:
     self._seconds[self._name] += time.perf_counter() - self._start
+
+
+def _separate(report: Report) -> list[Metrics]:
+  """What each gradient step of a dispatch reported of its transitions."""
+  read = jax.device_get(report.read)
+  if report.steps == 1:
+    return [read]
+  return [
+    {name: values[step] for name, values in read.items()}
+    for step in range(report.steps)
+  ]
 
 
 def _metric_names(

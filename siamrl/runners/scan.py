@@ -30,10 +30,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from siamrl import diagnostics, rewards
-from siamrl.learner import Learner, mean_of, target_updates
+from siamrl.learner import Learner, mean_of, named, target_updates
 from siamrl.parameters import FieldError
-from siamrl.replay.device import PrioritisedReplay
-from siamrl.replay.rollout import Rollout
+from siamrl.replay.protocol import PureReplay, Relabel, Sampling
 from siamrl.runners import evaluation
 from siamrl.runners import sums as running_sums
 from siamrl.runners.sums import Sum
@@ -64,17 +63,17 @@ class Setup(NamedTuple):
   """All that the settings of a run decide; its parts may hold tracers.
 
   Attributes:
-    learner: acts and learns. With a prioritised replay the metrics of its loss
-      must hold `td_error_abs` [B].
+    learner: acts and learns. The metrics of its loss must hold those that the
+      replay reads, one for each transition [B].
     epsilon: env steps taken so far, int32 [] -> chance of a random action.
     discount: per env step.
-    alpha: exponent of the priorities, for a prioritised replay.
+    alpha: exponent of the priorities, for a prioritized replay.
     beta: env steps taken so far -> exponent of the importance weights, for a
-      prioritised replay.
+      prioritized replay.
     returns: (online_params, target_params, transitions [T, N, ...], ended
-      [T, N], key) -> whole targets [T, N], for a `Rollout`. They are made once
-      a round, and learnt from by `learner.regress_to`. None to learn from
-      transitions.
+      [T, N], key) -> whole targets [T, N], for a replay that keeps a round in
+      order. They are made once a round, and learned from by
+      `learner.regress_to`. None to learn from transitions.
     reward_scale: rewards are multiplied by it before they are clipped and
       stored; reported returns never are.
     panel: measures the twin, or None.
@@ -169,7 +168,7 @@ class RunState(struct.PyTreeNode):
 
   Attributes:
     train: the learner's state.
-    replay: of `DeviceReplay`, `PrioritisedReplay` or `Rollout`.
+    replay: the replay's.
     env_state: of N environments.
     obs: [N, ...] the observations to act on next.
     returns: float32 [N] score of each running episode.
@@ -200,7 +199,9 @@ class _Draws(NamedTuple):
 
   noise: Any  # of the agent, [V, ...]
   step_key: jax.Array  # keys [V, N]
-  fresh: tuple[Any, jax.Array]  # environments and observations, [V, N, ...]
+  # Environments and observations [V, N, ...] for episodes that begin; with a
+  # pool of them int32 [V, N], which of it.
+  fresh: Any
   sample_bits: jax.Array  # uint32 [K, B]
 
 
@@ -233,8 +234,7 @@ class Loop:
   Attributes:
     config: how to collect and learn.
     environment: what to act in.
-    replay: where transitions are kept, a `DeviceReplay`, a
-      `PrioritisedReplay` or a `Rollout`.
+    replay: where transitions are kept.
     make_setup: settings -> what they decide.
     eval_environment: where to evaluate; None for the same.
     shard: applied to every batch before it is learnt from, for callers who
@@ -244,7 +244,7 @@ class Loop:
 
   config: ScanConfig
   environment: JaxEnvironment
-  replay: Any
+  replay: PureReplay
   make_setup: Callable[[Settings], Setup]
   eval_environment: JaxEnvironment | None = None
   shard: Callable[[Any], Any] = lambda batch: batch
@@ -290,7 +290,7 @@ class Loop:
     if setup.panel is None:
       return state
     shapes = jax.eval_shape(
-      lambda: self._sample(setup, state, 1, self.config.probe_size, run_key)
+      lambda: self._peek(setup, state, 1, self.config.probe_size, run_key)
     )
     probe = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return state.replace(
@@ -324,10 +324,11 @@ class Loop:
       draws = jax.vmap(lambda n: self._draw(setup.learner.agent, key, n))(
         start + jnp.arange(size)
       )
+      pool = self._pool(key, start)
 
       def step(learns, index, carry):
         drawn = jax.tree.map(lambda leaf: leaf[index], draws)
-        return self._round(setup, carry, start + index, drawn, learns)
+        return self._round(setup, carry, start + index, drawn, pool, learns)
 
       # Two loops, not a conditional in one, which would copy the parameters.
       # All runs share the bounds, so that vmap leaves them alone.
@@ -477,10 +478,10 @@ class Loop:
       )
       probe = jax.lax.cond(
         first,
-        lambda: self._sample(setup, state, clock, config.probe_size, probe_key),
+        lambda: self._peek(setup, state, clock, config.probe_size, probe_key),
         lambda: state.probe,
       )
-      batch = self._sample(setup, state, clock, config.batch_size, batch_key)
+      batch = self._peek(setup, state, clock, config.batch_size, batch_key)
       seen, metrics = panel.measure(state.panel, state.train, probe, batch)
       return seen, probe, metrics
 
@@ -500,7 +501,7 @@ class Loop:
     )
     return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
-  def _sample(
+  def _peek(
     self,
     setup: Setup,
     state: RunState,
@@ -510,10 +511,7 @@ class Loop:
   ) -> Transition:
     """Transitions for the panel, without weights."""
     bits = jax.random.bits(key, (size,), jnp.uint32)
-    if isinstance(self.replay, PrioritisedReplay):
-      ring = self.replay.replay
-      return ring.sample(state.replay.ring, clock, bits, setup.discount)
-    return self.replay.sample(state.replay, clock, bits, setup.discount)
+    return self.replay.peek(state.replay, clock, bits, setup.discount)
 
   def _draw(self, agent: Agent, key: jax.Array, number: jax.Array) -> _Draws:
     """The random numbers of one round."""
@@ -529,13 +527,31 @@ class Loop:
       step_key=jax.random.split(step_key, (steps, envs)),
       fresh=jax.vmap(jax.vmap(self.environment.reset))(
         jax.random.split(reset_key, (steps, envs))
+      )
+      if self.environment.reset_pool is None
+      else jax.random.randint(
+        reset_key, (steps, envs), 0, self.environment.reset_pool
       ),
       sample_bits=jax.random.bits(
         sample_key, (config.schedule.regress, config.batch_size), jnp.uint32
       ),
     )
 
-  def _round(self, setup, carry, number, draws, learns):
+  def _pool(self, key: jax.Array, start: jax.Array) -> Any:
+    """First states of a block's episodes, [P, ...]; None without a pool.
+
+    Args:
+      key: of the run.
+      start: the block's first round.
+    """
+    size = self.environment.reset_pool
+    if size is None:
+      return None
+    # Streams of their own: the rounds' keys are folded with other numbers.
+    pool_key = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 3), start)
+    return jax.vmap(self.environment.reset)(jax.random.split(pool_key, size))
+
+  def _round(self, setup, carry, number, draws, pool, learns):
     """Collects, then learns if it is to."""
     config = self.config
     state, sums = carry
@@ -543,7 +559,7 @@ class Loop:
 
     def collect(carry, inputs):
       step, drawn = inputs
-      return self._collect(setup, carry, clock + step, drawn), None
+      return self._collect(setup, carry, clock + step, drawn, pool), None
 
     drawn = (draws.noise, draws.step_key, draws.fresh)
     (state, sums), _ = _scan(
@@ -552,41 +568,47 @@ class Loop:
     if not learns:
       return state, sums
     clock += config.vector_steps
-    source, bits_or_rows = state.replay, draws.sample_bits
-    if isinstance(self.replay, Rollout):
-      source = self._targets(setup, state)
-      bits_or_rows = self.replay.shuffle(draws.sample_bits)
+    sampling = self._sampling(setup, clock)
+    source, entries = self.replay.begin(
+      state.replay,
+      clock,
+      draws.sample_bits,
+      sampling,
+      self._relabel(setup, state.train),
+    )
 
     panel = setup.panel
     follows = panel is not None and panel.follows
 
-    def learn(carry, bits):
+    def learn(carry, draw):
       seen, carry = carry
-      carry = self._learn(setup, source, clock, carry, bits)
+      carry = self._learn(setup, source, clock, sampling, carry, draw)
       if follows:
         seen = panel.follow(seen, carry[0])
       return (seen, carry), None
 
     # Of the replay only what learning changes is carried from step to step.
-    (seen, (train, priorities, metrics)), _ = _scan(
+    (seen, (train, moving, metrics)), _ = _scan(
       learn,
       (
         state.panel if follows else None,
-        (state.train, self._priorities(state.replay), sums.metrics),
+        (state.train, self.replay.moving(state.replay), sums.metrics),
       ),
-      bits_or_rows,
+      entries,
     )
-    replay = self._with_priorities(state.replay, priorities)
+    replay = self.replay.with_moving(state.replay, moving)
     state = state.replace(train=train, replay=replay)
     if follows:
       state = state.replace(panel=seen)
     return state, sums._replace(metrics=metrics)
 
-  def _collect(self, setup, carry, clock, drawn):
+  def _collect(self, setup, carry, clock, drawn, pool):
     """One step of every environment."""
     config, acting = self.config, acting_of(setup.learner.agent)
     state, sums = carry
     noise, step_key, fresh = drawn
+    if pool is not None:
+      fresh = jax.tree.map(lambda leaf: leaf[drawn[2]], pool)
     memory = state.memory
     if acting.process is not None:
       memory, noise = acting.process.step(memory, noise)
@@ -605,12 +627,12 @@ class Loop:
     replay = self.replay.add(
       state.replay,
       clock,
-      actions,
-      self._learnt(setup, step.reward),
-      step.terminated,
-      step.truncated,
-      step.obs,
-      obs,
+      action=actions,
+      reward=self._learnt(setup, step.reward),
+      terminated=step.terminated,
+      ended=ended,
+      final_obs=step.obs,
+      obs=obs,
     )
     running = running_sums.add(Sum(state.returns, sums.lost), step.reward)
     returns, lengths = running.total, state.lengths + 1
@@ -633,75 +655,63 @@ class Loop:
       lengths=jnp.where(ended, 0, lengths),
     ), sums
 
-  def _targets(self, setup: Setup, state: RunState) -> Transition:
-    """The round's transitions [T * N, ...] with whole targets."""
-    assert setup.returns is not None
-    steps, ended = self.replay.sequence(state.replay, setup.discount)
-    train = state.train
-    key = jax.random.fold_in(train.key, train.gradient_steps)
-    targets = setup.returns(
-      train.online_params, train.target_params, steps, ended, key
-    )
-    steps = steps._replace(r_t=targets, discount_t=jnp.zeros_like(targets))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
+  def _sampling(self, setup: Setup, clock: chex.Numeric) -> Sampling:
+    """The numbers to draw by at a clock, in vector steps."""
+    beta = setup.beta(clock * self.config.num_envs)
+    return Sampling(setup.discount, setup.alpha, beta)
+
+  def _relabel(self, setup: Setup, train: TrainState) -> Relabel | None:
+    """Makes whole targets of a round's transitions; None to leave them."""
+    returns = setup.returns
+    if returns is None:
+      return None
+
+    def relabel(steps: Transition, ended: jax.Array) -> Transition:
+      key = jax.random.fold_in(train.key, train.gradient_steps)
+      targets = returns(
+        train.online_params, train.target_params, steps, ended, key
+      )
+      return steps._replace(r_t=targets, discount_t=jnp.zeros_like(targets))
+
+    return relabel
 
   def _learnt(self, setup: Setup, reward: jax.Array) -> jax.Array:
     """Rewards as they are learnt from."""
     return rewards.learnt(reward, setup.reward_scale, self.config.reward_clip)
 
-  def _learn(self, setup, replay, clock, carry, bits):
+  def _learn(self, setup, source, clock, sampling, carry, draw):
     """One gradient step."""
-    train, priorities, sums = carry
-    if isinstance(self.replay, Rollout):
-      batch = jax.tree.map(lambda leaf: leaf[bits], replay)
-    elif isinstance(self.replay, PrioritisedReplay):
-      replay = self._with_priorities(replay, priorities)
-      beta = setup.beta(clock * self.config.num_envs)
-      batch, indices = self.replay.sample(
-        replay, clock, bits, setup.discount, beta
-      )
-    else:
-      batch = self.replay.sample(replay, clock, bits, setup.discount)
+    train, moving, sums = carry
+    batch, handle = self.replay.sample(source, moving, clock, draw, sampling)
     learner = setup.learner
     # With returns, what was sampled has whole targets already.
     regress = learner.regress if setup.returns is None else learner.regress_to
     train, metrics = regress(train, self.shard(batch))
-    if isinstance(self.replay, PrioritisedReplay):
-      priorities = self._priorities(
-        self.replay.update(
-          replay, indices, metrics['td_error_abs'], setup.alpha
-        )
-      )
+    read = named(metrics, self.replay.reads)
+    moving = self.replay.update(moving, handle, read, sampling)
     means = mean_of(metrics)
     if sums is None:
-      return train, priorities, means
-    return train, priorities, running_sums.add(sums, means)
-
-  def _priorities(self, replay):
-    """What learning changes of the replay's state; () for nothing."""
-    if isinstance(self.replay, PrioritisedReplay):
-      return replay.sums, replay.max_priority
-    return ()
-
-  def _with_priorities(self, replay, priorities):
-    if isinstance(self.replay, PrioritisedReplay):
-      sums, max_priority = priorities
-      return replay._replace(sums=sums, max_priority=max_priority)
-    return replay
+      return train, moving, means
+    return train, moving, running_sums.add(sums, means)
 
   def _metric_names(self, setup: Setup, state: RunState) -> list[str]:
     """Names of the metrics that `regress` will return; nothing is computed."""
-    bits = jnp.zeros(self.config.batch_size, jnp.uint32)
+    config = self.config
+    shape = config.schedule.regress, config.batch_size
 
     def step(state):
-      train, priorities = state.train, self._priorities(state.replay)
-      source = state.replay
-      if isinstance(self.replay, Rollout):
-        source = self._targets(setup, state)
-      _, _, metrics = self._learn(
-        setup, source, 1, (train, priorities, None), bits
+      sampling = self._sampling(setup, 1)
+      source, entries = self.replay.begin(
+        state.replay,
+        1,
+        jnp.zeros(shape, jnp.uint32),
+        sampling,
+        self._relabel(setup, state.train),
       )
-      return metrics
+      carry = state.train, self.replay.moving(state.replay), None
+      draw = jax.tree.map(lambda leaf: leaf[0], entries)
+      _, _, means = self._learn(setup, source, 1, sampling, carry, draw)
+      return means
 
     return sorted(jax.eval_shape(step, state))
 

@@ -67,6 +67,7 @@ def _fails(*_):
     (dict(num_actions=0), 'one of num_actions and action_dim must be positive'),
     (dict(action_dim=1), 'one of num_actions and action_dim must be positive'),
     (dict(max_episode_steps=0), 'max_episode_steps must be None or at least 1'),
+    (dict(reset_pool=0), 'reset_pool must be None or at least 1'),
   ],
 )
 def test_what_breaks_the_contract_is_named(changes, message):

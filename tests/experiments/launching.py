@@ -227,6 +227,14 @@ def sweep_state(
   return state
 
 
+def _bytes(leaf: Any) -> bytes:
+  if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+    leaf.dtype, jax.dtypes.prng_key
+  ):
+    leaf = jax.random.key_data(leaf)
+  return np.asarray(leaf).tobytes()
+
+
 def _empty(leaf: Any) -> jax.Array:
   """An array of a leaf's shape and dtype."""
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -245,18 +253,16 @@ def final_state(folder: pathlib.Path) -> dict[str, Any]:
 
 def host_state(parts: host.Parts, run: RunFolder) -> dict[str, Any]:
   """All that the newest checkpoint of a run of the host loop holds."""
-  found = Checkpoints(run.checkpoints).restore(parts.state)
+  watched = parts.seen is not None
+  found = Checkpoints(run.checkpoints).restore(
+    (parts.state, parts.seen) if watched else parts.state
+  )
   assert found is not None
-  train, extra, _ = found
+  saved, extra, _ = found
   parts.replay.load(run.replay, extra['replay'])
   extra['loop']['statistics'].pop('seconds')
-  leaves, _ = jax.tree_util.tree_flatten_with_path(
-    train.replace(key=jax.random.key_data(train.key))
-  )
-  state = {
-    jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
-    for path, leaf in leaves
-  }
+  leaves, _ = jax.tree_util.tree_flatten_with_path(saved)
+  state = {jax.tree_util.keystr(path): _bytes(leaf) for path, leaf in leaves}
   replay = {
     f'replay {i}': array.tobytes()
     for i, array in enumerate(parts.replay._arrays())

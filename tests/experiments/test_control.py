@@ -760,11 +760,11 @@ def test_it_goes_on_in_fresh_environments(walk, tmp_path, monkeypatch):
   arguments += (f'--run_dir={tmp_path / "run"}',)
   original, added = HostReplay.add, []
 
-  def add(self, *arrays):
-    added.extend(arrays[0])
+  def add(self, **step):
+    added.extend(step['action'])
     if len(added) == 20:
       signal.raise_signal(signal.SIGTERM)
-    return original(self, *arrays)
+    return original(self, **step)
 
   with monkeypatch.context() as patch:
     patch.setattr(HostReplay, 'add', add)
@@ -879,11 +879,11 @@ def test_stopped_inside_an_iteration_a_robot_goes_on(
   folder = tmp_path / 'run'
   original, added = HostReplay.add, []
 
-  def add(self, *arrays):
-    added.extend(arrays[0])
+  def add(self, **step):
+    added.extend(step['action'])
     if len(added) == 520:
       signal.raise_signal(signal.SIGTERM)
-    return original(self, *arrays)
+    return original(self, **step)
 
   # The first iteration, its evaluation, and a part of the second.
   monkeypatch.setattr(HostReplay, 'add', add)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from siamrl.replay.device import DeviceReplay, PrioritisedReplay
+from siamrl.replay.device import DeviceReplay, PrioritizedReplay
+from siamrl.replay.protocol import Sampling
 
 # Powers of 2 and small rewards: float32 sums them exactly, in any order.
 _DISCOUNT = 0.5
@@ -166,16 +167,16 @@ def _history(rng, num_envs: int, length: int, cap: int | None, terminate):
   return first, steps
 
 
-def _inputs(replay: DeviceReplay, steps: list[_Step]) -> tuple:
-  """The arguments of `add` that follow t, each with a leading axis of steps."""
+def _inputs(replay: DeviceReplay, steps: list[_Step]) -> dict[str, np.ndarray]:
+  """The keywords of `add`, each with a leading axis of steps."""
   columns = _Step(*zip(*steps, strict=True))
-  return (
-    _action(replay, columns.action),
-    np.array(columns.reward, np.float32),
-    np.array(columns.terminated),
-    np.array(columns.truncated),
-    _observation(replay.obs_dtype, columns.final),
-    _observation(replay.obs_dtype, columns.next),
+  return dict(
+    action=_action(replay, columns.action),
+    reward=np.array(columns.reward, np.float32),
+    terminated=np.array(columns.terminated),
+    ended=np.array(columns.terminated) | np.array(columns.truncated),
+    final_obs=_observation(replay.obs_dtype, columns.final),
+    obs=_observation(replay.obs_dtype, columns.next),
   )
 
 
@@ -198,7 +199,7 @@ def _play(replay: DeviceReplay, first, inputs, discount):
 
   def step(carry, step):
     state, t = carry
-    state, t = replay.add(state, t, *step), t + 1
+    state, t = replay.add(state, t, **step), t + 1
     return (state, t), replay.gather(state, t, index, discount)
 
   start = replay.start(replay.init(), first), jnp.int32(0)
@@ -351,9 +352,7 @@ def test_runs_side_by_side_are_as_each_alone(settings, dtype):
 
     def step(carry, step):
       states, t = carry
-      states = jax.vmap(replay.add, in_axes=(0, None, *[0] * 6))(
-        states, t, *step
-      )
+      states = jax.vmap(replay.add, (0, None))(states, t, **step)
       t = t + 1
       gather = jax.vmap(replay.gather, in_axes=(0, None, None, 0))
       return (states, t), gather(states, t, index, discounts)
@@ -383,6 +382,35 @@ def test_runs_side_by_side_are_as_each_alone(settings, dtype):
 # --- Meaning ---------------------------------------------------------------
 
 
+def _nothing(replay, **changes):
+  """The keywords of a step of every environment in which nothing happens."""
+  ring = getattr(replay, 'replay', replay)
+  envs = ring.num_envs
+  no, obs = jnp.zeros(envs, bool), jnp.zeros((envs, *ring.obs_shape))
+  action = jnp.zeros(envs, int)
+  if ring.action_dim:
+    action = jnp.zeros((envs, ring.action_dim))
+  step = dict(action=action, reward=jnp.zeros(envs), terminated=no, ended=no)
+  return step | dict(final_obs=obs, obs=obs) | changes
+
+
+def _drawn(replay, state, t, bits, **numbers):
+  """(batch, handle) of a gradient step on a state as it stands."""
+  sampling = Sampling(**{'discount': 0.5, 'beta': 1.0, **numbers})
+  return replay.sample(state, replay.moving(state), t, bits, sampling)
+
+
+def _updated(replay, state, index, td_error_abs, alpha):
+  """A state after what a gradient step reported of a batch."""
+  moving = replay.update(
+    replay.moving(state),
+    index,
+    {'td_error_abs': td_error_abs},
+    Sampling(0.5, alpha),
+  )
+  return replay.with_moving(state, moving)
+
+
 def _fed(replay, count, **changes):
   """A replay after `count` steps of observations 0, 1, 2, ... at rewards 1."""
   envs = replay.num_envs if isinstance(replay, DeviceReplay) else 1
@@ -393,7 +421,7 @@ def _fed(replay, count, **changes):
     step = dict(
       action=jnp.full(envs, t), reward=jnp.ones(envs), final_obs=obs(-1)
     )
-    step |= dict(terminated=no, truncated=no, obs=obs(t + 1))
+    step |= dict(terminated=no, ended=no, obs=obs(t + 1))
     step |= changes.get(f'at{t}', {})
     state = replay.add(state, t, **step)
   return state
@@ -413,13 +441,13 @@ def test_three_step_returns_by_hand():
     (1, 1, 1.75, 0.125, 4),
   ]
   # Cut after clock 1: two rewards, or one, and the observation -1 last.
-  state = _fed(replay, 4, at1=dict(truncated=yes))
+  state = _fed(replay, 4, at1=dict(ended=yes))
   assert rows(replay.gather(state, 4, index, 0.5)) == [
     (0, 0, 1.5, 0.25, -1),
     (1, 1, 1.0, 0.5, -1),
   ]
   # Terminated there: no discount, and the last observation acted upon.
-  state = _fed(replay, 4, at1=dict(terminated=yes, truncated=yes))
+  state = _fed(replay, 4, at1=dict(terminated=yes, ended=yes))
   assert rows(replay.gather(state, 4, index, 0.5)) == [
     (0, 0, 1.5, 0.0, 1),
     (1, 1, 1.0, 0.0, 1),
@@ -447,7 +475,7 @@ def test_three_steps_ahead_by_hand():
   assert plain[2] == [(2, 3, True), (3, 4, True), (4, 5, True)]
   assert plain[3] == [(3, 4, True), (4, 5, True), (4, 5, False)]
   # Cut after clock 2, with the observation -1 last: it still counts.
-  cut = rows(_fed(replay, 5, at2=dict(truncated=yes)))
+  cut = rows(_fed(replay, 5, at2=dict(ended=yes)))
   assert cut[1] == [(1, 2, True), (2, -1, True), (2, -1, False)]
   assert cut[3] == plain[3]
   # Terminated there: what followed does not, and of clock 2 nothing is left.
@@ -466,14 +494,17 @@ def test_looking_ahead_changes_nothing_else():
       dict(num_envs=2, capacity=12, n_step=2, max_episode_steps=5)
       | dict(sequence_steps=ahead)
     )
-    replay = PrioritisedReplay(ring)
+    replay = PrioritizedReplay(ring)
     state = replay.start(replay.init(), _observation(ring.obs_dtype, first))
     state, _ = jax.lax.scan(
-      lambda state, step, replay=replay: (replay.add(state, *step), None),
+      lambda state, step, replay=replay: (
+        replay.add(state, step[0], **step[1]),
+        None,
+      ),
       state,
-      (jnp.arange(20), *_inputs(ring, steps)),
+      (jnp.arange(20), _inputs(ring, steps)),
     )
-    batch, index = jax.jit(replay.sample)(state, 20, bits, 0.5, 1.0)
+    batch, index = jax.jit(_drawn, static_argnums=0)(replay, state, 20, bits)
     assert (batch.future is not None) == (ahead > 0)
     batches.append((state, batch._replace(future=None), index))
   jax.tree.map(np.testing.assert_array_equal, *batches)
@@ -515,9 +546,9 @@ def test_three_steps_keep_the_first_of_continuous_actions():
 def test_observations_of_no_dimension_are_stored():
   replay = DeviceReplay((), np.int32, 2, 1)
   state = replay.start(replay.init(), jnp.array([5]))
-  no, one = jnp.zeros(1, bool), jnp.ones(1)
-  state = replay.add(state, 0, [3], one, no, no, jnp.array([0]), jnp.array([6]))
-  batch = replay.sample(state, 1, jnp.zeros(2, jnp.uint32), 0.9)
+  step = dict(action=jnp.array([3]), final_obs=jnp.array([0]))
+  step = _nothing(replay, **step, obs=jnp.array([6]))
+  batch = replay.peek(replay.add(state, 0, **step), 1, jnp.uint32([0, 0]), 0.9)
   assert batch.obs_tm1.tolist() == [5, 5]
   assert batch.obs_t.tolist() == [6, 6]
   assert batch.a_tm1.tolist() == [3, 3]
@@ -529,7 +560,7 @@ def test_sampling_is_uniform(t):
   replay = DeviceReplay((1,), np.float32, 8, 2, 2)
   state = _fed(replay, t)
   bits = jax.random.bits(jax.random.key(1), (8000,), jnp.uint32)
-  batch = jax.jit(replay.sample)(state, t, bits, 0.9)
+  batch = jax.jit(replay.peek)(state, t, bits, 0.9)
   # Both environments take the action that is the clock.
   clocks, counts = np.unique(batch.a_tm1, return_counts=True)
   starts = int(replay.size(t)) // 2
@@ -546,25 +577,20 @@ def test_sampling_is_uniform(t):
 )
 # XLA's older code, which compiles faster, has loops in place of scatters.
 @pytest.mark.parametrize(
-  'kind', ['uniform', pytest.param('prioritised', marks=pytest.mark.slow)]
+  'kind', ['uniform', pytest.param('prioritized', marks=pytest.mark.slow)]
 )
 def test_a_scan_works_in_place(kind, num_envs, runs, action_dim):
   """No buffer of the ring's size is copied, and adding is no scatter."""
   ring = DeviceReplay(
     (3,), np.float32, 2048, num_envs, 3, 50, action_dim=action_dim
   )
-  action = jnp.zeros((num_envs, 6)) if action_dim else jnp.zeros(num_envs, int)
-  replay = PrioritisedReplay(ring) if kind == 'prioritised' else ring
+  replay = PrioritizedReplay(ring) if kind == 'prioritized' else ring
   bits = jnp.arange(8, dtype=jnp.uint32) * 7919
-  zeros, no = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
-  obs = jnp.ones((num_envs, 3))
 
   def step(state, t):
-    state = replay.add(state, t, action, zeros, no, no, obs, obs)
-    if kind == 'uniform':
-      return state, replay.sample(state, t + 1, bits, 0.9)
-    batch, index = replay.sample(state, t + 1, bits, 0.9, 0.4)
-    return replay.update(state, index, batch.r_t, 0.6), batch
+    state = replay.add(state, t, **_nothing(replay))
+    batch, handle = _drawn(replay, state, t + 1, bits, beta=0.4)
+    return _updated(replay, state, handle, jnp.abs(batch.r_t), 0.6), batch
 
   def loop(state):
     body = step if runs is None else jax.vmap(step, (0, None))
@@ -575,22 +601,22 @@ def test_a_scan_works_in_place(kind, num_envs, runs, action_dim):
     state = jax.tree.map(lambda x: jnp.stack([x] * runs), state)
   lowered = jax.jit(loop, donate_argnums=0).lower(state)
   program = lowered.compile().as_text()
-  assert (' scatter(' in program) == (kind == 'prioritised')
+  assert (' scatter(' in program) == (kind == 'prioritized')
   copied = re.findall(r'\[([\d,]+)\]\S* copy\(', program)
   sizes = [np.prod([int(d) for d in c.split(',')]) for c in copied]
   assert max(sizes, default=0) < 2048
 
 
-# --- Prioritised -----------------------------------------------------------
+# --- Prioritized -----------------------------------------------------------
 
 
-def _prioritised(capacity, num_envs=1, n_step=1) -> PrioritisedReplay:
-  return PrioritisedReplay(
+def _prioritized(capacity, num_envs=1, n_step=1) -> PrioritizedReplay:
+  return PrioritizedReplay(
     DeviceReplay((1,), np.float32, capacity, num_envs, n_step)
   )
 
 
-def _check_tree(replay: PrioritisedReplay, state, leaves) -> None:
+def _check_tree(replay: PrioritizedReplay, state, leaves) -> None:
   """Every level against NumPy's sums of float64."""
   level = np.zeros(state.sums[0].size)
   level[: replay.replay.capacity] = leaves
@@ -609,18 +635,13 @@ def _check_tree(replay: PrioritisedReplay, state, leaves) -> None:
 )
 def test_the_tree_has_the_priorities_and_their_sums(capacity, num_envs, n_step):
   """Against an array: adds and updates in turn, indices drawn many times."""
-  replay = _prioritised(capacity, num_envs, n_step)
+  replay = _prioritized(capacity, num_envs, n_step)
   starts = capacity // num_envs
   rng = np.random.default_rng(capacity)
-  zeros, no = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
-  obs = jnp.zeros((num_envs, 1))
-  add = jax.jit(
-    lambda state, t: replay.add(
-      state, t, zeros.astype(int), zeros, no, no, obs, obs
-    )
-  )
-  update = jax.jit(replay.update)
-  state = replay.start(replay.init(), obs)
+  nothing = _nothing(replay)
+  add = jax.jit(lambda state, t: replay.add(state, t, **nothing))
+  update = jax.jit(functools.partial(_updated, replay))
+  state = replay.start(replay.init(), nothing['obs'])
   leaves, largest = np.zeros(capacity, np.float32), np.float32(1.0)
   for t in range(2 * starts + n_step + 3):
     state = add(state, t)
@@ -631,9 +652,9 @@ def test_the_tree_has_the_priorities_and_their_sums(capacity, num_envs, n_step):
     assert np.count_nonzero(leaves) == size
     if size:
       index = rng.integers(0, size, 16) // 2  # many of them twice
-      errors = rng.standard_normal(16).astype(np.float32) * 3
+      errors = np.abs(rng.standard_normal(16).astype(np.float32) * 3)
       state = update(state, index, errors, 0.5)
-      new = np.sqrt(np.abs(errors) + np.float32(1e-6))
+      new = np.sqrt(errors + np.float32(1e-6))
       leaves[index] = 0
       np.maximum.at(leaves, index, new)
       largest = max(largest, new.max())
@@ -642,17 +663,16 @@ def test_the_tree_has_the_priorities_and_their_sums(capacity, num_envs, n_step):
   np.testing.assert_allclose(state.max_priority, largest, rtol=1e-6)
 
 
-def _with_leaves(replay: PrioritisedReplay, leaves):
+def _with_leaves(replay: PrioritizedReplay, leaves):
   """A full replay with these priorities, set by way of `update`."""
   state, t = replay.init(), replay.replay.capacity
-  return replay.update(
-    state, jnp.arange(t), jnp.asarray(leaves) - replay.epsilon, 1.0
-  ), t
+  errors = jnp.asarray(leaves) - replay.epsilon
+  return _updated(replay, state, jnp.arange(t), errors, 1.0), t
 
 
 @pytest.mark.parametrize('capacity', [6, 600])
 def test_frequencies_are_proportional_to_priorities(capacity):
-  replay = _prioritised(capacity)
+  replay = _prioritized(capacity)
   rng = np.random.default_rng(0)
   leaves = rng.uniform(0.5, 3.0, capacity)
   state, t = _with_leaves(replay, leaves)
@@ -660,7 +680,7 @@ def test_frequencies_are_proportional_to_priorities(capacity):
   @jax.jit
   def draw(key):
     bits = jax.random.bits(key, (8,), jnp.uint32)
-    return replay.sample(state, t, bits, 0.9, 1.0)[1]
+    return _drawn(replay, state, t, bits)[1]
 
   keys = jax.random.split(jax.random.key(0), 20 * capacity)
   index = np.asarray(jax.lax.map(draw, keys))
@@ -679,22 +699,20 @@ def test_frequencies_are_proportional_to_priorities(capacity):
 
 def test_small_leaves_beside_a_large_one_are_all_drawn():
   """Where float32 cannot tell them apart by their place in the whole sum."""
-  replay = _prioritised(64)
+  replay = _prioritized(64)
   leaves = np.full(64, 4.0)
   leaves[0] = 2.0**27  # float32 goes on from there in steps of 16
   state, t = _with_leaves(replay, leaves)
   # All random bits that lead to the end of the sum.
   top = (2**32 - np.arange(1, 2**13)).astype(np.uint32)
-  draw = jax.jit(
-    jax.vmap(lambda b: replay.sample(state, t, b[None], 0.9, 1.0)[1][0])
-  )
+  draw = jax.jit(jax.vmap(lambda b: _drawn(replay, state, t, b[None])[1][0]))
   counts = np.bincount(draw(jnp.asarray(top)), minlength=64)
   # 2**32 / (2**27 + 252) values of the bits to one of the sum: 128 to a leaf.
   np.testing.assert_allclose(counts[8:], 128, atol=2)
 
 
 def test_no_leaf_of_zero_is_drawn_even_at_the_ends():
-  replay = _prioritised(100)
+  replay = _prioritized(100)
   state, t = _with_leaves(replay, np.full(100, 0.1))
   sums = []
   leaves = np.ravel(state.sums[0]).copy()
@@ -705,51 +723,58 @@ def test_no_leaf_of_zero_is_drawn_even_at_the_ends():
     sums.append(jnp.asarray(level))
     level = level.sum(axis=1)
   state = state._replace(sums=tuple(sums))
-  sample = jax.jit(replay.sample)
+  sample = jax.jit(functools.partial(_drawn, replay))
   for bits in (0, 2**32 - 1, 2**32 - 256, 255):
-    _, index = sample(state, t, jnp.full(97, bits, jnp.uint32), 0.9, 1.0)
+    _, index = sample(state, t, jnp.full(97, bits, jnp.uint32))
     assert np.all(leaves[index] > 0)
 
 
 def test_weights_by_hand():
-  replay = _prioritised(4)
-  sample = jax.jit(replay.sample)
+  replay = _prioritized(4)
+  sample = jax.jit(functools.partial(_drawn, replay))
   state, t = _with_leaves(replay, [1.0, 2.0, 4.0, 1.0])
   # Strata [0, 2), [2, 4), [4, 6), [6, 8) of the sum 8, from their middles:
   # 1, 3, 5, 7 lie in leaves 1, 2, 2, 3, of P = 1/4, 1/2, 1/2, 1/8. Then
   # (4 P)**-1/2 is 1, 2**-1/2, 2**-1/2, 2**1/2, the largest.
   bits = jnp.full(4, 2**31, jnp.uint32)
-  batch, index = sample(state, t, bits, 0.9, 0.5)
+  batch, index = sample(state, t, bits, beta=0.5)
   assert index.tolist() == [1, 2, 2, 3]
   np.testing.assert_allclose(batch.weight, [0.5**0.5, 0.5, 0.5, 1.0], rtol=1e-6)
-  batch, _ = sample(state, t, bits, 0.9, 0.0)
+  batch, _ = sample(state, t, bits, beta=0.0)
   np.testing.assert_array_equal(batch.weight, np.ones(4))
 
 
 def test_new_transitions_come_at_the_largest_priority_so_far():
-  replay = _prioritised(4)
+  replay = _prioritized(4)
   state = _fed(replay, 3)
   np.testing.assert_array_equal(state.sums[0], [[1, 1, 1, 0]])
-  state = replay.update(state, jnp.array([0, 1]), jnp.array([-7.0, 0.0]), 1.0)
-  obs, no = jnp.zeros((1, 1)), jnp.zeros(1, bool)
-  zero = jnp.zeros(1)
+  errors = jnp.array([7.0, 0.0])
+  state = _updated(replay, state, jnp.array([0, 1]), errors, 1.0)
   for t in (3, 4):  # the second takes the place of the 7
-    state = replay.add(state, t, zero.astype(int), zero, no, no, obs, obs)
+    state = replay.add(state, t, **_nothing(replay))
   np.testing.assert_allclose(
     state.sums[0], [[7, 1e-6, 1, 7]], rtol=1e-6, atol=1e-9
   )
 
 
 def test_of_equal_indices_the_largest_error_counts():
-  replay = _prioritised(4)
+  replay = _prioritized(4)
   state, _ = _with_leaves(replay, [5.0, 5.0, 5.0, 5.0])
   index = jnp.array([2, 1, 2, 2])
-  state = replay.update(state, index, jnp.array([1.0, 2.0, -3.0, 0.5]), 1.0)
+  errors = jnp.array([1.0, 2.0, 3.0, 0.5])
+  state = _updated(replay, state, index, errors, 1.0)
   np.testing.assert_allclose(state.sums[0], [[5, 2, 3, 5]], rtol=1e-5)
 
 
-def test_prioritised_runs_side_by_side_are_as_each_alone():
-  replay = _prioritised(66, 3, 2)
+def test_a_mean_of_the_errors_is_no_error_of_each():
+  replay = _prioritized(4)
+  state, _ = _with_leaves(replay, [5.0, 5.0, 5.0, 5.0])
+  with pytest.raises(ValueError, match=r'td_error_abs is \(\): must be \(4,\)'):
+    _updated(replay, state, jnp.arange(4), jnp.float32(1.0), 1.0)
+
+
+def test_prioritized_runs_side_by_side_are_as_each_alone():
+  replay = _prioritized(66, 3, 2)
 
   rng = np.random.default_rng(0)
   obs = rng.standard_normal((80, 3, 3, 1)).astype(np.float32)  # [T, runs, ...]
@@ -758,10 +783,12 @@ def test_prioritised_runs_side_by_side_are_as_each_alone():
   def step(states, t, swept, obs, bits):
     """One step of one run; what it drew from clock 2 on, all else from 1."""
     state, (discount, beta, alpha) = states, swept
-    action, no = jnp.arange(3), jnp.zeros(3, bool)
-    state = replay.add(state, t, action, obs[:, 0], no, no, obs, obs)
-    batch, index = replay.sample(state, t + 1, bits, discount, beta)
-    learnt = replay.update(state, index, batch.r_t, alpha)
+    step = dict(action=jnp.arange(3), reward=obs[:, 0], final_obs=obs, obs=obs)
+    state = replay.add(state, t, **_nothing(replay, **step))
+    batch, index = _drawn(
+      replay, state, t + 1, bits, discount=discount, beta=beta
+    )
+    learnt = _updated(replay, state, index, jnp.abs(batch.r_t), alpha)
     # There is nothing to be sampled after the first step.
     pick = lambda a, b: jnp.where(t > 0, a, b)
     return jax.tree.map(pick, learnt, state), (batch, index)
@@ -813,7 +840,7 @@ def test_bytes_are_known_beforehand():
   assert plane.nbytes == 10_010 * (16 + 8 + 12)
   # Leaves, 1250, 157, 20 and 3 nodes, the lower ones in rows of 8; and the
   # largest.
-  assert PrioritisedReplay(replay).nbytes == replay.nbytes + 4 * (
+  assert PrioritizedReplay(replay).nbytes == replay.nbytes + 4 * (
     8 * (1250 + 157 + 20 + 3) + 3 + 1
   )
   # Nothing is allocated: this would be 7 TB.
@@ -849,7 +876,7 @@ def test_impossible_settings_are_refused(changes, message):
 def test_an_epsilon_that_is_not_above_0_is_refused(epsilon):
   replay = DeviceReplay((4,), np.float32, 100, 1)
   with pytest.raises(ValueError, match='epsilon=.*: must be above 0'):
-    PrioritisedReplay(replay, epsilon)
+    PrioritizedReplay(replay, epsilon)
 
 
 @pytest.mark.parametrize(
@@ -859,7 +886,7 @@ def test_an_epsilon_that_is_not_above_0_is_refused(epsilon):
     (dict(action=jnp.zeros(2)), 'action is float32: must be integer'),
     (dict(reward=jnp.zeros((2, 1))), r'reward is \(2, 1\)'),
     (dict(terminated=False), r'terminated is \(\)'),
-    (dict(truncated=jnp.zeros(1, bool)), r'truncated is \(1,\)'),
+    (dict(ended=jnp.zeros(1, bool)), r'ended is \(1,\)'),
     (dict(obs=jnp.zeros((1, 1))), r'obs is float32 \(1, 1\): must be float32'),
     (dict(final_obs=jnp.zeros((2, 1), int)), 'final_obs is int32'),
   ],
@@ -912,15 +939,15 @@ def _stored(obs=(), actions=(), rewards=(), *, steps=4, capacity=10, cut=()):
     state = add(
       state,
       t,
-      filled(t, actions, (2, 1)),
-      filled(t, rewards, (2,)),
-      np.zeros(2, bool),
-      np.ones(2, bool),
-      filled(t, cut, (2, 3)),
-      filled(t + 1, obs, (2, 3)),
+      action=filled(t, actions, (2, 1)),
+      reward=filled(t, rewards, (2,)),
+      terminated=np.zeros(2, bool),
+      ended=np.ones(2, bool),
+      final_obs=filled(t, cut, (2, 3)),
+      obs=filled(t + 1, obs, (2, 3)),
     )
-  return PrioritisedReplay(replay).first_not_finite(
-    PrioritisedReplay(replay).init()._replace(ring=state), steps
+  return PrioritizedReplay(replay).first_not_finite(
+    PrioritizedReplay(replay).init()._replace(ring=state), steps
   )
 
 

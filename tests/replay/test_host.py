@@ -229,12 +229,12 @@ class _Pair:
     actions = [_action(n % 7, self.action_dim) for n in numbers]
     rewards = [float(n % 5) - 1 for n in numbers]
     self.replay.add(
-      np.array(actions, np.float32 if self.action_dim else np.int64),
-      np.array(rewards, np.float32),
-      np.array(terminated),
-      np.array(ended),
-      _frames(numbers),
-      _frames(firsts),
+      action=np.array(actions, np.float32 if self.action_dim else np.int64),
+      reward=np.array(rewards, np.float32),
+      terminated=np.array(terminated),
+      ended=np.array(ended),
+      final_obs=_frames(numbers),
+      obs=_frames(firsts),
     )
     for reference, *step in zip(
       self.references,
@@ -355,7 +355,7 @@ def test_sample_draws_every_valid_transition_and_no_other():
   rng = np.random.default_rng(0)
   drawn = set()
   for _ in range(200):
-    drawn |= set(_rows(pair.replay.sample(rng, 16)))
+    drawn |= set(_rows(pair.replay.peek(rng, 16)))
   assert drawn == set(pair.expected())
 
 
@@ -370,12 +370,12 @@ def _hand_fed(n_step, steps, stack=2) -> list[tuple]:
   replay.start(_frames([1]))
   for i, (terminated, ended) in enumerate(steps):
     replay.add(
-      np.zeros(1, np.int32),
-      np.full(1, 2.0**i, np.float32),
-      np.array([terminated]),
-      np.array([ended]),
-      _frames([i + 2]),
-      _frames([100 + i]),
+      action=np.zeros(1, np.int32),
+      reward=np.full(1, 2.0**i, np.float32),
+      terminated=np.array([terminated]),
+      ended=np.array([ended]),
+      final_obs=_frames([i + 2]),
+      obs=_frames([100 + i]),
     )
   return _all_valid(replay)
 
@@ -409,12 +409,12 @@ def test_a_reward_that_is_not_finite_stays_where_it_counts():
   for i in range(6):
     ended = np.array([i == 1])
     replay.add(
-      [0],
-      np.full(1, np.inf if i > 1 else 1.0),
-      ended,
-      ended,
-      _frames([i]),
-      _frames([i]),
+      action=[0],
+      reward=np.full(1, np.inf if i > 1 else 1.0),
+      terminated=ended,
+      ended=ended,
+      final_obs=_frames([i]),
+      obs=_frames([i]),
     )
   returns = replay._gather(np.arange(2)).r_t
   np.testing.assert_allclose(returns, [1.99, 1.0])
@@ -435,12 +435,12 @@ def _ahead(steps) -> list[list]:
   replay.start(_frames([1]))
   for t, (terminated, ended) in enumerate(steps, 1):
     replay.add(
-      [t],
-      np.ones(1, np.float32),
-      np.array([terminated]),
-      np.array([ended]),
-      _frames([t + 1]),
-      _frames([100]),
+      action=[t],
+      reward=np.ones(1, np.float32),
+      terminated=np.array([terminated]),
+      ended=np.array([ended]),
+      final_obs=_frames([t + 1]),
+      obs=_frames([100]),
     )
   return [row[-1] for row in _all_valid(replay)]
 
@@ -469,8 +469,7 @@ def test_looking_ahead_changes_nothing_else(tmp_path):
   ahead = HostReplay(**(pair.settings | dict(sequence_steps=4)))
   ahead.load(tmp_path, _through_json(pair.replay.save(tmp_path)))
   plain, more = (
-    replay.sample(np.random.default_rng(0), 32)
-    for replay in (pair.replay, ahead)
+    replay.peek(np.random.default_rng(0), 32) for replay in (pair.replay, ahead)
   )
   assert plain.future is None
   assert more.future.obs.shape == (32, 4, *plain.obs_t.shape[1:])
@@ -501,12 +500,12 @@ def test_a_reset_observation_is_never_a_successor(terminated):
   for i in range(200):
     ended = np.array([i % 4 == 3])
     replay.add(
-      np.zeros(1, np.int64),
-      np.zeros(1, np.float32),
-      ended & terminated,
-      ended,
-      _frames([i]),
-      _frames([1000 + i]),
+      action=np.zeros(1, np.int64),
+      reward=np.zeros(1, np.float32),
+      terminated=ended & terminated,
+      ended=ended,
+      final_obs=_frames([i]),
+      obs=_frames([1000 + i]),
     )
     for _, _, _, _, successor in _all_valid(replay):
       assert successor[-1] < 1000
@@ -521,9 +520,14 @@ def test_frames_of_other_dtypes_and_shapes(dtype, shape):
   first, second = np.zeros((1, *shape), dtype), np.ones((1, *shape), dtype)
   replay.start(first)
   replay.add(
-    [1], np.ones(1), np.array([False]), np.array([True]), second, first
+    action=[1],
+    reward=np.ones(1),
+    terminated=np.array([False]),
+    ended=np.array([True]),
+    final_obs=second,
+    obs=first,
   )
-  batch = replay.sample(np.random.default_rng(0), 1)
+  batch = replay.peek(np.random.default_rng(0), 1)
   assert batch.obs_t.dtype == dtype
   np.testing.assert_array_equal(batch.obs_tm1[0], np.stack([first[0]] * 2))
   np.testing.assert_array_equal(batch.obs_t[0], np.stack([first[0], second[0]]))
@@ -549,7 +553,7 @@ def test_samples_are_uniform(steps):
   rng = np.random.default_rng(1)
   counts = dict.fromkeys(pair.expected(), 0)
   for _ in range(300):
-    for row in _rows(pair.replay.sample(rng, 20)):
+    for row in _rows(pair.replay.peek(rng, 20)):
       counts[row] += 1
   assert stats.chisquare(list(counts.values())).pvalue > 1e-3
 
@@ -557,7 +561,7 @@ def test_samples_are_uniform(steps):
 def test_the_generator_decides_the_batch():
   pair = _full_pair()
   one, same, other = (
-    _rows(pair.replay.sample(np.random.default_rng(s), 32)) for s in (5, 5, 6)
+    _rows(pair.replay.peek(np.random.default_rng(s), 32)) for s in (5, 5, 6)
   )
   assert one == same != other
 
@@ -566,7 +570,7 @@ def test_the_generator_decides_the_batch():
 def test_batches_have_the_right_shapes_and_are_never_overwritten(action_dim):
   pair = _full_pair(action_dim=action_dim)
   rng = np.random.default_rng(0)
-  batch = pair.replay.sample(rng, 8)
+  batch = pair.replay.peek(rng, 8)
   assert batch.weight is None
   arrays = jax.tree.leaves(batch)
   assert [x.shape for x in arrays] == [
@@ -586,7 +590,7 @@ def test_batches_have_the_right_shapes_and_are_never_overwritten(action_dim):
   copy = [x.copy() for x in arrays]
   for _ in range(50):
     pair.step()
-    pair.replay.sample(rng, 8)
+    pair.replay.peek(rng, 8)
   for kept, seen in zip(arrays, copy, strict=True):
     np.testing.assert_array_equal(kept, seen)
 
@@ -597,7 +601,7 @@ def test_one_valid_slot_among_many_is_found():
   pair.step()
   for _ in range(900):
     pair.start()
-  assert _rows(pair.replay.sample(np.random.default_rng(0), 1)) == (
+  assert _rows(pair.replay.peek(np.random.default_rng(0), 1)) == (
     pair.expected()
   )
 
@@ -635,10 +639,10 @@ before = resident()
 replay = HostReplay(100_000, frame_shape=(84, 84))
 empty = resident()
 replay.start(np.ones((1, 84, 84), np.uint8))
-no = np.array([False])
+no, frame = np.array([False]), np.ones((1, 84, 84), np.uint8)
 for _ in range(8000):
-  replay.add(np.zeros(1, int), np.zeros(1), no, no,
-             np.ones((1, 84, 84), np.uint8), np.ones((1, 84, 84), np.uint8))
+  replay.add(action=np.zeros(1, int), reward=np.zeros(1), terminated=no,
+             ended=no, final_obs=frame, obs=frame)
 print(empty - before, resident() - empty)
 """
   out = subprocess.run(
@@ -673,6 +677,19 @@ def test_impossible_settings_are_refused(changes, message):
     HostReplay(**(dict(capacity=100, frame_shape=_SHAPE) | changes))
 
 
+def _step(**changes) -> dict[str, Any]:
+  """The keywords of `add` for a step of two environments."""
+  step = dict(
+    action=np.zeros(2, int),
+    reward=np.zeros(2, np.float32),
+    terminated=np.zeros(2, bool),
+    ended=np.zeros(2, bool),
+    final_obs=np.zeros((2, 2), np.uint8),
+    obs=np.zeros((2, 2), np.uint8),
+  )
+  return step | changes
+
+
 def test_add_before_start_is_refused():
   with pytest.raises(RuntimeError, match='before the first start'):
     _Pair().step()
@@ -681,8 +698,8 @@ def test_add_before_start_is_refused():
 @pytest.mark.parametrize(
   ('action', 'message'),
   [
-    (np.zeros((2, 3), int), r'a_tm1 is int64 \(2, 3\): must be float \(2, 3\)'),
-    (np.zeros(2), r'a_tm1 is float64 \(2,\)'),
+    (np.zeros((2, 3), int), r'is int64 \(2, 3\): must be float \(2, 3\)'),
+    (np.zeros(2), r'action is float64 \(2,\)'),
     (np.float32([[0, 0, 0], [0, np.nan, 0]]), 'must be finite'),
     (np.float64([[0, 0, 0], [0, 0, -np.inf]]), 'must be finite'),
   ],
@@ -690,39 +707,30 @@ def test_add_before_start_is_refused():
 def test_add_refuses_other_continuous_actions(action, message):
   pair = _Pair(num_envs=2, action_dim=3)
   pair.start()
-  zeros, no = np.zeros(2, np.float32), np.zeros(2, bool)
   with pytest.raises(ValueError, match=message):
-    pair.replay.add(action, zeros, no, no, _frames([1, 2]), _frames([3, 4]))
+    pair.replay.add(**_step(action=action))
   pair.compare()
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    (dict(a_tm1=np.zeros(2)), 'a_tm1 is float64'),
-    (dict(a_tm1=np.zeros(3, int)), r'a_tm1 is int64 \(3,\)'),
-    (dict(a_tm1=np.array([0, -1])), 'must be 0 or more'),
-    (dict(r_t=np.zeros(2, int)), 'r_t is int64'),
+    (dict(action=np.zeros(2)), 'action is float64'),
+    (dict(action=np.zeros(3, int)), r'action is int64 \(3,\)'),
+    (dict(action=np.array([0, -1])), 'must be 0 or more'),
+    (dict(reward=np.zeros(2, int)), 'reward is int64'),
     (dict(terminated=np.zeros(2)), 'terminated is float64'),
     (dict(ended=np.zeros((2, 1), bool)), r'ended is bool \(2, 1\)'),
-    (dict(frames=np.zeros((2, 2))), 'frames is float64'),
-    (dict(first_frames=np.zeros((2, 3), np.uint8)), 'first_frames is uint8'),
+    (dict(final_obs=np.zeros((2, 2))), 'final_obs is float64'),
+    (dict(obs=np.zeros((2, 3), np.uint8)), 'obs is uint8'),
   ],
 )
 def test_add_refuses_other_arrays_and_stores_nothing(changes, message):
   pair = _Pair(num_envs=2)
   pair.start()
   pair.step()
-  step = dict(
-    a_tm1=np.zeros(2, int),
-    r_t=np.zeros(2, np.float32),
-    terminated=np.zeros(2, bool),
-    ended=np.zeros(2, bool),
-    frames=np.zeros((2, 2), np.uint8),
-    first_frames=np.zeros((2, 2), np.uint8),
-  )
   with pytest.raises(ValueError, match=message):
-    pair.replay.add(**(step | changes))
+    pair.replay.add(**_step(**changes))
   pair.compare()
 
 
@@ -733,8 +741,8 @@ def test_sample_refuses_more_than_there_is(batch_size):
   for _ in range(3):
     pair.step()
   with pytest.raises(ValueError, match=f'batch_size={batch_size}:.*size=3'):
-    pair.replay.sample(np.random.default_rng(0), batch_size)
-  assert len(pair.replay.sample(np.random.default_rng(0), 3).r_t) == 3
+    pair.replay.peek(np.random.default_rng(0), batch_size)
+  assert len(pair.replay.peek(np.random.default_rng(0), 3).r_t) == 3
 
 
 @pytest.mark.parametrize(
@@ -793,7 +801,7 @@ def _assert_same(one: HostReplay, other: HostReplay) -> None:
     rngs = np.random.default_rng(3), np.random.default_rng(3)
     for _ in range(3):
       batches = (
-        replay.sample(rng, min(9, one.size))
+        replay.peek(rng, min(9, one.size))
         for replay, rng in zip((one, other), rngs, strict=True)
       )
       for x, y in zip(*map(jax.tree.leaves, batches), strict=True):
@@ -908,10 +916,7 @@ def test_orphans_of_a_process_that_died_are_not_trusted(tmp_path):
     (tmp_path / name).write_bytes(b'garbage')
 
   resumed = _loaded(pair, tmp_path, old)
-  zeros, no = np.zeros(2, np.int32), np.zeros(2, bool)
-  resumed.add(
-    zeros, zeros.astype(np.float32), no, no, _frames([7, 8]), _frames([9, 9])
-  )
+  resumed.add(**_step(final_obs=_frames([7, 8])))
   manifest = resumed.save(tmp_path)
   assert not orphans & {s['name'] for s in manifest['segments']}
   _assert_same(_loaded(pair, tmp_path, manifest), resumed)

@@ -24,12 +24,12 @@ def _filled(rounds):
     state = add(
       state,
       t,
-      jnp.array([t, t + 1]),
-      jnp.array([1.0 * t, 2.0 * t]),
-      jnp.array([False, dead]),
-      jnp.array([cut, False]),
-      _row(11 + t, 21 + t),
-      _row(10 if cut else 11 + t, 20 if dead else 21 + t),
+      action=jnp.array([t, t + 1]),
+      reward=jnp.array([1.0 * t, 2.0 * t]),
+      terminated=jnp.array([False, dead]),
+      ended=jnp.array([cut, dead]),
+      final_obs=_row(11 + t, 21 + t),
+      obs=_row(10 if cut else 11 + t, 20 if dead else 21 + t),
     )
   return state
 
@@ -67,14 +67,16 @@ def test_continuous_actions_are_kept_as_they_are():
   state = rollout.start(rollout.init(), _row(1, 2))
   rng = np.random.default_rng(0)
   actions = rng.uniform(-1, 1, (2, 2, 3)).astype(np.float32)
-  zeros, no = jnp.zeros(2), jnp.zeros(2, bool)
+  no, obs = jnp.zeros(2, bool), _row(1, 2)
+  step = dict(reward=jnp.zeros(2), terminated=no, ended=no)
+  step |= dict(final_obs=obs, obs=obs)
   add = jax.jit(rollout.add)
   for t in range(2):
-    state = add(state, t, actions[t], zeros, no, no, _row(1, 2), _row(1, 2))
+    state = add(state, t, action=actions[t], **step)
   steps, _ = rollout.sequence(state, 0.5)
   assert steps.a_tm1.dtype == jnp.float32
   np.testing.assert_array_equal(steps.a_tm1, actions)
-  batch = rollout.sample(state, 2, jnp.uint32([3, 0, 1]), 0.5)
+  batch = rollout.peek(state, 2, jnp.uint32([3, 0, 1]), 0.5)
   np.testing.assert_array_equal(batch.a_tm1, actions.reshape(4, 3)[[3, 0, 1]])
 
 

@@ -152,7 +152,7 @@ def _numbers(run: Run) -> Any:
   ]
   position = run.state.to_json()
   position['statistics'].pop('seconds')
-  batch = run.replay.sample(np.random.default_rng(0), run.replay.size)
+  batch = run.replay.peek(np.random.default_rng(0), run.replay.size)
   return json.loads(json.dumps([rows, position])), [
     np.asarray(leaf)
     for leaf in jax.tree.leaves(
@@ -349,7 +349,7 @@ class Spy:
     )
     return _train(
       config,
-      self.tables,
+      options.pop('tables', self.tables),
       agent=self.agent,
       train=state,
       regress=regress or self.regress,
@@ -446,8 +446,8 @@ def test_order_within_a_round(
         calls.append(('draw', None))
         return super().sample(rng, batch_size)
 
-    def jit(regress, calls=calls):
-      steps = learner.jit_regress(regress)
+    def jit(regress, reads, calls=calls):
+      steps = learner.jit_regress(regress, reads)
       return lambda *args: calls.append(('learn', None)) or steps(*args)
 
     monkeypatch.setattr(host, 'jit_regress', jit)
@@ -503,8 +503,8 @@ class Busy:
     count = state.online_params['count'] * work[0, 0]
     return state.replace(online_params={'count': count}), metrics
 
-  def _jit(self, regress):
-    steps = learner.jit_regress(regress)
+  def _jit(self, regress, reads):
+    steps = learner.jit_regress(regress, reads)
 
     def run(state, batches):
       state, metrics = steps(state, batches)
@@ -597,7 +597,123 @@ def test_epsilon_is_asked_at_every_step_and_obeyed():
   assert set(greedy.ravel().tolist()) <= set(np.argmax(q, 1).tolist())
 
 
+class Reading(HostReplay):
+  """A replay that reads errors, and draws other batches after other ones."""
+
+  reads = ('td_error_abs',)
+
+  def __init__(self, num_envs, states=4):
+    super().__init__(
+      1_200,
+      frame_shape=(states,),
+      frame_dtype=np.float32,
+      num_envs=num_envs,
+      stack=1,
+      discount=GAMMA,
+    )
+    self.error, self.heard, self.calls = 0.0, [], []
+
+  def add(self, **step):
+    self.calls.append('add')
+    super().add(**step)
+
+  def sample(self, rng, batch_size):
+    self.calls.append('draw')
+    more = int(self.error * 1e5) % 8
+    batch = self.peek(rng, batch_size + more)
+    return jax.tree.map(lambda leaf: leaf[more:], batch), batch.r_t[more:]
+
+  def update(self, handle, metrics):
+    self.calls.append('update')
+    assert metrics.keys() == {'td_error_abs'}
+    self.heard.append((handle, metrics['td_error_abs']))
+    self.error += float(metrics['td_error_abs'].max())
+
+
+@pytest.mark.parametrize(
+  'num_envs, train_period, exact, overlapped',
+  [
+    (1, 3, 'add add draw add update', 'draw add add add update'),
+    (4, 1, *['draw draw draw draw add update update update update'] * 2),
+    (4, 2, *['draw draw add update update'] * 2),
+  ],
+)
+@pytest.mark.parametrize('chunk', [1, 12, 1_000])
+def test_a_replay_is_told_between_two_rounds_wherever_chunks_end(
+  num_envs, train_period, exact, overlapped, chunk
+):
+  for mode, order in ((False, exact), (True, overlapped)):
+    replay = Reading(num_envs)
+    config = _config(
+      num_envs=num_envs,
+      train_period=train_period,
+      overlapped=mode,
+      env_steps=96,
+      iteration_env_steps=96,
+      chunk_env_steps=chunk,
+    )
+    _train(config, num_envs=num_envs, replay=replay)
+    quiet = ['add'] * (48 // num_envs)
+    rounds = 48 // config.schedule.collect
+    assert replay.calls == quiet + order.split() * rounds
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_a_replay_is_told_of_the_batches_that_it_drew(monkeypatch, backend):
+  """Each of four in a round, be they one dispatch or four."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+
+  def regress(state, batch):
+    state, metrics = Spy.regress(state, batch)
+    return state, metrics | {'td_error_abs': 10 * batch.r_t + metrics['loss']}
+
+  replay = Reading(4, states=1)
+  tables = dataclasses.replace(Spy.tables, rewards=np.arange(250.0)[None] / 250)
+  config = _config(num_envs=4, train_period=1, env_steps=96)
+  run = Spy().train(
+    config, tables=tables, num_envs=4, replay=replay, regress=regress
+  )
+  assert len(replay.heard) == int(run.state.train.gradient_steps) == 48
+  for step, (rewards, errors) in enumerate(replay.heard, 1):
+    np.testing.assert_allclose(errors, 10 * rewards + step, rtol=1e-6)
+  assert len({rewards.tobytes() for rewards, _ in replay.heard}) > 20
+
+
+def test_a_replay_that_reads_what_is_not_reported_is_refused():
+  with pytest.raises(ValueError, match='td_error_abs is read, and the loss'):
+    Spy().train(_config(), replay=Reading(1, states=1))
+
+
 # That it is repeatable.
+
+
+@pytest.mark.parametrize('stop', [48, 75, 120, 204])
+@pytest.mark.parametrize('num_envs', [1, 3])
+@MODES
+def test_a_run_resumes_with_a_replay_that_reads(
+  overlapped, num_envs, stop, tmp_path
+):
+  config = _config(num_envs=num_envs, train_period=3, overlapped=overlapped)
+  train = functools.partial(_train, config, num_envs=num_envs)
+  first = train(until=stop, replay=Reading(num_envs))
+  manifest = first.replay.save(tmp_path)
+  saved = json.loads(json.dumps([first.state.to_json(), manifest]))
+  learnt = jax.tree.map(jnp.copy, first.state.train)
+  replay = Reading(num_envs)
+  replay.load(tmp_path, saved[1])
+  replay.error = first.replay.error
+  state = host.LoopState.from_json(learnt, saved[0])
+  second = train(state=state, replay=replay)
+  whole = train(replay=Reading(num_envs))
+  _assert_same(whole, second._replace(rows=first.rows + second.rows))
+  assert whole.replay.error == replay.error > 0
+  # Had it been told nothing, another run would have come of it.
+  assert any(
+    (a != b).any()
+    for a, b in zip(
+      _numbers(train())[1][:2], _numbers(whole)[1][:2], strict=True
+    )
+  )
 
 
 @pytest.mark.parametrize('num_envs', [1, 3])
@@ -866,10 +982,10 @@ def test_returns_are_true_scores_and_stored_rewards_are_clipped():
     assert row['train_return'] == 13.5
     assert row['train_episode_env_steps'] == 3
     assert row['train_episodes'] == 120 // 3
-  batch = run.replay.sample(np.random.default_rng(0), run.replay.size)
+  batch = run.replay.peek(np.random.default_rng(0), run.replay.size)
   assert set(batch.r_t.tolist()) == {1.0, -0.5}
   free = _train(_config(reward_clip=None), tables)
-  batch = free.replay.sample(np.random.default_rng(0), free.replay.size)
+  batch = free.replay.peek(np.random.default_rng(0), free.replay.size)
   assert set(batch.r_t.tolist()) == {7.0, -0.5}
 
 

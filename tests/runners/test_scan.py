@@ -5,6 +5,7 @@ import functools
 import os
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from siamrl.agents.q import make_q_agent, make_returns
 from siamrl.envs.tabular import chain, make_tabular, optimal_values
 from siamrl.learner import ClockedTwin
 from siamrl.networks.q_network import mlp_network
-from siamrl.replay.device import DeviceReplay, PrioritisedReplay
+from siamrl.replay.device import DeviceReplay, PrioritizedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
 from siamrl.types import JaxEnvironment, JaxTimestep, Schedule
@@ -98,7 +99,7 @@ def make_loop(
   batch_size=8,
   environment=ENVIRONMENT,
   optimizer=optax.sgd,
-  prioritised=False,
+  prioritized=False,
   capacity=30,
   n_step=1,
   q_lambda=None,
@@ -131,7 +132,7 @@ def make_loop(
       **options,
     ),
     environment,
-    PrioritisedReplay(replay) if prioritised else replay,
+    PrioritizedReplay(replay) if prioritized else replay,
     functools.partial(
       make_setup,
       environment=environment,
@@ -279,7 +280,7 @@ def test_the_loop_written_out(n_step):
           )
         ],
       )
-      losses.append(float(metrics[0]['loss']))
+      losses.append(float(metrics[0].means['loss']))
   assert int(train.gradient_steps) == 2 * (config.rounds - 4)
   assert row['target_updates'] == int(train.gradient_steps) // 3
   assert_close(state.train, train)
@@ -289,14 +290,83 @@ def test_the_loop_written_out(n_step):
 
 
 def _sample(loop, state):
-  return loop.replay.sample(state.replay, 1, jnp.zeros(1, jnp.uint32), DISCOUNT)
+  return loop.replay.peek(state.replay, 1, jnp.zeros(1, jnp.uint32), DISCOUNT)
 
 
-@pytest.mark.parametrize('prioritised', [False, True])
-def test_it_learns_the_exact_values(prioritised):
+class Heard(NamedTuple):
+  """The state of a `Hearing` replay."""
+
+  ring: Any
+  updates: jax.Array  # int32 []
+  errors: jax.Array  # float32 [], the sum of all
+
+
+@dataclasses.dataclass(frozen=True)
+class Hearing:
+  """A replay of one's own: a uniform one that adds up what is reported."""
+
+  ring: DeviceReplay
+  reads = ('td_error_abs',)
+
+  def init(self):
+    return Heard(self.ring.init(), jnp.int32(0), jnp.float32(0))
+
+  def start(self, state, obs):
+    return state._replace(ring=self.ring.start(state.ring, obs))
+
+  def add(self, state, t, **step):
+    return state._replace(ring=self.ring.add(state.ring, t, **step))
+
+  def begin(self, state, t, bits, sampling, relabel=None):
+    del t, sampling
+    assert relabel is None
+    return state.ring, {'bits': bits}
+
+  def moving(self, state):
+    return state.updates, state.errors
+
+  def with_moving(self, state, moving):
+    return Heard(state.ring, *moving)
+
+  def sample(self, source, moving, t, draw, sampling):
+    # The moving part of the step before comes back.
+    batch = self.ring.peek(source, t, draw['bits'], sampling.discount)
+    return batch, {'updates': moving[0], 'size': batch.r_t.size}
+
+  def update(self, moving, handle, metrics, sampling):
+    del sampling
+    assert metrics.keys() == {'td_error_abs'}
+    assert metrics['td_error_abs'].shape == (handle['size'],)
+    updates, errors = moving
+    updates = jnp.where(handle['updates'] == updates, updates + 1, -1_000)
+    return updates, errors + metrics['td_error_abs'].sum()
+
+  def peek(self, state, t, bits, discount):
+    return self.ring.peek(state.ring, t, bits, discount)
+
+  def first_not_finite(self, state, t):
+    return self.ring.first_not_finite(state.ring, t)
+
+
+@pytest.mark.parametrize('regress', [1, 2])
+def test_a_replay_of_ones_own_gets_what_it_reads(regress):
+  plain, settings = make_loop(regress=regress), make_settings()
+  loop = dataclasses.replace(plain, replay=Hearing(plain.replay))
+  state, (row,) = run_alone(loop, settings)
+  steps = int(state.train.gradient_steps)
+  assert int(state.replay.updates) == steps == 6 * regress
+  mean = float(state.replay.errors) / (8 * steps)
+  assert mean == pytest.approx(float(row['td_error_abs']), rel=1e-5)
+  uniform, _ = run_alone(plain, settings)
+  assert_close(uniform.train, state.train)
+  assert_equal(uniform.replay, state.replay.ring)
+
+
+@pytest.mark.parametrize('prioritized', [False, True])
+def test_it_learns_the_exact_values(prioritized):
   """Through slips and truncations, which a random start is far from."""
   loop = make_loop(
-    steps=12_000, collect=3, regress=1, capacity=3_000, prioritised=prioritised
+    steps=12_000, collect=3, regress=1, capacity=3_000, prioritized=prioritized
   )
   settings = make_settings(epsilon=1.0, learning_rate=0.1, sync=20)
   state, _ = run_alone(loop, settings)
@@ -452,6 +522,102 @@ def test_blocks_of_draws_do_not_matter(monkeypatch):
   start = jax.jit(loop.start)(settings, jax.random.key(0))
   parts, _ = jax.jit(lambda *run: loop.iterate(*run, 0))(settings, start)
   assert_equal(whole, parts)
+
+
+def _dealt(pool, law=(0.5, 0.3, 0.2), size=1):
+  """One step an episode, of which `reset` draws the kind and a number."""
+
+  def reset(key):
+    kind, number = jax.random.split(key)
+    kind = jax.random.categorical(kind, jnp.log(jnp.array(law)))
+    obs = jnp.stack([kind.astype(jnp.float32), jax.random.uniform(number)])
+    return jnp.full(size, obs[1]), obs
+
+  def step(state, action, key):
+    del action, key
+    # An environment begins with a state and the observation that go together.
+    obs = jnp.stack([jnp.float32(-1), state[0]])
+    end = jnp.ones((), bool)
+    return state, JaxTimestep(obs, state[-1], end, ~end)
+
+  return JaxEnvironment(
+    reset, step, 1, (2,), np.dtype(np.float32), None, reset_pool=pool
+  )
+
+
+def _starts(pool, monkeypatch, *, drawn_rounds=1_000, iterations=1, **options):
+  """First observations of 3 environments at each clock but the first."""
+  monkeypatch.setattr(scan, '_DRAWN_ROUNDS', drawn_rounds)
+  steps = options.get('steps', 60)
+  loop = make_loop.__wrapped__(
+    environment=_dealt(pool),
+    capacity=steps * iterations,
+    warmup=10**6,
+    **options,
+  )
+  state, rows = run_alone(loop, make_settings(), iterations=iterations)
+  clocks = steps * iterations // 3
+  obs = np.asarray(state.replay.obs).reshape(-1, 3, 2)[: clocks + 1]
+  # Of what is stored, each reward is the number of its observation.
+  rewards = np.asarray(state.replay.steps).reshape(-1, 3, 2)[:clocks, :, 1]
+  np.testing.assert_array_equal(rewards.view(np.float32), obs[:-1, :, 1])
+  return obs[1:], rows
+
+
+def test_a_block_of_rounds_has_no_more_starts_than_its_pool(monkeypatch):
+  """Blocks of 5 rounds, 2 steps of 3 environments each, from pools of 4."""
+  starts, _ = _starts(4, monkeypatch, drawn_rounds=5, iterations=2)
+  blocks = [set(b.ravel().tolist()) for b in starts[..., 1].reshape(4, 30)]
+  assert all(2 <= len(block) <= 4 for block in blocks)
+  assert len(set.union(*blocks)) == sum(map(len, blocks))
+  # Without a pool no start comes twice.
+  starts, _ = _starts(None, monkeypatch, iterations=2)
+  assert len(np.unique(starts[..., 1])) == 120
+
+
+def test_a_pools_starts_are_distributed_as_resets_are(monkeypatch):
+  # 100 blocks of 10 rounds: 2,000 resets, and 6,000 starts.
+  starts, _ = _starts(20, monkeypatch, drawn_rounds=10, steps=6_000)
+  for env in range(3):
+    found = np.bincount(starts[:, env, 0].astype(int), minlength=3) / 2_000
+    # Five standard deviations of 2,000 resets drawn from 2,000 times.
+    np.testing.assert_allclose(
+      found, [0.5, 0.3, 0.2], atol=5 * 0.5 / 1_000**0.5
+    )
+  assert np.corrcoef(starts[:, 0, 1], starts[:, 1, 1])[0, 1] < 0.2
+  # Within a block each state of the pool is as likely.
+  numbers = starts[..., 1].reshape(100, 60)
+  shares = np.concatenate(
+    [np.unique(block, return_counts=True)[1] for block in numbers]
+  )
+  # Of 60 draws among 20 all but 5 % come, three times each.
+  assert 1_850 < len(shares) < 1_960 and shares.max() < 15
+
+
+def test_a_pool_changes_nothing_but_the_starts():
+  """Of the chain there is one start, whoever draws it."""
+  loop, settings = make_loop(), make_settings()
+  pooled = make_loop(environment=ENVIRONMENT._replace(reset_pool=3))
+  (one, _), (other, _) = (
+    run_alone(each, settings, iterations=2) for each in (loop, pooled)
+  )
+  assert_close(one, other)
+
+
+@pytest.mark.parametrize('pool, resets', [(4, 4), (None, 10 * 2 * 3)])
+def test_what_is_drawn_ahead_grows_with_the_pool_alone(pool, resets):
+  """Of states of 10,000 numbers; otherwise with rounds, steps and envs."""
+  loop = make_loop.__wrapped__(environment=_dealt(pool, size=10_000))
+  settings = make_settings()
+  start = jax.eval_shape(loop.start, settings, jax.random.key(0))
+  compiled = (
+    jax.jit(loop.iterate)
+    .lower(settings, start, jax.ShapeDtypeStruct((), np.int32))
+    .compile()
+  )
+  held = compiled.memory_analysis().temp_size_in_bytes
+  state = 10_000 * 4
+  assert resets * state <= held < (resets + 20) * state
 
 
 def test_online_learning_is_a_replay_of_one_transition():
@@ -615,9 +781,9 @@ SWEEP = (
 
 
 @pytest.mark.parametrize('vectorised', [False, True])
-@pytest.mark.parametrize('prioritised', [False, True])
-def test_a_run_is_the_same_in_a_sweep(vectorised, prioritised):
-  loop = make_loop(prioritised=prioritised)
+@pytest.mark.parametrize('prioritized', [False, True])
+def test_a_run_is_the_same_in_a_sweep(vectorised, prioritized):
+  loop = make_loop(prioritized=prioritized)
   program = scan.make_program(loop, _mesh(), vectorised=vectorised)
   settings = stacked(*SWEEP)
   state = program.start(settings, seeds(3, 3, 5))

@@ -154,9 +154,14 @@ def test_atari_draws_sequences_for_learner_and_panel(tmp_path):
   no = np.zeros(1, bool)
   for _ in range(40):
     parts.replay.add(
-      np.zeros(1, int), np.zeros(1, np.float32), no, no, frames(), frames()
+      action=np.zeros(1, int),
+      reward=np.zeros(1, np.float32),
+      terminated=no,
+      ended=no,
+      final_obs=frames(),
+      obs=frames(),
     )
-  drawn = parts.replay.sample(rng, 8)
+  drawn, _ = parts.replay.sample(rng, 8)
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes(drawn) == shapes(parts.seen.probe)
 
