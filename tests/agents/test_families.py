@@ -135,7 +135,7 @@ def test_a_rule_takes_a_gradient_step_or_says_why_not(name, family):
     return make_learner(base, optax.adam(1e-3), ClockedTwin(rule, 2))
 
   if (family, name) in REFUSED:
-    message = f'^target_update={name} {REFUSED[family, name]}'
+    message = f"^target_update='{name}' {REFUSED[family, name]}"
     with pytest.raises(ValueError, match=message):
       jax.eval_shape(lambda: make().init(KEY))
     return
