@@ -1,18 +1,22 @@
 """Deep Q-learning on Atari 2600 games.
 
-Five minutes of Road Runner, then a published agent on another game:
+Five minutes of Road Runner, then a published agent on two games, with three
+seeds for each:
 
   python -m experiments.atari --flagfile=experiments/flagfiles/quickstart.flags
   python -m experiments.atari \\
-      --flagfile=experiments/flagfiles/nature_dqn.flags --game=breakout
+      --flagfile=experiments/flagfiles/nature_dqn.flags --game=breakout,pong \\
+      --seeds=3
 
 A run keeps everything in its folder, --run_dir: its flags, metrics.csv, a
-curve, TensorBoard events, checkpoints. Ctrl-C or SIGTERM saves and stops it,
-and the same command, without --overwrite, resumes it as if it had never
-stopped; after a crash, from its last checkpoint.
+curve, TensorBoard events, checkpoints. Several runs are done one after the
+other, each in a folder inside --run_dir, such as game=pong,seed=0; if one
+diverges, the next begins. Ctrl-C or SIGTERM saves and stops, and the same
+command, without --overwrite, resumes a run as if it had never stopped; after a
+crash, from its last checkpoint.
 
 Flag files for published agents lie in experiments/flagfiles; the defaults below
-are those of Nature DQN. Exit codes: 0 for a run that finished or was stopped, 2
+are those of Nature DQN. Exit codes: 0 for runs that finished or were stopped, 2
 for flags that cannot be, 1 for anything else in the way, 130 for a second
 Ctrl-C.
 """
@@ -40,12 +44,12 @@ from experiments.config.learning import (
   LearningOptions,
   NetworkOptions,
 )
-from experiments.config.meaning import check_meant
 from experiments.config.panel import PanelOptions
-from experiments.config.runs import HostOptions, RunOptions
+from experiments.config.reading import Sweep
+from experiments.config.runs import HostOptions, SeriesOptions
 from experiments.config.targets import TargetOptions
 from experiments.config.twin import TwinOptions
-from experiments.engines import devices, host, host_runs
+from experiments.engines import host, host_runs
 from experiments.families import q
 from experiments.suites import ale
 from experiments.suites.ale import AUGMENTATIONS, MOST_EMULATORS
@@ -68,7 +72,7 @@ class AtariConfig(
   TargetOptions,
   TwinOptions,
   HostOptions,
-  RunOptions,
+  SeriesOptions,
 ):
   """The options; their defaults are Nature DQN's (Mnih et al. 2015)."""
 
@@ -82,7 +86,7 @@ class AtariConfig(
     ExplorationOptions, 'epsilon_decay', 1_000_000
   )
 
-  _length: Any = group('How long it is')
+  _length: Any = group('How long they are')
   frames: int = option(
     200_000_000,
     'Emulator frames of the whole run.',
@@ -209,19 +213,20 @@ class AtariConfig(
     return self.iteration_frames // self.frame_skip
 
 
-def main(config: AtariConfig) -> None:
-  """Trains an agent as the options say."""
-  game = ale.find_game(config.game)
-  run_dir = config.run_dir or f'runs/{game}-{config.agent}-{config.seed}'
-  config = dataclasses.replace(config, game=game, run_dir=run_dir)
-  check_meant([config])
+def main(sweep: Sweep) -> None:
+  """Trains agents as the options say, one after the other."""
+  configs = [
+    dataclasses.replace(config, game=ale.find_game(config.game))
+    for config in sweep.configs
+  ]
+  sweep = sweep._replace(configs=tuple(configs))
+  host_runs.main(sweep, q, ale.Suite, check)
+
+
+def check(config: AtariConfig) -> None:
+  """Raises UsageError for options that do not go together."""
   ale.check(config)
   q.check_host(config, length='frames')
-  with devices.StopRequest() as stop:
-    suite = ale.Suite(config)
-    host_runs.check_replay(config, suite)
-    devices.configure(config.platform)
-    host_runs.train(config, q, suite, stop)
 
 
 def build(
@@ -233,7 +238,7 @@ def build(
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run(AtariConfig, __doc__, main)
+  executing.run(AtariConfig, __doc__, main, lists=True)
 
 
 if __name__ == '__main__':

@@ -9,10 +9,12 @@ with five seeds for each:
       --min_replay=1000 --random_env_steps=1000 --replay_capacity=20000 \\
       --tau=1,0.1,0.01,0.005
 
-MuJoCo's robots are stepped on the host, one run at a time:
+MuJoCo's robots are stepped on the host, one run after the other, each in a
+folder inside --run_dir:
 
   python -m experiments.control \\
-      --flagfile=experiments/flagfiles/td3.flags --environment=HalfCheetah-v5
+      --flagfile=experiments/flagfiles/td3.flags \\
+      --environment=HalfCheetah-v5,Hopper-v5 --seeds=3
 
 Actions are in [-1, 1] wherever there are noises and clips, and stretched to
 what the environment takes. Everything is kept in one folder, --run_dir: the
@@ -32,9 +34,8 @@ from typing import NoReturn
 from experiments.collecting import Task
 from experiments.config import executing
 from experiments.config.declaring import UsageError, refuse
-from experiments.config.meaning import check_lists, check_meant
 from experiments.config.reading import Sweep
-from experiments.engines import devices, host_runs, sweeps
+from experiments.engines import host_runs, sweeps
 from experiments.families import actor_critic
 from experiments.families.actor_critic import ControlConfig
 from experiments.suites import gym, jax_native
@@ -73,7 +74,6 @@ def _note_scaled(name: str) -> None:
 
 # Options that only compiled runs have.
 _COMPILED_ONLY = (
-  'seeds',
   'share',
   'vectorised',
   'coordinator',
@@ -87,9 +87,14 @@ def main(sweep: Sweep) -> None:
   """Trains all runs of a sweep."""
   names = dict.fromkeys(config.environment for config in sweep.configs)
   on_host = [name for name in names if gym.is_on_host(name)]
-  if on_host:
-    _train_on_host(sweep, on_host[0])
+  if len(on_host) == len(names):
+    _train_on_host(sweep)
     return
+  if on_host:
+    raise UsageError(
+      f'--environment={",".join(names)} must not name {on_host[0]}, which is '
+      'stepped on the host, beside environments of JAX'
+    )
   first = sweep.configs[0]
   if first.fresh_environments:
     refuse(
@@ -101,41 +106,42 @@ def main(sweep: Sweep) -> None:
   sweeps.main(sweep, make_task, actor_critic.FAMILY)
 
 
-def _train_on_host(sweep: Sweep, environment: str) -> None:
-  """Trains the one run of a sweep on a robot."""
-  check_meant(sweep.configs)
-  check_lists(sweep)
-  if len(sweep.configs) > 1:
-    raise UsageError(
-      f'--environment={environment} must be run one at a time: it is stepped '
-      f'on the host, without lists of --{", --".join(sweep.axes)}'
-    )
-  (config,) = sweep.configs
+def _train_on_host(sweep: Sweep) -> None:
+  """Trains the runs of a sweep on robots, one after the other."""
   for name in _COMPILED_ONLY:
-    if getattr(config, name) != getattr(ControlConfig, name):
-      refuse(
-        config,
-        name,
-        f'not be given with --environment={config.environment}, which is '
-        'stepped on the host',
-      )
-  env_id = gym.resolve(config.environment)
-  run_dir = config.run_dir or f'runs/{env_id}-{config.agent}-{config.seed}'
-  config = dataclasses.replace(config, environment=env_id, run_dir=run_dir)
-  actor_critic.check(config)
-  with devices.StopRequest() as stop:
-    suite = gym.Suite(config)
-    if not suite.spaces.action_dim:
-      refuse(
-        config,
-        'environment',
-        'have continuous actions; those with discrete actions are for python '
-        '-m experiments.gym',
-      )
-    suite.check_episode_cap()
-    host_runs.check_replay(config, suite)
-    devices.configure(config.platform, ynnpack=False)
-    host_runs.train(config, actor_critic, suite, stop, suite.notes())
+    for config in sweep.configs:
+      if getattr(config, name) != getattr(ControlConfig, name):
+        refuse(
+          config,
+          name,
+          f'not be given with --environment={config.environment}, which is '
+          'stepped on the host',
+        )
+  configs = [
+    dataclasses.replace(config, environment=gym.resolve(config.environment))
+    for config in sweep.configs
+  ]
+  host_runs.main(
+    sweep._replace(configs=tuple(configs)),
+    actor_critic,
+    _make_suite,
+    actor_critic.check,
+    ynnpack=False,
+  )
+
+
+def _make_suite(config: ControlConfig) -> gym.Suite:
+  """The environments on the host that the options name."""
+  suite = gym.Suite(config)
+  if not suite.spaces.action_dim:
+    refuse(
+      config,
+      'environment',
+      'have continuous actions; those with discrete actions are for python '
+      '-m experiments.gym',
+    )
+  suite.check_episode_cap()
+  return suite
 
 
 def run() -> NoReturn:

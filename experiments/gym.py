@@ -1,19 +1,21 @@
 """Deep Q-learning on any environment of Gymnasium with discrete actions.
 
-LunarLander with Double DQN, and an environment of one's own:
+LunarLander with Double DQN and three seeds, and an environment of one's own:
 
-  python -m experiments.gym --environment=LunarLander-v3 --agent=double_dqn
+  python -m experiments.gym --environment=LunarLander-v3 --agent=double_dqn \\
+      --seeds=3
   python -m experiments.gym --environment=my_package:MyEnvironment-v0
 
 Environments are stepped on the host, and observations of any shape, discrete
 ones among them, go through a network of dense layers. A run keeps everything in
 its folder, --run_dir: its flags, metrics.csv, a curve, TensorBoard events,
-checkpoints. Ctrl-C or SIGTERM saves and stops it, and the same command, without
---overwrite, resumes it as if it had never stopped; after a crash, from its last
-checkpoint.
+checkpoints. Several runs are done one after the other, each in a folder inside
+--run_dir, such as seed=0; if one diverges, the next begins. Ctrl-C or SIGTERM
+saves and stops, and the same command, without --overwrite, resumes a run as if
+it had never stopped; after a crash, from its last checkpoint.
 
-The defaults are those of CleanRL's dqn.py. Exit codes: 0 for a run that
-finished or was stopped, 2 for flags that cannot be, 1 for anything else in the
+The defaults are those of CleanRL's dqn.py. Exit codes: 0 for runs that
+finished or were stopped, 2 for flags that cannot be, 1 for anything else in the
 way, 130 for a second Ctrl-C.
 """
 
@@ -29,15 +31,15 @@ from experiments.config.declaring import (
   sizes,
 )
 from experiments.config.learning import ExplorationOptions
-from experiments.config.meaning import check_meant
-from experiments.engines import devices, host_runs
+from experiments.config.reading import Sweep
+from experiments.engines import host_runs
 from experiments.families import q
 from experiments.suites import gym
 
 
 @dataclasses.dataclass(frozen=True)
 class GymConfig(
-  ExplorationOptions, q.QOptions, runs.HostOptions, runs.RunOptions
+  ExplorationOptions, q.QOptions, runs.HostOptions, runs.SeriesOptions
 ):
   """The options; their defaults are those of CleanRL's dqn.py."""
 
@@ -62,32 +64,39 @@ class GymConfig(
   )
 
 
-def main(config: GymConfig) -> None:
-  """Trains an agent as the options say."""
-  env_id = gym.resolve(config.environment)
-  run_dir = config.run_dir or f'runs/{env_id}-{config.agent}-{config.seed}'
-  config = dataclasses.replace(config, environment=env_id, run_dir=run_dir)
-  check_meant([config])
+def main(sweep: Sweep) -> None:
+  """Trains agents as the options say, one after the other."""
+  configs = [
+    dataclasses.replace(config, environment=gym.resolve(config.environment))
+    for config in sweep.configs
+  ]
+  sweep = sweep._replace(configs=tuple(configs))
+  host_runs.main(sweep, q, make_suite, check)
+
+
+def check(config: GymConfig) -> None:
+  """Raises UsageError for options that do not go together."""
   collect_options.check(config)
   q.check_host(config, length='env_steps')
-  with devices.StopRequest() as stop:
-    suite = gym.Suite(config)
-    if not suite.spaces.num_actions:
-      refuse(
-        config,
-        'environment',
-        'have discrete actions; those with continuous actions are for python '
-        '-m experiments.control',
-      )
-    suite.check_episode_cap()
-    host_runs.check_replay(config, suite)
-    devices.configure(config.platform)
-    host_runs.train(config, q, suite, stop, suite.notes())
+
+
+def make_suite(config: GymConfig) -> gym.Suite:
+  """The environments that the options name."""
+  suite = gym.Suite(config)
+  if not suite.spaces.num_actions:
+    refuse(
+      config,
+      'environment',
+      'have discrete actions; those with continuous actions are for python '
+      '-m experiments.control',
+    )
+  suite.check_episode_cap()
+  return suite
 
 
 def run() -> NoReturn:
   """Does what the command line says, and exits."""
-  executing.run(GymConfig, __doc__, main)
+  executing.run(GymConfig, __doc__, main, lists=True)
 
 
 if __name__ == '__main__':

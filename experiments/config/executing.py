@@ -82,8 +82,13 @@ def exit_code(main: Callable[[], None]) -> int:
 
 
 def _failed(code: int, error: Any) -> int:
-  print(f'error: {_in_a_line(str(error))}', file=sys.stderr)
+  say_error(error)
   return code
+
+
+def say_error(error: Any) -> None:
+  """Prints an error as one line."""
+  print(f'error: {_in_a_line(str(error))}', file=sys.stderr)
 
 
 def _in_a_line(text: str) -> str:

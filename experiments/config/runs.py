@@ -1,4 +1,4 @@
-"""Options of a run, or of a sweep of runs: where it is kept, and computed."""
+"""The options of runs: their folder, how many there are, what they share."""
 
 import dataclasses
 import re
@@ -76,19 +76,25 @@ class HostOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepOptions(RunOptions):
-  """Those of compiled runs: several at once, on shared devices."""
+class SeriesOptions(RunOptions):
+  """Those of several runs."""
 
-  _sweep: Any = group('Several runs')
+  _several: Any = group('Several runs')
   seeds: int = option(
     1,
     'Runs of each combination, with the seeds from --seed on',
     POSITIVE,
     single=True,
-    most=INT64,  # the memory ends sooner
+    most=INT64,  # the memory, or the time, ends sooner
     common=True,
   )
   also: str | None = also()
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions(SeriesOptions):
+  """Those of compiled runs, which are computed together on shared devices."""
+
   share: str = option(
     'runs',
     'What the devices share: the runs, or the batch of each gradient step',

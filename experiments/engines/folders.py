@@ -1,6 +1,6 @@
 """A run's folder, with errors that speak of the flag."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import os
@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from experiments.config.declaring import RunError, UsageError, usage_errors
-from experiments.config.reading import as_flags, as_json
+from experiments.config.reading import Sweep, as_flags, as_json
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.report.checkpoint import (
   CheckpointError,
@@ -27,6 +27,8 @@ from siamrl.runners.errors import NonFiniteError
 
 # Options that may differ between a run and its resumption.
 WHERE = (*WHERE_FLAGS, 'checkpoint_period_s', 'fresh_environments')
+# Options that say which runs there are; the folder of one does not record them.
+_OF_SEVERAL = ('seeds', 'also')
 
 
 def open_folder(
@@ -78,7 +80,7 @@ def say_notes(folder: RunFolder) -> None:
 
 
 def open_run(config: Any, derived: Mapping[str, Any]) -> RunFolder:
-  """The folder of a single run, as `open_folder`.
+  """The folder of a run alone, as `open_folder`.
 
   Args:
     config: the options, with `run_dir` and `overwrite`.
@@ -86,13 +88,37 @@ def open_run(config: Any, derived: Mapping[str, Any]) -> RunFolder:
   """
   # Not recorded: the flag file of a run must not be one that deletes it.
   recorded = dataclasses.replace(config, overwrite=False)
+  flags, record = as_flags(recorded), as_json(recorded)
+  for name in _OF_SEVERAL:
+    flags.pop(name, None)
+    record.pop(name, None)
   return open_folder(
     config.run_dir,
-    as_flags(recorded),
-    as_json(recorded) | {'derived': derived},
+    flags,
+    record | {'derived': derived},
     overwrite=config.overwrite,
-    ignore=WHERE,
+    ignore=(*WHERE, *_OF_SEVERAL),  # folders of older versions have them
   )
+
+
+def default_folder(sweep: Sweep, names: Iterable[str]) -> str:
+  """The folder of a sweep, or of a run alone, whose user named none.
+
+  Args:
+    sweep: of records with `agent` and `seed`.
+    names: of what is learnt.
+  """
+  names = list(dict.fromkeys(names))
+  learnt = '+'.join(names)
+  if len(learnt) > 100:  # a file system takes 255 bytes
+    learnt = f'{names[0]}+{len(names) - 1}_more'
+  agents = '+'.join(dict.fromkeys(c.agent for c in sweep.configs))
+  swept = ''.join(
+    f'-{name}'
+    for name in sweep.axes
+    if name not in ('agent', 'environment', 'game')
+  )
+  return f'runs/{learnt}-{agents}{swept}-{sweep.configs[0].seed}'
 
 
 def written(writer: MetricsWriter) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A launcher names one of each. The replay, the loop, evaluations and pictures are
 the same for all of them, and are put together here.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 import contextlib
 import functools
 import pathlib
@@ -16,13 +16,15 @@ import numpy as np
 
 from experiments.config import collecting as collect_options
 from experiments.config.declaring import refuse, usage_errors
-from experiments.config.meaning import say_idle
+from experiments.config.meaning import check_lists, check_meant, say_idle
+from experiments.config.reading import Sweep
 from experiments.engines import (
   devices,
   folders,
   host as engine,
   memory,
   running,
+  series,
 )
 from siamrl.diagnostics import Panel
 from siamrl.learner import Learner, TwinSpec
@@ -113,6 +115,9 @@ class Suite(Protocol):
   def film(self, seed: int) -> 'Film | None':
     """What records an evaluation with this seed; None for nothing."""
 
+  def notes(self) -> Iterable[str]:
+    """Lines that the user should know of; raises RunError."""
+
 
 class Film(Protocol):
   """A recording of an evaluation."""
@@ -150,6 +155,28 @@ class Family(Protocol):
     """Env steps that batches look ahead; 0 for none."""
 
 
+def _make_learner(
+  config: Any, family: Family, suite: Suite
+) -> tuple[TwinSpec, Learner, host.Watch | None]:
+  """The twin, what learns and what watches it; nothing is computed.
+
+  Raises as `build` does.
+  """
+  twin = family.twin_spec(config)
+  learner = family.make_host_learner(config, suite, twin)
+  memory.check(
+    config,
+    functools.partial(_nbytes, family, suite),
+    'replay_capacity',
+    devices.memory_bytes(),
+  )
+  panel_ = family.make_host_panel(config, suite, learner, twin)
+  if panel_ is None:
+    return twin, learner, None
+  watch = host.Watch(panel_, config.panel_period, config.probe_size)
+  return twin, learner, watch
+
+
 def build(
   config: Any, family: Family, suite: Suite, folder: RunFolder
 ) -> tuple[engine.Parts, dict[str, Any]]:
@@ -165,21 +192,10 @@ def build(
     UsageError: options do not go together, or the memory cannot hold the run.
     ValueError: options do not go together; names the option.
   """
-  twin = family.twin_spec(config)
-  learner = family.make_host_learner(config, suite, twin)
-  memory.check(
-    config,
-    functools.partial(_nbytes, family, suite),
-    'replay_capacity',
-    devices.memory_bytes(),
-  )
+  twin, learner, watch = _make_learner(config, family, suite)
   init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
   state = learner.init(init_key)
   speeds, spaces = collect_options.make_schedule(config), suite.spaces
-  watch = None
-  panel_ = family.make_host_panel(config, suite, learner, twin)
-  if panel_ is not None:
-    watch = host.Watch(panel_, config.panel_period, config.probe_size)
   replay = HostReplay(
     config.replay_capacity,
     frame_shape=spaces.frame_shape,
@@ -386,25 +402,60 @@ def _draw(config: Any, suite: Suite, folder: RunFolder) -> None:
     )
 
 
-def train(
-  config: Any,
+def main(
+  sweep: Sweep,
   family: Family,
-  suite: Suite,
-  stop: devices.StopRequest,
-  notes: Iterable[str] = (),
+  make_suite: Callable[[Any], Suite],
+  check: Callable[[Any], None],
+  *,
+  ynnpack: bool = True,
 ) -> None:
-  """Trains one run in its folder, `config.run_dir`.
+  """Trains the runs of a sweep, one after the other; see `series.run`.
 
   Args:
-    config: the options, checked.
+    sweep: of a launcher's options.
     family: of agents.
-    suite: of environments.
-    stop: true once the user wants the run to stop.
-    notes: lines for the user, once nothing keeps the run from beginning.
+    make_suite: options -> their environments; raises UsageError for options
+      that these do not go with.
+    check: raises UsageError for options that do not go together.
+    ynnpack: as `devices.configure` has it.
   """
-  with usage_errors():
-    parts, derived = build(config, family, suite, RunFolder(config.run_dir))
-  folders.say(list(notes))
-  say_idle([config])
-  with folders.open_run(config, derived) as folder:
-    engine.run(folder, parts, stop)
+  configs = sweep.configs
+  check_meant(configs)
+  for config in configs:
+    check(config)
+  check_lists(sweep)
+  with devices.StopRequest() as stop:
+    suites = [make_suite(config) for config in configs]
+    for config, suite in zip(configs, suites, strict=True):
+      check_replay(config, suite)
+    devices.configure(configs[0].platform, ynnpack=ynnpack)
+    if len(configs) > 1:  # or the last is refused hours after the first began
+      for config, suite in zip(configs, suites, strict=True):
+        with usage_errors():
+          _make_learner(config, family, suite)
+    _train(sweep, family, suites, stop)
+
+
+def _train(
+  sweep: Sweep,
+  family: Family,
+  suites: Sequence[Suite],
+  stop: devices.StopRequest,
+) -> None:
+  """Trains what `main` has checked; `suites` are those of the combinations."""
+  noted: set[str] = set()
+
+  def train(run: series.Run) -> bool:
+    config, suite = run.config, suites[run.combination]
+    with usage_errors():
+      parts, derived = build(config, family, suite, RunFolder(config.run_dir))
+    if suite.name not in noted:
+      folders.say(list(suite.notes()))
+    if not noted:
+      say_idle(sweep.configs)
+    noted.add(suite.name)
+    with folders.open_run(config, derived) as folder:
+      return engine.run(folder, parts, stop)
+
+  series.run(series.split(sweep, [s.name for s in suites]), train, stop)

@@ -73,7 +73,9 @@ def _train(
     _check_shared_batch(sweep)
   # Only now: environments may hold arrays.
   tasks = {config: make_task(config) for config in sweep.configs}
-  run_dir = first.run_dir or default_folder(sweep, tasks)
+  run_dir = first.run_dir or folders.default_folder(
+    sweep, (task.name for task in tasks.values())
+  )
   # With a seed each at first: there may be more runs than can be listed.
   vectorised = first.vectorised
   if vectorised is None:
@@ -120,16 +122,6 @@ def _train(
     ),
     stop,
   )
-
-
-def default_folder(sweep: Sweep, tasks: Mapping[Any, Any]) -> str:
-  """The folder of a sweep whose user named none."""
-  names = '+'.join(dict.fromkeys(task.name for task in tasks.values()))
-  agents = '+'.join(dict.fromkeys(c.agent for c in sweep.configs))
-  swept = ''.join(
-    f'-{name}' for name in sweep.axes if name not in ('agent', 'environment')
-  )
-  return f'runs/{names}-{agents}{swept}-{sweep.configs[0].seed}'
 
 
 def configure(config: SweepOptions) -> str:

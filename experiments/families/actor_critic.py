@@ -118,7 +118,7 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
     'JAX-native ones, whose runs are compiled, in any spelling: pendulum, '
     'pendulum_endless, mountain_car_continuous, reacher_gymnax, '
     'swimmer_gymnax; or an id of Gymnasium, such as HalfCheetah-v5, which is '
-    'stepped on the host: one run, no lists.',
+    'stepped on the host, one run after the other.',
     common=True,
   )
   eval_environment: str | None = option(

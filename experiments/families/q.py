@@ -402,7 +402,7 @@ def make_host_learner(config: Any, suite: Any, twin: TwinSpec) -> Learner:
   spaces = suite.spaces
   agent = make_agent(
     config,
-    suite.network(),
+    suite.network(config),
     np.zeros((1, spaces.stack, *spaces.frame_shape), spaces.frame_dtype),
     vars(config),
     augment=suite.augment,
@@ -421,7 +421,9 @@ def make_host_panel(
     collect_options.check_shadows(config, age)
     return age
 
-  return _make_panel(config, suite.network(), learner_, config.discount, age)
+  return _make_panel(
+    config, suite.network(config), learner_, config.discount, age
+  )
 
 
 def make_epsilon(config: Any) -> Callable[[int], float]:

@@ -107,9 +107,12 @@ class Suite:
     # At the speed of play, or what a GIF can do.
     return _Film(emulators, fps=min(60 / self.frames_per_env_step, 50))
 
-  def network(self) -> QNetwork:
-    """The network that the options describe, of values of actions."""
-    config = self._config
+  def notes(self) -> tuple[str, ...]:
+    """Nothing needs to be known of a game."""
+    return ()
+
+  def network(self, config: Any) -> QNetwork:
+    """The network that options describe, of values of actions."""
     return nature_network(
       self.spaces.num_actions,
       hidden_units=config.hidden_units,

@@ -93,9 +93,8 @@ class Suite:
     """Nothing is recorded."""
     del seed
 
-  def network(self) -> QNetwork:
-    """The network that the options describe, of values of actions."""
-    config = self._config
+  def network(self, config: Any) -> QNetwork:
+    """The network that options describe, of values of actions."""
     return mlp_network(
       self.spaces.num_actions,
       sizes=[int(size) for size in config.hidden_sizes.split('-')],

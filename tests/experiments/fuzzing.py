@@ -181,12 +181,12 @@ def launchers(folder: pathlib.Path) -> dict[str, Launcher]:
     return executing.execute(lab.LabConfig, '', lab.main, arguments, lists=True)
 
   return {
-    'atari': _single(atari, atari.AtariConfig, launching.SMALL),
+    'atari': _sweep(atari, launching.SMALL),
     'classic': _sweep(classic, launching.SMALL_SWEEP),
     'minatar': _sweep(minatar, _MINATAR),
     'control': _sweep(control, _CONTROL),
     'control on the host': _sweep(control, _HOST),
-    'gym': _single(gym, gym.GymConfig, _GYM),
+    'gym': _sweep(gym, _GYM),
     'siamese': _sweep(siamese, _SIAMESE),
     'lab': Launcher(
       lab.LabConfig, ('--gradient_steps=100',), lab_execute, lists=True

@@ -125,7 +125,7 @@ def config_of(launcher: types.ModuleType) -> type:
   known = [
     value
     for value in vars(launcher).values()
-    if isinstance(value, type) and issubclass(value, runs.SweepOptions)
+    if isinstance(value, type) and issubclass(value, runs.SeriesOptions)
   ]
   return max(known, key=lambda cls: len(cls.mro()))
 

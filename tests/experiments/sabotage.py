@@ -16,8 +16,6 @@ import signal
 import sys
 from typing import Any
 
-from experiments import atari
-from experiments.config import executing
 from tests.experiments.launching import execute_sweep
 
 
@@ -41,14 +39,8 @@ def _arm(target: str, count: int, number: int) -> None:
   setattr(holder, name, armed)
 
 
-def _run(launcher: str, arguments: list[str]) -> int:
-  """Calls a launcher as its module does; that would not know what is armed."""
-  if launcher == atari.__name__:
-    return executing.execute(atari.AtariConfig, '', atari.main, arguments)
-  return execute_sweep(importlib.import_module(launcher), arguments)
-
-
 if __name__ == '__main__':
   launcher, target, count, name, *arguments = sys.argv[1:]
   _arm(target, int(count), signal.Signals[name])
-  sys.exit(_run(launcher, arguments))
+  # As its module does; that would not know what is armed.
+  sys.exit(execute_sweep(importlib.import_module(launcher), arguments))

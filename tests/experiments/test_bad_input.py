@@ -10,16 +10,23 @@ import subprocess
 import pytest
 
 from experiments import atari
-from experiments.config import declaring, executing, reading
+from experiments.config import declaring, reading
 from experiments.engines import devices, folders, host as host_engine
 from siamrl.report.run_folder import RunFolder
-from tests.experiments.launching import SMALL, columns, killed, launch, start
+from tests.experiments.launching import (
+  SMALL,
+  columns,
+  execute_sweep,
+  killed,
+  launch,
+  start,
+)
 
 # The last of two equal flags counts.
 _OPTIONS = [
   ('--game=pnog', 'no Atari game .pnog.; the closest are: pong'),
   ('--game=joust', 'for two players only'),
-  ('--game=', 'no Atari game'),
+  ('--game=', 'must be text, or several with one comma between two'),
   ('--agent=ddpg', 'must be one of dqn, double_dqn'),
   ('--target_update=hadr', 'must be one of hard, soft, periodic_soft'),
   ('--head=big', 'must be one of linear'),
@@ -85,7 +92,7 @@ def refused(monkeypatch, capfd, tmp_path):
   monkeypatch.chdir(tmp_path)
 
   def launch_here(*arguments: str, code: int) -> str:
-    found = executing.execute(atari.AtariConfig, '', atari.main, arguments)
+    found = execute_sweep(atari, arguments)
     out, err = capfd.readouterr()
     assert found == code, err
     assert not out
@@ -220,7 +227,7 @@ def resumed(capfd):
   """A function that resumes a damaged run here; the last line of error."""
 
   def launch_here(arguments: list[str]) -> str:
-    assert executing.execute(atari.AtariConfig, '', atari.main, arguments) == 1
+    assert execute_sweep(atari, arguments) == 1
     out, err = capfd.readouterr()
     assert not out
     assert err.startswith('error: --run_dir=')

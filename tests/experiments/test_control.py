@@ -501,13 +501,16 @@ _ON_HOST = '--environment=gymnasium:Pendulum-v1'
       '--target_paths=critic must match every parameter, and leaves actor/',
     ),
     # On the host:
+    ((_ON_HOST + ',pendulum',), 'must not name gymnasium:Pendulum-v1, which'),
+    ((_ON_HOST, '--seeds=10001'), 'are 10,001 runs, and must be at most'),
     (
-      (_ON_HOST, '--tau=0.1,0.5'),
-      'must be run one at a time: it is stepped on',
+      (_ON_HOST, '--seed=4294967295', '--seeds=2'),
+      '--seeds=2 must leave --seed + --seeds below 4294967296',
     ),
-    ((_ON_HOST, '--also=--tau=0.1'), 'on the host, without lists of --tau'),
-    ((_ON_HOST + ',pendulum',), '--environment=gymnasium:Pendulum-v1 must be'),
-    ((_ON_HOST, '--seeds=2'), '--seeds=2 must not be given with --environment'),
+    (
+      (_ON_HOST, '--batch_size=8,99', '--replay_capacity=200'),
+      '--min_replay=50 must be at least 100: --batch_size=99',
+    ),
     ((_ON_HOST, '--share=batch'), '--share=batch must not be given with'),
     (
       (_ON_HOST, '--replay_capacity=18'),

@@ -1,8 +1,6 @@
 """The launcher of DQN on Gymnasium's environments of discrete actions."""
 
-import contextlib
 import functools
-import io
 import json
 import signal
 import sys
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import gym
-from experiments.config import executing, reading
+from experiments.config import reading
 from experiments.engines import host as host_engine, host_runs
 from experiments.families import q
 from experiments.suites.gym import Suite
@@ -22,7 +20,7 @@ from siamrl.losses import td
 from siamrl.replay.host import HostReplay
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import host
-from tests.experiments.launching import columns, host_state
+from tests.experiments.launching import columns, host_state, sweep_here
 
 # Three iterations of 100 env steps.
 SMALL = (
@@ -64,16 +62,7 @@ GIVEN = dict(
 )
 
 
-def launch(*arguments, code=0):
-  """Runs the launcher in this process; returns what it has written."""
-  out, err = io.StringIO(), io.StringIO()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    found = executing.execute(
-      gym.GymConfig, gym.__doc__, gym.main, list(map(str, arguments))
-    )
-  assert found == code, err.getvalue()
-  assert not out.getvalue()
-  return err.getvalue()
+launch = functools.partial(sweep_here, gym)
 
 
 def state_of(folder):
@@ -134,11 +123,11 @@ def test_stopped_inside_an_iteration_it_goes_on(
   folder = tmp_path / 'run'
   original, added = HostReplay.add, []
 
-  def add(self, *arrays):
-    added.extend(arrays[0])
+  def add(self, **arrays):
+    added.extend(arrays['action'])
     if len(added) == 130:
       signal.raise_signal(signal.SIGTERM)
-    return original(self, *arrays)
+    return original(self, **arrays)
 
   with monkeypatch.context() as patch:
     patch.setattr(HostReplay, 'add', add)
@@ -299,13 +288,10 @@ def refused(monkeypatch, tmp_path):
     ('--replay=prioritised', '--replay is no flag'),
     ('--priority_exponent=0.6', '--priority_exponent is no flag'),
     ('--q_lambda=0.5', '--q_lambda is no flag'),
-    ('--seeds=2', '--seeds is no flag'),
-    ('--also=--seed=2', '--also is no flag'),
     ('--vectorised', '--vectorised is no flag'),
     ('--share=batch', '--share is no flag'),
     ('--coordinator=localhost:1234', '--coordinator is no flag'),
     ('--rescale_observations', '--rescale_observations is no flag'),
-    ('--learning_rate=0.1,0.2', '--learning_rate=0.1,0.2 must be a number'),
   ],
 )
 def test_options(refused, argument, message):
@@ -314,6 +300,22 @@ def test_options(refused, argument, message):
 
 def test_a_replay_holds_what_is_collected_first(accepted):
   accepted('--replay_capacity=50')
+
+
+def test_several_runs_have_a_folder_each(undisturbed, tmp_path):
+  folder = tmp_path / 'runs'
+  arguments = (*WATCHED, '--learning_rate=0.00025,0.01', '--seeds=2')
+  output = launch(*arguments, f'--run_dir={folder}')
+  assert f'4 of 4 runs are finished in {folder}' in output
+  names = [
+    f'learning_rate={rate},seed={seed}'
+    for rate in ('0.00025', '0.01')
+    for seed in (0, 1)
+  ]
+  assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+  tables = [repr(columns(folder / name)) for name in names]
+  assert len(set(tables)) == 4
+  assert tables[0] == repr(columns(undisturbed))
 
 
 def test_a_package_that_is_missing(refused, monkeypatch):

@@ -19,6 +19,7 @@ from siamrl.augment import shift
 from siamrl.networks.activations import activations
 from siamrl.networks.q_network import mlp_network
 from siamrl.report.run_folder import RunFolder
+from tests.experiments.launching import sweep_here
 
 SMALL = (
   '--environment=catch',
@@ -230,8 +231,7 @@ def test_a_sweep_does_not_cross_what_means_nothing():
 
 
 def test_atari_refuses_them_too(tmp_path):
-  config = reading.from_arguments(
-    atari.AtariConfig, '--spr_weight=1', f'--run_dir={tmp_path}/run'
+  output = sweep_here(
+    atari, '--spr_weight=1', f'--run_dir={tmp_path}/run', code=2
   )
-  with pytest.raises(declaring.UsageError, match='must go with --spr_steps'):
-    atari.main(config)
+  assert 'must go with --spr_steps' in output

@@ -635,7 +635,7 @@ def test_minatar_with_everything(tmp_path):
 def test_help(launcher):
   begun = time.monotonic()
   result = subprocess.run(
-    [sys.executable, '-m', launcher.__name__, '--help'],
+    [sys.executable, '-m', launcher.__name__, '--helpfull'],
     cwd=ROOT,
     capture_output=True,
     text=True,
