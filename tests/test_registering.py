@@ -1,4 +1,4 @@
-"""Rules, forms of targets, heads and networks of a user's own."""
+"""Rules, forms of targets and heads of a user's own."""
 
 import copy
 
@@ -26,7 +26,6 @@ def registries():
     td.TARGETS,
     td.TARGET_PARAMETERS,
     heads.HEADS,
-    q_network.NETWORKS,
   ]
   before = [copy.copy(registry) for registry in held]
   yield
@@ -223,11 +222,8 @@ def test_a_form_of_targets():
     td.register('pessimistic', pessimistic, 'again')
 
 
-def test_heads_and_networks():
+def test_heads():
   heads.register('mine', heads.LinearHead)
   assert q_network.mlp_network(3, head='mine').head.num_actions == 3
-  q_network.register('tiny', lambda num_actions: heads.LinearHead(num_actions))
-  assert q_network.NETWORKS['tiny'](2).num_actions == 2
-  for module, kind in ((heads, 'head'), (q_network, 'network')):
-    with pytest.raises(FieldError, match=f"{kind}='(mine|tiny)' is taken"):
-      module.register('mine' if module is heads else 'tiny', None)
+  with pytest.raises(FieldError, match="head='mine' is taken"):
+    heads.register('mine', heads.LinearHead)

@@ -1,4 +1,4 @@
-"""Files of a user's own, which register rules, agents, networks, environments.
+"""Files of a user's own, which register rules, target forms, environments.
 
 A user's file registers what is theirs and calls a launcher:
 
@@ -43,8 +43,8 @@ class UserOptions:
   _user: Any = group("A file of one's own")
   user_file: str | None = path_option(
     None,
-    'Python file that registers rules, target forms, agents, networks or '
-    'environments; imported first. A file that calls a launcher itself need '
+    'Python file that registers rules, target forms, heads or environments; '
+    'imported first. A file that calls a launcher itself need '
     'not be named',
     single=True,
   )

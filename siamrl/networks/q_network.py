@@ -1,6 +1,6 @@
 """Action-value networks: a torso and a head, chosen by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import chex
 from flax import linen as nn
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.torsos import MLP, MinAtarCNN, NatureCNN
-from siamrl.parameters import FieldError, check_name
+from siamrl.parameters import check_name
 
 
 def renormalised(features: chex.Array) -> chex.Array:
@@ -149,30 +149,6 @@ def mlp_network(
     HEADS[head](num_actions, 0, initializer),
     renormalise,
   )
-
-
-# Networks of a user's own, by name: number of actions -> module, which maps
-# observations [B, ...] to action values float32 [B, A].
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {}
-
-
-def register(name: str, make: Callable[[int], nn.Module]) -> None:
-  """Adds a network of values to `NETWORKS`.
-
-  Launchers of discrete actions use it with --network=NAME. Ranks and dormant
-  units are measured, and latents predicted, of a `QNetwork` only.
-
-  Args:
-    name: of the network.
-    make: number of actions -> module. A last layer named `last` lets rules
-      treat it apart.
-
-  Raises:
-    FieldError: the name is taken.
-  """
-  if name in NETWORKS:
-    raise FieldError('network', name, 'is taken')
-  NETWORKS[name] = make
 
 
 def _check(name: str, value: str, allowed) -> None:
