@@ -76,16 +76,21 @@ def load(arguments: Sequence[str]) -> None:
     arguments: the command line; flag files are looked into.
 
   Raises:
-    UsageError: there is no such file.
+    UsageError: there is no such file, or it cannot be one.
     RunError: it raises an error.
   """
-  for path in _named(arguments):
-    if path in _known:
-      continue
-    if not path.is_file():
+  for given in _named(arguments):
+    try:
+      path = pathlib.Path(given).expanduser().resolve()
+      found = path in _known or path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # such as a long name
+      raise UsageError(f'{_FLAG}={given}: {error}') from error
+    if not found:
       raise UsageError(
         f'{_FLAG}={path}: no such file; it registers what this run needs'
       )
+    if path in _known:
+      continue
     name = f'siamrl_user_file_{len(_known)}'
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -100,7 +105,7 @@ def load(arguments: Sequence[str]) -> None:
     _known.add(path)
 
 
-def _named(arguments: Sequence[str]) -> list[pathlib.Path]:
+def _named(arguments: Sequence[str]) -> list[str]:
   """The last file that is named; in a list, or none."""
   try:
     expanded = flag_files.expand(arguments)
@@ -114,4 +119,4 @@ def _named(arguments: Sequence[str]) -> list[pathlib.Path]:
     name, equals, value = argument.partition('=')
     if name.lstrip('-') == 'user_file' and name.startswith('-'):
       given = value if equals else next(rest, '')
-  return [pathlib.Path(given).expanduser().resolve()] if given else []
+  return [given] if given else []

@@ -529,7 +529,10 @@ def test_frames_of_a_game(refused):
 def test_help():
   text = help.help_text(siamese.SiameseConfig, siamese.__doc__, lists=True)
   for name in reading.as_json(siamese.SiameseConfig()):
-    assert f'--{name}' in text or f'--[no]{name}' in text
+    field = siamese.SiameseConfig.__dataclass_fields__[name]
+    shown = f'--{name}' in text or f'--[no]{name}' in text
+    # There is no warm-up to count.
+    assert shown != bool(field.metadata['never'])
   assert max(map(len, text.splitlines())) <= 80
 
 

@@ -54,6 +54,12 @@ def test_one_that_is_not_there(tmp_path):
     users.load([f'--user_file={tmp_path}/gone.py'])
 
 
+@pytest.mark.parametrize('path', ['x' * 5000, 'a\0b', '~nobody_is_so/x.py'])
+def test_one_that_cannot_be(path):
+  with pytest.raises(UsageError, match='^--user_file='):
+    users.load([f'--user_file={path}'])
+
+
 @pytest.mark.parametrize(
   ('spec', 'own'),
   [(None, True), ('my.rules', True), ('experiments.classic', False)],
