@@ -260,7 +260,8 @@ class StatefulReplay(Protocol):
     Args:
       handle: of the batch. Steps of the same round may have been added since it
         was drawn, and may have taken the place of some of its transitions.
-      metrics: holds those that `reads` names, [B] each.
+      metrics: holds those that `reads` names, [B] each. They may be not finite
+        where a run diverges, which the loop notices a little later.
     """
 
   def peek(self, rng: np.random.Generator, batch_size: int) -> Transition:
