@@ -60,7 +60,7 @@ from siamrl.envs.tabular import optimal_probe
 from siamrl.learner import Learner, TwinSpec
 from siamrl.losses import td
 from siamrl.networks.q_network import QNetwork
-from siamrl.replay.device import PrioritizedReplay
+from siamrl.replay.prioritized import PrioritizedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
 from siamrl.types import Agent

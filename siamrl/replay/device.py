@@ -21,7 +21,7 @@ row come at least (M - 1) * L + 1 > R later, when the transition is gone.
 from collections.abc import Mapping
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -32,17 +32,11 @@ import numpy.typing as npt
 
 from siamrl import types
 from siamrl.parameters import FieldError
-from siamrl.replay import finite
+from siamrl.replay import arrays, finite
 from siamrl.replay.protocol import Relabel, Sampling
 
 # How a step ended; 0 where the episode went on.
 _TERMINATED, _TRUNCATED = 1, 2
-
-# Children to a node of the sum tree: of 4, 8, 16, 32 the fastest on a CPU.
-_FAN_OUT = 8
-
-# XLA clamps an index anyway: JAX need not check it first.
-_IN_BOUNDS = 'promise_in_bounds'
 
 
 class ReplayState(NamedTuple):
@@ -152,7 +146,12 @@ class DeviceReplay:
   @property
   def nbytes(self) -> int:
     """Bytes of one run's state; known before anything is allocated."""
-    return _nbytes(jax.eval_shape(self.init))
+    return arrays.nbytes(jax.eval_shape(self.init))
+
+  @property
+  def starts(self) -> int:
+    """Clocks that may begin a transition, once the ring is full."""
+    return self.capacity // self.num_envs
 
   def init(self) -> ReplayState:
     """An empty replay; `start` comes next."""
@@ -177,7 +176,7 @@ class DeviceReplay:
       ValueError: if `obs` has another shape or dtype.
     """
     rows = self._encode('obs', obs)
-    return state._replace(obs=_write(state.obs, rows, 0))
+    return state._replace(obs=arrays.write(state.obs, rows, 0))
 
   def add(
     self,
@@ -238,14 +237,14 @@ class DeviceReplay:
       # Elsewhere the row may hold what is still needed.
       kept = lax.dynamic_slice_in_dim(ring, at, self.num_envs)
       cut = (end == _TRUNCATED)[:, None]
-      ring = _write(ring, jnp.where(cut, last_rows, kept), at)
+      ring = arrays.write(ring, jnp.where(cut, last_rows, kept), at)
     first = end if self.action_dim else action * 4 + end
     step = jnp.stack([first, _bits(reward)], axis=1)
     if self.action_dim:
       step = jnp.concatenate([step, _bits(action)], axis=1)
     return ReplayState(
-      obs=_write(ring, next_rows, (t + 1) % self._rows * self.num_envs),
-      steps=_write(state.steps, step, t % self._rows * self.num_envs),
+      obs=arrays.write(ring, next_rows, (t + 1) % self._rows * self.num_envs),
+      steps=arrays.write(state.steps, step, t % self._rows * self.num_envs),
     )
 
   def size(self, t: chex.Numeric) -> jax.Array:
@@ -255,7 +254,7 @@ class DeviceReplay:
     soon its episode ended, until `capacity` newer ones can.
     """
     t = jnp.asarray(t, jnp.int32)
-    return jnp.clip(t + 1 - self.n_step, 0, self._starts) * self.num_envs
+    return jnp.clip(t + 1 - self.n_step, 0, self.starts) * self.num_envs
 
   @property
   def reads(self) -> tuple[str, ...]:
@@ -272,7 +271,7 @@ class DeviceReplay:
   ) -> tuple[ReplayState, chex.Array]:
     """As `PureReplay.begin`: the state, and the bits for each draw."""
     del t, sampling
-    _refuse(relabel)
+    refuse_relabel(relabel)
     return state, bits
 
   def moving(self, state: ReplayState) -> tuple[()]:
@@ -350,12 +349,12 @@ class DeviceReplay:
     env = index - position * envs
     # The newest clock that may begin a transition, and that of each index.
     newest = t - self.n_step
-    clock = newest - lax.rem(newest - position, jnp.int32(self._starts))
+    clock = newest - lax.rem(newest - position, jnp.int32(self.starts))
 
     reach = max(self.n_step, self.sequence_steps)
     window = clock[:, None] + jnp.arange(reach, dtype=jnp.int32)
     window = window % rows * envs + env[:, None]  # [B, n or K]
-    steps = _read(state.steps, window)  # [B, n or K, 2 or 2 + D]
+    steps = arrays.read(state.steps, window)  # [B, n or K, 2 or 2 + D]
     ends = steps[..., 0] & 3
     rewards = _float(steps[..., 1])
     # From the last step back to the first: the earliest end has its way.
@@ -378,11 +377,11 @@ class DeviceReplay:
     if self.max_episode_steps is not None:
       row = jnp.where(end == _TRUNCATED, self._further_row(final), row)
     return types.Transition(
-      obs_tm1=self._decode(_read(state.obs, window[:, 0])),
+      obs_tm1=self._decode(arrays.read(state.obs, window[:, 0])),
       a_tm1=_float(steps[:, 0, 2:]) if self.action_dim else steps[:, 0, 0] >> 2,
       r_t=r_t,
       discount_t=discount_t,
-      obs_t=self._decode(_read(state.obs, row * envs + env)),
+      obs_t=self._decode(arrays.read(state.obs, row * envs + env)),
       future=self._future(state, t, clock, env, steps)
       if self.sequence_steps
       else None,
@@ -450,7 +449,9 @@ class DeviceReplay:
       # If no step counts, the first one has terminated, and cut nothing.
       cut = jnp.take_along_axis(ends, last, 1) == _TRUNCATED
       row = jnp.where(cut, self._further_row(clock[:, None] + last), row)
-    obs = _read(state.obs, (row * self.num_envs + env[:, None]).reshape(-1))
+    obs = arrays.read(
+      state.obs, (row * self.num_envs + env[:, None]).reshape(-1)
+    )
     steps = jnp.take_along_axis(steps, last[..., None], 1)
     return types.Future(
       a=_float(steps[..., 2:]) if self.action_dim else steps[..., 0] >> 2,
@@ -463,14 +464,9 @@ class DeviceReplay:
     return np.dtype(self.obs_dtype)
 
   @property
-  def _starts(self) -> int:
-    """Clocks that may begin a transition, once the ring is full."""
-    return self.capacity // self.num_envs
-
-  @property
   def _rows(self) -> int:
     """R: those clocks, and n more until the newest of them is whole."""
-    return self._starts + self.n_step
+    return self.starts + self.n_step
 
   @property
   def _further_rows(self) -> int:
@@ -510,280 +506,10 @@ class DeviceReplay:
     return rows.reshape(len(rows), *self.obs_shape)
 
 
-class Priorities(NamedTuple):
-  """What learning changes of a `PrioritizedReplay`.
-
-  Attributes:
-    sums: as in `PrioritizedState`.
-    max_priority: as in `PrioritizedState`.
-  """
-
-  sums: tuple[jax.Array, ...]
-  max_priority: jax.Array
-
-
-class PrioritizedState(NamedTuple):
-  """What a `PrioritizedReplay` holds.
-
-  Attributes:
-    ring: the transitions.
-    sums: float32, the sum tree's levels from the leaves up. A level is
-      [nodes of the next, children]; entry i of its flat form is the sum of row
-      i of the level below. The last has one row, whose sum is the total.
-    max_priority: float32 [] the largest leaf so far; 1 at first.
-  """
-
-  ring: ReplayState
-  sums: tuple[jax.Array, ...]
-  max_priority: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class PrioritizedReplay:
-  """A `PureReplay` that draws in proportion to priorities.
-
-  It is the proportional variant of Schaul et al. 2016, arXiv 1511.05952. A leaf
-  of the sum tree is the priority of one transition, |TD error|**alpha, and 0
-  while there is none. A node is always the sum of its children anew: adding
-  differences to it would pile up float32 rounding errors.
-
-  Attributes:
-    replay: describes the ring.
-    epsilon: is added to |TD error|, lest a transition never come up again.
-  """
-
-  replay: DeviceReplay
-  epsilon: float = 1e-6
-
-  def __post_init__(self) -> None:
-    """Checks the settings.
-
-    Raises:
-      ValueError: if `epsilon` is not above 0.
-    """
-    if not self.epsilon > 0.0:
-      raise FieldError('epsilon', self.epsilon, ': must be above 0')
-
-  @property
-  def nbytes(self) -> int:
-    """Bytes of one run's state; known before anything is allocated."""
-    return _nbytes(jax.eval_shape(self.init))
-
-  def init(self) -> PrioritizedState:
-    """An empty replay; `start` comes next."""
-    sums, size = [], self.replay.capacity
-    while size > _FAN_OUT:
-      nodes = -(-size // _FAN_OUT)
-      sums.append(jnp.zeros((nodes, _FAN_OUT), jnp.float32))
-      size = nodes
-    sums.append(jnp.zeros((1, size), jnp.float32))
-    return PrioritizedState(
-      ring=self.replay.init(),
-      sums=tuple(sums),
-      max_priority=jnp.ones((), jnp.float32),
-    )
-
-  def start(self, state: PrioritizedState, obs: chex.Array) -> PrioritizedState:
-    """As `DeviceReplay.start`."""
-    return state._replace(ring=self.replay.start(state.ring, obs))
-
-  def add(
-    self, state: PrioritizedState, t: chex.Numeric, **step: chex.Array
-  ) -> PrioritizedState:
-    """As `DeviceReplay.add`; what is new can be sampled at `max_priority`."""
-    t = jnp.asarray(t, jnp.int32)
-    ring = self.replay.add(state.ring, t, **step)
-    # The steps of this clock become whole, and take the leaves of those that
-    # cease to be sampled. At first there are none, and the leaves stay 0.
-    clock = t + 1 - self.replay.n_step
-    first = clock % self.replay._starts * self.replay.num_envs
-    value = jnp.where(clock >= 0, state.max_priority, 0.0)
-    # A single leaf is written twice: XLA makes a slice of a single entry, fuses
-    # it into whatever reads the level afterwards, and then copies the level.
-    count = max(self.replay.num_envs, 2)
-    index = first + jnp.arange(count) % self.replay.num_envs
-    leaves = _entries(state.sums[0], index).set(value, mode=_IN_BOUNDS)
-    sums = _sum_up((leaves, *state.sums[1:]), index)
-    return state._replace(ring=ring, sums=sums)
-
-  def size(self, t: chex.Numeric) -> jax.Array:
-    """int32 [], how many transitions can be sampled at clock t."""
-    return self.replay.size(t)
-
-  def first_not_finite(self, state: PrioritizedState, t: int) -> str:
-    """As `DeviceReplay.first_not_finite`."""
-    return self.replay.first_not_finite(state.ring, t)
-
-  @property
-  def reads(self) -> tuple[str, ...]:
-    """As `PureReplay.reads`: the size of each TD error."""
-    return ('td_error_abs',)
-
-  def begin(
-    self,
-    state: PrioritizedState,
-    t: chex.Numeric,
-    bits: chex.Array,
-    sampling: Sampling,
-    relabel: Relabel | None = None,
-  ) -> tuple[PrioritizedState, chex.Array]:
-    """As `PureReplay.begin`: the state, and the bits for each draw."""
-    del t, sampling
-    _refuse(relabel)
-    return state, bits
-
-  def moving(self, state: PrioritizedState) -> Priorities:
-    """As `PureReplay.moving`: the priorities."""
-    return Priorities(state.sums, state.max_priority)
-
-  def with_moving(
-    self, state: PrioritizedState, moving: Priorities
-  ) -> PrioritizedState:
-    """As `PureReplay.with_moving`."""
-    return state._replace(**moving._asdict())
-
-  def sample(
-    self,
-    source: PrioritizedState,
-    moving: Priorities,
-    t: chex.Numeric,
-    draw: chex.Array,
-    sampling: Sampling,
-  ) -> tuple[types.Transition, jax.Array]:
-    """Draws B transitions in proportion to their priorities.
-
-    The total is cut into B equal strata, and each yields one transition. The
-    importance weights are (size * P(i))**-beta, divided by their maximum over
-    the batch.
-
-    Args:
-      source: the replay at clock t; its own priorities are not read.
-      moving: the priorities.
-      t: int32 [] steps done.
-      draw: uint32 [B] random.
-      sampling: the numbers to draw by.
-
-    Returns:
-      The batch, with these weights, and its int32 indices [B] for `update`.
-      While `size` is 0 they have no meaning.
-    """
-    bits, number = draw, draw.shape[0]
-    total = moving.sums[-1].sum()
-    # float32 surely tells 23 of the bits apart, too few for a small leaf among
-    # a million: the others count where what is left of the sum is small.
-    place = jnp.arange(number) + (bits >> 9).astype(jnp.float32) * 2**-23
-    rest = place / number * total
-    low = (bits & 0x1FF).astype(jnp.float32) * 2**-32 * total
-    index, priority = jnp.zeros(number, jnp.int32), total
-    for level in reversed(moving.sums):
-      child, rest, priority = _descend(level, index, rest, low)
-      index = index * level.shape[1] + child
-    batch = self.replay.gather(source.ring, t, index, sampling.discount)
-    # Size and total cancel out.
-    weight = (priority.min() / priority) ** sampling.beta
-    return batch._replace(weight=weight), index
-
-  def update(
-    self,
-    moving: Priorities,
-    handle: chex.Array,
-    metrics: Mapping[str, chex.Array],
-    sampling: Sampling,
-  ) -> Priorities:
-    """Sets the priorities of a batch; comes before the next `add`.
-
-    Args:
-      moving: the priorities.
-      handle: int32 [B] indices; of equal ones the largest error counts.
-      metrics: `td_error_abs` [B] is read. One that is not finite makes all that
-        is sampled from then on meaningless, in this run only.
-      sampling: `alpha` is the exponent of the priorities.
-
-    Raises:
-      ValueError: there is not one TD error for each transition.
-    """
-    error = metrics['td_error_abs']
-    if error.shape != handle.shape:
-      raise ValueError(
-        f'td_error_abs is {error.shape}: must be {handle.shape}, one for each '
-        'transition'
-      )
-    priority = (error.astype(jnp.float32) + self.epsilon) ** sampling.alpha
-    # A plain write leaves open which of several values stays.
-    leaves = _entries(moving.sums[0], handle).set(0.0, mode=_IN_BOUNDS)
-    leaves = _entries(leaves, handle).max(priority, mode=_IN_BOUNDS)
-    return Priorities(
-      sums=_sum_up((leaves, *moving.sums[1:]), handle),
-      max_priority=jnp.maximum(moving.max_priority, priority.max()),
-    )
-
-  def peek(
-    self,
-    state: PrioritizedState,
-    t: chex.Numeric,
-    bits: chex.Array,
-    discount: chex.Numeric,
-  ) -> types.Transition:
-    """As `DeviceReplay.peek`: whatever the priorities are."""
-    return self.replay.peek(state.ring, t, bits, discount)
-
-
-def _refuse(relabel: Relabel | None) -> None:
+def refuse_relabel(relabel: Relabel | None) -> None:
   """Raises ValueError where a ring is to make returns of a sequence."""
   if relabel is not None:
     raise ValueError('relabel must be None: a ring draws in no order')
-
-
-def _descend(
-  level: jax.Array, node: jax.Array, rest: jax.Array, low: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """In which child of `node` [B] the running sum passes `rest + low` [B].
-
-  Rounding may put that at the end of the sum, or beyond. So the child is the
-  last positive one that begins at or before it: never one of priority 0.
-
-  Returns:
-    int32 [B] the children, what is left of `rest` in each, and their entries.
-  """
-  rows = _read(level, node)
-  child, left, entry = jnp.zeros_like(node), rest, jnp.zeros_like(rest)
-  # Written out, this is one loop over B to XLA; a cumulative sum is ten times
-  # as slow on a CPU. To subtract keeps the digits that a sum would round off.
-  for k in range(level.shape[1]):
-    found = (rows[:, k] > 0.0) & (rest + low >= 0.0)
-    child = jnp.where(found, k, child)
-    left = jnp.where(found, rest, left)
-    entry = jnp.where(found, rows[:, k], entry)
-    rest = rest - rows[:, k]
-  return child, left, entry
-
-
-def _entries(level: jax.Array, index: jax.Array) -> Any:
-  """What `.at` gives for entries [B] of a level's flat form.
-
-  By two coordinates: XLA would copy a level that it sees in two shapes.
-  """
-  children = level.shape[1]
-  return level.at[index // children, index % children]
-
-
-def _sum_up(
-  sums: tuple[jax.Array, ...], index: jax.Array
-) -> tuple[jax.Array, ...]:
-  """Sums anew all that lies above leaves [B], on each level."""
-  levels = [sums[0]]
-  for level in sums[1:]:
-    index = index // levels[-1].shape[1]
-    values = _read(levels[-1], index).sum(axis=1)
-    # Equal indices bring equal values.
-    levels.append(_entries(level, index).set(values, mode=_IN_BOUNDS))
-  return tuple(levels)
-
-
-def _write(array: jax.Array, rows: jax.Array, at: chex.Numeric) -> jax.Array:
-  return lax.dynamic_update_slice_in_dim(
-    array, rows.astype(array.dtype), at, axis=0
-  )
 
 
 def _bits(values: chex.Array) -> jax.Array:
@@ -794,11 +520,3 @@ def _bits(values: chex.Array) -> jax.Array:
 
 def _float(bits: jax.Array) -> jax.Array:
   return lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def _read(array: jax.Array, index: jax.Array) -> jax.Array:
-  return array.at[index].get(mode=_IN_BOUNDS, wrap_negative_indices=False)
-
-
-def _nbytes(state: Any) -> int:
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

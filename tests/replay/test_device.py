@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from siamrl.replay.device import DeviceReplay, PrioritizedReplay
+from siamrl.replay.device import DeviceReplay
+from siamrl.replay.prioritized import PrioritizedReplay
 from siamrl.replay.protocol import Sampling
 
 # Powers of 2 and small rewards: float32 sums them exactly, in any order.

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siamrl.replay.device import DeviceReplay, PrioritizedReplay
+from siamrl.replay.device import DeviceReplay
 from siamrl.replay.host import HostReplay
+from siamrl.replay.prioritized import PrioritizedReplay
 from siamrl.replay.protocol import PureReplay, Sampling, StatefulReplay
 from siamrl.replay.rollout import Rollout
 

@@ -18,7 +18,8 @@ from siamrl.agents.q import make_q_agent, make_returns
 from siamrl.envs.tabular import chain, make_tabular, optimal_values
 from siamrl.learner import ClockedTwin
 from siamrl.networks.q_network import mlp_network
-from siamrl.replay.device import DeviceReplay, PrioritizedReplay
+from siamrl.replay.device import DeviceReplay
+from siamrl.replay.prioritized import PrioritizedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
 from siamrl.types import JaxEnvironment, JaxTimestep, Schedule
