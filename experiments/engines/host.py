@@ -9,6 +9,7 @@ import jax
 from experiments.config.declaring import RunError
 from experiments.engines import devices, folders, running
 from experiments.engines.running import Moment
+from siamrl.replay import segments
 from siamrl.replay.host import HostReplay
 from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
@@ -129,7 +130,7 @@ class _Run(running.Running):
 
   def _check_replay(self, facts: dict[str, Any]) -> None:
     try:
-      HostReplay.verify(self._folder.replay, facts['replay'])
+      segments.verify(self._folder.replay, facts['replay'])
     except ValueError as error:
       raise ValueError(f'{self._folder.replay}: {error}') from error
 
@@ -286,7 +287,7 @@ class _Run(running.Running):
     self._manifest = self._parts.replay.save(self._folder.replay)
     self._saves += 1
     super()._save()
-    HostReplay.prune(self._folder.replay, self._manifest, *kept)
+    segments.prune(self._folder.replay, self._manifest, *kept)
 
 
 def _saved(train: TrainState, seen: host.Seen | None) -> Any:

@@ -16,13 +16,9 @@ answered, then *closed*. An episode's final observation becomes a *last* slot: a
 successor for those before it, never the start of a transition.
 """
 
-import hashlib
 import math
 import os
 import pathlib
-import re
-import secrets
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +27,7 @@ import numpy.typing as npt
 
 from siamrl import types
 from siamrl.parameters import FieldError
+from siamrl.replay import segments
 
 # What a slot is; a slot never written has no flag. _TERMINATED joins _CLOSED.
 _OPEN, _CLOSED, _LAST, _TERMINATED = 1, 2, 4, 8
@@ -41,10 +38,6 @@ _FORMAT = 1
 # Bytes of slots to a segment file before compression: this bounds the memory
 # that a save or load takes, and lets a full ring drop old files piecemeal.
 _SEGMENT_NBYTES = 32 * 2**20
-# Measured on Atari frames, one core: 450 to 600 MB/s and a 30th to a 70th of
-# the size, where a disk took the raw bytes at 340 MB/s.
-_ZLIB_LEVEL = 1
-_SEGMENT_NAME = re.compile(r'replay-[0-9a-f]{32}\.z(\.tmp)?')
 
 
 class HostReplay:
@@ -372,9 +365,9 @@ class HostReplay:
     """Writes what is new since this object's last save or load.
 
     Files are only ever added. The state is that of the returned manifest: keep
-    it (it is JSON), and call `prune` once it is safely stored. The directory
-    belongs to this replay. If it lacks a file that an earlier save wrote (it
-    may be another directory), everything is written afresh.
+    it (it is JSON), and call `segments.prune` once it is safely stored. The
+    directory belongs to this replay. If it lacks a file that an earlier save
+    wrote (it may be another directory), everything is written afresh.
 
     Args:
       directory: where the segment files go; made if missing.
@@ -389,36 +382,38 @@ class HostReplay:
     directory.mkdir(parents=True, exist_ok=True)
     oldest = np.maximum(self._written - self._length, 0)
     # A segment of which every slot has been overwritten is not needed.
-    segments = [
+    kept = [
       s
       for s in self._segments
       if np.any(s['end'] > np.maximum(s['begin'], oldest))
     ]
-    if any(not _has_size(directory / s['name'], s['nbytes']) for s in segments):
-      segments = []
+    if any(
+      not segments.has_size(directory / s['name'], s['nbytes']) for s in kept
+    ):
+      kept = []
     # The open slot will change, so a segment that holds it is followed by one
     # that begins with it: later segments win.
     begin = oldest
-    if segments:
-      begin = np.maximum(begin, np.asarray(segments[-1]['end']) - 1)
+    if kept:
+      begin = np.maximum(begin, np.asarray(kept[-1]['end']) - 1)
     slot_nbytes = self.nbytes // self.capacity
     quota = max(1, _SEGMENT_NBYTES // (slot_nbytes * self.num_envs))
     # Of nothing but the same open slots there is no news.
-    if segments and np.array_equal(segments[-1]['end'], self._written):
+    if kept and np.array_equal(kept[-1]['end'], self._written):
       begin = self._written
     while np.any(begin < self._written):
       end = np.minimum(begin + quota, self._written)
-      segments.append(self._write_segment(directory, begin, end))
+      kept.append(self._write_segment(directory, begin, end))
       begin = end
-    _sync_directory(directory)
-    self._segments = segments
+    segments.sync_directory(directory)
+    self._segments = kept
     return {
       'format': _FORMAT,
       'settings': self._settings(),
       'written': self._written.tolist(),
       'pending': self._pending.tolist(),
       'size': self._size,
-      'segments': [dict(s) for s in segments],
+      'segments': [dict(s) for s in kept],
     }
 
   def load(
@@ -472,43 +467,6 @@ class HostReplay:
       self._size = 0
       raise
     self._segments = [dict(s) for s in manifest['segments']]
-
-  @staticmethod
-  def verify(
-    directory: str | os.PathLike[str], manifest: dict[str, Any]
-  ) -> None:
-    """Holds the segment files of a manifest against their checksums.
-
-    Args:
-      directory: where the segment files are.
-      manifest: what `save` returned, also after a trip through JSON.
-
-    Raises:
-      OSError: if a segment cannot be read.
-      ValueError: if one is missing, truncated or corrupt.
-    """
-    for segment in manifest['segments']:
-      _read_packed(pathlib.Path(directory), segment)
-
-  @staticmethod
-  def prune(
-    directory: str | os.PathLike[str], *manifests: dict[str, Any]
-  ) -> None:
-    """Deletes the segment files that none of the manifests lists.
-
-    Only call it once the newest manifest is safely stored: those that are not
-    given can no longer be loaded afterwards. Other files are left alone.
-
-    Args:
-      directory: where the segment files are.
-      *manifests: what `save` returned, for each state that is to stay.
-    """
-    needed = {s['name'] for each in manifests for s in each['segments']}
-    for path in pathlib.Path(directory).iterdir():
-      if path.name in needed or not _SEGMENT_NAME.fullmatch(path.name):
-        continue
-      if path.is_symlink() or not path.is_dir():  # a directory is not ours
-        path.unlink()
 
   def _arrays(self) -> tuple[np.ndarray, ...]:
     """The slots' arrays, [N * T, ...] each, in the order of a segment file."""
@@ -684,50 +642,22 @@ class HostReplay:
     self, directory: pathlib.Path, begin: np.ndarray, end: np.ndarray
   ) -> dict[str, Any]:
     """Writes slots begin[i] to end[i] of each environment i to a new file."""
-    # Never a name that an earlier process may have used, and left half-written.
-    name = f'replay-{secrets.token_hex(16)}.z'
-    temporary = directory / f'{name}.tmp'
-    digest, nbytes = hashlib.sha256(), 0
-    compressor = zlib.compressobj(_ZLIB_LEVEL)
     runs = [
       run
       for env in range(self.num_envs)
       for run in self._runs(env, int(begin[env]), int(end[env]))
     ]
-    with open(temporary, 'xb') as file:
-      for array in self._arrays():
-        for run in runs:
-          chunk = compressor.compress(array[run].data)
-          digest.update(chunk)
-          nbytes += file.write(chunk)
-      chunk = compressor.flush()
-      digest.update(chunk)
-      nbytes += file.write(chunk)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, directory / name)
-    return {
-      'name': name,
-      'nbytes': nbytes,
-      'sha256': digest.hexdigest(),
-      'begin': begin.tolist(),
-      'end': end.tolist(),
-    }
+    written = segments.write(directory, self._arrays(), runs)
+    return written | {'begin': begin.tolist(), 'end': end.tolist()}
 
   def _read_segment(
     self, directory: pathlib.Path, segment: dict[str, Any]
   ) -> None:
     """Reads a segment into its slots, over what an older one put there."""
-    packed = _read_packed(directory, segment)
-    name = segment['name']
     spans = list(zip(segment['begin'], segment['end'], strict=True))
     count = sum(end - begin for begin, end in spans)
-    nbytes = count * (self.nbytes // self.capacity)
-    raw = zlib.decompress(packed, bufsize=max(nbytes, 1))
-    if len(raw) != nbytes:
-      raise ValueError(
-        f'segment {name} holds {len(raw)} bytes: these are not {count} slots'
-      )
+    slot_nbytes = self.nbytes // self.capacity
+    raw = segments.read(directory, segment, count, slot_nbytes)
     runs = [
       run for env, span in enumerate(spans) for run in self._runs(env, *span)
     ]
@@ -739,43 +669,3 @@ class HostReplay:
       for run in runs:
         size = run.stop - run.start
         array[run], part = part[:size], part[size:]
-
-
-def _read_packed(directory: pathlib.Path, segment: dict[str, Any]) -> bytes:
-  """The compressed content of a segment file, verified.
-
-  Raises:
-    OSError: if it cannot be read.
-    ValueError: if it is missing, truncated or corrupt.
-  """
-  name = segment['name']
-  if not _SEGMENT_NAME.fullmatch(name):
-    raise ValueError(f'segment {name!r}: not the name of a segment file')
-  path = directory / name
-  if not os.path.lexists(path):
-    raise ValueError(f'segment {name} is missing in {directory}')
-  if not path.is_file():  # reading a pipe would never end
-    raise ValueError(f'segment {name} in {directory} is not a file')
-  packed = path.read_bytes()
-  if len(packed) != segment['nbytes']:
-    raise ValueError(
-      f'segment {name} has {len(packed)} bytes: must be {segment["nbytes"]}'
-    )
-  if hashlib.sha256(packed).hexdigest() != segment['sha256']:
-    raise ValueError(f'segment {name} is corrupt: its checksum differs')
-  return packed
-
-
-def _has_size(path: pathlib.Path, nbytes: int) -> bool:
-  return path.is_file() and path.stat().st_size == nbytes
-
-
-def _sync_directory(directory: pathlib.Path) -> None:
-  """Makes the names of new files durable, where the system can do that."""
-  if os.name != 'posix':
-    return
-  descriptor = os.open(directory, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

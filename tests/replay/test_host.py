@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 from scipy import stats
 
-from siamrl.replay import host
+from siamrl.replay import host, segments
 from siamrl.replay.host import HostReplay
 
 _SHAPE = (2,)
@@ -825,7 +825,7 @@ def test_saves_in_turn_with_adds_restore_everything(
     for i, step in enumerate(['start', *steps]):
       if i % period == 0:
         manifest = pair.replay.save(directory)
-        HostReplay.prune(directory, manifest)
+        segments.prune(directory, manifest)
         loaded = _loaded(pair, directory, manifest)
         _assert_same(pair.replay, loaded)
         if resume:
@@ -896,7 +896,7 @@ def test_overwritten_segments_are_dropped_and_pruned(tmp_path):
       pair.step()
     manifest = pair.replay.save(tmp_path)
     assert len(manifest['segments']) <= 5
-    HostReplay.prune(tmp_path, manifest)
+    segments.prune(tmp_path, manifest)
     assert _names(tmp_path) == {
       'notes.txt',
       *(s['name'] for s in manifest['segments']),
@@ -920,7 +920,7 @@ def test_orphans_of_a_process_that_died_are_not_trusted(tmp_path):
   manifest = resumed.save(tmp_path)
   assert not orphans & {s['name'] for s in manifest['segments']}
   _assert_same(_loaded(pair, tmp_path, manifest), resumed)
-  HostReplay.prune(tmp_path, manifest)
+  segments.prune(tmp_path, manifest)
   assert not orphans & _names(tmp_path)
   _assert_same(_loaded(pair, tmp_path, manifest), resumed)
 
@@ -934,13 +934,13 @@ def test_a_failed_save_is_made_good_by_the_next(tmp_path, monkeypatch):
     raise OSError('disk full')
 
   with monkeypatch.context() as patch:
-    patch.setattr(host.os, 'fsync', fail)
+    patch.setattr(segments.os, 'fsync', fail)
     with pytest.raises(OSError, match='disk full'):
       pair.replay.save(tmp_path)
   assert any(name.endswith('.tmp') for name in _names(tmp_path))
   manifest = pair.replay.save(tmp_path)
   _assert_same(_loaded(pair, tmp_path, manifest), pair.replay)
-  HostReplay.prune(tmp_path, manifest)
+  segments.prune(tmp_path, manifest)
   assert not any(name.endswith('.tmp') for name in _names(tmp_path))
 
 
@@ -1066,13 +1066,13 @@ def test_what_an_older_manifest_needs_can_be_kept(tmp_path):
   names = [{s['name'] for s in each['segments']} for each in (older, newer)]
   assert names[0] - names[1]
   (tmp_path / f'replay-{"0" * 32}.z').mkdir()  # nothing of a replay's
-  HostReplay.prune(tmp_path, newer, older)
-  HostReplay.verify(tmp_path, older)
+  segments.prune(tmp_path, newer, older)
+  segments.verify(tmp_path, older)
   _assert_same(_loaded(pair, tmp_path, newer), pair.replay)
-  HostReplay.prune(tmp_path, newer)
+  segments.prune(tmp_path, newer)
   with pytest.raises(ValueError, match='is missing'):
-    HostReplay.verify(tmp_path, older)
-  HostReplay.verify(tmp_path, newer)
+    segments.verify(tmp_path, older)
+  segments.verify(tmp_path, newer)
 
 
 def test_a_pipe_is_no_segment(tmp_path):
@@ -1082,4 +1082,4 @@ def test_a_pipe_is_no_segment(tmp_path):
   path.unlink()
   os.mkfifo(path)
   with pytest.raises(ValueError, match=f'{path.name} in .* is not a file'):
-    HostReplay.verify(tmp_path, manifest)
+    segments.verify(tmp_path, manifest)
