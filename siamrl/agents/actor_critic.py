@@ -12,6 +12,7 @@ as in Acme. The authors' code of TD3 and CleanRL have the critics go first.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import inspect
 import math
@@ -22,6 +23,12 @@ import jax
 import jax.numpy as jnp
 
 from siamrl import parameters
+from siamrl.agents.noise import (
+  ActionNoise,
+  action_noise,
+  mixed_with_random,
+  ornstein_uhlenbeck,
+)
 from siamrl.losses import actor_critic as losses
 from siamrl.losses import td
 from siamrl.networks.policies import (
@@ -42,75 +49,6 @@ from siamrl.types import (
   Params,
   Transition,
 )
-
-
-class ActionNoise(NamedTuple):
-  """What acting in B environments once needs of chance.
-
-  Attributes:
-    explore: float32 [B] in [0, 1), whether to act at random.
-    whereto: float32 [B, D] in [-1, 1), a random action.
-    normal: float32 [B, D] standard normal, around the actor's action; what a
-      `NoiseProcess` makes of it, if there is one.
-  """
-
-  explore: chex.Array
-  whereto: chex.Array
-  normal: chex.Array
-
-
-def action_noise(
-  key: chex.PRNGKey, batch_size: int, action_dim: int
-) -> ActionNoise:
-  """Draws the noise of one act in B environments."""
-  explore_key, whereto_key, normal_key = jax.random.split(key, 3)
-  shape = (batch_size, action_dim)
-  return ActionNoise(
-    jax.random.uniform(explore_key, (batch_size,)),
-    jax.random.uniform(whereto_key, shape, minval=-1.0, maxval=1.0),
-    jax.random.normal(normal_key, shape),
-  )
-
-
-def mixed_with_random(
-  action: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
-) -> chex.Array:
-  """The actions, each replaced with probability epsilon by a random one.
-
-  Args:
-    action: [B, D].
-    noise: of `action_noise`.
-    epsilon: [] or [B], in [0, 1]; 1 while a run is warmed up.
-  """
-  explores = noise.explore < epsilon
-  return jnp.where(explores[:, None], noise.whereto, action)
-
-
-def ornstein_uhlenbeck(action_dim: int, theta: chex.Numeric) -> NoiseProcess:
-  """Noise that is carried over: x <- x + theta * (0 - x) + eps.
-
-  Whoever acts multiplies it by sigma, which is the same as x <- x - theta * x +
-  sigma * eps. In the long run its variance is 1 / (theta * (2 - theta)), and
-  its correlation over n steps (1 - theta)**n; theta = 1 is white noise.
-
-  DDPG's paper (Lillicrap et al. 2016, section 7) has theta = 0.15 and sigma =
-  0.2 and names no time step; here it is 1, as in rlax. OpenAI Baselines and
-  Stable-Baselines3 have dt = 0.01, which is theta * dt and sigma * dt**0.5 of
-  these: noise of about the same size which lasts a hundred times as long.
-
-  Args:
-    action_dim: D.
-    theta: in (0, 1]; may be traced.
-  """
-
-  def step(memory: chex.Array, noise: ActionNoise) -> tuple[chex.Array, Any]:
-    memory = memory - theta * memory + noise.normal
-    return memory, noise._replace(normal=memory)
-
-  return NoiseProcess(
-    lambda batch_size: jnp.zeros((batch_size, action_dim)), step
-  )
-
 
 EXPLORATIONS = ('gaussian', 'ornstein_uhlenbeck')
 
@@ -237,9 +175,7 @@ def make_td3_agent(
     policy_delay=policy_delay,
     td_loss=td_loss,
     error_bound=error_bound,
-    greedy=greedy,
-    act=act,
-    process=process,
+    acting=_acting(actor, greedy, act, process),
     bootstrap=bootstrap,
     policy_loss=policy_loss,
   )
@@ -276,6 +212,95 @@ def make_ddpg_agent(
     td_loss=td_loss,
     error_bound=error_bound,
   )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _SoftPolicy:
+  """The policy of SAC, with its temperature.
+
+  Attributes:
+    actor: maps [B, ...] to mean and log_std [B, D].
+    critic: maps [B, ...] and [B, D] to values [B].
+    alpha: the temperature; None where it is learnt.
+    target_entropy: of a temperature that is learnt, in nats.
+  """
+
+  actor: TanhGaussianActor
+  critic: Critic
+  alpha: chex.Numeric | None
+  target_entropy: chex.Numeric
+
+  def temperature(self, params: Params) -> chex.Numeric:
+    """Without a gradient: in others' losses."""
+    if self.alpha is not None:
+      return self.alpha
+    return jnp.exp(jax.lax.stop_gradient(params['log_alpha']))
+
+  def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
+    """[B, D] actions: the tanh of the mean."""
+    mean, _ = self.actor.apply(params['actor'], obs)
+    return jnp.tanh(mean)
+
+  def act(
+    self,
+    params: Params,
+    obs: chex.Array,
+    noise: ActionNoise,
+    epsilon: chex.Numeric,
+  ) -> chex.Array:
+    """[B, D] actions: samples."""
+    action, _ = self._sample(params['actor'], obs, noise.normal)
+    return mixed_with_random(action, noise, epsilon)
+
+  def bootstrap(
+    self,
+    online_params: Params,
+    target_params: Params,
+    obs: chex.Array,
+    key: chex.PRNGKey,
+  ) -> chex.Array:
+    """[B, 1] soft values, of a sample of the actor and the critics' twins."""
+    action, log_prob = self._sample(
+      _stop(online_params['actor']), obs, self._normal(_target_key(key), obs)
+    )
+    q_t = _values_of(self.critic, target_params['critic'], obs, action)
+    v_t = jax.vmap(losses.soft_value, (0, 0, None))(
+      q_t, log_prob, self.temperature(online_params)
+    )
+    return v_t[:, None]
+
+  def loss(
+    self, online_params: Params, obs: chex.Array, key: chex.PRNGKey
+  ) -> tuple[chex.Array, Metrics]:
+    """The loss of the actor, and of a temperature that is learnt."""
+    action, log_prob = self._sample(
+      online_params['actor'], obs, self._normal(key, obs)
+    )
+    q_tm1 = _values_of(self.critic, _stop(online_params['critic']), obs, action)
+    loss = actor_loss = jnp.mean(
+      jax.vmap(losses.soft_policy_loss, (0, 0, None))(
+        q_tm1, log_prob, self.temperature(online_params)
+      )
+    )
+    if self.alpha is None:
+      loss += jnp.mean(
+        jax.vmap(losses.temperature_loss, (None, 0, None))(
+          online_params['log_alpha'],
+          jax.lax.stop_gradient(log_prob),
+          self.target_entropy,
+        )
+      )
+    return loss, {'actor_loss': actor_loss, 'entropy': -jnp.mean(log_prob)}
+
+  def _sample(
+    self, actor_params: Params, obs: chex.Array, noise: chex.Array
+  ) -> tuple[chex.Array, chex.Array]:
+    """Actions [B, D] and the logs of their densities [B]."""
+    mean, log_std = self.actor.apply(actor_params, obs)
+    return jax.vmap(losses.tanh_gaussian)(mean, log_std, noise)
+
+  def _normal(self, key: chex.PRNGKey, obs: chex.Array) -> chex.Array:
+    return jax.random.normal(key, (obs.shape[0], self.actor.action_dim))
 
 
 def make_sac_agent(
@@ -338,69 +363,7 @@ def make_sac_agent(
     alpha=alpha,
     target_entropy=target_entropy,
   )
-  values_of = functools.partial(_values_of, critic)
-
-  def temperature(params: Params) -> chex.Numeric:
-    """Without a gradient: in others' losses."""
-    if not learnt:
-      return alpha
-    return jnp.exp(jax.lax.stop_gradient(params['log_alpha']))
-
-  def sample(
-    actor_params: Params, obs: chex.Array, noise: chex.Array
-  ) -> tuple[chex.Array, chex.Array]:
-    """Actions [B, D] and the logs of their densities [B]."""
-    mean, log_std = actor.apply(actor_params, obs)
-    return jax.vmap(losses.tanh_gaussian)(mean, log_std, noise)
-
-  def normal(key: chex.PRNGKey, obs: chex.Array) -> chex.Array:
-    return jax.random.normal(key, (obs.shape[0], actor.action_dim))
-
-  def greedy(params: Params, obs: chex.Array) -> chex.Array:
-    mean, _ = actor.apply(params['actor'], obs)
-    return jnp.tanh(mean)
-
-  def bootstrap(
-    online_params: Params,
-    target_params: Params,
-    obs: chex.Array,
-    key: chex.PRNGKey,
-  ) -> chex.Array:
-    action, log_prob = sample(
-      _stop(online_params['actor']), obs, normal(_target_key(key), obs)
-    )
-    q_t = values_of(target_params['critic'], obs, action)
-    v_t = jax.vmap(losses.soft_value, (0, 0, None))(
-      q_t, log_prob, temperature(online_params)
-    )
-    return v_t[:, None]
-
-  def policy_loss(
-    online_params: Params, obs: chex.Array, key: chex.PRNGKey
-  ) -> tuple[chex.Array, Metrics]:
-    action, log_prob = sample(online_params['actor'], obs, normal(key, obs))
-    q_tm1 = values_of(_stop(online_params['critic']), obs, action)
-    loss = actor_loss = jnp.mean(
-      jax.vmap(losses.soft_policy_loss, (0, 0, None))(
-        q_tm1, log_prob, temperature(online_params)
-      )
-    )
-    if learnt:
-      loss += jnp.mean(
-        jax.vmap(losses.temperature_loss, (None, 0, None))(
-          online_params['log_alpha'],
-          jax.lax.stop_gradient(log_prob),
-          target_entropy,
-        )
-      )
-    return loss, {'actor_loss': actor_loss, 'entropy': -jnp.mean(log_prob)}
-
-  def act(
-    params: Params, obs: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
-  ) -> chex.Array:
-    action, _ = sample(params['actor'], obs, noise.normal)
-    return mixed_with_random(action, noise, epsilon)
-
+  policy = _SoftPolicy(actor, critic, alpha, target_entropy)
   agent = _assemble(
     actor,
     critic,
@@ -410,10 +373,9 @@ def make_sac_agent(
     policy_delay=policy_delay,
     td_loss=td_loss,
     error_bound=error_bound,
-    greedy=greedy,
-    act=act,
-    bootstrap=bootstrap,
-    policy_loss=policy_loss,
+    acting=_acting(actor, policy.greedy, policy.act),
+    bootstrap=policy.bootstrap,
+    policy_loss=policy.loss,
   )
 
   def init(key: chex.PRNGKey) -> Params:
@@ -422,10 +384,31 @@ def make_sac_agent(
 
   def loss(online_params: Params, *args, **kwargs):
     value, metrics = agent.loss(online_params, *args, **kwargs)
-    now = jnp.asarray(temperature(online_params), jnp.float32)
+    now = jnp.asarray(policy.temperature(online_params), jnp.float32)
     return value, metrics | {'alpha': now}
 
   return agent._replace(init=init, loss=loss, twinned=('critic',))
+
+
+def _acting(
+  actor: Actor, greedy: Greedy, act: Act, process: NoiseProcess | None = None
+) -> Acting:
+  """Acting with an agent's noise; games are played by its greedy actions."""
+
+  def play(
+    params: Params, obs: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
+  ) -> chex.Array:
+    return mixed_with_random(greedy(params, obs), noise, epsilon)
+
+  return Acting(
+    noise=lambda key, batch_size: action_noise(
+      key, batch_size, actor.action_dim
+    ),
+    act=act,
+    greedy=greedy,
+    play=play,
+    process=process,
+  )
 
 
 def _assemble(
@@ -438,13 +421,11 @@ def _assemble(
   policy_delay: int,
   td_loss: str,
   error_bound: float,
-  greedy: Greedy,
-  act: Act,
-  process: NoiseProcess | None = None,
+  acting: Acting,
   bootstrap: Bootstrap,
   policy_loss: Callable[..., tuple[chex.Array, Metrics]],
 ) -> Agent:
-  """What the agents share.
+  """Assembles an agent of the parts that are its own.
 
   Args:
     actor: the actor's network.
@@ -456,9 +437,7 @@ def _assemble(
     policy_delay: in gradient steps.
     td_loss: a key of `losses.td.FORMS`.
     error_bound: of some of them.
-    greedy: of the agent.
-    act: of the agent.
-    process: of the agent's noise.
+    acting: of the agent; see `_acting`.
     bootstrap: of the agent. No gradient of it may reach `delayed` entries.
     policy_loss: (online_params, obs, key) -> the loss of the `delayed` entries,
       of nothing else, and metrics [].
@@ -488,16 +467,11 @@ def _assemble(
     }
 
   def values(params: Params, obs: chex.Array) -> chex.Array:
-    q_values = values_of(params['critic'], obs, greedy(params, obs))
+    q_values = values_of(params['critic'], obs, acting.greedy(params, obs))
     return jax.vmap(losses.smallest_value)(q_values)[:, None]
 
   def taken(params: Params, batch: Transition) -> chex.Array:
     return values_of(params['critic'], batch.obs_tm1, batch.a_tm1)
-
-  def play(
-    params: Params, obs: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
-  ) -> chex.Array:
-    return mixed_with_random(greedy(params, obs), noise, epsilon)
 
   def targets(
     online_params: Params,
@@ -535,30 +509,13 @@ def _assemble(
       'td_error_abs': jnp.mean(jnp.abs(errors), axis=1),
     }
     if bootstrap is not None:
-      added, more = policy_part(online_params, batch.obs_tm1, key, step)
+      due = functools.partial(
+        policy_loss, online_params, batch.obs_tm1, _policy_key(key)
+      )
+      added, more = _every(policy_delay, step, due)
       value += added
       metrics |= more
     return value, metrics | {'loss': value}
-
-  def policy_part(
-    online_params: Params,
-    obs: chex.Array,
-    key: chex.PRNGKey,
-    step: chex.Numeric | None,
-  ) -> tuple[chex.Array, Metrics]:
-    """`policy_loss` where it is due, and 0 elsewhere."""
-    due = functools.partial(policy_loss, online_params, obs, _policy_key(key))
-    if step is None or policy_delay == 1:
-      return due()
-
-    def often() -> tuple[chex.Array, Metrics]:
-      value, metrics = due()
-      return value, jax.tree.map(lambda x: policy_delay * x, metrics)
-
-    nothing = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(often)
-    )
-    return jax.lax.cond((step + 1) % policy_delay == 0, often, lambda: nothing)
 
   return Agent(
     init=init,
@@ -567,19 +524,36 @@ def _assemble(
     targets=targets,
     values=values,
     taken=taken,
-    acting=Acting(
-      noise=lambda key, batch_size: action_noise(
-        key, batch_size, actor.action_dim
-      ),
-      act=act,
-      greedy=greedy,
-      play=play,
-      process=process,
-    ),
+    acting=acting,
     twinned=('actor', 'critic'),
     delayed=delayed if policy_delay > 1 else (),
     delay=policy_delay,
   )
+
+
+def _every(
+  delay: int,
+  step: chex.Numeric | None,
+  due: Callable[[], tuple[chex.Array, Metrics]],
+) -> tuple[chex.Array, Metrics]:
+  """A loss at every `delay`-th gradient step, and 0 elsewhere.
+
+  Args:
+    delay: in gradient steps; the metrics count so many times.
+    step: number of the gradient step; None if the loss is due anyway.
+    due: returns the loss and its metrics.
+  """
+  if step is None or delay == 1:
+    return due()
+
+  def often() -> tuple[chex.Array, Metrics]:
+    value, metrics = due()
+    return value, jax.tree.map(lambda x: delay * x, metrics)
+
+  nothing = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(often)
+  )
+  return jax.lax.cond((step + 1) % delay == 0, often, lambda: nothing)
 
 
 def _values_of(

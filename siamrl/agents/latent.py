@@ -19,6 +19,7 @@ rules: `q:hard+latent:soft` for `by_path` copies the one every period, and
 averages the other. The transition model and the predictor have none.
 """
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -48,6 +49,81 @@ TARGETS = {
 
 # No split of the agent's own key is it.
 _STREAM = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Latents:
+  """The parameters of an agent that predicts its latents, and its answers.
+
+  Attributes:
+    base: the agent of values.
+    networks: around its network.
+    example_obs: [B, ...]; gives `init` its shapes.
+    steps: K.
+    has_twin: whether targets are a twin's, or the online network's own.
+  """
+
+  base: Agent
+  networks: LatentNetworks
+  example_obs: chex.Array
+  steps: int
+  has_twin: bool
+
+  def init(self, key: chex.PRNGKey) -> Params:
+    """Parameters of the values, which begin as they would without, and more."""
+    q = self.base.init(key)
+    dtype = jax.tree.leaves(q)[0].dtype
+    # All are born in float32, as the base's are.
+    stream = jax.random.fold_in(key, _STREAM)
+    more = self.networks.init(stream, twins.born(q), self.example_obs)
+    return {'q': q} | jax.tree.map(lambda leaf: leaf.astype(dtype), more)
+
+  def twinned(self, params: Params) -> Params:
+    """The part of the parameters that has a twin."""
+    part = {'q': twins.part(self.base, params['q'])}
+    if not self.has_twin:
+      return part
+    return part | {'latent': self._answering(params)}
+
+  def bootstrap(
+    self,
+    online_params: Params,
+    target_params: Params,
+    obs: chex.Array | Future,
+    key: chex.PRNGKey,
+  ) -> chex.Array:
+    """Targets [B, K, D] of what lies ahead, or values of observations."""
+    if not isinstance(obs, Future):
+      return self.base.bootstrap(
+        online_params['q'], target_params['q'], obs, key
+      )
+    if self.has_twin:
+      params = target_params['latent']
+    else:
+      params = self._answering(online_params)
+    flat = obs.obs.reshape(-1, *obs.obs.shape[2:])  # [B * K, ...]
+    z = self.networks.project(params, self.networks.encode(params, flat))
+    return z.reshape(*obs.obs.shape[:2], -1)
+
+  def predictions(
+    self, params: Params, obs: chex.Array, a: chex.Array
+  ) -> chex.Array:
+    """[B, K, D] of the steps that actions [B, K] lead to."""
+    every = params | self._answering(params)
+    latents, ahead = self.networks.encode(every, obs), []
+    for k in range(self.steps):  # unrolled: convolutions in a loop are slow
+      latents = self.networks.step(every, latents, a[:, k])
+      ahead.append(latents)
+    z = self.networks.project(every, jnp.concatenate(ahead))
+    p = self.networks.predict(every, z)
+    return jnp.swapaxes(p.reshape(self.steps, len(obs), -1), 0, 1)
+
+  def _answering(self, params: Params) -> Params:
+    """Encoder and projector."""
+    shared = self.networks.shared(params['q'])
+    return {'encoder': shared['encoder']} | {
+      'projector': (shared | params)['projector']
+    }
 
 
 def with_latent_prediction(
@@ -106,62 +182,7 @@ def with_latent_prediction(
       f'latents are those of one network, and the agent has {", ".join(shapes)}'
     )
   reduce = REDUCTIONS[batch_reduction]
-
-  def init(key: chex.PRNGKey) -> Params:
-    # The values begin as they would without.
-    q = base.init(key)
-    dtype = jax.tree.leaves(q)[0].dtype
-    # All are born in float32, as the base's are.
-    stream = jax.random.fold_in(key, _STREAM)
-    more = networks.init(stream, twins.born(q), example_obs)
-    return {'q': q} | jax.tree.map(lambda leaf: leaf.astype(dtype), more)
-
-  def twinned(params: Params) -> Params:
-    part = {'q': twins.part(base, params['q'])}
-    if target != 'twin':
-      return part
-    return part | {'latent': answering(params)}
-
-  def answering(params: Params) -> Params:
-    """Encoder and projector."""
-    shared = networks.shared(params['q'])
-    return {'encoder': shared['encoder']} | {
-      'projector': (shared | params)['projector']
-    }
-
-  def bootstrap(
-    online_params: Params,
-    target_params: Params,
-    obs: chex.Array | Future,
-    key: chex.PRNGKey,
-  ) -> chex.Array:
-    if not isinstance(obs, Future):
-      return base.bootstrap(online_params['q'], target_params['q'], obs, key)
-    params = (
-      target_params['latent'] if target == 'twin' else answering(online_params)
-    )
-    flat = obs.obs.reshape(-1, *obs.obs.shape[2:])  # [B * K, ...]
-    z = networks.project(params, networks.encode(params, flat))
-    return z.reshape(*obs.obs.shape[:2], -1)
-
-  def predictions(params: Params, obs: chex.Array, a: chex.Array) -> chex.Array:
-    """[B, K, D] of the steps that actions [B, K] lead to."""
-    every = params | answering(params)
-    latents, ahead = networks.encode(every, obs), []
-    for k in range(steps):  # unrolled: convolutions in a loop are slow
-      latents = networks.step(every, latents, a[:, k])
-      ahead.append(latents)
-    z = networks.project(every, jnp.concatenate(ahead))
-    p = networks.predict(every, z)
-    return jnp.swapaxes(p.reshape(steps, len(obs), -1), 0, 1)
-
-  def of_values(
-    online_params: Params, target_params: Params, bootstrap: Bootstrap
-  ) -> Bootstrap:
-    """A way to bootstrap, for the base agent."""
-    return lambda online, target, obs, key: bootstrap(
-      online_params, target_params, obs, key
-    )
+  latents = _Latents(base, networks, example_obs, steps, target == 'twin')
 
   def targets(
     online_params: Params,
@@ -169,14 +190,14 @@ def with_latent_prediction(
     batch: Transition,
     key: chex.PRNGKey,
     *,
-    bootstrap: Bootstrap = bootstrap,
+    bootstrap: Bootstrap = latents.bootstrap,
   ) -> chex.Array:
     return base.targets(
       online_params['q'],
       target_params['q'],
       batch,
       key,
-      bootstrap=of_values(online_params, target_params, bootstrap),
+      bootstrap=_of_values(online_params, target_params, bootstrap),
     )
 
   def loss(
@@ -185,27 +206,22 @@ def with_latent_prediction(
     batch: Transition,
     key: chex.PRNGKey,
     *,
-    bootstrap: Bootstrap | None = bootstrap,
+    bootstrap: Bootstrap | None = latents.bootstrap,
     step: chex.Numeric | None = None,
   ) -> tuple[chex.Array, Metrics]:
     del step  # nothing is delayed
     q, q_twin = online_params['q'], target_params['q']
     if bootstrap is None:  # nothing but values
       return base.loss(q, q_twin, batch, key, bootstrap=None)
-    future = batch.future
-    if future is None or future.mask.shape[1] != steps:
-      raise ValueError(
-        f'batches must have a future of {steps} steps: the sequence_steps of '
-        'the replay'
-      )
+    future = _future_of(batch, steps)
     value, metrics = base.loss(
       q,
       q_twin,
       batch,
       key,
-      bootstrap=of_values(online_params, target_params, bootstrap),
+      bootstrap=_of_values(online_params, target_params, bootstrap),
     )
-    p = predictions(online_params, batch.obs_tm1, future.a)
+    p = latents.predictions(online_params, batch.obs_tm1, future.a)
     z = bootstrap(online_params, target_params, future, key)
     errors = jax.vmap(jax.vmap(losses.normalised_error))(p, z)  # [B, K]
     errors = jnp.where(future.mask, errors, 0.0)
@@ -220,8 +236,19 @@ def with_latent_prediction(
       'spr_std': losses.normalised_std(z[:, 0]),
     }
 
+  return _looking_at_q(base)._replace(
+    init=latents.init,
+    loss=loss,
+    bootstrap=latents.bootstrap,
+    targets=targets,
+    twinned=latents.twinned,
+  )
+
+
+def _looking_at_q(base: Agent) -> Agent:
+  """The agent, whose values and actions are those of the entry `q`."""
+
   def of_q(function: Any) -> Any:
-    """The same of the base's parameters."""
     return lambda params, *args: function(params['q'], *args)
 
   acting = base.acting
@@ -232,14 +259,27 @@ def with_latent_prediction(
       play=of_q(acting.play),
     )
   return base._replace(
-    init=init,
-    loss=loss,
-    bootstrap=bootstrap,
-    targets=targets,
     values=of_q(base.values),
     taken=None if base.taken is None else of_q(base.taken),
     acting=acting,
-    twinned=twinned,
+  )
+
+
+def _future_of(batch: Transition, steps: int) -> Future:
+  if batch.future is None or batch.future.mask.shape[1] != steps:
+    raise ValueError(
+      f'batches must have a future of {steps} steps: the sequence_steps of '
+      'the replay'
+    )
+  return batch.future
+
+
+def _of_values(
+  online_params: Params, target_params: Params, bootstrap: Bootstrap
+) -> Bootstrap:
+  """A way to bootstrap, for the base agent."""
+  return lambda online, target, obs, key: bootstrap(
+    online_params, target_params, obs, key
   )
 
 

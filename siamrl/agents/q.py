@@ -1,6 +1,7 @@
 """Q-learning agents: DQN, Double DQN and their kin as pure functions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -34,7 +35,7 @@ AGENTS = {'dqn': 'max', 'double_dqn': 'double'}
 def exploration_noise(
   key: chex.PRNGKey, batch_size: int
 ) -> tuple[chex.Array, chex.Array]:
-  """What `epsilon_greedy` needs of chance.
+  """The random numbers that `epsilon_greedy` takes.
 
   Returns:
     float32 [B] in [0, 1), whether to explore, and uint32 [B] whereto.
@@ -123,6 +124,99 @@ def make_returns(
   return make
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Networks:
+  """The values of a network, or of several of its kind.
+
+  Attributes:
+    network: maps [B, S, ...] observations to [B, A] values.
+    example_obs: [B, S, ...]; gives `init` its shapes.
+    dtype: of the parameters.
+    names: of the networks in one tree of parameters; a single network is the
+      whole tree.
+  """
+
+  network: nn.Module
+  example_obs: chex.Array
+  dtype: str
+  names: Sequence[str]
+
+  def init(self, key: chex.PRNGKey) -> Params:
+    """Parameters of all networks, born different."""
+    if len(self.names) == 1:
+      params = self.network.init(key, self.example_obs)
+    else:
+      keys = jax.random.split(key, len(self.names))
+      params = {
+        name: self.network.init(key, self.example_obs)
+        for name, key in zip(self.names, keys, strict=True)
+      }
+    return jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
+
+  def estimates(self, params: Params, obs: chex.Array) -> list[chex.Array]:
+    """[B, A] values of each network."""
+    if len(self.names) == 1:
+      return [self.network.apply(params, obs)]
+    # One after the other: on a CPU convolutions are slow under a vmap.
+    return [self.network.apply(params[name], obs) for name in self.names]
+
+  def of_actions(self, params: Params, batch: Transition) -> chex.Array:
+    """[networks, B] values of the actions taken."""
+    return jnp.stack(
+      [
+        jax.vmap(td.value_of)(q_tm1, batch.a_tm1)
+        for q_tm1 in self.estimates(params, batch.obs_tm1)
+      ]
+    )
+
+  def taken(self, params: Params, batch: Transition) -> chex.Array:
+    """[B] values of the actions taken, or [B, networks] of several."""
+    each = self.of_actions(params, batch)
+    return each[0] if len(self.names) == 1 else each.T
+
+  def values(self, params: Params, obs: chex.Array) -> chex.Array:
+    """[B, A] values: of several networks the smallest."""
+    return functools.reduce(jnp.minimum, self.estimates(params, obs))
+
+  def bootstrap(
+    self,
+    online_params: Params,
+    target_params: Params,
+    obs: chex.Array,
+    key: chex.PRNGKey,
+  ) -> chex.Array:
+    """[B, A] values of the twin."""
+    return self.values(target_params, obs)
+
+  def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
+    """int32 [B] actions of the largest value."""
+    return jnp.argmax(self.values(params, obs), axis=-1).astype(jnp.int32)
+
+  def act(
+    self, params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
+  ) -> chex.Array:
+    """int32 [B] actions, by the first network."""
+    return epsilon_greedy(self.estimates(params, obs)[0], noise, epsilon)
+
+
+def _form_of(name: str, target_form: str | None) -> str:
+  """The form of an agent's targets, a key of `td.TARGETS`; checks both."""
+  check_name('agent', name, AGENTS)
+  chosen = AGENTS[name] if target_form is None else target_form
+  check_name('target_form', chosen, td.TARGETS)
+  if name != 'dqn' and chosen != AGENTS[name]:
+    raise FieldError(
+      'target_form',
+      chosen,
+      'is not the form of',
+      ('agent', name),
+      f', which is {AGENTS[name]!r};',
+      ('agent', 'dqn'),
+      'takes any',
+    )
+  return chosen
+
+
 def make_q_agent(
   network: nn.Module,
   example_obs: chex.Array,
@@ -168,80 +262,20 @@ def make_q_agent(
     ValueError: a name is unknown, the form does not go with the agent or its
       parameters not with the form, or the bound is not positive.
   """
-  chosen = AGENTS.get(name, 'max') if target_form is None else target_form
-  for field, value, allowed in (
-    ('agent', name, AGENTS),
-    ('target_form', chosen, td.TARGETS),
-    ('td_loss', td_loss, td.FORMS),
-    ('batch_reduction', batch_reduction, REDUCTIONS),
-    ('param_dtype', param_dtype, DTYPES),
-  ):
-    check_name(field, value, allowed)
+  chosen = _form_of(name, target_form)
+  check_name('td_loss', td_loss, td.FORMS)
+  check_name('batch_reduction', batch_reduction, REDUCTIONS)
+  check_name('param_dtype', param_dtype, DTYPES)
   if not error_bound > 0:
     raise FieldError('error_bound', error_bound, 'must be positive')
-  if name != 'dqn' and chosen != AGENTS[name]:
-    raise FieldError(
-      'target_form',
-      chosen,
-      'is not the form of',
-      ('agent', name),
-      f', which is {AGENTS[name]!r};',
-      ('agent', 'dqn'),
-      'takes any',
-    )
   target = td.make_target(chosen, **(target_parameters or {}))
   form, reduce = td.FORMS[td_loss], REDUCTIONS[batch_reduction]
-  critics = [f'critic_{i}' for i in range(td.TARGETS[chosen].networks)]
-
-  def init(key: chex.PRNGKey) -> Params:
-    if len(critics) == 1:
-      params = network.init(key, example_obs)
-    else:
-      keys = jax.random.split(key, len(critics))
-      params = {
-        critic: network.init(key, example_obs)
-        for critic, key in zip(critics, keys, strict=True)
-      }
-    return jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
-
-  def estimates(params: Params, obs: chex.Array) -> list[chex.Array]:
-    """[B, A] values of each network."""
-    if len(critics) == 1:
-      return [network.apply(params, obs)]
-    # One after the other: on a CPU convolutions are slow under a vmap.
-    return [network.apply(params[critic], obs) for critic in critics]
-
-  def of_actions(params: Params, batch: Transition) -> chex.Array:
-    """[networks, B] values of the actions taken."""
-    return jnp.stack(
-      [
-        jax.vmap(td.value_of)(q_tm1, batch.a_tm1)
-        for q_tm1 in estimates(params, batch.obs_tm1)
-      ]
-    )
-
-  def values(params: Params, obs: chex.Array) -> chex.Array:
-    return functools.reduce(jnp.minimum, estimates(params, obs))
-
-  def bootstrap(
-    online_params: Params,
-    target_params: Params,
-    obs: chex.Array,
-    key: chex.PRNGKey,
-  ) -> chex.Array:
-    return values(target_params, obs)
-
-  def taken(params: Params, batch: Transition) -> chex.Array:
-    each = of_actions(params, batch)
-    return each[0] if len(critics) == 1 else each.T
-
-  def greedy(params: Params, obs: chex.Array) -> chex.Array:
-    return jnp.argmax(values(params, obs), axis=-1).astype(jnp.int32)
-
-  def act(
-    params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
-  ) -> chex.Array:
-    return epsilon_greedy(estimates(params, obs)[0], noise, epsilon)
+  networks = _Networks(
+    network,
+    example_obs,
+    param_dtype,
+    [f'critic_{i}' for i in range(td.TARGETS[chosen].networks)],
+  )
 
   def targets(
     online_params: Params,
@@ -249,7 +283,7 @@ def make_q_agent(
     batch: Transition,
     key: chex.PRNGKey,
     *,
-    bootstrap: Bootstrap = bootstrap,
+    bootstrap: Bootstrap = networks.bootstrap,
   ) -> chex.Array:
     return jax.vmap(target)(
       td.TargetInputs(
@@ -259,7 +293,7 @@ def make_q_agent(
         q_t=bootstrap(online_params, target_params, batch.obs_t, key),
         # XLA computes only those of them that the form reads.
         q_t_online=jax.lax.stop_gradient(
-          estimates(online_params, batch.obs_t)[0]
+          networks.estimates(online_params, batch.obs_t)[0]
         ),
         q_tm1=bootstrap(online_params, target_params, batch.obs_tm1, key),
       )
@@ -271,7 +305,7 @@ def make_q_agent(
     batch: Transition,
     key: chex.PRNGKey,
     *,
-    bootstrap: Bootstrap | None = bootstrap,
+    bootstrap: Bootstrap | None = networks.bootstrap,
     step: chex.Numeric | None = None,
   ) -> tuple[chex.Array, Metrics]:
     del step  # nothing is delayed
@@ -279,7 +313,7 @@ def make_q_agent(
       y = batch.r_t
     else:
       y = targets(online_params, target_params, batch, key, bootstrap=bootstrap)
-    q_a = of_actions(online_params, batch)
+    q_a = networks.of_actions(online_params, batch)
     errors = y.T - q_a  # [networks, B]
     losses = jax.vmap(jax.vmap(lambda error: form(error, error_bound)))(errors)
     losses = jnp.sum(losses, axis=0)
@@ -293,11 +327,13 @@ def make_q_agent(
     }
 
   return Agent(
-    init=init,
+    init=networks.init,
     loss=loss,
-    bootstrap=bootstrap,
+    bootstrap=networks.bootstrap,
     targets=targets,
-    values=values,
-    taken=taken,
-    acting=Acting(exploration_noise, act, greedy, play=act),
+    values=networks.values,
+    taken=networks.taken,
+    acting=Acting(
+      exploration_noise, networks.act, networks.greedy, play=networks.act
+    ),
   )

@@ -22,9 +22,11 @@ no averages: nobody asks for predictions outside of a batch.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any, NamedTuple
 
 import chex
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -79,6 +81,124 @@ class SiameseAgent(NamedTuple):
   predict: Callable[[Params, chex.Array, chex.Array], chex.Array]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Passes:
+  """Passes through the networks, and their normalisation.
+
+  Attributes:
+    networks: encoder and projector are used.
+    module: the predictor; None for the projections themselves.
+    twin_statistics: a key of `TWIN_STATISTICS`.
+    example: images [B, H, W, C]; they give `init` its shapes.
+  """
+
+  networks: SiameseNetworks
+  module: nn.Module | None
+  twin_statistics: str
+  example: chex.Array
+
+  def check(self) -> None:
+    """Raises ValueError for images or statistics that do not fit."""
+    if jnp.ndim(self.example) != 4:
+      raise ValueError(
+        f'images must be [B, H, W, C], not {jnp.shape(self.example)}'
+      )
+    if self.twin_statistics == 'own':
+      return
+    shapes = jax.eval_shape(lambda seed: self.init(jax.random.key(seed)), 0)
+    if not jax.tree.leaves(shapes['statistics']):
+      raise FieldError(
+        'twin_statistics',
+        self.twin_statistics,
+        'has no meaning for networks without batch normalisation',
+      )
+
+  def init(self, key: chex.PRNGKey) -> Params:
+    """Parameters of all networks, and the running statistics."""
+    encoder_key, projector_key, predictor_key = jax.random.split(key, 3)
+    params, statistics = {}, {}
+    x = self.example
+    for name, network, part_key in (
+      ('encoder', self.networks.encoder, encoder_key),
+      ('projector', self.networks.projector, projector_key),
+    ):
+      params[name], statistics[name] = init_network(network, part_key, x)
+      x, _ = forward(network, params[name], x, statistics[name])
+    if self.module is not None:
+      params['predictor'], _ = init_network(self.module, predictor_key, x)
+    return {**params, 'statistics': statistics}
+
+  def answer(
+    self, params: Params, x: chex.Array, statistics: Any = None
+  ) -> tuple[Features, Any]:
+    """Features and projections, and the statistics that normalised them."""
+    given = statistics or {'encoder': None, 'projector': None}
+    h, of_encoder = forward(
+      self.networks.encoder, params['encoder'], x, given['encoder']
+    )
+    z, of_projector = forward(
+      self.networks.projector, params['projector'], h, given['projector']
+    )
+    return Features(h, z), {'encoder': of_encoder, 'projector': of_projector}
+
+  def features(self, params: Params, images: chex.Array) -> Features:
+    """Features and projections, normalised with the running statistics."""
+    return self.answer(params, as_float(images), params['statistics'])[0]
+
+  def values(self, params: Params, images: chex.Array) -> chex.Array:
+    """Projections, normalised as those of the twin are."""
+    own = self.twin_statistics == 'own'
+    statistics = None if own else params['statistics']
+    return self.answer(params, as_float(images), statistics)[0].projections
+
+  def bootstrap(
+    self,
+    online_params: Params,
+    target_params: Params,
+    images: chex.Array,
+    key: chex.PRNGKey,
+  ) -> chex.Array:
+    """The twin's projections."""
+    del key
+    statistics = {
+      'own': lambda: None,
+      'shared': lambda: online_params['statistics'],
+      'moved': lambda: target_params['statistics'],
+    }[self.twin_statistics]()
+    # Learnt by their own term alone, also where the twin is the online network
+    # with its gradient.
+    statistics = jax.lax.stop_gradient(statistics)
+    answer, _ = self.answer(target_params, as_float(images), statistics)
+    return answer.projections
+
+  def targets(
+    self,
+    online_params: Params,
+    target_params: Params,
+    images: chex.Array,
+    key: chex.PRNGKey,
+    *,
+    bootstrap: Bootstrap | None = None,
+  ) -> chex.Array:
+    """The twin's projections of a batch's images as they are."""
+    answer = bootstrap or self.bootstrap
+    return answer(online_params, target_params, as_float(images), key)
+
+  def predict(
+    self, params: Params, z: chex.Array, of: chex.Array | None = None
+  ) -> chex.Array:
+    """Predictions of projections; `of` gives the statistics of a batch."""
+    if self.module is None:
+      return z
+    weights = params['predictor']
+    if of is None:
+      return forward(self.module, weights, z)[0]
+    _, statistics = forward(self.module, weights, of)
+    return forward(self.module, weights, z, jax.lax.stop_gradient(statistics))[
+      0
+    ]
+
+
 def make_siamese_agent(
   networks: SiameseNetworks,
   example_images: chex.Array,
@@ -124,34 +244,9 @@ def make_siamese_agent(
     ValueError: a name is unknown, options do not go together, the temperature
       is not positive, or the images are not [B, H, W, C].
   """
-  for field, value, allowed in (
-    ('loss', loss, losses.LOSSES),
-    ('predictor', predictor, PREDICTORS),
-    ('twin_statistics', twin_statistics, TWIN_STATISTICS),
-  ):
-    check_name(field, value, allowed)
-  if jnp.ndim(example_images) != 4:
-    raise ValueError(
-      f'images must be [B, H, W, C], not {jnp.shape(example_images)}'
-    )
-  contrasts = loss == 'contrastive'
-  if contrasts and predictor != 'none':
-    raise FieldError(
-      'loss',
-      'contrastive',
-      'predicts nothing:',
-      ('predictor', predictor),
-      "must be 'none'",
-    )
-  if contrasts and not symmetric:
-    raise FieldError('loss', 'contrastive', 'is symmetric')
-  if not contrasts and temperature is not None:
-    raise FieldError(
-      'temperature', temperature, 'has no meaning for', ('loss', loss)
-    )
-  heat = losses.TEMPERATURE if temperature is None else temperature
-  if not heat > 0:
-    raise FieldError('temperature', temperature, 'must be positive')
+  check_name('predictor', predictor, PREDICTORS)
+  check_name('twin_statistics', twin_statistics, TWIN_STATISTICS)
+  heat = _check_loss(loss, predictor, symmetric, temperature)
   if fixed_predictor and predictor == 'none':
     raise ValueError("fixed_predictor has no meaning for predictor='none'")
   module = {
@@ -159,90 +254,8 @@ def make_siamese_agent(
     'linear': LinearPredictor(),
     'none': None,
   }[predictor]
-  example = as_float(example_images)
-
-  def init(key: chex.PRNGKey) -> Params:
-    encoder_key, projector_key, predictor_key = jax.random.split(key, 3)
-    params, statistics = {}, {}
-    x = example
-    for name, network, part_key in (
-      ('encoder', networks.encoder, encoder_key),
-      ('projector', networks.projector, projector_key),
-    ):
-      params[name], statistics[name] = init_network(network, part_key, x)
-      x, _ = forward(network, params[name], x, statistics[name])
-    if module is not None:
-      params['predictor'], _ = init_network(module, predictor_key, x)
-    return {**params, 'statistics': statistics}
-
-  if twin_statistics != 'own':
-    shapes = jax.eval_shape(lambda seed: init(jax.random.key(seed)), 0)
-    if not jax.tree.leaves(shapes['statistics']):
-      raise FieldError(
-        'twin_statistics',
-        twin_statistics,
-        'has no meaning for networks without batch normalisation',
-      )
-
-  def answer(
-    params: Params, x: chex.Array, statistics: Any = None
-  ) -> tuple[Features, Any]:
-    """Features and projections, and the statistics that normalised them."""
-    given = statistics or {'encoder': None, 'projector': None}
-    h, of_encoder = forward(
-      networks.encoder, params['encoder'], x, given['encoder']
-    )
-    z, of_projector = forward(
-      networks.projector, params['projector'], h, given['projector']
-    )
-    return Features(h, z), {'encoder': of_encoder, 'projector': of_projector}
-
-  def features(params: Params, images: chex.Array) -> Features:
-    return answer(params, as_float(images), params['statistics'])[0]
-
-  own = twin_statistics == 'own'
-
-  def values(params: Params, images: chex.Array) -> chex.Array:
-    statistics = None if own else params['statistics']
-    return answer(params, as_float(images), statistics)[0].projections
-
-  def bootstrap(
-    online_params: Params,
-    target_params: Params,
-    images: chex.Array,
-    key: chex.PRNGKey,
-  ) -> chex.Array:
-    del key
-    statistics = {
-      'own': lambda: None,
-      'shared': lambda: online_params['statistics'],
-      'moved': lambda: target_params['statistics'],
-    }[twin_statistics]()
-    # Learnt by their own term alone, also where the twin is the online network
-    # with its gradient.
-    statistics = jax.lax.stop_gradient(statistics)
-    return answer(target_params, as_float(images), statistics)[0].projections
-
-  def targets(
-    online_params: Params,
-    target_params: Params,
-    images: chex.Array,
-    key: chex.PRNGKey,
-    *,
-    bootstrap: Bootstrap = bootstrap,
-  ) -> chex.Array:
-    return bootstrap(online_params, target_params, as_float(images), key)
-
-  def predict(
-    params: Params, z: chex.Array, of: chex.Array | None = None
-  ) -> chex.Array:
-    if module is None:
-      return z
-    weights = params['predictor']
-    if of is None:
-      return forward(module, weights, z)[0]
-    _, statistics = forward(module, weights, of)
-    return forward(module, weights, z, jax.lax.stop_gradient(statistics))[0]
+  passes = _Passes(networks, module, twin_statistics, as_float(example_images))
+  passes.check()
 
   def loss_of(
     online_params: Params,
@@ -250,7 +263,7 @@ def make_siamese_agent(
     images: chex.Array,
     key: chex.PRNGKey,
     *,
-    bootstrap: Bootstrap | None = bootstrap,
+    bootstrap: Bootstrap | None = passes.bootstrap,
     step: chex.Numeric | None = None,
   ) -> tuple[chex.Array, Metrics]:
     del step  # nothing is delayed
@@ -261,10 +274,10 @@ def make_siamese_agent(
     keys = jax.random.split(views_key, (2, len(images)))
     views = jax.vmap(jax.vmap(augment), (0, None))(keys, as_float(images))
     # One pass for each view: a batch is normalised by its own statistics.
-    (_, z), measured = jax.vmap(answer, (None, 0))(
+    (_, z), measured = jax.vmap(passes.answer, (None, 0))(
       online_params, views[:directions]
     )
-    if contrasts:
+    if loss == 'contrastive':
       if len(images) < 2:
         raise FieldError('loss', 'contrastive', 'needs a batch of 2 or more')
       value = losses.contrastive(z[0], z[1], heat)
@@ -273,7 +286,7 @@ def make_siamese_agent(
       predicting = dict(online_params)
       if fixed_predictor:
         predicting['predictor'] = jax.lax.stop_gradient(predicting['predictor'])
-      p = jax.vmap(predict, (None, 0))(predicting, z)
+      p = jax.vmap(passes.predict, (None, 0))(predicting, z)
       y = jax.vmap(bootstrap, (None, None, 0, 0))(
         online_params,
         target_params,
@@ -282,30 +295,66 @@ def make_siamese_agent(
       )
       errors = jax.vmap(jax.vmap(form.error))(p, y)  # [directions, B]
       value = form.together(jnp.mean(errors, axis=1))
-    # Of both views' statistics the mean, to which a step is the mean of steps.
-    measured = jax.lax.stop_gradient(
-      jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), measured)
-    )
-    missed = optax.tree.sub(online_params['statistics'], measured)
     metrics = {
       'loss': value,
       'loss_gap': losses.loss_gap(
         value, loss, batch_size=len(images), temperature=heat
       ),
     }
-    return value + optax.tree.norm(missed, squared=True) / 2, metrics
+    return value + _missed(online_params['statistics'], measured), metrics
 
   return SiameseAgent(
     Agent(
-      init,
+      passes.init,
       loss_of,
-      bootstrap=bootstrap,
-      targets=targets,
-      values=values,
+      bootstrap=passes.bootstrap,
+      targets=passes.targets,
+      values=passes.values,
       # Statistics that the twin does not use are no part of it.
       twinned=('encoder', 'projector')
       + (('statistics',) if twin_statistics == 'moved' else ()),
     ),
-    features,
-    predict,
+    passes.features,
+    passes.predict,
   )
+
+
+def _missed(statistics: Any, measured: Any) -> chex.Array:
+  """Half the squared distance of the running statistics from those measured.
+
+  Args:
+    statistics: the running ones; only they get a gradient.
+    measured: of each view; their mean counts, to which a step is the mean of
+      steps.
+  """
+  measured = jax.lax.stop_gradient(
+    jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), measured)
+  )
+  missed = optax.tree.sub(statistics, measured)
+  return optax.tree.norm(missed, squared=True) / 2
+
+
+def _check_loss(
+  loss: str, predictor: str, symmetric: bool, temperature: float | None
+) -> float:
+  """The temperature of a loss, or an error about what does not go with it."""
+  check_name('loss', loss, losses.LOSSES)
+  if loss == 'contrastive':
+    if predictor != 'none':
+      raise FieldError(
+        'loss',
+        loss,
+        'predicts nothing:',
+        ('predictor', predictor),
+        "must be 'none'",
+      )
+    if not symmetric:
+      raise FieldError('loss', loss, 'is symmetric')
+  elif temperature is not None:
+    raise FieldError(
+      'temperature', temperature, 'has no meaning for', ('loss', loss)
+    )
+  heat = losses.TEMPERATURE if temperature is None else temperature
+  if not heat > 0:
+    raise FieldError('temperature', temperature, 'must be positive')
+  return heat
