@@ -74,7 +74,7 @@ from experiments.config.declaring import (
   usage_errors,
 )
 from experiments.config.meaning import check_lists, check_meant, say_idle
-from experiments.config.reading import Sweep, as_flags, as_json
+from experiments.config.reading import Sweep
 from experiments.config.twin import TwinOptions
 from experiments.engines import devices, folders, running
 from siamrl import self_prediction, stability, twins
@@ -588,8 +588,7 @@ def _open(sweep: Sweep) -> RunFolder:
   recorded = sweep._replace(values=sweep.values | {'overwrite': (False,)})
   return folders.open_folder(
     first.run_dir,
-    as_flags(recorded),
-    as_json(recorded),
+    recorded,
     overwrite=first.overwrite,
     ignore=WHERE_FLAGS,
   )

@@ -200,6 +200,8 @@ def option(
   never: str = '',
   taken: Any = None,
   common: bool = False,
+  alias: Collection[str] = (),
+  value_alias: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Any:
   """A dataclass field that becomes a flag.
 
@@ -228,6 +230,8 @@ def option(
     taken: the value that counts where it means something and is not given.
     common: whether it is among the few that most runs change, and stands in
       the short help text.
+    alias: names that the flag had before, which are understood still.
+    value_alias: old spellings of its values, and the new ones.
   """
   metadata = {
     'help': help,
@@ -240,6 +244,8 @@ def option(
     'never': never,
     'taken': taken,
     'common': common,
+    'alias': alias,
+    'value_alias': value_alias,
   }
   return dataclasses.field(default=default, metadata=metadata)
 

@@ -6,7 +6,6 @@ many runs at once: every option that is not `single` takes a list there,
 """
 
 from collections.abc import (
-  Callable,
   Mapping,
   Sequence,
 )
@@ -17,6 +16,7 @@ import math
 import os
 import re
 import shlex
+import sys
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -57,37 +57,9 @@ class Sweep(NamedTuple):
   axes: dict[str, tuple[Any, ...]]
 
 
-def define(cls: type, flag_values: flags.FlagValues) -> None:
-  """Defines an absl flag for every option of a dataclass."""
-  makers: dict[type, Callable[..., Any]] = {
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-    bool: flags.DEFINE_bool,
-  }
-  for field, kind in options_of(cls):
-    makers[kind](
-      field.name, field.default, field.metadata['help'], flag_values=flag_values
-    )
-
-
 def _floats(cls: type) -> np.finfo:
   """The limits of the type that a launcher computes in."""
   return np.finfo(getattr(cls, 'FLOATS', np.float32))
-
-
-def read(cls: type, flag_values: flags.FlagValues) -> Any:
-  """The record that the parsed flags make, every value checked.
-
-  Raises:
-    UsageError: a value is not allowed; names the flag, the value and what is.
-  """
-  values = {}
-  for field, _ in options_of(cls):
-    value = _at_home(field, flag_values[field.name].value)
-    _check(field, value, _floats(cls))
-    values[field.name] = value
-  return cls(**values)
 
 
 def _at_home(field: dataclasses.Field, value: Any) -> Any:
@@ -205,46 +177,9 @@ def from_arguments(
   Raises:
     UsageError: an argument is no flag, or a value is not allowed.
   """
-  cls, flag_values = complete(cls), flags.FlagValues()
-  define(cls, flag_values)
-  rest = _parse(cls, flag_values, arguments, lone=listed is not None)
-  if listed is not None and rest:
-    if flag_values[listed].present:
-      raise UsageError(f'{rest[0]!r} must not be given beside --{listed}')
-    flag_values[listed].value = ','.join(rest)
-  return read(cls, flag_values)
-
-
-def _parse(
-  cls: type,
-  flag_values: flags.FlagValues,
-  arguments: Sequence[str],
-  *,
-  lone: bool = False,
-) -> list[str]:
-  """Has absl read a command line; raises UsageError where it cannot.
-
-  Args:
-    cls: the options.
-    flag_values: with a flag for each.
-    arguments: the command line.
-    lone: whether there may be arguments that are no flags, anywhere.
-
-  Returns:
-    These arguments.
-  """
-  if lone:
-    flag_values.set_gnu_getopt()  # flags after them are flags still
-  for argument in arguments:
-    _check_utf8(argument)
-  try:
-    _, *rest = flag_values(['', *flag_files.expand(arguments)])
-  except (flags.Error, ValueError) as error:
-    # The latter of a flag file, or of a value that is given to --noname.
-    raise UsageError(_explain(cls, error)) from error
-  if rest and not lone:
-    raise UsageError(f'{rest[0]!r} is no flag; flags are written --name=value')
-  return rest
+  cls = complete(cls)
+  values = _read(cls, arguments, set(), lists=False, listed=listed)
+  return cls(**{name: value for name, (value,) in values.items()})
 
 
 def sweep_from_arguments(cls: type, *arguments: str) -> Sweep:
@@ -262,8 +197,9 @@ def sweep_from_arguments(cls: type, *arguments: str) -> Sweep:
     UsageError: an argument is no flag, or a value or a list is not allowed.
   """
   cls = complete(cls)
-  values = _read_lists(cls, arguments)
-  parts = [values, *_further_parts(cls, arguments, values)]
+  said: set[str] = set()
+  values = _read(cls, arguments, said)
+  parts = [values, *_further_parts(cls, arguments, values, said)]
   _check_combinations(parts)
   configs = [
     cls(**dict(zip(part, product, strict=True)))
@@ -301,7 +237,10 @@ def _check_combinations(
 
 
 def _further_parts(
-  cls: type, arguments: Sequence[str], values: Mapping[str, tuple[Any, ...]]
+  cls: type,
+  arguments: Sequence[str],
+  values: Mapping[str, tuple[Any, ...]],
+  said: set[str],
 ) -> list[dict[str, tuple[Any, ...]]]:
   """The options with their values in each part that --also adds."""
   parts = []
@@ -309,7 +248,7 @@ def _further_parts(
     if not text.strip():
       continue
     try:
-      part = _read_lists(cls, (*arguments, *shlex.split(text)))
+      part = _read(cls, (*arguments, *shlex.split(text)), said)
     except (ValueError, UsageError) as error:
       raise UsageError(f'--{_ALSO}={text.strip()}: {error}') from error
     for field, _ in options_of(cls):
@@ -336,34 +275,40 @@ def also() -> Any:
   )
 
 
-def _read_lists(
-  cls: type, arguments: Sequence[str]
+def _read(
+  cls: type,
+  arguments: Sequence[str],
+  said: set[str],
+  *,
+  lists: bool = True,
+  listed: str | None = None,
 ) -> dict[str, tuple[Any, ...]]:
-  """Every option with its values, which are checked one by one."""
-  flag_values, floats = flags.FlagValues(), _floats(cls)
-  for field, kind in options_of(cls):
-    # As text, which is taken apart here. absl still knows --name and --noname.
-    flag: flags.Flag[str] = flags.Flag(
-      flags.ArgumentParser(),
-      None,
-      field.name,
-      None,
-      field.metadata['help'],
-      boolean=kind is bool,
-    )
-    flags.DEFINE_flag(flag, flag_values)
-  _parse(cls, flag_values, arguments)
+  """Every option with its values, which are checked one by one.
+
+  Args:
+    cls: the options.
+    arguments: the command line.
+    said: old names that the user was told the new ones of.
+    lists: whether options that are not single take several values.
+    listed: as `from_arguments` has it.
+  """
+  options, floats = options_of(cls), _floats(cls)
+  flag_values = _parse(cls, arguments, listed)
+  for field, _ in options:
+    for old in field.metadata['alias']:
+      if flag_values[old].present:
+        _say_new(f'--{old}', f'--{field.name}', said)
   values = {}
-  for field, kind in options_of(cls):
+  for field, kind in options:
     text = flag_values[field.name].value
     if text is None:
-      values[field.name] = (_default(field, kind),)
+      found: tuple[Any, ...] = (_default(field, kind),)
     else:
-      values[field.name] = _values(field, kind, text)
-    for value in values[field.name]:
-      _check(field, value, floats)
+      found = _values(field, kind, text, said, lists=lists)
+    values[field.name] = found
     seen: dict[Any, Any] = {}
-    for value in values[field.name]:
+    for value in found:
+      _check(field, value, floats)
       # Runs whose numbers become one and the same are the same run.
       same = float(floats.dtype.type(value)) if kind is float else value
       if kind is float and same in seen:
@@ -373,6 +318,58 @@ def _read_lists(
         )
       seen[same] = value
   return values
+
+
+def _say_new(old: str, new: str, said: set[str]) -> None:
+  """Tells the user of a name that is another one now, once."""
+  if old not in said:
+    said.add(old)
+    print(f'note: {old} is {new} now', file=sys.stderr)
+
+
+def _parse(
+  cls: type, arguments: Sequence[str], listed: str | None
+) -> flags.FlagValues:
+  """Has absl read a command line, in which all values are texts.
+
+  Args:
+    cls: the options.
+    arguments: the command line.
+    listed: the option that arguments without a flag are values of, if any.
+
+  Raises:
+    UsageError: it cannot be read.
+  """
+  flag_values = flags.FlagValues()
+  for field, kind in options_of(cls):
+    # absl still knows --name and --noname.
+    flag: flags.Flag[str] = flags.Flag(
+      flags.ArgumentParser(),
+      None,
+      field.name,
+      None,
+      field.metadata['help'],
+      boolean=kind is bool,
+    )
+    flags.DEFINE_flag(flag, flag_values)
+    for old in field.metadata['alias']:
+      flags.DEFINE_alias(old, field.name, flag_values=flag_values)
+  if listed is not None:
+    flag_values.set_gnu_getopt()  # flags after them are flags still
+  for argument in arguments:
+    _check_utf8(argument)
+  try:
+    _, *rest = flag_values(['', *flag_files.expand(arguments)])
+  except (flags.Error, ValueError) as error:
+    # The latter of a flag file, or of a value that is given to --noname.
+    raise UsageError(_explain(cls, error)) from error
+  if rest and listed is None:
+    raise UsageError(f'{rest[0]!r} is no flag; flags are written --name=value')
+  if rest and listed is not None:
+    if flag_values[listed].present:
+      raise UsageError(f'{rest[0]!r} must not be given beside --{listed}')
+    flag_values[listed].value = ','.join(rest)
+  return flag_values
 
 
 def _default(field: dataclasses.Field, kind: type) -> Any:
@@ -388,11 +385,17 @@ _PARSERS: dict[type, flags.ArgumentParser] = {
 _KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false'}
 
 
-def _values(field: dataclasses.Field, kind: type, text: str) -> tuple[Any, ...]:
+def _values(
+  field: dataclasses.Field,
+  kind: type,
+  text: str,
+  said: set[str],
+  *,
+  lists: bool,
+) -> tuple[Any, ...]:
   """The values of an option as its text has them."""
   name, must = field.name, _KINDS.get(kind, 'text')
-  single = field.metadata['single']
-  if single:
+  if not lists or field.metadata['single']:
     parts = [text]
   else:
     parts = [part.strip() for part in text.split(',')]
@@ -407,11 +410,16 @@ def _values(field: dataclasses.Field, kind: type, text: str) -> tuple[Any, ...]:
       )
   values: dict[Any, None] = {}
   for part in parts:
+    new = field.metadata['value_alias'].get(part)
+    if new is not None:
+      _say_new(f'--{name}={part}', f'--{name}={new}', said)
+      part = new
     try:
       value = _PARSERS[kind].parse(part) if kind in _PARSERS else part
     except ValueError as error:
-      one = 'one value and no list: ' if single and ',' in part else ''
-      raise UsageError(f'--{name}={part} must be {one}{must}') from error
+      if lists and field.metadata['single'] and ',' in part:
+        must = f'one value and no list: {must}'
+      raise UsageError(f'--{name}={part} must be {must}') from error
     value = _at_home(field, value)
     if value in values:
       raise UsageError(f'--{name}={text} must not hold {as_text(value)} twice')
@@ -419,20 +427,30 @@ def _values(field: dataclasses.Field, kind: type, text: str) -> tuple[Any, ...]:
   return tuple(values)
 
 
+def now(cls: type, name: str, text: str) -> tuple[str, str]:
+  """A flag of an older run as it is written now: its name, and its value.
+
+  Args:
+    cls: a frozen dataclass of options.
+    name: of the flag then.
+    text: its value or list then.
+  """
+  for field in dataclasses.fields(cls):
+    about = field.metadata
+    if 'help' in about and name in (field.name, *about['alias']):
+      parts = [about['value_alias'].get(part, part) for part in text.split(',')]
+      return field.name, ','.join(parts)
+  return name, text
+
+
 def _explain(cls: type, error: Exception) -> str:
   """What absl refuses, in a line that names flag, value and what is allowed."""
-  kinds = {field.name: kind for field, kind in options_of(cls)}
-  text = ' '.join(str(error).split())
   if isinstance(error, flags.UnrecognizedFlagError):
-    close = difflib.get_close_matches(error.flagname, kinds, cutoff=0.5)
+    names = [field.name for field, _ in options_of(cls)]
+    close = difflib.get_close_matches(error.flagname, names, cutoff=0.5)
     hint = f'; the closest are --{", --".join(close)}' if close else ''
-    return f'--{error.flagname} is no flag{hint}; see --help'
-  if isinstance(error, flags.IllegalFlagValueError):
-    match = re.match(r'flag --(\w+)=(.*?): ', text)
-    if match and match[1] in kinds:
-      kind = _KINDS.get(kinds[match[1]], 'text')
-      return f'--{match[1]}={match[2]} must be {kind}'
-  return text
+    return f'--{error.flagname} is no flag{hint}; see --helpfull'
+  return ' '.join(str(error).split())
 
 
 def as_flags(config: Any) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 from typing import Any
 
 from experiments.config.declaring import RunError, UsageError, usage_errors
-from experiments.config.reading import Sweep, as_flags, as_json
+from experiments.config.reading import Sweep, as_flags, as_json, now
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.report.checkpoint import (
   CheckpointError,
@@ -33,22 +34,43 @@ _OF_SEVERAL = ('seeds', 'also')
 
 def open_folder(
   path: str | os.PathLike[str],
-  flags: Mapping[str, str],
-  config: Mapping[str, Any],
+  recorded: Any,
   *,
+  derived: Mapping[str, Any] | None = None,
+  leave_out: Collection[str] = (),
   overwrite: bool,
   ignore: Collection[str],
 ) -> RunFolder:
   """Creates or opens a run's folder and locks it, as `open_run_folder`.
 
+  Args:
+    path: the folder.
+    recorded: the options that it is to record, or the sweep.
+    derived: what config.json says beside them.
+    leave_out: options that are not recorded.
+    overwrite: whether to start afresh where a run folder is.
+    ignore: options that may differ between a run and its resumption.
+
   Raises:
     UsageError: the folder is another run's or no run folder.
     RunError: it cannot be written, or another process has it.
   """
+  first = recorded.configs[0] if isinstance(recorded, Sweep) else recorded
+  flags, config = as_flags(recorded), as_json(recorded)
+  for name in leave_out:
+    flags.pop(name, None)
+    config.pop(name, None)
+  if derived is not None:
+    config['derived'] = derived
   try:
     with usage_errors():
       folder, _ = open_run_folder(
-        path, flags, config, overwrite=overwrite, ignore=ignore
+        path,
+        flags,
+        config,
+        overwrite=overwrite,
+        ignore=ignore,
+        now=functools.partial(now, type(first)),
       )
   except RunFolderError as error:
     first, *rest = [line.strip() for line in str(error).splitlines()]
@@ -88,14 +110,11 @@ def open_run(config: Any, derived: Mapping[str, Any]) -> RunFolder:
   """
   # Not recorded: the flag file of a run must not be one that deletes it.
   recorded = dataclasses.replace(config, overwrite=False)
-  flags, record = as_flags(recorded), as_json(recorded)
-  for name in _OF_SEVERAL:
-    flags.pop(name, None)
-    record.pop(name, None)
   return open_folder(
     config.run_dir,
-    flags,
-    record | {'derived': derived},
+    recorded,
+    derived=derived,
+    leave_out=_OF_SEVERAL,
     overwrite=config.overwrite,
     ignore=(*WHERE, *_OF_SEVERAL),  # folders of older versions have them
   )

@@ -24,7 +24,7 @@ from experiments.config.meaning import (
   say_idle,
   traced,
 )
-from experiments.config.reading import Sweep, as_flags, as_json
+from experiments.config.reading import Sweep
 from experiments.config.runs import SweepOptions
 from experiments.engines import (
   compiled,
@@ -107,9 +107,8 @@ def _train(
       run_dir=run_dir,
       open=functools.partial(
         folders.open_folder,
-        flags=as_flags(recorded),
-        config=as_json(recorded)
-        | {'derived': {'rows': sum(group_.rows for group_ in groups)}},
+        recorded=recorded,
+        derived={'rows': sum(group_.rows for group_ in groups)},
         overwrite=first.overwrite,
         ignore=WHERE,
       ),

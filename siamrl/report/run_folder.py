@@ -16,7 +16,7 @@ import pathlib
 import platform
 import shutil
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 from siamrl.parameters import FieldError
@@ -171,6 +171,7 @@ def open_run_folder(
   *,
   overwrite: bool = False,
   ignore: Collection[str] = WHERE_FLAGS,
+  now: Callable[[str, str], tuple[str, str]] = lambda name, text: (name, text),
 ) -> tuple[RunFolder, bool]:
   """Creates a run folder, or opens the one of the same run, and locks it.
 
@@ -184,6 +185,8 @@ def open_run_folder(
       deleted, other files in it stay.
     ignore: flags that may differ between a run and its resumption. They are
       recorded, not compared.
+    now: name and value of a flag in the folder -> what they are now, where they
+      were renamed since.
 
   Returns:
     (folder, resumed): `resumed` is False if the run starts from nothing.
@@ -210,8 +213,11 @@ def open_run_folder(
     if known is not None and overwrite:
       _remove_contents(folder)
     elif known is not None:
-      _check_flags(folder, known, flags, ignore)
+      current = dict(now(*flag) for flag in known.items())
+      _check_flags(folder, current, flags, ignore)
       resumed = True
+      renamed = [name for name in current if known.get(name) != current[name]]
+      ignore = {*ignore, *renamed, *(known.keys() - current.keys())}
     if not resumed:
       # First, since it makes the folder one of ours: a process killed after
       # this line leaves a folder that can be resumed.

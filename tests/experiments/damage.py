@@ -195,8 +195,8 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
       run_dir=str(folder),
       open=functools.partial(
         folders.open_folder,
-        flags=reading.as_flags(sweep),
-        config=reading.as_json(sweep) | {'derived': {'rows': 12}},
+        recorded=sweep,
+        derived={'rows': 12},
         overwrite=False,
         ignore=folders.WHERE,
       ),

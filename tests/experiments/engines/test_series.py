@@ -79,7 +79,7 @@ def test_names_that_file_systems_take():
 
 
 def test_the_folder_of_a_run_holds_no_others(tmp_path):
-  with folders.open_folder(tmp_path, {}, {}, overwrite=False, ignore=()):
+  with open_run_folder(tmp_path, {}, {})[0]:
     pass
   with pytest.raises(UsageError, match='holds a run, and cannot hold'):
     split(atari, f'--run_dir={tmp_path}', '--seeds=2')
