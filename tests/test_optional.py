@@ -52,16 +52,25 @@ NEEDS = {
 
 @pytest.fixture
 def hide(monkeypatch):
-  """Forgets that a package was imported."""
+  """Forgets that a package was imported, until the test is over."""
+  hidden = []
+
+  def modules(package):
+    start = f'{package}.'
+    return [m for m in sys.modules if m == package or m.startswith(start)]
 
   def hide(package):
     ale.games.cache_clear()
-    for name in list(sys.modules):
-      if name == package or name.startswith(f'{package}.'):
-        monkeypatch.delitem(sys.modules, name)
+    hidden.append(package)
+    for name in modules(package):
+      monkeypatch.delitem(sys.modules, name)
 
   yield hide
   ale.games.cache_clear()
+  # What stood in for a package would otherwise stay after the test.
+  for package in hidden:
+    for name in modules(package):
+      del sys.modules[name]
 
 
 @pytest.fixture

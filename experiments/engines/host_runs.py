@@ -103,6 +103,9 @@ class Suite(Protocol):
   @property
   def derived(self) -> dict[str, Any]: ...
 
+  def of(self, config: Any) -> 'Suite':
+    """The same environments, as other options would have them."""
+
   def make(self, seed: int) -> Environments:
     """Environments to collect with."""
 
@@ -305,7 +308,8 @@ def _replay_nbytes(config: Any, suite: Suite) -> int:
 
 
 def _nbytes(family: Family, suite: Suite, config: Any) -> float:
-  """About how many bytes a run takes."""
+  """About how many bytes a run takes; `suite` may be of other options."""
+  suite = suite.of(config)
   learner = family.make_host_learner(config, suite, family.twin_spec(config))
   spaces, speeds = suite.spaces, collect_options.make_schedule(config)
   batch = host.batch_shape(

@@ -1,6 +1,7 @@
 """Atari 2600 games: emulators on the host."""
 
 import contextlib
+import copy
 import functools
 import pathlib
 from typing import Any
@@ -49,18 +50,31 @@ class Suite:
     self._config = config
     self.name: str = config.game
     self.frames_per_env_step: int = config.frame_skip
-    self.eval_envs: int = config.eval_envs
-    self.eval_quota: dict[str, int] = {}
-    if config.eval_frames:
-      self.eval_quota['env_steps'] = config.eval_frames // config.frame_skip
-    elif config.eval_episodes:
-      self.eval_quota['episodes'] = config.eval_episodes
     self.loop_options = {
       'life_loss_terminates': config.life_loss_terminates,
       'overlapped': config.acting == 'overlapped',
     }
     with contextlib.closing(self._environments(0, 1)) as spaces:
       self.spaces = spaces
+
+  def of(self, config: Any) -> 'Suite':
+    """The same game, as other options would have it."""
+    other = copy.copy(self)
+    other._config = config
+    return other
+
+  @property
+  def eval_envs(self) -> int:
+    """Emulators stepped side by side in an evaluation."""
+    return self._config.eval_envs
+
+  @property
+  def eval_quota(self) -> dict[str, int]:
+    """How much an evaluation plays; empty for no evaluation."""
+    config = self._config
+    if config.eval_frames:
+      return {'env_steps': config.eval_frames // config.frame_skip}
+    return {'episodes': config.eval_episodes} if config.eval_episodes else {}
 
   def _environments(
     self, seed: int, num_envs: int, *, color: bool = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import copy
 from typing import Any
 
 import numpy as np
@@ -43,16 +44,29 @@ class Suite:
     """
     self._config = config
     self.name: str = config.environment
-    self.eval_envs = min(config.eval_episodes, _EVAL_ENVS)
-    self.eval_quota: dict[str, int] = {}
-    if config.eval_episodes:
-      self.eval_quota['episodes'] = config.eval_episodes
     self.loop_options = {'reward_scale': config.reward_scale}
     self.derived = {'mujoco': gym.mujoco_version()}
     with contextlib.closing(self._environments(0, 1)) as spaces:
       self.spaces = spaces
     # After one was made, which may have imported a package that registers it.
     self.episode_limit = gym.episode_limit(config.environment)
+
+  def of(self, config: Any) -> 'Suite':
+    """The same environment, as other options would have it."""
+    other = copy.copy(self)
+    other._config = config
+    return other
+
+  @property
+  def eval_envs(self) -> int:
+    """Environments stepped side by side in an evaluation."""
+    return min(self._config.eval_episodes, _EVAL_ENVS)
+
+  @property
+  def eval_quota(self) -> dict[str, int]:
+    """How much an evaluation plays; empty for no evaluation."""
+    episodes = self._config.eval_episodes
+    return {'episodes': episodes} if episodes else {}
 
   def _environments(
     self, seed: int, num_envs: int, max_episode_steps: int | None = None

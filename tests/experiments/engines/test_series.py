@@ -6,8 +6,8 @@ import pytest
 
 from experiments import atari, control
 from experiments.config.declaring import UsageError
-from experiments.engines import folders, host as host_engine, series
-from siamrl.report.run_folder import RunFolder
+from experiments.engines import host as host_engine, series
+from siamrl.report.run_folder import RunFolder, open_run_folder
 from tests.experiments.launching import (
   SMALL,
   columns,
