@@ -53,6 +53,7 @@ from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import host
+from siamrl.runners.host import loop as host_loop
 from tests.experiments.launching import SMALL_SWEEP, groups_of, read_sweep
 
 _LIMIT_S = 60
@@ -279,8 +280,8 @@ def _make_host() -> Kind:
     config, actor_critic, gym.Suite(config), RunFolder('run')
   )
   # Nothing is compiled again.
-  host._make_explore = functools.cache(host._make_explore)
-  host.jit_regress = functools.cache(host.jit_regress)
+  host_loop._make_explore = functools.cache(host_loop._make_explore)
+  host_loop.jit_regress = functools.cache(host_loop.jit_regress)
 
   def go_on(folder: pathlib.Path, most: float) -> None:
     replay = copy.deepcopy(parts.replay)

@@ -18,6 +18,7 @@ from siamrl.learner import ClockedTwin
 from siamrl.networks.q_network import mlp_network
 from siamrl.replay.host import HostReplay
 from siamrl.runners import host
+from siamrl.runners.host import loop as host_loop
 from siamrl.types import Acting, Agent, TrainState
 from tests import probes
 
@@ -450,7 +451,7 @@ def test_order_within_a_round(
       steps = learner.jit_regress(regress, reads)
       return lambda *args: calls.append(('learn', None)) or steps(*args)
 
-    monkeypatch.setattr(host, 'jit_regress', jit)
+    monkeypatch.setattr(host_loop, 'jit_regress', jit)
 
     def epsilon(env_steps, calls=calls):
       calls.append(('act', None))
@@ -493,7 +494,7 @@ class Busy:
 
   def __init__(self, monkeypatch):
     self._result: jax.Array | None = None
-    monkeypatch.setattr(host, 'jit_regress', self._jit)
+    monkeypatch.setattr(host_loop, 'jit_regress', self._jit)
 
   @staticmethod
   def regress(state, batch):

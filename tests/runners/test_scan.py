@@ -22,6 +22,7 @@ from siamrl.replay.device import DeviceReplay
 from siamrl.replay.prioritized import PrioritizedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
+from siamrl.runners.scan import loop as scan_loop
 from siamrl.types import JaxEnvironment, JaxTimestep, Schedule
 from tests.categorical import make_categorical_agent
 
@@ -518,7 +519,7 @@ def test_iterations_do_not_matter():
 def test_blocks_of_draws_do_not_matter(monkeypatch):
   settings = make_settings()
   whole, _ = run_alone(make_loop(), settings)
-  monkeypatch.setattr(scan, '_DRAWN_ROUNDS', 3)
+  monkeypatch.setattr(scan_loop, '_DRAWN_ROUNDS', 3)
   loop = make_loop.__wrapped__()
   start = jax.jit(loop.start)(settings, jax.random.key(0))
   parts, _ = jax.jit(lambda *run: loop.iterate(*run, 0))(settings, start)
@@ -548,7 +549,7 @@ def _dealt(pool, law=(0.5, 0.3, 0.2), size=1):
 
 def _starts(pool, monkeypatch, *, drawn_rounds=1_000, iterations=1, **options):
   """First observations of 3 environments at each clock but the first."""
-  monkeypatch.setattr(scan, '_DRAWN_ROUNDS', drawn_rounds)
+  monkeypatch.setattr(scan_loop, '_DRAWN_ROUNDS', drawn_rounds)
   steps = options.get('steps', 60)
   loop = make_loop.__wrapped__(
     environment=_dealt(pool),

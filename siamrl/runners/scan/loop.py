@@ -1,194 +1,44 @@
-"""The compiled loop: environments that are JAX functions, replay on the device.
+"""The functions of one run: rounds of collecting and learning, evaluations."""
 
-One call of `Program.advance` is one iteration: many rounds of collecting and
-learning and one evaluation, for many runs at once, in one compiled program. The
-runs differ by their keys and by their settings (the twin's period and rate, the
-learning rate, the discount, ...), which are traced values, so that a whole
-ablation compiles once.
-
-A round takes `Schedule.collect` env steps, then `Schedule.regress` gradient
-steps, in the host loop's exact order: every action comes from the newest
-parameters, and a round learns if at least `warmup_env_steps` were taken before
-it began. A batch may hold the transition that has just ended.
-
-What a run computes depends neither on the runs beside it nor on how many
-devices share them: every draw comes from its own key, folded with the number of
-the round, and on a CPU each run is computed by itself. (`vectorised` computes
-them together, which may change the last bits.)
-"""
-
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import chex
-from flax import struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
-import numpy as np
 
 from siamrl import diagnostics, rewards
-from siamrl.learner import Learner, mean_of, named, target_updates
-from siamrl.parameters import FieldError
+from siamrl.learner import mean_of, named, target_updates
 from siamrl.replay.protocol import PureReplay, Relabel, Sampling
 from siamrl.runners import evaluation
 from siamrl.runners import sums as running_sums
+from siamrl.runners.scan.config import ScanConfig, Settings, Setup
+from siamrl.runners.scan.rows import (
+  EARLY_CUT,
+  EVALUATION,
+  FAULT,
+  OBS,
+  REWARD,
+  Sums,
+  fault_of,
+  summary,
+)
+from siamrl.runners.scan.state import RunState
 from siamrl.runners.sums import Sum
 from siamrl.types import (
   Agent,
   JaxEnvironment,
   Metrics,
   Params,
-  Schedule,
   TrainState,
   Transition,
   acting_of,
 )
 
-# The settings of a run: any pytree of arrays, each leaf with a row a run.
-Settings = Any
-
-# What a row says of the environments, for `Loop.fault`: 0 if nothing is wrong.
-# No column of metrics.
-FAULT = 'environment_fault'
-EARLY_CUT, _REWARD, _OBS, _EVALUATION = 1, 2, 3, 4
-
 # Random numbers are drawn for at most so many rounds at once.
 _DRAWN_ROUNDS = 1_000
-
-
-class Setup(NamedTuple):
-  """All that the settings of a run decide; its parts may hold tracers.
-
-  Attributes:
-    learner: acts and learns. The metrics of its loss must hold those that the
-      replay reads, one for each transition [B].
-    epsilon: env steps taken so far, int32 [] -> chance of a random action.
-    discount: per env step.
-    alpha: exponent of the priorities, for a prioritized replay.
-    beta: env steps taken so far -> exponent of the importance weights, for a
-      prioritized replay.
-    returns: (online_params, target_params, transitions [T, N, ...], ended
-      [T, N], key) -> whole targets [T, N], for a replay that keeps a round in
-      order. They are made once a round, and learned from by
-      `learner.regress_to`. None to learn from transitions.
-    reward_scale: rewards are multiplied by it before they are clipped and
-      stored; reported returns never are.
-    panel: measures the twin, or None.
-    optimal: (observations [S, ...], best values of each action [S, A]) of an
-      environment that is solved exactly, or None.
-  """
-
-  learner: Learner
-  epsilon: Callable[[chex.Numeric], chex.Numeric]
-  discount: chex.Numeric
-  alpha: chex.Numeric = 0.0
-  beta: Callable[[chex.Numeric], chex.Numeric] = lambda env_steps: 1.0
-  returns: Callable[..., jax.Array] | None = None
-  reward_scale: chex.Numeric = 1.0
-  panel: diagnostics.Panel | None = None
-  optimal: tuple[jax.Array, jax.Array] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ScanConfig:
-  """How runs collect, learn and are evaluated; the same for all of a program.
-
-  Attributes:
-    schedule: speeds of collecting and learning; `collect` must be a multiple of
-      `num_envs`.
-    num_envs: environments stepped at once by each run.
-    iteration_env_steps: env steps from one row of metrics (and evaluation) to
-      the next, a multiple of `collect`.
-    warmup_env_steps: env steps before the first gradient step.
-    batch_size: transitions per gradient step.
-    reward_clip: rewards are clipped to [-reward_clip, reward_clip] before they
-      are stored for learning; None for none. Reported returns never are.
-    eval_episodes: episodes of each evaluation; 0 for none.
-    eval_epsilon: chance of a random action while evaluating.
-    eval_episode_env_steps: an episode of an evaluation ends after so many env
-      steps, at the latest.
-    panel_period: iterations from one measurement of the panel to the next, if
-      the learner has one.
-    probe_size: transitions that the panel looks at, drawn from the replay at
-      the end of the first iteration and kept.
-
-  Raises:
-    ValueError: numbers that do not fit.
-  """
-
-  schedule: Schedule
-  num_envs: int
-  iteration_env_steps: int
-  warmup_env_steps: int
-  batch_size: int
-  reward_clip: float | None = None
-  eval_episodes: int = 0
-  eval_epsilon: float = 0.0
-  eval_episode_env_steps: int = 10_000
-  panel_period: int = 1
-  probe_size: int = 256
-
-  def __post_init__(self) -> None:
-    collect = self.schedule.collect
-    if collect % self.num_envs:
-      raise FieldError(
-        'collect',
-        collect,
-        f'env steps per round must be a multiple of num_envs={self.num_envs}',
-      )
-    steps = self.iteration_env_steps
-    if steps < 1 or steps % collect:
-      raise FieldError(
-        'iteration_env_steps',
-        steps,
-        f'must be a positive multiple of the round, {collect} env steps',
-      )
-
-  @property
-  def rounds(self) -> int:
-    """Rounds of an iteration."""
-    return self.iteration_env_steps // self.schedule.collect
-
-  @property
-  def warmup_rounds(self) -> int:
-    """Rounds before the first one that learns."""
-    return -(-self.warmup_env_steps // self.schedule.collect)
-
-  @property
-  def vector_steps(self) -> int:
-    """Steps of all environments in a round."""
-    return self.schedule.collect // self.num_envs
-
-
-class RunState(struct.PyTreeNode):
-  """All of a run but its clock: with the clock it is the checkpoint.
-
-  Attributes:
-    train: the learner's state.
-    replay: the replay's.
-    env_state: of N environments.
-    obs: [N, ...] the observations to act on next.
-    returns: float32 [N] score of each running episode.
-    lengths: int32 [N] its env steps.
-    key: everything that the run draws after its start follows from it.
-    panel: what the panel remembers; None without one.
-    probe: the transitions that it looks at; None without one.
-    memory: of the agent's noise; () where it has none.
-  """
-
-  train: TrainState
-  replay: Any
-  env_state: Any
-  obs: jax.Array
-  returns: jax.Array
-  lengths: jax.Array
-  key: jax.Array
-  panel: Any = None
-  probe: Transition | None = None
-  memory: Any = ()
 
 
 class _Draws(NamedTuple):
@@ -203,18 +53,6 @@ class _Draws(NamedTuple):
   # pool of them int32 [V, N], which of it.
   fresh: Any
   sample_bits: jax.Array  # uint32 [K, B]
-
-
-class _Sums(NamedTuple):
-  """What an iteration adds up."""
-
-  episodes: jax.Array  # int32 []
-  returns: Sum  # float32 []
-  lengths: jax.Array  # int32 []
-  metrics: Sum  # Metrics, float32 [] each, over gradient steps
-  # float32 [N], what rounding has taken from the running episodes' returns.
-  lost: jax.Array
-  early_cuts: jax.Array  # int32 [], truncations sooner than is declared
 
 
 class _Record(NamedTuple):
@@ -365,7 +203,7 @@ class Loop:
       return jax.lax.fori_loop(0, 2, part, (carry, measured)), None
 
     names = self._metric_names(setup, state)
-    sums = _Sums(
+    sums = Sums(
       jnp.zeros((), jnp.int32),
       running_sums.zeros(jnp.zeros((), jnp.float32)),
       jnp.zeros((), jnp.int32),
@@ -381,12 +219,12 @@ class Loop:
     )
     env_steps = (first + config.rounds) * config.schedule.collect
     taken = state.train.gradient_steps - before
-    row = _row(setup, sums, env_steps, taken)
+    row = summary(setup, sums, env_steps, taken)
     row |= {
       'env_steps': env_steps,
       'gradient_steps': state.train.gradient_steps,
       'target_updates': target_updates(setup.learner, state.train),
-      FAULT: _fault(sums, state),
+      FAULT: fault_of(sums, state),
     }
     row |= {f'panel/{name}': value for name, value in measured.items()}
     if setup.panel is not None and setup.optimal is not None:
@@ -400,7 +238,7 @@ class Loop:
       key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 1), first)
       row |= self._evaluate(setup, state.train.online_params, key)
       unpaid = (row[FAULT] == 0) & ~jnp.isfinite(row['eval_return'])
-      row[FAULT] = jnp.where(unpaid, _EVALUATION, row[FAULT])
+      row[FAULT] = jnp.where(unpaid, EVALUATION, row[FAULT])
     return state, row
 
   def fault(
@@ -438,9 +276,9 @@ class Loop:
     if not what and not self.environment.action_dim:
       # Gone from the replay, but discrete actions cannot be the cause.
       what = {
-        _REWARD: 'reward',
-        _OBS: 'observation',
-        _EVALUATION: 'reward',
+        REWARD: 'reward',
+        OBS: 'observation',
+        EVALUATION: 'reward',
       }.get(code, '')
     words = {'reward': 'a reward', 'observation': 'an observation'}
     if what not in words:
@@ -761,163 +599,6 @@ class Loop:
       record.value, *known, counted=record.played
     )
     return row | {f'panel/{name}': value for name, value in bias.items()}
-
-
-class Program(NamedTuple):
-  """The loop of R runs, compiled; every leaf in or out leads with [R].
-
-  Attributes:
-    start: (settings, keys) -> state.
-    advance: (settings, state, iteration) -> (state, row): the next iteration of
-      every run; the state is donated. `iteration` is an int32 scalar.
-  """
-
-  start: Callable[[Settings, jax.Array], RunState]
-  advance: Callable[[Settings, RunState, Any], tuple[RunState, Metrics]]
-
-
-def make_program(
-  loop: Any, mesh: jax.sharding.Mesh, *, vectorised: bool
-) -> Program:
-  """Compiles a loop for several runs and devices.
-
-  Args:
-    loop: what each run does; a `Loop`, or another dataclass that has `start`,
-      `iterate`, `config.batch_size` and `shard`, such as `epochs.Loop`.
-    mesh: of one axis. 'runs': the devices share the runs, whose number must be
-      a multiple of theirs; they never wait for each other. 'batch': all devices
-      compute every run and share its batches, whose size must be a multiple.
-    vectorised: compute the runs of a device together rather than one after the
-      other. Accelerators want it; on a CPU it gains little or loses.
-
-  Raises:
-    ValueError: the mesh has another axis, or the batch cannot be shared.
-  """
-  (axis,) = mesh.axis_names
-  if axis == 'batch' and loop.config.batch_size % mesh.size:
-    raise FieldError(
-      'batch_size',
-      loop.config.batch_size,
-      f'must be a multiple of the {mesh.size} devices that share it',
-    )
-  spec = PartitionSpec(axis)
-  if axis == 'batch':
-    shared = NamedSharding(mesh, spec)
-    loop = dataclasses.replace(
-      loop, shard=lambda batch: jax.lax.with_sharding_constraint(batch, shared)
-    )
-  elif axis != 'runs':
-    raise ValueError(f"mesh axis {axis!r} must be 'runs' or 'batch'")
-
-  def start(settings, keys):
-    return jax.vmap(loop.start)(settings, keys)
-
-  def advance(settings, state, iteration):
-    if vectorised:
-      return jax.vmap(loop.iterate, (0, 0, None))(settings, state, iteration)
-    return jax.lax.map(
-      lambda run: loop.iterate(run[0], run[1], iteration), (settings, state)
-    )
-
-  if axis == 'batch':
-    same = NamedSharding(mesh, PartitionSpec())
-    return Program(
-      jax.jit(start, out_shardings=same),
-      jax.jit(advance, donate_argnums=1, out_shardings=same),
-    )
-  shard_map = functools.partial(
-    jax.shard_map, mesh=mesh, out_specs=spec, check_vma=False
-  )
-  return Program(
-    jax.jit(shard_map(start, in_specs=(spec, spec))),
-    jax.jit(
-      shard_map(advance, in_specs=(spec, spec, PartitionSpec())),
-      donate_argnums=1,
-    ),
-  )
-
-
-def compile_ahead(
-  program: Program, settings: Settings, state: RunState
-) -> Program:
-  """Compiles an iteration, which would otherwise be part of the first one.
-
-  Args:
-    program: of `make_program`.
-    settings: of the runs, [R].
-    state: of the runs; not changed.
-
-  Returns:
-    The program, for settings and states of these shapes and places only.
-  """
-  advance: Any = program.advance  # jitted
-  compiled = advance.lower(settings, state, np.int32(0)).compile()
-  return program._replace(advance=compiled)
-
-
-class Progress(NamedTuple):
-  """What the loop yields, once an iteration.
-
-  Attributes:
-    state: where the runs stand; donated when the loop goes on.
-    iteration: iterations done so far.
-    row: of the one that has just ended; NumPy arrays [R].
-  """
-
-  state: RunState
-  iteration: int
-  row: dict[str, np.ndarray]
-
-
-def train(
-  program: Program,
-  settings: Settings,
-  state: RunState,
-  *,
-  iteration: int,
-  iterations: int,
-) -> Iterator[Progress]:
-  """Runs from `state` to the end.
-
-  Args:
-    program: what to run.
-    settings: of the runs, [R].
-    state: where to start; donated.
-    iteration: iterations that it has behind it.
-    iterations: iterations of whole runs.
-
-  Yields:
-    `Progress`, after every iteration.
-  """
-  while iteration < iterations:
-    state, row = program.advance(settings, state, np.int32(iteration))
-    iteration += 1
-    yield Progress(state, iteration, jax.device_get(row))
-
-
-def _row(
-  setup: Setup, sums: _Sums, env_steps: jax.Array, steps: jax.Array
-) -> Metrics:
-  """The row of an iteration that took `steps` gradient steps."""
-  return {
-    'train_episodes': sums.episodes,
-    'train_return': sums.returns.total / sums.episodes,
-    'train_episode_env_steps': sums.lengths / sums.episodes,
-    'epsilon': jnp.asarray(setup.epsilon(env_steps), jnp.float32),
-  } | {name: total / steps for name, total in sums.metrics.total.items()}
-
-
-def _fault(sums: _Sums, state: RunState) -> jax.Array:
-  """What the environments did wrong in an iteration, int32 []; see `FAULT`."""
-  finite_rewards = (
-    jnp.isfinite(sums.returns.total) & jnp.isfinite(state.returns).all()
-  )
-  finite_obs = jnp.isfinite(state.obs).all()
-  return jnp.select(
-    [sums.early_cuts > 0, ~finite_rewards, ~finite_obs],
-    [EARLY_CUT, _REWARD, _OBS],
-    0,
-  ).astype(jnp.int32)
 
 
 def _panel_round(iteration: chex.Numeric, rounds: int) -> jax.Array:

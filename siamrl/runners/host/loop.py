@@ -1,34 +1,6 @@
-"""The host loop: environments outside JAX, a replay in host memory.
+"""Rounds, chunks and iterations of the host loop."""
 
-One round collects `Schedule.collect` env steps and takes `Schedule.regress`
-gradient steps. Its two orders, both free of any dependence on timing:
-
-* exact: act, send, act, send, ... With the last action of the round on its way
-  to the environments, the gradient steps are dispatched, so that emulators and
-  learner work at once; the next action waits for both. Every action comes from
-  the newest parameters. The batch cannot hold the one transition in flight.
-  Where that is the round's only one, the batches are drawn and everything is
-  dispatched while the gradient steps of the round before are under way.
-* overlapped: the gradient steps are dispatched with the round's first action,
-  and the whole round is acted with the parameters from before them: a round
-  old. Devices run programs in order, so that it is the round's first step that
-  the environments take beside the gradient steps. Where parallel environments
-  make a round of one step each, both orders are the same.
-
-A replay that reads what gradient steps report gets it between two rounds, in
-either order: it then waits for the gradient steps of the round before. So what
-a run computes does not depend on where it is stopped and resumed.
-
-Runs are cut into iterations, and each begins with fresh environments, seeded by
-the run's seed and the iteration's number (as in DQN Zoo), because emulators
-cannot save themselves. Inside an iteration the actions since its start are
-kept: sent to fresh environments they lead back to the same point, so that a run
-can be stopped and resumed anywhere between two rounds.
-"""
-
-import base64
 from collections.abc import Callable, Iterator
-import dataclasses
 import functools
 import math
 import time
@@ -39,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siamrl import diagnostics, rewards
-from siamrl import twins
+from siamrl import diagnostics, rewards, twins
 from siamrl.learner import (
   Learner,
   Regress,
@@ -52,22 +23,20 @@ from siamrl.parameters import FieldError
 from siamrl.replay.protocol import StatefulReplay
 from siamrl.runners import evaluation
 from siamrl.runners.errors import NonFiniteError
+from siamrl.runners.host import seeding
+from siamrl.runners.host.batches import batch_shape
+from siamrl.runners.host.config import LoopConfig
+from siamrl.runners.host.state import LoopState, Statistics
+from siamrl.runners.host.watching import Seen, Watch
 from siamrl.types import (
   Agent,
   Environments,
-  Future,
   Metrics,
   Params,
-  Schedule,
   TrainState,
   Transition,
   acting_of,
 )
-
-# Streams of randomness derived from one seed; never reuse a number.
-_TRAIN_ENVIRONMENTS, _EVAL_ENVIRONMENTS, _SAMPLING, _PANEL = range(4)
-
-TIMERS = ('acting_s', 'emulating_s', 'sampling_s', 'learning_s', 'panel_s')
 
 
 class EnvironmentsChangedError(RuntimeError):
@@ -76,259 +45,6 @@ class EnvironmentsChangedError(RuntimeError):
   They are of another version, or draw random numbers that their seed does not
   determine.
   """
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-  """How a run collects and learns.
-
-  Attributes:
-    schedule: speeds of collecting and learning; `collect` must be a multiple of
-      the number of environments.
-    total_env_steps: env steps of the whole run, a multiple of `collect`.
-    iteration_env_steps: env steps of one iteration, a multiple of `collect`;
-      of the last one, what is left.
-    warmup_env_steps: env steps before the first gradient step. A round takes
-      its gradient steps if it began with at least so many.
-    batch_size: transitions per gradient step.
-    epsilon: env steps taken so far -> probability of a random action.
-    reward_scale: rewards are multiplied by it before they are clipped and
-      stored; reported returns never are.
-    reward_clip: rewards are clipped to [-reward_clip, reward_clip] before they
-      are stored for learning; None for none.
-    life_loss_terminates: whether a lost life cuts the bootstrap (the game goes
-      on either way).
-    overlapped: the order of a round, see above.
-    chunk_env_steps: env steps between two yields, about.
-
-  Raises:
-    ValueError: a number of env steps is not a multiple of `collect`.
-  """
-
-  schedule: Schedule
-  total_env_steps: int
-  iteration_env_steps: int
-  warmup_env_steps: int
-  batch_size: int
-  epsilon: Callable[[int], float]
-  reward_scale: float = 1.0
-  reward_clip: float | None = 1.0
-  life_loss_terminates: bool = False
-  overlapped: bool = False
-  chunk_env_steps: int = 256
-
-  def __post_init__(self) -> None:
-    for name in ('total_env_steps', 'iteration_env_steps'):
-      value, collect = getattr(self, name), self.schedule.collect
-      if value < 1 or value % collect:
-        raise FieldError(
-          name,
-          value,
-          f'must be a positive multiple of the round, {collect} env steps',
-        )
-
-
-@dataclasses.dataclass
-class Statistics:
-  """What an iteration adds up; sums in float64.
-
-  Attributes:
-    running_returns: [N] true score of each environment's running episode.
-    running_lengths: [N] its env steps.
-    returns: true score of each episode that ended, in the order of ending.
-    lengths: env steps of each of them.
-    gradient_steps: gradient steps behind `metric_sums`.
-    metric_sums: sum over gradient steps of each metric of the loss.
-    panel: what the panel has measured; empty before.
-    seconds: wall-clock seconds by activity, see `TIMERS`.
-  """
-
-  running_returns: list[float]
-  running_lengths: list[int]
-  returns: list[float] = dataclasses.field(default_factory=list)
-  lengths: list[int] = dataclasses.field(default_factory=list)
-  gradient_steps: int = 0
-  metric_sums: dict[str, float] = dataclasses.field(default_factory=dict)
-  panel: dict[str, float] = dataclasses.field(default_factory=dict)
-  seconds: dict[str, float] = dataclasses.field(
-    default_factory=lambda: dict.fromkeys(TIMERS, 0.0)
-  )
-
-  @classmethod
-  def zero(cls, num_envs: int) -> 'Statistics':
-    """Those of an iteration that begins."""
-    return cls([0.0] * num_envs, [0] * num_envs)
-
-  def count(self, reward: np.ndarray, ended: np.ndarray) -> None:
-    """Counts one step of every environment.
-
-    Args:
-      reward: [N] raw.
-      ended: bool [N] whether an episode ended with it.
-    """
-    # Lists, not arrays: for few environments they are the faster ones.
-    for i, value in enumerate(reward.tolist()):
-      self.running_returns[i] += value
-      self.running_lengths[i] += 1
-    if ended.any():
-      for i in np.flatnonzero(ended).tolist():
-        self.returns.append(self.running_returns[i])
-        self.lengths.append(self.running_lengths[i])
-        self.running_returns[i], self.running_lengths[i] = 0.0, 0
-
-
-@dataclasses.dataclass
-class LoopState:
-  """Where a run stands, between two rounds; the replay is kept beside it.
-
-  Attributes:
-    train: the learner's state.
-    rng: draws the batches.
-    env_steps: env steps of the run so far.
-    iteration: the iteration under way, from 0.
-    actions: of each vector step since the iteration began, int32 [N] or float32
-      [N, D].
-    obs_crc: CRC-32 of the current observations; 0 at an iteration's start.
-    statistics: of the iteration so far.
-    seen: what the panel remembers and its probe; None without one.
-    memory: of the agent's noise, float32 [N, D]; None where it has none.
-  """
-
-  train: TrainState
-  rng: np.random.Generator
-  env_steps: int
-  iteration: int
-  actions: list[np.ndarray]
-  obs_crc: int
-  statistics: Statistics
-  seen: 'Seen | None' = None
-  memory: np.ndarray | None = None
-
-  def restart(self) -> None:
-    """Gives up the running episodes, for fresh environments to go on with."""
-    running = Statistics.zero(len(self.statistics.running_returns))
-    self.statistics.running_returns = running.running_returns
-    self.statistics.running_lengths = running.running_lengths
-    self.actions, self.obs_crc = [], 0
-
-  @classmethod
-  def start(
-    cls,
-    train: TrainState,
-    *,
-    seed: int,
-    num_envs: int,
-    seen: 'Seen | None' = None,
-  ) -> 'LoopState':
-    """The beginning of a run."""
-    rng = np.random.default_rng(_seed_sequence(seed, _SAMPLING))
-    return cls(train, rng, 0, 0, [], 0, Statistics.zero(num_envs), seen)
-
-  def to_json(self) -> dict[str, Any]:
-    """All but `train` and `seen`, as JSON; `from_json` brings it back."""
-    actions = np.asarray(self.actions)
-    if actions.dtype != np.float32:
-      actions = actions.astype(np.uint8)
-    return {
-      'rng': self.rng.bit_generator.state,
-      'env_steps': self.env_steps,
-      'iteration': self.iteration,
-      'actions': _pack(actions),
-      'action_shape': actions.shape[1:],
-      'memory': None if self.memory is None else _pack(self.memory),
-      'obs_crc': self.obs_crc,
-      'statistics': dataclasses.asdict(self.statistics),
-    }
-
-  @classmethod
-  def from_json(
-    cls, train: TrainState, data: dict[str, Any], seen: 'Seen | None' = None
-  ) -> 'LoopState':
-    """Inverse of `to_json`, bit for bit."""
-    rng = np.random.default_rng()
-    rng.bit_generator.state = data['rng']
-    statistics = Statistics(**data['statistics'])
-    num_envs = len(statistics.running_returns)
-    shape = data.get('action_shape') or [num_envs]
-    continuous = len(shape) > 1
-    actions = _unpack(data['actions'], np.float32 if continuous else np.uint8)
-    if not continuous:
-      actions = actions.astype(np.int32)
-    memory = data.get('memory')
-    if memory is not None:
-      memory = _unpack(memory, np.float32).reshape(num_envs, -1)
-    return cls(
-      train,
-      rng,
-      data['env_steps'],
-      data['iteration'],
-      list(actions.reshape(-1, *shape)),
-      data['obs_crc'],
-      statistics,
-      seen,
-      memory,
-    )
-
-
-def _pack(array: np.ndarray) -> str:
-  """Its bytes as text."""
-  return base64.b64encode(zlib.compress(array.tobytes())).decode()
-
-
-def _unpack(text: str, dtype: Any) -> np.ndarray:
-  """Inverse of `_pack`, flat."""
-  return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)
-
-
-class Seen(NamedTuple):
-  """What belongs to a run's panel.
-
-  Attributes:
-    panel: what it remembers.
-    probe: [P] transitions that it looks at; all zeros before they are drawn.
-  """
-
-  panel: diagnostics.PanelState
-  probe: Transition
-
-
-@dataclasses.dataclass(frozen=True)
-class Watch:
-  """The panel of a run, and when it is looked at.
-
-  Attributes:
-    panel: measures the twin.
-    period: iterations from one measurement to the next, >= 1.
-    probe_size: transitions that it looks at, drawn from the replay at the first
-      measurement, in the first iteration, and kept.
-  """
-
-  panel: diagnostics.Panel
-  period: int
-  probe_size: int
-
-  def start(
-    self,
-    train: TrainState,
-    obs_shape: tuple[int, ...],
-    obs_dtype: Any,
-    action_dim: int = 0,
-    sequence_steps: int = 0,
-  ) -> Seen:
-    """What belongs to it before the first gradient step.
-
-    Args:
-      train: fresh.
-      obs_shape: [S, ...] of an observation.
-      obs_dtype: of an observation.
-      action_dim: D of continuous actions, else 0.
-      sequence_steps: the replay's.
-    """
-    batch = batch_shape(
-      obs_shape, obs_dtype, action_dim, self.probe_size, sequence_steps
-    )
-    probe = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
-    return Seen(jax.jit(self.panel.init)(train, probe), probe)
 
 
 class Progress(NamedTuple):
@@ -342,89 +58,6 @@ class Progress(NamedTuple):
 
   state: LoopState
   metrics: dict[str, float] | None
-
-
-def _seed_sequence(seed: int, *stream: int) -> np.random.SeedSequence:
-  return np.random.SeedSequence(seed, spawn_key=stream)
-
-
-def environment_seed(seed: int, iteration: int, *, evaluation: bool) -> int:
-  """The seed of the environments of one iteration, in [0, 2**31).
-
-  Args:
-    seed: the run's.
-    iteration: its number, from 0.
-    evaluation: whether for evaluating rather than training.
-  """
-  stream = _EVAL_ENVIRONMENTS if evaluation else _TRAIN_ENVIRONMENTS
-  state = _seed_sequence(seed, stream, iteration).generate_state(1)
-  return int(state[0]) & 0x7FFFFFFF
-
-
-@functools.lru_cache(maxsize=8)
-def make_act(agent: Agent) -> Callable[..., jax.Array]:
-  """Jits acting where an agent is evaluated.
-
-  The same agent gets the same function, so that only the first of many
-  evaluations compiles it.
-
-  Returns:
-    (params, obs, key, step, epsilon) -> actions. `key` is folded with `step`,
-    so that a run needs no key of its own to be carried from action to action.
-  """
-  acting = acting_of(agent)
-
-  @jax.jit
-  def act(params, obs, key, step, epsilon):
-    noise = acting.noise(jax.random.fold_in(key, step), len(obs))
-    return acting.play(params, obs, noise, epsilon)
-
-  return act
-
-
-@functools.lru_cache(maxsize=8)
-def make_values(agent: Agent) -> Callable[[Params, Any], jax.Array]:
-  """Jits what an agent expects: (params, obs [N, ...]) -> max_a Q, [N]."""
-  return jax.jit(lambda params, obs: jnp.max(agent.values(params, obs), -1))
-
-
-def overestimation(
-  config: LoopConfig, record: evaluation.Record, discount: float
-) -> dict[str, float]:
-  """How far values are off in an evaluation; see `diagnostics.overestimation`.
-
-  Args:
-    config: how rewards are learnt from, and whether a lost life ends a return.
-    record: of the evaluation.
-    discount: per env step.
-
-  Returns:
-    Columns of metrics.csv, as compiled runs have them.
-  """
-  terminated = record.terminated
-  if config.life_loss_terminates:
-    terminated = terminated | record.life_lost
-  # Few shapes to compile: what is beyond the end is not counted.
-  steps = len(record.reward)
-  beyond = ((0, (1 << (steps - 1).bit_length()) - steps), (0, 0))
-  # What the recording does not see the end of is cut.
-  truncated = record.truncated.copy()
-  truncated[-1] |= ~terminated[-1]
-  learnt = rewards.learnt(
-    record.reward, config.reward_scale, config.reward_clip
-  )
-  known = diagnostics.monte_carlo(
-    np.pad(learnt, beyond),
-    np.pad(terminated, beyond),
-    np.pad(truncated, beyond),
-    discount,
-  )
-  bias = diagnostics.overestimation(
-    np.pad(record.values, beyond),
-    *known,
-    counted=np.pad(record.counted, beyond),
-  )
-  return {f'panel/{name}': float(value) for name, value in bias.items()}
 
 
 def _make_explore(agent: Agent) -> Callable[..., tuple[jax.Array, Any]]:
@@ -489,7 +122,7 @@ def train(
   while state.env_steps < config.total_env_steps:
     make = functools.partial(
       make_environments,
-      environment_seed(seed, state.iteration, evaluation=False),
+      seeding.environment_seed(seed, state.iteration, evaluation=False),
     )
     environments = make()
     try:
@@ -634,7 +267,7 @@ class _Loop:
     if not first and (state.iteration + 1) % watch.period:
       return
     rng = np.random.default_rng(
-      _seed_sequence(self._seed, _PANEL, state.iteration)
+      seeding.sequence(self._seed, seeding.PANEL, state.iteration)
     )
     assert state.seen is not None
     panel, probe = state.seen
@@ -893,46 +526,6 @@ def _metric_names(
   )
   _, metrics = jax.eval_shape(regress, train_state, batch)
   return sorted(metrics)
-
-
-def batch_shape(
-  obs_shape: tuple[int, ...],
-  obs_dtype: Any,
-  action_dim: int,
-  batch_size: int,
-  sequence_steps: int,
-) -> Transition:
-  """Shapes and types of a batch.
-
-  Args:
-    obs_shape: [S, ...] of an observation.
-    obs_dtype: of an observation.
-    action_dim: D of continuous actions, else 0.
-    batch_size: B.
-    sequence_steps: the replay's.
-  """
-
-  def observed(*lead: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((*lead, *obs_shape), obs_dtype)
-
-  def acted(*lead: int) -> jax.ShapeDtypeStruct:
-    if action_dim:
-      return jax.ShapeDtypeStruct((*lead, action_dim), jnp.float32)
-    return jax.ShapeDtypeStruct(lead, jnp.int32)
-
-  one, several = (batch_size,), (batch_size, sequence_steps)
-  scalars = jax.ShapeDtypeStruct(one, jnp.float32)
-  mask = jax.ShapeDtypeStruct(several, bool)
-  return Transition(
-    observed(*one),
-    acted(*one),
-    scalars,
-    scalars,
-    observed(*one),
-    future=Future(acted(*several), observed(*several), mask)
-    if sequence_steps
-    else None,
-  )
 
 
 def _crc(obs: np.ndarray) -> int:

@@ -1,0 +1,48 @@
+"""Shapes of batches, known before there is a transition."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from siamrl.types import Future, Transition
+
+
+def batch_shape(
+  obs_shape: tuple[int, ...],
+  obs_dtype: Any,
+  action_dim: int,
+  batch_size: int,
+  sequence_steps: int,
+) -> Transition:
+  """Shapes and types of a batch.
+
+  Args:
+    obs_shape: [S, ...] of an observation.
+    obs_dtype: of an observation.
+    action_dim: D of continuous actions, else 0.
+    batch_size: B.
+    sequence_steps: the replay's.
+  """
+
+  def observed(*lead: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*lead, *obs_shape), obs_dtype)
+
+  def acted(*lead: int) -> jax.ShapeDtypeStruct:
+    if action_dim:
+      return jax.ShapeDtypeStruct((*lead, action_dim), jnp.float32)
+    return jax.ShapeDtypeStruct(lead, jnp.int32)
+
+  one, several = (batch_size,), (batch_size, sequence_steps)
+  scalars = jax.ShapeDtypeStruct(one, jnp.float32)
+  mask = jax.ShapeDtypeStruct(several, bool)
+  return Transition(
+    observed(*one),
+    acted(*one),
+    scalars,
+    scalars,
+    observed(*one),
+    future=Future(acted(*several), observed(*several), mask)
+    if sequence_steps
+    else None,
+  )

@@ -1,0 +1,62 @@
+"""The panel of a run: what it remembers, and when it is looked at."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from siamrl import diagnostics
+from siamrl.runners.host.batches import batch_shape
+from siamrl.types import TrainState, Transition
+
+
+class Seen(NamedTuple):
+  """What belongs to a run's panel.
+
+  Attributes:
+    panel: what it remembers.
+    probe: [P] transitions that it looks at; all zeros before they are drawn.
+  """
+
+  panel: diagnostics.PanelState
+  probe: Transition
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+  """The panel of a run, and when it is looked at.
+
+  Attributes:
+    panel: measures the twin.
+    period: iterations from one measurement to the next, >= 1.
+    probe_size: transitions that it looks at, drawn from the replay at the first
+      measurement, in the first iteration, and kept.
+  """
+
+  panel: diagnostics.Panel
+  period: int
+  probe_size: int
+
+  def start(
+    self,
+    train: TrainState,
+    obs_shape: tuple[int, ...],
+    obs_dtype: Any,
+    action_dim: int = 0,
+    sequence_steps: int = 0,
+  ) -> Seen:
+    """What belongs to it before the first gradient step.
+
+    Args:
+      train: fresh.
+      obs_shape: [S, ...] of an observation.
+      obs_dtype: of an observation.
+      action_dim: D of continuous actions, else 0.
+      sequence_steps: the replay's.
+    """
+    batch = batch_shape(
+      obs_shape, obs_dtype, action_dim, self.probe_size, sequence_steps
+    )
+    probe = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+    return Seen(jax.jit(self.panel.init)(train, probe), probe)

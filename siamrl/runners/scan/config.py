@@ -1,0 +1,120 @@
+"""How runs of the compiled loop collect, learn and are evaluated."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+import chex
+import jax
+
+from siamrl import diagnostics
+from siamrl.learner import Learner
+from siamrl.parameters import FieldError
+from siamrl.types import Schedule
+
+# The settings of a run: any pytree of arrays, each leaf with a row a run.
+Settings = Any
+
+
+class Setup(NamedTuple):
+  """All that the settings of a run decide; its parts may hold tracers.
+
+  Attributes:
+    learner: acts and learns. The metrics of its loss must hold those that the
+      replay reads, one for each transition [B].
+    epsilon: env steps taken so far, int32 [] -> chance of a random action.
+    discount: per env step.
+    alpha: exponent of the priorities, for a prioritized replay.
+    beta: env steps taken so far -> exponent of the importance weights, for a
+      prioritized replay.
+    returns: (online_params, target_params, transitions [T, N, ...], ended
+      [T, N], key) -> whole targets [T, N], for a replay that keeps a round in
+      order. They are made once a round, and learned from by
+      `learner.regress_to`. None to learn from transitions.
+    reward_scale: rewards are multiplied by it before they are clipped and
+      stored; reported returns never are.
+    panel: measures the twin, or None.
+    optimal: (observations [S, ...], best values of each action [S, A]) of an
+      environment that is solved exactly, or None.
+  """
+
+  learner: Learner
+  epsilon: Callable[[chex.Numeric], chex.Numeric]
+  discount: chex.Numeric
+  alpha: chex.Numeric = 0.0
+  beta: Callable[[chex.Numeric], chex.Numeric] = lambda env_steps: 1.0
+  returns: Callable[..., jax.Array] | None = None
+  reward_scale: chex.Numeric = 1.0
+  panel: diagnostics.Panel | None = None
+  optimal: tuple[jax.Array, jax.Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanConfig:
+  """How runs collect, learn and are evaluated; the same for all of a program.
+
+  Attributes:
+    schedule: speeds of collecting and learning; `collect` must be a multiple of
+      `num_envs`.
+    num_envs: environments stepped at once by each run.
+    iteration_env_steps: env steps from one row of metrics (and evaluation) to
+      the next, a multiple of `collect`.
+    warmup_env_steps: env steps before the first gradient step.
+    batch_size: transitions per gradient step.
+    reward_clip: rewards are clipped to [-reward_clip, reward_clip] before they
+      are stored for learning; None for none. Reported returns never are.
+    eval_episodes: episodes of each evaluation; 0 for none.
+    eval_epsilon: chance of a random action while evaluating.
+    eval_episode_env_steps: an episode of an evaluation ends after so many env
+      steps, at the latest.
+    panel_period: iterations from one measurement of the panel to the next, if
+      the learner has one.
+    probe_size: transitions that the panel looks at, drawn from the replay at
+      the end of the first iteration and kept.
+
+  Raises:
+    ValueError: numbers that do not fit.
+  """
+
+  schedule: Schedule
+  num_envs: int
+  iteration_env_steps: int
+  warmup_env_steps: int
+  batch_size: int
+  reward_clip: float | None = None
+  eval_episodes: int = 0
+  eval_epsilon: float = 0.0
+  eval_episode_env_steps: int = 10_000
+  panel_period: int = 1
+  probe_size: int = 256
+
+  def __post_init__(self) -> None:
+    collect = self.schedule.collect
+    if collect % self.num_envs:
+      raise FieldError(
+        'collect',
+        collect,
+        f'env steps per round must be a multiple of num_envs={self.num_envs}',
+      )
+    steps = self.iteration_env_steps
+    if steps < 1 or steps % collect:
+      raise FieldError(
+        'iteration_env_steps',
+        steps,
+        f'must be a positive multiple of the round, {collect} env steps',
+      )
+
+  @property
+  def rounds(self) -> int:
+    """Rounds of an iteration."""
+    return self.iteration_env_steps // self.schedule.collect
+
+  @property
+  def warmup_rounds(self) -> int:
+    """Rounds before the first one that learns."""
+    return -(-self.warmup_env_steps // self.schedule.collect)
+
+  @property
+  def vector_steps(self) -> int:
+    """Steps of all environments in a round."""
+    return self.schedule.collect // self.num_envs
