@@ -11,6 +11,8 @@ from experiments import classic, control, criteria, minatar, siamese
 from experiments.config import executing, reading
 from experiments.engines import compiled as compiled_engine
 from experiments.families import actor_critic, q
+from experiments.studies import reinforcement
+from experiments.studies import siamese as siamese_claims
 from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.run_folder import RunFolder
 
@@ -74,7 +76,7 @@ def _ages(tmp_path, height):
 
 def test_twin_age_met(tmp_path):
   table = _ages(tmp_path, lambda rule, age: {1: 5, 16: 9, 4096: 2}.get(age, 0))
-  claims = criteria.twin_age(table)
+  claims = reinforcement.twin_age(table)
   assert _verdicts(claims) == [True, True, True]
   assert "'target_period': 16" in claims[0].text
   assert claims[2].seen == '1.00 over 3 ages'
@@ -84,14 +86,14 @@ def test_twin_age_missed(tmp_path):
   # Nothing depends on the age, but the soft rule turns the order round.
   heights = {'hard': {1: 0.3, 16: 0.2, 4096: 0.1}, 'soft': {1: 0.1, 16: 0.2}}
   table = _ages(tmp_path, lambda rule, age: heights.get(rule, {}).get(age, 0.3))
-  assert _verdicts(criteria.twin_age(table))[1:] == [False, False]
+  assert _verdicts(reinforcement.twin_age(table))[1:] == [False, False]
 
 
 def test_twin_age_needs_all_its_rules(tmp_path):
   table = _ages(tmp_path, lambda rule, age: age)
   table = {k: v[table['target_update'] != 'frozen'] for k, v in table.items()}
   with pytest.raises(ValueError, match='no run with target_update=frozen'):
-    criteria.twin_age(table)
+    reinforcement.twin_age(table)
 
 
 DIVERGENCE = {
@@ -120,7 +122,7 @@ def test_soft_divergence(tmp_path, as_published):
     DIVERGENCE,
     {'panel/q_max_abs': largest, 'panel/overestimation': bias},
   )
-  claims = criteria.soft_divergence(table)
+  claims = reinforcement.soft_divergence(table)
   assert _verdicts(claims) == (
     [True] * 4 if as_published else [False, False, False, True]
   )
@@ -142,7 +144,7 @@ def test_soft_divergence_needs_its_settings(tmp_path):
   with pytest.raises(
     ValueError, match=r"no run with \('hard', 'inverse_double', 1"
   ):
-    criteria.soft_divergence(table)
+    reinforcement.soft_divergence(table)
 
 
 def test_twin_minatar(tmp_path):
@@ -155,7 +157,7 @@ def test_twin_minatar(tmp_path):
     'target_period': [1_000, 1, 10],
   }
   table = _table(tmp_path, axes, {'train_return': height})
-  claims = criteria.twin_minatar(table)
+  claims = reinforcement.twin_minatar(table)
   assert _verdicts(claims) == [False, True, False, False]
   assert claims[1].text == (
     'breakout: a copy every 1000 gradient steps exceeds none (6.02 against '
@@ -163,7 +165,7 @@ def test_twin_minatar(tmp_path):
   )
   table = {k: v[table['target_period'] != 1] for k, v in table.items()}
   with pytest.raises(ValueError, match='breakout needs --target_period=1'):
-    criteria.twin_minatar(table)
+    reinforcement.twin_minatar(table)
 
 
 @pytest.mark.parametrize('norm_helps', [True, False])
@@ -183,7 +185,7 @@ def test_target_free_gap(tmp_path, norm_helps):
     },
     {'train_return': height},
   )
-  assert _verdicts(criteria.target_free_gap(table)) == [norm_helps, True]
+  assert _verdicts(reinforcement.target_free_gap(table)) == [norm_helps, True]
 
 
 RATES = {'fixed_policy': [False, True], 'tau': [1.0, 0.1, 0.01, 0.005]}
@@ -221,7 +223,7 @@ def test_twin_rate(tmp_path, spread, error, height, verdicts):
       ),
     },
   )
-  claims = criteria.twin_rate(table)
+  claims = reinforcement.twin_rate(table)
   assert _verdicts(claims) == verdicts
   assert 'tau = 0.01: -98, ' in claims[0].seen
   assert claims[1].seen.startswith(f'tau = 1: {100 * error:g}, tau = 0.1: 100')
@@ -232,7 +234,7 @@ def test_twin_rate_needs_its_rates(tmp_path):
     tmp_path, RATES | {'tau': [1.0, 0.1]}, {'q_tm1': lambda *_: 1.0}
   )
   with pytest.raises(ValueError, match='no run with fixed_policy=False, tau=0'):
-    criteria.twin_rate(table)
+    reinforcement.twin_rate(table)
 
 
 def test_what_orders_runs_must_be_swept(tmp_path):
@@ -242,7 +244,7 @@ def test_what_orders_runs_must_be_swept(tmp_path):
   ]
   table = _rows(tmp_path, points, {'q_tm1': lambda *_: 1.0})
   with pytest.raises(ValueError, match='--tau must be swept'):
-    criteria.twin_rate(table)
+    reinforcement.twin_rate(table)
 
 
 # What each arm of collapse ends with: its loss and its normalised std.
@@ -300,7 +302,7 @@ def _collapse(tmp_path, ends, names=tuple(_COLLAPSE)):
   ],
 )
 def test_siamese_collapse(tmp_path, changed, missed):
-  claims = criteria.siamese_collapse(_collapse(tmp_path, _ENDS | changed))
+  claims = siamese_claims.siamese_collapse(_collapse(tmp_path, _ENDS | changed))
   assert [i for i, met in enumerate(_verdicts(claims)) if not met] == missed
   assert len(claims) == 9
 
@@ -309,7 +311,7 @@ def test_siamese_collapse_needs_its_arms(tmp_path):
   names = [name for name in _COLLAPSE if name != 'fixed']
   table = _collapse(tmp_path, _ENDS, names)
   with pytest.raises(ValueError, match="no run with .*'self', None, 'fixed'"):
-    criteria.siamese_collapse(table)
+    siamese_claims.siamese_collapse(table)
 
 
 _TWINS = {'self': ('self', None), 'frozen': ('frozen', None)} | {
@@ -338,12 +340,12 @@ def _accuracies(tmp_path, encoders, names=tuple(_TWINS)):
 
 def test_siamese_accuracy(tmp_path):
   ends = {'self': 0.6, 'frozen': 0.4, '0.1': 0.9, '0.01': 0.3, '0.001': 0.9}
-  claims = criteria.siamese_accuracy(_accuracies(tmp_path, ends))
+  claims = siamese_claims.siamese_accuracy(_accuracies(tmp_path, ends))
   # Neighbours of encoders exceed those of pixels, probes do not; a rate that
   # was not named before does not count.
   assert _verdicts(claims) == [False, True, False, False]
   ends['0.01'] = 0.5
-  claims = criteria.siamese_accuracy(_accuracies(tmp_path / 'a', ends))
+  claims = siamese_claims.siamese_accuracy(_accuracies(tmp_path / 'a', ends))
   assert _verdicts(claims) == [True, True, True, False]
 
 
@@ -355,7 +357,7 @@ def test_siamese_accuracy_needs_its_rules(tmp_path, name, message):
   names = [each for each in _TWINS if each != name]
   table = _accuracies(tmp_path, dict.fromkeys(names, 0.5), names)
   with pytest.raises(ValueError, match=f'no run with {message}'):
-    criteria.siamese_accuracy(table)
+    siamese_claims.siamese_accuracy(table)
 
 
 _ARMS = {
@@ -391,7 +393,7 @@ STD = {'sg': 0.5, 'slow': 0.6, 'free': 0.1}
 def test_spr_met(tmp_path):
   # A little less than without is no loss.
   height = {'none': 1.01, 'sg': 1.0, 'slow': 2.0, 'free': 0.0}
-  claims = criteria.spr_minatar(_arms(tmp_path, STD, height))
+  claims = reinforcement.spr_minatar(_arms(tmp_path, STD, height))
   assert _verdicts(claims) == [True] * 4
   assert '(0.5 against 0.1)' in claims[0].text
 
@@ -399,7 +401,7 @@ def test_spr_met(tmp_path):
 def test_spr_missed(tmp_path):
   std = {'sg': 0.5, 'slow': 0.1, 'free': 0.1}
   height = {'none': 2.0, 'sg': 1.0, 'slow': 2.0, 'free': 2.0}
-  claims = criteria.spr_minatar(_arms(tmp_path, std, height))
+  claims = reinforcement.spr_minatar(_arms(tmp_path, std, height))
   assert _verdicts(claims) == [True, False, False, True]
 
 
@@ -415,7 +417,7 @@ def test_spr_needs_its_arms(tmp_path, arm, message):
   arms = {name: point for name, point in _ARMS.items() if name != arm}
   table = _arms(tmp_path, STD, dict.fromkeys(arms, 1.0), arms)
   with pytest.raises(ValueError, match=f'no run with {message}'):
-    criteria.spr_minatar(table)
+    reinforcement.spr_minatar(table)
 
 
 @pytest.mark.parametrize('study', criteria.STUDIES)
@@ -455,7 +457,9 @@ def test_the_best_of_equal_arms_seldom_exceeds_another():
   }
   random = np.random.default_rng(0)
   met = [
-    criteria.twin_age(table | {'train_return': random.normal(size=len(rows))})
+    reinforcement.twin_age(
+      table | {'train_return': random.normal(size=len(rows))}
+    )
     for _ in range(300)
   ]
   assert np.mean([claims[0].met for claims in met]) < 0.05
@@ -512,13 +516,13 @@ def test_what_is_not_known_is_open(tmp_path):
   height = lambda point, seed, t: 5.0 + (point['target_period'] > 1)
   axes = {'game': ['breakout'], 'target_period': [1, 1_000]}
   table = _table(tmp_path, axes, {'train_return': height}, seeds=1)
-  assert _verdicts(criteria.twin_minatar(table)) == [None]
+  assert _verdicts(reinforcement.twin_minatar(table)) == [None]
   ends = {'self': 0.6, 'frozen': 0.4, '0.1': 0.9, '0.01': 0.5, '0.001': 0.9}
   table = _accuracies(tmp_path / 'a', ends)
   last = (table['seed'] == 4) & (table['gradient_steps'] == 400)
   kept = ~(last & (table['target_update'] == 'frozen'))
   table = {name: column[kept] for name, column in table.items()}
-  verdicts = _verdicts(criteria.siamese_accuracy(table))
+  verdicts = _verdicts(siamese_claims.siamese_accuracy(table))
   assert verdicts == [None, True, None, False]
 
 
@@ -536,7 +540,7 @@ def test_measures_of_the_same_runs_are_compared_within_them(tmp_path):
     for of, more in (('encoder', 0.02), ('pixels', 0.0))
   }
   table = _rows(tmp_path, points, columns, clock='gradient_steps')
-  claims = criteria.siamese_accuracy(table)
+  claims = siamese_claims.siamese_accuracy(table)
   assert _verdicts(claims) == [False, True, False, True]
 
 
