@@ -373,48 +373,9 @@ def make_learner(
       "must be 'after' for a rule that reads what a gradient step reported",
     )
   agent = twin.lift(base)
-  updating = optax.with_extra_args_support(optimizer)
+  descend = _make_descend(agent, optimizer, twin)
   move = make_move(clocked, agent)
   move_now = make_move(ClockedTwin(twin), agent)
-
-  def init(key: chex.PRNGKey) -> TrainState:
-    init_key, state_key = jax.random.split(key)
-    online_params = first = agent.init(init_key)
-    if clocked.init == 'fresh':
-      first = agent.init(jax.random.fold_in(init_key, _FRESH))
-    return TrainState(
-      online_params=online_params,
-      target_params=twin.init(twins.part(agent, first)),
-      opt_state=optimizer.init(online_params),
-      gradient_steps=jnp.zeros((), jnp.int32),
-      key=state_key,
-    )
-
-  def descend(
-    state: TrainState, batch: Transition, **variant: Any
-  ) -> tuple[TrainState, Metrics]:
-    online_params = state.online_params
-    # Folded, not split and carried: without a use it costs nothing.
-    loss_key = jax.random.fold_in(state.key, state.gradient_steps)
-    if agent.delayed:
-      variant |= {'step': state.gradient_steps}
-    grads, metrics = jax.grad(agent.loss, has_aux=True)(
-      online_params, state.target_params, batch, loss_key, **variant
-    )
-    updates, opt_state = updating.update(
-      grads,
-      state.opt_state,
-      online_params,
-      gradient_steps=state.gradient_steps,
-    )
-    if twin.pull is not None:
-      pulled = twin.pull(twins.part(agent, online_params), state.target_params)
-      online_params = twins.whole(agent, online_params, pulled)
-    return state.replace(
-      online_params=optax.apply_updates(online_params, updates),
-      opt_state=opt_state,
-      gradient_steps=state.gradient_steps + 1,
-    ), metrics
 
   def moved(
     state: TrainState,
@@ -468,12 +429,77 @@ def make_learner(
     base=base,
     agent=agent,
     clocked=clocked,
-    init=init,
+    init=_make_init(agent, optimizer, clocked),
     descend=descend,
     sync=sync,
     regress=regress,
     regress_to=functools.partial(regress, bootstrap=None),
   )
+
+
+def _make_init(
+  agent: Agent, optimizer: optax.GradientTransformation, clocked: ClockedTwin
+) -> Callable[[chex.PRNGKey], TrainState]:
+  """Builds the function key -> fresh state; the agent is lifted."""
+  twin = clocked.twin
+
+  def init(key: chex.PRNGKey) -> TrainState:
+    init_key, state_key = jax.random.split(key)
+    online_params = first = agent.init(init_key)
+    if clocked.init == 'fresh':
+      first = agent.init(jax.random.fold_in(init_key, _FRESH))
+    return TrainState(
+      online_params=online_params,
+      target_params=twin.init(twins.part(agent, first)),
+      opt_state=optimizer.init(online_params),
+      gradient_steps=jnp.zeros((), jnp.int32),
+      key=state_key,
+    )
+
+  return init
+
+
+def _make_descend(
+  agent: Agent, optimizer: optax.GradientTransformation, twin: Twin
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Builds a gradient step after which the twin stands still.
+
+  Keywords beside (state, batch) are those of the agent's loss.
+
+  Args:
+    agent: lifted.
+    optimizer: gives the updates.
+    twin: the rule, which may pull at the online parameters.
+  """
+  updating = optax.with_extra_args_support(optimizer)
+
+  def descend(
+    state: TrainState, batch: Transition, **variant: Any
+  ) -> tuple[TrainState, Metrics]:
+    online_params = state.online_params
+    # Folded, not split and carried: without a use it costs nothing.
+    loss_key = jax.random.fold_in(state.key, state.gradient_steps)
+    if agent.delayed:
+      variant |= {'step': state.gradient_steps}
+    grads, metrics = jax.grad(agent.loss, has_aux=True)(
+      online_params, state.target_params, batch, loss_key, **variant
+    )
+    updates, opt_state = updating.update(
+      grads,
+      state.opt_state,
+      online_params,
+      gradient_steps=state.gradient_steps,
+    )
+    if twin.pull is not None:
+      pulled = twin.pull(twins.part(agent, online_params), state.target_params)
+      online_params = twins.whole(agent, online_params, pulled)
+    return state.replace(
+      online_params=optax.apply_updates(online_params, updates),
+      opt_state=opt_state,
+      gradient_steps=state.gradient_steps + 1,
+    ), metrics
+
+  return descend
 
 
 # (online, target, gradient_steps, report) -> (online, target); the report is

@@ -1,4 +1,4 @@
-"""How a run of the host loop collects and learns."""
+"""The configuration of the host loop."""
 
 from collections.abc import Callable
 import dataclasses

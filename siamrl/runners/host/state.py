@@ -1,4 +1,4 @@
-"""Where a run of the host loop stands, and what an iteration adds up."""
+"""The state of a run of the host loop, and the statistics of an iteration."""
 
 import base64
 import dataclasses

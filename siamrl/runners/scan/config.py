@@ -1,4 +1,4 @@
-"""How runs of the compiled loop collect, learn and are evaluated."""
+"""The configuration of the compiled loop, and what the settings decide."""
 
 from collections.abc import Callable
 import dataclasses

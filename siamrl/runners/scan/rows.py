@@ -1,4 +1,4 @@
-"""What an iteration of the compiled loop adds up, and the row of metrics."""
+"""Sums of an iteration of the compiled loop, and its row of metrics."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Where a run of the compiled loop stands."""
+"""The state of a run of the compiled loop."""
 
 from typing import Any
 
