@@ -58,3 +58,19 @@ def predictor_spectrum(
     return jnp.mean(predict(z + v), axis=0)
 
   return singular_values(jax.jacfwd(mean)(jnp.zeros(z.shape[-1])))
+
+
+def stretch(lengths: chex.Array) -> Metrics:
+  """How a predictor stretches projections.
+
+  Args:
+    lengths: [D], of `predictor_spectrum`.
+
+  Returns:
+    `largest` and `smallest` of them, and `rank`, in how many directions.
+  """
+  return {
+    'largest': lengths[0],
+    'smallest': lengths[-1],
+    'rank': effective_rank(lengths),
+  }

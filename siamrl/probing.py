@@ -4,12 +4,15 @@ Pure functions of features and labels, deterministic, to be compiled and vmapped
 by the caller. Both give scores, of which the largest names the class.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from siamrl.losses.siamese import normalised
 from siamrl.parameters import FieldError
+from siamrl.types import Metrics
 
 
 def _dot(one: chex.Array, other: chex.Array) -> chex.Array:
@@ -116,3 +119,46 @@ def linear_probe(
     gram + penalty * jnp.eye(len(gram)), _dot(x.T, y - share), assume_a='pos'
   )
   return share + _dot(features - mean, weights)
+
+
+def accuracies(
+  train_features: chex.Array,
+  train_labels: chex.Array,
+  features: chex.Array,
+  labels: chex.Array,
+  *,
+  num_classes: int,
+  neighbours: int,
+  temperature: float | None = None,
+  ridge: float = 1e-3,
+) -> Metrics:
+  """The accuracies of both judges.
+
+  Args:
+    train_features: [N, F].
+    train_labels: int [N], from 0 to num_classes - 1.
+    features: [M, F] to classify.
+    labels: int [M], theirs.
+    num_classes: K.
+    neighbours: points that vote, from 1 to N.
+    temperature: of the votes; None for equal ones.
+    ridge: penalty of the linear probe.
+
+  Returns:
+    `knn`, of `nearest_neighbours`, and `probe`, of `linear_probe`.
+  """
+  votes = nearest_neighbours(
+    train_features,
+    train_labels,
+    features,
+    num_classes=num_classes,
+    neighbours=neighbours,
+    temperature=temperature,
+  )
+  # One run after the other where they are vmapped:
+  # `diagnostics.singular_values` says why.
+  probe = jax.custom_batching.sequential_vmap(
+    functools.partial(linear_probe, num_classes=num_classes, ridge=ridge)
+  )
+  scores = probe(train_features, train_labels, features)
+  return {'knn': accuracy(votes, labels), 'probe': accuracy(scores, labels)}

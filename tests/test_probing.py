@@ -127,3 +127,20 @@ def test_refusals():
     probing.nearest_neighbours(
       x, y, others, num_classes=CLASSES, neighbours=1, temperature=0.0
     )
+
+
+def test_accuracies_of_both_judges():
+  x, y, others, labels = _data()
+  found = jax.jit(
+    lambda: probing.accuracies(
+      x, y, others, labels, num_classes=CLASSES, neighbours=5, ridge=0.1
+    )
+  )()
+  votes = probing.nearest_neighbours(
+    x, y, others, num_classes=CLASSES, neighbours=5
+  )
+  scores = probing.linear_probe(x, y, others, num_classes=CLASSES, ridge=0.1)
+  assert found == {
+    'knn': probing.accuracy(votes, labels),
+    'probe': probing.accuracy(scores, labels),
+  }

@@ -14,6 +14,7 @@ import typing
 from typing import Any, NoReturn
 
 from siamrl import parameters
+from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.parameters import FieldError, Parameter
 
 # The largest numbers of types that hold whole numbers.
@@ -40,6 +41,17 @@ def usage_errors() -> Iterator[None]:
     # A flag is shown as one types it: without the quotes of a string.
     text = error.written(lambda name, value: f'{name}={as_text(value)}')
     raise UsageError(f'--{text}') from error
+
+
+@contextlib.contextmanager
+def option_errors(name: str, value: Any) -> Iterator[None]:
+  """Has what the library raises for the value of an option speak of it."""
+  try:
+    yield
+  except ValueError as error:
+    raise UsageError(f'--{name}={value}: {error}') from error
+  except (ImportError, BrokenEnvironmentError) as error:
+    raise RunError(f'--{name}={value}: {error}') from error
 
 
 def refuse(config: Any, name: str, must: str) -> NoReturn:

@@ -3,9 +3,8 @@
 import functools
 from typing import NamedTuple
 
-from experiments.config.declaring import RunError, UsageError
+from experiments.config.declaring import option_errors
 from siamrl.envs.contract import check_jax_environment
-from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.envs.registry import ENVIRONMENTS, PROCESSES, resolve_environment
 from siamrl.envs.tabular import TabularMDP
 from siamrl.types import JaxEnvironment
@@ -41,13 +40,9 @@ def make_task(
     RunError: a package that it needs is not installed, or its answers are not
       what it declares.
   """
-  try:
+  with option_errors(flag, name):
     known = resolve_environment(name, continuous=continuous)
     environment = ENVIRONMENTS[known]()
     check_jax_environment(known, environment)
-  except ValueError as error:
-    raise UsageError(f'--{flag}={name}: {error}') from error
-  except (ImportError, BrokenEnvironmentError) as error:
-    raise RunError(f'--{flag}={name}: {error}') from error
   process = PROCESSES[known]() if known in PROCESSES else None
   return Task(known, environment, process)

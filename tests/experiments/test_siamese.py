@@ -14,6 +14,8 @@ import pytest
 from experiments import siamese
 from experiments.config import help, reading
 from experiments.engines import compiled as compiled_engine
+from experiments.families import siamese as family
+from experiments.suites import images as suite
 from siamrl import twins
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import RunFolder
@@ -213,7 +215,7 @@ def _columns(*arguments):
   """The columns of the only program of a sweep; nothing is compiled."""
   sweep = read_sweep(siamese, *SMALL, *arguments)
   for config in sweep.configs:
-    siamese.check(config)
+    family.check(config)
   (group,) = groups_of(siamese, sweep)
   settings = group.runs[0].settings
   state = jax.eval_shape(group.loop.start, settings, jax.random.key(0))
@@ -276,7 +278,7 @@ def test_a_mask_of_kernels_is_the_same_for_several_networks(pictures):
     'statistics': {},
   }
   params['encoder']['Dense_0']['bias'] = np.ones((4, 3))  # of four networks
-  assert siamese._is_kernel(params) == {
+  assert family._is_kernel(params) == {
     'encoder': {'Dense_0': {'kernel': True, 'bias': False}},
     'statistics': {},
   }
@@ -433,8 +435,7 @@ def test_images_that_cannot_be_learnt_from(refused, tmp_path):
 
 def _notes_of(folder):
   """What is said of a folder of images, without the name of the flag."""
-  siamese._load.cache_clear()
-  siamese._notes.cache_clear()
+  suite._make_task.cache_clear()
   sweep = read_sweep(siamese, *SMALL, f'--images={folder}')
   notes = siamese.make_task(sweep.configs[0]).notes
   assert all(note.startswith(f'--images={folder}: ') for note in notes)
@@ -486,7 +487,7 @@ def test_packages_that_are_missing(
 ):
   (tmp_path / 'folder').mkdir()
   monkeypatch.setitem(sys.modules, module, None)
-  siamese._load.cache_clear()
+  suite._make_task.cache_clear()
   with _uncached_games():
     line = refused(f'--images={images}', code=1)
   assert line.startswith(f'error: --images={images}: ')
@@ -513,7 +514,11 @@ def test_frames_of_a_game(refused):
   # 0 is a byte that never changes in so short a time.
   line = refused('--images=frames:pong', *frames, '--ram_byte=0')
   assert 'ram_byte=0 has one value only' in line
-  (train, held_out), classes = siamese._load('frames:Pong', 0.25, 40, 54)
+  (train, held_out), classes = suite._load(
+    suite.ImageOptions(
+      images='frames:Pong', held_out_fraction=0.25, frames=40, ram_byte=54
+    )
+  )
   assert train.images.shape == (30, 84, 84, 1)
   assert classes == int(train.labels.max()) + 1
   row = _columns(

@@ -26,7 +26,7 @@ from experiments.config.meaning import (
   say_idle,
   traced,
 )
-from experiments.families import actor_critic, q
+from experiments.families import actor_critic, q, siamese as family
 from siamrl import twins
 from siamrl.agents import actor_critic as agents
 from siamrl.losses import td
@@ -190,8 +190,8 @@ def test_what_is_traced_is_a_number_and_may_be_swept(cls):
     (
       siamese.SiameseConfig,
       dict(
-        agent=siamese.AGENTS,
-        predictor=siamese.PREDICTORS,
+        agent=family.AGENTS,
+        predictor=family.PREDICTORS,
         anneal=('cosine', 'none'),
       ),
     ),
