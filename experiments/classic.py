@@ -18,17 +18,17 @@ for a second Ctrl-C.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NoReturn
 
 from experiments.config import executing
-from experiments.collecting import Task
 from experiments.config.declaring import UsageError, group, option, sizes
+from experiments.config.learning import make_mlp
 from experiments.engines import sweeps
-from experiments.families import q
+from experiments.families import Task, q
 from experiments.suites import jax_native
 from siamrl.envs.registry import discrete
-from siamrl.networks.q_network import QNetwork, mlp_network
 
 # Observations between these become -1 to 1 in Dopamine (jax/networks.py).
 _LOWEST_HIGHEST = {
@@ -74,17 +74,7 @@ def make_task(config: ClassicConfig) -> Task:
         f'{", ".join(_LOWEST_HIGHEST)}, not --environment={name}'
       )
 
-  def network(num_actions: int) -> QNetwork:
-    return mlp_network(
-      num_actions,
-      sizes=[int(size) for size in config.hidden_sizes.split('-')],
-      bounds=bounds,
-      head=config.head,
-      initializer=config.initializer,
-      layer_norm=config.layer_norm,
-      renormalise=config.renormalise,
-    )
-
+  network = functools.partial(make_mlp, config, bounds=bounds)
   return Task(name, environment, network, process=process)
 
 

@@ -31,12 +31,11 @@ import functools
 import sys
 from typing import NoReturn
 
-from experiments.collecting import Task
 from experiments.config import executing
 from experiments.config.declaring import UsageError, refuse
 from experiments.config.reading import Sweep
 from experiments.engines import host_runs, sweeps
-from experiments.families import actor_critic
+from experiments.families import Task, actor_critic
 from experiments.families.actor_critic import ControlConfig
 from experiments.suites import gym, jax_native
 

@@ -21,20 +21,18 @@ import dataclasses
 import functools
 from typing import Any, NoReturn
 
-from experiments.collecting import Task
 from experiments.config import executing
 from experiments.config.declaring import (
   NOT_NEGATIVE,
-  RunError,
-  UsageError,
   choice,
   group,
   one_of,
   option,
+  option_errors,
   redeclared,
 )
 from experiments.engines import sweeps
-from experiments.families import q
+from experiments.families import Task, q
 from siamrl import augment
 from siamrl.envs.minatar import PRESETS, make_minatar, resolve_minatar
 from siamrl.networks.q_network import QNetwork, minatar_network
@@ -111,12 +109,8 @@ class MinAtarConfig(q.CompiledConfig):
 def _make_environment(
   game: str, protocol: str, noise_channels: int
 ) -> JaxEnvironment:
-  try:
+  with option_errors('game', game):
     return make_minatar(game, protocol, noise_channels)
-  except ValueError as error:
-    raise UsageError(f'--game={game}: {error}') from error
-  except ImportError as error:
-    raise RunError(f'--game={game}: {error}') from error
 
 
 def make_task(config: MinAtarConfig) -> Task:

@@ -7,10 +7,9 @@ import statistics
 import time
 from typing import Any
 
-from experiments import collecting
 from experiments.config.reading import sweep_from_arguments
 from experiments.engines import compiled as compiled_engine, devices, sweeps
-from experiments.families import Family, q
+from experiments.families import Family, Task, q
 
 _FOLDER = 'experiments/flagfiles'
 
@@ -51,7 +50,7 @@ class Timed:
 
 def build(
   config_type: type,
-  make_task: Callable[[Any], collecting.Task],
+  make_task: Callable[[Any], Task],
   *arguments: str,
   family: Family = q.FAMILY,
   network: Callable[[int], Any] | None = None,

@@ -33,7 +33,6 @@ FLOORS = {
   'siamrl.runners': 6,
   'siamrl.report': 7,
   'experiments.config': 8,
-  'experiments.collecting': 8,
   'experiments.suites': 9,
   'experiments.families': 9,
   'experiments.engines': 10,

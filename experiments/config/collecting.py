@@ -29,7 +29,9 @@ from experiments.config.twin import TwinOptions
 from siamrl import schedule
 from siamrl.diagnostics import STRIDE
 from siamrl.learner import TwinSpec
-from siamrl.types import Schedule
+from siamrl.replay.device import DeviceReplay
+from siamrl.runners import scan
+from siamrl.types import JaxEnvironment, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,3 +238,36 @@ def gradient_steps(config: Any) -> int:
 def iterations(config: CollectOptions) -> int:
   """Those of the whole run."""
   return config.env_steps // config.iteration_env_steps
+
+
+def make_config(config: CollectOptions) -> scan.ScanConfig:
+  """How compiled runs collect and learn."""
+  return scan.ScanConfig(
+    schedule=make_schedule(config),
+    num_envs=config.num_envs,
+    iteration_env_steps=config.iteration_env_steps,
+    warmup_env_steps=config.min_replay,
+    batch_size=config.batch_size,
+    reward_clip=config.reward_clip or None,
+    eval_episodes=config.eval_episodes,
+    eval_epsilon=config.eval_epsilon,
+    eval_episode_env_steps=config.eval_episode_env_steps,
+    panel_period=max(config.panel_period, 1),
+    probe_size=config.probe_size,
+  )
+
+
+def make_replay(
+  config: CollectOptions, environment: JaxEnvironment, **more: Any
+) -> DeviceReplay:
+  """A uniform replay; `more` are further fields."""
+  return DeviceReplay(
+    obs_shape=environment.obs_shape,
+    obs_dtype=environment.obs_dtype,
+    capacity=config.replay_capacity,
+    num_envs=config.num_envs,
+    n_step=config.n_step,
+    max_episode_steps=environment.max_episode_steps,
+    action_dim=environment.action_dim,
+    **more,
+  )

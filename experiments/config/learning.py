@@ -28,6 +28,7 @@ from siamrl.agents import q
 from siamrl.losses import td
 from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
+from siamrl.networks.q_network import QNetwork, mlp_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,26 @@ class NetworkOptions:
   )
   layer_norm: bool = option(
     False, 'Normalise each hidden layer before its ReLU.'
+  )
+
+
+def make_mlp(config: Any, num_actions: int, bounds: Any = None) -> QNetwork:
+  """The network of values whose layers are --hidden_sizes.
+
+  Args:
+    config: the options, with those of `NetworkOptions`.
+    num_actions: that it gives values to.
+    bounds: of the observations, see `mlp_network`.
+  """
+  sizes = config.hidden_sizes
+  return mlp_network(
+    num_actions,
+    sizes=() if sizes == 'none' else tuple(map(int, sizes.split('-'))),
+    bounds=bounds,
+    head=config.head,
+    initializer=config.initializer,
+    layer_norm=config.layer_norm,
+    renormalise=getattr(config, 'renormalise', False),
   )
 
 

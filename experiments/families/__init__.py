@@ -1,7 +1,12 @@
 """Families of agents: options in, learners and their panels out."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any, NamedTuple
+
+from siamrl.augment import Augmentation
+from siamrl.envs.tabular import TabularMDP
+from siamrl.types import JaxEnvironment
 
 
 class Family(NamedTuple):
@@ -20,3 +25,26 @@ class Family(NamedTuple):
   settings: Callable[[Any, Any], dict[str, Any]]
   make_loop: Callable[[Any, Any], Any]
   iterations: Callable[[Any], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a launcher makes of the options of the environment.
+
+  Attributes:
+    name: of the environment, for folders and titles.
+    environment: what to act in.
+    network: number of actions -> network; None where the family makes it.
+    packed: whether its boolean observations are stored a bit each.
+    process: behind the environment, if its values are known exactly.
+    eval_environment: where to evaluate, if elsewhere.
+    augment: what is done to each observation that is learnt from.
+  """
+
+  name: str
+  environment: JaxEnvironment
+  network: Callable[[int], Any] | None = None
+  packed: bool = False
+  process: TabularMDP | None = None
+  eval_environment: JaxEnvironment | None = None
+  augment: Augmentation | None = None

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import collecting
-from experiments.collecting import Task
 from experiments.config import (
   collecting as collect_options,
   panel as panel_options,
@@ -45,7 +43,7 @@ from experiments.config.learning import (
 )
 from experiments.config.meaning import traced
 from experiments.config.twin import TwinOptions
-from experiments.families import Family
+from experiments.families import Family, Task
 from siamrl import learner
 from siamrl.agents import actor_critic
 from siamrl.diagnostics import Panel
@@ -474,10 +472,10 @@ def bounds_of(environment: JaxEnvironment) -> tuple[float, float] | None:
 def make_loop(config: ControlConfig, task: Task) -> scan.Loop:
   """The functions of a run; raises ValueError for options that do not fit."""
   return scan.Loop(
-    config=collecting.make_config(config),
+    config=collect_options.make_config(config),
     environment=task.environment,
     name=task.name,
-    replay=collecting.make_replay(config, task),
+    replay=collect_options.make_replay(config, task.environment),
     make_setup=functools.partial(make_setup, config, task),
     eval_environment=task.eval_environment,
   )

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import collecting
-from experiments.collecting import Task
 from experiments.config import (
   collecting as collect_options,
   latent as latent_options,
@@ -41,6 +39,7 @@ from experiments.config.declaring import (
   refuse,
   usage_errors,
 )
+from experiments.config.fitting import FitOptions
 from experiments.config.latent import LatentOptions
 from experiments.config.learning import (
   ExplorationOptions,
@@ -51,7 +50,7 @@ from experiments.config.learning import (
 )
 from experiments.config.meaning import traced
 from experiments.config.targets import TargetOptions
-from experiments.families import Family
+from experiments.families import Family, Task
 from siamrl import learner, rewards, schedule
 from siamrl.agents import latent, q
 from siamrl.augment import Augmentation
@@ -243,14 +242,16 @@ def make_agent(
     inside_loop: whether gradient steps are compiled into a loop.
   """
   form = {name: numbers[name] for name in target_options.parameters(config)}
-  agent = latent_options.make_agent(
-    config,
-    network,
-    target_options.make_agent(config, network, example_obs, form),
-    example_obs,
-    numbers['spr_weight'],
-    inside_loop=inside_loop,
-  )
+  agent = target_options.make_agent(config, network, example_obs, form)
+  if isinstance(config, LatentOptions):
+    agent = latent_options.make_agent(
+      config,
+      network,
+      agent,
+      example_obs,
+      numbers['spr_weight'],
+      inside_loop=inside_loop,
+    )
   return agent if augment is None else latent.with_augmentation(agent, augment)
 
 
@@ -270,12 +271,17 @@ def make_learner(
     learning_rate=numbers['learning_rate'],
     eps=numbers['optimizer_eps'],
     decay=config.rmsprop_decay,
-    anneal_steps=gradient_steps(config)
-    if config.anneal_learning_rate
-    else None,
+    anneal_steps=_anneal_steps(config),
     max_gradient_norm=config.max_gradient_norm or None,
   )
   return learner.make_learner(agent, optimizer, twin.make())
+
+
+def _anneal_steps(config: Any) -> int | None:
+  """Updates over which the step size falls to 0; None for one that stays."""
+  if isinstance(config, FitOptions):
+    return config.anneal_steps
+  return gradient_steps(config) if config.anneal_learning_rate else None
 
 
 def _make_panel(
@@ -363,7 +369,7 @@ def _epsilon(numbers: Mapping[str, Any]) -> Callable[[Any], Any]:
 def make_loop(config: CompiledConfig, task: Task) -> scan.Loop:
   """The functions of a run; raises ValueError for options that do not fit."""
   return scan.Loop(
-    config=collecting.make_config(config),
+    config=collect_options.make_config(config),
     environment=task.environment,
     name=task.name,
     replay=_make_replay(config, task),
@@ -380,8 +386,8 @@ def _make_replay(config: CompiledConfig, task: Task) -> Any:
       config.num_envs,
       steps=make_schedule(config).collect // config.num_envs,
     )
-  replay = dataclasses.replace(
-    collecting.make_replay(config, task), sequence_steps=config.spr_steps
+  replay = collect_options.make_replay(
+    config, environment, packed=task.packed, sequence_steps=config.spr_steps
   )
   return PrioritizedReplay(replay) if config.replay == 'prioritised' else replay
 
@@ -469,3 +475,16 @@ def check_host(config: Any, *, length: str) -> None:
     round_env_steps=max(config.num_envs, config.train_period),
     gradient_steps=speeds(config).gradient_steps_of(config.total_env_steps),
   )
+
+
+# Runs on a data set: as on the host, but nothing acts.
+
+
+def make_offline_learner(
+  config: Any, network: QNetwork, example_obs: Any, twin: TwinSpec
+) -> Learner:
+  """The learner of a run on a data set; nothing is computed."""
+  agent = make_agent(
+    config, network, example_obs, vars(config), augment=None, inside_loop=True
+  )
+  return make_learner(config, agent, twin, vars(config))

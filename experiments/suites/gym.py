@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config.declaring import RunError, UsageError, refuse
+from experiments.config.declaring import (
+  RunError,
+  UsageError,
+  option_errors,
+  refuse,
+)
+from experiments.config.learning import make_mlp
 from siamrl.augment import Augmentation
 from siamrl.envs import ale, gym, registry
 from siamrl.envs.errors import BrokenEnvironmentError
 from siamrl.envs.gym import GymnasiumEnvironments
-from siamrl.networks.q_network import QNetwork, mlp_network
+from siamrl.networks.q_network import QNetwork
 from siamrl.runners import evaluation
 
 # Environments stepped side by side in an evaluation, at most.
@@ -73,14 +79,10 @@ class Suite:
   ) -> GymnasiumEnvironments:
     """Environments, with errors that speak of the flag."""
     name = self._config.environment
-    try:
+    with option_errors('environment', name):
       return GymnasiumEnvironments(
         name, num_envs, seed=seed, max_episode_steps=max_episode_steps
       )
-    except ValueError as error:
-      raise UsageError(f'--environment={name}: {error}') from error
-    except (ImportError, BrokenEnvironmentError) as error:
-      raise RunError(f'--environment={name}: {error}') from error
 
   def make(self, seed: int) -> GymnasiumEnvironments:
     """Environments to collect with."""
@@ -109,15 +111,7 @@ class Suite:
 
   def network(self, config: Any) -> QNetwork:
     """The network that options describe, of values of actions."""
-    return mlp_network(
-      self.spaces.num_actions,
-      sizes=[int(size) for size in config.hidden_sizes.split('-')],
-      bounds=self.spaces.bounds,
-      head=config.head,
-      initializer=config.initializer,
-      layer_norm=config.layer_norm,
-      renormalise=config.renormalise,
-    )
+    return make_mlp(config, self.spaces.num_actions, self.spaces.bounds)
 
   def check_episode_cap(self) -> None:
     """Raises UsageError for a cap on episodes that have one of their own."""
@@ -182,10 +176,8 @@ def resolve(name: str) -> str:
   Raises:
     UsageError: there is no such environment.
   """
-  try:
+  with option_errors('environment', name):
     return gym.resolve_gymnasium(name)
-  except ValueError as error:
-    raise UsageError(f'--environment={name}: {error}') from error
 
 
 def is_on_host(name: str) -> bool:

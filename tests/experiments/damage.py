@@ -44,9 +44,10 @@ from experiments.engines import (
   host as host_engine,
   host_runs,
   offline as offline_engine,
+  offline_runs,
   running,
 )
-from experiments.families import actor_critic
+from experiments.families import actor_critic, q
 from experiments.suites import gym
 from experiments.suites.jax_native import make_task
 from siamrl.report.checkpoint import Checkpoints
@@ -238,7 +239,7 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
 def _make_offline() -> Kind:
   config = reading.from_arguments(offline.OfflineConfig, *OFFLINE)
   task = make_task(config.environment)
-  options = offline.make_run(config, task, None)
+  options = offline_runs.make_run(config, q, task, None)
   made: dict[Any, offline_engine.Parts] = {}
   at: list[pathlib.Path] = []
 

@@ -15,9 +15,19 @@ from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
-from experiments import offline, offline_data
-from experiments.config import meaning, declaring, executing, reading
-from experiments.suites import jax_native
+from experiments import offline
+from experiments.config import (
+  declaring,
+  executing,
+  fitting,
+  learning as options,
+  meaning,
+  reading,
+)
+from experiments.engines import offline_runs
+from experiments.families import q as family
+from experiments.suites import dataset as suite, jax_native
+from siamrl import learner as learners
 from siamrl.agents import q
 from siamrl.envs import car_on_hill
 from siamrl.replay import dataset
@@ -75,7 +85,7 @@ def pictures():
 @pytest.fixture(autouse=True)
 def _no_pictures(request, monkeypatch):
   if 'pictures' not in request.fixturenames:
-    monkeypatch.setattr(offline, '_draw', lambda config, folder: None)
+    monkeypatch.setattr(offline_runs, '_draw', lambda config, folder: None)
 
 
 def run(*arguments, code=0):
@@ -109,8 +119,8 @@ def state_of(folder):
   run_ = RunFolder(folder)
   config = read(f'--flagfile={run_.flags}')
   task = jax_native.make_task(config.environment)
-  learning = offline.make_learning(config, task, None)
-  template = learning.learner.init(jax.random.key(0))
+  learner = offline_runs.make_learner(config, family, task, None)
+  template = learner.init(jax.random.key(0))
   found = Checkpoints(run_.checkpoints).restore(template)
   assert found is not None
   state, extra, step = found
@@ -201,7 +211,7 @@ def test_stopped_and_resumed(undisturbed, tmp_path, monkeypatch, number):
 # Kills itself in the SECOND call of a function, as no exception would.
 _KILLED = """
 import importlib, os, signal, sys
-from experiments import offline, offline_data
+from experiments import offline
 from experiments.config import executing
 holder, _, name = sys.argv.pop(1).rpartition('.')
 holder, _, inner = holder.partition(':')
@@ -426,7 +436,7 @@ def test_observations_are_rescaled_by_the_data():
   seen = {}
   for name in ('rescale_observations', 'norescale_observations'):
     config = read(f'--{name}', '--hidden_sizes=none')
-    agent = offline.make_learning(config, task, data).learner.agent
+    agent = offline_runs.make_learner(config, family, task, data).agent
     params = agent.init(jax.random.key(0))
     seen[name] = lambda obs, a=agent, p=params: a.values(p, np.array([obs]))
   for raw, scaled in (((0, 5), (-1, -1)), ((4, 5), (1, -1)), ((2, 5), (0, -1))):
@@ -449,9 +459,9 @@ def test_every_flag_reaches_its_part(monkeypatch):
 
     monkeypatch.setattr(module, name, recorder)
 
-  record(offline, 'mlp_network')
+  record(options, 'mlp_network')
   record(q, 'make_q_agent')
-  record(offline.learner, 'make_optimizer')
+  record(learners, 'make_optimizer')
   network = {
     'head': 'dueling',
     'initializer': 'xavier_uniform',
@@ -481,10 +491,14 @@ def test_every_flag_reaches_its_part(monkeypatch):
     '--tolerance=0.5',
     '--tolerance_window=50',
   )
-  offline.check(config)
+  offline_runs.check(config)
   task = jax_native.make_task('chain')
-  learning = offline.make_learning(config, task, None)
-  assert calls['mlp_network'] == network | {'sizes': [3, 5], 'bounds': None}
+  learner = offline_runs.make_learner(config, family, task, None)
+  assert calls['mlp_network'] == network | {
+    'sizes': (3, 5),
+    'bounds': None,
+    'renormalise': False,
+  }
   assert calls['make_q_agent'] == agent | {
     'name': 'double_dqn',
     'target_parameters': {},
@@ -496,22 +510,22 @@ def test_every_flag_reaches_its_part(monkeypatch):
     'anneal_steps': 600,
     'max_gradient_norm': 2,
   }
-  clocked = learning.learner.clocked
-  assert clocked[1:] == learning.twin[2:] == (200, 0, 'after', 'fresh', False)
-  assert learning.config == runner.OfflineConfig(
+  twin = fitting.twin_spec(config)
+  assert learner.clocked[1:] == twin[2:] == (200, 0, 'after', 'fresh', False)
+  assert fitting.make_config(config) == runner.OfflineConfig(
     Schedule(0, 600), 200, 7, tolerance=0.5, window=50
   )
   fit = read(
     '--anneal_learning_rate=fit', '--reset_optimizer', '--target_order=before'
   )
-  clocked = offline.make_learning(fit, task, None).learner.clocked
+  clocked = offline_runs.make_learner(fit, family, task, None).clocked
   assert clocked[1:] == (1_000, 0, 'before', 'equal', True)
   assert calls['make_optimizer']['anneal_steps'] == fit.target_period == 1_000
 
 
 def test_states_drawn_evenly():
   task = jax_native.make_task('grid')
-  everywhere = offline_data.everywhere(task)
+  everywhere = suite.everywhere(task)
   data = dataset.collect(
     everywhere, jax.random.key(0), env_steps=2_400, num_envs=2_400
   )
@@ -527,9 +541,10 @@ def test_a_preset_cites_its_source_and_can_be_run(name):
   lines = [line for line in text.splitlines() if line and line[0] != '#']
   assert len({line.split('=')[0] for line in lines}) == len(lines)
   config = read(f'--flagfile={FOLDER / name}.flags')
-  offline.check(config)
+  offline_runs.check(config)
   task = jax_native.make_task(config.environment)
-  assert offline.make_learning(config, task, None).config.iterations
+  assert offline_runs.make_learner(config, family, task, None)
+  assert fitting.make_config(config).iterations
 
 
 def test_the_published_run_climbs_the_hill():
@@ -801,11 +816,11 @@ def test_minari_by_name(monkeypatch, tmp_path):
   monkeypatch.setattr(dataset, 'from_minari', from_minari)
   config = read('--dataset=minari:a/b-v0')
   task = jax_native.make_task(config.environment)
-  assert offline_data.load(config, task.environment).size == 6
+  assert suite.load(config, task.environment).size == 6
   with pytest.raises(
     declaring.UsageError, match='cannot be read: Dataset none'
   ):
-    offline_data.load(read('--dataset=minari:none'), task.environment)
+    suite.load(read('--dataset=minari:none'), task.environment)
   assert names == ['a/b-v0', 'none']
 
 

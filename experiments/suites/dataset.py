@@ -1,11 +1,17 @@
-"""The data set of a run: the options that name it, read or collected."""
+"""Data sets, read or collected, and the environments that they are from.
 
+A network of dense layers learns from them, and what it has learnt is measured
+where the data are from.
+"""
+
+from collections.abc import Callable
 import dataclasses
 import math
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.config.collecting import CollectOptions
@@ -23,16 +29,19 @@ from experiments.config.declaring import (
   path_option,
   redeclared,
   refuse,
+  sizes,
 )
-from experiments.engines import devices, folders, memory
+from experiments.config.learning import NetworkOptions, make_mlp
 from experiments.suites.jax_native import Task
-from siamrl import rewards
+from siamrl import diagnostics, rewards
 from siamrl.envs import car_on_hill, tabular
 from siamrl.envs.registry import PROCESSES, discrete
+from siamrl.networks.q_network import QNetwork
 from siamrl.replay import dataset
 from siamrl.replay.dataset import Dataset
 from siamrl.report.run_folder import RunFolder
-from siamrl.types import JaxEnvironment
+from siamrl.runners import evaluation
+from siamrl.types import Agent, JaxEnvironment, Params
 
 CAR = 'car_on_hill'
 MOST = 2**31  # what int32 counts
@@ -47,8 +56,8 @@ _MINARI = 'minari:'
 
 
 @dataclasses.dataclass(frozen=True)
-class DataOptions:
-  """The options of the data, for a launcher's dataclass to inherit."""
+class DataOptions(NetworkOptions):
+  """The options of the data, the network, and what is measured."""
 
   _data: Any = group('The data')
   environment: str = option(
@@ -88,6 +97,29 @@ class DataOptions:
   discount: float = redeclared(CollectOptions, 'discount')
   reward_scale: float = redeclared(CollectOptions, 'reward_scale')
   reward_clip: float = redeclared(CollectOptions, 'reward_clip')
+
+  _layers: Any = group('The layers of the network')
+  hidden_sizes: str = option(
+    '64-64',
+    'Units of the hidden layers; with none, and one-hot states, the network '
+    'is a table',
+    sizes('64-64', none=True),
+  )
+  rescale_observations: bool = option(
+    False, 'Bring observations to [-1, 1], by their range in the data set.'
+  )
+
+  _evaluation: Any = group('Evaluation, after each iteration')
+  eval_episodes: int = redeclared(
+    CollectOptions,
+    'eval_episodes',
+    10,
+    help='Greedy episodes to play; 0 for no evaluation, nor one from the grid '
+    f'of {CAR}.',
+  )
+  eval_episode_env_steps: int = redeclared(
+    CollectOptions, 'eval_episode_env_steps'
+  )
 
   @property
   def env_steps(self) -> int:
@@ -169,24 +201,17 @@ def check_collecting(config: DataOptions, task: Task) -> None:
       f'--collect_env_steps={config.env_steps} must be a multiple of '
       f'--num_envs={config.num_envs}'
     )
-  check_fits('collect_env_steps', config.env_steps, task)
 
 
-def check_fits(name: str, transitions: int, task: Task) -> None:
-  """Raises UsageError for an option by which the memory is too small."""
+def nbytes(task: Task, transitions: int) -> int:
+  """The bytes that so many transitions take at most, all copies together."""
   environment = task.environment
   observation = (
     math.prod(environment.obs_shape) * environment.obs_dtype.itemsize
   )
   # As they come from the device or are drawn, as they are kept, and as they are
   # learnt from.
-  needed = 3 * transitions * (2 * observation + 16)
-  available = devices.memory_bytes()
-  if needed > memory.SHARE * available or transitions >= MOST:
-    raise UsageError(
-      f'--{name}={transitions} must fit the memory: it takes '
-      f'{memory.words(needed, available)}'
-    )
+  return 3 * transitions * (2 * observation + 16)
 
 
 def check_kept(config: DataOptions, run_dir: str, *, overwrite: bool) -> None:
@@ -209,32 +234,6 @@ def collect(config: DataOptions, task: Task, key: jax.Array) -> Dataset:
   )
 
 
-def keep(
-  path: pathlib.Path,
-  config: DataOptions,
-  task: Task,
-  key: jax.Array,
-  *,
-  afresh: bool,
-) -> Dataset:
-  """The data set of a file; collects it first if there is none.
-
-  Args:
-    path: the file.
-    config: the options.
-    task: where to act.
-    key: everything random follows from it.
-    afresh: collect it also where there is one.
-
-  Raises:
-    RunError: someone has edited the file.
-  """
-  if afresh or not path.exists():
-    dataset.save_dataset(path, collect(config, task, key), overwrite=True)
-  with folders.edited_errors():
-    return dataset.load_dataset(path, task.environment.num_actions)
-
-
 def everywhere(task: Task) -> JaxEnvironment | None:
   """The environment with starts all over, each cut after a step, if it can."""
   if task.name == CAR:
@@ -253,3 +252,82 @@ def everywhere(task: Task) -> JaxEnvironment | None:
 def learnt(config: DataOptions, raw: np.ndarray) -> np.ndarray:
   """Rewards as they are learnt from."""
   return rewards.learnt(raw, config.reward_scale, config.reward_clip or None)
+
+
+def make_network(
+  config: DataOptions, task: Task, data: Dataset | None
+) -> QNetwork:
+  """The network that the options describe; without data, of its shapes."""
+  bounds = None
+  if config.rescale_observations and data is not None:
+    bounds = _bounds(data)
+  return make_mlp(config, task.environment.num_actions, bounds)
+
+
+def _bounds(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """The range of each number of the observations acted upon."""
+  flat = data.observations.reshape(data.size, -1).astype(np.float32)
+  low, high = flat.min(0), flat.max(0)
+  # What never changes is -1.
+  high = np.where(high > low, high, low + 1)
+  return tuple(low.tolist()), tuple(high.tolist())
+
+
+# (online parameters, key) -> columns of a row.
+Measure = Callable[[Params, jax.Array], dict[str, float]]
+
+
+def make_measure(config: DataOptions, task: Task, agent: Agent) -> Measure:
+  """What is measured after each iteration, in one compiled program."""
+  best_return = {}
+  if config.eval_episodes and task.name == CAR:
+    best_return['grid_optimum'] = _grid_optimum(config.discount)
+  starts = car_on_hill.start_states()
+  exact = None
+  if task.process is not None and config.discount < 1:
+    process = dataclasses.replace(
+      task.process, rewards=learnt(config, task.process.rewards)
+    )
+    exact = tabular.optimal_probe(process, config.discount)
+
+  @jax.jit
+  def compiled(params: Params, key: jax.Array) -> dict[str, jax.Array]:
+    def act(obs: jax.Array) -> jax.Array:
+      return jnp.argmax(agent.values(params, obs), -1).astype(jnp.int32)
+
+    row: dict[str, jax.Array] = {}
+    if config.eval_episodes:
+      row, _ = evaluation.play(
+        task.environment,
+        lambda obs, _: act(obs),
+        key,
+        episodes=config.eval_episodes,
+        most=config.eval_episode_env_steps,
+      )
+      if task.name == CAR:
+        returns = car_on_hill.returns(act, starts, discount=config.discount)
+        row['grid_return'] = jnp.mean(returns)
+    if exact is not None:
+      obs, best = exact
+      values = agent.values(params, obs)
+      row['exact_bias'], row['exact_error'] = diagnostics.bias_exact(
+        values, best
+      )
+    return row
+
+  def measure(params: Params, key: jax.Array) -> dict[str, float]:
+    row = compiled(params, key)
+    return {name: value.item() for name, value in row.items()} | best_return
+
+  return measure
+
+
+def _grid_optimum(discount: float) -> float:
+  """The best mean return from the papers' starts."""
+  best = car_on_hill.optimal_returns(
+    car_on_hill.start_states(),
+    discount=discount,
+    # Without a future, a step is all that counts.
+    horizon=car_on_hill.HORIZON if discount else 1,
+  )
+  return float(best.mean())

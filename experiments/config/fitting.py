@@ -1,0 +1,209 @@
+"""The options of runs on a data set: their lengths and fits, and checks."""
+
+import dataclasses
+from typing import Any
+
+from experiments.config import twin as twin_options
+from experiments.config.declaring import (
+  INT32,
+  INT64,
+  NOT_NEGATIVE,
+  POSITIVE,
+  When,
+  choice,
+  group,
+  option,
+  redeclared,
+  refuse,
+  usage_errors,
+)
+from experiments.config.learning import LearningOptions
+from experiments.config.runs import RunOptions
+from experiments.config.twin import HAS_PERIOD, TwinOptions
+from siamrl.learner import TwinSpec
+from siamrl.runners import offline
+from siamrl.types import Schedule
+
+_DEFAULT_ITERATIONS = 40
+# Periods are in gradient steps.
+_SPEEDS = twin_options.Speeds('gradient_steps', 1, 1)
+_ANNEAL = {
+  'none': 'nowhere',
+  'run': 'over the whole run',
+  'fit': 'over each fit, with which the optimiser must start anew: '
+  '--reset_optimizer',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions(LearningOptions, TwinOptions, RunOptions):
+  """The options; their defaults follow no paper."""
+
+  # Also the length of an iteration, whatever the rule.
+  target_period: int = redeclared(
+    TwinOptions, 'target_period', 1_000, when=None
+  )
+  target_period_unit: str = redeclared(
+    TwinOptions,
+    'target_period_unit',
+    'gradient_steps',
+    never='no env steps are taken',
+  )
+  count_warmup: bool = redeclared(
+    TwinOptions, 'count_warmup', never='there is no warm-up'
+  )
+  learning_rate: float = redeclared(LearningOptions, 'learning_rate', 1e-3)
+  anneal_learning_rate: str = choice(  # type: ignore[assignment]
+    'none', 'Where the step size falls to 0 in a straight line:', _ANNEAL
+  )
+
+  _length: Any = group('How long it is')
+  iterations: int | None = option(
+    None,
+    'Fits of the whole run, each of --target_period gradient steps; '
+    f'{_DEFAULT_ITERATIONS} if neither this nor --gradient_steps is given',
+    POSITIVE,
+    common=True,
+  )
+  gradient_steps: int | None = option(
+    None, 'Length of the whole run, in place of --iterations', POSITIVE
+  )
+  iteration_gradient_steps: int | None = option(
+    None,
+    'Gradient steps from one row of metrics.csv, and evaluation, to the next; '
+    '--target_period if not given',
+    POSITIVE,
+  )
+
+  _fits: Any = group('Fits')
+  batch_size: int = option(
+    256,
+    'Transitions per gradient step, drawn with replacement; 0 for all of them '
+    'at every step',
+    NOT_NEGATIVE,
+    most=INT64,  # the memory ends sooner
+    common=True,
+  )
+  tolerance: float | None = option(
+    None,
+    'A fit ends when its loss, averaged over --tolerance_window gradient '
+    'steps, has not fallen by more than this fraction of what it was in the '
+    'window before; 0 waits until it does not fall at all. All fits have '
+    '--target_period gradient steps if not given',
+    NOT_NEGATIVE,
+    when=HAS_PERIOD,
+    refused=True,
+  )
+  tolerance_window: int = option(
+    100,
+    'Gradient steps of a window; must divide --target_period.',
+    POSITIVE,
+    when=When(lambda config: config.tolerance is not None, 'with --tolerance'),
+  )
+
+  @property
+  def total_gradient_steps(self) -> int:
+    """Those of the whole run; of fits that end early, the most there can be."""
+    fits = self.iterations or _DEFAULT_ITERATIONS
+    return self.gradient_steps or fits * self.target_period
+
+  @property
+  def anneal_steps(self) -> int | None:
+    """Updates over which the step size falls to 0; None for one that stays."""
+    return {
+      'none': None,
+      'run': self.total_gradient_steps,
+      # An optimiser that starts anew counts the steps of its fit.
+      'fit': self.target_period,
+    }[self.anneal_learning_rate]
+
+  @property
+  def row_gradient_steps(self) -> int:
+    """Those of an iteration."""
+    return self.iteration_gradient_steps or self.target_period
+
+  @property
+  def rows(self) -> int:
+    """Iterations of the whole run."""
+    return self.total_gradient_steps // self.row_gradient_steps
+
+
+def check(config: FitOptions) -> None:
+  """Raises UsageError for options that do not go together."""
+  if config.gradient_steps and config.iterations:
+    refuse(
+      config,
+      'gradient_steps',
+      f'not be given with --iterations={config.iterations}',
+    )
+  _check_lengths(config)
+  anneal = config.anneal_learning_rate
+  if anneal == 'fit' and not config.reset_optimizer:
+    refuse(config, 'anneal_learning_rate', 'go with --reset_optimizer')
+  if anneal == 'run' and config.reset_optimizer:
+    refuse(
+      config,
+      'anneal_learning_rate',
+      'not go with --reset_optimizer, which has the step size start anew',
+    )
+  if config.tolerance is not None:
+    _check_tolerance(config)
+  with usage_errors():
+    twin_spec(config)
+
+
+def _check_lengths(config: FitOptions) -> None:
+  total = config.total_gradient_steps
+  longest = 'gradient_steps' if config.gradient_steps else 'target_period'
+  if total > INT32:
+    refuse(
+      config, longest, f'give a run of less than {INT32 + 1} gradient steps'
+    )
+  if total % config.row_gradient_steps:
+    if config.iteration_gradient_steps:
+      refuse(
+        config,
+        'iteration_gradient_steps',
+        f'divide the {total} gradient steps of the run',
+      )
+    refuse(
+      config,
+      'gradient_steps',
+      f'be a multiple of --target_period={config.target_period}, or of '
+      '--iteration_gradient_steps',
+    )
+
+
+def _check_tolerance(config: FitOptions) -> None:
+  if config.target_order != 'after':
+    refuse(config, 'target_order', 'be after where --tolerance is given')
+  if config.row_gradient_steps != config.target_period:
+    refuse(
+      config,
+      'iteration_gradient_steps',
+      f'be --target_period={config.target_period} where --tolerance is given',
+    )
+  window = config.tolerance_window
+  if config.target_period % window or config.target_period < 2 * window:
+    refuse(
+      config,
+      'target_period',
+      'be two or more whole windows where --tolerance is given, of '
+      f'--tolerance_window={window}',
+    )
+
+
+def twin_spec(config: FitOptions) -> TwinSpec:
+  """The twin that the options describe; raises ValueError as `make_spec`."""
+  return twin_options.make_spec(config, _SPEEDS, config.total_gradient_steps)
+
+
+def make_config(config: FitOptions) -> offline.OfflineConfig:
+  """How a run learns from its data set."""
+  return offline.OfflineConfig(
+    Schedule(0, config.total_gradient_steps),
+    batch_size=config.batch_size or None,
+    iteration_steps=config.row_gradient_steps,
+    tolerance=config.tolerance,
+    window=config.tolerance_window,
+  )
