@@ -76,7 +76,7 @@ class AtariConfig(
 ):
   """The options; their defaults are Nature DQN's (Mnih et al. 2015)."""
 
-  optimizer: str = redeclared(LearningOptions, 'optimizer', 'rmsprop_centred')
+  optimizer: str = redeclared(LearningOptions, 'optimizer', 'rmsprop_centered')
   optimizer_eps: float = redeclared(LearningOptions, 'optimizer_eps', 0.01)
   td_loss: str = redeclared(LearningOptions, 'td_loss', 'clipped')
   batch_reduction: str = redeclared(LearningOptions, 'batch_reduction', 'sum')
@@ -148,7 +148,7 @@ class AtariConfig(
   n_step: int = redeclared(CollectOptions, 'n_step')
   reward_clip: float = redeclared(CollectOptions, 'reward_clip', 1.0)
   augmentation: str = choice(
-    'none', 'What is done to the frames learnt from:', AUGMENTATIONS
+    'none', 'What is done to the frames learned from:', AUGMENTATIONS
   )
   batch_size: int = redeclared(CollectOptions, 'batch_size', 32)
   train_period: int = redeclared(CollectOptions, 'train_period', 4)

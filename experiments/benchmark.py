@@ -165,7 +165,7 @@ def learn_step(config: BenchmarkConfig) -> dict[str, Any]:
   """One gradient step of DQN on the Nature network, and its floor.
 
   The work is that of the usual rival: uint8 frames of 84 x 84 x 4, a forward
-  pass of each twin, Huber loss, backward pass, centred RMSProp. `gflop` counts
+  pass of each twin, Huber loss, backward pass, centered RMSProp. `gflop` counts
   the multiplications and additions of its matrix products and convolutions,
   `floor_ms` is the time they would take at `sgemm_gflops`, the speed of a
   large float32 matrix product measured in turns with the steps.
@@ -193,7 +193,7 @@ def learn_step(config: BenchmarkConfig) -> dict[str, Any]:
     nature_network(actions, padding=config.padding), frames[0][:1]
   )
   optimizer = learner.make_optimizer(
-    'rmsprop_centred', learning_rate=2.5e-4, eps=1e-5
+    'rmsprop_centered', learning_rate=2.5e-4, eps=1e-5
   )
   twin = learner.ClockedTwin(twins.hard(), 2_500)
   made = learner.make_learner(agent, optimizer, twin)
@@ -235,7 +235,7 @@ def _sample_flop(padding: str, actions: int) -> int:
     for side, fan_in, features in zip(sides, inputs, (32, 64, 64), strict=True)
   ]
   layers += [2 * sides[-1] ** 2 * 64 * 512, 2 * 512 * actions]
-  # Forward twice; backward towards weights and, but for the first, inputs.
+  # Forward twice; backward toward weights and, but for the first, inputs.
   return 2 * sum(layers) + sum(layers) + sum(layers[1:])
 
 

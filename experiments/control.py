@@ -74,7 +74,7 @@ def _note_scaled(name: str) -> None:
 # Options that only compiled runs have.
 _COMPILED_ONLY = (
   'share',
-  'vectorised',
+  'vectorized',
   'coordinator',
   'num_processes',
   'process_id',

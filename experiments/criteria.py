@@ -28,17 +28,17 @@ siamese_frames, too):
   twin_minatar: the MinAtar paper's DQN learns more with its twin than without,
     in each game. After Mnih et al. (2015), Extended Data Table 3.
   target_free_gap: what a twin adds to the return is more without layer
-    normalisation than with it; with the last layer's twin alone it is no worse
+    normalization than with it; with the last layer's twin alone it is no worse
     than without any. After Gallici et al. (2025) and Vincent et al. (2025).
   siamese_collapse: what SimSiam's figure 2 and BYOL's table 5a show, in small.
-    Without normalisation of the output, a network without a stop-gradient or
+    Without normalization of the output, a network without a stop-gradient or
     without a predictor collapses and one with both does not, nor does one whose
     predictor is fixed; a frozen twin is met less well than a slow one, and that
     less well than a faster one. After Chen & He (2021) and Grill et al. (2020).
   siamese_accuracy: where pixels say little, a slow twin makes better features
     than a random one, and those of the default are better than pixels.
   twin_rate: critics of a fixed policy end at the same values whatever the rate
-    of their twin; with a policy that is learnt, values without a twin are
+    of their twin; with a policy that is learned, values without a twin are
     further from the truth, and the policy is worse. After Fujimoto et al.
     (2018), figure 3.
   spr_minatar: an agent that predicts its own latents keeps them apart if what
@@ -93,7 +93,7 @@ STUDIES = {
   'twin_minatar': Study(reinforcement.twin_minatar, ('train_return',)),
   'target_free_gap': Study(reinforcement.target_free_gap, ('train_return',)),
   'siamese_collapse': Study(
-    siamese.siamese_collapse, ('loss', 'normalised_std')
+    siamese.siamese_collapse, ('loss', 'normalized_std')
   ),
   'siamese_accuracy': Study(
     siamese.siamese_accuracy,

@@ -25,18 +25,18 @@ def sac_flop(obs: int, actions: int, width: int, batch_size: int) -> int:
   """Operations of one gradient step of SAC with two hidden layers and critics.
 
   Multiplications and additions of its matrix products alone: passes forward of
-  the actor (twice), both targets, both critics (twice); backwards towards
+  the actor (twice), both targets, both critics (twice); backwards toward
   weights and inputs of the actor and of both critics, and through both critics
-  towards the action.
+  toward the action.
   """
   actor = _layers(obs, width, width, 2 * actions)
   critic = _layers(obs + actions, width, width, 1)
   forward = 2 * sum(actor) + 6 * sum(critic)
   # The first layers have no inputs to pass anything on to, but where the
   # actor's action is one.
-  towards_weights = sum(actor) + 2 * sum(critic)
-  towards_inputs = sum(actor[1:]) + 2 * sum(critic[1:]) + 2 * sum(critic)
-  return 2 * batch_size * (forward + towards_weights + towards_inputs)
+  toward_weights = sum(actor) + 2 * sum(critic)
+  toward_inputs = sum(actor[1:]) + 2 * sum(critic[1:]) + 2 * sum(critic)
+  return 2 * batch_size * (forward + toward_weights + toward_inputs)
 
 
 def _product(rows: int, width: int) -> Callable[[], None]:
@@ -185,7 +185,7 @@ def siamese_step(rounds: int) -> dict[str, Any]:
   tasks = {config: siamese.make_task(config) for config in sweep.configs}
   (group,) = sweeps.make_groups(sweep, tasks, siamese.FAMILY)
   program, place, _ = compiled_engine.compile_group(
-    group, share='runs', vectorised=jax.default_backend() != 'cpu'
+    group, share='runs', vectorized=jax.default_backend() != 'cpu'
   )
   settings, keys = place(group.settings()), place(group.keys())
   state = program.start(settings, keys)

@@ -166,9 +166,9 @@ class LabConfig(TwinOptions):
   )
   predictor_rate: float | None = option(
     None,
-    'Step size of a learnt predictor, in those of the features',
+    'Step size of a learned predictor, in those of the features',
     POSITIVE,
-    when=given('predictor', 'learnt'),
+    when=given('predictor', 'learned'),
     refused=given('problem', _SELF_PREDICTION),
   )
 

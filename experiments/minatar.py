@@ -62,7 +62,7 @@ class MinAtarConfig(q.CompiledConfig):
     q.CompiledConfig, 'target_period_unit', 'gradient_steps'
   )
   optimizer: str = redeclared(
-    q.CompiledConfig, 'optimizer', 'rmsprop_centred_torch'
+    q.CompiledConfig, 'optimizer', 'rmsprop_centered_torch'
   )
   optimizer_eps: float = redeclared(q.CompiledConfig, 'optimizer_eps', 0.01)
   td_loss: str = redeclared(q.CompiledConfig, 'td_loss', 'huber')
@@ -93,7 +93,7 @@ class MinAtarConfig(q.CompiledConfig):
     NOT_NEGATIVE,
   )
   augmentation: str = choice(
-    'none', 'What is done to the boards learnt from:', AUGMENTATIONS
+    'none', 'What is done to the boards learned from:', AUGMENTATIONS
   )
   padding: str = option(
     'VALID', 'Padding of the convolution', one_of(('VALID', 'SAME'))
@@ -127,7 +127,7 @@ def make_task(config: MinAtarConfig) -> Task:
       head=config.head,
       initializer=config.initializer,
       layer_norm=config.layer_norm,
-      renormalise=config.renormalise,
+      renormalize=config.renormalize,
     )
 
   # Atari's games have these names too.

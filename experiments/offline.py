@@ -9,7 +9,7 @@ Car-on-Hill from 50,000 transitions, and a data set of one's own:
 Nothing is acted but evaluations. A fit is --target_period gradient steps toward
 targets of a twin that stands still; then the twin moves, and the next fit
 begins. With the rules that move it at every gradient step the same data are
-learnt from as DQN learns. A data set is a .npz file whose keys are
+learned from as DQN learns. A data set is a .npz file whose keys are
 siamrl.replay.dataset's, minari:NAME_OR_PATH, or is collected by random actions
 and kept in the run's folder as dataset.npz.
 

@@ -76,7 +76,7 @@ def build(
     }
   (group,) = sweeps.make_groups(sweep, tasks, family)
   program, place, _ = compiled_engine.compile_group(
-    group, share='runs', vectorised=jax.default_backend() != 'cpu'
+    group, share='runs', vectorized=jax.default_backend() != 'cpu'
   )
   settings, keys = place(group.settings()), place(group.keys())
   state = program.start(settings, keys)

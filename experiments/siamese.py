@@ -14,7 +14,7 @@ flags, metrics.csv with a row for each run and iteration, plots, checkpoints.
 Ctrl-C or SIGTERM saves and stops, and the same command, without --overwrite,
 resumes.
 
-Accuracies are of nearest neighbours and of a linear probe on images held out,
+Accuracies are of nearest neighbors and of a linear probe on images held out,
 by features of the encoder and by projections; columns that end in _pixels are
 the same of the images themselves. Exit codes: 0 for runs that finished or were
 stopped, 2 for flags that cannot be, 1 for anything else in the way, 130 for a

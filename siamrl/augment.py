@@ -25,13 +25,13 @@ def _clipped(image: chex.Array) -> chex.Array:
   return jnp.clip(image, 0.0, 1.0)
 
 
-def _grey(image: chex.Array) -> chex.Array:
+def _gray(image: chex.Array) -> chex.Array:
   """[H, W, 1], or what broadcasts like it."""
   if image.shape[-1] == 1:
     return image
   if image.shape[-1] != 3:
     raise ValueError(
-      f'images must be grey or of 3 colours, not of {image.shape[-1]} channels'
+      f'images must be gray or of 3 colors, not of {image.shape[-1]} channels'
     )
   return jnp.sum(image * jnp.asarray(_LUMA), -1, keepdims=True)
 
@@ -45,9 +45,9 @@ def _taps(pixels: int, start: chex.Numeric, share: chex.Numeric) -> chex.Array:
     share: the window's length, as a part of the side.
   """
   old = jnp.arange(pixels)
-  centres = start * pixels + (old + 0.5) * share - 0.5
-  centres = jnp.clip(centres, 0, pixels - 1)
-  return jnp.maximum(0.0, 1 - jnp.abs(centres[:, None] - old))
+  centers = start * pixels + (old + 0.5) * share - 0.5
+  centers = jnp.clip(centers, 0, pixels - 1)
+  return jnp.maximum(0.0, 1 - jnp.abs(centers[:, None] - old))
 
 
 def random_resized_crop(
@@ -142,8 +142,8 @@ def jitter(
   """Changes brightness, contrast and saturation, in this order.
 
   Each is multiplied by a factor from U(1 - x, 1 + x): away from black, from the
-  mean grey, and from the grey of each pixel, as in torchvision's ColorJitter,
-  which has a random order and a hue besides. The saturation of a grey image is
+  mean gray, and from the gray of each pixel, as in torchvision's ColorJitter,
+  which has a random order and a hue besides. The saturation of a gray image is
   nothing.
 
   Args:
@@ -156,10 +156,10 @@ def jitter(
   amounts = jnp.stack([brightness, contrast, saturation])
   factors = 1 + amounts * jax.random.uniform(key, (3,), minval=-1, maxval=1)
   image = _clipped(factors[0] * image)
-  mean = jnp.mean(_grey(image))
+  mean = jnp.mean(_gray(image))
   image = _clipped(mean + factors[1] * (image - mean))
-  grey = _grey(image)
-  return _clipped(grey + factors[2] * (image - grey))
+  gray = _gray(image)
+  return _clipped(gray + factors[2] * (image - gray))
 
 
 def gaussian_noise(
@@ -188,21 +188,21 @@ def cutout(key: chex.PRNGKey, image: chex.Array, *, pixels: int) -> chex.Array:
     pixels: the square's side.
   """
   sides = image.shape[:2]
-  centres = jax.random.randint(key, (2,), 0, jnp.array(sides))
+  centers = jax.random.randint(key, (2,), 0, jnp.array(sides))
   # An even square's middle lies between two pixels.
   rows, columns = (
-    jnp.abs(2 * (jnp.arange(side) - centre) + 1 - pixels % 2) < pixels
-    for side, centre in zip(sides, centres, strict=True)
+    jnp.abs(2 * (jnp.arange(side) - center) + 1 - pixels % 2) < pixels
+    for side, center in zip(sides, centers, strict=True)
   )
   return jnp.where((rows[:, None] & columns)[..., None], 0.0, image)
 
 
-def colour_drop(
+def color_drop(
   key: chex.PRNGKey, image: chex.Array, *, probability: float
 ) -> chex.Array:
-  """Makes the image grey, with a probability; [H, W, C] with C = 1 or 3."""
+  """Makes the image gray, with a probability; [H, W, C] with C = 1 or 3."""
   drop = jax.random.bernoulli(key, probability)
-  return jnp.where(drop, _grey(image), image)
+  return jnp.where(drop, _gray(image), image)
 
 
 def sometimes(augmentation: Augmentation, probability: float) -> Augmentation:
@@ -251,7 +251,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     functools.partial(gaussian_noise, std=0.1),
     functools.partial(random_mask, probability=0.1),
   ),
-  # Strong, for grey images of about 28 x 28 whose mirror image is another one.
+  # Strong, for gray images of about 28 x 28 whose mirror image is another one.
   'crops': compose(
     random_resized_crop,
     functools.partial(jitter, brightness=0.4, contrast=0.4),
@@ -265,13 +265,13 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     functools.partial(cutout, pixels=8),
   ),
   # SimSiam's for photographs, without hue and blur.
-  'colour': compose(
+  'color': compose(
     random_resized_crop,
     sometimes(
       functools.partial(jitter, brightness=0.4, contrast=0.4, saturation=0.4),
       0.8,
     ),
-    functools.partial(colour_drop, probability=0.2),
+    functools.partial(color_drop, probability=0.2),
     horizontal_flip,
   ),
   # SPR's for Atari frames of 84 x 84.

@@ -23,15 +23,15 @@ def measures(z: chex.Array) -> Metrics:
     z: [B, D].
 
   Returns:
-    `normalised_std`; `effective_rank` of z, 1 where all are the same; and
-    `centred_rank`, that of z without its mean, which says how many directions
+    `normalized_std`; `effective_rank` of z, 1 where all are the same; and
+    `centered_rank`, that of z without its mean, which says how many directions
     are left to tell images apart, however little they differ: it is 0 for a
     constant, and many for one with noise.
   """
   return {
-    'normalised_std': losses.normalised_std(z),
+    'normalized_std': losses.normalized_std(z),
     'effective_rank': effective_rank(singular_values(z)),
-    'centred_rank': effective_rank(singular_values(z - jnp.mean(z, axis=0))),
+    'centered_rank': effective_rank(singular_values(z - jnp.mean(z, axis=0))),
   }
 
 
@@ -45,7 +45,7 @@ def predictor_spectrum(
   no more memory than D batches.
 
   Args:
-    predict: [B, D] -> [B, D], row by row: batch normalisation with given
+    predict: [B, D] -> [B, D], row by row: batch normalization with given
       statistics.
     z: [B, D].
 

@@ -20,7 +20,7 @@ class Images(NamedTuple):
   """Images of one size, and what they show.
 
   Attributes:
-    images: uint8 [N, H, W, C], C = 1 for grey and 3 for colours.
+    images: uint8 [N, H, W, C], C = 1 for gray and 3 for colors.
     labels: int32 [N], from 0 on; None where nobody says.
   """
 
@@ -42,9 +42,9 @@ _PART = re.compile(
   r'|holdout|unlabell?ed)([\W_]*(set|split|data|images|imgs|\d+))*',
   re.IGNORECASE,
 )
-# Pillow's names of what has 8 bits for each number, grey and coloured.
-_GREY = ('1', 'L', 'LA')
-_COLOURED = ('RGB', 'RGBA', 'P', 'PA', 'CMYK', 'YCbCr')
+# Pillow's names of what has 8 bits for each number, gray and colored.
+_GRAY = ('1', 'L', 'LA')
+_COLORED = ('RGB', 'RGBA', 'P', 'PA', 'CMYK', 'YCbCr')
 
 
 def load_images(source: str | os.PathLike[str]) -> Images:
@@ -57,7 +57,7 @@ def load_images(source: str | os.PathLike[str]) -> Images:
       A path in which a name is all there is wants a './' before it.
 
   Returns:
-    the images; those of a folder in alphabetical order. They are grey if all
+    the images; those of a folder in alphabetical order. They are gray if all
     files are. Photographs are turned as their EXIF data say (not where those
     are damaged), and what is transparent lies on white.
 
@@ -316,9 +316,9 @@ def _opened(pillow: Any, operations: Any, path: pathlib.Path) -> Any:
       with pillow.open(path, formats=_FORMATS) as image:
         image.load()
         turned = _turned(operations, image)
-      if turned.mode not in _GREY + _COLOURED or _is_deep(path, image.format):
+      if turned.mode not in _GRAY + _COLORED or _is_deep(path, image.format):
         raise ValueError('not of 8 bits a channel')
-      mode = 'L' if turned.mode in _GREY else 'RGB'
+      mode = 'L' if turned.mode in _GRAY else 'RGB'
       if turned.mode[-1] == 'A' or 'transparency' in turned.info:
         turned = turned.convert('RGBA')
         white = pillow.new('RGBA', turned.size, 'white')

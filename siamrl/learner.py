@@ -20,8 +20,8 @@ OPTIMIZERS = (
   'radam',
   'sgd',
   'rmsprop',
-  'rmsprop_centred',
-  'rmsprop_centred_torch',
+  'rmsprop_centered',
+  'rmsprop_centered_torch',
 )
 
 # (state, batch) -> (state, metrics); a batch is a `Transition`, or images.
@@ -37,14 +37,14 @@ def make_optimizer(
   anneal_steps: chex.Numeric | None = None,
   max_gradient_norm: float | None = None,
 ) -> optax.GradientTransformation:
-  """Builds one of the optimisers of the DQN literature.
+  """Builds one of the optimizers of the DQN literature.
 
   Of parameters that are shorter than float32 it keeps a float32 copy.
 
   Args:
-    name: one of `OPTIMIZERS`. 'rmsprop_centred' divides by the root of an
-      estimated *variance*, as Mnih et al. (2015) do; 'rmsprop_centred_torch' is
-      the same with `eps` where PyTorch adds it.
+    name: one of `OPTIMIZERS`. 'rmsprop_centered' divides by the root of an
+      estimated *variance*, as Mnih et al. (2015) do; 'rmsprop_centered_torch'
+      is the same with `eps` where PyTorch adds it.
     learning_rate: step size.
     eps: what keeps the divisor from 0: added to the root by Adam and PyTorch's
       RMSProp, inside the root by the others of that name. Not for 'sgd'.
@@ -73,7 +73,7 @@ def make_optimizer(
     optimizer = optax.rmsprop(rate, decay=decay, eps=eps)
   else:
     optimizer = optax.chain(
-      _scale_by_stddev(decay, eps, eps_in_sqrt=name == 'rmsprop_centred'),
+      _scale_by_stddev(decay, eps, eps_in_sqrt=name == 'rmsprop_centered'),
       optax.scale_by_learning_rate(rate),
     )
   if max_gradient_norm is not None:
@@ -110,11 +110,11 @@ def _scale_by_stddev(
 
 
 class _InFloat32(NamedTuple):
-  """The state of an optimiser of parameters of a shorter type.
+  """The state of an optimizer of parameters of a shorter type.
 
   Attributes:
     params: float32, what the parameters are roundings of.
-    inner: the state of the optimiser, of these.
+    inner: the state of the optimizer, of these.
   """
 
   params: Params
@@ -133,7 +133,7 @@ def _unrounded(kept: Params, params: Params) -> Params:
 def restart(
   optimizer: optax.GradientTransformation, opt_state: Any, params: Params
 ) -> Any:
-  """The state of an optimiser that starts anew.
+  """The state of an optimizer that starts anew.
 
   Of parameters of a shorter type it keeps the float32 copy.
 
@@ -151,7 +151,7 @@ def restart(
 def _in_float32(
   optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-  """Lets an optimiser work on a float32 copy of parameters of a shorter type.
+  """Lets an optimizer work on a float32 copy of parameters of a shorter type.
 
   In bfloat16 an average of rate 0.999 never moves, and most steps are less than
   what a weight can change by (Micikevicius et al. 2018, section 3.1). Weights
@@ -187,12 +187,12 @@ def _in_float32(
 def make_optimizers(
   agent: Agent, optimizers: Mapping[str, optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-  """One optimiser for each entry of an agent's parameters, as one of all.
+  """One optimizer for each entry of an agent's parameters, as one of all.
 
   The entries that an agent learns with a delay keep still in between, and so
-  does the state of their optimisers. `update` then wants the keyword
+  does the state of their optimizers. `update` then wants the keyword
   `gradient_steps`, those taken before: a count of its own would begin again
-  where the optimiser does.
+  where the optimizer does.
 
   Args:
     agent: its parameters are a dict.

@@ -1,4 +1,4 @@
-"""What can be read off frozen features: nearest neighbours and a linear probe.
+"""What can be read off frozen features: nearest neighbors and a linear probe.
 
 Pure functions of features and labels, deterministic, to be compiled and vmapped
 by the caller. Both give scores, of which the largest names the class.
@@ -10,13 +10,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from siamrl.losses.siamese import normalised
+from siamrl.losses.siamese import normalized
 from siamrl.parameters import FieldError
 from siamrl.types import Metrics
 
 
 def _dot(one: chex.Array, other: chex.Array) -> chex.Array:
-  # Accelerators would round what decides between close neighbours.
+  # Accelerators would round what decides between close neighbors.
   return jnp.matmul(one, other, precision='highest')
 
 
@@ -30,13 +30,13 @@ def accuracy(scores: chex.Array, labels: chex.Array) -> chex.Array:
   return jnp.mean(jnp.argmax(scores, axis=-1) == labels)
 
 
-def nearest_neighbours(
+def nearest_neighbors(
   train_features: chex.Array,
   train_labels: chex.Array,
   features: chex.Array,
   *,
   num_classes: int,
-  neighbours: int,
+  neighbors: int,
   temperature: float | None = None,
 ) -> chex.Array:
   """The votes of the nearest training points, by cosine.
@@ -46,9 +46,9 @@ def nearest_neighbours(
     train_labels: int [N], from 0 to num_classes - 1.
     features: [M, F] to classify.
     num_classes: K.
-    neighbours: points that vote, from 1 to N.
+    neighbors: points that vote, from 1 to N.
     temperature: t, > 0: a point of cosine s has a vote of weight exp(s / t), as
-      in Wu et al. (2018), who have 200 neighbours and t = 0.07; None for equal
+      in Wu et al. (2018), who have 200 neighbors and t = 0.07; None for equal
       votes.
 
   Returns:
@@ -59,17 +59,17 @@ def nearest_neighbours(
     ValueError: there are not so many points, or the temperature is not
       positive.
   """
-  if not 1 <= neighbours <= len(train_features):
+  if not 1 <= neighbors <= len(train_features):
     raise FieldError(
-      'neighbours',
-      neighbours,
+      'neighbors',
+      neighbors,
       f'must be from 1 to the {len(train_features)} points that there are',
     )
   if temperature is not None and not temperature > 0:
     raise FieldError('temperature', temperature, 'must be positive')
-  unit = jax.vmap(normalised)
+  unit = jax.vmap(normalized)
   cosines = _dot(unit(features), unit(train_features).T)
-  nearest, places = jax.lax.top_k(cosines, neighbours)
+  nearest, places = jax.lax.top_k(cosines, neighbors)
   if temperature is None:
     weights = jnp.ones_like(nearest)
   else:
@@ -91,7 +91,7 @@ def linear_probe(
   """Ridge regression to one-hot labels, solved exactly.
 
   Not the logistic regression by gradient descent of the literature, whose
-  result depends on its step size and length. The intercept is not penalised.
+  result depends on its step size and length. The intercept is not penalized.
   The penalty is relative to the features' mean variance, so that features of
   another scale are judged alike.
 
@@ -128,7 +128,7 @@ def accuracies(
   labels: chex.Array,
   *,
   num_classes: int,
-  neighbours: int,
+  neighbors: int,
   temperature: float | None = None,
   ridge: float = 1e-3,
 ) -> Metrics:
@@ -140,19 +140,19 @@ def accuracies(
     features: [M, F] to classify.
     labels: int [M], theirs.
     num_classes: K.
-    neighbours: points that vote, from 1 to N.
+    neighbors: points that vote, from 1 to N.
     temperature: of the votes; None for equal ones.
     ridge: penalty of the linear probe.
 
   Returns:
-    `knn`, of `nearest_neighbours`, and `probe`, of `linear_probe`.
+    `knn`, of `nearest_neighbors`, and `probe`, of `linear_probe`.
   """
-  votes = nearest_neighbours(
+  votes = nearest_neighbors(
     train_features,
     train_labels,
     features,
     num_classes=num_classes,
-    neighbours=neighbours,
+    neighbors=neighbors,
     temperature=temperature,
   )
   # One run after the other where they are vmapped:

@@ -1,12 +1,12 @@
-"""Rewards as they are learnt from; reported returns are of the raw ones."""
+"""Rewards as they are learned from; reported returns are of the raw ones."""
 
 from typing import Any
 
 import chex
 
 
-def learnt(rewards: Any, scale: chex.Numeric, clip: float | None) -> Any:
-  """Rewards as they are learnt from.
+def learned(rewards: Any, scale: chex.Numeric, clip: float | None) -> Any:
+  """Rewards as they are learned from.
 
   Args:
     rewards: an array of NumPy's or JAX's.

@@ -2,7 +2,7 @@
 
 A round runs `collect` env steps, then `regress` gradient steps; the twin is
 updated after every `sync`-th gradient step. Phase and order are fixed: gradient
-steps are counted from the first one after the warm-up, the optimiser's step
+steps are counted from the first one after the warm-up, the optimizer's step
 comes first, and the twin is updated after gradient steps number sync, 2 sync,
 3 sync, ... So after g gradient steps exactly g // sync updates have happened.
 """

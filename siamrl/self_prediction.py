@@ -67,7 +67,7 @@ RULES = (
 
 PREDICTORS: dict[str, str] = {
   'optimal': 'the best for the features and the twin, at every gradient step',
-  'learnt': 'drawn at first, then learnt by gradient descent',
+  'learned': 'drawn at first, then learned by gradient descent',
 }
 
 # Mean squares of features that are as small, next to the largest, are rounding.
@@ -152,20 +152,20 @@ def make_agent(
 
   Returns:
     An agent with the parameters `encoder` [S, k], orthonormal at first, and,
-    where it is learnt, `predictor` [k, k], normal of variance 1 / k at first.
+    where it is learned, `predictor` [k, k], normal of variance 1 / k at first.
     The encoder alone has a twin. Batches are as `pairs` makes them.
 
   Raises:
     ValueError: the predictor's name is unknown.
   """
   check_name('predictor', predictor, PREDICTORS)
-  learnt = predictor == 'learnt'
+  learned = predictor == 'learned'
 
   def init(key: chex.PRNGKey) -> Params:
     encoder_key, predictor_key = jax.random.split(key)
     drawn = jax.random.normal(encoder_key, (num_states, num_features))
     params = {'encoder': jnp.linalg.qr(drawn)[0]}
-    if learnt:
+    if learned:
       shape = (num_features, num_features)
       first = jax.random.normal(predictor_key, shape)
       params['predictor'] = first / jnp.sqrt(num_features)
@@ -207,7 +207,7 @@ def make_agent(
       raise ValueError('features have no whole targets to learn toward')
     z_tm1 = values(online_params, batch.obs_tm1)
     z_t = bootstrap(online_params, target_params, batch.obs_t, key)
-    if learnt:
+    if learned:
       matrix = online_params['predictor']
     else:
       # At its best the loss has no slope in it: nothing is lost.
@@ -296,7 +296,7 @@ def measure(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-  """Features to be learnt, and how.
+  """Features to be learned, and how.
 
   Attributes:
     transitions: float64 [S, S] chance of each next state, symmetric.
@@ -305,8 +305,8 @@ class Case:
       reset.
     step_size: of gradient descent.
     predictor: a key of `PREDICTORS`.
-    predictor_rate: step size of a learnt predictor, as a multiple of
-      `step_size`, > 0; None for one that is not learnt.
+    predictor_rate: step size of a learned predictor, as a multiple of
+      `step_size`, > 0; None for one that is not learned.
     seed: of the features at first, an integer in [0, 2**32).
 
   Raises:
@@ -337,19 +337,19 @@ class Case:
       raise FieldError(
         'target_update',
         self.twin.rule,
-        f'must be one of {", ".join(RULES)} where features are learnt',
+        f'must be one of {", ".join(RULES)} where features are learned',
       )
     rate = self.predictor_rate
-    if self.predictor != 'learnt' and rate is not None:
+    if self.predictor != 'learned' and rate is not None:
       raise FieldError(
         'predictor_rate',
         rate,
         'has no meaning for',
         ('predictor', self.predictor),
       )
-    if self.predictor == 'learnt' and not (rate is not None and rate > 0):
+    if self.predictor == 'learned' and not (rate is not None and rate > 0):
       raise FieldError(
-        'predictor', 'learnt', f'needs a predictor_rate above 0, not {rate}'
+        'predictor', 'learned', f'needs a predictor_rate above 0, not {rate}'
       )
 
 

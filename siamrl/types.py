@@ -4,7 +4,7 @@ Four clocks run in every experiment, and each quantity names the one it counts:
 
 * `frames`: frames that the emulator advanced (4 to an env step on Atari);
 * `env_steps`: decisions of the agent, summed over parallel environments;
-* `gradient_steps`: applications of the optimiser;
+* `gradient_steps`: applications of the optimizer;
 * `rounds`: passes of the collect -> regress -> sync cycle.
 """
 
@@ -57,7 +57,7 @@ class Transition(NamedTuple):
     discount_t: float32 [B] discount**n, and 0 where the episode terminated.
     obs_t: [B, S, ...] observation n steps later (fewer where the episode was
       truncated before); never one from after a reset.
-    weight: float32 [B] factor of each transition's loss, as prioritised replay
+    weight: float32 [B] factor of each transition's loss, as prioritized replay
       has it; None for 1.
     future: the steps that begin with it, of any length K, for agents that look
       further ahead than at n rewards; None where nobody asked for them.
@@ -79,8 +79,8 @@ class TrainState(struct.PyTreeNode):
     online_params: the parameters that gradients move.
     target_params: the twin, never in the same buffers. Most rules have it in
       the structure of the online parameters; `Twin.params` shows it so.
-    opt_state: the optimiser's state.
-    gradient_steps: int32 [] optimiser steps applied so far.
+    opt_state: the optimizer's state.
+    gradient_steps: int32 [] optimizer steps applied so far.
     key: each gradient step folds its number into it for a key of its own.
   """
 
@@ -415,7 +415,7 @@ class Twin(NamedTuple):
       several networks.
     shift: (online, gradient_steps) -> online, at every sync; it gets what
       `update` gets. None where the online parameters stay.
-    pull: (online, target) -> online, just before the optimiser's step is added,
+    pull: (online, target) -> online, just before the optimizer's step is added,
       or None.
     clock: the rule that tells the twin's age in place of this one, if this one
       does more than to average past parameters, or reads a report; else None.

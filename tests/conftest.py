@@ -21,7 +21,7 @@ running.DRAWING_ERRORS = ()
 hypothesis.settings.register_profile('tests', database=None)
 hypothesis.settings.load_profile('tests')
 
-# Most tests compile far more than they compute: without these optimisations
+# Most tests compile far more than they compute: without these optimizations
 # they take half the time.
 COMPILE_FAST = (
   '--xla_backend_optimization_level=0',

@@ -173,7 +173,7 @@ def tables_of(rewards, successors, **others) -> Tables:
 
 
 def constant() -> Tables:
-  """One step, one reward: is a value learnt at all?"""
+  """One step, one reward: is a value learned at all?"""
   return tables_of([[1.0]], [[END]])
 
 

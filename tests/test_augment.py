@@ -34,7 +34,7 @@ def _draws(function, image, static=None, **traced):
 
 @pytest.mark.parametrize('name', augment.AUGMENTATIONS)
 def test_pipelines_keep_what_an_image_is(name):
-  image = IMAGE if name == 'colour' else IMAGE[..., :1]
+  image = IMAGE if name == 'color' else IMAGE[..., :1]
   views = _draws(augment.AUGMENTATIONS[name], image)
   assert views.shape == (DRAWS, *image.shape) and views.dtype == np.float32
   assert views.min() >= 0 and views.max() <= 1
@@ -159,10 +159,10 @@ def test_jitter_changes_one_thing_at_a_time():
   )
   np.testing.assert_allclose(means, luma(image).mean(), rtol=1e-4)
   assert 0.499 < spreads.min() < 0.55 and 1.45 < spreads.max() < 1.501
-  colours = _draws(augment.jitter, image, **(amounts | {'saturation': 0.5}))
-  assert np.abs(luma(colours) - luma(image)).max() < 1e-4
-  grey = luma(image)[..., None]
-  factors = np.std(colours - grey, (1, 2, 3)) / np.std(image - grey)
+  colors = _draws(augment.jitter, image, **(amounts | {'saturation': 0.5}))
+  assert np.abs(luma(colors) - luma(image)).max() < 1e-4
+  gray = luma(image)[..., None]
+  factors = np.std(colors - gray, (1, 2, 3)) / np.std(image - gray)
   assert 0.499 < factors.min() < 0.55 and 1.45 < factors.max() < 1.501
 
 
@@ -179,7 +179,7 @@ def test_noise_has_its_deviation_and_keys_of_its_own():
   assert twice.std() == pytest.approx(0.1 * 2**0.5, rel=0.02)
 
 
-def test_masks_are_black_in_all_colours():
+def test_masks_are_black_in_all_colors():
   bright = np.ones((9, 7, 3), np.float32)
   masked = _draws(augment.random_mask, bright, probability=0.2)
   assert np.mean(masked == 0) == pytest.approx(0.2, abs=0.01)
@@ -193,23 +193,23 @@ def test_squares_are_black_and_may_stand_out():
   drawn = _draws(augment.cutout, bright, {'pixels': 3})[..., 0] == 0
   black = drawn.sum((1, 2))
   assert black.max() == 9 and black.min() == 4
-  # With a centre on the border a part is lost.
+  # With a center on the border a part is lost.
   assert np.mean(black < 9) == pytest.approx(1 - 7 / 9 * 5 / 7, abs=0.1)
   whole = drawn[black == 9][0]
   assert whole.any(0).sum() == whole.any(1).sum() == 3
-  # The centre is anywhere: a corner has four of them, of 63.
+  # The center is anywhere: a corner has four of them, of 63.
   assert drawn[:, 0, 0].mean() == pytest.approx(4 / 63, abs=0.05)
   assert drawn[:, 4, 3].mean() == pytest.approx(9 / 63, abs=0.07)
 
 
-def test_colours_are_dropped_to_what_the_eye_sees():
-  grey = _draws(augment.colour_drop, IMAGE, probability=1.0)[0]
+def test_colors_are_dropped_to_what_the_eye_sees():
+  gray = _draws(augment.color_drop, IMAGE, probability=1.0)[0]
   for channel in range(3):
-    np.testing.assert_allclose(grey[..., channel], IMAGE @ LUMA, rtol=1e-5)
-  still = _draws(augment.colour_drop, IMAGE, probability=0.0)
+    np.testing.assert_allclose(gray[..., channel], IMAGE @ LUMA, rtol=1e-5)
+  still = _draws(augment.color_drop, IMAGE, probability=0.0)
   np.testing.assert_array_equal(still[0], IMAGE)
   with pytest.raises(ValueError, match='2 channels'):
-    augment.colour_drop(KEY, IMAGE[..., :2], probability=1.0)
+    augment.color_drop(KEY, IMAGE[..., :2], probability=1.0)
 
 
 def test_sometimes_is_as_often_as_asked():

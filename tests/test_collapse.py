@@ -14,30 +14,30 @@ def test_even_directions_have_a_std_of_one_and_full_rank():
   rng = np.random.default_rng(0)
   z = rng.normal(size=(2_048, 8)).astype(np.float32)
   measured = measures(z)
-  assert measured['normalised_std'] == pytest.approx(1.0, abs=0.01)
-  for rank in ('effective_rank', 'centred_rank'):
+  assert measured['normalized_std'] == pytest.approx(1.0, abs=0.01)
+  for rank in ('effective_rank', 'centered_rank'):
     assert measured[rank] == pytest.approx(8, abs=0.05)
   # Lengths do not matter to the std.
   longer = rng.uniform(0.1, 10.0, (2_048, 1)).astype(np.float32) * z
-  assert measures(longer)['normalised_std'] == pytest.approx(
-    float(measured['normalised_std']), rel=1e-4
+  assert measures(longer)['normalized_std'] == pytest.approx(
+    float(measured['normalized_std']), rel=1e-4
   )
   # A constant has one direction, and none besides.
   measured = measures(np.full_like(z, 0.25))
-  assert measured['normalised_std'] == pytest.approx(0.0, abs=1e-6)
+  assert measured['normalized_std'] == pytest.approx(0.0, abs=1e-6)
   assert measured['effective_rank'] == pytest.approx(1.0, abs=1e-4)
-  assert measured['centred_rank'] == 0
+  assert measured['centered_rank'] == 0
 
 
 def test_std_and_rank_by_hand():
   # Four ways in a plane: in two of three channels the std is sqrt(1 / 2).
   z = np.float32([[2, 0, 0], [-5, 0, 0], [0, 1, 0], [0, -1, 0]])
-  assert measures(z)['normalised_std'] == pytest.approx(
+  assert measures(z)['normalized_std'] == pytest.approx(
     3**0.5 * 2 / 3 * 0.5**0.5, rel=1e-5
   )
   # A constant beside the plane adds no rank.
   z = np.float32([[1, 0, 9], [-1, 0, 9], [0, 1, 9], [0, -1, 9]])
-  assert measures(z)['centred_rank'] == pytest.approx(2.0, rel=1e-5)
+  assert measures(z)['centered_rank'] == pytest.approx(2.0, rel=1e-5)
   # Singular values sqrt(2), sqrt(2) and 18.
   shares = np.array([2**0.5, 2**0.5, 18]) / (18 + 2 * 2**0.5)
   assert measures(z)['effective_rank'] == pytest.approx(

@@ -43,7 +43,7 @@ def save(path, array=PICTURE, **options):
 
 
 def png(width, height, depth, kind, data=b''):
-  """A PNG written by hand: `kind` 0 is grey, 2 coloured, 4 grey with alpha."""
+  """A PNG written by hand: `kind` 0 is gray, 2 colored, 4 gray with alpha."""
 
   def chunk(name, content):
     checksum = zlib.crc32(name + content)
@@ -115,16 +115,16 @@ def test_what_is_transparent_lies_on_white(tmp_path):
   np.testing.assert_array_equal(image[:, 12:], PICTURE[:, 12:])
   np.testing.assert_array_equal(image[:, :8], 255)
 
-  grey = PICTURE[..., :1]
-  save(tmp_path / 'g' / 'la.png', np.concatenate([grey, alpha], -1))
+  gray = PICTURE[..., :1]
+  save(tmp_path / 'g' / 'la.png', np.concatenate([gray, alpha], -1))
   (image,), _ = load_images(tmp_path / 'g')
   np.testing.assert_allclose(image, wanted[..., :1], atol=1)
 
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'P', 'RGB'])
-def test_a_transparent_colour_lies_on_white(tmp_path, mode):
+def test_a_transparent_color_lies_on_white(tmp_path, mode):
   image = pillow.new(mode, (4, 2), 0)
-  if mode == 'P':  # the first colours of the palette: blue and red
+  if mode == 'P':  # the first colors of the palette: blue and red
     image.putpalette([0, 0, 255, 255, 0, 0])
   second = {'1': 1, 'L': 40, 'P': 1, 'RGB': (9, 40, 80)}[mode]
   image.putpixel((3, 1), second)
@@ -139,7 +139,7 @@ def test_a_transparent_colour_lies_on_white(tmp_path, mode):
 
 
 def test_a_palette_of_degrees(tmp_path):
-  """Each colour of a palette with a transparency of its own."""
+  """Each color of a palette with a transparency of its own."""
   image = pillow.new('P', (2, 1), 0)
   image.putpalette([0, 0, 0, 200, 100, 0])
   image.putpixel((1, 0), 1)
@@ -156,7 +156,7 @@ def test_deep_images_are_refused(tmp_path, kind, channels):
   assert 'a.png: no image: not of 8 bits' in refusal(tmp_path)
 
 
-def test_printers_colours(tmp_path):
+def test_printers_colors(tmp_path):
   image = pillow.new('CMYK', (4, 4), (0, 255, 255, 0))
   save(tmp_path / 'a.jpeg', image, quality=100)
   (loaded,), _ = load_images(tmp_path)

@@ -16,8 +16,8 @@ def _save(path, array):
   pillow.fromarray(np.asarray(array, np.uint8)).save(path)
 
 
-GREY = np.arange(6).reshape(2, 3) * 40
-COLOURED = np.stack([GREY, GREY + 1, GREY + 2], -1)
+GRAY = np.arange(6).reshape(2, 3) * 40
+COLORED = np.stack([GRAY, GRAY + 1, GRAY + 2], -1)
 
 
 def test_digits():
@@ -45,24 +45,24 @@ def test_mnist():
 
 
 def test_a_folder_whose_sub_folders_are_classes(tmp_path):
-  _save(tmp_path / 'dogs' / 'b.png', GREY + 1)
-  _save(tmp_path / 'dogs' / 'more' / 'a.PNG', GREY + 2)
-  _save(tmp_path / 'cats' / 'z.png', GREY)
+  _save(tmp_path / 'dogs' / 'b.png', GRAY + 1)
+  _save(tmp_path / 'dogs' / 'more' / 'a.PNG', GRAY + 2)
+  _save(tmp_path / 'cats' / 'z.png', GRAY)
   (tmp_path / 'cats' / 'readme.txt').write_text('no image')
   images, labels = load_images(tmp_path)
   assert images.dtype == np.uint8 and labels.dtype == np.int32
-  np.testing.assert_array_equal(images[..., 0], [GREY, GREY + 1, GREY + 2])
+  np.testing.assert_array_equal(images[..., 0], [GRAY, GRAY + 1, GRAY + 2])
   np.testing.assert_array_equal(labels, [0, 1, 1])
 
 
-def test_a_flat_folder_has_no_labels_and_colours_win(tmp_path):
-  _save(tmp_path / 'a.png', GREY)
-  _save(tmp_path / 'b.png', COLOURED)
-  pillow.fromarray(np.uint8(COLOURED)).convert('RGBA').save(tmp_path / 'c.png')
+def test_a_flat_folder_has_no_labels_and_colors_win(tmp_path):
+  _save(tmp_path / 'a.png', GRAY)
+  _save(tmp_path / 'b.png', COLORED)
+  pillow.fromarray(np.uint8(COLORED)).convert('RGBA').save(tmp_path / 'c.png')
   images, labels = load_images(str(tmp_path))
   assert labels is None
   np.testing.assert_array_equal(
-    images, [np.stack([GREY] * 3, -1), COLOURED, COLOURED]
+    images, [np.stack([GRAY] * 3, -1), COLORED, COLORED]
   )
   pillow.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(tmp_path / 'd.jpg')
   with pytest.raises(ValueError, match=r'a\.png has 2 x 3.*d\.jpg has 8 x 8'):
@@ -74,8 +74,8 @@ def test_folders_that_do_not_go(tmp_path):
     load_images(tmp_path)
   with pytest.raises(FileNotFoundError, match='digits, mnist5k'):
     load_images(tmp_path / 'nowhere')
-  _save(tmp_path / 'a.png', GREY)
-  _save(tmp_path / 'b' / 'b.png', GREY)
+  _save(tmp_path / 'a.png', GRAY)
+  _save(tmp_path / 'b' / 'b.png', GRAY)
   with pytest.raises(ValueError, match=r'a\.png is in no sub-folder'):
     load_images(tmp_path)
   (tmp_path / 'a.png').write_bytes(b'no image')
@@ -87,15 +87,15 @@ def test_folders_that_do_not_go(tmp_path):
     load_images(tmp_path)
 
 
-@pytest.mark.parametrize('labelled', [True, False])
-def test_a_file_of_arrays(tmp_path, labelled):
+@pytest.mark.parametrize('labeled', [True, False])
+def test_a_file_of_arrays(tmp_path, labeled):
   path = tmp_path / 'images.npz'
   images = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
-  more = {'labels': np.array([3, 0, 1, 1], np.int64)} if labelled else {}
+  more = {'labels': np.array([3, 0, 1, 1], np.int64)} if labeled else {}
   np.savez(path, images=images, **more)
   loaded, labels = load_images(path)
   np.testing.assert_array_equal(loaded, images[..., None])
-  if labelled:
+  if labeled:
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, more['labels'])
   else:

@@ -276,7 +276,7 @@ def test_nature_rmsprop_of_a_summed_batch_equals_dqn_zoos_of_a_mean():
       batch_reduction=reduction,
     )
     optimizer = learner.make_optimizer(
-      'rmsprop_centred', learning_rate=2.5e-4, eps=eps
+      'rmsprop_centered', learning_rate=2.5e-4, eps=eps
     )
     made = make_learner(agent, optimizer, ClockedTwin(twins.hard(), 4))
     regress, state = jax.jit(made.regress), made.init(jax.random.key(1))
@@ -290,9 +290,9 @@ def test_nature_rmsprop_of_a_summed_batch_equals_dqn_zoos_of_a_mean():
     np.testing.assert_allclose(a - c, b - c, rtol=2e-3, atol=1e-6)
 
 
-def test_centred_rmsprop_by_hand():
+def test_centered_rmsprop_by_hand():
   optimizer = learner.make_optimizer(
-    'rmsprop_centred', learning_rate=0.1, eps=0.01, decay=0.9
+    'rmsprop_centered', learning_rate=0.1, eps=0.01, decay=0.9
   )
   params = {'w': jnp.float32(0.0)}
   update, _ = optimizer.update({'w': jnp.float32(2.0)}, optimizer.init(params))
@@ -300,9 +300,9 @@ def test_centred_rmsprop_by_hand():
   assert update['w'] == pytest.approx(-0.1 * 2 / 0.37**0.5, rel=1e-5)
 
 
-def test_centred_rmsprop_of_pytorch_by_hand():
+def test_centered_rmsprop_of_pytorch_by_hand():
   optimizer = learner.make_optimizer(
-    'rmsprop_centred_torch', learning_rate=0.1, eps=0.01, decay=0.9
+    'rmsprop_centered_torch', learning_rate=0.1, eps=0.01, decay=0.9
   )
   params = {'w': jnp.float32(0.0)}
   update, _ = optimizer.update({'w': jnp.float32(2.0)}, optimizer.init(params))
@@ -310,8 +310,8 @@ def test_centred_rmsprop_of_pytorch_by_hand():
   assert update['w'] == pytest.approx(-0.1 * 2 / 0.61, rel=1e-5)
 
 
-@pytest.mark.parametrize('name', ['rmsprop_centred', 'rmsprop_centred_torch'])
-def test_centred_rmsprop_of_gradients_that_stay_the_same(name):
+@pytest.mark.parametrize('name', ['rmsprop_centered', 'rmsprop_centered_torch'])
+def test_centered_rmsprop_of_gradients_that_stay_the_same(name):
   """Their variance falls to 0, and by rounding below it."""
   optimizer = learner.make_optimizer(name, learning_rate=1.0, eps=0.01)
   once = jax.random.normal(jax.random.key(0), (1_000,))
@@ -325,12 +325,12 @@ def test_centred_rmsprop_of_gradients_that_stay_the_same(name):
     [jnp.repeat(once[None], 100, 0), jnp.repeat(after[None], 500, 0)]
   )
   _, updates = jax.lax.scan(step, optimizer.init(once), grads)
-  divisor = 0.01**0.5 if name == 'rmsprop_centred' else 0.01
+  divisor = 0.01**0.5 if name == 'rmsprop_centered' else 0.01
   # What is left of the variance is rounding, and the root of that a few 1e-3.
   np.testing.assert_allclose(updates[-1], -after / divisor, rtol=0.5)
   # Where the variance is some, it is that of optax.
   theirs = optax.rmsprop(
-    1.0, 0.95, 0.01, eps_in_sqrt=name == 'rmsprop_centred', centered=True
+    1.0, 0.95, 0.01, eps_in_sqrt=name == 'rmsprop_centered', centered=True
   )
   expected, _ = theirs.update(once, theirs.init(once))
   np.testing.assert_allclose(updates[0], expected, rtol=1e-5)
@@ -387,7 +387,7 @@ def test_weights_in_bfloat16_that_something_else_has_changed():
   assert not any(np.size(leaf) == 2 for leaf in leaves)
 
 
-def test_an_optimiser_that_starts_anew_keeps_what_was_rounded():
+def test_an_optimizer_that_starts_anew_keeps_what_was_rounded():
   optimizer = learner.make_optimizer('adam', learning_rate=1e-3, eps=1e-8)
   params = jnp.ones(2, jnp.bfloat16)
   state = optimizer.init(params)
@@ -453,7 +453,7 @@ def test_unknown_optimizer():
     learner.make_optimizer('lion', learning_rate=1, eps=1)
 
 
-# Parts of the parameters: a twin for some, an optimiser for each.
+# Parts of the parameters: a twin for some, an optimizer for each.
 
 
 def _parted_agent(**options) -> Agent:
@@ -489,7 +489,7 @@ def _parted_steps(agent, twin, steps, **clock):
   return state
 
 
-def test_each_part_has_its_optimiser():
+def test_each_part_has_its_optimizer():
   state = _parted_steps(_parted_agent(), twins.hard(), 2)
   # With momentum: 1, and then 1 + 1.
   assert state.online_params == {'fast': 2, 'plain': 20, 'slow': 3}
@@ -506,7 +506,7 @@ def test_delayed_parts_keep_still_in_between():
 
 
 @pytest.mark.parametrize('sync', [1, 2, 3, 4])
-def test_delayed_parts_are_due_where_the_optimiser_starts_anew(sync):
+def test_delayed_parts_are_due_where_the_optimizer_starts_anew(sync):
   agent = _parted_agent(delayed=('slow',), delay=3)
   found = [
     float(
@@ -569,8 +569,8 @@ def _moves(steps, sync, **clock):
   return seen
 
 
-def test_after_the_optimisers_step():
-  """What was learnt from, then the online and the target weight; C = 3."""
+def test_after_the_optimizers_step():
+  """What was learned from, then the online and the target weight; C = 3."""
   assert _moves(7, 3) == [
     (1, 2, 1),
     (1, 3, 1),
@@ -582,7 +582,7 @@ def test_after_the_optimisers_step():
   ]
 
 
-def test_before_the_optimisers_step():
+def test_before_the_optimizers_step():
   assert _moves(7, 3, order='before') == [
     (1, 2, 1),
     (1, 3, 1),
@@ -611,7 +611,7 @@ def test_a_clock_that_is_ahead(offset):
   assert len(moved) == schedule.syncs(9, 3, offset)
 
 
-def test_the_optimiser_starts_anew_at_every_sync():
+def test_the_optimizer_starts_anew_at_every_sync():
   def moments(reset):
     made, state = _q_learner(reset_optimizer=reset)
     regress, found = jax.jit(made.regress), []
@@ -705,7 +705,7 @@ def test_a_sync_is_one_move_whatever_the_clock(sync, offset, order):
 
 
 @pytest.mark.parametrize('reset', [False, True])
-def test_a_sync_has_the_optimiser_start_anew_where_that_is_asked_for(reset):
+def test_a_sync_has_the_optimizer_start_anew_where_that_is_asked_for(reset):
   made, state = _q_learner(sync=100, reset_optimizer=reset)
   batch = jax.tree.map(lambda x: x[0], _batches(1))
   state, metrics = jax.jit(made.descend)(state, batch)
@@ -745,7 +745,7 @@ def test_a_gradient_step_is_a_descent_and_a_sync_at_multiples(name):
 
 
 @pytest.mark.parametrize('name', ['hard', 'periodic_soft', 'averaged'])
-def test_a_sync_before_the_optimisers_step_comes_before_the_descent(name):
+def test_a_sync_before_the_optimizers_step_comes_before_the_descent(name):
   # None of these reads the clock, which a sync after it would not agree with.
   made, state = _q_learner(name, sync=3, order='before')
   _assert_parts_are_the_whole(made, state, 7, 3)
@@ -956,7 +956,7 @@ def test_mean_ages_of_many_twins_at_once():
   np.testing.assert_allclose(ages, [1.0, 34.5])
 
 
-# Optimisers.
+# Optimizers.
 
 
 def _steps_of(count, **options):

@@ -17,22 +17,22 @@ def _data(seed=0, train=60, test=200, features=5):
   """Three clouds that overlap, with unequal scales."""
   rng = np.random.default_rng(seed)
   labels = rng.integers(CLASSES, size=train + test)
-  centres = rng.normal(size=(CLASSES, features))
-  x = centres[labels] + rng.normal(scale=0.8, size=(train + test, features))
+  centers = rng.normal(size=(CLASSES, features))
+  x = centers[labels] + rng.normal(scale=0.8, size=(train + test, features))
   x = (x * np.geomspace(1, 4, features)).astype(np.float32)
   return x[:train], labels[:train], x[train:], labels[train:]
 
 
 @pytest.mark.parametrize('count', [1, 20])
-def test_neighbours_against_scikit_learn(count):
+def test_neighbors_against_scikit_learn(count):
   x, y, others, labels = _data()
   votes = jax.jit(
-    lambda temperature: probing.nearest_neighbours(
+    lambda temperature: probing.nearest_neighbors(
       x,
       y,
       others,
       num_classes=CLASSES,
-      neighbours=count,
+      neighbors=count,
       temperature=temperature,
     ),
     static_argnums=0,
@@ -57,14 +57,14 @@ def test_votes_by_hand():
   given = train, jnp.array([1, 0, 1]), jnp.array([[3.0, 4.0]])
   # Cosines 0.6, 0.8 and -0.6.
   vote = jax.jit(
-    probing.nearest_neighbours,
-    static_argnames=('num_classes', 'neighbours', 'temperature'),
+    probing.nearest_neighbors,
+    static_argnames=('num_classes', 'neighbors', 'temperature'),
   )
-  plain = vote(*given, num_classes=3, neighbours=3)
+  plain = vote(*given, num_classes=3, neighbors=3)
   np.testing.assert_array_equal(plain, [[1, 2, 0]])
-  weighted = vote(*given, num_classes=3, neighbours=2, temperature=0.1)
+  weighted = vote(*given, num_classes=3, neighbors=2, temperature=0.1)
   np.testing.assert_allclose(weighted, [[1, np.exp(-2), 0]], rtol=1e-4)
-  sharp = vote(*given, num_classes=3, neighbours=2, temperature=1e-4)
+  sharp = vote(*given, num_classes=3, neighbors=2, temperature=1e-4)
   np.testing.assert_array_equal(sharp, [[1, 0, 0]])
 
 
@@ -93,10 +93,10 @@ def test_networks_are_probed_side_by_side():
   @jax.jit
   @jax.vmap
   def side_by_side(x, others):
-    neighbours = probing.nearest_neighbours(
-      x, y, others, num_classes=CLASSES, neighbours=3
+    neighbors = probing.nearest_neighbors(
+      x, y, others, num_classes=CLASSES, neighbors=3
     )
-    return neighbours, probing.linear_probe(x, y, others, num_classes=CLASSES)
+    return neighbors, probing.linear_probe(x, y, others, num_classes=CLASSES)
 
   turned = x[:, ::-1] ** 3, others[:, ::-1] ** 3
   both = side_by_side(np.stack([x, turned[0]]), np.stack([others, turned[1]]))
@@ -120,12 +120,12 @@ def test_refusals():
   x, y, others, _ = _data()
   for wrong in (0, 61):
     with pytest.raises(ValueError, match='from 1 to the 60'):
-      probing.nearest_neighbours(
-        x, y, others, num_classes=CLASSES, neighbours=wrong
+      probing.nearest_neighbors(
+        x, y, others, num_classes=CLASSES, neighbors=wrong
       )
   with pytest.raises(ValueError, match='positive'):
-    probing.nearest_neighbours(
-      x, y, others, num_classes=CLASSES, neighbours=1, temperature=0.0
+    probing.nearest_neighbors(
+      x, y, others, num_classes=CLASSES, neighbors=1, temperature=0.0
     )
 
 
@@ -133,11 +133,11 @@ def test_accuracies_of_both_judges():
   x, y, others, labels = _data()
   found = jax.jit(
     lambda: probing.accuracies(
-      x, y, others, labels, num_classes=CLASSES, neighbours=5, ridge=0.1
+      x, y, others, labels, num_classes=CLASSES, neighbors=5, ridge=0.1
     )
   )()
-  votes = probing.nearest_neighbours(
-    x, y, others, num_classes=CLASSES, neighbours=5
+  votes = probing.nearest_neighbors(
+    x, y, others, num_classes=CLASSES, neighbors=5
   )
   scores = probing.linear_probe(x, y, others, num_classes=CLASSES, ridge=0.1)
   assert found == {

@@ -92,7 +92,7 @@ def test_a_loss_by_hand():
   loss = functools.partial(_loss, online, twin)
   # (2 - 3)**2, (2 - 1)**2, (4 - 3)**2 and (4 - 1)**2, by their weights; and
   # 5 - 2.75**2 / 2.5, at a predictor of 1.1.
-  for predictor, value in (('learnt', 4.0), ('optimal', 1.975)):
+  for predictor, value in (('learned', 4.0), ('optimal', 1.975)):
     assert loss(predictor, batch) == pytest.approx(value)
     weights = np.stack([batch.weight, 2 * batch.weight])
     values = jax.jit(
@@ -186,9 +186,9 @@ def test_frozen_and_rare_twins_are_power_iteration():
 
 
 @pytest.mark.parametrize('rate', [0.5, 4.0])
-def test_a_learnt_predictor_keeps_a_balance(rate):
+def test_a_learned_predictor_keeps_a_balance(rate):
   """Phi^T Phi - W W^T / rate stays, but for the length of the steps."""
-  state, steps = _learner('self', 'learnt', rate, step=0.002)
+  state, steps = _learner('self', 'learned', rate, step=0.002)
 
   def balance(state):
     phi, w = (
@@ -204,7 +204,7 @@ def test_a_learnt_predictor_keeps_a_balance(rate):
 
 
 def test_a_predictor_is_drawn():
-  init = self_prediction.make_agent(40, 30, 'learnt').init
+  init = self_prediction.make_agent(40, 30, 'learned').init
   params, others = init(jax.random.key(0)), init(jax.random.key(1))
   assert params['predictor'].shape == (30, 30)
   assert np.std(params['predictor']) == pytest.approx(30**-0.5, rel=0.1)
@@ -309,7 +309,7 @@ def test_negative_eigenvalues_may_attract():
       "target_update='chain' must be one of hard, ",
     ),
     ({'predictor_rate': 2.0}, 'predictor_rate=2.0 has no meaning for predict'),
-    ({'predictor': 'learnt'}, "predictor='learnt' needs a predictor_rate"),
+    ({'predictor': 'learned'}, "predictor='learned' needs a predictor_rate"),
   ],
 )
 def test_cases_that_cannot_be(change, message):

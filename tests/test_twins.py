@@ -144,7 +144,7 @@ def test_a_moved_twin_lies_between_the_two(name):
     for m, o, t in zip(
       *map(jax.tree.leaves, (moved, online, before)), strict=True
     ):
-      # In a chain a twin moves towards the network before its own.
+      # In a chain a twin moves toward the network before its own.
       low = o if name != 'chain' else jnp.min(o, 0, keepdims=True)
       high = o if name != 'chain' else jnp.max(o, 0, keepdims=True)
       assert bool(jnp.all(m <= jnp.maximum(high, t) + 1e-6))
@@ -552,12 +552,12 @@ def test_the_pull_is_the_gradient_of_the_proximal_term():
   state = made.init(jax.random.key(0))
   after, _ = made.regress(state, _batch())
 
-  def penalised(online):
+  def penalized(online):
     value, _ = made.agent.loss(online, state.target_params, _batch(), state.key)
     distance = jax.tree.map(jnp.subtract, online, state.target_params)
     return value + optax.tree.norm(distance, squared=True) / (2 * c)
 
-  gradient = jax.grad(penalised)(state.online_params)
+  gradient = jax.grad(penalized)(state.online_params)
   expected = jax.tree.map(
     lambda p, g: p - step_size * g, state.online_params, gradient
   )
@@ -577,7 +577,7 @@ def test_the_projected_twin_stays_in_its_ball():
   for step in range(1, 20):
     target = twin.update(ONLINE, target, step)
     assert float(optax.tree.norm(target)) <= 0.25 + 1e-6
-  # Towards the projection of the online parameters onto half the ball.
+  # Toward the projection of the online parameters onto half the ball.
   scale = 0.25 / float(optax.tree.norm(ONLINE))
   chex.assert_trees_all_close(
     target, jax.tree.map(lambda x: scale * x, ONLINE), rtol=1e-4

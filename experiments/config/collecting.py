@@ -1,7 +1,7 @@
 """The options of runs that act and learn: their speeds, and checks.
 
-Environments are JAX functions, or of Gymnasium; what is learnt from is a replay
-or what was just collected.
+Environments are JAX functions, or of Gymnasium; what is learned from is a
+replay or what was just collected.
 """
 
 import dataclasses
@@ -231,8 +231,8 @@ def twin_spec(config: Any) -> TwinSpec:
 
 def gradient_steps(config: Any) -> int:
   """Those of the whole run, but at least one."""
-  learnt_from = config.total_env_steps - config.min_replay
-  return max(1, speeds(config).gradient_steps_of(learnt_from))
+  learned_from = config.total_env_steps - config.min_replay
+  return max(1, speeds(config).gradient_steps_of(learned_from))
 
 
 def iterations(config: CollectOptions) -> int:

@@ -30,7 +30,7 @@ _SPEEDS = twin_options.Speeds('gradient_steps', 1, 1)
 _ANNEAL = {
   'none': 'nowhere',
   'run': 'over the whole run',
-  'fit': 'over each fit, with which the optimiser must start anew: '
+  'fit': 'over each fit, with which the optimizer must start anew: '
   '--reset_optimizer',
 }
 
@@ -113,7 +113,7 @@ class FitOptions(LearningOptions, TwinOptions, RunOptions):
     return {
       'none': None,
       'run': self.total_gradient_steps,
-      # An optimiser that starts anew counts the steps of its fit.
+      # An optimizer that starts anew counts the steps of its fit.
       'fit': self.target_period,
     }[self.anneal_learning_rate]
 

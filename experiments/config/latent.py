@@ -60,7 +60,7 @@ class LatentOptions:
     POSITIVE,
     **_PREDICTS,
   )
-  renormalise: bool = option(
+  renormalize: bool = option(
     False,
     'Bring the features of each observation to [0, 1] before the head, with '
     '--spr_steps or without.',

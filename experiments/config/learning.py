@@ -41,7 +41,7 @@ class NetworkOptions:
     'torch_uniform', 'Initial weights', one_of(INITIALIZERS)
   )
   layer_norm: bool = option(
-    False, 'Normalise each hidden layer before its ReLU.'
+    False, 'Normalize each hidden layer before its ReLU.'
   )
 
 
@@ -61,23 +61,23 @@ def make_mlp(config: Any, num_actions: int, bounds: Any = None) -> QNetwork:
     head=config.head,
     initializer=config.initializer,
     layer_norm=config.layer_norm,
-    renormalise=getattr(config, 'renormalise', False),
+    renormalize=getattr(config, 'renormalize', False),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class LearningOptions:
-  """The options of the loss of action values, and of its optimiser."""
+  """The options of the loss of action values, and of its optimizer."""
 
   _learning: Any = group('Learning')
-  optimizer: str = option('adam', 'Optimiser', one_of(learner.OPTIMIZERS))
+  optimizer: str = option('adam', 'Optimizer', one_of(learner.OPTIMIZERS))
   learning_rate: float = option(
     2.5e-4, 'Step size.', POSITIVE, traced=True, common=True
   )
   optimizer_eps: float = option(
     1e-8,
     'Inside the square root for RMSProp, outside for Adam, RAdam and '
-    'rmsprop_centred_torch.',
+    'rmsprop_centered_torch.',
     POSITIVE,
     traced=True,
     when=not_given('optimizer', 'sgd'),
@@ -112,7 +112,7 @@ class LearningOptions:
   )
   param_dtype: str = option(
     'float32',
-    'Type of the online parameters; the twin and the copy that the optimiser '
+    'Type of the online parameters; the twin and the copy that the optimizer '
     'works on are in float32',
     one_of(q.DTYPES),
   )

@@ -69,7 +69,7 @@ class PanelOptions:
   )
   reward_bound: float = option(
     1.0,
-    'Largest reward learnt from, after scale and clip: values above it / '
+    'Largest reward learned from, after scale and clip: values above it / '
     '(1 - discount) have diverged softly.',
     POSITIVE,
     single=True,

@@ -35,7 +35,7 @@ class RunOptions:
   run_dir: str | None = path_option(
     None,
     'Folder of all that is computed; if not given one in runs/, named after '
-    'what is learnt, the agent, what is swept and the seed',
+    'what is learned, the agent, what is swept and the seed',
     single=True,
     common=True,
   )
@@ -101,7 +101,7 @@ class SweepOptions(SeriesOptions):
     one_of(('runs', 'batch')),
     single=True,
   )
-  vectorised: bool | None = option(
+  vectorized: bool | None = option(
     None,
     'Compute the runs of a device together rather than one after the other; '
     'if not given, on accelerators only.',

@@ -144,7 +144,7 @@ class TwinOptions(users.UserOptions):
   )
   reset_optimizer: bool = option(
     False,
-    'Start the optimiser anew at every target update.',
+    'Start the optimizer anew at every target update.',
     when=HAS_PERIOD,
     refused=True,
   )

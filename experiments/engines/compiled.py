@@ -185,7 +185,7 @@ class Options:
     run_dir: folder of all runs.
     open: (path) -> the folder there, opened and locked.
     share: what devices share, 'runs' or 'batch'.
-    vectorised: whether a device computes its runs together.
+    vectorized: whether a device computes its runs together.
     checkpoint_period_s: seconds between two checkpoints, about.
     num_processes: processes that share the runs.
     process_id: this one's number.
@@ -195,7 +195,7 @@ class Options:
   run_dir: str
   open: Callable[[str | os.PathLike[str]], RunFolder]
   share: str
-  vectorised: bool
+  vectorized: bool
   checkpoint_period_s: float
   num_processes: int
   process_id: int
@@ -396,7 +396,7 @@ class _Runs(running.Running):
     self._group = group = self._groups[self._index]
     options = self._options
     program, place, num_devices = compile_group(
-      group, share=options.share, vectorised=options.vectorised
+      group, share=options.share, vectorized=options.vectorized
     )
     self._say_program(num_devices)
     self._checkpoints = _checkpoints(self._folder, self._index)
@@ -541,7 +541,7 @@ def _in_words(column: str) -> str:
 def _not_finite(row: Mapping[str, float]) -> str:
   """The first metric of the loss that is not finite; '' if all are."""
   if not row['gradient_steps']:
-    return ''  # nothing has been learnt from: they are means of nothing
+    return ''  # nothing has been learned from: they are means of nothing
   for name, value in row.items():
     if not name.startswith(_COUNTS) and not math.isfinite(value):
       return f'{name}={value}'
@@ -576,14 +576,14 @@ def _cells(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compile_group(
-  group: Group, *, share: str, vectorised: bool
+  group: Group, *, share: str, vectorized: bool
 ) -> tuple[scan.Program, Callable[[Any], Any], int]:
   """The program of a group on the devices of this process.
 
   Args:
     group: the runs.
     share: what devices share, 'runs' or 'batch'.
-    vectorised: whether a device computes its runs together.
+    vectorized: whether a device computes its runs together.
 
   Returns:
     (program, place, devices): `place` puts [R, ...] arrays where the program
@@ -591,17 +591,17 @@ def compile_group(
   """
   mesh = _mesh(share, len(group.runs))
   # One object, so that it is traced once.
-  key = (mesh, vectorised)
+  key = (mesh, vectorized)
   if key not in group.programs:
     group.programs[key] = scan.make_program(
-      group.loop, mesh, vectorised=vectorised
+      group.loop, mesh, vectorized=vectorized
     )
   return group.programs[key], functools.partial(_place, mesh=mesh), mesh.size
 
 
-def peak_nbytes(group: Group, *, share: str, vectorised: bool) -> int:
+def peak_nbytes(group: Group, *, share: str, vectorized: bool) -> int:
   """About how many bytes the program of a group holds at once."""
-  program, place, _ = compile_group(group, share=share, vectorised=vectorised)
+  program, place, _ = compile_group(group, share=share, vectorized=vectorized)
   settings, keys = place(group.settings()), place(group.keys())
   sharding = jax.tree.leaves(settings)[0].sharding
   state = jax.tree.map(

@@ -125,19 +125,19 @@ def default_folder(sweep: Sweep, names: Iterable[str]) -> str:
 
   Args:
     sweep: of records with `agent` and `seed`.
-    names: of what is learnt.
+    names: of what is learned.
   """
   names = list(dict.fromkeys(names))
-  learnt = '+'.join(names)
-  if len(learnt) > 100:  # a file system takes 255 bytes
-    learnt = f'{names[0]}+{len(names) - 1}_more'
+  learned = '+'.join(names)
+  if len(learned) > 100:  # a file system takes 255 bytes
+    learned = f'{names[0]}+{len(names) - 1}_more'
   agents = '+'.join(dict.fromkeys(c.agent for c in sweep.configs))
   swept = ''.join(
     f'-{name}'
     for name in sweep.axes
     if name not in ('agent', 'environment', 'game')
   )
-  return f'runs/{learnt}-{agents}{swept}-{sweep.configs[0].seed}'
+  return f'runs/{learned}-{agents}{swept}-{sweep.configs[0].seed}'
 
 
 def written(writer: MetricsWriter) -> dict[str, Any]:

@@ -199,7 +199,7 @@ class _Run(running.Running):
         yield self._between()
 
   def _phase_before_learning(self) -> str:
-    """What the next chunk of the loop is, if none has learnt yet."""
+    """What the next chunk of the loop is, if none has learned yet."""
     config = self._parts.config
     to_go = config.warmup_env_steps - self._state.env_steps
     return _WARM_UP if to_go >= config.chunk_env_steps else COMPILING

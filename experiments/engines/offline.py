@@ -43,7 +43,7 @@ class Options:
     gradient_steps: of the whole run; None where fits end early, for nobody
       knows how many they will take.
     checkpoint_period_s: seconds between two checkpoints, about.
-    make_data: (folder, whether the run has learnt from it) -> the data set;
+    make_data: (folder, whether the run has learned from it) -> the data set;
       raises RunError where it cannot be read.
     make_parts: the data set -> what learns from it.
     draw: (folder) -> None; draws what the metrics say.
@@ -121,7 +121,7 @@ class _Run(running.Running):
     if self._checksum not in (None, checksum):
       raise RunError(
         f'--run_dir={self._folder.path}: its data set has changed, and is not '
-        'what this run has learnt from; --overwrite starts afresh'
+        'what this run has learned from; --overwrite starts afresh'
       )
     self._checksum = checksum
     self._about = f'{data.size:,} transitions of {options.environment}'

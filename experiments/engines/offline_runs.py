@@ -126,7 +126,7 @@ def _nbytes(
       data,
       key,
     )
-    # As it is kept, and as it is learnt from.
+    # As it is kept, and as it is learned from.
     + 2 * memory.nbytes(data)
     # Before and after an env step.
     + 2 * config.eval_episodes * memory.nbytes(episodes)
@@ -176,10 +176,10 @@ def make_run(
     jax.random.key(config.seed), 4
   )
 
-  def make_data(folder: RunFolder, learnt_from: bool) -> Dataset:
+  def make_data(folder: RunFolder, learned_from: bool) -> Dataset:
     if given is not None:
       return given
-    if not (learnt_from and folder.dataset.exists()):
+    if not (learned_from and folder.dataset.exists()):
       collected = suite.collect(config, task, collect_key)
       dataset.save_dataset(folder.dataset, collected, overwrite=True)
     with folders.edited_errors():
@@ -188,8 +188,8 @@ def make_run(
   def make_parts(data: Dataset) -> engine.Parts:
     learner = make_learner(config, family, task, data)
     iterate = offline.make_iterate(learner, fitting.make_config(config))
-    learnt = data._replace(rewards=suite.learnt(config, data.rewards))
-    batch = learnt.batch(slice(None), config.discount)
+    learned = data._replace(rewards=suite.learned(config, data.rewards))
+    batch = learned.batch(slice(None), config.discount)
     measure = suite.make_measure(config, task, learner.agent)
 
     def train(state: TrainState, iteration: int) -> Iterator[offline.Progress]:

@@ -45,7 +45,7 @@ def split(sweep: Sweep, names: Iterable[str]) -> list[Run]:
 
   Args:
     sweep: of records with `run_dir`, `seed`, `seeds` and `also`.
-    names: of what is learnt, for the name of a folder that is not given.
+    names: of what is learned, for the name of a folder that is not given.
 
   Raises:
     UsageError: there are too many seeds, or there are several runs and the

@@ -77,9 +77,9 @@ def _train(
     sweep, (task.name for task in tasks.values())
   )
   # With a seed each at first: there may be more runs than can be listed.
-  vectorised = first.vectorised
-  if vectorised is None:
-    vectorised = platform != 'cpu'
+  vectorized = first.vectorized
+  if vectorized is None:
+    vectorized = platform != 'cpu'
 
   def program_of(config: Any) -> compiled.Group:
     one = sweep._replace(configs=(config,), points=({},))
@@ -92,7 +92,7 @@ def _train(
       list(_make_programs(sweep, tasks, family)), first, platform, program_of
     )
     groups = list(make_groups(sweep, tasks, family))
-    _check_peaks(groups, first, platform, vectorised, program_of)
+    _check_peaks(groups, first, platform, vectorized, program_of)
   say_idle(sweep.configs)
   for note in dict.fromkeys(
     note for task in tasks.values() for note in getattr(task, 'notes', ())
@@ -113,7 +113,7 @@ def _train(
         ignore=WHERE,
       ),
       share=first.share,
-      vectorised=vectorised,
+      vectorized=vectorized,
       checkpoint_period_s=first.checkpoint_period_s,
       num_processes=first.num_processes,
       process_id=first.process_id,
@@ -282,7 +282,7 @@ def _check_peaks(
   groups: list[compiled.Group],
   config: SweepOptions,
   platform: str,
-  vectorised: bool,
+  vectorized: bool,
   program_of: ProgramOf,
 ) -> None:
   """Raises UsageError where an iteration takes more than the memory has.
@@ -291,7 +291,7 @@ def _check_peaks(
     groups: the programs with all their runs.
     config: tells how they share the devices.
     platform: that of the devices.
-    vectorised: whether a device computes its runs together.
+    vectorized: whether a device computes its runs together.
     program_of: finds the option that makes an iteration too large.
   """
 
@@ -302,7 +302,7 @@ def _check_peaks(
     return compiled.peak_nbytes(
       dataclasses.replace(program, runs=runs),
       share=config.share,
-      vectorised=vectorised,
+      vectorized=vectorized,
     )
 
   def peak_of(other: Any, number: int) -> float:

@@ -38,7 +38,7 @@ class Task:
     packed: whether its boolean observations are stored a bit each.
     process: behind the environment, if its values are known exactly.
     eval_environment: where to evaluate, if elsewhere.
-    augment: what is done to each observation that is learnt from.
+    augment: what is done to each observation that is learned from.
   """
 
   name: str

@@ -163,17 +163,17 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
     refused=read_by_agent('smoothing_clip'),
   )
   alpha: float | None = option(
-    None, 'Temperature; learnt if not given', NOT_NEGATIVE, **_of('alpha')
+    None, 'Temperature; learned if not given', NOT_NEGATIVE, **_of('alpha')
   )
   target_entropy: float | None = option(
     None,
-    'Of a temperature that is learnt; minus the number of action dimensions '
+    'Of a temperature that is learned; minus the number of action dimensions '
     'if not given.',
     when=_LEARNS_POLICY,
     refused=both(read_by_agent('target_entropy'), _LEARNS_ALPHA),
   )
   fixed_policy: bool = option(
-    False, 'Leave the actor as it was born: critics alone are learnt.'
+    False, 'Leave the actor as it was born: critics alone are learned.'
   )
   actor_sizes: str = option('256-256', "Units of the actor's layers", _SIZES)
   critic_sizes: str = option('256-256', "Units of the critics' layers", _SIZES)

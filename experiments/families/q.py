@@ -66,7 +66,7 @@ from siamrl.types import Agent
 
 REPLAYS = {
   'uniform': 'each transition with the same chance',
-  'prioritised': 'by its last TD error (Schaul et al. 2016)',
+  'prioritized': 'by its last TD error (Schaul et al. 2016)',
   'none': 'no replay: what a round has collected, in whole epochs, and with '
   'returns of Q(lambda)',
 }
@@ -82,7 +82,7 @@ class QOptions(
   """The options; a launcher adds its environment, and defaults of its own."""
 
 
-_PRIORITISED = given('replay', 'prioritised')
+_PRIORITIZED = given('replay', 'prioritized')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,21 +98,21 @@ class ReplayOptions:
     'Of the TD errors; 0 is uniform.',
     FRACTION,
     traced=True,
-    when=_PRIORITISED,
+    when=_PRIORITIZED,
   )
   importance_start: float = option(
     0.4,
     'Exponent of the importance weights at first.',
     FRACTION,
     traced=True,
-    when=_PRIORITISED,
+    when=_PRIORITIZED,
   )
   importance_end: float = option(
     1.0,
     'Exponent of the importance weights in the end.',
     FRACTION,
     traced=True,
-    when=_PRIORITISED,
+    when=_PRIORITIZED,
   )
   q_lambda: float = option(
     0.0,
@@ -168,8 +168,8 @@ def _check_rollout(config: CompiledConfig) -> None:
       capacity=speeds_.collect,  # there is nothing but the last round
       unready=0,
     )
-  learnt = speeds_.regress * config.batch_size
-  if learnt % speeds_.collect:
+  learned = speeds_.regress * config.batch_size
+  if learned % speeds_.collect:
     refuse(
       config,
       'batch_size',
@@ -205,12 +205,12 @@ def _optimal(config: CompiledConfig, task: Task) -> dict[str, np.ndarray]:
   process = task.process
   if not config.panel_period or process is None:
     return {}
-  learnt = rewards.learnt(
+  learned = rewards.learned(
     process.rewards, config.reward_scale, config.reward_clip or None
   )
   # Without a discount they are not known; runs of a program have the same keys.
   obs, values = optimal_probe(
-    dataclasses.replace(process, rewards=learnt), min(config.discount, 0.999)
+    dataclasses.replace(process, rewards=learned), min(config.discount, 0.999)
   )
   if config.discount == 1:
     values = np.full_like(values, np.nan)
@@ -238,7 +238,7 @@ def make_agent(
     network: observations -> values.
     example_obs: [B, ...], of any content.
     numbers: by the names of options; may be traced.
-    augment: what is done to each observation that is learnt from.
+    augment: what is done to each observation that is learned from.
     inside_loop: whether gradient steps are compiled into a loop.
   """
   form = {name: numbers[name] for name in target_options.parameters(config)}
@@ -389,7 +389,7 @@ def _make_replay(config: CompiledConfig, task: Task) -> Any:
   replay = collect_options.make_replay(
     config, environment, packed=task.packed, sequence_steps=config.spr_steps
   )
-  return PrioritizedReplay(replay) if config.replay == 'prioritised' else replay
+  return PrioritizedReplay(replay) if config.replay == 'prioritized' else replay
 
 
 FAMILY = Family(

@@ -114,7 +114,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
   )
   twin_statistics: str = choice(
     'own',
-    "What the twin's batch normalisation uses:",
+    "What the twin's batch normalization uses:",
     siamese.TWIN_STATISTICS,
     when=_PREDICTS,
     refused=True,
@@ -140,7 +140,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
     POSITIVE,
     when=both(_PREDICTS, given('predictor', 'mlp', 'fixed')),
   )
-  encoder_norm: bool = option(True, 'Batch normalisation in the encoder.')
+  encoder_norm: bool = option(True, 'Batch normalization in the encoder.')
   head_norm: bool = option(
     True, 'In the hidden layers of projector and predictor.'
   )
@@ -149,7 +149,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
   )
 
   _learning: Any = group('Learning')
-  optimizer: str = option('sgd', 'Optimiser', one_of(('sgd', 'adam', 'lars')))
+  optimizer: str = option('sgd', 'Optimizer', one_of(('sgd', 'adam', 'lars')))
   learning_rate: float = redeclared(LearningOptions, 'learning_rate', 0.05)
   predictor_rate: float = option(
     1.0,
@@ -184,7 +184,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
   )
   statistics_momentum: float = option(
     0.9,
-    'Of the running averages of batch normalisation.',
+    'Of the running averages of batch normalization.',
     DECAY,
     traced=True,
   )
@@ -197,7 +197,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
 
 
 class Task(Protocol):
-  """What is learnt from, and judged by, such as `suites.images` has it."""
+  """What is learned from, and judged by, such as `suites.images` has it."""
 
   @property
   def train(self) -> Images: ...
@@ -248,9 +248,9 @@ def check(config: SiameseOptions) -> None:
     )
   norms = config.encoder_norm or config.head_norm or config.output_norm
   if config.batch_size < 2 and norms:
-    refuse(config, 'batch_size', 'be 2 or more with batch normalisation')
+    refuse(config, 'batch_size', 'be 2 or more with batch normalization')
   if config.panel_period and config.probe_size < 2 and norms:
-    refuse(config, 'probe_size', 'be 2 or more with batch normalisation')
+    refuse(config, 'probe_size', 'be 2 or more with batch normalization')
   if config.agent == 'simclr':
     if config.batch_size < 2:
       refuse(config, 'batch_size', 'be 2 or more for --agent=simclr')
@@ -364,7 +364,7 @@ def _make_optimizer(
 
 
 def _is_kernel(params: Params) -> Params:
-  """Biases and normalisation are neither decayed nor scaled by LARS."""
+  """Biases and normalization are neither decayed nor scaled by LARS."""
   # By name: rules with several networks stack their biases.
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: jax.tree_util.keystr(path[-1:], simple=True) == 'kernel',
@@ -469,7 +469,7 @@ def make_loop(config: SiameseOptions, task: Task) -> epochs.Loop:
     data=task.train.images,
     probe=held_out[: config.probe_size],
     make_setup=functools.partial(make_setup, config, task),
-    headline='normalised_std' if task.train.labels is None else 'knn_encoder',
+    headline='normalized_std' if task.train.labels is None else 'knn_encoder',
   )
 
 

@@ -176,10 +176,10 @@ def twin_minatar(table: Table) -> list[Claim]:
 
 
 def target_free_gap(table: Table) -> list[Claim]:
-  """Of a sweep over rules, layer normalisation and games.
+  """Of a sweep over rules, layer normalization and games.
 
   Scores are mean heights of training curves, in units of the score with a twin
-  and without normalisation, game by game.
+  and without normalization, game by game.
 
   Raises:
     ValueError: it lacks a column or a setting.
@@ -214,7 +214,7 @@ def target_free_gap(table: Table) -> list[Claim]:
   )
   return [
     exceeds(
-      'the gap to no twin is wider without layer normalisation than with it '
+      'the gap to no twin is wider without layer normalization than with it '
       f'({np.mean(gaps[False]):.3g} against {np.mean(gaps[True]):.3g})',
       gaps[False],
       gaps[True],
@@ -229,7 +229,7 @@ def target_free_gap(table: Table) -> list[Claim]:
 
 
 def twin_rate(table: Table) -> list[Claim]:
-  """Of a sweep over rates, with a policy that is fixed and one that is learnt.
+  """Of a sweep over rates, with a policy that is fixed and one that is learned.
 
   Raises:
     ValueError: it lacks a column or a setting.
@@ -254,7 +254,7 @@ def twin_rate(table: Table) -> list[Claim]:
     f'tau = {tau:g}: {np.mean(runs):.3g}' for tau, runs in errors.items()
   )
   twice = exceeds(
-    'values of a learnt policy are at least twice as far from returns '
+    'values of a learned policy are at least twice as far from returns '
     'without a twin as with tau = 0.01',
     [errors[1.0]],
     [2 * errors[0.01]],
@@ -305,7 +305,7 @@ def spr_minatar(table: Table) -> list[Claim]:
     arm = of(name)
     claims.append(
       exceeds(
-        f'{name} keeps a larger normalised std than none '
+        f'{name} keeps a larger normalized std than none '
         f'({np.mean(last(arm, "spr_std")):.3g} against '
         f'{np.mean(last(free, "spr_std")):.3g})',
         [last(arm, 'spr_std')],

@@ -1,4 +1,4 @@
-"""Claims of studies in which a representation is learnt from its twin."""
+"""Claims of studies in which a representation is learned from its twin."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from siamrl.report.metrics import Table
 
 
 def siamese_collapse(table: Table) -> list[Claim]:
-  """Of a sweep over rules, predictors and normalisation of the output.
+  """Of a sweep over rules, predictors and normalization of the output.
 
   Raises:
     ValueError: it lacks a column or a setting.
@@ -32,15 +32,15 @@ def siamese_collapse(table: Table) -> list[Claim]:
     key = (rule, tau, predictor, False)
     if key not in found:
       raise ValueError(f'no run with {key}')
-    return {name: last(found[key], name) for name in ('loss', 'normalised_std')}
+    return {name: last(found[key], name) for name in ('loss', 'normalized_std')}
 
   default, free = of('self'), of('residual')
   without, fixed = of('self', None, 'none'), of('self', None, 'fixed')
   frozen, slow, faster = of('frozen'), of('soft', 0.001), of('soft', 0.01)
   claims = [
     within(
-      'the default keeps a normalised std above 0.5',
-      default['normalised_std'],
+      'the default keeps a normalized std above 0.5',
+      default['normalized_std'],
       0.5,
       np.inf,
     )
@@ -54,14 +54,14 @@ def siamese_collapse(table: Table) -> list[Claim]:
         -0.98,
       ),
       within(
-        'and the normalised std below 0.15', arm['normalised_std'], -1, 0.15
+        'and the normalized std below 0.15', arm['normalized_std'], -1, 0.15
       ),
     ]
   return [
     *claims,
     within(
       'with a fixed predictor the std stays above 0.5',
-      fixed['normalised_std'],
+      fixed['normalized_std'],
       0.5,
       np.inf,
     ),

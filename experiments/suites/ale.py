@@ -14,7 +14,7 @@ from siamrl.augment import Augmentation
 from siamrl.envs.ale import AtariEnvironments, AtariProtocol, resolve_game
 from siamrl.networks.q_network import QNetwork, nature_network
 from siamrl.optional import import_optional
-from siamrl.report.human_normalised import human_normalised
+from siamrl.report.human_normalized import human_normalized
 from siamrl.report.video import write_gif
 from siamrl.runners import evaluation
 
@@ -92,7 +92,7 @@ class Suite:
         full_action_set=config.full_action_set,
         fire_on_reset=config.fire_on_reset,
       ),
-      colour=color,
+      color=color,
     )
 
   def make(self, seed: int) -> AtariEnvironments:
@@ -109,7 +109,7 @@ class Suite:
     return {
       'eval_episodes': len(result.returns),
       'eval_return': score,
-      'eval_human_normalised': human_normalised(self.name, score),
+      'eval_human_normalized': human_normalized(self.name, score),
       'eval_frames': result.env_steps * self.frames_per_env_step,
     }
 
@@ -134,12 +134,12 @@ class Suite:
       padding=config.padding,
       initializer=config.initializer,
       layer_norm=config.layer_norm,
-      renormalise=config.renormalise,
+      renormalize=config.renormalize,
     )
 
   @property
   def augment(self) -> Augmentation | None:
-    """What is done to the frames that are learnt from."""
+    """What is done to the frames that are learned from."""
     if self._config.augmentation == 'none':
       return None
     return augment.of_frames(_AUGMENT[self._config.augmentation])
@@ -191,7 +191,7 @@ class _Film:
   """Records the first episode of the first emulator, in color.
 
   A second set of emulators with the same seed, fed the same actions, plays the
-  same episodes; the one that the agent sees is grey and small.
+  same episodes; the one that the agent sees is gray and small.
   """
 
   _MOST = 1_800  # frames; two minutes of play at 4 emulator frames a step

@@ -1,6 +1,6 @@
 """Data sets, read or collected, and the environments that they are from.
 
-A network of dense layers learns from them, and what it has learnt is measured
+A network of dense layers learns from them, and what it has learned is measured
 where the data are from.
 """
 
@@ -210,7 +210,7 @@ def nbytes(task: Task, transitions: int) -> int:
     math.prod(environment.obs_shape) * environment.obs_dtype.itemsize
   )
   # As they come from the device or are drawn, as they are kept, and as they are
-  # learnt from.
+  # learned from.
   return 3 * transitions * (2 * observation + 16)
 
 
@@ -249,9 +249,9 @@ def everywhere(task: Task) -> JaxEnvironment | None:
   )
 
 
-def learnt(config: DataOptions, raw: np.ndarray) -> np.ndarray:
-  """Rewards as they are learnt from."""
-  return rewards.learnt(raw, config.reward_scale, config.reward_clip or None)
+def learned(config: DataOptions, raw: np.ndarray) -> np.ndarray:
+  """Rewards as they are learned from."""
+  return rewards.learned(raw, config.reward_scale, config.reward_clip or None)
 
 
 def make_network(
@@ -286,7 +286,7 @@ def make_measure(config: DataOptions, task: Task, agent: Agent) -> Measure:
   exact = None
   if task.process is not None and config.discount < 1:
     process = dataclasses.replace(
-      task.process, rewards=learnt(config, task.process.rewards)
+      task.process, rewards=learned(config, task.process.rewards)
     )
     exact = tabular.optimal_probe(process, config.discount)
 

@@ -44,7 +44,7 @@ class Suite:
 
     Raises:
       UsageError: there is no such environment, or its spaces are of a kind that
-        cannot be learnt from.
+        cannot be learned from.
       RunError: a package that it needs is not installed, or it breaks its
         contract.
     """

@@ -1,4 +1,4 @@
-"""Images that representations are learnt from, and judged by."""
+"""Images that representations are learned from, and judged by."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -86,7 +86,7 @@ class ImageOptions:
     one_of(AUGMENTATIONS),
     single=True,
   )
-  neighbours: int = option(
+  neighbors: int = option(
     20, 'Images that vote, by their cosine.', POSITIVE, single=True
   )
   vote_temperature: float = option(
@@ -98,7 +98,7 @@ class ImageOptions:
 
 
 class Task(NamedTuple):
-  """What is learnt from, and judged by.
+  """What is learned from, and judged by.
 
   Attributes:
     name: for folders and titles.
@@ -146,10 +146,10 @@ def _make_task(config: ImageOptions) -> Task:
     text = str(error).removeprefix(f'{pathlib.Path(config.images)}: ')
     text = ' '.join(text.splitlines())  # names of files may hold any character
     raise kind(f'--images={config.images}: {text}') from error
-  if config.neighbours > len(train.images):
+  if config.neighbors > len(train.images):
     refuse(
       config,
-      'neighbours',
+      'neighbors',
       f'be at most the {len(train.images)} images to learn from',
     )
   accuracies = functools.partial(_accuracies, config, classes)
@@ -253,7 +253,7 @@ def _accuracies(
     held_out,
     asked,
     num_classes=classes,
-    neighbours=config.neighbours,
+    neighbors=config.neighbors,
     temperature=config.vote_temperature,
     ridge=config.probe_ridge,
   )

@@ -92,7 +92,7 @@ def make_td3_agent(
     actor: maps [B, ...] to actions [B, D].
     critic: maps [B, ...] and [B, D] to values [B].
     example_obs: [B, ...], of any content; gives `init` its shapes.
-    critics: K, how many are born and learnt, each by a key of its own.
+    critics: K, how many are born and learned, each by a key of its own.
     smoothing_std: of the noise on the target's action; may be traced. 0 draws
       none.
     smoothing_clip: the most by which it may change a number; may be traced.
@@ -221,8 +221,8 @@ class _SoftPolicy:
   Attributes:
     actor: maps [B, ...] to mean and log_std [B, D].
     critic: maps [B, ...] and [B, D] to values [B].
-    alpha: the temperature; None where it is learnt.
-    target_entropy: of a temperature that is learnt, in nats.
+    alpha: the temperature; None where it is learned.
+    target_entropy: of a temperature that is learned, in nats.
   """
 
   actor: TanhGaussianActor
@@ -272,7 +272,7 @@ class _SoftPolicy:
   def loss(
     self, online_params: Params, obs: chex.Array, key: chex.PRNGKey
   ) -> tuple[chex.Array, Metrics]:
-    """The loss of the actor, and of a temperature that is learnt."""
+    """The loss of the actor, and of a temperature that is learned."""
     action, log_prob = self._sample(
       online_params['actor'], obs, self._normal(key, obs)
     )
@@ -325,11 +325,11 @@ def make_sac_agent(
     actor: maps [B, ...] to mean and log_std [B, D].
     critic: maps [B, ...] and [B, D] to values [B].
     example_obs: [B, ...], of any content; gives `init` its shapes.
-    critics: K, how many are born and learnt, each by a key of its own.
+    critics: K, how many are born and learned, each by a key of its own.
     alpha: the temperature, in units of value; may be traced. None to learn it,
       from 1. (A reward scaled by c with alpha = 1, as in 2018a, is a reward as
       it is with alpha = 1 / c.)
-    target_entropy: of a temperature that is learnt, in nats; may be traced.
+    target_entropy: of a temperature that is learned, in nats; may be traced.
       None for -D.
     policy_delay: the critics' gradient steps to one of the actor and the
       temperature.
@@ -344,16 +344,16 @@ def make_sac_agent(
 
   Raises:
     ValueError: a name is unknown, a number outside its domain, or an entropy
-      given for a temperature that is not learnt.
+      given for a temperature that is not learned.
   """
-  learnt = alpha is None
-  if not learnt and target_entropy is not None:
+  learned = alpha is None
+  if not learned and target_entropy is not None:
     raise FieldError(
       'target_entropy',
       target_entropy,
       'has no meaning for',
       ('alpha', alpha),
-      ', which is not learnt',
+      ', which is not learned',
     )
   if target_entropy is None:
     target_entropy = -float(actor.action_dim)
@@ -369,7 +369,7 @@ def make_sac_agent(
     critic,
     example_obs,
     critics=critics,
-    delayed=('actor', 'log_alpha') if learnt else ('actor',),
+    delayed=('actor', 'log_alpha') if learned else ('actor',),
     policy_delay=policy_delay,
     td_loss=td_loss,
     error_bound=error_bound,
@@ -380,7 +380,7 @@ def make_sac_agent(
 
   def init(key: chex.PRNGKey) -> Params:
     params = agent.init(key)
-    return params | {'log_alpha': jnp.zeros(())} if learnt else params
+    return params | {'log_alpha': jnp.zeros(())} if learned else params
 
   def loss(online_params: Params, *args, **kwargs):
     value, metrics = agent.loss(online_params, *args, **kwargs)
@@ -443,7 +443,7 @@ def _assemble(
       of nothing else, and metrics [].
 
   Returns:
-    An agent whose `loss` reports `loss`, the sum that is learnt from;
+    An agent whose `loss` reports `loss`, the sum that is learned from;
     `critic_loss`, of all critics together; for each transition [B] the `q_tm1`
     of the action taken and `td_error_abs`, means over the critics; and the
     metrics of `policy_loss`. These are 0 where the actor is not due, and d

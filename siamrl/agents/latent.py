@@ -143,7 +143,7 @@ def with_latent_prediction(
     weight * reduce_b (w_b / K * sum_k mask_bk error(p_bk, z_bk))
 
   with the predictions p and the targets z of K steps, the batch's weights w,
-  and the squared distance of unit vectors, `losses.siamese.normalised_error`
+  and the squared distance of unit vectors, `losses.siamese.normalized_error`
   (mila-iqia/spr, algos.py, and Dopamine's spr_agent.py, both with weight 5 and
   K = 5). In the authors' code the observation in which an episode's last action
   was taken does not count either.
@@ -154,7 +154,7 @@ def with_latent_prediction(
     example_obs: [B, ...], of any content; gives `init` its shapes.
     steps: K; batches must have a `future` of so many.
     weight: of the second term, >= 0; may be traced. With 0 the values are
-      learnt as without.
+      learned as without.
     target: a key of `TARGETS`. 'online_gradient' heeds no twin of the latents,
       and then there is none.
     batch_reduction: 'mean' or 'sum' over the batch, as in the base agent.
@@ -162,7 +162,7 @@ def with_latent_prediction(
   Returns:
     An agent whose `loss` reports what the base's does and `spr_loss`, the mean
     squared distance of unit vectors (0 to 4) over all predictions that count,
-    and `spr_std`, the `losses.siamese.normalised_std` of the targets one step
+    and `spr_std`, the `losses.siamese.normalized_std` of the targets one step
     ahead: near 0 where latents have collapsed.
 
     `bootstrap` answers a `Future` with its targets [B, K, D], and observations
@@ -223,7 +223,7 @@ def with_latent_prediction(
     )
     p = latents.predictions(online_params, batch.obs_tm1, future.a)
     z = bootstrap(online_params, target_params, future, key)
-    errors = jax.vmap(jax.vmap(losses.normalised_error))(p, z)  # [B, K]
+    errors = jax.vmap(jax.vmap(losses.normalized_error))(p, z)  # [B, K]
     errors = jnp.where(future.mask, errors, 0.0)
     each = jnp.mean(errors, axis=1)
     if batch.weight is not None:
@@ -233,7 +233,7 @@ def with_latent_prediction(
     return value, metrics | {
       'loss': value,
       'spr_loss': jnp.sum(errors) / counted,
-      'spr_std': losses.normalised_std(z[:, 0]),
+      'spr_std': losses.normalized_std(z[:, 0]),
     }
 
   return _looking_at_q(base)._replace(

@@ -9,15 +9,15 @@ the stop-gradient (`residual`) representations collapse.
 Parameters are a dict of
 
 * `encoder`, `projector`, and `predictor` if there is one;
-* `statistics`: the running means and variances of batch normalisation in
+* `statistics`: the running means and variances of batch normalization in
   encoder and projector. They are *regressed* onto those of each batch: the loss
   has half their squared distance, so that a step of plain gradient descent with
   step size 1 - momentum is the running average. Nothing else depends on them in
-  training unless the twin is normalised with them, and no other gradient
-  reaches them. They want an optimiser of their own, SGD without momentum,
+  training unless the twin is normalized with them, and no other gradient
+  reaches them. They want an optimizer of their own, SGD without momentum,
   weight decay or clipping.
 
-All but the predictor have a twin. The predictor's own batch normalisation keeps
+All but the predictor have a twin. The predictor's own batch normalization keeps
 no averages: nobody asks for predictions outside of a batch.
 """
 
@@ -44,7 +44,7 @@ from siamrl.parameters import FieldError, check_name
 from siamrl.types import Agent, Bootstrap, Metrics, Params
 
 PREDICTORS = ('mlp', 'linear', 'none')
-# What the twin's forward pass is normalised with.
+# What the twin's forward pass is normalized with.
 TWIN_STATISTICS = {
   'own': 'those of the batch that it sees, as in SimSiam and BYOL',
   'shared': "the online network's running statistics",
@@ -71,8 +71,8 @@ class SiameseAgent(NamedTuple):
     agent: for the rule to lift and the learner to train; its batches are
       images, uint8 [B, H, W, C], or floats in [0, 1].
     features: (params, images) -> what representations are judged by. Images are
-      not augmented, and normalised with the running statistics.
-    predict: (params, z [N, D], of [B, D]) -> predictions [N, D], normalised
+      not augmented, and normalized with the running statistics.
+    predict: (params, z [N, D], of [B, D]) -> predictions [N, D], normalized
       with the statistics of the batch `of`: rows of z do not see each other.
   """
 
@@ -83,7 +83,7 @@ class SiameseAgent(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Passes:
-  """Passes through the networks, and their normalisation.
+  """Passes through the networks, and their normalization.
 
   Attributes:
     networks: encoder and projector are used.
@@ -110,7 +110,7 @@ class _Passes:
       raise FieldError(
         'twin_statistics',
         self.twin_statistics,
-        'has no meaning for networks without batch normalisation',
+        'has no meaning for networks without batch normalization',
       )
 
   def init(self, key: chex.PRNGKey) -> Params:
@@ -131,7 +131,7 @@ class _Passes:
   def answer(
     self, params: Params, x: chex.Array, statistics: Any = None
   ) -> tuple[Features, Any]:
-    """Features and projections, and the statistics that normalised them."""
+    """Features and projections, and the statistics that normalized them."""
     given = statistics or {'encoder': None, 'projector': None}
     h, of_encoder = forward(
       self.networks.encoder, params['encoder'], x, given['encoder']
@@ -142,11 +142,11 @@ class _Passes:
     return Features(h, z), {'encoder': of_encoder, 'projector': of_projector}
 
   def features(self, params: Params, images: chex.Array) -> Features:
-    """Features and projections, normalised with the running statistics."""
+    """Features and projections, normalized with the running statistics."""
     return self.answer(params, as_float(images), params['statistics'])[0]
 
   def values(self, params: Params, images: chex.Array) -> chex.Array:
-    """Projections, normalised as those of the twin are."""
+    """Projections, normalized as those of the twin are."""
     own = self.twin_statistics == 'own'
     statistics = None if own else params['statistics']
     return self.answer(params, as_float(images), statistics)[0].projections
@@ -165,7 +165,7 @@ class _Passes:
       'shared': lambda: online_params['statistics'],
       'moved': lambda: target_params['statistics'],
     }[self.twin_statistics]()
-    # Learnt by their own term alone, also where the twin is the online network
+    # Learned by their own term alone, also where the twin is the online network
     # with its gradient.
     statistics = jax.lax.stop_gradient(statistics)
     answer, _ = self.answer(target_params, as_float(images), statistics)
@@ -233,12 +233,12 @@ def make_siamese_agent(
     An agent whose `loss` reports `loss`, without the term of the statistics,
     and how far it is above its least, `loss_gap`.
     Neither it nor its gradients in encoder, projector and predictor depend on
-    the running statistics, unless the twin's pass is normalised with them.
+    the running statistics, unless the twin's pass is normalized with them.
 
     `bootstrap` gives the twin's projections of the images as they are, or of
     views; `targets` the same of a batch's images, not augmented, so that two
     looks at one batch differ by the twin alone; `values` the projections of
-    some parameters, normalised as those of the twin are.
+    some parameters, normalized as those of the twin are.
 
   Raises:
     ValueError: a name is unknown, options do not go together, the temperature
@@ -273,7 +273,7 @@ def make_siamese_agent(
     directions = 2 if symmetric else 1
     keys = jax.random.split(views_key, (2, len(images)))
     views = jax.vmap(jax.vmap(augment), (0, None))(keys, as_float(images))
-    # One pass for each view: a batch is normalised by its own statistics.
+    # One pass for each view: a batch is normalized by its own statistics.
     (_, z), measured = jax.vmap(passes.answer, (None, 0))(
       online_params, views[:directions]
     )

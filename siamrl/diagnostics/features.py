@@ -32,7 +32,7 @@ def srank(values: chex.Array, delta: chex.Numeric = 0.01) -> chex.Array:
   min {k: sum_{i <= k} sigma_i >= (1 - delta) sum_i sigma_i}
 
   Args:
-    values: [K] singular values, descending; not centred, not squared.
+    values: [K] singular values, descending; not centered, not squared.
     delta: in [0, 1).
 
   Returns:

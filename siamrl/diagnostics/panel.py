@@ -349,7 +349,7 @@ def make_panel(
     A panel that measures `twin_age`, `twin_distance`, `functional_distance`,
     `greedy_disagreement`, `target_mean`, `target_drift` (per gradient step),
     what `churn` returns, `td_own_abs`, `td_split` and `td_split_abs` (the
-    twin's part; of the form `max`, whichever is learnt), `q_max_abs`,
+    twin's part; of the form `max`, whichever is learned), `q_max_abs`,
     `soft_divergence`, `srank`, `effective_rank`, `dormant_T` for each threshold
     T, `dormant_overlap`, and what `counterfactuals` returns. All are of the
     probe but `q_max_abs` and `soft_divergence`, which see the batch too.

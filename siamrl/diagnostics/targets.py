@@ -50,7 +50,8 @@ def td_split(
   """Splits the TD error with a target network (Piche et al. 2022).
 
   delta_TN = delta_theta + discount_t * (max_a q_t[a] - max_a q_t_online[a]).
-  Written for one transition. It is of the form `max`, whichever form is learnt.
+  Written for one transition. It is of the form `max`, whichever form is
+  learned.
 
   Args:
     q_tm1: [] online value of the action taken.
@@ -76,7 +77,7 @@ def churn(
   The step is taken and thrown away. Of targets it is E|y_after - y_before|, as
   the code of iS-QL has it (Vincent et al. 2025). Where targets come from a twin
   that stands still it is 0. A twin that the step moves, by its schedule,
-  changes them too: a hard copy by all that was learnt since the last one, so
+  changes them too: a hard copy by all that was learned since the last one, so
   that a step which meets it stands out (`churn_synced` of a `Panel`).
 
   Args:

@@ -112,7 +112,7 @@ def soft_divergence(
 
   Args:
     q: [...], values; one that is not a number has diverged.
-    reward_bound: r_max, the largest |reward| that is learnt from.
+    reward_bound: r_max, the largest |reward| that is learned from.
     discount: in [0, 1).
 
   Returns:

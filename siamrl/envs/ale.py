@@ -120,7 +120,7 @@ def _screen_shape(ale_py: Any, rom: str) -> tuple[int, int]:
 class AtariEnvironments:
   """N emulators of one game, stepped together by threads outside of Python.
 
-  Implements `siamrl.types.Environments`: grey frames of 84 x 84, 4 to an
+  Implements `siamrl.types.Environments`: gray frames of 84 x 84, 4 to an
   observation, rewards raw. At the start of an episode the stack holds its first
   frame repeated, as Gymnasium's wrapper has it (the ALE itself pads with black
   frames).
@@ -145,7 +145,7 @@ class AtariEnvironments:
     seed: int,
     protocol: AtariProtocol = AtariProtocol(),
     num_threads: int = 0,
-    colour: bool = False,
+    color: bool = False,
   ):
     """Loads the game N times.
 
@@ -156,9 +156,9 @@ class AtariEnvironments:
       protocol: the rules of play.
       num_threads: threads that step the emulators; 0 is the lesser of N and the
         processor's. It changes no number.
-      colour: unstacked RGB frames at the screen's own size (210 x 160 x 3 for
+      color: unstacked RGB frames at the screen's own size (210 x 160 x 3 for
         most games), for a video. Fed the same actions, one with the same seed
-        and protocol plays the very same episodes in grey.
+        and protocol plays the very same episodes in gray.
 
     Raises:
       ValueError: no such game, or an argument out of range.
@@ -169,12 +169,12 @@ class AtariEnvironments:
     self.game = resolve_game(game)
     self.protocol = protocol
     self.num_envs = num_envs
-    self.stack = 1 if colour else 4
+    self.stack = 1 if color else 4
     self.frames_per_step = protocol.frame_skip
     self._seeds: np.ndarray | None = env_seeds(seed, num_envs)
     ale_py = _ale()
-    height, width = _screen_shape(ale_py, self.game) if colour else (84, 84)
-    self.frame_shape: tuple[int, ...] = (height, width) + (3,) * colour
+    height, width = _screen_shape(ale_py, self.game) if color else (84, 84)
+    self.frame_shape: tuple[int, ...] = (height, width) + (3,) * color
     self.frame_dtype = np.dtype(np.uint8)
     # Every option by name: some defaults differ between the ways to make one,
     # and some change the game (clipped rewards, a reset at each lost life).
@@ -191,7 +191,7 @@ class AtariEnvironments:
       autoreset_mode='SameStep',
       img_height=height,
       img_width=width,
-      grayscale=not colour,
+      grayscale=not color,
       stack_num=self.stack,
       frameskip=protocol.frame_skip,
       maxpool=True,
@@ -277,7 +277,7 @@ class AtariEnvironments:
       # ends with the last of them (which some count as 0, so it is not asked
       # how many were left).
       life_lost[ended] = (terminated & self._has_lives)[ended]
-      # Other rows of the ALE's own are uninitialised memory.
+      # Other rows of the ALE's own are uninitialized memory.
       final_obs = obs.copy()
       final_obs[ended] = info['final_obs'][ended]
       self._repeat_first(final_obs, np.where(ended, self._steps, self.stack))

@@ -36,7 +36,7 @@ def collect_frames(
     seed: of the emulator and the actions.
 
   Returns:
-    grey images uint8 [N, 84, 84, 1], and labels.
+    gray images uint8 [N, 84, 84, 1], and labels.
 
   Raises:
     ImportError: ale-py is not installed.

@@ -35,7 +35,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 def env_seeds(seed: int, num_envs: int) -> np.ndarray:
   """Seeds for N environments, one stream each.
 
-  Neighbouring seeds share none of them, as counting up from `seed` would have
+  Neighboring seeds share none of them, as counting up from `seed` would have
   it; and the first ones do not depend on how many follow.
 
   Args:

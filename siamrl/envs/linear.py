@@ -136,13 +136,13 @@ def tsitsiklis(termination: float = 0.0) -> LinearProblem:
 
 
 def tsitsiklis_first(termination: float = 0.0) -> LinearProblem:
-  """w -> 2w where the first state alone is learnt from.
+  """w -> 2w where the first state alone is learned from.
 
   As Sutton & Barto (2018) begin section 11.2. An exact fit to a copy of w makes
   of it 2 * discount * w.
 
   Args:
-    termination: see `tsitsiklis`; means nothing to the values learnt from.
+    termination: see `tsitsiklis`; means nothing to the values learned from.
   """
   return _double(termination, np.array([1.0, 0.0]))
 

@@ -314,7 +314,7 @@ _FOUR_ROOMS = (
 
 
 def four_rooms(slip: float = 1 / 3) -> TabularMDP:
-  """Four rooms with a hallway between each two neighbours; 104 cells.
+  """Four rooms with a hallway between each two neighbors; 104 cells.
 
   The rooms and the slips are those of Sutton, Precup & Singh (1999, Artificial
   Intelligence 112). There the goal moves from one example to the next; here it

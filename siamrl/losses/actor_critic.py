@@ -7,8 +7,8 @@ whose parameters.
 
 Haarnoja et al. 2018a is the paper of ICML (arXiv 1801.01290), 2018b "Soft
 Actor-Critic Algorithms and Applications" (arXiv 1812.05905), with a temperature
-that is learnt and no network for state values. Equations of SAC are numbered as
-in 2018b.
+that is learned and no network for state values. Equations of SAC are numbered
+as in 2018b.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def smoothed_action(
   """Target policy smoothing (Fujimoto et al. 2018, eq. 14 and appendix D).
 
   clip(a + clip(std * noise, -c, c), -1, 1): targets are then the values of a
-  neighbourhood. With std = 0 it is the action.
+  neighborhood. With std = 0 it is the action.
 
   Args:
     action: [D], the twin's.
@@ -148,7 +148,7 @@ def temperature_loss(
 ) -> chex.Array:
   """-alpha * (log pi(a) + target_entropy) (Haarnoja et al. 2018b, eq. 18).
 
-  The temperature rises where the entropy is below its target. It is learnt by
+  The temperature rises where the entropy is below its target. It is learned by
   its logarithm, as in softlearning, Acme and CleanRL.
 
   Args:

@@ -73,7 +73,7 @@ def peng_q_lambda(
 
   `lambda_returns` with v_t = max_a q_t[a] (Gallici et al. 2025; Kozuno et al.
   2021). The actions taken are not asked whether they were greedy: what is
-  learnt lies between the values of the policy that acts and the optimal ones.
+  learned lies between the values of the policy that acts and the optimal ones.
 
   Args:
     r_t: [T] rewards.

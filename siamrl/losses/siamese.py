@@ -23,7 +23,7 @@ _SMALLEST_SQUARE = 1e-12
 TEMPERATURE = 0.1
 
 
-def normalised(x: chex.Array) -> chex.Array:
+def normalized(x: chex.Array) -> chex.Array:
   """A vector [D] shortened to length 1; the vector of zeros stays."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2), _SMALLEST_SQUARE))
 
@@ -41,10 +41,10 @@ def negative_cosine(
     []; its least value -1 is where both point the same way.
   """
   chex.assert_equal_shape([prediction, projection])
-  return -jnp.dot(normalised(prediction), normalised(projection))
+  return -jnp.dot(normalized(prediction), normalized(projection))
 
 
-def normalised_error(
+def normalized_error(
   prediction: chex.Array, projection: chex.Array
 ) -> chex.Array:
   """||p / ||p|| - z / ||z|| ||**2, from 0 to 4 (Grill et al. 2020, eq. 2).
@@ -59,7 +59,7 @@ def normalised_error(
     []; its least value 0 is where both point the same way.
   """
   chex.assert_equal_shape([prediction, projection])
-  return jnp.sum((normalised(prediction) - normalised(projection)) ** 2)
+  return jnp.sum((normalized(prediction) - normalized(projection)) ** 2)
 
 
 def nt_xent(
@@ -108,7 +108,7 @@ def contrastive(
   """
   chex.assert_rank([one, other], 2)
   chex.assert_equal_shape([one, other])
-  z = jax.vmap(normalised)(jnp.concatenate([one, other]))
+  z = jax.vmap(normalized)(jnp.concatenate([one, other]))
   anchors = jnp.arange(len(z))
   partners = jnp.roll(anchors, len(one))
   losses = jax.vmap(nt_xent, (0, 0, 0, None))(
@@ -142,7 +142,7 @@ def loss_gap(
 ) -> chex.Numeric:
   """How far a loss is above what it cannot fall below, >= 0.
 
-  At a gap of 0 either every view is recognised or, but for 'contrastive', all
+  At a gap of 0 either every view is recognized or, but for 'contrastive', all
   is the same.
 
   Args:
@@ -162,10 +162,10 @@ def loss_gap(
   return value - least_contrastive(batch_size, temperature)
 
 
-def normalised_std(z: chex.Array) -> chex.Array:
+def normalized_std(z: chex.Array) -> chex.Array:
   """sqrt(D) * mean over channels of the std of z / ||z|| (Chen & He 2021, 4.1).
 
-  No loss, but what tells one that has learnt from one that has collapsed.
+  No loss, but what tells one that has learned from one that has collapsed.
 
   Args:
     z: [B, D].
@@ -174,7 +174,7 @@ def normalised_std(z: chex.Array) -> chex.Array:
     []: about 1 where directions are spread evenly, 0 where all are the same.
   """
   chex.assert_rank(z, 2)
-  directions = jax.vmap(normalised)(z)
+  directions = jax.vmap(normalized)(z)
   return jnp.sqrt(z.shape[-1]) * jnp.mean(jnp.std(directions, axis=0))
 
 
@@ -202,7 +202,7 @@ FORMS: dict[str, Form] = {
     'SimSiam: the negative cosine, averaged over both directions',
   ),
   'byol': Form(
-    normalised_error,
+    normalized_error,
     jnp.sum,
     0.0,
     'BYOL: the squared error of unit vectors, summed over both directions',

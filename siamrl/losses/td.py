@@ -325,7 +325,7 @@ def make_target(name: str, **given: Any) -> Target:
 def squared(td_error: chex.Array, bound: float = 1.0) -> chex.Array:
   """td_error**2, the mean-squared error of Dopamine and CleanRL.
 
-  Twice `optax.l2_loss`, which matters to an optimiser with a large epsilon.
+  Twice `optax.l2_loss`, which matters to an optimizer with a large epsilon.
   `bound` is not read; it makes the forms interchangeable.
   """
   del bound

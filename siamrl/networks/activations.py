@@ -43,7 +43,7 @@ def rectified(
   Args:
     layer: a module that the calling one has just made.
     x: its input.
-    layer_norm: whether to normalise over the last axis before the ReLU, with a
+    layer_norm: whether to normalize over the last axis before the ReLU, with a
       scale and a bias (Ba et al. 2016), as PQN and iS-QL do.
   """
   y = layer(x)

@@ -24,7 +24,7 @@ class Head(nn.Module):
     num_actions: A.
     hidden: units of the layer before the last, 0 for none.
     initializer: a key of `INITIALIZERS`.
-    layer_norm: normalise the hidden layer before its ReLU.
+    layer_norm: normalize the hidden layer before its ReLU.
   """
 
   num_actions: int
@@ -70,7 +70,7 @@ class SharedBiasHead(Head):
 
 
 class DuelingHead(Head):
-  """A value plus centred advantages (Wang et al. 2016, eq. 9).
+  """A value plus centered advantages (Wang et al. 2016, eq. 9).
 
   The features feed two streams, each with a hidden layer of its own.
   """

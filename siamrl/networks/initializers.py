@@ -1,4 +1,4 @@
-"""How layers are initialised, by the name of who did so first."""
+"""How layers are initialized, by the name of who did so first."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from flax.typing import Initializer
 
 
 class Initializers(NamedTuple):
-  """The initialisers of one layer.
+  """The initializers of one layer.
 
   Attributes:
     kernel: of its weights.
@@ -20,7 +20,7 @@ class Initializers(NamedTuple):
   uniform_bias: bool
 
   def bias(self, fan_in: int) -> Initializer:
-    """The bias initialiser of a layer with `fan_in` inputs per output."""
+    """The bias initializer of a layer with `fan_in` inputs per output."""
     if not self.uniform_bias:
       return nn.initializers.zeros_init()
     bound = fan_in**-0.5

@@ -11,7 +11,7 @@ makes of an observation, places and all. From it
   of; a head without one needs a layer beside it;
 * a predictor, a dense layer, maps projections to the twin's.
 
-The transition model is the one of both codes but for the batch normalisation in
+The transition model is the one of both codes but for the batch normalization in
 the authors': two 3 x 3 convolutions with as many channels as the latent. As in
 Dopamine's there is none, and so no row of a batch sees another. Two dense
 layers can take their place, and do where latents are vectors; on a CPU they are
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from siamrl.networks.conv import Conv
 from siamrl.networks.initializers import INITIALIZERS
-from siamrl.networks.q_network import QNetwork, renormalised
+from siamrl.networks.q_network import QNetwork, renormalized
 from siamrl.networks.torsos import Dense
 from siamrl.parameters import FieldError, check_name
 from siamrl.types import Params
@@ -179,7 +179,7 @@ class LatentNetworks(NamedTuple):
     return self.predictor.apply({'params': params['predictor']}, z)
 
   def _scaled(self, latents: chex.Array) -> chex.Array:
-    return renormalised(latents) if self.network.renormalise else latents
+    return renormalized(latents) if self.network.renormalize else latents
 
 
 class _Predictor(nn.Module):

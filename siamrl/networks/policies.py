@@ -27,7 +27,7 @@ class Network(nn.Module):
       TD3's code today, (256, 256).
     initializer: a key of `INITIALIZERS`. 'torch_uniform' is that of DDPG's
       paper and of all code in PyTorch; haarnoja/sac has 'xavier_uniform'.
-    layer_norm: normalise each hidden layer before its ReLU.
+    layer_norm: normalize each hidden layer before its ReLU.
     last_bound: weights and biases of the last layer are drawn from U(-b, b);
       None for `initializer`. DDPG's paper has 3e-3, and 3e-4 from pixels, for
       first actions and values near 0.
@@ -71,7 +71,7 @@ class Network(nn.Module):
 
 
 def _uniform(bound: float) -> Callable[..., jax.Array]:
-  """An initialiser that draws from U(-bound, bound)."""
+  """An initializer that draws from U(-bound, bound)."""
   return lambda key, shape, dtype=float: jax.random.uniform(
     key, shape, dtype, -bound, bound
   )

@@ -12,7 +12,7 @@ from siamrl.networks.torsos import MLP, MinAtarCNN, NatureCNN
 from siamrl.parameters import check_name
 
 
-def renormalised(features: chex.Array) -> chex.Array:
+def renormalized(features: chex.Array) -> chex.Array:
   """Brings the features of each observation to [0, 1].
 
   (x - min) / (max - min + 1e-5) over all of its features, as SPR does
@@ -34,17 +34,17 @@ class QNetwork(nn.Module):
   Attributes:
     torso: observations -> features [B, F].
     head: features -> values.
-    renormalise: whether features are `renormalised` in between.
+    renormalize: whether features are `renormalized` in between.
   """
 
   torso: nn.Module
   head: nn.Module
-  renormalise: bool = False
+  renormalize: bool = False
 
   def __call__(self, obs: chex.Array) -> chex.Array:
     features = self.torso(obs)
-    if self.renormalise:
-      features = renormalised(features)
+    if self.renormalize:
+      features = renormalized(features)
     return self.head(features)
 
 
@@ -56,7 +56,7 @@ def nature_network(
   padding: str = 'VALID',
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,
-  renormalise: bool = False,
+  renormalize: bool = False,
 ) -> QNetwork:
   """The network of Nature DQN for 84 x 84 frames (Mnih et al. 2015).
 
@@ -66,8 +66,8 @@ def nature_network(
     head: a key of `HEADS`.
     padding: of the convolutions, see `NatureCNN`.
     initializer: a key of `INITIALIZERS`.
-    layer_norm: normalise each hidden layer before its ReLU.
-    renormalise: see `QNetwork`.
+    layer_norm: normalize each hidden layer before its ReLU.
+    renormalize: see `QNetwork`.
 
   Raises:
     ValueError: a name is unknown.
@@ -78,7 +78,7 @@ def nature_network(
   return QNetwork(
     NatureCNN(padding, initializer, layer_norm),
     HEADS[head](num_actions, hidden_units, initializer, layer_norm),
-    renormalise,
+    renormalize,
   )
 
 
@@ -90,7 +90,7 @@ def minatar_network(
   head: str = 'linear',
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,
-  renormalise: bool = False,
+  renormalize: bool = False,
 ) -> QNetwork:
   """The network of the MinAtar paper for 10 x 10 boards (Young & Tian 2019).
 
@@ -100,8 +100,8 @@ def minatar_network(
     padding: of the convolution, see `MinAtarCNN`.
     head: a key of `HEADS`.
     initializer: a key of `INITIALIZERS`; the paper's code has 'torch_uniform'.
-    layer_norm: normalise each hidden layer before its ReLU.
-    renormalise: see `QNetwork`.
+    layer_norm: normalize each hidden layer before its ReLU.
+    renormalize: see `QNetwork`.
 
   Raises:
     ValueError: a name is unknown.
@@ -112,7 +112,7 @@ def minatar_network(
   return QNetwork(
     MinAtarCNN(initializer, padding, layer_norm),
     HEADS[head](num_actions, hidden_units, initializer, layer_norm),
-    renormalise,
+    renormalize,
   )
 
 
@@ -126,7 +126,7 @@ def mlp_network(
   head: str = 'linear',
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,
-  renormalise: bool = False,
+  renormalize: bool = False,
 ) -> QNetwork:
   """Dense layers for vector observations; the default sizes are CleanRL's.
 
@@ -136,8 +136,8 @@ def mlp_network(
     bounds: of the observations, which become -1 and 1, see `MLP`.
     head: a key of `HEADS`; it has no hidden layer of its own.
     initializer: a key of `INITIALIZERS`.
-    layer_norm: normalise each hidden layer before its ReLU.
-    renormalise: see `QNetwork`.
+    layer_norm: normalize each hidden layer before its ReLU.
+    renormalize: see `QNetwork`.
 
   Raises:
     ValueError: a name is unknown.
@@ -147,7 +147,7 @@ def mlp_network(
   return QNetwork(
     MLP(tuple(sizes), initializer, bounds, layer_norm),
     HEADS[head](num_actions, 0, initializer),
-    renormalise,
+    renormalize,
   )
 
 

@@ -5,7 +5,7 @@ projector maps features to where the loss is taken; a predictor maps the online
 network's projections to the twin's. The heads are those of SimSiam's code
 (facebookresearch/simsiam, builder.py) but for their sizes.
 
-Batch normalisation is Flax's, with momentum 0: what it leaves in its collection
+Batch normalization is Flax's, with momentum 0: what it leaves in its collection
 are the mean and the variance of the batch just seen. Running averages of these
 are no business of a network; `forward` has them as an argument.
 """
@@ -35,14 +35,14 @@ def forward(
     module: the network.
     params: its parameters.
     x: [B, ...].
-    statistics: means and variances to normalise with; None for the batch's own.
+    statistics: means and variances to normalize with; None for the batch's own.
 
   Returns:
-    [B, ...] its answer, and the statistics with which it was normalised: empty
-    where there is no batch normalisation.
+    [B, ...] its answer, and the statistics with which it was normalized: empty
+    where there is no batch normalization.
 
   Raises:
-    ValueError: a batch of one was to be normalised by itself.
+    ValueError: a batch of one was to be normalized by itself.
   """
   if statistics is not None:
     variables = {'params': params, 'batch_stats': statistics}
@@ -51,7 +51,7 @@ def forward(
   measured = state.get('batch_stats', {})
   if measured and x.shape[0] < 2:
     raise ValueError(
-      'batch normalisation needs a batch of 2 or more; one is all zeros'
+      'batch normalization needs a batch of 2 or more; one is all zeros'
     )
   return y, measured
 
@@ -86,7 +86,7 @@ def _hidden(
 ) -> chex.Array:
   """A dense layer and its ReLU, to be called inside a compact method.
 
-  Normalisation takes the place of the bias.
+  Normalization takes the place of the bias.
   """
   x = nn.Dense(size, use_bias=not batch_norm)(x)
   return nn.relu(_norm(running)(x) if batch_norm else x)
@@ -97,7 +97,7 @@ class MLPEncoder(nn.Module):
 
   Attributes:
     sizes: units of each layer.
-    batch_norm: normalise each layer before its ReLU.
+    batch_norm: normalize each layer before its ReLU.
   """
 
   sizes: Sequence[int] = (256, 256, 256)
@@ -119,7 +119,7 @@ class ConvEncoder(nn.Module):
     layers: (features, size of the kernel, stride) of each convolution, without
       padding.
     sizes: units of each dense layer.
-    batch_norm: normalise each layer before its ReLU; a convolution's channels
+    batch_norm: normalize each layer before its ReLU; a convolution's channels
       over all places.
     inside_loop: see `siamrl.networks.conv.Conv`.
   """
@@ -157,8 +157,8 @@ class Projector(nn.Module):
   Attributes:
     projections: D.
     sizes: units of each hidden layer.
-    batch_norm: normalise each hidden layer before its ReLU.
-    output_norm: normalise the projections, without scale and bias, as SimSiam
+    batch_norm: normalize each hidden layer before its ReLU.
+    output_norm: normalize the projections, without scale and bias, as SimSiam
       does and BYOL does not.
   """
 
@@ -181,7 +181,7 @@ class MLPPredictor(nn.Module):
 
   Attributes:
     units: of the hidden layer.
-    batch_norm: normalise the hidden layer before its ReLU.
+    batch_norm: normalize the hidden layer before its ReLU.
   """
 
   units: int = 16
@@ -200,7 +200,7 @@ class LinearPredictor(nn.Module):
   @nn.compact
   def __call__(self, z: chex.Array, running: bool = False) -> chex.Array:
     """Maps [B, D] to [B, D]."""
-    del running  # nothing is normalised
+    del running  # nothing is normalized
     return nn.Dense(z.shape[-1], use_bias=False)(z)
 
 
@@ -246,7 +246,7 @@ def siamese_networks(
     projector_sizes: units of the projector's hidden layers.
     projections: D.
     predictor_units: of the predictor's hidden layer.
-    encoder_norm: batch normalisation in the encoder.
+    encoder_norm: batch normalization in the encoder.
     head_norm: in the hidden layers of projector and predictor.
     output_norm: of the projections.
     inside_loop: whether gradient steps are compiled into a loop; it changes the

@@ -12,7 +12,7 @@ from siamrl.networks.initializers import INITIALIZERS
 
 
 class Dense(nn.Module):
-  """A dense layer with both initialisers chosen by one name."""
+  """A dense layer with both initializers chosen by one name."""
 
   features: int
   initializer: str = 'lecun_normal'
@@ -35,7 +35,7 @@ class NatureCNN(nn.Module):
       features are left), or 'SAME' as in Dopamine's JAX agents (F = 11 x 11 x
       64 = 7,744).
     initializer: a key of `INITIALIZERS`.
-    layer_norm: normalise each layer before its ReLU.
+    layer_norm: normalize each layer before its ReLU.
     flat: whether the answer is [B, F]; else it is [B, H, W, 64].
   """
 
@@ -74,7 +74,7 @@ class MinAtarCNN(nn.Module):
   Attributes:
     initializer: a key of `INITIALIZERS`.
     padding: 'VALID' as in the paper, or 'SAME' as in Dopamine.
-    layer_norm: normalise the channels of each place before the ReLU.
+    layer_norm: normalize the channels of each place before the ReLU.
     flat: whether the answer is [B, F]; else it is [B, H, W, 16].
   """
 
@@ -111,7 +111,7 @@ class MLP(nn.Module):
     initializer: a key of `INITIALIZERS`.
     bounds: (lowest, highest) of each number of the observation, or of all of
       them, which become -1 and 1; None to take observations as they are.
-    layer_norm: normalise each layer before its ReLU.
+    layer_norm: normalize each layer before its ReLU.
   """
 
   sizes: Sequence[int] = (120, 84)

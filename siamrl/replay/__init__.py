@@ -1,1 +1,1 @@
-"""What is learnt from: rings of transitions, rounds, and data sets."""
+"""What is learned from: rings of transitions, rounds, and data sets."""

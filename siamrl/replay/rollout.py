@@ -1,8 +1,8 @@
 """The steps of one round, in order: what learning without a replay learns from.
 
 Online Q-learning keeps one step, and PQN (Gallici et al. 2025) a short sequence
-of many parallel environments. Nothing is drawn: a round is learnt from in whole
-epochs and forgotten.
+of many parallel environments. Nothing is drawn: a round is learned from in
+whole epochs and forgotten.
 """
 
 from collections.abc import Mapping

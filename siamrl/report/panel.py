@@ -149,7 +149,7 @@ class _Words(NamedTuple):
 
 
 def _words(table: Table) -> _Words:
-  if 'normalised_std' in table:  # representations
+  if 'normalized_std' in table:  # representations
     return _Words(r'$|z - \bar z|$', 'of projections')
   if 'actor_loss' in table:  # actions are continuous, values of the actor's own
     return _Words(

@@ -5,13 +5,13 @@ from siamrl.report.panel import Facet, known_facets
 
 # What tells a run's worth in a number, the best first; in words, by column.
 HEADLINES = {
-  'knn_encoder': 'accuracy by neighbours',
-  'normalised_std': 'normalised std',
+  'knn_encoder': 'accuracy by neighbors',
+  'normalized_std': 'normalized std',
 }
 
 
 def is_representation(table: Table) -> bool:
-  """Whether runs learnt representations."""
+  """Whether runs learned representations."""
   return any(name in table for name in HEADLINES)
 
 
@@ -32,9 +32,9 @@ def facets(table: Table) -> list[Facet]:
     [
       Facet('Loss', 'mean over the gradient steps', {'loss': ''}),
       Facet(
-        'Normalised std',
+        'Normalized std',
         r'$\sqrt{d}$ mean std of $z / \|z\|$: 0 collapsed, 1 even',
-        {'normalised_std': ''},
+        {'normalized_std': ''},
       ),
       Facet(
         'Effective rank of projections', 'dimensions', {'effective_rank': ''}
@@ -46,7 +46,7 @@ def facets(table: Table) -> list[Facet]:
       ),
       *(
         Facet(f'{judge} by {of}', accuracy, {f'{short}_{part}': ''})
-        for short, judge in (('knn', 'Neighbours'), ('probe', 'Linear probe'))
+        for short, judge in (('knn', 'Neighbors'), ('probe', 'Linear probe'))
         for part, of in names.items()
       ),
     ],

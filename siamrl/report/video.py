@@ -11,7 +11,7 @@ from siamrl.optional import import_optional
 from siamrl.report.run_folder import write_atomically
 
 _MAX_FPS = 50  # players slow down what is shown for less than 20 ms
-_COLOURS = 256  # in one GIF palette
+_COLORS = 256  # in one GIF palette
 
 
 def write_gif(
@@ -19,12 +19,12 @@ def write_gif(
 ) -> None:
   """Writes frames as an animated GIF that repeats for ever.
 
-  Frames of at most 256 colours in all, as those of most Atari games are, and
-  grey ones come back exactly; others are reduced to 256 colours a frame.
+  Frames of at most 256 colors in all, as those of most Atari games are, and
+  gray ones come back exactly; others are reduced to 256 colors a frame.
 
   Args:
     path: the file; its directory exists.
-    frames: uint8 [T, H, W, 3] colours or [T, H, W] grey levels, T at least 1.
+    frames: uint8 [T, H, W, 3] colors or [T, H, W] gray levels, T at least 1.
     fps: frames per second, at most 50. GIF counts in hundredths of a second,
       so single frames are rounded and the whole keeps its length.
 
@@ -70,15 +70,15 @@ def _images(frames: np.ndarray) -> list[Any]:
   Image = import_optional('PIL.Image', 'videos need Pillow', 'plots')
   if frames.ndim == 3:
     return [Image.fromarray(frame) for frame in frames]
-  seen = np.zeros(1 << 24, bool)  # by colour: faster than sorting the pixels
+  seen = np.zeros(1 << 24, bool)  # by color: faster than sorting the pixels
   for frame in frames:
     seen[_packed(frame)] = True
-  colours = np.flatnonzero(seen)
-  if len(colours) > _COLOURS:
-    return [Image.fromarray(frame).quantize(_COLOURS) for frame in frames]
+  colors = np.flatnonzero(seen)
+  if len(colors) > _COLORS:
+    return [Image.fromarray(frame).quantize(_COLORS) for frame in frames]
   index = np.zeros(1 << 24, np.uint8)
-  index[colours] = np.arange(len(colours))
-  palette = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], -1)
+  index[colors] = np.arange(len(colors))
+  palette = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], -1)
   images = [Image.fromarray(index[_packed(frame)]) for frame in frames]
   for image in images:
     image.putpalette(palette.astype(np.uint8).tobytes())
@@ -86,6 +86,6 @@ def _images(frames: np.ndarray) -> list[Any]:
 
 
 def _packed(frame: np.ndarray) -> np.ndarray:
-  """Colours [H, W, 3] as one number each, [H, W]."""
+  """Colors [H, W, 3] as one number each, [H, W]."""
   wide = frame.astype(np.uint32)
   return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]

@@ -106,7 +106,7 @@ class Loop:
     probe: [P, ...] held out, for the panel.
     make_setup: settings -> what they decide.
     headline: the column to show of a run.
-    shard: applied to every batch before it is learnt from, for callers who
+    shard: applied to every batch before it is learned from, for callers who
       share a batch between devices.
   """
 

@@ -3,7 +3,7 @@
 Fitted Q-iteration (Ernst et al. 2005; Riedmiller 2005) is a schedule of the
 functions that DQN is made of: `Schedule.fitted(iterations, steps)` collects
 nothing, and its twin moves after every `steps` gradient steps, when the
-regression toward its targets is done. Any agent, twin and optimiser will do.
+regression toward its targets is done. Any agent, twin and optimizer will do.
 
 A regression ends after its gradient steps, or, with a `tolerance`, when the
 loss has stopped falling: the twin then moves at once. With noisy batches the
@@ -36,7 +36,7 @@ _DRAWN_STEPS = 1_000
 
 @dataclasses.dataclass(frozen=True)
 class OfflineConfig:
-  """How a data set is learnt from.
+  """How a data set is learned from.
 
   Attributes:
     schedule: `collect` must be 0; a round is `regress` gradient steps.

@@ -52,7 +52,7 @@ def periodic(period: chex.Numeric, twin: Twin) -> Twin:
 
   `periodic(p, hard())` is DQN's rule, `periodic(p, soft(tau))` the
   period-and-tau rule of SAC's and CleanRL's code, and `periodic(1, rule)` is
-  `rule`. The count is the one after the optimiser's step, so the first update
+  `rule`. The count is the one after the optimizer's step, so the first update
   follows gradient step number `period`. A `ClockedTwin` does the same
   for whole rules; this is for rules inside of others.
 

@@ -48,10 +48,10 @@ class Rule(NamedTuple):
 RULES: dict[str, Rule] = {
   'hard': Rule(hard, (), None, 'a copy of the online network every period'),
   'soft': Rule(
-    soft, ('tau',), 1, 'a fraction tau towards it at every gradient step'
+    soft, ('tau',), 1, 'a fraction tau toward it at every gradient step'
   ),
   'periodic_soft': Rule(
-    soft, ('tau',), None, 'a fraction tau towards it every period'
+    soft, ('tau',), None, 'a fraction tau toward it every period'
   ),
   'soft_cosine': Rule(
     soft_cosine,
@@ -103,13 +103,13 @@ RULES: dict[str, Rule] = {
     functional,
     ('twin_weight',),
     None,
-    'self, with values tied to those of a copy (functional regularisation)',
+    'self, with values tied to those of a copy (functional regularization)',
   ),
   'proximal': Rule(
     proximal,
     ('twin_weight',),
     None,
-    'hard, and parameters are pulled towards the copy (DQN Pro)',
+    'hard, and parameters are pulled toward the copy (DQN Pro)',
   ),
   'projected_soft': Rule(
     projected_soft,

@@ -79,7 +79,7 @@ def chain(
   becomes k + 1, the last stays. Each environment step is acted by one of the
   networks, drawn evenly. All leaves get a leading axis [K]. As in
   theovincent/i-DQN the networks are born different, each with a copy as its
-  twin, and the optimiser's state does not move along. With K = 1 it is
+  twin, and the optimizer's state does not move along. With K = 1 it is
   `periodic(target_period, hard())`.
 
   Args:
@@ -157,7 +157,7 @@ def iterated_heads(target_count: int) -> Twin:
   becomes k + 1, and the last stays. Each environment step is acted by one of
   the heads 1 to K, drawn evenly. The leaves of the last layer get a leading
   axis [K + 1]. As in theovincent/iS-DQN the heads are born different, and the
-  optimiser's state does not move along. (Of its versions this is the one of
+  optimizer's state does not move along. (Of its versions this is the one of
   K + 1 heads; another has K heads of targets apart, with a period of their
   own.) With K = 1 the last layer alone has a twin, and the others are
   `self_copy`.

@@ -32,7 +32,7 @@ def residual() -> Twin:
   """The twin is the online network, and gradients flow through it.
 
   The residual gradient of Baird (1995); in representation learning, what
-  collapses without a stop-gradient. With one sampled successor it minimises the
+  collapses without a stop-gradient. With one sampled successor it minimizes the
   squared TD error, which is biased where successors are drawn at random.
   """
   return Twin(
@@ -83,9 +83,9 @@ def functional(twin_weight: chex.Numeric) -> Twin:
 
 
 def proximal(twin_weight: chex.Numeric) -> Twin:
-  """The online network is pulled towards its twin at every gradient step.
+  """The online network is pulled toward its twin at every gradient step.
 
-  online <- (1 - weight) * online + weight * target, and then the optimiser's
+  online <- (1 - weight) * online + weight * target, and then the optimizer's
   step, which does not see the pull: DQN Pro as its code has it (Asadi et al.
   2022; amazon-science/fast-rl-with-slow-updates). For plain gradient descent
   it is the proximal term ||online - target||**2 / (2 c) of the paper with

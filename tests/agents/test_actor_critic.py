@@ -193,19 +193,21 @@ def test_sac_by_hand():
   np.testing.assert_allclose(
     value(make(alpha=0.3)), free - 0.3 * log_prob, rtol=1e-3, atol=1e-4
   )
-  learnt = make(target_entropy=-0.5)
+  learned = make(target_entropy=-0.5)
   np.testing.assert_allclose(
-    value(learnt), free - np.exp(-1.0) * log_prob, rtol=1e-3, atol=1e-4
+    value(learned), free - np.exp(-1.0) * log_prob, rtol=1e-3, atol=1e-4
   )
   np.testing.assert_allclose(
-    learnt.values(online, obs)[:, 0],
+    learned.values(online, obs)[:, 0],
     np.minimum(np.tanh(mean), 2 * np.tanh(mean)),
     rtol=1e-5,
   )
   # Half the squared errors, the temperature's loss, and its gradient.
   batch = BATCH._replace(a_tm1=BATCH.a_tm1[:, :1])
-  (total, metrics), grads = _grads(learnt, online, _twin(learnt, online), batch)
-  y = learnt.targets(online, _twin(learnt, online), batch, KEY)
+  (total, metrics), grads = _grads(
+    learned, online, _twin(learned, online), batch
+  )
+  y = learned.targets(online, _twin(learned, online), batch, KEY)
   q_tm1 = np.stack([batch.a_tm1[:, 0], 2 * batch.a_tm1[:, 0]])
   assert float(metrics['critic_loss']) == pytest.approx(
     float(np.mean((y - q_tm1) ** 2, axis=1).sum() / 2), rel=1e-4
@@ -698,7 +700,7 @@ def test_numbers_may_be_traced():
     (
       'sac',
       {'alpha': 0.2, 'target_entropy': -1.0},
-      'target_entropy=-1.0 has no meaning for alpha=0.2, which is not learnt',
+      'target_entropy=-1.0 has no meaning for alpha=0.2, which is not learned',
     ),
     ('sac', {'td_loss': 'l1'}, "td_loss='l1' is unknown; choose from squared"),
     ('sac', {'error_bound': 0.0}, 'error_bound=0.0 must be positive'),
@@ -736,7 +738,7 @@ def test_what_is_not_given_is_the_agents_own():
 @pytest.mark.parametrize(
   'name', [pytest.param('td3', marks=pytest.mark.slow), 'sac']
 )
-def test_a_bandit_is_learnt(name):
+def test_a_bandit_is_learned(name):
   """A reward of -|a - (0.5, -0.2)|**2, and episodes of one step."""
   target_entropy = {'target_entropy': -6.0} if name == 'sac' else {}
   agent = _agent(name, sizes=(32, 32), **target_entropy)

@@ -307,7 +307,7 @@ def test_what_has_no_part_in_the_twin_makes_no_rules_alike():
   assert abs(float(whole - expected)) > 0.005
 
 
-def test_a_siamese_twin_is_looked_at_as_it_is_learnt_from():
+def test_a_siamese_twin_is_looked_at_as_it_is_learned_from():
   base, online = _base('siamese'), _born('siamese')
   beside = twins.whole(base, online, _different('siamese'))
   np.testing.assert_allclose(

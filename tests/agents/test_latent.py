@@ -165,7 +165,7 @@ def _train(agent, rule=None, steps=4, sync=2, batch=None):
   return history
 
 
-def test_with_no_weight_values_are_learnt_as_without():
+def test_with_no_weight_values_are_learned_as_without():
   with_, without = (_train(a)[-1][0] for a in (_agent(weight=0.0), _base()))
   for ours, plain in (
     (with_.online_params, without.online_params),
@@ -361,7 +361,7 @@ def _seeing_frames():
   )
 
 
-def test_every_frame_learnt_from_is_augmented():
+def test_every_frame_learned_from_is_augmented():
   agent = _seeing_frames()
   init, batch = jax.jit(agent.init), _frames()
   online, other = init(KEY), init(jax.random.key(1))
@@ -369,8 +369,8 @@ def test_every_frame_learnt_from_is_augmented():
   value = lambda agent, batch: float(agent.loss(online, target, batch, KEY)[0])
   unchanged = with_augmentation(agent, lambda key, image: image)
   assert value(unchanged, batch) == pytest.approx(value(agent, batch), rel=1e-5)
-  # Images are [H, W, C] of 0 to 1: the second frame of each stack becomes grey.
-  grey = with_augmentation(
+  # Images are [H, W, C] of 0 to 1: the second frame of each stack becomes gray.
+  gray = with_augmentation(
     agent, of_frames(lambda key, image: image.at[..., 1].set(0.2))
   )
 
@@ -384,11 +384,11 @@ def test_every_frame_learnt_from_is_augmented():
     obs_t=second(batch.obs_t),
     future=batch.future._replace(obs=second(batch.future.obs)),
   )
-  assert value(grey, batch) == pytest.approx(value(agent, expected), rel=1e-5)
-  assert value(grey, batch) != pytest.approx(value(agent, batch), rel=1e-3)
+  assert value(gray, batch) == pytest.approx(value(agent, expected), rel=1e-5)
+  assert value(gray, batch) != pytest.approx(value(agent, batch), rel=1e-3)
   # Acting and targets that are looked at are of what was seen.
   for name in ('acting', 'values', 'targets', 'bootstrap'):
-    assert getattr(grey, name) is getattr(agent, name)
+    assert getattr(gray, name) is getattr(agent, name)
   # Without a future there is nothing else to change.
   base = make_q_agent(NETWORK, np.zeros((1, 2, 3, 3), np.uint8))
   plain = with_augmentation(base, lambda key, image: image)

@@ -394,7 +394,7 @@ def test_an_unknown_trace():
     make_returns(_agent_of_form('max'), 0.5, 'pang')
 
 
-def test_whole_targets_are_learnt_as_they_are():
+def test_whole_targets_are_learned_as_they_are():
   agent = _agent_of_form('max', td_loss='squared')
   params = agent.init(jax.random.key(0))
   batch = _batch([5.0, -5.0], [0.9, 0.9])

@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, size=(6, 3, 3, 1), dtype=np.uint8)
 SAME = AUGMENTATIONS['none']
 KEY, OTHER_KEY = jax.random.split(jax.random.key(0))
-# A layer with batch normalisation, and the projector's.
+# A layer with batch normalization, and the projector's.
 SMALL = {'encoder_sizes': (8,), 'projector_sizes': (), 'projections': 4}
 # A matrix and a bias.
 LINEAR = SMALL | {
@@ -26,7 +26,7 @@ LINEAR = SMALL | {
   'head_norm': False,
   'output_norm': False,
 }
-NORMALISED = LINEAR | {'output_norm': True}
+NORMALIZED = LINEAR | {'output_norm': True}
 
 
 def _changed(key, image):
@@ -166,8 +166,8 @@ def test_the_loss_beyond_its_metric_is_half_the_squared_gradient():
   assert value - metrics['loss'] == pytest.approx(term, rel=1e-4)
 
 
-def _normalised():
-  """The linear network with its projections normalised."""
+def _normalized():
+  """The linear network with its projections normalized."""
   layer = {'kernel': RNG.normal(size=(9, 4)).astype(np.float32)}
   norm = {'mean': np.zeros(4, np.float32), 'var': np.ones(4, np.float32)}
   return {
@@ -180,9 +180,9 @@ def _normalised():
 def test_no_gradient_reaches_statistics_through_the_twin():
   """Also where the twin is the online network with its gradient."""
   agent = _make(
-    networks=NORMALISED, predictor='none', twin_statistics='moved'
+    networks=NORMALIZED, predictor='none', twin_statistics='moved'
   ).agent
-  params = _normalised()
+  params = _normalized()
   through, _ = jax.jit(jax.grad(agent.loss, 1, has_aux=True))(
     params, params, IMAGES, KEY
   )
@@ -198,7 +198,7 @@ def _filled(params, number):
   }
 
 
-def test_what_is_learnt_does_not_depend_on_running_statistics():
+def test_what_is_learned_does_not_depend_on_running_statistics():
   online, target = _born()
   (_, metrics), (grads, _) = _slopes()(online, target, IMAGES, KEY)
   (_, same), (others, _) = _slopes()(
@@ -214,8 +214,8 @@ def test_a_step_of_gradient_descent_is_the_running_average():
   reference = nn.BatchNorm(
     use_running_average=False, momentum=0.9, use_scale=False, use_bias=False
   )
-  agent = _make(SAME, NORMALISED, predictor='none').agent
-  online = _normalised()
+  agent = _make(SAME, NORMALIZED, predictor='none').agent
+  online = _normalized()
   kernel = online['projector']['Dense_0']['kernel']
   descend = optax.sgd(1 - 0.9)
 
@@ -248,7 +248,7 @@ def test_a_step_goes_to_the_mean_of_both_views():
     jax.debug.callback(lambda x: shades.append(float(x[0, 0, 0])), view)
     return view
 
-  agent = _make(shade, NORMALISED | {'projections': 1}, predictor='none').agent
+  agent = _make(shade, NORMALIZED | {'projections': 1}, predictor='none').agent
   layer = {'kernel': np.full((9, 1), 1 / 9, np.float32)}
   norm = {name: np.zeros(1, np.float32) for name in ('mean', 'var')}
   params = {
@@ -282,7 +282,7 @@ def _measured():
 
 
 @pytest.mark.parametrize('twin_statistics', ['own', 'shared', 'moved'])
-def test_what_the_twin_is_normalised_with(twin_statistics):
+def test_what_the_twin_is_normalized_with(twin_statistics):
   agent = _make(twin_statistics=twin_statistics).agent
   online, target = _born()
   bootstrap = jax.jit(agent.bootstrap)
@@ -422,7 +422,7 @@ def test_the_contrastive_loss_of_known_projections():
     ({'predictor': 'none', 'fixed_predictor': True}, 'no meaning'),
     (
       {'networks': LINEAR, 'twin_statistics': 'moved'},
-      'without batch normalisation',
+      'without batch normalization',
     ),
   ],
 )

@@ -211,7 +211,7 @@ def test_sticky_actions_are_as_the_protocol_says():
   assert_same(play(envs, actions)[1], runs[0.25, 0])
 
 
-def test_neighbouring_seeds_share_no_emulator():
+def test_neighboring_seeds_share_no_emulator():
   actions = draw_actions(6, 60, 1)
   several = [
     play(ale.AtariEnvironments('pong', 3, seed=seed), actions.repeat(3, 1))[1]
@@ -330,25 +330,25 @@ def test_frame_skip_counts_emulator_frames():
   assert four.reward.any()
 
 
-def test_colour_plays_the_same_episodes():
-  """In lock-step with the grey one, sticky actions, no-ops and all."""
+def test_color_plays_the_same_episodes():
+  """In lock-step with the gray one, sticky actions, no-ops and all."""
   protocol = ale.AtariProtocol(noop_max=30, frame_cap=600)
-  grey = ale.AtariEnvironments('ms_pacman', seed=3, protocol=protocol)
-  colour = ale.AtariEnvironments(
-    'ms_pacman', seed=3, protocol=protocol, colour=True
+  gray = ale.AtariEnvironments('ms_pacman', seed=3, protocol=protocol)
+  color = ale.AtariEnvironments(
+    'ms_pacman', seed=3, protocol=protocol, color=True
   )
-  assert (colour.stack, colour.frame_shape) == (1, (210, 160, 3))
-  actions = draw_actions(grey.num_actions, 300, 1)
-  _, left = play(grey, actions)
-  first, right = play(colour, actions)
+  assert (color.stack, color.frame_shape) == (1, (210, 160, 3))
+  actions = draw_actions(gray.num_actions, 300, 1)
+  _, left = play(gray, actions)
+  first, right = play(color, actions)
   assert first.shape == (1, 1, 210, 160, 3) and first.dtype == np.uint8
   assert left.reward.any() and left.truncated.sum() == 2
   assert_same(
     (left.reward, left.terminated, left.truncated, left.life_lost),
     (right.reward, right.terminated, right.truncated, right.life_lost),
   )
-  # The luminance, shrunk, is the grey frame of that very moment, but for a few
-  # pixels: where sprites overlap, colours are pooled one by one.
+  # The luminance, shrunk, is the gray frame of that very moment, but for a few
+  # pixels: where sprites overlap, colors are pooled one by one.
   weights = np.array([0.299, 0.587, 0.114])
   for t in (100, 200, 298):
     shrunk = area_resize(right.obs[t, 0, 0] @ weights, (84, 84), None)
@@ -359,9 +359,9 @@ def test_colour_plays_the_same_episodes():
     assert same > max(later, 0.99)
 
 
-def test_colour_has_the_screens_own_size():
+def test_color_has_the_screens_own_size():
   """Of 210 rows, but for a few games, which nothing must squeeze."""
-  envs = ale.AtariEnvironments('carnival', seed=0, colour=True)
+  envs = ale.AtariEnvironments('carnival', seed=0, color=True)
   assert envs.frame_shape == (214, 160, 3)
   assert envs.reset().shape == (1, 1, 214, 160, 3)
 
@@ -486,8 +486,8 @@ def test_prints_nothing():
     'import sys\n'
     'from siamrl.envs import ale\n'
     'assert "ale_py" not in sys.modules\n'
-    'for colour in (False, True):\n'
-    '  envs = ale.AtariEnvironments("pong", seed=0, colour=colour)\n'
+    'for color in (False, True):\n'
+    '  envs = ale.AtariEnvironments("pong", seed=0, color=color)\n'
     '  envs.reset()\n'
     '  envs.close()\n'
   )

@@ -21,7 +21,7 @@ def _pong(ram_byte=_PLAYER, classes=8, seed=0):
   )
 
 
-def test_frames_are_grey_and_follow_from_the_seed():
+def test_frames_are_gray_and_follow_from_the_seed():
   images, labels = _pong()
   assert images.shape == (120, 84, 84, 1)
   assert images.dtype == np.uint8
@@ -40,7 +40,7 @@ def test_classes_are_of_about_the_same_size_and_in_order():
   # The paddle is often at an end: values there are many, and stay together.
   assert 4 <= len(counts) <= 8
   assert counts.min() > 0
-  # With a class for each value, a class holds neighbours.
+  # With a class for each value, a class holds neighbors.
   _, values = _pong(classes=10_000)
   assert values.max() > labels.max()
   order = np.argsort(values, kind='stable')

@@ -186,7 +186,7 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
       object.__setattr__(group, name, known)
   original = compiled_engine.compile_group
   compile_group = functools.cache(
-    lambda index: original(groups[index], share='runs', vectorised=False)
+    lambda index: original(groups[index], share='runs', vectorized=False)
   )
 
   def again(group: compiled_engine.Group, **unused: Any) -> Any:
@@ -203,7 +203,7 @@ def _make_sweep(launcher: Any, arguments: tuple[str, ...], rows: int) -> Kind:
         ignore=folders.WHERE,
       ),
       share='runs',
-      vectorised=False,
+      vectorized=False,
       checkpoint_period_s=600,
       num_processes=1,
       process_id=0,

@@ -63,7 +63,7 @@ _OPTIONS = {
   siamese: siamese.SiameseConfig,
 }
 # Options that say where and how runs are computed, and not what they are.
-_ELSEWHERE = (*sweeps.WHERE, 'share', 'vectorised', 'num_processes')
+_ELSEWHERE = (*sweeps.WHERE, 'share', 'vectorized', 'num_processes')
 
 
 def resolved(name: str) -> dict[str, Any]:

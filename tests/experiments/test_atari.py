@@ -56,16 +56,16 @@ def test_the_video_is_the_first_episode_of_the_evaluation(filmed, monkeypatch):
   assert row['eval_return'] == metrics['eval_return'][0]
   assert row['eval_episodes'] == 3
 
-  grey, colour = environments
+  gray, color = environments
   video = _frames(filmed / 'videos' / 'iteration_0000.gif')
   assert (filmed / 'videos' / 'iteration_0000.gif').read_bytes() == (
     filmed / 'second' / 'videos' / 'iteration_0000.gif'
   ).read_bytes()
   # As long as the first emulator's first episode, its first frame included.
-  assert len(video) == grey.first_end + 1 == colour.first_end + 1
-  assert grey.rewards[: grey.first_end] == colour.rewards
-  # And the picture is that of the colour screen.
-  np.testing.assert_array_equal(video[-1], colour.last_frame)
+  assert len(video) == gray.first_end + 1 == color.first_end + 1
+  assert gray.rewards[: gray.first_end] == color.rewards
+  # And the picture is that of the color screen.
+  np.testing.assert_array_equal(video[-1], color.last_frame)
 
 
 def _returned(generator):

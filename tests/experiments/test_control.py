@@ -133,7 +133,7 @@ def test_the_table(undisturbed):
   for name in ('alpha', 'entropy'):
     assert all(value != value for value in table[name][:6])
     assert all(value == value for value in table[name][6:])
-  # A temperature that is learnt begins at 1, and hardly moves in 250 steps.
+  # A temperature that is learned begins at 1, and hardly moves in 250 steps.
   assert all(0.9 < alpha <= 1 for alpha in table['alpha'][6:])
   assert len({*table['critic_loss']}) == 12
   assert (undisturbed / 'curve-final.png').exists()
@@ -407,7 +407,7 @@ def test_a_fixed_policy_is_left_alone():
   assert row['gradient_steps'] == 50
   actor = before.train.online_params['actor']
   assert not _moved(after.train.online_params['actor'], actor)
-  # Its twin moves towards it, and by rounding.
+  # Its twin moves toward it, and by rounding.
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
     after.train.target_params['actor'],
@@ -516,7 +516,7 @@ _ON_HOST = '--environment=gymnasium:Pendulum-v1'
       (_ON_HOST, '--replay_capacity=18'),
       '--replay_capacity=18 must be at least 20: room for --batch_size=8',
     ),
-    ((_ON_HOST, '--vectorised'), '--vectorised=true must not be given with'),
+    ((_ON_HOST, '--vectorized'), '--vectorized=true must not be given with'),
     ((_ON_HOST, '--eval_environment=pendulum'), 'which is stepped on the host'),
     ((_ON_HOST, '--eval_episode_env_steps=9'), 'which is stepped on the host'),
     (

@@ -201,7 +201,7 @@ RATES = {'fixed_policy': [False, True], 'tau': [1.0, 0.1, 0.01, 0.005]}
   ],
 )
 def test_twin_rate(tmp_path, spread, error, height, verdicts):
-  """Where values end, how far off they are, and what is learnt."""
+  """Where values end, how far off they are, and what is learned."""
 
   def value(point, seed, t):
     end = -100 * (spread if point['tau'] == 0.1 else 1)
@@ -247,7 +247,7 @@ def test_what_orders_runs_must_be_swept(tmp_path):
     reinforcement.twin_rate(table)
 
 
-# What each arm of collapse ends with: its loss and its normalised std.
+# What each arm of collapse ends with: its loss and its normalized std.
 _ENDS = {
   'default': (-0.9, 0.8),
   'no stop-gradient': (-0.99, 0.1),
@@ -269,7 +269,7 @@ _COLLAPSE = {
 
 
 def _collapse(tmp_path, ends, names=tuple(_COLLAPSE)):
-  """Each arm with a normalised output, too, of which nothing is claimed."""
+  """Each arm with a normalized output, too, of which nothing is claimed."""
   axes = ('target_update', 'tau', 'predictor', 'output_norm')
   points, arms = [], {}
   for name in names:
@@ -284,7 +284,7 @@ def _collapse(tmp_path, ends, names=tuple(_COLLAPSE)):
       arms[tuple(point.values())][index] + 0.001 * seed if t == 4 else 7.0
     )
 
-  columns = {'loss': of(0), 'normalised_std': of(1)}
+  columns = {'loss': of(0), 'normalized_std': of(1)}
   return _rows(tmp_path, points, columns, clock='gradient_steps')
 
 
@@ -341,7 +341,7 @@ def _accuracies(tmp_path, encoders, names=tuple(_TWINS)):
 def test_siamese_accuracy(tmp_path):
   ends = {'self': 0.6, 'frozen': 0.4, '0.1': 0.9, '0.01': 0.3, '0.001': 0.9}
   claims = siamese_claims.siamese_accuracy(_accuracies(tmp_path, ends))
-  # Neighbours of encoders exceed those of pixels, probes do not; a rate that
+  # Neighbors of encoders exceed those of pixels, probes do not; a rate that
   # was not named before does not count.
   assert _verdicts(claims) == [False, True, False, False]
   ends['0.01'] = 0.5
@@ -527,7 +527,7 @@ def test_what_is_not_known_is_open(tmp_path):
 
 
 def test_measures_of_the_same_runs_are_compared_within_them(tmp_path):
-  """Seeds differ by more than pixels do from what is learnt of them."""
+  """Seeds differ by more than pixels do from what is learned of them."""
   points = [
     dict(zip(('target_update', 'tau'), point, strict=True))
     for point in _TWINS.values()

@@ -285,10 +285,10 @@ def refused(monkeypatch, tmp_path):
     ('--hidden_sizes=8-', '--hidden_sizes=8- must be positive numbers joined'),
     ('--target_update=soft', 'tau'),
     # Of compiled runs:
-    ('--replay=prioritised', '--replay is no flag'),
+    ('--replay=prioritized', '--replay is no flag'),
     ('--priority_exponent=0.6', '--priority_exponent is no flag'),
     ('--q_lambda=0.5', '--q_lambda is no flag'),
-    ('--vectorised', '--vectorised is no flag'),
+    ('--vectorized', '--vectorized is no flag'),
     ('--share=batch', '--share is no flag'),
     ('--coordinator=localhost:1234', '--coordinator is no flag'),
     ('--rescale_observations', '--rescale_observations is no flag'),

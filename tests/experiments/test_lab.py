@@ -150,7 +150,7 @@ def test_other_problems_and_units(launch_here):
   assert (chain['num_states'], doubling['termination']) == (6, 0.5)
   assert 'num_states' not in doubling
   assert not chain['diverged']
-  # Values of a chain are learnt: the true ones have a norm of their own.
+  # Values of a chain are learned: the true ones have a norm of their own.
   config = _read('--problem=chain', '--num_states=6').configs[0]
   true = np.linalg.norm(lab.make_problem(config).true_values(0.99))
   assert chain['final_value_norm'] == pytest.approx(true, rel=1e-3)
@@ -233,7 +233,7 @@ def test_a_predictor_of_features_is_an_axis(launch_here):
     '--tau=0.5',
     '--num_states=6',
     '--num_features=2',
-    '--predictor=optimal,learnt',
+    '--predictor=optimal,learned',
     '--predictor_rate=1,10',
     '--gradient_steps=5',
   )
@@ -241,8 +241,8 @@ def test_a_predictor_of_features_is_an_axis(launch_here):
   assert table == [
     ['predictor', 'predictor_rate'],
     ['optimal', '-'],
-    ['learnt', '1'],
-    ['learnt', '10'],
+    ['learned', '1'],
+    ['learned', '10'],
   ]
   results = [json.loads(line) for line in lines[4:]]
   assert 'predictor_rate' not in results[0]
@@ -306,7 +306,10 @@ FEATURES = ['--problem=self_prediction', '--target_update=self']
       ['--target_update=by_path', '--target_paths=torso'],
       '--target_paths=torso must be such as torso:soft',
     ),
-    (['--predictor=learnt'], '--predictor=learnt must go with --problem=self'),
+    (
+      ['--predictor=learned'],
+      '--predictor=learned must go with --problem=self',
+    ),
     (['--predictor_rate=2'], '--predictor_rate=2.0 must go with --problem=s'),
     (
       ['--problem=baird,self_prediction'],
@@ -327,7 +330,10 @@ FEATURES = ['--problem=self_prediction', '--target_update=self']
     ([*FEATURES, '--num_states=3'], '--num_features=4 must be from 1 to num_s'),
     ([*FEATURES, '--predictor=best'], '--predictor=best must be one of optima'),
     ([*FEATURES, '--predictor_rate=1'], '--predictor_rate=1.0 has no meaning'),
-    ([*FEATURES, '--predictor=learnt'], '--predictor=learnt needs a predictor'),
+    (
+      [*FEATURES, '--predictor=learned'],
+      '--predictor=learned needs a predictor',
+    ),
     (
       [*FEATURES, '--target_init=fresh'],
       '--target_init=fresh must not be given',

@@ -406,7 +406,7 @@ def test_the_hill_is_scored_from_the_grid(tmp_path, monkeypatch, pictures):
   assert (folder / 'curve.png').exists()
 
 
-def test_rewards_are_learnt_as_the_flags_say(tmp_path):
+def test_rewards_are_learned_as_the_flags_say(tmp_path):
   """Twice the rewards, cut at 1.5: exact values follow."""
   folder = tmp_path / 'run'
   run(
@@ -497,7 +497,7 @@ def test_every_flag_reaches_its_part(monkeypatch):
   assert calls['mlp_network'] == network | {
     'sizes': (3, 5),
     'bounds': None,
-    'renormalise': False,
+    'renormalize': False,
   }
   assert calls['make_q_agent'] == agent | {
     'name': 'double_dqn',

@@ -153,7 +153,7 @@ def test_what_it_refuses_of_robots(tmp_path, capsys):
 
 
 def _on_data(path, columns):
-  """The folder of a run that has learnt from a data set."""
+  """The folder of a run that has learned from a data set."""
   folder, _ = open_run_folder(path, {'environment': 'car_on_hill'}, {})
   with (
     folder,

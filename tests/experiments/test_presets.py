@@ -71,7 +71,7 @@ NATURE = {
   'train_period': 4,
   'discount': 0.99,
   'n_step': 1,
-  'optimizer': 'rmsprop_centred',
+  'optimizer': 'rmsprop_centered',
   'learning_rate': 0.00025,
   'rmsprop_decay': 0.95,
   'optimizer_eps': 0.01,
@@ -157,7 +157,7 @@ CLEANRL = NATURE | {
   'eval_epsilon': 0.01,
 }
 # mila-iqia/spr: scripts/run.py, src/utils.py, and rlpyt's atari_dqn.py. Of each
-# env step 64 transitions are learnt, in batches of 32. Exploration is that of
+# env step 64 transitions are learned, in batches of 32. Exploration is that of
 # dopamine/labs/atari_100k/configs/DrQ_eps.gin.
 SPR = NATURE | {
   'frames': 4 * 100_000,
@@ -168,7 +168,7 @@ SPR = NATURE | {
   'train_steps': 64 // 32,
   'head': 'dueling',
   'hidden_units': 256,
-  'renormalise': True,
+  'renormalize': True,
   'n_step': 10,
   'td_loss': 'huber',
   'error_bound': 1,
@@ -252,7 +252,7 @@ MINATAR = PLAIN | {
   'padding': 'VALID',
   'hidden_units': 128,
   'initializer': 'torch_uniform',
-  'optimizer': 'rmsprop_centred_torch',
+  'optimizer': 'rmsprop_centered_torch',
   'learning_rate': 0.00025,
   'rmsprop_decay': 0.95,
   'optimizer_eps': 0.01,

@@ -28,7 +28,7 @@ from tests.experiments.launching import (
   sweep_state,
 )
 
-# 48 images of which 36 are learnt from: 4 gradient steps an epoch.
+# 48 images of which 36 are learned from: 4 gradient steps an epoch.
 SMALL = (
   '--platform=cpu',
   '--augmentation=none',
@@ -36,7 +36,7 @@ SMALL = (
   '--epochs=6',
   '--iteration_epochs=2',
   '--batch_size=8',
-  '--neighbours=3',
+  '--neighbors=3',
   '--projector_units=8',
   '--projections=4',
   '--predictor_units=8',
@@ -103,7 +103,7 @@ def test_the_table(undisturbed):
     for judge in ('knn', 'probe')
     for of in ('encoder', 'projection', 'pixels')
   }
-  collapse = {'normalised_std', 'effective_rank', 'centred_rank'}
+  collapse = {'normalized_std', 'effective_rank', 'centered_rank'}
   assert set(list(table)[6:]) == accuracies | collapse | {
     'loss',
     'loss_gap',
@@ -182,10 +182,10 @@ def test_runs_computed_together_are_the_same_to_rounding(
 ):
   """LAPACK's batches once waited for each other, on several CPU devices."""
   folder = tmp_path / 'run'
-  sweep_here(siamese, pictures, *SWEEP, '--vectorised', f'--run_dir={folder}')
+  sweep_here(siamese, pictures, *SWEEP, '--vectorized', f'--run_dir={folder}')
   one, other = columns(undisturbed), columns(folder)
   assert one['tau'] == other['tau']
-  for name in ('loss', 'normalised_std', 'encoder_effective_rank'):
+  for name in ('loss', 'normalized_std', 'encoder_effective_rank'):
     np.testing.assert_allclose(other[name], one[name], rtol=0.02)
 
 
@@ -239,7 +239,7 @@ def test_every_rule_fits_or_is_refused(pictures, name):
       _columns(pictures, *_rule(name))
     return
   row = _columns(pictures, *_rule(name))
-  assert {'loss', 'normalised_std', 'knn_encoder'} < set(row)
+  assert {'loss', 'normalized_std', 'knn_encoder'} < set(row)
   assert ('twin_term' in row) == (name == 'projected_soft')
 
 
@@ -268,8 +268,8 @@ def test_rules_have_a_panel(pictures, name):
     ('--noencoder_norm', '--nohead_norm', '--nooutput_norm', '--batch_size=1'),
   ],
 )
-def test_agents_and_optimisers_fit(pictures, arguments):
-  assert {'loss', 'normalised_std'} < set(_columns(pictures, *arguments))
+def test_agents_and_optimizers_fit(pictures, arguments):
+  assert {'loss', 'normalized_std'} < set(_columns(pictures, *arguments))
 
 
 def test_a_mask_of_kernels_is_the_same_for_several_networks(pictures):
@@ -329,14 +329,14 @@ def refused(monkeypatch, tmp_path):
       + ('--batch_size=1',),
       '--batch_size=1 must be 2 or more for --agent=simclr',
     ),
-    (('--neighbours=37',), '--neighbours=37 must be at most the 36 images'),
+    (('--neighbors=37',), '--neighbors=37 must be at most the 36 images'),
     (
       ('--panel_period=1', '--probe_size=13'),
       '--probe_size=13 must be at most the 12 images held out',
     ),
     (
       ('--panel_period=1', '--probe_size=1'),
-      '--probe_size=1 must be 2 or more with batch normalisation',
+      '--probe_size=1 must be 2 or more with batch normalization',
     ),
     (('--epochs=7',), '--epochs=7 must be a multiple of --iteration_epochs=2'),
     (
@@ -400,19 +400,19 @@ def test_options(refused, pictures, arguments, message, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_images_that_cannot_be_learnt_from(refused, tmp_path):
+def test_images_that_cannot_be_learned_from(refused, tmp_path):
   pillow = pytest.importorskip('PIL.Image')
   folder = tmp_path / 'folder'
   folder.mkdir()
-  grey = np.zeros((5, 6), np.uint8)
+  gray = np.zeros((5, 6), np.uint8)
   assert f'--images={folder}: no images (.png' in refused(f'--images={folder}')
   assert f'{folder}/: no images (.png' in refused(f'--images={folder}/')
-  pillow.fromarray(grey).save(folder / 'a.png')
-  pillow.fromarray(grey.T.copy()).save(folder / 'b.png')
+  pillow.fromarray(gray).save(folder / 'a.png')
+  pillow.fromarray(gray.T.copy()).save(folder / 'b.png')
   line = refused(f'--images={folder}')
   assert f'--images={folder}: images must have one size, but' in line
   assert 'b.png has 6 x 5' in line
-  np.savez(tmp_path / 'a.npz', pictures=grey)
+  np.savez(tmp_path / 'a.npz', pictures=gray)
   line = refused(f'--images={tmp_path}/a.npz')
   assert line.endswith('/a.npz: there is no array named images\n')
   many = np.zeros((300, 4, 4, 2), np.uint8)
@@ -422,7 +422,7 @@ def test_images_that_cannot_be_learnt_from(refused, tmp_path):
     line = refused(
       two, '--batch_size=8', '--augmentation=none', f'--{name}=crops'
     )
-    assert f'--{name}=crops: images must be grey or of 3 colours' in line
+    assert f'--{name}=crops: images must be gray or of 3 colors' in line
   assert 'none of digits, mnist5k, frames:GAME' in refused('--images=digit')
   (tmp_path / 'x.txt').write_text('mine')
   line = refused(f'--images={tmp_path}/x.txt')
@@ -445,12 +445,12 @@ def _notes_of(folder):
 
 def test_what_was_read_is_said(tmp_path):
   pillow = pytest.importorskip('PIL.Image')
-  grey = pillow.fromarray(np.zeros((4, 4), np.uint8))
+  gray = pillow.fromarray(np.zeros((4, 4), np.uint8))
 
   def save(name, count):
     (tmp_path / name).mkdir(exist_ok=True)
     for number in range(count):
-      grey.save(tmp_path / name / f'{number}.png')
+      gray.save(tmp_path / name / f'{number}.png')
 
   save('.', 5)
   assert _notes_of(tmp_path) == ['5 images without labels']
@@ -508,7 +508,7 @@ def _uncached_games():
 
 def test_frames_of_a_game(refused):
   pytest.importorskip('ale_py')
-  frames = ('--frames=40', '--batch_size=8', '--neighbours=3', '--epochs=10')
+  frames = ('--frames=40', '--batch_size=8', '--neighbors=3', '--epochs=10')
   line = refused('--images=frames:pnog', *frames)
   assert "no Atari game 'pnog'; the closest are: pong" in line
   # 0 is a byte that never changes in so short a time.
@@ -527,7 +527,7 @@ def test_frames_of_a_game(refused):
     '--augmentation=frames',
     '--encoder=nature_cnn',
   )
-  assert 'normalised_std' in row
+  assert 'normalized_std' in row
   assert not [name for name in row if name.startswith(('knn', 'probe'))]
 
 
@@ -544,7 +544,7 @@ def test_help():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_keeps_simsiam_from_collapsing(tmp_path):
-  """Figure 2 of Chen & He (2021) in small, without normalised projections."""
+  """Figure 2 of Chen & He (2021) in small, without normalized projections."""
   pytest.importorskip('sklearn')
   folder = tmp_path / 'run'
   sweep_here(
@@ -562,7 +562,7 @@ def test_what_keeps_simsiam_from_collapsing(tmp_path):
     for rule, loss, std, steps in zip(
       table['target_update'],
       table['loss'],
-      table['normalised_std'],
+      table['normalized_std'],
       table['gradient_steps'],
       strict=True,
     )

@@ -29,7 +29,7 @@ FLAGS = (
   '--initializer=xavier_uniform',
   '--layer_norm',
   '--hidden_units=24',
-  '--renormalise',
+  '--renormalize',
   '--spr_steps=3',
   '--spr_weight=2.5',
   '--spr_target=online_gradient',
@@ -131,7 +131,7 @@ def test_agent_and_network(calls):
     initializer='xavier_uniform',
     layer_norm=True,
     hidden_units=24,
-    renormalise=True,
+    renormalize=True,
   )
   assert calls['make_q_agent'][0][1] == dict(
     name='double_dqn',

@@ -211,8 +211,8 @@ def test_the_temperature_rises_where_there_is_too_little_entropy(
 
 def test_the_deterministic_policy_gradient_is_that_of_rlax():
   """Critics -|a - c_k|**2, and an actor a = tanh(weights * s)."""
-  centres = jnp.array([[0.3, -0.2], [0.9, 0.9]])
-  critics = lambda a: -jnp.sum(jnp.square(a - centres), axis=1)
+  centers = jnp.array([[0.3, -0.2], [0.9, 0.9]])
+  critics = lambda a: -jnp.sum(jnp.square(a - centers), axis=1)
   policy = lambda weights: jnp.tanh(0.7 * weights)
 
   def ours(weights):

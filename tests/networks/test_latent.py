@@ -58,13 +58,13 @@ def test_where_there_are_no_places_layers_are_dense():
   assert shapes['transition']['Dense_1'] == dense(128, 8 * 8 * 16)
 
 
-@pytest.mark.parametrize('renormalise', [False, True])
+@pytest.mark.parametrize('renormalize', [False, True])
 @pytest.mark.parametrize('head', ['linear', 'dueling'])
 def test_projections_are_the_heads_hidden_layer_before_its_relu(
-  head, renormalise
+  head, renormalize
 ):
   network = minatar_network(
-    3, head=head, hidden_units=7, renormalise=renormalise
+    3, head=head, hidden_units=7, renormalize=renormalize
   )
   networks = latent_networks(network)
 
@@ -104,12 +104,12 @@ def test_the_transition_model_sees_its_action_everywhere():
     rtol=1e-5,
     atol=1e-6,
   )
-  # Where nothing is learnt yet, it depends on the action already.
+  # Where nothing is learned yet, it depends on the action already.
   assert not np.allclose(*model.apply(params, latents[[0, 0]], actions))
 
 
 def test_latents_keep_their_scale_where_features_do():
-  network = minatar_network(3, hidden_units=7, renormalise=True)
+  network = minatar_network(3, hidden_units=7, renormalize=True)
   networks = latent_networks(network)
 
   @jax.jit

@@ -1,4 +1,4 @@
-"""Actors and critics: values by hand, names, shapes and initialisers."""
+"""Actors and critics: values by hand, names, shapes and initializers."""
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ def test_further_axes_are_flattened(kind):
     (lambda **kw: TanhGaussianActor(sizes=(50,), action_dim=9, **kw), (OBS,)),
   ],
 )
-def test_initialisers(network, inputs):
+def test_initializers(network, inputs):
   params = _init(network(), *inputs)['params']
   last = lambda params: np.concatenate(
     [np.ravel(params['last'][name]) for name in ('kernel', 'bias')]
@@ -192,7 +192,7 @@ def test_moments_of_initial_weights(initializer):
     assert kurtosis == pytest.approx(1.8, rel=0.1)
 
 
-def test_layers_are_normalised_and_reported():
+def test_layers_are_normalized_and_reported():
   actor = DeterministicActor(sizes=(6, 5), action_dim=2, layer_norm=True)
   params = _init(actor, OBS)
   seen = jax.jit(lambda p, o: activations(actor, p, o))(params, OBS)
@@ -202,7 +202,7 @@ def test_layers_are_normalised_and_reported():
   }
   assert seen.features.shape == (5, 5)
   np.testing.assert_allclose(seen.values, _apply(actor, params, OBS), rtol=1e-5)
-  # Normalised, a layer answers the same to twice its input.
+  # Normalized, a layer answers the same to twice its input.
   torso = params['params']['torso']
   biases = {'Dense_0': {'Dense_0': {'bias': jnp.zeros(6)}}}
   torso['Dense_0']['Dense_0'] |= biases['Dense_0']['Dense_0']

@@ -1,4 +1,4 @@
-"""Networks: shapes, sizes, heads, initialisation."""
+"""Networks: shapes, sizes, heads, initialization."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from siamrl.networks.q_network import (
   minatar_network,
   mlp_network,
   nature_network,
-  renormalised,
+  renormalized,
 )
 
 FRAMES = np.random.default_rng(0).integers(
@@ -140,7 +140,7 @@ def test_minatar_network_equals_plain_flax_in_values_and_gradients(dtype):
     assert error <= 1e-5 * np.linalg.norm(expected)
 
 
-def test_dueling_by_hand_and_advantages_are_centred():
+def test_dueling_by_hand_and_advantages_are_centered():
   network = mlp_network(3, sizes=(), head='dueling')
   obs = np.ones((1, 1, 2), np.float32)
   params = network.init(jax.random.key(0), obs)
@@ -184,17 +184,17 @@ def test_shared_bias_is_one_number_for_all_actions():
 def test_features_are_brought_to_the_unit_interval_row_by_row():
   features = np.float32([[[1, 3], [2, 5]], [[0, -8], [0, 0]]])
   np.testing.assert_allclose(
-    jax.jit(renormalised)(features),
+    jax.jit(renormalized)(features),
     [[[0, 0.5], [0.25, 1]], [[1, 0], [1, 1]]],
     rtol=1e-5,
   )
   # Features that are all the same are no reason for a NaN, nor is a gradient.
   same = np.full((1, 4), 7, np.float32)
-  np.testing.assert_array_equal(renormalised(same), 0 * same)
-  gradient = jax.grad(lambda x: jnp.sum(renormalised(x) ** 2))(same)
+  np.testing.assert_array_equal(renormalized(same), 0 * same)
+  gradient = jax.grad(lambda x: jnp.sum(renormalized(x) ** 2))(same)
   assert np.isfinite(gradient).all()
   # The head sees them so: of a larger last layer of the torso nothing is left.
-  network = mlp_network(3, sizes=(4,), renormalise=True)
+  network = mlp_network(3, sizes=(4,), renormalize=True)
   obs = np.float32([[0.3, -0.1, 0.8]])
   params = network.init(jax.random.key(1), obs)
   doubled = {'params': dict(params['params'])}
@@ -217,7 +217,7 @@ def test_features_are_brought_to_the_unit_interval_row_by_row():
     ('torch_uniform', 3136**-0.5 / 3**0.5, 3136**-0.5 / 3**0.5),
   ],
 )
-def test_initialisers(initializer, std, bias):
+def test_initializers(initializer, std, bias):
   params = nature_network(6, initializer=initializer).init(
     jax.random.key(0), FRAMES
   )

@@ -1,4 +1,4 @@
-"""Siamese networks: shapes, what they normalise with, what they refuse."""
+"""Siamese networks: shapes, what they normalize with, what they refuse."""
 
 import functools
 
@@ -29,7 +29,7 @@ def _shapes(module, *shape):
 
 
 def test_the_heads_have_simsiams_parameters():
-  """As builder.py has them: biases only where nothing is normalised after."""
+  """As builder.py has them: biases only where nothing is normalized after."""
   params, statistics = _shapes(Projector(5, (7, 7)), 2, 3)
   affine = {'scale': (7,), 'bias': (7,)}
   assert params == {
@@ -69,7 +69,7 @@ def test_norms_are_where_they_were_asked_for(encoder, size):
   assert count('predictor', head_norm=False) == 0
 
 
-def test_a_batch_is_normalised_by_itself_or_by_what_is_given():
+def test_a_batch_is_normalized_by_itself_or_by_what_is_given():
   module = Projector(4, (), output_norm=True)
   run = jax.jit(functools.partial(forward, module))
   rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def test_convolutions_are_the_same_inside_a_loop():
   born, ((outside, measured), (inside, _)) = run(KEY)
   assert outside.shape == (2, 5)
   np.testing.assert_allclose(outside, inside, atol=1e-5)
-  # A channel is normalised over all places; at birth nothing is changed.
+  # A channel is normalized over all places; at birth nothing is changed.
   assert measured['BatchNorm_0']['mean'].shape == (4,)
   for one in born.values():
     assert np.all(one['mean'] == 0) and np.all(one['var'] == 1)

@@ -789,10 +789,10 @@ def test_prioritized_runs_side_by_side_are_as_each_alone():
     batch, index = _drawn(
       replay, state, t + 1, bits, discount=discount, beta=beta
     )
-    learnt = _updated(replay, state, index, jnp.abs(batch.r_t), alpha)
+    learned = _updated(replay, state, index, jnp.abs(batch.r_t), alpha)
     # There is nothing to be sampled after the first step.
     pick = lambda a, b: jnp.where(t > 0, a, b)
-    return jax.tree.map(pick, learnt, state), (batch, index)
+    return jax.tree.map(pick, learned, state), (batch, index)
 
   def run(runs):
     swept = [jnp.float32(x)[runs] for x in ((0.9, 0.5, 1), (0.4, 1, 0))]

@@ -1,4 +1,4 @@
-"""Rounds kept in order, and learnt from in whole epochs."""
+"""Rounds kept in order, and learned from in whole epochs."""
 
 import jax
 import jax.numpy as jnp

@@ -181,7 +181,7 @@ def wrong_templates():
       'key: found uint32 [2], expected uint32 [4]',
     ),
     'raw key': (learner.replace(key=jnp.zeros(2, jnp.uint32)), 'key: found'),
-    'optimiser': (make_learner(optimizer=optax.sgd(0.1)), 'opt_state.1.0'),
+    'optimizer': (make_learner(optimizer=optax.sgd(0.1)), 'opt_state.1.0'),
   }
 
 

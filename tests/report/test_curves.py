@@ -151,7 +151,7 @@ def test_a_sweep_has_a_line_for_each_setting(tmp_path, drawn):
   # The means of 0, 2, 4, 10; of 1 and 3; all alike.
   assert lines['hard, period=1'].get_ydata().tolist() == [4, 2, 2]
   assert lines['hard, period=10'].get_xdata().tolist() == [100, 300]
-  # One scale of colours, a style for each rule; none for the rule without.
+  # One scale of colors, a style for each rule; none for the rule without.
   looks = {k: (v.get_color(), v.get_linestyle()) for k, v in lines.items()}
   assert looks['hard, period=1'][0] == looks['soft, period=1'][0]
   assert looks['hard, period=1'][0] != looks['hard, period=10'][0]
@@ -235,7 +235,7 @@ def test_runs_that_end_earlier_are_counted(tmp_path, drawn):
   ]
 
 
-def test_two_numbers_that_meet_are_colour_and_style(tmp_path, drawn):
+def test_two_numbers_that_meet_are_color_and_style(tmp_path, drawn):
   table = _table(
     a_1=[[1]], b_1=[[1]], a_2=[[2]], b_2=[[2]], a_3=[[3]], b_3=[[3]]
   )

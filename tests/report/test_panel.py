@@ -105,11 +105,11 @@ def test_of_one_run_layers_and_parts_are_lines(tmp_path, drawn):
     '0.1',
   ]
   assert list(_lines(axes['Gradient cosine'])) == ['self', 'soft']
-  colours = [
+  colors = [
     {line.get_label(): line.get_color() for line in axes[name].lines}
     for name in ('Twin age', 'Dormant units')
   ]
-  assert colours[1].items() <= colours[0].items()
+  assert colors[1].items() <= colors[0].items()
   (legend,) = figure.legends
   assert legend.get_title().get_text() == '1 seed'
   assert [text.get_text() for text in legend.get_texts()] == [

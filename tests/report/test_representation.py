@@ -5,14 +5,14 @@ import numpy as np
 from siamrl.report import panel, representation
 
 nan = float('nan')
-UNLABELLED = {
+UNLABELED = {
   'gradient_steps': np.array([5, 10]),
   'loss': np.array([-0.1, -0.5]),
-  'normalised_std': np.array([0.9, 0.8]),
+  'normalized_std': np.array([0.9, 0.8]),
   'effective_rank': np.array([3.0, 4.0]),
   'encoder_effective_rank': np.array([30.0, 40.0]),
 }
-LABELLED = UNLABELLED | {
+LABELED = UNLABELED | {
   'knn_encoder': np.array([0.5, 0.6]),
   'knn_projection': np.array([0.4, 0.5]),
   'knn_pixels': np.array([0.3, 0.3]),
@@ -21,13 +21,13 @@ LABELLED = UNLABELLED | {
 
 
 def test_representations_are_known_by_their_columns():
-  assert representation.is_representation(UNLABELLED)
+  assert representation.is_representation(UNLABELED)
   assert not representation.is_representation({'train_return': np.zeros(2)})
 
 
 def test_the_headline_is_the_best_that_there_is():
-  assert representation.headline(LABELLED) == 'knn_encoder'
-  assert representation.headline(UNLABELLED) == 'normalised_std'
+  assert representation.headline(LABELED) == 'knn_encoder'
+  assert representation.headline(UNLABELED) == 'normalized_std'
 
 
 def test_small_multiples_are_of_what_has_numbers():
@@ -36,14 +36,14 @@ def test_small_multiples_are_of_what_has_numbers():
 
   collapse = {
     'Loss': ['loss'],
-    'Normalised std': ['normalised_std'],
+    'Normalized std': ['normalized_std'],
     'Effective rank of projections': ['effective_rank'],
     'Effective rank of features': ['encoder_effective_rank'],
   }
-  assert shown(UNLABELLED) == collapse
-  assert shown(LABELLED) == collapse | {
-    'Neighbours by features': ['knn_encoder'],
-    'Neighbours by projections': ['knn_projection'],
+  assert shown(UNLABELED) == collapse
+  assert shown(LABELED) == collapse | {
+    'Neighbors by features': ['knn_encoder'],
+    'Neighbors by projections': ['knn_projection'],
   }
 
 
@@ -58,8 +58,8 @@ def test_a_panel_speaks_of_what_it_measured():
     return ' '.join(facet.unit for facet in panel.facets(measured | table))
 
   assert 'return' in units({}) and 'fraction of states' in units({})
-  assert 'return' not in units(UNLABELLED)
-  assert 'projections' in units(UNLABELLED)
+  assert 'return' not in units(UNLABELED)
+  assert 'projections' in units(UNLABELED)
   of_actors = units({'actor_loss': np.zeros(2)})
   assert 'return' in of_actors and 'actions' in of_actors
   assert 'fraction' not in of_actors

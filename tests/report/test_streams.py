@@ -28,7 +28,7 @@ def test_a_stream_that_fails_is_given_up_and_that_is_said_once():
   )
 
 
-def test_letters_that_an_encoding_lacks_are_spelt():
+def test_letters_that_an_encoding_lacks_are_spelled():
   raw = io.BytesIO()
   stream = Lasting(io.TextIOWrapper(raw, 'ascii'))
   print('é 1', file=stream, flush=True)

@@ -22,14 +22,14 @@ def read_gif(path, mode):
 
 
 def moving_square(count=30):
-  """A square of colours on black: few colours, most pixels at rest."""
+  """A square of colors on black: few colors, most pixels at rest."""
   frames = np.zeros((count, 84, 60, 3), np.uint8)
   for index in range(count):
     frames[index, index : index + 8, index : index + 8] = (200, 72, 8 * index)
   return frames
 
 
-def test_few_colours_come_back_exactly(tmp_path):
+def test_few_colors_come_back_exactly(tmp_path):
   frames = moving_square()
   write_gif(tmp_path / 'a.gif', frames, fps=15)
   shown, durations = read_gif(tmp_path / 'a.gif', 'RGB')
@@ -39,7 +39,7 @@ def test_few_colours_come_back_exactly(tmp_path):
   assert (tmp_path / 'a.gif').stat().st_size < 6_000  # raw: 453,600
 
 
-def test_grey_comes_back_exactly(tmp_path):
+def test_gray_comes_back_exactly(tmp_path):
   frames = np.random.default_rng(0).integers(
     0, 256, (3, 84, 84), dtype=np.uint8
   )
@@ -49,7 +49,7 @@ def test_grey_comes_back_exactly(tmp_path):
   assert durations == [20, 20, 20]
 
 
-def test_many_colours_come_back_nearly(tmp_path):
+def test_many_colors_come_back_nearly(tmp_path):
   ramp = np.arange(64, dtype=np.uint8) * 4
   frame = np.stack(np.broadcast_arrays(ramp[:, None], ramp, 128), -1)
   frames = np.stack([frame, frame[::-1]]).astype(np.uint8)

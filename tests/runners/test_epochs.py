@@ -207,10 +207,10 @@ def test_every_batch_goes_through_shard():
   assert row['first'] == 5
 
 
-@pytest.mark.parametrize('vectorised', [False, True])
-def test_runs_side_by_side_are_the_runs_alone(vectorised):
+@pytest.mark.parametrize('vectorized', [False, True])
+def test_runs_side_by_side_are_the_runs_alone(vectorized):
   mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ('runs',))
-  program = scan.make_program(_loop(), mesh, vectorised=vectorised)
+  program = scan.make_program(_loop(), mesh, vectorized=vectorized)
   rates = np.array([0.25, 0.5], np.float32)
   keys = jax.random.split(jax.random.key(0), 2)
   loop = _loop()
@@ -231,7 +231,7 @@ def test_runs_side_by_side_are_the_runs_alone(vectorised):
       )
       mine = jax.tree.map(lambda x, n=n: x[n], progress.row)
       chex.assert_trees_all_close(
-        mine, jax.device_get(row), rtol=1e-6 if vectorised else 0
+        mine, jax.device_get(row), rtol=1e-6 if vectorized else 0
       )
   assert progress.iteration == 2
   assert progress.row['worth'][0] != progress.row['worth'][1]

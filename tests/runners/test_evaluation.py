@@ -134,7 +134,7 @@ def test_what_was_expected_is_kept_with_what_came_of_it():
   row = host.overestimation(config, record, 0.5)
   assert row['panel/known_returns'] == pytest.approx(6 / 9)
   assert row['panel/return_mc'] == pytest.approx(2.125 / 3)
-  # A life lost at each step ends each return, if it is learnt so.
+  # A life lost at each step ends each return, if it is learned so.
   lost = record._replace(life_lost=np.ones_like(record.terminated))
   losing = dataclasses.replace(config, life_loss_terminates=True)
   row = host.overestimation(losing, lost, 0.5)

@@ -169,7 +169,7 @@ def _assert_same(a: Run, b: Run) -> None:
     np.testing.assert_array_equal(left, right)
 
 
-# What is learnt.
+# What is learned.
 
 _PROBES = {
   'constant': probes.constant(),
@@ -360,10 +360,10 @@ class Spy:
 
 @pytest.mark.parametrize('num_envs, train_period', [(1, 4), (2, 4), (4, 2)])
 @MODES
-def test_age_of_the_parameters_that_act_and_of_the_data_learnt_from(
+def test_age_of_the_parameters_that_act_and_of_the_data_learned_from(
   overlapped, num_envs, train_period
 ):
-  """A round acts with what the rounds before learnt.
+  """A round acts with what the rounds before learned.
 
   Exactly: from all that they had collected, but for the steps in flight; else
   from what the rounds before them had.
@@ -699,11 +699,11 @@ def test_a_run_resumes_with_a_replay_that_reads(
   first = train(until=stop, replay=Reading(num_envs))
   manifest = first.replay.save(tmp_path)
   saved = json.loads(json.dumps([first.state.to_json(), manifest]))
-  learnt = jax.tree.map(jnp.copy, first.state.train)
+  learned = jax.tree.map(jnp.copy, first.state.train)
   replay = Reading(num_envs)
   replay.load(tmp_path, saved[1])
   replay.error = first.replay.error
-  state = host.LoopState.from_json(learnt, saved[0])
+  state = host.LoopState.from_json(learned, saved[0])
   second = train(state=state, replay=replay)
   whole = train(replay=Reading(num_envs))
   _assert_same(whole, second._replace(rows=first.rows + second.rows))
@@ -775,10 +775,10 @@ def test_a_resumed_run_equals_one_that_never_stopped(
   assert len(first.rows) == stop // 120
   manifest = first.replay.save(tmp_path)
   saved = json.loads(json.dumps([first.state.to_json(), manifest]))
-  learnt = jax.tree.map(jnp.copy, first.state.train)
+  learned = jax.tree.map(jnp.copy, first.state.train)
   replay = _replay(probes.chain(), num_envs)
   replay.load(tmp_path, saved[1])
-  state = host.LoopState.from_json(learnt, saved[0])
+  state = host.LoopState.from_json(learned, saved[0])
   second = train(state=state, replay=replay)
   whole = train()
   _assert_same(whole, second._replace(rows=first.rows + second.rows))
@@ -820,10 +820,10 @@ def test_a_watched_run_resumes(stop, tmp_path):
   first = train(until=stop)
   manifest = first.replay.save(tmp_path)
   saved = json.loads(json.dumps([first.state.to_json(), manifest]))
-  learnt, seen = jax.tree.map(jnp.copy, (first.state.train, first.state.seen))
+  learned, seen = jax.tree.map(jnp.copy, (first.state.train, first.state.seen))
   replay = _replay(probes.chain())
   replay.load(tmp_path, saved[1])
-  state = host.LoopState.from_json(learnt, saved[0], seen)
+  state = host.LoopState.from_json(learned, saved[0], seen)
   second = train(state=state, replay=replay)
   _assert_same(train(), second._replace(rows=first.rows + second.rows))
 
@@ -865,7 +865,7 @@ def test_environments_of_another_version_are_noticed():
 
 
 def test_changed_environments_may_be_started_afresh():
-  """What was learnt and counted stays; only the running episode is given up."""
+  """What was learned and counted stays; only the episode is given up."""
   first = _train(_config(env_steps=480), until=60)
   rows, env_steps = first.rows, first.state.env_steps
   returns = list(first.state.statistics.returns)
@@ -957,7 +957,7 @@ def test_each_iteration_has_environments_of_its_own_seed():
 # What it reports.
 
 
-def test_columns_are_the_same_whether_or_not_anything_is_learnt():
+def test_columns_are_the_same_whether_or_not_anything_is_learned():
   config = _config(env_steps=240, iteration_env_steps=40)
   rows = _train(config).rows
   assert len(rows) == 6

@@ -1,4 +1,4 @@
-"""A whole run on a real task, long enough to tell whether it is learnt."""
+"""A whole run on a real task, long enough to tell whether it is learned."""
 
 import functools
 

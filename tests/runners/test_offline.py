@@ -422,7 +422,7 @@ def test_a_tolerance_needs_a_clock_that_it_can_take_over(clock, message):
 def test_neural_fitted_q_iteration_climbs_the_hill(capsys):
   """From 50,000 transitions all over the state space; the optimum is 0.357.
 
-  Each regression begins with a new optimiser, whose step size falls to nearly
+  Each regression begins with a new optimizer, whose step size falls to nearly
   0: the policies between which the last steps of a fit would waver differ by
   ten percent.
   """

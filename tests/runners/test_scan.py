@@ -455,7 +455,7 @@ def _paying(*, declared=None, cut=1_000, reward=1.0, bad=0, lasts=1_000):
 
 
 def _fault(environment, **options):
-  """What is said of an iteration, and whether anything learnt is finite."""
+  """What is said of an iteration, and whether anything learned is finite."""
   loop = make_loop.__wrapped__(environment=environment, **options)
   state, (row,) = run_alone(loop, make_settings())
   finite = bool(np.isfinite(row['loss']))
@@ -472,7 +472,7 @@ def test_truncations_that_are_not_declared_are_an_error(declared):
 
 
 def test_rewards_that_are_not_finite_are_told_from_a_divergence():
-  """Also before anything is learnt, and where episodes do not end."""
+  """Also before anything is learned, and where episodes do not end."""
   fault, _ = _fault(_paying(reward=np.nan), warmup=60)
   assert fault == 'the environment returned a reward that is not finite'
 
@@ -683,7 +683,7 @@ def test_the_panel_disturbs_nothing():
 @pytest.mark.slow
 def test_the_panel_goes_on_in_a_sweep():
   loop = make_loop(panel=True, probe_size=16, eval_episodes=3)
-  program = scan.make_program(loop, _mesh(), vectorised=True)
+  program = scan.make_program(loop, _mesh(), vectorized=True)
   state = program.start(stacked(*SWEEP), seeds(3, 3, 5))
   for number in range(2):
     state, row = program.advance(stacked(*SWEEP), state, np.int32(number))
@@ -698,7 +698,7 @@ def test_the_panel_goes_on_in_a_sweep():
 
 @pytest.mark.parametrize('terminates', [True, False])
 def test_overestimation_of_what_is_known(terminates):
-  """A reward of 1 in each of 4 steps, of a network that has learnt nothing."""
+  """A reward of 1 in each of 4 steps, of a network that has learned nothing."""
 
   def step(state, action, key):
     over = state + 1 >= 4
@@ -782,16 +782,16 @@ SWEEP = (
 )
 
 
-@pytest.mark.parametrize('vectorised', [False, True])
+@pytest.mark.parametrize('vectorized', [False, True])
 @pytest.mark.parametrize('prioritized', [False, True])
-def test_a_run_is_the_same_in_a_sweep(vectorised, prioritized):
+def test_a_run_is_the_same_in_a_sweep(vectorized, prioritized):
   loop = make_loop(prioritized=prioritized)
-  program = scan.make_program(loop, _mesh(), vectorised=vectorised)
+  program = scan.make_program(loop, _mesh(), vectorized=vectorized)
   settings = stacked(*SWEEP)
   state = program.start(settings, seeds(3, 3, 5))
   for _ in range(2):
     state, row = program.advance(settings, state, np.int32(_))
-  same = assert_close if vectorised else assert_equal
+  same = assert_close if vectorized else assert_equal
   for number, seed in enumerate((3, 3, 5)):
     alone, rows = run_alone(loop, SWEEP[number], seed, iterations=2)
     picked = jax.tree.map(lambda leaf, n=number: leaf[n], (state, row))
@@ -800,7 +800,7 @@ def test_a_run_is_the_same_in_a_sweep(vectorised, prioritized):
 
 
 def test_the_twin_moves_when_it_is_due():
-  program = scan.make_program(make_loop(), _mesh(), vectorised=False)
+  program = scan.make_program(make_loop(), _mesh(), vectorized=False)
   settings = stacked(*SWEEP)
   state = program.start(settings, seeds(3, 3, 5))
   born = jax.tree.map(np.asarray, state.train.target_params)
@@ -816,7 +816,7 @@ def test_the_twin_moves_when_it_is_due():
 
 
 def test_train_yields_every_iteration():
-  program = scan.make_program(make_loop(), _mesh(), vectorised=False)
+  program = scan.make_program(make_loop(), _mesh(), vectorized=False)
   settings = stacked(make_settings())
   state = program.start(settings, seeds(0))
   found = []
@@ -849,7 +849,7 @@ def test_numbers_that_do_not_fit(changes, message):
 
 def test_meshes_that_do_not_fit():
   with pytest.raises(ValueError, match="'rows' must be 'runs' or 'batch'"):
-    scan.make_program(make_loop(), _mesh(axis='rows'), vectorised=False)
+    scan.make_program(make_loop(), _mesh(axis='rows'), vectorized=False)
 
 
 _DEVICES = """
@@ -866,22 +866,22 @@ def both(program, settings, keys):
     state, row = program.advance(settings, state, np.int32(n))
   return jax.device_get((state.train.online_params, state.obs, row))
 
-alone = scan.make_program(make_loop(), _mesh(), vectorised=False)
+alone = scan.make_program(make_loop(), _mesh(), vectorized=False)
 one = both(alone, settings, keys)
-for vectorised in (False, True):
-  program = scan.make_program(make_loop(), _mesh(8), vectorised=vectorised)
+for vectorized in (False, True):
+  program = scan.make_program(make_loop(), _mesh(8), vectorized=vectorized)
   text = program.advance.lower(
     settings, program.start(settings, keys), np.int32(0)
   ).compile().as_text()
   assert 'all-' not in text  # runs never wait for each other
-  (assert_close if vectorised else assert_equal)(
+  (assert_close if vectorized else assert_equal)(
     one, both(program, settings, keys)
   )
 
 settings, keys = stacked(make_settings()), seeds(0)
 one = both(alone, settings, keys)
 program = scan.make_program(
-  make_loop(), _mesh(8, 'batch'), vectorised=False
+  make_loop(), _mesh(8, 'batch'), vectorized=False
 )
 text = program.advance.lower(
   settings, program.start(settings, keys), np.int32(0)
@@ -890,7 +890,7 @@ assert 'all-reduce' in text  # the batch is shared: gradients are added up
 assert_close(one, both(program, settings, keys))
 odd = make_loop(batch_size=9)
 try:
-  scan.make_program(odd, _mesh(8, 'batch'), vectorised=False)
+  scan.make_program(odd, _mesh(8, 'batch'), vectorized=False)
 except ValueError as error:
   assert 'batch_size=9 must be a multiple of the 8 devices' in str(error)
 else:

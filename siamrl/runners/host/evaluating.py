@@ -47,7 +47,7 @@ def overestimation(
   """How far values are off in an evaluation; see `diagnostics.overestimation`.
 
   Args:
-    config: how rewards are learnt from, and whether a lost life ends a return.
+    config: how rewards are learned from, and whether a lost life ends a return.
     record: of the evaluation.
     discount: per env step.
 
@@ -63,11 +63,11 @@ def overestimation(
   # What the recording does not see the end of is cut.
   truncated = record.truncated.copy()
   truncated[-1] |= ~terminated[-1]
-  learnt = rewards.learnt(
+  learned = rewards.learned(
     record.reward, config.reward_scale, config.reward_clip
   )
   known = diagnostics.monte_carlo(
-    np.pad(learnt, beyond),
+    np.pad(learned, beyond),
     np.pad(terminated, beyond),
     np.pad(truncated, beyond),
     discount,

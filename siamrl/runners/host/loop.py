@@ -234,7 +234,7 @@ class _Loop:
       state.statistics.metric_sums.setdefault(name, 0.0)
 
   def chunk(self, end: int) -> None:
-    """Runs rounds until a chunk is full, the run's first has learnt, or `end`.
+    """Runs rounds until a chunk is full, the run's first has learned, or `end`.
 
     Args:
       end: env steps of the run at which the iteration ends.
@@ -442,7 +442,7 @@ class _Loop:
       terminated = step.terminated
       if config.life_loss_terminates:
         terminated = terminated | step.life_lost
-      reward = rewards.learnt(
+      reward = rewards.learned(
         step.reward, config.reward_scale, config.reward_clip
       )
       self._replay.add(

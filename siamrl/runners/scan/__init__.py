@@ -13,7 +13,7 @@ it began. A batch may hold the transition that has just ended.
 
 What a run computes depends neither on the runs beside it nor on how many
 devices share them: every draw comes from its own key, folded with the number of
-the round, and on a CPU each run is computed by itself. (`vectorised` computes
+the round, and on a CPU each run is computed by itself. (`vectorized` computes
 them together, which may change the last bits.)
 """
 

@@ -59,7 +59,7 @@ class _Record(NamedTuple):
   """What the episodes of an evaluation went through, [T, episodes]."""
 
   value: jax.Array  # the largest of each step's observation
-  reward: jax.Array  # as it is learnt from
+  reward: jax.Array  # as it is learned from
   terminated: jax.Array
   cut: jax.Array  # truncated, or over already
   played: jax.Array  # whether there was such a step
@@ -75,7 +75,7 @@ class Loop:
     replay: where transitions are kept.
     make_setup: settings -> what they decide.
     eval_environment: where to evaluate; None for the same.
-    shard: applied to every batch before it is learnt from, for callers who
+    shard: applied to every batch before it is learned from, for callers who
       share a batch between devices.
     name: of the environment, for errors.
   """
@@ -466,7 +466,7 @@ class Loop:
       state.replay,
       clock,
       action=actions,
-      reward=self._learnt(setup, step.reward),
+      reward=self._learned(setup, step.reward),
       terminated=step.terminated,
       ended=ended,
       final_obs=step.obs,
@@ -513,9 +513,9 @@ class Loop:
 
     return relabel
 
-  def _learnt(self, setup: Setup, reward: jax.Array) -> jax.Array:
-    """Rewards as they are learnt from."""
-    return rewards.learnt(reward, setup.reward_scale, self.config.reward_clip)
+  def _learned(self, setup: Setup, reward: jax.Array) -> jax.Array:
+    """Rewards as they are learned from."""
+    return rewards.learned(reward, setup.reward_scale, self.config.reward_clip)
 
   def _learn(self, setup, source, clock, sampling, carry, draw):
     """One gradient step."""
@@ -575,7 +575,7 @@ class Loop:
     def look(obs: jax.Array, step: Any, running: jax.Array) -> _Record:
       return _Record(
         jnp.max(agent.values(params, obs), -1),
-        self._learnt(setup, step.reward),
+        self._learned(setup, step.reward),
         step.terminated & running,
         step.truncated | ~running,
         running,

@@ -29,7 +29,7 @@ class Program(NamedTuple):
 
 
 def make_program(
-  loop: Any, mesh: jax.sharding.Mesh, *, vectorised: bool
+  loop: Any, mesh: jax.sharding.Mesh, *, vectorized: bool
 ) -> Program:
   """Compiles a loop for several runs and devices.
 
@@ -39,7 +39,7 @@ def make_program(
     mesh: of one axis. 'runs': the devices share the runs, whose number must be
       a multiple of theirs; they never wait for each other. 'batch': all devices
       compute every run and share its batches, whose size must be a multiple.
-    vectorised: compute the runs of a device together rather than one after the
+    vectorized: compute the runs of a device together rather than one after the
       other. Accelerators want it; on a CPU it gains little or loses.
 
   Raises:
@@ -65,7 +65,7 @@ def make_program(
     return jax.vmap(loop.start)(settings, keys)
 
   def advance(settings, state, iteration):
-    if vectorised:
+    if vectorized:
       return jax.vmap(loop.iterate, (0, 0, None))(settings, state, iteration)
     return jax.lax.map(
       lambda run: loop.iterate(run[0], run[1], iteration), (settings, state)

@@ -57,7 +57,7 @@ def _traced(group):
 
 @pytest.mark.slow
 def test_runs_of_one_program_predict_with_weights_of_their_own():
-  group = _group(*SMALL, '--replay=prioritised', '--spr_weight=0,2')
+  group = _group(*SMALL, '--replay=prioritized', '--spr_weight=0,2')
   start, iterate = jax.jit(group.loop.start), jax.jit(group.loop.iterate)
   rows = []
   for run in group.runs:
@@ -96,7 +96,7 @@ def test_columns_of_minatar_with_noise_and_convolutions():
   group = _group(
     '--game=breakout',
     '--noise_channels=3',
-    '--renormalise',
+    '--renormalize',
     '--spr_steps=3',
     '--spr_target=online_gradient',
     '--env_steps=50000',

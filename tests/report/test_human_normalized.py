@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from siamrl.report.human_normalised import SCORES, human_normalised
+from siamrl.report.human_normalized import SCORES, human_normalized
 
 
 @pytest.mark.parametrize(
@@ -19,15 +19,15 @@ from siamrl.report.human_normalised import SCORES, human_normalised
   ],
 )
 def test_hand_values(game, score, expected):
-  assert human_normalised(game, score) == pytest.approx(expected, abs=1e-12)
+  assert human_normalized(game, score) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_table_is_atari_57():
   assert len(SCORES) == 57
   assert all(random < human for random, human in SCORES.values())
   assert all(
-    human_normalised(game, pair[0]) == 0.0
-    and human_normalised(game, pair[1]) == 1.0
+    human_normalized(game, pair[0]) == 0.0
+    and human_normalized(game, pair[1]) == 1.0
     for game, pair in SCORES.items()
   )
 
@@ -44,7 +44,7 @@ def test_the_table_is_atari_57():
   ],
 )
 def test_ids_name_the_same_game(name):
-  assert human_normalised(name, 6951.6) == 1.0
+  assert human_normalized(name, 6951.6) == 1.0
 
 
 def test_every_game_has_its_gymnasium_id():
@@ -52,7 +52,7 @@ def test_every_game_has_its_gymnasium_id():
   gymnasium = pytest.importorskip('gymnasium')
   gymnasium.register_envs(ale_py)
   ids = [name for name in gymnasium.registry if name.startswith('ALE/')]
-  known = [name for name in ids if not math.isnan(human_normalised(name, 0.0))]
+  known = [name for name in ids if not math.isnan(human_normalized(name, 0.0))]
   assert len(known) == 57
 
 
@@ -60,4 +60,4 @@ def test_every_game_has_its_gymnasium_id():
   'game', ['tetris', '', 'CartPole-v1', 'Breakout-MinAtar']
 )
 def test_other_games_have_no_scale(game):
-  assert math.isnan(human_normalised(game, 1.0))
+  assert math.isnan(human_normalized(game, 1.0))

@@ -73,7 +73,7 @@ SCORES: dict[str, tuple[float, float]] = {
 }
 
 
-def human_normalised(game: str, score: float) -> float:
+def human_normalized(game: str, score: float) -> float:
   """Places a score between random play, 0, and a human tester, 1.
 
   Beware of 'video_pinball', where random play is close to the human tester, and
