@@ -162,6 +162,7 @@ class LabConfig(TwinOptions):
     'What maps features to those of the next state:',
     self_prediction.PREDICTORS,
     **_of('predictor'),
+    value_alias={'learnt': 'learned'},
     common=True,
   )
   predictor_rate: float | None = option(

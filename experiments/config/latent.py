@@ -64,6 +64,7 @@ class LatentOptions:
     False,
     'Bring the features of each observation to [0, 1] before the head, with '
     '--spr_steps or without.',
+    alias=('renormalise',),
   )
 
 

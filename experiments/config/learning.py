@@ -70,7 +70,15 @@ class LearningOptions:
   """The options of the loss of action values, and of its optimizer."""
 
   _learning: Any = group('Learning')
-  optimizer: str = option('adam', 'Optimizer', one_of(learner.OPTIMIZERS))
+  optimizer: str = option(
+    'adam',
+    'Optimizer',
+    one_of(learner.OPTIMIZERS),
+    value_alias={
+      'rmsprop_centred': 'rmsprop_centered',
+      'rmsprop_centred_torch': 'rmsprop_centered_torch',
+    },
+  )
   learning_rate: float = option(
     2.5e-4, 'Step size.', POSITIVE, traced=True, common=True
   )

@@ -106,6 +106,7 @@ class SweepOptions(SeriesOptions):
     'Compute the runs of a device together rather than one after the other; '
     'if not given, on accelerators only.',
     single=True,
+    alias=('vectorised',),
   )
   coordinator: str | None = option(
     None,

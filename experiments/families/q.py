@@ -91,7 +91,10 @@ class ReplayOptions:
 
   _replay: Any = group('Replay')
   replay: str = choice(
-    'uniform', 'How the transitions to learn from are drawn:', REPLAYS
+    'uniform',
+    'How the transitions to learn from are drawn:',
+    REPLAYS,
+    value_alias={'prioritised': 'prioritized'},
   )
   priority_exponent: float = option(
     0.6,

@@ -31,6 +31,22 @@ from siamrl.report.run_folder import read_file, write_atomically
 STEP_COLUMN = 'frames'  # the x axis of events and of curves
 RUN_COLUMN = 'seed'  # of a file in long form: tells runs of one setting apart
 
+# Columns, and values of swept options, that older files spell otherwise.
+_NEW_COLUMNS = {
+  'eval_human_normalised': 'eval_human_normalized',
+  'normalised_std': 'normalized_std',
+  'centred_rank': 'centered_rank',
+}
+_NEW_VALUES = {
+  'augmentation': {'colour': 'color'},
+  'optimizer': {
+    'rmsprop_centred': 'rmsprop_centered',
+    'rmsprop_centred_torch': 'rmsprop_centered_torch',
+  },
+  'predictor': {'learnt': 'learned'},
+  'replay': {'prioritised': 'prioritized'},
+}
+
 Cell = SupportsFloat | str | None
 Table = dict[str, np.ndarray]
 
@@ -66,10 +82,10 @@ class MetricsWriter:
       ValueError: if the file is not one of metrics.
     """
     path = pathlib.Path(csv_path)
-    header, rows = _load(path)
+    header, rows = _load_as_written(path)
     self._step_column = step_column
-    self._columns = header
-    self._is_text = _text_columns(header, rows)
+    self._columns = _new_columns(header)
+    self._is_text = _text_columns(self._columns, rows)
     self.position = len(rows)
     self.events_error: Exception | None = None
     # Without the torn line of a crash.
@@ -449,7 +465,25 @@ def _check_columns(columns: list[str]) -> None:
 
 
 def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
-  """The header and the rows of a file, as text; both empty without a file."""
+  """The header and the rows of a file, as text; both empty without a file.
+
+  Names that changed since the file was written are the new ones.
+  """
+  header, rows = _load_as_written(path)
+  for index, name in enumerate(header):
+    new = _NEW_VALUES.get(name, {})
+    if new:
+      for row in rows:
+        row[index] = new.get(row[index], row[index])
+  return _new_columns(header), rows
+
+
+def _new_columns(header: list[str]) -> list[str]:
+  return [_NEW_COLUMNS.get(name, name) for name in header]
+
+
+def _load_as_written(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
+  """The same with the names that are in the file."""
   try:
     text = read_file(path).decode('utf-8', errors='replace')
   except FileNotFoundError:
@@ -513,7 +547,7 @@ def _first_rows(path: pathlib.Path, count: int, checksum: str | None) -> bytes:
     content = b''.join(line + b'\n' for line in lines)
     if hashlib.sha256(content).hexdigest() == checksum:
       return content
-  header, rows = _load(path)
+  header, rows = _load_as_written(path)
   if not 0 <= count <= len(rows):
     raise ValueError(f'{path}: has {len(rows)} rows, cannot keep {count}')
   if checksum is not None:
