@@ -24,7 +24,7 @@ Ctrl-C.
 import dataclasses
 from typing import Any, NoReturn
 
-from experiments.config import executing
+from experiments.config import learning, executing
 from experiments.config.collecting import CollectOptions
 from experiments.config.declaring import (
   FRACTION,
@@ -137,7 +137,10 @@ class AtariConfig(
     NOT_NEGATIVE,
   )
   padding: str = option(
-    'VALID', 'Padding of the convolutions', one_of(('VALID', 'SAME'))
+    'VALID',
+    'Padding of the convolutions',
+    one_of(('VALID', 'SAME')),
+    when=learning.DEFAULT_NETWORK,
   )
   life_loss_terminates: bool = option(
     True, 'A lost life ends the return for learning; the game goes on.'

@@ -22,9 +22,8 @@ import functools
 import math
 from typing import Any, NoReturn
 
-from experiments.config import executing
+from experiments.config import executing, learning
 from experiments.config.declaring import UsageError, group, option, sizes
-from experiments.config.learning import make_mlp
 from experiments.engines import sweeps
 from experiments.families import Task, q
 from experiments.suites import jax_native
@@ -53,12 +52,16 @@ class ClassicConfig(q.CompiledConfig):
     common=True,
   )
   hidden_sizes: str = option(
-    '120-84', 'Units of the hidden layers', sizes('120-84')
+    '120-84',
+    'Units of the hidden layers',
+    sizes('120-84'),
+    when=learning.DEFAULT_NETWORK,
   )
   rescale_observations: bool = option(
     False,
     'Bring observations to [-1, 1] as Dopamine does, for '
     f'{", ".join(_LOWEST_HIGHEST)}.',
+    when=learning.DEFAULT_NETWORK,
   )
 
 
@@ -74,7 +77,7 @@ def make_task(config: ClassicConfig) -> Task:
         f'{", ".join(_LOWEST_HIGHEST)}, not --environment={name}'
       )
 
-  network = functools.partial(make_mlp, config, bounds=bounds)
+  network = functools.partial(learning.make_mlp, config, bounds=bounds)
   return Task(name, environment, network, process=process)
 
 

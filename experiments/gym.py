@@ -22,7 +22,12 @@ way, 130 for a second Ctrl-C.
 import dataclasses
 from typing import Any, NoReturn
 
-from experiments.config import collecting as collect_options, executing, runs
+from experiments.config import (
+  learning,
+  collecting as collect_options,
+  executing,
+  runs,
+)
 from experiments.config.declaring import (
   group,
   option,
@@ -60,7 +65,10 @@ class GymConfig(
     common=True,
   )
   hidden_sizes: str = option(
-    '120-84', 'Units of the hidden layers', sizes('120-84')
+    '120-84',
+    'Units of the hidden layers',
+    sizes('120-84'),
+    when=learning.DEFAULT_NETWORK,
   )
 
 

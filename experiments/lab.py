@@ -72,6 +72,7 @@ from experiments.config.declaring import (
   redeclared,
   refuse,
   usage_errors,
+  value_of,
 )
 from experiments.config.meaning import check_lists, check_meant, say_idle
 from experiments.config.reading import Sweep
@@ -290,7 +291,7 @@ def _settings(config: LabConfig) -> dict[str, Any]:
   settings = {
     'problem': config.problem,
     'target_update': config.target_update,
-    **{name: getattr(config, name) for name in named},
+    **{name: value_of(config, name) for name in named},
     'step_size': config.step_size,
     'gradient_steps': config.gradient_steps,
   }

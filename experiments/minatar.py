@@ -21,7 +21,7 @@ import dataclasses
 import functools
 from typing import Any, NoReturn
 
-from experiments.config import executing
+from experiments.config import executing, learning
 from experiments.config.declaring import (
   NOT_NEGATIVE,
   choice,
@@ -96,7 +96,10 @@ class MinAtarConfig(q.CompiledConfig):
     'none', 'What is done to the boards learned from:', AUGMENTATIONS
   )
   padding: str = option(
-    'VALID', 'Padding of the convolution', one_of(('VALID', 'SAME'))
+    'VALID',
+    'Padding of the convolution',
+    one_of(('VALID', 'SAME')),
+    when=learning.DEFAULT_NETWORK,
   )
   hidden_units: int = option(
     128,
@@ -124,10 +127,7 @@ def make_task(config: MinAtarConfig) -> Task:
       num_actions,
       hidden_units=config.hidden_units,
       padding=config.padding,
-      head=config.head,
-      initializer=config.initializer,
-      layer_norm=config.layer_norm,
-      renormalize=config.renormalize,
+      **learning.network_options(config),
     )
 
   # Atari's games have these names too.

@@ -78,7 +78,7 @@ def check(config: Any) -> None:
       'twins, would count twice in its norm',
     )
   form = target_options.form_of(config)
-  if config.spr_steps and td.TARGETS[form].networks > 1:
+  if config.spr_steps and form and td.TARGETS[form].networks > 1:
     refuse(
       config,
       'spr_steps',

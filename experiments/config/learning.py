@@ -15,27 +15,69 @@ from experiments.config.declaring import (
   INT32,
   NOT_NEGATIVE,
   POSITIVE,
+  Further,
   When,
+  both,
+  choice,
+  either,
   given,
   group,
+  is_set,
   not_given,
   one_of,
   option,
+  parameter,
   refuse,
+  value_of,
 )
-from siamrl import learner
-from siamrl.agents import q
+from siamrl import learner, parameters
+from siamrl.agents import q, registry
 from siamrl.losses import td
+from siamrl.networks import torsos
 from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.q_network import QNetwork, mlp_network
+
+
+# The layers before the head are the launcher's own.
+DEFAULT_NETWORK = given('network', 'default')
+
+
+def _read_by_network(name: str) -> When:
+  """The network reads a parameter."""
+
+  def takes(config: Any) -> bool:
+    torso = torsos.TORSOS.get(config.network)
+    return torso is not None and name in torso.takes
+
+  def text() -> str:
+    readers = [n for n, torso in torsos.TORSOS.items() if name in torso.takes]
+    return f'with --network={either(readers)}'
+
+  return When(takes, text, 'network')
+
+
+def _parameters() -> Further:
+  """The options of all parameters of networks."""
+  return {
+    name: (about.kind, parameter(about, _read_by_network(name)))
+    for name, about in torsos.PARAMETERS.items()
+  }
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions:
   """The options of a network of action values."""
 
-  _network: Any = group('The network')
+  _network: Any = group('The network', _parameters)
+  network: str = choice(
+    'default',
+    'What makes features of observations, before the head:',
+    lambda: (
+      {'default': 'the layers that the other options describe'}
+      | {name: torso.summary for name, torso in torsos.TORSOS.items()}
+    ),
+  )
   head: str = option('linear', 'Last layers', one_of(HEADS))
   initializer: str = option(
     'torch_uniform', 'Initial weights', one_of(INITIALIZERS)
@@ -43,6 +85,30 @@ class NetworkOptions:
   layer_norm: bool = option(
     False, 'Normalize each hidden layer before its ReLU.'
   )
+
+
+def network_options(config: Any) -> dict[str, Any]:
+  """The arguments that all networks take, as options have them.
+
+  Raises:
+    FieldError: the network cannot be made of what is given.
+  """
+  torso = torsos.TORSOS.get(config.network)
+  made = None
+  if torso is not None:
+    values = {name: value_of(config, name) for name in torso.takes}
+    made = torso.make(
+      **parameters.check(
+        'network', config.network, torso.takes, values, torsos.PARAMETERS
+      )
+    )
+  return {
+    'head': config.head,
+    'initializer': config.initializer,
+    'layer_norm': config.layer_norm,
+    'renormalize': getattr(config, 'renormalize', False),
+    'torso': made,
+  }
 
 
 def make_mlp(config: Any, num_actions: int, bounds: Any = None) -> QNetwork:
@@ -58,11 +124,29 @@ def make_mlp(config: Any, num_actions: int, bounds: Any = None) -> QNetwork:
     num_actions,
     sizes=() if sizes == 'none' else tuple(map(int, sizes.split('-'))),
     bounds=bounds,
-    head=config.head,
-    initializer=config.initializer,
-    layer_norm=config.layer_norm,
-    renormalize=getattr(config, 'renormalize', False),
+    **network_options(config),
   )
+
+
+def read_by_agent(name: str, more: When | None = None) -> When:
+  """The agent reads an argument, one of `registry.SHARED`.
+
+  Args:
+    name: of the argument.
+    more: another condition under which the option means something.
+  """
+
+  def holds(config: Any) -> bool:
+    if name in registry.AGENTS[config.agent].reads:
+      return True
+    return more is not None and more.holds(config)
+
+  def text() -> str:
+    readers = [n for n, kind in registry.AGENTS.items() if name in kind.reads]
+    words = f'with --agent={either(readers)}'
+    return words if more is None else f'{words}, or {more.words}'
+
+  return When(holds, text, 'agent')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +192,32 @@ class LearningOptions:
     'no limit.',
     NOT_NEGATIVE,
   )
-  td_loss: str = option('squared', 'Loss of a TD error', one_of(td.FORMS))
+  td_loss: str = option(
+    'squared',
+    'Loss of a TD error',
+    one_of(td.FORMS),
+    when=read_by_agent('td_loss'),
+  )
   error_bound: float = option(
     1.0,
     'Where huber and clipped bound the gradient in a TD error.',
     POSITIVE,
-    when=given('td_loss', 'huber', 'clipped'),
+    when=both(
+      read_by_agent('error_bound'), given('td_loss', 'huber', 'clipped')
+    ),
   )
   batch_reduction: str = option(
-    'mean', 'Over the losses of a batch', one_of(q.REDUCTIONS)
+    'mean',
+    'Over the losses of a batch',
+    one_of(q.REDUCTIONS),
+    when=read_by_agent('batch_reduction', is_set('spr_steps', '1 or more')),
   )
   param_dtype: str = option(
     'float32',
     'Type of the online parameters; the twin and the copy that the optimizer '
     'works on are in float32',
     one_of(q.DTYPES),
+    when=read_by_agent('param_dtype'),
   )
 
 

@@ -427,20 +427,33 @@ def _values(
   return tuple(values)
 
 
-def now(cls: type, name: str, text: str) -> tuple[str, str]:
-  """A flag of an older run as it is written now: its name, and its value.
+def now(cls: type, flags: Mapping[str, str]) -> dict[str, str]:
+  """The flags of an older run as they are written now.
+
+  Flags and values have the names that they have now. A flag that the run does
+  not name has its default: it has been added since.
 
   Args:
     cls: a frozen dataclass of options.
-    name: of the flag then.
-    text: its value or list then.
+    flags: of the run, by name, each with its value or list.
   """
-  for field in dataclasses.fields(cls):
-    about = field.metadata
-    if 'help' in about and name in (field.name, *about['alias']):
-      parts = [about['value_alias'].get(part, part) for part in text.split(',')]
-      return field.name, ','.join(parts)
-  return name, text
+  found = {
+    field.name: as_text(_default(field, kind))
+    for field, kind in options_of(cls)
+    if field.default is not None
+  }
+  about = {
+    name: field
+    for field, _ in options_of(cls)
+    for name in (field.name, *field.metadata['alias'])
+  }
+  for name, text in flags.items():
+    if name in about:
+      aliases = about[name].metadata['value_alias']
+      name = about[name].name
+      text = ','.join(aliases.get(part, part) for part in text.split(','))
+    found[name] = text
+  return found
 
 
 def _explain(cls: type, error: Exception) -> str:

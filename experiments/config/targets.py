@@ -1,11 +1,12 @@
 """The options of the targets' form, the same for all launchers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 from typing import Any
 
 from flax import linen as nn
 
+from experiments.config import learning
 from experiments.config.declaring import (
   Further,
   UsageError,
@@ -13,13 +14,12 @@ from experiments.config.declaring import (
   choice,
   either,
   group,
-  one_of,
-  option,
   parameter,
   value_of,
 )
-from siamrl.agents import q
+from siamrl.agents import registry
 from siamrl.losses import td
+from siamrl.parameters import check
 from siamrl.types import Agent
 
 
@@ -33,7 +33,9 @@ def read_by_form(name: str) -> When:
     return f'with --target_form={either(readers)}'
 
   return When(
-    lambda config: name in td.TARGETS[form_of(config)].takes,
+    lambda config: (
+      (form := form_of(config)) is not None and name in td.TARGETS[form].takes
+    ),
     text,
     'target_form',
   )
@@ -44,11 +46,26 @@ def _parameter(name: str) -> Any:
   return parameter(td.TARGET_PARAMETERS[name], read_by_form(name))
 
 
+def _read_by_agent(name: str) -> When:
+  """The agent reads a parameter."""
+
+  def text() -> str:
+    readers = [n for n, kind in registry.AGENTS.items() if name in kind.takes]
+    return f'with --agent={either(readers)}'
+
+  return When(
+    lambda config: name in registry.AGENTS[config.agent].takes, text, 'agent'
+  )
+
+
 def _parameters() -> Further:
-  """The options of all parameters of forms."""
+  """The options of all parameters of forms and of agents."""
   return {
     name: (about.kind, _parameter(name))
     for name, about in td.TARGET_PARAMETERS.items()
+  } | {
+    name: (about.kind, parameter(about, _read_by_agent(name)))
+    for name, about in registry.PARAMETERS.items()
   }
 
 
@@ -57,17 +74,18 @@ class TargetOptions:
   """What a launcher's options of the targets are; it inherits them."""
 
   _targets: Any = group('The targets', _parameters)
-  agent: str = option(
+  agent: str = choice(
     'dqn',
-    'dqn takes any --target_form and has max if none is given; double_dqn is '
-    'dqn with the form double',
-    one_of(q.AGENTS),
+    'What learns:',
+    lambda: {name: kind.summary for name, kind in registry.AGENTS.items()},
     common=True,
   )
   target_form: str | None = choice(
     None,
     'What targets bootstrap from:',
     lambda: {name: form.summary for name, form in td.TARGETS.items()},
+    when=learning.read_by_agent('target_form'),
+    refused=True,
   )
   mellowmax_omega: float | None = _parameter('mellowmax_omega')
   expected_epsilon: float | None = _parameter('expected_epsilon')
@@ -76,19 +94,19 @@ class TargetOptions:
   munchausen_clip: float | None = _parameter('munchausen_clip')
 
 
-def form_of(config: TargetOptions) -> str:
-  """The name of the form."""
-  return config.target_form or q.AGENTS[config.agent]
+def form_of(config: TargetOptions) -> str | None:
+  """The name of the form; None for an agent with targets of its own."""
+  return config.target_form or registry.AGENTS[config.agent].form
 
 
 def parameters(config: Any) -> dict[str, Any]:
-  """The form's parameters.
+  """The parameters of the form, and of the agent.
 
   Args:
     config: the options, those of the twin among them.
 
   Raises:
-    FieldError: the form cannot be made of what is given.
+    FieldError: the form or the agent cannot be made of what is given.
     UsageError: the form hides from a rule what that is about.
   """
   if (config.target_update, form_of(config)) == ('residual', 'inverse_double'):
@@ -97,16 +115,35 @@ def parameters(config: Any) -> dict[str, Any]:
       '--target_form=inverse_double must not be given with '
       '--target_update=residual: no gradient flows through its targets'
     )
-  takes = td.TARGETS[form_of(config)].takes
-  # Also those that the form does not take, for it to refuse them.
-  given = {name: getattr(config, name, None) for name in td.TARGET_PARAMETERS}
-  given |= {name: value_of(config, name) for name in takes}
-  td.make_target(form_of(config), **given)
-  return {name: given[name] for name in takes}
+  own = registry.AGENTS[config.agent].takes
+  found = _given(config, own, registry.PARAMETERS)
+  check('agent', config.agent, own, found, registry.PARAMETERS)
+  form = form_of(config)
+  takes = td.TARGETS[form].takes if form else ()
+  given = _given(config, takes, td.TARGET_PARAMETERS)
+  if form:
+    td.make_target(form, **given)
+  return {name: given[name] for name in takes} | {
+    name: found[name] for name in own
+  }
+
+
+def _given(
+  config: Any, takes: Collection[str], known: Collection[str]
+) -> dict[str, Any]:
+  """Parameters as options have them, also those that are not taken."""
+  given = {name: getattr(config, name, None) for name in known}
+  return given | {name: value_of(config, name) for name in takes}
+
+
+def traced_parameters() -> list[str]:
+  """The parameters that may differ between runs of one compiled program."""
+  known = td.TARGET_PARAMETERS | registry.PARAMETERS
+  return [name for name, about in known.items() if about.traced]
 
 
 def make_agent(
-  config: Any, network: nn.Module, example_obs: Any, values: Mapping[str, Any]
+  config: Any, network: nn.Module, example_obs: Any, numbers: Mapping[str, Any]
 ) -> Agent:
   """The agent that a launcher's options describe, not lifted by any twin.
 
@@ -114,19 +151,18 @@ def make_agent(
     config: the options, those of the loss among them.
     network: observations -> values.
     example_obs: [B, ...], of any content.
-    values: the form's parameters, as `parameters` has them; may be traced.
+    numbers: in place of the parameters that may be traced, by name.
 
   Raises:
     ValueError: the form does not go with the agent.
   """
-  return q.make_q_agent(
-    network,
-    example_obs,
-    name=config.agent,
-    target_form=config.target_form,
-    target_parameters=values,
-    td_loss=config.td_loss,
-    error_bound=config.error_bound,
-    batch_reduction=config.batch_reduction,
-    param_dtype=config.param_dtype,
-  )
+  values = {
+    name: numbers[name] if name in traced_parameters() else value
+    for name, value in parameters(config).items()
+  }
+  own = {name: values.pop(name) for name in registry.AGENTS[config.agent].takes}
+  shared = {
+    name: values if name == 'target_parameters' else getattr(config, name)
+    for name in registry.SHARED
+  }
+  return registry.make_agent(config.agent, network, example_obs, shared, own)

@@ -237,7 +237,9 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
     'given',
     one_of(td.FORMS),
   )
-  error_bound: float = redeclared(LearningOptions, 'error_bound')
+  error_bound: float = redeclared(
+    LearningOptions, 'error_bound', when=given('td_loss', 'huber', 'clipped')
+  )
 
   _acting: Any = group('Acting')
   random_env_steps: int = option(

@@ -57,7 +57,6 @@ from siamrl.augment import Augmentation
 from siamrl.diagnostics import Panel
 from siamrl.envs.tabular import optimal_probe
 from siamrl.learner import Learner, TwinSpec
-from siamrl.losses import td
 from siamrl.networks.q_network import QNetwork
 from siamrl.replay.prioritized import PrioritizedReplay
 from siamrl.replay.rollout import Rollout
@@ -198,7 +197,9 @@ def settings_of(config: CompiledConfig) -> dict[str, Any]:
   """The numbers of a run that may be traced; its key is beside them."""
   settings = twin_options.settings_of(
     collect_options.twin_spec(config)
-  ) | as_arrays(target_options.parameters(config), td.TARGET_PARAMETERS)
+  ) | as_arrays(
+    target_options.parameters(config), target_options.traced_parameters()
+  )
   others = [name for name in traced(type(config)) if name not in settings]
   return settings | as_arrays(vars(config), others)
 
@@ -244,8 +245,7 @@ def make_agent(
     augment: what is done to each observation that is learned from.
     inside_loop: whether gradient steps are compiled into a loop.
   """
-  form = {name: numbers[name] for name in target_options.parameters(config)}
-  agent = target_options.make_agent(config, network, example_obs, form)
+  agent = target_options.make_agent(config, network, example_obs, numbers)
   if isinstance(config, LatentOptions):
     agent = latent_options.make_agent(
       config,

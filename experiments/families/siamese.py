@@ -127,7 +127,10 @@ class SiameseOptions(TwinOptions, SweepOptions):
     refused=True,
   )
   augmentation: str = option(
-    'digits', 'How an image becomes a view', one_of(AUGMENTATIONS)
+    'digits',
+    'How an image becomes a view',
+    one_of(AUGMENTATIONS),
+    value_alias={'colour': 'color'},
   )
   encoder: str = choice('mlp', 'Maps images to features:', ENCODERS)
   projector_units: int = option(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.config import learning
 from experiments.config.declaring import RunError, UsageError, refuse
 from siamrl import augment
 from siamrl.augment import Augmentation
@@ -130,11 +131,8 @@ class Suite:
     return nature_network(
       self.spaces.num_actions,
       hidden_units=config.hidden_units,
-      head=config.head,
       padding=config.padding,
-      initializer=config.initializer,
-      layer_norm=config.layer_norm,
-      renormalize=config.renormalize,
+      **learning.network_options(config),
     )
 
   @property

@@ -31,7 +31,11 @@ from experiments.config.declaring import (
   refuse,
   sizes,
 )
-from experiments.config.learning import NetworkOptions, make_mlp
+from experiments.config.learning import (
+  DEFAULT_NETWORK,
+  NetworkOptions,
+  make_mlp,
+)
 from experiments.suites.jax_native import Task
 from siamrl import diagnostics, rewards
 from siamrl.envs import car_on_hill, tabular
@@ -104,9 +108,12 @@ class DataOptions(NetworkOptions):
     'Units of the hidden layers; with none, and one-hot states, the network '
     'is a table',
     sizes('64-64', none=True),
+    when=DEFAULT_NETWORK,
   )
   rescale_observations: bool = option(
-    False, 'Bring observations to [-1, 1], by their range in the data set.'
+    False,
+    'Bring observations to [-1, 1], by their range in the data set.',
+    when=DEFAULT_NETWORK,
   )
 
   _evaluation: Any = group('Evaluation, after each iteration')

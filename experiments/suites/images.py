@@ -85,9 +85,14 @@ class ImageOptions:
     'What becomes of images, once and for all, before they are judged by',
     one_of(AUGMENTATIONS),
     single=True,
+    value_alias={'colour': 'color'},
   )
   neighbors: int = option(
-    20, 'Images that vote, by their cosine.', POSITIVE, single=True
+    20,
+    'Images that vote, by their cosine.',
+    POSITIVE,
+    single=True,
+    alias=('neighbours',),
   )
   vote_temperature: float = option(
     0.07, 'Of their votes.', POSITIVE, single=True

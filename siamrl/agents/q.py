@@ -28,8 +28,8 @@ REDUCTIONS: dict[str, Callable[[chex.Array], chex.Array]] = {
 DTYPES = ('float32', 'bfloat16')
 
 
-# Agents by name, and the form of their targets, a key of `td.TARGETS`.
-AGENTS = {'dqn': 'max', 'double_dqn': 'double'}
+# The form of each agent's targets where none is given, a key of `td.TARGETS`.
+OWN_FORMS = {'dqn': 'max', 'double_dqn': 'double'}
 
 
 def exploration_noise(
@@ -201,16 +201,16 @@ class _Networks:
 
 def _form_of(name: str, target_form: str | None) -> str:
   """The form of an agent's targets, a key of `td.TARGETS`; checks both."""
-  check_name('agent', name, AGENTS)
-  chosen = AGENTS[name] if target_form is None else target_form
+  check_name('agent', name, OWN_FORMS)
+  chosen = OWN_FORMS[name] if target_form is None else target_form
   check_name('target_form', chosen, td.TARGETS)
-  if name != 'dqn' and chosen != AGENTS[name]:
+  if name != 'dqn' and chosen != OWN_FORMS[name]:
     raise FieldError(
       'target_form',
       chosen,
       'is not the form of',
       ('agent', name),
-      f', which is {AGENTS[name]!r};',
+      f', which is {OWN_FORMS[name]!r};',
       ('agent', 'dqn'),
       'takes any',
     )
@@ -234,7 +234,7 @@ def make_q_agent(
   Args:
     network: maps [B, S, ...] observations to [B, A] values.
     example_obs: [B, S, ...], of any content; gives `init` its shapes.
-    name: 'dqn' or 'double_dqn', a key of `AGENTS`.
+    name: 'dqn' or 'double_dqn', a key of `OWN_FORMS`.
     target_form: a key of `losses.td.TARGETS`; the agent's own if None. 'dqn'
       goes with all of them.
     target_parameters: of the form, by name, see `losses.td.make_target`; may be

@@ -57,6 +57,7 @@ def nature_network(
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,
   renormalize: bool = False,
+  torso: nn.Module | None = None,
 ) -> QNetwork:
   """The network of Nature DQN for 84 x 84 frames (Mnih et al. 2015).
 
@@ -68,6 +69,7 @@ def nature_network(
     initializer: a key of `INITIALIZERS`.
     layer_norm: normalize each hidden layer before its ReLU.
     renormalize: see `QNetwork`.
+    torso: takes the place of the one described here.
 
   Raises:
     ValueError: a name is unknown.
@@ -76,7 +78,7 @@ def nature_network(
   _check('padding', padding, ('VALID', 'SAME'))
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
-    NatureCNN(padding, initializer, layer_norm),
+    torso or NatureCNN(padding, initializer, layer_norm),
     HEADS[head](num_actions, hidden_units, initializer, layer_norm),
     renormalize,
   )
@@ -91,6 +93,7 @@ def minatar_network(
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,
   renormalize: bool = False,
+  torso: nn.Module | None = None,
 ) -> QNetwork:
   """The network of the MinAtar paper for 10 x 10 boards (Young & Tian 2019).
 
@@ -102,6 +105,7 @@ def minatar_network(
     initializer: a key of `INITIALIZERS`; the paper's code has 'torch_uniform'.
     layer_norm: normalize each hidden layer before its ReLU.
     renormalize: see `QNetwork`.
+    torso: takes the place of the one described here.
 
   Raises:
     ValueError: a name is unknown.
@@ -110,7 +114,7 @@ def minatar_network(
   _check('padding', padding, ('VALID', 'SAME'))
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
-    MinAtarCNN(initializer, padding, layer_norm),
+    torso or MinAtarCNN(initializer, padding, layer_norm),
     HEADS[head](num_actions, hidden_units, initializer, layer_norm),
     renormalize,
   )
@@ -127,6 +131,7 @@ def mlp_network(
   initializer: str = 'lecun_normal',
   layer_norm: bool = False,
   renormalize: bool = False,
+  torso: nn.Module | None = None,
 ) -> QNetwork:
   """Dense layers for vector observations; the default sizes are CleanRL's.
 
@@ -138,6 +143,7 @@ def mlp_network(
     initializer: a key of `INITIALIZERS`.
     layer_norm: normalize each hidden layer before its ReLU.
     renormalize: see `QNetwork`.
+    torso: takes the place of the one described here.
 
   Raises:
     ValueError: a name is unknown.
@@ -145,7 +151,7 @@ def mlp_network(
   _check('head', head, HEADS)
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
-    MLP(tuple(sizes), initializer, bounds, layer_norm),
+    torso or MLP(tuple(sizes), initializer, bounds, layer_norm),
     HEADS[head](num_actions, 0, initializer),
     renormalize,
   )

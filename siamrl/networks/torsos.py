@@ -1,6 +1,7 @@
 """Torsos: from observations [B, ...] to features [B, F]."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ from flax import linen as nn
 
 from siamrl.networks.activations import rectified
 from siamrl.networks.conv import Conv
+from siamrl import parameters
 from siamrl.networks.initializers import INITIALIZERS
+from siamrl.parameters import Parameter
 
 
 class Dense(nn.Module):
@@ -133,3 +136,50 @@ class MLP(nn.Module):
         Dense(size, self.initializer), x, layer_norm=self.layer_norm
       )
     return x
+
+
+class Torso(NamedTuple):
+  """A torso as a launcher offers it.
+
+  Attributes:
+    make: builds the module from the parameters in `takes`, as keywords.
+    takes: names of `PARAMETERS`.
+    summary: one line for a help text.
+  """
+
+  make: Callable[..., nn.Module]
+  takes: tuple[str, ...]
+  summary: str
+
+
+# Those that are registered; networks for some observations have their own.
+TORSOS: dict[str, Torso] = {}
+PARAMETERS: dict[str, Parameter] = {}  # what torsos may take
+
+
+def register(
+  name: str, make: Callable[..., nn.Module], summary: str, **new: Parameter
+) -> None:
+  """Adds a torso to `TORSOS`.
+
+  Launchers offer it as --network=NAME, with a flag for each parameter that it
+  brings; the head is chosen by --head.
+
+  Args:
+    name: of the torso.
+    make: builds the module, which maps [B, S, ...] observations to [B, F]
+      features. Its arguments are parameters: those of `PARAMETERS`, and its
+      own.
+    summary: one line for a help text.
+    **new: its own parameters by name; none is traced, since they may shape
+      arrays.
+
+  Raises:
+    ValueError: the name is taken, or a parameter is not described.
+  """
+  # A module's class takes two arguments more, which Flax itself fills in.
+  words = parameters.taken_by(make)
+  takes = tuple(word for word in words if word not in ('parent', 'name'))
+  new = {key: about._replace(traced=False) for key, about in new.items()}
+  parameters.add('network', name, TORSOS, takes, PARAMETERS, new)
+  TORSOS[name] = Torso(make, takes, summary)

@@ -171,7 +171,7 @@ def open_run_folder(
   *,
   overwrite: bool = False,
   ignore: Collection[str] = WHERE_FLAGS,
-  now: Callable[[str, str], tuple[str, str]] = lambda name, text: (name, text),
+  now: Callable[[Mapping[str, str]], Mapping[str, str]] = dict,
 ) -> tuple[RunFolder, bool]:
   """Creates a run folder, or opens the one of the same run, and locks it.
 
@@ -185,8 +185,8 @@ def open_run_folder(
       deleted, other files in it stay.
     ignore: flags that may differ between a run and its resumption. They are
       recorded, not compared.
-    now: name and value of a flag in the folder -> what they are now, where they
-      were renamed since.
+    now: flags of the folder -> the same ones by the names and values that they
+      have now, with those that have been added since.
 
   Returns:
     (folder, resumed): `resumed` is False if the run starts from nothing.
@@ -213,11 +213,11 @@ def open_run_folder(
     if known is not None and overwrite:
       _remove_contents(folder)
     elif known is not None:
-      current = dict(now(*flag) for flag in known.items())
+      current = now(known)
       _check_flags(folder, current, flags, ignore)
       resumed = True
-      renamed = [name for name in current if known.get(name) != current[name]]
-      ignore = {*ignore, *renamed, *(known.keys() - current.keys())}
+      changed = dict(known.items() ^ current.items())
+      ignore = {*ignore, *changed}
     if not resumed:
       # First, since it makes the folder one of ours: a process killed after
       # this line leaves a folder that can be resumed.

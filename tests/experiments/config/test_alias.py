@@ -41,6 +41,7 @@ class After:
   )
   normalize: bool = option(False, 'Whether.', alias=('normalise', 'normalised'))
   speed: float = option(1.0, 'How fast.', alias=('pace',))
+  weight: float = option(0.0, 'Added since.')
   also: str | None = reading.also()
 
 
@@ -112,5 +113,7 @@ def test_a_run_of_before_is_resumed(tmp_path, capsys):
   assert RunFolder(path).flags.read_text() == stated
   with pytest.raises(UsageError, match='--color: centered in the folder, red'):
     opened(After, color='red', normalize=True)
+  with pytest.raises(UsageError, match='--weight: 0.0 in the folder, 2.0 now'):
+    opened(After, color='centered', normalize=True, weight=2.0)
   again = reading.from_arguments(After, f'--flagfile={RunFolder(path).flags}')
   assert (again.color, again.normalize) == ('centered', True)

@@ -1,0 +1,120 @@
+"""Agents of discrete actions by name, with the parameters that they take."""
+
+from collections.abc import Callable, Mapping
+import functools
+import inspect
+from typing import Any, NamedTuple
+
+from siamrl import parameters
+from siamrl.agents.q import OWN_FORMS, make_q_agent
+from siamrl.parameters import Parameter
+from siamrl.types import Agent
+
+# Arguments that launchers have options for, whatever the agent. An agent reads
+# those that its `make` takes; see `make_q_agent` for what they are.
+SHARED = (
+  'target_form',
+  'target_parameters',
+  'td_loss',
+  'error_bound',
+  'batch_reduction',
+  'param_dtype',
+)
+
+
+class Kind(NamedTuple):
+  """A kind of agent as a launcher offers it.
+
+  Attributes:
+    make: builds the agent from a network, [B, S, ...] observations of any
+      content, and as keywords what it reads and takes.
+    summary: one line for a help text.
+    form: the form of its targets where none is chosen, a key of `td.TARGETS`;
+      None for an agent with targets of its own.
+    reads: the arguments of `SHARED` that it reads.
+    takes: names of `PARAMETERS`.
+  """
+
+  make: Callable[..., Agent]
+  summary: str
+  form: str | None
+  reads: tuple[str, ...]
+  takes: tuple[str, ...] = ()
+
+
+AGENTS: dict[str, Kind] = {
+  name: Kind(functools.partial(make_q_agent, name=name), summary, form, SHARED)
+  for (name, form), summary in zip(
+    OWN_FORMS.items(),
+    (
+      'any --target_form; max if none is given',
+      'actions by the online network, values by the twin',
+    ),
+    strict=True,
+  )
+}
+PARAMETERS: dict[str, Parameter] = {}  # what agents may take
+
+
+def register(
+  name: str,
+  make: Callable[..., Agent],
+  summary: str,
+  *,
+  form: str | None = None,
+  **new: Parameter,
+) -> None:
+  """Adds a kind of agent to `AGENTS`.
+
+  Launchers of discrete actions offer it as --agent=NAME, with a flag for each
+  parameter that it brings.
+
+  Args:
+    name: of the agent.
+    make: builds it, as `Kind.make` has it. Its keywords are some of `SHARED`,
+      and parameters: those of `PARAMETERS`, and its own.
+    summary: one line for a help text.
+    form: the form of its targets where none is chosen; for a `make` that takes
+      `target_form` and `target_parameters`.
+    **new: its own parameters by name.
+
+  Raises:
+    ValueError: the name is taken, a parameter is not described, or `make`
+      takes no network and observations, or a form and has none.
+  """
+  _, _, *keywords = inspect.signature(make).parameters
+  reads = tuple(word for word in keywords if word in SHARED)
+  takes = tuple(word for word in keywords if word not in SHARED)
+  if ('target_form' in reads) != (form is not None):
+    raise ValueError(
+      f'{name} needs a form of targets if it takes target_form, and only then'
+    )
+  parameters.add('agent', name, AGENTS, takes, PARAMETERS, new)
+  AGENTS[name] = Kind(make, summary, form, reads, takes)
+
+
+def make_agent(
+  name: str,
+  network: Any,
+  example_obs: Any,
+  shared: Mapping[str, Any],
+  given: Mapping[str, Any],
+) -> Agent:
+  """Builds the agent that `AGENTS` holds under a name.
+
+  Args:
+    name: a key of `AGENTS`.
+    network: maps [B, S, ...] observations to [B, A] values.
+    example_obs: [B, S, ...], of any content.
+    shared: by the names of `SHARED`; what the agent does not read is ignored.
+    given: its parameters by name; may be traced.
+
+  Raises:
+    ValueError: the name is unknown, a parameter is missing, superfluous or
+      outside its domain, or the agent refuses an argument.
+  """
+  parameters.check_name('agent', name, AGENTS)
+  kind = AGENTS[name]
+  read = {word: shared[word] for word in kind.reads}
+  takes = parameters.check('agent', name, kind.takes, given, PARAMETERS)
+  return kind.make(network, example_obs, **read, **takes)
