@@ -54,7 +54,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
-from experiments import lab_figures
+from siamrl.report import lab as lab_figures
 from experiments.config import executing, startup, twin as twin_options
 from experiments.config.declaring import (
   Bound,

@@ -50,11 +50,11 @@ import io
 import pathlib
 import re
 from typing import Any, NamedTuple
-import warnings
 
 import numpy as np
 
-from experiments import lab_figures, run_figures, sweep_figures
+from experiments import run_figures
+from siamrl.report import lab as lab_figures, sweep as sweep_figures
 from experiments.config import flag_files
 from experiments.config.declaring import (
   POSITIVE,
@@ -66,7 +66,8 @@ from experiments.config.declaring import (
 )
 from experiments.config.executing import run
 from experiments.run_figures import Source
-from siamrl.report import panel
+from siamrl import twins
+from siamrl.report import averages, panel
 from siamrl.report.arrangement import MOST_LINES
 from siamrl.report.curves import Curve, plot_curve
 from siamrl.report.drawing import count_note
@@ -228,7 +229,7 @@ def _plot_runs(config: PlotConfig, sources: Sequence[Source]) -> None:
   series, faint = [], []
   for words, members in groups.items():
     name = words or config.label
-    clock, values, met = run_figures.side_by_side([curves[i] for i in members])
+    clock, values, met = averages.side_by_side([curves[i] for i in members])
     if not met[clock <= min(curves[i][0][-1] for i in members)].any():
       raise UsageError(
         f'--runs={config.runs} must have rows at the same {task.clock}: a mean '
@@ -240,7 +241,7 @@ def _plot_runs(config: PlotConfig, sources: Sequence[Source]) -> None:
         + ', '.join(str(sources[i].path) for i in members)
       )
     label = _seeds(name, clock[met], values[:, met])
-    series.append(_mean(label, clock[met], values[:, met]))
+    series.append(averages.mean_curve(label, clock[met], values[:, met]))
     if len(members) > 1:
       faint += [Curve(label, *curves[i]) for i in members]
     print(f'{label}: {", ".join(str(sources[i].path) for i in members)}')
@@ -251,7 +252,7 @@ def _plot_runs(config: PlotConfig, sources: Sequence[Source]) -> None:
         for members in groups.values()
       ]
       print(f'  --{name}: {" | ".join(found)}')
-  clock, values, _ = run_figures.side_by_side(curves)
+  clock, values, _ = averages.side_by_side(curves)
   optimum = sources[0].table.get('grid_optimum')
   if column == 'grid_return' and optimum is not None:
     references.append(Curve('best possible', None, optimum[-1]))
@@ -269,17 +270,6 @@ def _plot_runs(config: PlotConfig, sources: Sequence[Source]) -> None:
     y_label=_RETURNS.get(column, column.replace('_', ' ')),
     explanation='mean and standard\ndeviation over seeds' if banded else '',
   )
-
-
-def _mean(label: str, clock: np.ndarray, values: np.ndarray) -> Curve:
-  """The mean of the runs that have a value, and their sample deviation."""
-  counts = np.isfinite(values).sum(axis=0)
-  with warnings.catch_warnings():
-    # A bin in which no run ended an episode is a gap in the curve.
-    warnings.filterwarnings('ignore', category=RuntimeWarning)
-    mean = np.nanmean(values, axis=0)
-    spread = np.where(counts > 1, np.nanstd(values, axis=0, ddof=1), np.nan)
-  return Curve(label, clock, mean, spread if (counts > 1).any() else None)
 
 
 def _seeds(name: str, clock: np.ndarray, values: np.ndarray) -> str:
@@ -336,7 +326,9 @@ def _look(config: PlotConfig, swept: Sequence[str]) -> sweep_figures.Look:
           f'--{option_}={text} must be of what is swept: '
           f'{", ".join(swept) or "nothing"}'
         )
-  return sweep_figures.Look(names['facet'], names['color'] or ())
+  return sweep_figures.Look(
+    names['facet'], names['color'] or (), twins.with_period()
+  )
 
 
 def _plot_panel(config: PlotConfig, sources: Sequence[Source]) -> None:
@@ -567,8 +559,6 @@ def _binned(
   counts = column.replace('_return', '_episodes')
   _check_columns(source, 'frames', column, counts)
   metrics = last_rows(source.table, ['frames'])
-  episodes = metrics[counts]
-  bins = np.ceil(metrics['frames'] / bin_frames).astype(int)
   full = int(metrics['frames'][-1] // bin_frames)
   if not full:
     raise RunError(
@@ -580,15 +570,9 @@ def _binned(
       f'--bin_frames={bin_frames} must be so large that there are at most '
       f'{_MOST_BINS:,} bins, not {full:,}'
     )
-  returns = []
-  for number in range(1, full + 1):
-    rows = (bins == number) & (episodes > 0)
-    returns.append(
-      np.average(metrics[column][rows], weights=episodes[rows])
-      if rows.any()
-      else np.nan
-    )
-  return bin_frames * np.arange(1, full + 1), np.array(returns)
+  return averages.binned(
+    metrics['frames'], metrics[column], metrics[counts], bin_frames
+  )
 
 
 def _references(config: PlotConfig, task: _Task, last: int) -> list[Curve]:

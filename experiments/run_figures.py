@@ -188,27 +188,3 @@ def differences(sources: Sequence[Source]) -> list[str]:
   known = [_identity(source.flags) for source in sources]
   names = list(dict.fromkeys([*_FOREMOST, *sorted(set().union(*known))]))
   return [n for n in names if len({k.get(n) for k in known}) > 1]
-
-
-def side_by_side(
-  curves: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Curves at all values of their clocks.
-
-  Args:
-    curves: (clock, values) of each run, [T_i] each, clocks ascending.
-
-  Returns:
-    (clock [T], values [runs, T], met [T]): values are NaN where a run has no
-    row. `met` is whether all runs that have not ended by then have a row.
-  """
-  clock = np.unique(np.concatenate([x for x, _ in curves]))
-  values = np.full((len(curves), len(clock)), np.nan)
-  met = np.ones(len(clock), np.bool_)
-  for row, (x, y) in zip(values, curves, strict=True):
-    places = np.searchsorted(clock, x)
-    row[places] = y
-    present = np.zeros(len(clock), np.bool_)
-    present[places] = True
-    met &= present | (clock > x[-1])
-  return clock, values, met

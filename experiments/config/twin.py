@@ -67,10 +67,7 @@ def _has_period(config: Any) -> bool:
 # Not so for rules that keep clocks of their own.
 HAS_PERIOD = When(
   _has_period,
-  lambda: (
-    'with --target_update='
-    + either([n for n, rule in twins.RULES.items() if rule.period is None])
-  ),
+  lambda: 'with --target_update=' + either(twins.with_period()),
   'target_update',
 )
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import jax
 
-from experiments import sweep_figures
+from siamrl import twins
+from siamrl.report import sweep as sweep_figures
 from experiments.config.declaring import UsageError, refuse, usage_errors
 from experiments.config.meaning import (
   check_lists,
@@ -333,4 +334,5 @@ def _draw(title: str, folder: RunFolder) -> None:
       flags_,
       str(folder.curve.with_suffix('')),
       title=title,
+      look=sweep_figures.Look(periodic=twins.with_period()),
     )

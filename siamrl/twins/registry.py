@@ -119,6 +119,12 @@ RULES: dict[str, Rule] = {
   ),
 }
 
+
+def with_period() -> tuple[str, ...]:
+  """The names of the rules whose period users choose."""
+  return tuple(name for name, rule in RULES.items() if rule.period is None)
+
+
 # What rules may take. Periods are in gradient steps.
 PARAMETERS: dict[str, Parameter] = {
   'tau': Parameter(parameters.RATE, 'Weight on the online parameters'),

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import control, sweep_figures
+from experiments import control
+from siamrl.report import sweep as sweep_figures
 from experiments.config import (
   collecting as collect_options,
   help,
@@ -374,7 +375,9 @@ def test_a_period_that_is_not_swept_counts_in_figures(rule, place):
     'reward_bound': '1',
   }
   single = sweep_figures._single(swept, flags_)
-  _, position, label = sweep_figures._places(swept, ['tau'], single)
+  _, position, label = sweep_figures._places(
+    swept, ['tau'], single, twins.with_period()
+  )
   assert label == 'target period, or its match (gradient steps)'
   assert position({'tau': 1.0}) == place
   assert position({'tau': 0.5}) == 3 * place

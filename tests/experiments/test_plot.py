@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import plot, sweep_figures
+from experiments import plot
+from siamrl.report import sweep as sweep_figures
 from experiments.config import executing
 from siamrl.report import drawing, panel
 from siamrl.report.metrics import MetricsWriter

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import plot, run_figures
+from experiments import plot
+from siamrl.report import averages
 from experiments.config import executing
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import open_run_folder
@@ -214,7 +215,7 @@ def test_files_that_cannot_be_drawn(
 
 
 def test_side_by_side():
-  clock, values, met = run_figures.side_by_side(
+  clock, values, met = averages.side_by_side(
     [
       (np.array([1, 2, 4]), np.array([1.0, 2, 4])),
       (np.array([2, 3]), np.array([np.nan, 30])),

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classic, minatar, sweep_figures
+from experiments import classic, minatar
+from siamrl.report import sweep as sweep_figures
 from experiments.config import reading
 from experiments.engines import compiled as compiled_engine, devices, sweeps
 from experiments.families import q

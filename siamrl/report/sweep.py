@@ -1,6 +1,6 @@
 """Figures of a sweep: its curves, what its settings come to, its panel."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ from siamrl.report.metrics import (
   common_end,
   group_rows,
 )
-from siamrl.twins import RULES
 
 # Scores of these are on scales of their own: a figure for each, where swept.
 _APART = ('game', 'environment')
@@ -45,10 +44,13 @@ class Look(NamedTuple):
   Attributes:
     facet: options whose values are not to share axes; None to choose.
     color: options that color shows; () to choose.
+    periodic: rules of the twin that have a --target_period, by which settings
+      of other rules that are as old are placed.
   """
 
   facet: Sequence[str] | None = None
   color: Sequence[str] = ()
+  periodic: Collection[str] = ()
 
 
 def draw(
@@ -78,13 +80,14 @@ def draw(
     title: of the figures, but for games and environments.
     look: how settings are told apart.
   """
+  look = look or Look()
   x = clock_of(table)
   clock = x.replace('_', ' ')
   whole = column is None
   several = whole and representation.is_representation(table)
   column = column or headline(table)
   for path, about, part, by in _parts(table, flags, output, title):
-    facet, color = _choose(part, by, look or Look())
+    facet, color = _choose(part, by, look)
     if several:
       panel.plot_panel(
         f'{path}.png',
@@ -111,10 +114,12 @@ def draw(
         y_label=_words(column),
       )
     if whole and panel.is_measured(part):
-      _draw_panel(f'{path}-panel.png', part, flags, by, about, look or Look())
+      _draw_panel(f'{path}-panel.png', part, flags, by, about, look)
     if not by:
       continue
-    shown, position, label = _places(part, by, _single(part, flags))
+    shown, position, label = _places(
+      part, by, _single(part, flags), look.periodic
+    )
     reached, time = up_to_common_end(part, x, by)
     plot_final(
       f'{path}-final.png',
@@ -124,7 +129,7 @@ def draw(
       by=by,
       position=position,
       lines=[name for name in by if name not in shown],
-      color=[name for name in (look or Look()).color if name in by]
+      color=[name for name in look.color if name in by]
       or [name for name in _TWIN_NAMES if name in by][:1],
       title=about,
       x_label=label,
@@ -292,7 +297,10 @@ def _words(column: str) -> str:
 
 
 def _places(
-  table: Table, by: Sequence[str], flags: Mapping[str, str]
+  table: Table,
+  by: Sequence[str],
+  flags: Mapping[str, str],
+  periodic: Collection[str],
 ) -> tuple[list[str], Position, str]:
   """Which swept options the horizontal axis shows, how, and its label.
 
@@ -300,6 +308,7 @@ def _places(
     table: in long form.
     by: the swept options.
     flags: of which all runs have one value.
+    periodic: as `Look` has it.
   """
   twin = [name for name in by if name in ('target_period', 'tau')]
   unit = flags.get('target_period_unit', 'gradient_steps')
@@ -307,7 +316,7 @@ def _places(
   if 'tau' in twin and steps is not None:
 
     def matched(point: Mapping[str, Any]) -> float | None:
-      return _matched_period(_with_period(point, flags), steps)
+      return _matched_period(_with_period(point, flags, periodic), steps)
 
     if _distinct(table, by, twin, matched):
       return twin, matched, 'target period, or its match (gradient steps)'
@@ -349,12 +358,12 @@ def _distinct(
 
 
 def _with_period(
-  point: Mapping[str, Any], flags: Mapping[str, str]
+  point: Mapping[str, Any], flags: Mapping[str, str], periodic: Collection[str]
 ) -> Mapping[str, Any]:
   """A setting with the period that it has, if it is not swept."""
   rule = point.get('target_update', flags.get('target_update'))
   period = flags.get('target_period')
-  if rule not in RULES or RULES[rule].period is not None or period is None:
+  if rule not in periodic or period is None:
     return point
   return {'target_period': int(period), **point}
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from experiments import calibrate
+from siamrl.report import calibration
 from experiments.config import executing
 
 
 def test_what_normal_runs_give():
-  draw, population = calibrate.standard(calibrate.KINDS['normal'], 0)
-  found = calibrate.coverage(draw, population, 3, 1_000, 0)
+  draw, population = calibration.standard(calibration.KINDS['normal'], 0)
+  found = calibration.coverage(draw, population, 3, 1_000, 0)
   assert found['mean, t'] == pytest.approx(0.95, abs=0.02)
   # Three runs: 27 resamples, whose percentiles lie close to the extremes.
   assert found['mean, percentile'] == pytest.approx(0.75, abs=0.04)
@@ -17,9 +18,9 @@ def test_what_normal_runs_give():
 
 
 def test_what_tests_say():
-  draw, _ = calibrate.standard(calibrate.KINDS['normal'], 0)
-  found = calibrate.rejections(draw, 3, 1_000, 0)
-  assert list(found) == list(calibrate.TESTS)
+  draw, _ = calibration.standard(calibration.KINDS['normal'], 0)
+  found = calibration.rejections(draw, 3, 1_000, 0)
+  assert list(found) == list(calibration.TESTS)
   assert found['Welch']['equal'] == pytest.approx(0.02, abs=0.012)
   assert found['percentile']['equal'] == pytest.approx(0.11, abs=0.04)
   assert found['Welch']['better'] > 0.25
@@ -30,7 +31,10 @@ def test_what_tests_say():
 def test_permutations_by_hand():
   random = np.random.default_rng(0)
   a, b = np.array([[5.0], [6], [7], [8]]), np.array([[1.0], [2], [3], [4]])
-  for test in (calibrate.TESTS['permutation'], calibrate.TESTS['studentized']):
+  for test in (
+    calibration.TESTS['permutation'],
+    calibration.TESTS['studentized'],
+  ):
     # 1 in 70 ways is as extreme; with one pair exchanged more than 1 in 40.
     assert test(random, a, b).tolist() == [True]
     assert test(random, b, a).tolist() == [False]
@@ -39,15 +43,15 @@ def test_permutations_by_hand():
 
 
 def test_the_sampled_permutations_keep_the_first():
-  rows = calibrate._halves(np.random.default_rng(0), 10)
+  rows = calibration._halves(np.random.default_rng(0), 10)
   assert rows.shape == (2_000, 10)
   assert rows[0].tolist() == list(range(10))
   assert all(len(set(row)) == 10 for row in rows)
 
 
-@pytest.mark.parametrize('kind', calibrate.KINDS)
+@pytest.mark.parametrize('kind', calibration.KINDS)
 def test_scores_are_standard(kind):
-  draw, population = calibrate.standard(calibrate.KINDS[kind], 3)
+  draw, population = calibration.standard(calibration.KINDS[kind], 3)
   assert population.mean() == pytest.approx(0, abs=1e-9)
   scores = draw(np.random.default_rng(0), (100_000,))
   assert (scores.mean(), scores.std()) == pytest.approx((0, 1), abs=0.02)
