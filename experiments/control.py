@@ -71,17 +71,6 @@ def _note_scaled(name: str) -> None:
   )
 
 
-# Options that only compiled runs have.
-_COMPILED_ONLY = (
-  'share',
-  'vectorized',
-  'coordinator',
-  'num_processes',
-  'process_id',
-  'eval_environment',
-)
-
-
 def main(sweep: Sweep) -> None:
   """Trains all runs of a sweep."""
   names = dict.fromkeys(config.environment for config in sweep.configs)
@@ -94,28 +83,11 @@ def main(sweep: Sweep) -> None:
       f'--environment={",".join(names)} must not name {on_host[0]}, which is '
       'stepped on the host, beside environments of JAX'
     )
-  first = sweep.configs[0]
-  if first.fresh_environments:
-    refuse(
-      first,
-      'fresh_environments',
-      f'go with environments on the host, not {first.environment}: compiled '
-      'runs keep the state of theirs',
-    )
   sweeps.main(sweep, make_task, actor_critic.FAMILY)
 
 
 def _train_on_host(sweep: Sweep) -> None:
   """Trains the runs of a sweep on robots, one after the other."""
-  for name in _COMPILED_ONLY:
-    for config in sweep.configs:
-      if getattr(config, name) != getattr(ControlConfig, name):
-        refuse(
-          config,
-          name,
-          f'not be given with --environment={config.environment}, which is '
-          'stepped on the host',
-        )
   configs = [
     dataclasses.replace(config, environment=gym.resolve(config.environment))
     for config in sweep.configs

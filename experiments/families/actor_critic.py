@@ -47,6 +47,7 @@ from experiments.families import Family, Task
 from siamrl import learner
 from siamrl.agents import actor_critic
 from siamrl.diagnostics import Panel
+from siamrl.envs import registry
 from siamrl.learner import Learner, TwinSpec
 from siamrl.losses import td
 from siamrl.networks import policies
@@ -74,6 +75,21 @@ _CARRIES_NOISE = When(
     agent_options(config).get('exploration') == 'ornstein_uhlenbeck'
   ),
   'with --exploration=ornstein_uhlenbeck',
+)
+
+
+def _is_compiled(config: Any) -> bool:
+  """Whether the environment is one of JAX."""
+  try:
+    registry.resolve_environment(config.environment)
+  except ValueError:
+    return False
+  return True
+
+
+_COMPILED: dict[str, Any] = dict(
+  when=When(_is_compiled, 'with an --environment of JAX', 'environment'),
+  refused=True,
 )
 
 
@@ -109,6 +125,27 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   reward_bound: float | None = redeclared(  # type: ignore[assignment]
     CollectOptions, 'reward_bound', None
   )
+  fresh_environments: bool = redeclared(
+    runs.HostOptions,
+    'fresh_environments',
+    when=When(
+      lambda config: not _is_compiled(config),
+      'with an --environment of Gymnasium',
+      'environment',
+    ),
+    refused=True,
+  )
+  share: str = redeclared(runs.SweepOptions, 'share', **_COMPILED)
+  vectorized: bool | None = redeclared(
+    runs.SweepOptions, 'vectorized', **_COMPILED
+  )
+  coordinator: str | None = redeclared(
+    runs.SweepOptions, 'coordinator', **_COMPILED
+  )
+  num_processes: int = redeclared(
+    runs.SweepOptions, 'num_processes', **_COMPILED
+  )
+  process_id: int = redeclared(runs.SweepOptions, 'process_id', **_COMPILED)
 
   _environment: Any = group('The environment')
   environment: str = option(
@@ -124,6 +161,7 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
     'Where to evaluate, if elsewhere; of JAX-native ones.',
     single=True,
     when=is_set('eval_episodes', '1 or more'),
+    refused=_COMPILED['when'],
   )
 
   _agent: Any = group('The agent')

@@ -514,13 +514,22 @@ _ON_HOST = '--environment=gymnasium:Pendulum-v1'
       (_ON_HOST, '--batch_size=8,99', '--replay_capacity=200'),
       '--min_replay=50 must be at least 100: --batch_size=99',
     ),
-    ((_ON_HOST, '--share=batch'), '--share=batch must not be given with'),
+    (
+      (_ON_HOST, '--share=batch'),
+      '--share=batch must go with an --env',
+    ),
     (
       (_ON_HOST, '--replay_capacity=18'),
       '--replay_capacity=18 must be at least 20: room for --batch_size=8',
     ),
-    ((_ON_HOST, '--vectorized'), '--vectorized=true must not be given with'),
-    ((_ON_HOST, '--eval_environment=pendulum'), 'which is stepped on the host'),
+    (
+      (_ON_HOST, '--vectorized'),
+      '--vectorized=true must go with an',
+    ),
+    (
+      (_ON_HOST, '--eval_environment=pendulum'),
+      'must go with an --environment',
+    ),
     ((_ON_HOST, '--eval_episode_env_steps=9'), 'which is stepped on the host'),
     (
       (_ON_HOST, '--panel_period=1', '--probe_size=8', '--shadows=hard')
@@ -534,7 +543,7 @@ _ON_HOST = '--environment=gymnasium:Pendulum-v1'
     ),
     (
       ('--fresh_environments',),
-      '--fresh_environments=true must go with environments on the host',
+      '--fresh_environments=true must go with an --environment of Gymnasium',
     ),
   ],
 )
