@@ -132,6 +132,7 @@ def test_agent_and_network(calls):
     layer_norm=True,
     hidden_units=24,
     renormalize=True,
+    torso=None,
   )
   assert calls['make_q_agent'][0][1] == dict(
     name='double_dqn',
