@@ -86,23 +86,25 @@ class AtariConfig(
     ExplorationOptions, 'epsilon_decay', 1_000_000
   )
 
-  _length: Any = group('How long they are')
+  _length: Any = group('Length of the run')
   frames: int = option(
     200_000_000,
-    'Emulator frames of the whole run.',
+    'Emulator frames of each run.',
     POSITIVE,
     most=INT64,  # checked in env steps and gradient steps
     common=True,
   )
   iteration_frames: int = option(
     1_000_000,
-    'Emulator frames of training from one row of metrics.csv, '
-    'evaluation and checkpoint to the next.',
+    'Emulator frames of training per iteration, after which there is a row '
+    'of metrics.csv, an evaluation and a checkpoint.',
     POSITIVE,
     most=INT64,
   )
   _protocol: Any = group('The game')
-  game: str = option('pong', 'Any spelling: ms_pacman, MsPacman.', common=True)
+  game: str = option(
+    'pong', 'Game, in any spelling, such as ms_pacman or MsPacman.', common=True
+  )
   num_envs: int = option(
     1,
     'Emulators stepped in parallel; must divide --train_period or be a '
@@ -115,7 +117,7 @@ class AtariConfig(
   )
   noop_max: int = option(
     30,
-    'No-op frames at most at the start of an episode',
+    'Most no-op frames at the start of an episode',
     NOT_NEGATIVE,
     most=10_000,
   )
@@ -124,16 +126,18 @@ class AtariConfig(
     4, 'Emulator frames per env step', POSITIVE, most=1_000
   )
   frame_cap: int = option(
-    108_000, 'Emulator frames per episode, at most; a truncation.', POSITIVE
+    108_000,
+    'Most emulator frames of an episode, which is then truncated.',
+    POSITIVE,
   )
   full_action_set: bool = option(
-    False, 'All 18 actions rather than those that the game knows.'
+    False, 'Use all 18 actions rather than those that the game knows.'
   )
 
   _agent: Any = group('The convolutions, and lives')
   hidden_units: int = option(
     512,
-    'Of the layer after the convolutions; 0 for no such layer.',
+    'Units of the layer after the convolutions; 0 for no such layer.',
     NOT_NEGATIVE,
   )
   padding: str = option(
@@ -143,7 +147,7 @@ class AtariConfig(
     when=learning.DEFAULT_NETWORK,
   )
   life_loss_terminates: bool = option(
-    True, 'A lost life ends the return for learning; the game goes on.'
+    True, 'End the return at a lost life for learning; the game goes on.'
   )
 
   _collecting: Any = group('Collecting and learning')
@@ -151,7 +155,7 @@ class AtariConfig(
   n_step: int = redeclared(CollectOptions, 'n_step')
   reward_clip: float = redeclared(CollectOptions, 'reward_clip', 1.0)
   augmentation: str = choice(
-    'none', 'What is done to the frames learned from:', AUGMENTATIONS
+    'none', 'Augmentation of the frames learned from.', AUGMENTATIONS
   )
   batch_size: int = redeclared(CollectOptions, 'batch_size', 32)
   train_period: int = redeclared(CollectOptions, 'train_period', 4)
@@ -159,36 +163,37 @@ class AtariConfig(
   min_replay: int = redeclared(CollectOptions, 'min_replay', 50_000)
   replay_capacity: int = option(
     1_000_000,
-    'Transitions; 7.1 kB of memory each, taken as it fills.',
+    'Transitions in the replay; each takes 7.1 kB of memory as it fills.',
     POSITIVE,
     most=INT64,  # the memory ends sooner
   )
   acting: str = option(
     'exact',
-    'exact: with the newest parameters; the learner works beside the last env '
-    'step of a round. overlapped: with those of one round before; it works '
-    'beside the first',
+    'Parameters that act. exact: the newest; the learner works during the '
+    'last env step of a round. overlapped: those of one round before; it '
+    'works during the first',
     one_of(('exact', 'overlapped')),
   )
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_frames: int = option(
     500_000,
-    'Frames to play; the episodes that end within them count. 0: '
-    'see --eval_episodes.',
+    'Frames per evaluation; the episodes that end within them count. 0: see '
+    '--eval_episodes.',
     NOT_NEGATIVE,
   )
   eval_episodes: int = option(
     0,
-    'Episodes to play. With --eval_frames=0 too: no evaluation.',
+    'Episodes per evaluation if --eval_frames is 0; no evaluation if both '
+    'are 0.',
     NOT_NEGATIVE,
     common=True,
   )
   eval_epsilon: float = option(
-    0.05, 'Chance of a random action.', FRACTION, when=_EVALUATES
+    0.05, 'Chance of a random action in evaluations.', FRACTION, when=_EVALUATES
   )
   eval_envs: int = option(
     1,
-    'Emulators stepped in parallel',
+    'Emulators stepped in parallel in evaluations',
     POSITIVE,
     most=MOST_EMULATORS,
     when=_EVALUATES,

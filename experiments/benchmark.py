@@ -53,7 +53,7 @@ class BenchmarkConfig:
 
   benchmark: str = option(
     'learn_step',
-    'What to time',
+    'Benchmark to run',
     declaring.one_of(
       (
         'learn_step',
@@ -70,7 +70,7 @@ class BenchmarkConfig:
     ),
   )
   rounds: int = option(
-    8, 'How often each timing is repeated; of atari_loop, blocks.', POSITIVE
+    8, 'Repetitions of each timing; blocks of atari_loop.', POSITIVE
   )
   steps: int = option(20, 'Gradient steps per round of learn_step.', POSITIVE)
   batch_size: int = option(32, 'Transitions per gradient step.', POSITIVE)
@@ -82,11 +82,13 @@ class BenchmarkConfig:
     1, 'Emulators of atari_loop and replay', POSITIVE, most=1_024
   )
   acting: str = option(
-    'exact', 'Mode of atari_loop', declaring.one_of(('exact', 'overlapped'))
+    'exact',
+    'Whose parameters act in atari_loop, see --acting of experiments.atari',
+    declaring.one_of(('exact', 'overlapped')),
   )
   platform: str | None = option(
     None,
-    'Device; the best that JAX finds if not given',
+    'Device to compute on; the best that JAX finds if not given',
     declaring.one_of(PLATFORMS),
   )
 

@@ -50,9 +50,9 @@ _COUNTS = Bound(
 class CalibrateConfig:
   """The options."""
 
-  repetitions: int = option(2_000, 'Studies for each number.', POSITIVE)
-  runs: str = option('3+5+6+10', 'Runs of a study', _COUNTS)
-  seed: int = option(0, 'Of all that is drawn.', NOT_NEGATIVE)
+  repetitions: int = option(2_000, 'Studies drawn for each number.', POSITIVE)
+  runs: str = option('3+5+6+10', 'Numbers of runs per study', _COUNTS)
+  seed: int = option(0, 'Seed of all studies.', NOT_NEGATIVE)
 
 
 def _line(cells: list[Any]) -> str:

@@ -48,7 +48,7 @@ class ClassicConfig(q.CompiledConfig):
   _environment: Any = group('The environment')
   environment: str = option(
     'cartpole',
-    f'In any spelling: {", ".join(discrete())}.',
+    f'Environment, in any spelling: {", ".join(discrete())}.',
     common=True,
   )
   hidden_sizes: str = option(
@@ -59,7 +59,7 @@ class ClassicConfig(q.CompiledConfig):
   )
   rescale_observations: bool = option(
     False,
-    'Bring observations to [-1, 1] as Dopamine does, for '
+    'Rescale observations to [-1, 1] as Dopamine does, for '
     f'{", ".join(_LOWEST_HIGHEST)}.',
     when=learning.DEFAULT_NETWORK,
   )

@@ -111,9 +111,13 @@ class CriteriaConfig:
   """The options."""
 
   _study: Any = group('The study')
-  study: str = option('twin_age', 'Which one', one_of(STUDIES))
+  study: str = option(
+    'twin_age', 'Study whose claims are checked', one_of(STUDIES)
+  )
   runs: str = path_option(
-    '', 'Folder of its runs, or a results file with a row for each run and time'
+    '',
+    "Folder of the study's runs, or a results file with a row for each run and "
+    'time',
   )
 
 

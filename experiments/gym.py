@@ -60,7 +60,7 @@ class GymConfig(
   _environment: Any = group('The environment')
   environment: str = option(
     'CartPole-v1',
-    'An id of Gymnasium, in any spelling; package:Name-v0 imports the package '
+    'Id of Gymnasium, in any spelling; package:Name-v0 imports the package '
     'that registers it.',
     common=True,
   )

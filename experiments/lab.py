@@ -130,24 +130,26 @@ class LabConfig(TwinOptions):
   )
 
   _problem: Any = group('The problem')
-  problem: str = option(
-    'baird',
-    '; '.join(f'{name}: {summary}' for name, summary in _PROBLEMS.items()),
-    one_of(_PROBLEMS),
-    common=True,
+  problem: str = choice(
+    'baird', 'Problem that is solved.', _PROBLEMS, common=True
   )
   seed: int = option(
-    0, 'Of the drawing', UINT32, most=2**32 - 1, **_of('seed'), common=True
+    0,
+    'Seed of a problem that is drawn',
+    UINT32,
+    most=2**32 - 1,
+    **_of('seed'),
+    common=True,
   )
   num_states: int | None = option(
     None,
-    'States, with the terminal one if there is one',
+    'Number of states, including the terminal one if there is one',
     Bound(lambda x: 2 <= x <= 256, 'from 2 to 256'),
     **_of('num_states'),
   )
   num_features: int | None = option(
     None,
-    'Weights, or features of a state',
+    'Number of weights, or of features of a state',
     Bound(lambda x: 1 <= x <= 256, 'from 1 to 256'),
     **_of('num_features'),
   )
@@ -160,7 +162,7 @@ class LabConfig(TwinOptions):
 
   predictor: str = choice(
     'optimal',
-    'What maps features to those of the next state:',
+    'Map from features to those of the next state.',
     self_prediction.PREDICTORS,
     **_of('predictor'),
     value_alias={'learnt': 'learned'},
@@ -168,7 +170,7 @@ class LabConfig(TwinOptions):
   )
   predictor_rate: float | None = option(
     None,
-    'Step size of a learned predictor, in those of the features',
+    'Step size of a learned predictor, as a multiple of that of the features',
     POSITIVE,
     when=given('predictor', 'learned'),
     refused=given('problem', _SELF_PREDICTION),
@@ -177,21 +179,21 @@ class LabConfig(TwinOptions):
   _learning: Any = group('Learning')
   discount: float = option(
     0.99,
-    'Per step of the process, of values',
+    'Discount of values per step of the process',
     FRACTION,
     **_of('discount'),
     common=True,
   )
   step_size: float = option(
     0.1,
-    'Of gradient descent on the sum of the losses, each weighed by the share '
-    'of its state',
+    'Step size of gradient descent on the sum of the losses, each weighted '
+    'by the share of its state',
     Bound(lambda x: 0 < x <= 1e6, 'positive, and 1e6 at most'),
     common=True,
   )
   gradient_steps: int = option(
     20_000,
-    'Length of the run, where an environment step is a gradient step',
+    'Gradient steps of the run; an environment step is a gradient step',
     Bound(lambda x: 1 <= x < 2**31, f'from 1 to {2**31 - 1}'),
     single=True,
   )
@@ -199,16 +201,16 @@ class LabConfig(TwinOptions):
   _folder: Any = group('Where')
   run_dir: str | None = path_option(
     None,
-    'Folder for tables and pictures; none if not given.',
+    'Folder for tables and figures; none are written if not given.',
     single=True,
     common=True,
   )
   overwrite: bool = option(
-    False, 'Start afresh where the folder holds runs already.', single=True
+    False, 'Start afresh even if --run_dir holds runs already.', single=True
   )
   platform: str = option(
     'cpu',
-    'Device; problems so small gain nothing from another',
+    'Device to compute on; problems so small gain nothing from an accelerator',
     one_of(startup.PLATFORMS),
     single=True,
   )

@@ -39,8 +39,8 @@ from siamrl.networks.q_network import QNetwork, minatar_network
 from siamrl.types import JaxEnvironment
 
 AUGMENTATIONS = {
-  'none': 'nothing',
-  'shift': 'moved by up to a cell, each on its own (after DrQ)',
+  'none': 'no augmentation',
+  'shift': 'moved by up to a cell, each board on its own (after DrQ)',
 }
 _AUGMENT: dict[str, augment.Augmentation | None] = {
   'none': None,
@@ -78,22 +78,24 @@ class MinAtarConfig(q.CompiledConfig):
 
   _game: Any = group('The game')
   game: str = option(
-    'breakout', 'Any spelling: SpaceInvaders, space_invaders.', common=True
+    'breakout',
+    'Game, in any spelling, such as SpaceInvaders or space_invaders.',
+    common=True,
   )
   protocol: str = option(
     'paper',
-    'paper: sticky actions (0.1), all 6 actions, no cap on steps. gymnax: '
-    'its own rules, with the fewest actions and a cap',
+    'Rules of the game. paper: sticky actions (0.1), all 6 actions, no cap '
+    "on steps; gymnax: gymnax's own, with the fewest actions and a cap",
     one_of(PRESETS),
   )
   noise_channels: int = option(
     0,
-    'Planes of noise behind those of the game: cells that are set with a '
+    'Planes of noise behind those of the game, whose cells are set with a '
     'probability of 0.1, anew in every step.',
     NOT_NEGATIVE,
   )
   augmentation: str = choice(
-    'none', 'What is done to the boards learned from:', AUGMENTATIONS
+    'none', 'Augmentation of the boards learned from.', AUGMENTATIONS
   )
   padding: str = option(
     'VALID',
@@ -103,7 +105,7 @@ class MinAtarConfig(q.CompiledConfig):
   )
   hidden_units: int = option(
     128,
-    'Of the layer after the convolution; 0 for no such layer.',
+    'Units of the layer after the convolution; 0 for no such layer.',
     NOT_NEGATIVE,
   )
 

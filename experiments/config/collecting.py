@@ -40,13 +40,14 @@ class CollectOptions(PanelOptions, TwinOptions):
 
   target_period: int = redeclared(TwinOptions, 'target_period', 500)
 
-  _length: Any = group('How long they are')
+  _length: Any = group('Length of the run')
   env_steps: int = option(
     500_000, 'Env steps of each run.', POSITIVE, single=True, common=True
   )
   iteration_env_steps: int = option(
     10_000,
-    'Env steps from one row of metrics.csv, and evaluation, to the next.',
+    'Env steps per iteration, after which there is a row of metrics.csv and '
+    'an evaluation.',
     POSITIVE,
     single=True,
   )
@@ -54,25 +55,27 @@ class CollectOptions(PanelOptions, TwinOptions):
   _collecting: Any = group('Collecting and learning')
   num_envs: int = option(
     10,
-    'Environments stepped at once by each run; must divide --train_period or '
+    'Environments that each run steps at once; must divide --train_period or '
     'be a multiple of it.',
     POSITIVE,
   )
   discount: float = option(
-    0.99, 'Per env step.', FRACTION, traced=True, common=True
+    0.99, 'Discount per env step.', FRACTION, traced=True, common=True
   )
   # A compiled program has an addition for each.
-  n_step: int = option(1, 'Rewards before the bootstrap', POSITIVE, most=1_000)
+  n_step: int = option(
+    1, 'Number of rewards before a target bootstraps', POSITIVE, most=1_000
+  )
   reward_scale: float = option(
     1.0,
-    'Rewards are multiplied by this for learning, before any clipping.',
+    'Factor on rewards for learning, before any clipping.',
     POSITIVE,
     traced=True,
   )
   reward_clip: float = option(
     0.0,
-    'Rewards are clipped to plus or minus this for learning; 0 for no '
-    'clipping. Reported returns never are.',
+    'Bound to which absolute rewards are clipped for learning; 0 for no '
+    'clipping. Reported returns are never clipped.',
     NOT_NEGATIVE,
   )
   batch_size: int = option(
@@ -83,7 +86,7 @@ class CollectOptions(PanelOptions, TwinOptions):
   )
   train_steps: int = option(
     1,
-    'Gradient steps of each training; many make fitted Q-iteration.',
+    'Gradient steps per training; many make fitted Q-iteration.',
     POSITIVE,
   )
   min_replay: int = option(
@@ -91,7 +94,7 @@ class CollectOptions(PanelOptions, TwinOptions):
   )
   replay_capacity: int = option(
     10_000,
-    'Transitions, of each run.',
+    'Transitions in the replay of each run.',
     POSITIVE,
     most=INT64,  # the memory ends sooner
   )
@@ -99,21 +102,21 @@ class CollectOptions(PanelOptions, TwinOptions):
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_episodes: int = option(
     0,
-    'Episodes to play; 0 for no evaluation.',
+    'Episodes per evaluation; 0 for no evaluation.',
     NOT_NEGATIVE,
     single=True,
     common=True,
   )
   eval_epsilon: float = option(
     0.0,
-    'Chance of a random action.',
+    'Chance of a random action in evaluations.',
     FRACTION,
     single=True,
     when=is_set('eval_episodes', '1 or more'),
   )
   eval_episode_env_steps: int = option(
     10_000,
-    'Env steps after which an episode is cut.',
+    'Env steps after which an episode of an evaluation is cut.',
     POSITIVE,
     single=True,
     when=is_set('eval_episodes', '1 or more'),

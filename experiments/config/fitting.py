@@ -28,10 +28,9 @@ _DEFAULT_ITERATIONS = 40
 # Periods are in gradient steps.
 _SPEEDS = twin_options.Speeds('gradient_steps', 1, 1)
 _ANNEAL = {
-  'none': 'nowhere',
-  'run': 'over the whole run',
-  'fit': 'over each fit, with which the optimizer must start anew: '
-  '--reset_optimizer',
+  'none': 'it is constant',
+  'run': 'the whole run',
+  'fit': 'each fit; needs --reset_optimizer',
 }
 
 
@@ -39,9 +38,13 @@ _ANNEAL = {
 class FitOptions(LearningOptions, TwinOptions, RunOptions):
   """The options; their defaults follow no paper."""
 
-  # Also the length of an iteration, whatever the rule.
   target_period: int = redeclared(
-    TwinOptions, 'target_period', 1_000, when=None
+    TwinOptions,
+    'target_period',
+    1_000,
+    help='Gradient steps of a fit, from one target update to the next. It is '
+    'the default of --iteration_gradient_steps even if the rule ignores it.',
+    when=None,
   )
   target_period_unit: str = redeclared(
     TwinOptions,
@@ -54,49 +57,50 @@ class FitOptions(LearningOptions, TwinOptions, RunOptions):
   )
   learning_rate: float = redeclared(LearningOptions, 'learning_rate', 1e-3)
   anneal_learning_rate: str = choice(  # type: ignore[assignment]
-    'none', 'Where the step size falls to 0 in a straight line:', _ANNEAL
+    'none', 'Period over which the step size falls linearly to 0.', _ANNEAL
   )
 
-  _length: Any = group('How long it is')
+  _length: Any = group('Length of the run')
   iterations: int | None = option(
     None,
-    'Fits of the whole run, each of --target_period gradient steps; '
+    'Number of fits, each of --target_period gradient steps; '
     f'{_DEFAULT_ITERATIONS} if neither this nor --gradient_steps is given',
     POSITIVE,
     common=True,
   )
   gradient_steps: int | None = option(
-    None, 'Length of the whole run, in place of --iterations', POSITIVE
+    None, 'Gradient steps of the whole run, in place of --iterations', POSITIVE
   )
   iteration_gradient_steps: int | None = option(
     None,
-    'Gradient steps from one row of metrics.csv, and evaluation, to the next; '
-    '--target_period if not given',
+    'Gradient steps per iteration, after which there is a row of metrics.csv '
+    'and an evaluation; --target_period if not given',
     POSITIVE,
   )
 
   _fits: Any = group('Fits')
   batch_size: int = option(
     256,
-    'Transitions per gradient step, drawn with replacement; 0 for all of them '
-    'at every step',
+    'Transitions per gradient step, drawn with replacement; 0 for all of '
+    'them at every step',
     NOT_NEGATIVE,
     most=INT64,  # the memory ends sooner
     common=True,
   )
   tolerance: float | None = option(
     None,
-    'A fit ends when its loss, averaged over --tolerance_window gradient '
-    'steps, has not fallen by more than this fraction of what it was in the '
-    'window before; 0 waits until it does not fall at all. All fits have '
-    '--target_period gradient steps if not given',
+    'Least relative decrease of the loss that lets a fit go on, between '
+    'averages over --tolerance_window gradient steps; 0 ends a fit when the '
+    'loss does not fall at all. If not given, all fits have --target_period '
+    'gradient steps',
     NOT_NEGATIVE,
     when=HAS_PERIOD,
     refused=True,
   )
   tolerance_window: int = option(
     100,
-    'Gradient steps of a window; must divide --target_period.',
+    'Gradient steps over which --tolerance averages the loss; must divide '
+    '--target_period.',
     POSITIVE,
     when=When(lambda config: config.tolerance is not None, 'with --tolerance'),
   )

@@ -7,14 +7,14 @@ from experiments.config.declaring import INT32, When, complete
 
 _WIDTH = 76
 _FLAG_FILES = """
---flagfile=FILE reads flags from a file, one a line. Of a flag given twice the
-later one counts, so flags after --flagfile change what the file says.
-Presets are found by their name from any folder: --flagfile=nature_dqn."""
+--flagfile=FILE reads flags from a file, one per line. If a flag is given twice,
+the last one counts, so flags after --flagfile override those of the file.
+Presets are found by name from any folder: --flagfile=nature_dqn."""
 _LISTS = """
-A flag that is not marked (one value) takes several, separated by commas;
-every combination of the values is run."""
+A flag not marked (one value) takes several values, separated by commas; every
+combination of them is run."""
 _SHORT = """
-Most runs change these only. --helpfull explains all {number} options."""
+Most runs change only these. --helpfull explains all {number} options."""
 
 
 def help_text(
@@ -63,11 +63,12 @@ def help_text(
 def _body(field: dataclasses.Field) -> list[str]:
   """The lines below the first one."""
   about = field.metadata
-  text, bound = about['help'], about['bound'].text
+  text, bound = about['help'].rstrip('.'), about['bound'].text
   if about['most'] < INT32:
     bound += f', at most {about["most"]}'
-  if bound and 'summaries' not in about:
-    text = f'{text.rstrip(".")}; {bound}.'
+  if bound and not {'summaries', 'path'} & about.keys():
+    text += f'; {bound}'
+  text += '.'
   conditions = dict.fromkeys(
     each.words
     for each in (about['refused'], about['when'])
@@ -75,9 +76,9 @@ def _body(field: dataclasses.Field) -> list[str]:
   )
   if conditions:
     condition = f'Only {" and ".join(conditions)}.'
-    if condition.startswith('Only without '):
+    if condition.startswith('Only without ') and ' and ' not in condition:
       condition = condition.replace('Only without', 'Not with', 1)
-    text = f'{text.rstrip(".")}. {condition}'
+    text += f' {condition}'
   lines = _wrapped(text, 6, 6)
   for name, summary in about.get('summaries', dict)().items():
     lines += _wrapped(f'{name}: {summary}', 8, 10)

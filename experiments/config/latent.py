@@ -34,36 +34,39 @@ class LatentOptions:
   _latent: Any = group('Latent self-prediction (SPR)')
   spr_steps: int = option(
     0,
-    'Env steps ahead that the network predicts its own features, or rather '
-    'those of its twin; 0 for none. With --target_update=by_path they have the '
-    'twin latent, and values q: q:hard+latent:soft.',
+    'Env steps ahead for which the network predicts features of '
+    'observations; 0 for none. In --target_paths the twin of features is '
+    'called latent, and that of values q: q:hard+latent:soft.',
     NOT_NEGATIVE,
     most=100,  # the program has a copy of the transition for each
   )
   spr_weight: float = option(
     5.0,
-    'Weight of the mean squared distance of unit vectors over these steps.',
+    'Weight of the prediction loss, the mean squared distance of unit vectors.',
     NOT_NEGATIVE,
     traced=True,
     **_PREDICTS,
   )
   spr_target: str = choice(
-    'twin', 'What it predicts:', latent.TARGETS, **_PREDICTS
+    'twin', 'Features that are predicted.', latent.TARGETS, **_PREDICTS
   )
   spr_transition: str = choice(
-    'conv', 'What leads from one step to the next:', TRANSITIONS, **_PREDICTS
+    'conv',
+    'Model that leads from the features of one env step to the next.',
+    TRANSITIONS,
+    **_PREDICTS,
   )
   spr_projections: int | None = option(
     None,
-    'Units of a layer in which predictions are compared; if not given, it is '
-    "the hidden layer of the network's head",
+    'Units of the layer in which predictions are compared; if not given, it '
+    "is the hidden layer of the network's head",
     POSITIVE,
     **_PREDICTS,
   )
   renormalize: bool = option(
     False,
-    'Bring the features of each observation to [0, 1] before the head, with '
-    '--spr_steps or without.',
+    'Rescale the features of each observation to [0, 1] before the head, '
+    'also without --spr_steps.',
     alias=('renormalise',),
   )
 

@@ -72,15 +72,15 @@ class NetworkOptions:
   _network: Any = group('The network', _parameters)
   network: str = choice(
     'default',
-    'What makes features of observations, before the head:',
+    'Layers that make features of observations, before the head.',
     lambda: (
       {'default': 'the layers that the other options describe'}
       | {name: torso.summary for name, torso in torsos.TORSOS.items()}
     ),
   )
-  head: str = option('linear', 'Last layers', one_of(HEADS))
+  head: str = option('linear', 'Last layers of the network', one_of(HEADS))
   initializer: str = option(
-    'torch_uniform', 'Initial weights', one_of(INITIALIZERS)
+    'torch_uniform', 'Distribution of initial weights', one_of(INITIALIZERS)
   )
   layer_norm: bool = option(
     False, 'Normalize each hidden layer before its ReLU.'
@@ -164,19 +164,19 @@ class LearningOptions:
     },
   )
   learning_rate: float = option(
-    2.5e-4, 'Step size.', POSITIVE, traced=True, common=True
+    2.5e-4, 'Step size of the optimizer.', POSITIVE, traced=True, common=True
   )
   optimizer_eps: float = option(
     1e-8,
-    'Inside the square root for RMSProp, outside for Adam, RAdam and '
-    'rmsprop_centered_torch.',
+    "The optimizer's epsilon: inside the square root for RMSProp, outside "
+    'for Adam, RAdam and rmsprop_centered_torch.',
     POSITIVE,
     traced=True,
     when=not_given('optimizer', 'sgd'),
   )
   rmsprop_decay: float = option(
     0.95,
-    "Of RMSProp's averages.",
+    "Decay rate of RMSProp's averages.",
     DECAY,
     when=When(
       lambda config: config.optimizer.startswith('rmsprop'),
@@ -184,12 +184,12 @@ class LearningOptions:
     ),
   )
   anneal_learning_rate: bool = option(
-    False, 'Let the step size fall to 0 in a straight line over the run.'
+    False, 'Let the step size fall linearly to 0 over the run.'
   )
   max_gradient_norm: float = option(
     0.0,
-    'Gradients are shortened to this norm, of all parameters together; 0 for '
-    'no limit.',
+    'Norm to which gradients are clipped, of all parameters together; 0 for '
+    'no clipping.',
     NOT_NEGATIVE,
   )
   td_loss: str = option(
@@ -200,7 +200,8 @@ class LearningOptions:
   )
   error_bound: float = option(
     1.0,
-    'Where huber and clipped bound the gradient in a TD error.',
+    'Absolute TD error from which --td_loss=huber or clipped bounds the '
+    'gradient.',
     POSITIVE,
     when=both(
       read_by_agent('error_bound'), given('td_loss', 'huber', 'clipped')
@@ -208,14 +209,14 @@ class LearningOptions:
   )
   batch_reduction: str = option(
     'mean',
-    'Over the losses of a batch',
+    'How the losses of a batch are combined',
     one_of(q.REDUCTIONS),
     when=read_by_agent('batch_reduction', is_set('spr_steps', '1 or more')),
   )
   param_dtype: str = option(
     'float32',
     'Type of the online parameters; the twin and the copy that the optimizer '
-    'works on are in float32',
+    'updates are float32',
     one_of(q.DTYPES),
     when=read_by_agent('param_dtype'),
   )
@@ -227,16 +228,19 @@ class ExplorationOptions:
 
   _acting: Any = group('Acting')
   epsilon_start: float = option(
-    1.0, 'Chance of a random action at first.', FRACTION, traced=True
+    1.0, 'Chance of a random action at the start.', FRACTION, traced=True
   )
   epsilon_end: float = option(
-    0.05, 'Chance of a random action in the end.', FRACTION, traced=True
+    0.05, 'Chance of a random action after the decay.', FRACTION, traced=True
   )
   epsilon_hold: int = option(
-    0, 'Env steps before it begins to decay.', NOT_NEGATIVE, traced=True
+    0, 'Env steps before epsilon begins to decay.', NOT_NEGATIVE, traced=True
   )
   epsilon_decay: int = option(
-    250_000, 'Env steps that the decay lasts.', POSITIVE, traced=True
+    250_000,
+    'Env steps over which epsilon decays linearly.',
+    POSITIVE,
+    traced=True,
   )
 
 

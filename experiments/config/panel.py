@@ -42,26 +42,27 @@ class PanelOptions:
   _panel: Any = group("The twin's panel")
   panel_period: int = option(
     0,
-    'Iterations from one measurement of what the twin does to the next; 0 for '
-    'none. Columns of metrics.csv that begin with panel/.',
+    'Iterations from one measurement of what the twin does to the next; 0 '
+    'for none. They become the columns panel/... of metrics.csv.',
     NOT_NEGATIVE,
     single=True,
     common=True,
   )
   probe_size: int = option(
     256,
-    'Transitions that it looks at, drawn in the first iteration and kept; no '
-    'rank is larger.',
+    'Transitions that the panel measures on, drawn in the first iteration '
+    'and kept. Ranks are at most this large.',
     POSITIVE,
     single=True,
     when=_MEASURES,
   )
   shadows: str | None = option(
     None,
-    'Rules whose targets and gradients are computed beside those in use, such '
-    'as self+soft; about as old on average, but soft moves every '
-    f'{STRIDE} gradient steps, so that it is {(STRIDE - 1) / 2:g} old at '
-    'least. They are born equal and move after gradient steps',
+    'Rules to compare with the one in use, such as self+soft: their targets '
+    'and gradients are computed, too. Shadows are born equal, move after '
+    'gradient steps, and are about as old as the twin, or as a hard copy with '
+    f'--target_period if it has no age; but soft moves every {STRIDE} gradient '
+    f'steps, so that it is at least {(STRIDE - 1) / 2:g} old',
     _SHADOWS,
     single=True,
     when=_MEASURES,
@@ -69,8 +70,8 @@ class PanelOptions:
   )
   reward_bound: float = option(
     1.0,
-    'Largest reward learned from, after scale and clip: values above it / '
-    '(1 - discount) have diverged softly.',
+    'Largest absolute reward after scaling and clipping. Values above '
+    'reward_bound / (1 - discount) count as soft divergence.',
     POSITIVE,
     single=True,
     when=_MEASURES,

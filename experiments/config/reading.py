@@ -268,8 +268,8 @@ def also() -> Any:
   """The option that adds further parts to a sweep; its field is so named."""
   return option(
     None,
-    'Further runs beside those of the other flags: parts, with a semicolon '
-    'between two, each of flags that are put behind the others, such as '
+    'Further runs: groups of flags, separated by semicolons, each of which is '
+    'added to the other flags and overrides them, such as '
     '"--tau=0.1; --target_update=hard --target_period=10,100".',
     single=True,
   )

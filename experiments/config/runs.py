@@ -34,28 +34,31 @@ class RunOptions:
   _run: Any = group('The run')
   run_dir: str | None = path_option(
     None,
-    'Folder of all that is computed; if not given one in runs/, named after '
-    'what is learned, the agent, what is swept and the seed',
+    'Folder of all results; if not given, one in runs/ named after what is '
+    'learned, the agent, the swept options and the seed',
     single=True,
     common=True,
   )
   overwrite: bool = option(
-    False, 'Start afresh where the folder holds runs already.', single=True
+    False, 'Start afresh even if --run_dir holds runs already.', single=True
   )
   seed: int = option(
     0,
-    'Everything random follows from it; of several runs, the first has it.',
+    'Seed of everything random; with several --seeds, that of the first run.',
     UINT32,
     single=True,
     most=2**32 - 1,
     common=True,
   )
   checkpoint_period_s: float = option(
-    600, 'Seconds between two checkpoints, about.', POSITIVE, single=True
+    600,
+    'Seconds between two checkpoints, approximately.',
+    POSITIVE,
+    single=True,
   )
   platform: str | None = option(
     None,
-    'Device; the best that JAX finds if not given',
+    'Device to compute on; the best that JAX finds if not given',
     one_of(PLATFORMS),
     single=True,
   )
@@ -68,9 +71,9 @@ class HostOptions:
   _host: Any = group('Resuming in environments that are stepped on the host')
   fresh_environments: bool = option(
     False,
-    'Where a resumed run finds that its environments do not return to where it '
-    'had stopped, because they have changed or ignore their seed: go on in '
-    'fresh ones, no longer bit for bit the run that was never stopped.',
+    'Resume in fresh environments if the old ones cannot return to where the '
+    'run stopped, because they have changed or ignore their seed. The run is '
+    'then no longer bit for bit the one that never stopped.',
     single=True,
   )
 
@@ -82,7 +85,7 @@ class SeriesOptions(RunOptions):
   _several: Any = group('Several runs')
   seeds: int = option(
     1,
-    'Runs of each combination, with the seeds from --seed on',
+    'Runs of each combination of options, with consecutive seeds from --seed',
     POSITIVE,
     single=True,
     most=INT64,  # the memory, or the time, ends sooner
@@ -97,7 +100,7 @@ class SweepOptions(SeriesOptions):
 
   share: str = option(
     'runs',
-    'What the devices share: the runs, or the batch of each gradient step',
+    'Work that devices share: the runs, or the batch of each gradient step',
     one_of(('runs', 'batch')),
     single=True,
   )
@@ -110,15 +113,15 @@ class SweepOptions(SeriesOptions):
   )
   coordinator: str | None = option(
     None,
-    'Where the first process listens, if several share the runs: at localhost '
-    'or an IP address of its own, there and nowhere else; by a name, on all '
-    'interfaces',
+    'Address at which the first of several processes listens. With localhost '
+    'or an IP address of its own it listens only there, with another name on '
+    'all interfaces',
     _ADDRESS,
     single=True,
   )
   num_processes: int = option(
-    1, 'Processes that share the runs.', POSITIVE, single=True
+    1, 'Number of processes that share the runs.', POSITIVE, single=True
   )
   process_id: int = option(
-    0, 'Which of them this one is, from 0.', NOT_NEGATIVE, single=True
+    0, 'Index of this process among --num_processes.', NOT_NEGATIVE, single=True
   )

@@ -76,13 +76,13 @@ class TargetOptions:
   _targets: Any = group('The targets', _parameters)
   agent: str = choice(
     'dqn',
-    'What learns:',
+    'Agent that learns.',
     lambda: {name: kind.summary for name, kind in registry.AGENTS.items()},
     common=True,
   )
   target_form: str | None = choice(
     None,
-    'What targets bootstrap from:',
+    'Value that targets bootstrap from.',
     lambda: {name: form.summary for name, form in td.TARGETS.items()},
     when=learning.read_by_agent('target_form'),
     refused=True,

@@ -64,6 +64,18 @@ def _has_period(config: Any) -> bool:
   return twins.RULES[config.target_update].period is None
 
 
+def _readers_of_period() -> str:
+  """The rules that --target_period means something to, as a flag."""
+  readers = [
+    name
+    for name, rule in twins.RULES.items()
+    if rule.period is None
+    or 'target_period' in rule.takes
+    or 'target_paths' in rule.takes
+  ]
+  return f'--target_update={either(readers)}'
+
+
 # Not so for rules that keep clocks of their own.
 HAS_PERIOD = When(
   _has_period,
@@ -79,7 +91,7 @@ class TwinOptions(users.UserOptions):
   _twin: Any = group('The twin', _parameters)
   target_update: str = choice(
     'hard',
-    'What the twin becomes, and what it is used for:',
+    'Rule by which the twin follows the online network, and its use.',
     lambda: {name: rule.summary for name, rule in twins.RULES.items()},
     common=True,
   )
@@ -93,14 +105,14 @@ class TwinOptions(users.UserOptions):
         or getattr(config, 'shadows', None)
         or read_by_rule('target_period').holds(config)
       ),
-      'with a rule that has a period',
+      lambda: f'with {_readers_of_period()}; other rules ignore it',
     ),
     refused=False,
     common=True,
   )
   target_period_unit: str = option(
     'env_steps',
-    'Unit of the three periods here',
+    'Unit of --target_period, --target_period_end and --target_sync_period',
     one_of(schedule.UNITS),
     single=True,
   )
@@ -120,22 +132,24 @@ class TwinOptions(users.UserOptions):
   ridge: float | None = _parameter('ridge')
   target_init: str = option(
     'equal',
-    'What the twin is born as. equal: the online network; fresh: drawn anew',
+    'Initial parameters of the twin. equal: those of the online network; '
+    'fresh: drawn anew',
     one_of(learner.TARGET_INITS),
     when=not_given('target_update', 'self', 'residual', 'iterated_heads'),
     refused=True,
   )
   target_order: str = option(
     'after',
-    'Whether it moves after or before the gradient step',
+    'Whether the twin moves after or before the gradient step',
     one_of(learner.TARGET_ORDERS),
     when=not_given('target_update', 'self', 'residual', 'frozen'),
     refused=True,
   )
   count_warmup: bool = option(
     False,
-    "Count the warm-up in the twin's clock, as Dopamine and CleanRL do: its "
-    'phase is then that of the env steps from the start.',
+    "Count the warm-up in the twin's clock, as Dopamine and CleanRL do: "
+    'target updates then come at multiples of the period from the first env '
+    'step.',
     when=HAS_PERIOD,
     refused=True,
   )

@@ -40,12 +40,12 @@ _known: set[pathlib.Path] = set()
 class UserOptions:
   """The option that every launcher has for them."""
 
-  _user: Any = group("A file of one's own")
+  _user: Any = group("A user's own file")
   user_file: str | None = path_option(
     None,
-    'Python file that registers rules, target forms, heads or environments; '
-    'imported first. A file that calls a launcher itself need '
-    'not be named',
+    'Python file to import first, which registers rules, target forms, '
+    'agents, networks, heads or environments. A file that calls a launcher '
+    'itself need not be named',
     single=True,
   )
 

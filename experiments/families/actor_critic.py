@@ -118,8 +118,8 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   eval_episode_env_steps: int = redeclared(
     CollectOptions,
     'eval_episode_env_steps',
-    help='Env steps after which an episode is cut; of environments on the '
-    'host, those that set no limit themselves.',
+    help='Env steps after which an episode of an evaluation is cut; on the '
+    'host, only if the environment sets no limit itself.',
   )
   # Rewards here are of any size.
   reward_bound: float | None = redeclared(  # type: ignore[assignment]
@@ -150,15 +150,15 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   _environment: Any = group('The environment')
   environment: str = option(
     'pendulum',
-    'JAX-native ones, whose runs are compiled, in any spelling: pendulum, '
-    'pendulum_endless, mountain_car_continuous, reacher_gymnax, '
+    'JAX-native environment in any spelling, whose runs are compiled: '
+    'pendulum, pendulum_endless, mountain_car_continuous, reacher_gymnax, '
     'swimmer_gymnax; or an id of Gymnasium, such as HalfCheetah-v5, which is '
     'stepped on the host, one run after the other.',
     common=True,
   )
   eval_environment: str | None = option(
     None,
-    'Where to evaluate, if elsewhere; of JAX-native ones.',
+    'JAX-native environment to evaluate in, if not --environment.',
     single=True,
     when=is_set('eval_episodes', '1 or more'),
     refused=_COMPILED['when'],
@@ -167,31 +167,32 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   _agent: Any = group('The agent')
   agent: str = choice(
     'td3',
-    'Which; the other defaults are those of td3, for presets to change:',
+    'Agent that learns; the other defaults are those of td3, for presets to '
+    'change.',
     {name: a.summary for name, a in actor_critic.AGENTS.items()},
     common=True,
   )
   critics: int | None = option(
-    None, 'How many; 2 if not given', POSITIVE, **_of('critics')
+    None, 'Number of critics; 2 if not given', POSITIVE, **_of('critics')
   )
   policy_delay: int | None = option(
     None,
-    "The critics' gradient steps to one of the actor; 2 for td3 and 1 for "
-    'ddpg, sac if not given',
+    'Gradient steps of the critics to one of the actor; 2 for td3 and 1 for '
+    'ddpg and sac if not given',
     POSITIVE,
     when=_LEARNS_POLICY,
     refused=read_by_agent('policy_delay'),
   )
   smoothing_std: float | None = option(
     None,
-    "Of the noise on the target's action; 0.2 if not given",
+    "Standard deviation of the noise on the target's action; 0.2 if not given",
     NOT_NEGATIVE,
     traced=True,
     **_of('smoothing_std'),
   )
   smoothing_clip: float | None = option(
     None,
-    'The most that the noise may be; 0.5 if not given',
+    "Bound of the noise on the target's action; 0.5 if not given",
     NOT_NEGATIVE,
     traced=True,
     when=When(
@@ -201,17 +202,20 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
     refused=read_by_agent('smoothing_clip'),
   )
   alpha: float | None = option(
-    None, 'Temperature; learned if not given', NOT_NEGATIVE, **_of('alpha')
+    None,
+    'Temperature of the entropy; learned if not given',
+    NOT_NEGATIVE,
+    **_of('alpha'),
   )
   target_entropy: float | None = option(
     None,
-    'Of a temperature that is learned; minus the number of action dimensions '
-    'if not given.',
+    'Entropy that a learned temperature aims at; minus the number of action '
+    'dimensions if not given.',
     when=_LEARNS_POLICY,
     refused=both(read_by_agent('target_entropy'), _LEARNS_ALPHA),
   )
   fixed_policy: bool = option(
-    False, 'Leave the actor as it was born: critics alone are learned.'
+    False, 'Keep the initial actor and learn only the critics.'
   )
   actor_sizes: str = option('256-256', "Units of the actor's layers", _SIZES)
   critic_sizes: str = option('256-256', "Units of the critics' layers", _SIZES)
@@ -222,21 +226,23 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   initializer: str = redeclared(NetworkOptions, 'initializer')
   last_bound: float | None = option(
     None,
-    'Weights of last layers are drawn between plus and minus this; as the '
-    'others if not given',
+    'Bound of the initial weights of last layers, which are drawn evenly '
+    'between minus and plus this; drawn as other weights if not given',
     POSITIVE,
   )
   log_std_low: float = option(
     -20.0,
-    "Lowest logarithm of the actor's standard deviation.",
+    "Lower bound of the logarithm of the actor's standard deviation.",
     **_of('alpha'),
   )
   log_std_high: float = option(
-    2.0, "Highest logarithm of the actor's standard deviation.", **_of('alpha')
+    2.0,
+    "Upper bound of the logarithm of the actor's standard deviation.",
+    **_of('alpha'),
   )
   log_std_squash: str = option(
     'clip',
-    'How the logarithm is kept between the two',
+    'How the logarithm is kept between --log_std_low and --log_std_high',
     one_of(policies.SQUASHES),
     **_of('alpha'),
   )
@@ -271,8 +277,8 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   )
   td_loss: str | None = option(
     None,
-    'Loss of a TD error; half_squared for sac and squared for ddpg, td3 if not '
-    'given',
+    'Loss of a TD error; half_squared for sac and squared for ddpg and td3 '
+    'if not given',
     one_of(td.FORMS),
   )
   error_bound: float = redeclared(
@@ -282,7 +288,7 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   _acting: Any = group('Acting')
   random_env_steps: int = option(
     25_000,
-    'Env steps acted at random at first.',
+    'Env steps at the start whose actions are random.',
     NOT_NEGATIVE,
     traced=True,
   )
@@ -295,15 +301,16 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   )
   exploration_std: float | None = option(
     None,
-    'Standard deviation of the noise; 0.1 for td3 and 0.2 for ddpg if not '
-    'given',
+    'Standard deviation of the noise on actions; 0.1 for td3 and 0.2 for '
+    'ddpg if not given',
     NOT_NEGATIVE,
     traced=True,
     **_of('exploration_std'),
   )
   exploration_theta: float | None = option(
     None,
-    'Share of the noise that is forgotten at each env step; 0.15 if not given',
+    'Share of the noise on actions that each env step forgets; 0.15 if not '
+    'given',
     RATE,
     traced=True,
     when=When(

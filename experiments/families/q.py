@@ -64,9 +64,9 @@ from siamrl.runners import scan
 from siamrl.types import Agent
 
 REPLAYS = {
-  'uniform': 'each transition with the same chance',
+  'uniform': 'all with the same chance',
   'prioritized': 'by its last TD error (Schaul et al. 2016)',
-  'none': 'no replay: what a round has collected, in whole epochs, and with '
+  'none': 'no replay: whole epochs over what a round has collected, with '
   'returns of Q(lambda)',
 }
 
@@ -91,34 +91,34 @@ class ReplayOptions:
   _replay: Any = group('Replay')
   replay: str = choice(
     'uniform',
-    'How the transitions to learn from are drawn:',
+    'How the transitions to learn from are drawn.',
     REPLAYS,
     value_alias={'prioritised': 'prioritized'},
   )
   priority_exponent: float = option(
     0.6,
-    'Of the TD errors; 0 is uniform.',
+    'Exponent of the TD errors in priorities; 0 is uniform.',
     FRACTION,
     traced=True,
     when=_PRIORITIZED,
   )
   importance_start: float = option(
     0.4,
-    'Exponent of the importance weights at first.',
+    'Exponent of the importance weights at the start.',
     FRACTION,
     traced=True,
     when=_PRIORITIZED,
   )
   importance_end: float = option(
     1.0,
-    'Exponent of the importance weights in the end.',
+    'Exponent of the importance weights at the end of the run.',
     FRACTION,
     traced=True,
     when=_PRIORITIZED,
   )
   q_lambda: float = option(
     0.0,
-    'Weight of longer returns, Q(lambda).',
+    'Lambda of Q(lambda), the weight of longer returns.',
     FRACTION,
     traced=True,
     when=given('replay', 'none'),
@@ -126,7 +126,8 @@ class ReplayOptions:
   )
   q_trace: str = option(
     'peng',
-    'Whose Q(lambda); watkins ends a return where an action was not greedy',
+    'Variant of Q(lambda); watkins ends a return at an action that was not '
+    'greedy',
     one_of(q.TRACES),
     when=given('replay', 'none'),
   )

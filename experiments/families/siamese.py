@@ -51,8 +51,8 @@ AGENTS = {'simsiam': 'cosine', 'byol': 'byol', 'simclr': 'contrastive'}
 PREDICTORS = {
   'mlp': 'a hidden layer, narrower than the projections',
   'linear': 'a matrix',
-  'fixed': 'the first, as random as it was born',
-  'none': 'the projections themselves',
+  'fixed': 'an mlp that keeps its random initial weights',
+  'none': 'no layers: the projections themselves',
 }
 
 UNITS = ('gradient_steps', 'epochs')
@@ -74,10 +74,10 @@ class SiameseOptions(TwinOptions, SweepOptions):
     TwinOptions, 'count_warmup', never='there is no warm-up'
   )
 
-  _length: Any = group('How long they are')
+  _length: Any = group('Length of the run')
   epochs: int = option(
     200,
-    'Passes over the images, of each run.',
+    'Passes of each run over the images.',
     POSITIVE,
     single=True,
     common=True,
@@ -92,15 +92,15 @@ class SiameseOptions(TwinOptions, SweepOptions):
   _agent: Any = group('The agent')
   agent: str = option(
     'simsiam',
-    'The loss: the negative cosine (simsiam), the squared error of unit '
-    'vectors (byol), or NT-Xent, which has no twin (simclr). The slow twin of '
-    'BYOL is --target_update=soft',
+    'Loss of the agent: the negative cosine (simsiam), the squared error of '
+    "unit vectors (byol), or NT-Xent, which has no twin (simclr). BYOL's "
+    'slow twin is --target_update=soft',
     one_of(AGENTS),
     common=True,
   )
   predictor: str = choice(
     'mlp',
-    'What meets the projections of the twin:',
+    "Layers that predict the twin's projections.",
     PREDICTORS,
     when=_PREDICTS,
     # 'none' is the predictor that the other agent has.
@@ -114,41 +114,46 @@ class SiameseOptions(TwinOptions, SweepOptions):
   )
   twin_statistics: str = choice(
     'own',
-    "What the twin's batch normalization uses:",
+    "Statistics that the twin's batch normalization uses.",
     siamese.TWIN_STATISTICS,
     when=_PREDICTS,
     refused=True,
   )
   temperature: float | None = option(
     None,
-    'Of the contrastive loss; 0.1 if not given',
+    'Temperature of the contrastive loss; 0.1 if not given',
     POSITIVE,
     when=given('agent', 'simclr'),
     refused=True,
   )
   augmentation: str = option(
     'digits',
-    'How an image becomes a view',
+    'Augmentation that makes views of an image',
     one_of(AUGMENTATIONS),
     value_alias={'colour': 'color'},
   )
-  encoder: str = choice('mlp', 'Maps images to features:', ENCODERS)
-  projector_units: int = option(
-    256, "Of the projector's hidden layer.", POSITIVE
+  encoder: str = choice(
+    'mlp', 'Network that maps images to features.', ENCODERS
   )
-  projections: int = option(64, 'Numbers in a projection.', POSITIVE)
+  projector_units: int = option(
+    256, "Units of the projector's hidden layer.", POSITIVE
+  )
+  projections: int = option(64, 'Size of a projection.', POSITIVE)
   predictor_units: int = option(
     16,
-    "Of the predictor's hidden layer.",
+    "Units of the predictor's hidden layer.",
     POSITIVE,
     when=both(_PREDICTS, given('predictor', 'mlp', 'fixed')),
   )
-  encoder_norm: bool = option(True, 'Batch normalization in the encoder.')
+  encoder_norm: bool = option(True, 'Use batch normalization in the encoder.')
   head_norm: bool = option(
-    True, 'In the hidden layers of projector and predictor.'
+    True,
+    'Use batch normalization in the hidden layers of projector and predictor.',
   )
   output_norm: bool = option(
-    True, 'Of the projections, without scale and bias, as in SimSiam.'
+    True,
+    'Use batch normalization, without scale and bias, on projections, as '
+    'SimSiam does.',
   )
 
   _learning: Any = group('Learning')
@@ -156,30 +161,32 @@ class SiameseOptions(TwinOptions, SweepOptions):
   learning_rate: float = redeclared(LearningOptions, 'learning_rate', 0.05)
   predictor_rate: float = option(
     1.0,
-    "The predictor's step size, times this.",
+    "Factor on the predictor's step size.",
     NOT_NEGATIVE,
     traced=True,
     when=_LEARNS_PREDICTOR,
   )
   momentum: float = option(
     0.9,
-    'Share of the last update that is taken again.',
+    'Momentum of the optimizer.',
     DECAY,
     traced=True,
     when=given('optimizer', 'sgd', 'lars'),
   )
   weight_decay: float = option(
     1e-4,
-    'Of all weights; with lars of kernels only.',
+    'Weight decay; with --optimizer=lars, of kernels only.',
     NOT_NEGATIVE,
     traced=True,
   )
   anneal: str = option(
-    'cosine', 'How the step size falls to 0', one_of(('cosine', 'none'))
+    'cosine',
+    'Curve along which the step size falls to 0; none keeps it constant',
+    one_of(('cosine', 'none')),
   )
   constant_predictor_rate: bool = option(
     False,
-    "Leave the predictor's step size as it is, as SimSiam does.",
+    "Keep the predictor's step size constant, as SimSiam does.",
     when=both(_LEARNS_PREDICTOR, not_given('anneal', 'none')),
   )
   batch_size: int = option(
@@ -187,7 +194,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
   )
   statistics_momentum: float = option(
     0.9,
-    'Of the running averages of batch normalization.',
+    'Momentum of the running averages of batch normalization.',
     DECAY,
     traced=True,
   )
@@ -195,7 +202,9 @@ class SiameseOptions(TwinOptions, SweepOptions):
   _panel: Any = group("The twin's panel")
   panel_period: int = redeclared(PanelOptions, 'panel_period')
   probe_size: int = redeclared(
-    PanelOptions, 'probe_size', help='Held-out images that it looks at.'
+    PanelOptions,
+    'probe_size',
+    help='Held-out images that the panel measures on.',
   )
 
 

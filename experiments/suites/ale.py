@@ -25,9 +25,9 @@ MOST_EMULATORS = 1_024
 _EMULATOR_NBYTES = 1_500_000
 
 AUGMENTATIONS = {
-  'none': 'nothing',
+  'none': 'no augmentation',
   'shift': 'moved by up to 4 pixels (DrQ)',
-  'shift_intensity': 'and made brighter or darker by 5 % or so (SPR)',
+  'shift_intensity': 'shift, and brighter or darker by about 5 % (SPR)',
 }
 _AUGMENT: dict[str, Augmentation] = {
   'shift': functools.partial(augment.shift, pixels=4),

@@ -52,7 +52,7 @@ MOST = 2**31  # what int32 counts
 
 _COLLECT = {
   'episodes': 'episodes of random actions',
-  'uniform': 'random actions in states drawn evenly, each on its own, for '
+  'uniform': 'single random actions in states drawn evenly, for '
   + ', '.join([CAR, *PROCESSES]),
 }
 _DEFAULT_ENV_STEPS = 10_000
@@ -66,19 +66,19 @@ class DataOptions(NetworkOptions):
   _data: Any = group('The data')
   environment: str = option(
     CAR,
-    'Where the data are from, and where greedy episodes are played; in any '
-    f'spelling: {", ".join(discrete())}.',
+    'Environment that the data are from and that greedy episodes are played '
+    f'in, in any spelling: {", ".join(discrete())}.',
     common=True,
   )
   dataset: str | None = path_option(
     None,
-    'File of a data set, .npz, or minari:NAME_OR_PATH; one is collected if '
-    'not given',
+    'Data set, an .npz file or minari:NAME_OR_PATH; one is collected if not '
+    'given',
     common=True,
   )
   collect: str | None = choice(
     None,
-    'What is collected; episodes if not given:',
+    'How transitions are collected; episodes if not given.',
     _COLLECT,
     when=not_set('dataset'),
     refused=True,
@@ -93,7 +93,7 @@ class DataOptions(NetworkOptions):
   )
   num_envs: int = option(
     10,
-    'Environments stepped at once for episodes; must divide '
+    'Environments stepped at once to collect episodes; must divide '
     '--collect_env_steps.',
     POSITIVE,
     when=both(not_set('dataset'), not_given('collect', 'uniform')),
@@ -112,7 +112,7 @@ class DataOptions(NetworkOptions):
   )
   rescale_observations: bool = option(
     False,
-    'Bring observations to [-1, 1], by their range in the data set.',
+    'Rescale observations to [-1, 1] by their range in the data set.',
     when=DEFAULT_NETWORK,
   )
 
@@ -121,8 +121,8 @@ class DataOptions(NetworkOptions):
     CollectOptions,
     'eval_episodes',
     10,
-    help='Greedy episodes to play; 0 for no evaluation, nor one from the grid '
-    f'of {CAR}.',
+    help='Greedy episodes per evaluation; 0 for no evaluation, not even from '
+    f'the grid of {CAR}.',
   )
   eval_episode_env_steps: int = redeclared(
     CollectOptions, 'eval_episode_env_steps'

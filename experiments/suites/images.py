@@ -51,19 +51,22 @@ class ImageOptions:
   _data: Any = group('The images')
   images: str = path_option(
     'digits',
-    'digits (8 x 8) or mnist5k (28 x 28), which come with packages; '
-    'frames:GAME of an Atari game, played at random; or the path of an .npz '
-    'file, or of a folder of PNG and JPEG files, with a sub-folder for each '
-    'class or with none.',
+    'Images to learn from: digits (8 x 8) or mnist5k (28 x 28), which come '
+    'with packages; frames:GAME, of an Atari game played at random; or the '
+    'path of an .npz file, or of a folder of PNG and JPEG files, with or '
+    'without a sub-folder for each class.',
     single=True,
     common=True,
   )
   held_out_fraction: float = option(
-    0.2, 'Of the images, to judge by.', _PART, single=True
+    0.2,
+    'Fraction of the images that is held out for evaluation.',
+    _PART,
+    single=True,
   )
   frames: int = option(
     5_000,
-    'Number of frames of a game.',
+    'Number of frames to collect from the game.',
     POSITIVE,
     single=True,
     when=_PLAYED,
@@ -71,8 +74,8 @@ class ImageOptions:
   )
   ram_byte: int = option(
     -1,
-    "Byte of a game's memory to be told from its frames, in 8 classes of about "
-    'the same size; -1 for none.',
+    "Byte of the game's memory that labels frames, in 8 classes of about the "
+    'same size; -1 for no labels.',
     Bound(lambda x: -1 <= x < 128, 'from -1 to 127'),
     single=True,
     when=_PLAYED,
@@ -82,23 +85,26 @@ class ImageOptions:
   _evaluation: Any = group('Evaluation, after each iteration')
   judged_as: str = option(
     'none',
-    'What becomes of images, once and for all, before they are judged by',
+    'Augmentation applied once to the images that evaluations use',
     one_of(AUGMENTATIONS),
     single=True,
     value_alias={'colour': 'color'},
   )
   neighbors: int = option(
     20,
-    'Images that vote, by their cosine.',
+    'Number of nearest neighbors, by cosine, that vote on a class.',
     POSITIVE,
     single=True,
     alias=('neighbours',),
   )
   vote_temperature: float = option(
-    0.07, 'Of their votes.', POSITIVE, single=True
+    0.07,
+    'Temperature of the votes of nearest neighbors.',
+    POSITIVE,
+    single=True,
   )
   probe_ridge: float = option(
-    1e-3, 'Penalty of the linear probe, relative.', POSITIVE, single=True
+    1e-3, 'Relative ridge penalty of the linear probe.', POSITIVE, single=True
   )
 
 

@@ -322,9 +322,9 @@ The second:
   --[no]big  (default: false)
       Size.
 
---flagfile=FILE reads flags from a file, one a line. Of a flag given twice the
-later one counts, so flags after --flagfile change what the file says.
-Presets are found by their name from any folder: --flagfile=nature_dqn.
+--flagfile=FILE reads flags from a file, one per line. If a flag is given twice,
+the last one counts, so flags after --flagfile override those of the file.
+Presets are found by name from any folder: --flagfile=nature_dqn.
 """
   )
 
@@ -533,8 +533,9 @@ def test_help_of_a_sweep(capsys):
   assert '  --seeds  (default: 3; one value)' in lines
   assert '  --period  (default: 10_000)' in lines
   assert lines[-2:] == [
-    'A flag that is not marked (one value) takes several, separated by commas;',
-    'every combination of the values is run.',
+    'A flag not marked (one value) takes several values, separated by commas; '
+    'every',
+    'combination of them is run.',
   ]
   assert 'one value' not in help.help_text(Many, '')
 
