@@ -8,7 +8,7 @@ from experiments.config import latent as latent_options, reading
 from experiments.engines import host_runs
 from experiments.suites import ale
 from siamrl import augment, learner, twins
-from siamrl.agents import latent, q
+from siamrl.agents import latent, registry
 from siamrl.report.run_folder import RunFolder
 
 # No value here is the default.
@@ -94,7 +94,7 @@ def calls(monkeypatch, tmp_path):
   record(host_runs, 'HostReplay')
   record(ale, 'nature_network')
   record(host_runs.host, 'LoopConfig')
-  record(q, 'make_q_agent')
+  record(registry, 'make_agent')
   record(latent_options, 'latent_networks')
   record(latent, 'with_latent_prediction')
   record(augment, 'of_frames')
@@ -134,8 +134,9 @@ def test_agent_and_network(calls):
     renormalize=True,
     torso=None,
   )
-  assert calls['make_q_agent'][0][1] == dict(
-    name='double_dqn',
+  (name, _, _, shared, own), _ = calls['make_agent'][0]
+  assert (name, own) == ('double_dqn', {})
+  assert shared == dict(
     target_form='double',
     target_parameters={},
     td_loss='huber',
