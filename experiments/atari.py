@@ -1,24 +1,23 @@
 """Deep Q-learning on Atari 2600 games.
 
-Five minutes of Road Runner, then a published agent on two games, with three
-seeds for each:
+Five minutes of Road Runner, then a published agent on two games with three
+seeds each:
 
   python -m experiments.atari --flagfile=experiments/flagfiles/quickstart.flags
   python -m experiments.atari \\
       --flagfile=experiments/flagfiles/nature_dqn.flags --game=breakout,pong \\
       --seeds=3
 
-A run keeps everything in its folder, --run_dir: its flags, metrics.csv, a
-curve, TensorBoard events, checkpoints. Several runs are done one after the
-other, each in a folder inside --run_dir, such as game=pong,seed=0; if one
-diverges, the next begins. Ctrl-C or SIGTERM saves and stops, and the same
-command, without --overwrite, resumes a run as if it had never stopped; after a
-crash, from its last checkpoint.
+Each run keeps its results in a folder: flags, metrics.csv, a curve, TensorBoard
+events and checkpoints. A single run has --run_dir itself. Several are done one
+after the other, each in a subfolder such as game=pong,seed=0; if one diverges,
+the next begins. Ctrl-C or SIGTERM saves and stops. The same command without
+--overwrite resumes as if the run had never stopped, after a crash from its last
+checkpoint.
 
-Flag files for published agents lie in experiments/flagfiles; the defaults below
-are those of Nature DQN. Exit codes: 0 for runs that finished or were stopped, 2
-for flags that cannot be, 1 for anything else in the way, 130 for a second
-Ctrl-C.
+The defaults are those of Nature DQN; experiments/flagfiles has other published
+agents. Exit codes: 0 if all runs finished or were stopped, 2 for invalid flags,
+1 for any other error, 130 after a second Ctrl-C.
 """
 
 import dataclasses

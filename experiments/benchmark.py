@@ -1,20 +1,10 @@
 """Benchmarks; the last line printed is one JSON object.
 
   python -m experiments.benchmark --benchmark=learn_step
-  python -m experiments.benchmark --benchmark=atari_loop
-  python -m experiments.benchmark --benchmark=replay
-  python -m experiments.benchmark --benchmark=startup
   python -m experiments.benchmark --benchmark=cartpole_scan --seeds=8
-  python -m experiments.benchmark --benchmark=minatar_scan
-  python -m experiments.benchmark --benchmark=ring_scan
-  python -m experiments.benchmark --benchmark=ale_xla
-  python -m experiments.benchmark --benchmark=diagnostics
-  python -m experiments.benchmark --benchmark=control_scan
-  python -m experiments.benchmark --benchmark=control_loop
-  python -m experiments.benchmark --benchmark=siamese_step
 
-Run one at a time on a machine that does nothing else. To compare two programs
-run them in turns, several times, and compare minima or medians.
+Run one at a time on an idle machine. To compare two programs, run them in turns
+several times and compare minima or medians.
 """
 
 from collections.abc import Callable

@@ -1,24 +1,24 @@
-"""How often intervals cover what they should, and tests say what is not so.
+"""Coverage of confidence intervals, and false positives and power of tests.
 
   python -m experiments.calibrate --repetitions=10000
 
-draws scores of many made-up studies with few runs each and prints two tables in
-Markdown, of the kinds of intervals and tests that a figure or a claim could
-rest on. BUILD_NOTES.md has them, and what was chosen.
+draws scores of many simulated studies with few runs each and prints two tables
+in Markdown, of the intervals and tests that a figure or a claim could rest on.
+BUILD_NOTES.md has the tables, and what was chosen.
 
 Scores are normal; skewed, lognormal with a spread of 0.75; or bimodal: 3 of 10
 runs fail, the others end 10 standard deviations higher.
 
-The first table gives, in percent, how many intervals hold what they are of; 95
-is meant. Of the mean over the runs of one task: Student's t, a percentile
-bootstrap as rliable has it, and a bootstrap of the studentized mean
-(bootstrap-t). Of the IQM, as it is for many runs: Tukey and McLaughlin's t, and
-the percentile bootstrap. Of the mean over 26 tasks: the stratified bootstrap.
+The first table has the percentage of 95 % intervals that cover the true value.
+For the mean over the runs of one task: Student's t, a percentile bootstrap as
+in rliable, and a bootstrap of the studentized mean (bootstrap-t). For the IQM
+of infinitely many runs: Tukey and McLaughlin's t, and the percentile bootstrap.
+For the mean over 26 tasks: the stratified bootstrap.
 
-The second gives, in percent, how many tests at 2.5 % say that A exceeds B:
+The second has the percentage of tests at 2.5 % that find A to exceed B:
 Welch's t, which `criteria` uses, a percentile bootstrap of the difference, and
 permutations of the difference and of Welch's t. A and B are equal; have equal
-means, A or B with a quarter of the other's spread; or A is better by two
+means, but A or B has a quarter of the other's spread; or A is better by two
 standard deviations, where more is better.
 """
 

@@ -1,4 +1,4 @@
-"""Deep Q-learning on small environments, whole runs and sweeps compiled.
+"""Deep Q-learning on small environments; whole runs and sweeps are compiled.
 
 One run, and an ablation of the twin with ten seeds for each period:
 
@@ -7,14 +7,14 @@ One run, and an ablation of the twin with ten seeds for each period:
   python -m experiments.classic --environment=catch --seeds=10 \\
       --target_period=10,100,1000
 
-Runs that differ in numbers only are one compiled program, shared by all
-devices. Everything is kept in one folder, --run_dir: the flags, metrics.csv
-with a row for each run and iteration, a plot, checkpoints. Ctrl-C or SIGTERM
-saves and stops, and the same command, without --overwrite, resumes.
+Runs that differ only in numbers share one compiled program and all devices. All
+results are kept in one folder, --run_dir: flags, metrics.csv with a row for
+each run and iteration, plots and checkpoints. Ctrl-C or SIGTERM saves and
+stops; the same command without --overwrite resumes.
 
-The defaults are those of CleanRL's dqn.py. Exit codes: 0 for runs that finished
-or were stopped, 2 for flags that cannot be, 1 for anything else in the way, 130
-for a second Ctrl-C.
+The defaults are those of CleanRL's dqn.py. Exit codes: 0 if all runs finished
+or were stopped, 2 for invalid flags, 1 for any other error, 130 after a second
+Ctrl-C.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class ClassicConfig(q.CompiledConfig):
 
 
 def make_task(config: ClassicConfig) -> Task:
-  """What the options say of the environment and the network."""
+  """Makes the environment and the network that the options describe."""
   name, environment, process = jax_native.make_task(config.environment)
   bounds = None
   if config.rescale_observations:

@@ -1,53 +1,51 @@
-"""What a study was to show, written down before it was run, and whether it did.
+"""Checks the claims of a study, which were written down before it was run.
 
   python -m experiments.criteria --study=twin_age --runs=runs/twin_age_cartpole
 
-reads the metrics of a sweep and says of each claim whether it is met, MISSED,
-or OPEN for want of numbers. --runs is the folder of the sweep, or a results
-file such as experiments/results/twin_age_cartpole-curves.csv.
+reads the metrics of a sweep and says whether each claim is met, MISSED, or OPEN
+for want of numbers. --runs is the folder of the sweep, or a results file such
+as experiments/results/twin_age_cartpole-curves.csv. An unfinished sweep is
+judged by its results so far.
 
-A claim that something exceeds something else is met if Welch's 95 % interval of
-the difference of means over seeds, within each task, lies above 0. Of two equal
-arms with 3 to 10 normal seeds the first is said to exceed the second in 1.9 to
-2.3 % of cases (`python -m experiments.calibrate`); where seeds are skewed or
-fail and the arms vary unequally, in up to 20 %. Where the best of several
-arms is compared, Bonferroni's correction makes the interval wider. A claim that
-nothing worse is shown is met unless such an interval shows it; the interval
-tells by how much it may be worse nevertheless.
+A claim that A exceeds B is met if Welch's 95 % interval of the difference of
+means over seeds lies above 0, within each task. If A and B are equal, with 3 to
+10 normal seeds, such a claim is met in 1.9 to 2.3 % of cases (`python -m
+experiments.calibrate`); if seeds are skewed or fail and A and B vary unequally,
+in up to 20 %. If the best of several settings is compared, Bonferroni's
+correction widens the interval. A claim that A is no worse is met unless such an
+interval shows that it is; the interval tells how much worse it may be.
 
-Of a sweep that is not finished it judges what there is, and says so. Studies,
-each with flag files that begin with its name (siamese_accuracy has
-siamese_frames, too):
-  twin_age: the twin's period against the soft rate of the same mean age. The
-    best setting learns better than a period of 4,096 gradient steps, and that
-    better than a twin that is frozen; hard and soft rules rank ages alike.
+Each study has flag files that begin with its name; siamese_accuracy has
+siamese_frames, too:
+  twin_age: hard and soft twins of the same mean age. The best setting learns
+    better than a period of 4,096 gradient steps, and that better than a frozen
+    twin; hard and soft rules rank ages alike.
   soft_divergence: Q-learning without a twin diverges softly (values above what
-    rewards allow) in more runs than with one, and than Double Q-learning; with
-    Double Q-learning values are overestimated less; returns of 3 steps diverge
-    no more often than of 1. After van Hasselt et al. (2018).
+    rewards allow) in more runs than with one, and than Double Q-learning;
+    Double Q-learning overestimates values less; 3-step returns diverge no more
+    often than 1-step ones. After van Hasselt et al. (2018).
   twin_minatar: the MinAtar paper's DQN learns more with its twin than without,
     in each game. After Mnih et al. (2015), Extended Data Table 3.
-  target_free_gap: what a twin adds to the return is more without layer
-    normalization than with it; with the last layer's twin alone it is no worse
-    than without any. After Gallici et al. (2025) and Vincent et al. (2025).
-  siamese_collapse: what SimSiam's figure 2 and BYOL's table 5a show, in small.
-    Without normalization of the output, a network without a stop-gradient or
-    without a predictor collapses and one with both does not, nor does one whose
-    predictor is fixed; a frozen twin is met less well than a slow one, and that
-    less well than a faster one. After Chen & He (2021) and Grill et al. (2020).
+  target_free_gap: a twin adds more to the return without layer normalization
+    than with it; a twin of the last layer alone is no worse than none. After
+    Gallici et al. (2025) and Vincent et al. (2025).
+  siamese_collapse: SimSiam's figure 2 and BYOL's table 5a, in small. Without
+    output normalization, a network without a stop-gradient or without a
+    predictor collapses, and one with both, or with a fixed predictor, does not;
+    a frozen twin is predicted less well than a slow one, and that less well
+    than a faster one. After Chen & He (2021) and Grill et al. (2020).
   siamese_accuracy: where pixels say little, a slow twin makes better features
-    than a random one, and those of the default are better than pixels.
+    than a random one, and the default's features are better than pixels.
   twin_rate: critics of a fixed policy end at the same values whatever the rate
-    of their twin; with a policy that is learned, values without a twin are
-    further from the truth, and the policy is worse. After Fujimoto et al.
-    (2018), figure 3.
-  spr_minatar: an agent that predicts its own latents keeps them apart if what
-    it predicts comes from a twin, be it itself behind a stop-gradient or a slow
-    one; without a stop-gradient they collapse. It costs no return. After
-    Schwarzer et al. (2021).
+    of their twin; with a learned policy, values without a twin are further from
+    the truth, and the policy is worse. After Fujimoto et al. (2018), figure 3.
+  spr_minatar: an agent that predicts its own latents keeps them apart if their
+    targets come from a twin, itself behind a stop-gradient or a slow one;
+    without a stop-gradient they collapse. Neither costs return. After Schwarzer
+    et al. (2021).
 
-Exit codes: 0 whether or not claims are met, 2 for flags that cannot be, 1 for
-anything else in the way.
+Exit codes: 0 whether or not claims are met, 2 for invalid flags, 1 for any
+other error.
 """
 
 from collections.abc import Callable

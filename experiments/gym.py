@@ -1,22 +1,23 @@
-"""Deep Q-learning on any environment of Gymnasium with discrete actions.
+"""Deep Q-learning on any Gymnasium environment with discrete actions.
 
-LunarLander with Double DQN and three seeds, and an environment of one's own:
+LunarLander with Double DQN and three seeds, and an environment of your own:
 
   python -m experiments.gym --environment=LunarLander-v3 --agent=double_dqn \\
       --seeds=3
   python -m experiments.gym --environment=my_package:MyEnvironment-v0
 
-Environments are stepped on the host, and observations of any shape, discrete
-ones among them, go through a network of dense layers. A run keeps everything in
-its folder, --run_dir: its flags, metrics.csv, a curve, TensorBoard events,
-checkpoints. Several runs are done one after the other, each in a folder inside
---run_dir, such as seed=0; if one diverges, the next begins. Ctrl-C or SIGTERM
-saves and stops, and the same command, without --overwrite, resumes a run as if
-it had never stopped; after a crash, from its last checkpoint.
+Environments are stepped on the host. Their observations, discrete or of any
+shape, enter a network of dense layers.
 
-The defaults are those of CleanRL's dqn.py. Exit codes: 0 for runs that
-finished or were stopped, 2 for flags that cannot be, 1 for anything else in the
-way, 130 for a second Ctrl-C.
+Each run keeps its results in a folder: flags, metrics.csv, a curve, TensorBoard
+events and checkpoints. A single run has --run_dir itself. Several are done one
+after the other, each in a subfolder such as seed=0; if one diverges, the next
+begins. Ctrl-C or SIGTERM saves and stops. The same command without --overwrite
+resumes as if the run had never stopped, after a crash from its last checkpoint.
+
+The defaults are those of CleanRL's dqn.py. Exit codes: 0 if all runs finished
+or were stopped, 2 for invalid flags, 1 for any other error, 130 after a second
+Ctrl-C.
 """
 
 import dataclasses

@@ -1,36 +1,34 @@
-"""Twins on problems that are solved exactly: what must happen, and what does.
+"""Twins on problems that are solved exactly: predictions beside actual runs.
 
   python -m experiments.lab --problem=baird --target_update=hard \\
       --target_period=9 --discount=0.99 --step_size=0.1
 
-learns the values of a fixed policy, linear in some weights, from expected
-updates by plain gradient descent. Learner and twin are those of every other
-launcher; here they are one matrix over a target update. Printed are its
-spectral radius (above 1 it diverges), the growth that small perturbations of a
-run of that learner show, and where its values end. The last line is all of that
-as JSON:
+learns linear values of a fixed policy from expected updates by plain gradient
+descent, with the learner and the twin of every other launcher. A target update
+is then one matrix. The lab prints its spectral radius (above 1 it diverges),
+the growth of small perturbations in an actual run, and the final values. The
+last line is all of that as JSON:
 
   spectral_radius, growth   factors over `unit` gradient steps: one target
-                            update, or one gradient step where the twin moves
-                            at each; null, with a `reason`, where there is none
-  diverged                  whether the run's growth is above 1; where there is
-                            no matrix, whether values have grown tenfold over
-                            the second half of the run
-  final_value_norm          Euclidean norm of the values of all states in the
-                            end (at most 1.8e308; its logarithm has no bound)
+                            update, or one gradient step if the twin moves at
+                            each; null, with a `reason`, if there is none
+  diverged                  whether growth is above 1; without a matrix, whether
+                            values grew tenfold over the second half of the run
+  final_value_norm          Euclidean norm of the final values of all states (at
+                            most 1.8e308; its logarithm has no bound)
 
---problem=self_prediction learns no values, but k features Phi of each state,
-orthonormal at first, which are to predict the twin's features of the next state
-(Tang et al. 2022). The updates are expected ones too. What becomes of Phi:
+--problem=self_prediction learns no values but k features Phi of each state,
+initially orthonormal, which predict the twin's features of the next state from
+expected updates (Tang et al. 2022). It prints, of Phi:
 
   orthonormality_error      Frobenius norm of Phi^T Phi - I
   eigen_mass                |V^T Phi|^2 / k, where V are the k eigenvectors of
                             the process whose eigenvalues are largest in
                             absolute value: 1 for an orthonormal basis of them
-  eigen_overlap             the same of the directions that the features span,
-                            whatever their lengths, but for those too short for
-                            float64; null where none is left
-  smallest_singular_value   of Phi; 0 where it is too small for float64
+  eigen_overlap             the same for the directions that the features span,
+                            whatever their lengths, except those too short for
+                            float64; null if none is left
+  smallest_singular_value   of Phi; 0 if it is too small for float64
   effective_rank            of Phi, from 1 to k
   loss                      the mean squared error of the prediction
 
@@ -40,10 +38,10 @@ Lists make a table, and a line of JSON for each run:
   python -m experiments.lab --problem=self_prediction \\
       --target_update=self,residual --seed=0,1,2,3,4
 
-With --run_dir the flags, metrics.csv (norms, or those numbers, over time),
-stability.csv or self_prediction.csv (a row for each run), curve.png and, of
-lists of numbers for values, curve-stability.png are kept. Exit codes: 0, 2 for
-flags that cannot be, 1 for anything else in the way.
+--run_dir keeps the flags, metrics.csv (norms or the numbers above, over time),
+stability.csv or self_prediction.csv (a row for each run), curve.png and, for
+lists of numbers, curve-stability.png of values. Exit codes: 0, 2 for invalid
+flags, 1 for any other error.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -248,7 +246,7 @@ def main(sweep: Sweep) -> None:
 
 
 class _Study(NamedTuple):
-  """What is done with problems of one kind.
+  """The treatment of problems of one kind.
 
   Attributes:
     name: of its table.
@@ -284,7 +282,7 @@ def _study_of(sweep: Sweep) -> _Study:
 
 
 def _settings(config: LabConfig) -> dict[str, Any]:
-  """What JSON says of the options."""
+  """The options that the JSON of a run has."""
   takes = twins.takes(config.target_update, config.target_paths)
   named = [name for name in twins.PARAMETERS if name in takes]
   if twins.RULES[config.target_update].period is None:
@@ -371,7 +369,7 @@ def _run_values(
 
 
 def _values_result(config: LabConfig, seen: _Seen) -> dict[str, Any]:
-  """What JSON says of a run; numbers that are no floats are None."""
+  """The results that the JSON of a run has; None for numbers beyond floats."""
   prediction, run = seen
   last = float(run.log10_norms[-1])
   result: dict[str, Any] = {
@@ -498,7 +496,7 @@ def make_features_case(config: LabConfig) -> self_prediction.Case:
 def _features_result(
   config: LabConfig, run: self_prediction.Run
 ) -> dict[str, Any]:
-  """What JSON says of a run; numbers that are no floats are None."""
+  """The results that the JSON of a run has; None for numbers beyond floats."""
   result: dict[str, Any] = {
     name: _finite(values[-1]) for name, values in run.measures._asdict().items()
   }

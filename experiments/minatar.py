@@ -1,4 +1,4 @@
-"""Deep Q-learning on MinAtar, whole runs and sweeps compiled.
+"""Deep Q-learning on MinAtar; whole runs and sweeps are compiled.
 
 The paper's agent, and what its twin is worth, with five seeds each:
 
@@ -7,14 +7,14 @@ The paper's agent, and what its twin is worth, with five seeds each:
   python -m experiments.minatar --game=breakout --env_steps=1000000 \\
       --seeds=5 --target_update=hard,self
 
-Runs that differ in numbers only are one compiled program, shared by all
-devices. Everything is kept in one folder, --run_dir: the flags, metrics.csv
-with a row for each run and iteration, a plot, checkpoints. Ctrl-C or SIGTERM
-saves and stops, and the same command, without --overwrite, resumes.
+Runs that differ only in numbers share one compiled program and all devices. All
+results are kept in one folder, --run_dir: flags, metrics.csv with a row for
+each run and iteration, plots and checkpoints. Ctrl-C or SIGTERM saves and
+stops; the same command without --overwrite resumes.
 
-The defaults are those of Young & Tian (2019). Exit codes: 0 for runs that
-finished or were stopped, 2 for flags that cannot be, 1 for anything else in the
-way, 130 for a second Ctrl-C.
+The defaults are those of Young & Tian (2019). Exit codes: 0 if all runs
+finished or were stopped, 2 for invalid flags, 1 for any other error, 130 after
+a second Ctrl-C.
 """
 
 import dataclasses
@@ -119,7 +119,7 @@ def _make_environment(
 
 
 def make_task(config: MinAtarConfig) -> Task:
-  """What the options say of the game and the network."""
+  """Makes the game and the network that the options describe."""
   environment = _make_environment(
     config.game, config.protocol, config.noise_channels
   )

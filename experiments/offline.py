@@ -1,30 +1,31 @@
-"""Learning from a stored data set: fitted Q-iteration, and any other schedule.
+"""Learning from a stored data set: fitted Q-iteration and other schedules.
 
-Car-on-Hill from 50,000 transitions, and a data set of one's own:
+Car-on-Hill from 50,000 transitions, and a data set of your own:
 
   python -m experiments.offline \\
       --flagfile=experiments/flagfiles/fqi_car_on_hill.flags
   python -m experiments.offline --environment=cartpole --dataset=data.npz
 
-Nothing is acted but evaluations. A fit is --target_period gradient steps toward
-targets of a twin that stands still; then the twin moves, and the next fit
-begins. With the rules that move it at every gradient step the same data are
-learned from as DQN learns. A data set is a .npz file whose keys are
-siamrl.replay.dataset's, minari:NAME_OR_PATH, or is collected by random actions
-and kept in the run's folder as dataset.npz.
+A fit is --target_period gradient steps toward targets of a fixed twin, which
+then moves, and the next fit begins. Rules that move the twin at every gradient
+step learn from the same data as DQN does. A data set is an .npz file with the
+keys of siamrl.replay.dataset, minari:NAME_OR_PATH, or is collected by random
+actions and kept as dataset.npz in the folder of the run.
 
-A run keeps everything in its folder, --run_dir: its flags, metrics.csv with a
-row an iteration, a curve, TensorBoard events, checkpoints. Ctrl-C or SIGTERM
-stops it at the end of an iteration and saves, and the same command, without
---overwrite, resumes it as if it had never stopped; after a crash, from its last
-checkpoint. Beside the loss, metrics.csv has what greedy episodes returned; for
-car_on_hill the mean discounted return from the papers' 289 starts, grid_return,
-and the best possible one, grid_optimum; and for small processes that are solved
-exactly the largest error of a value, exact_error, and by how much the best
-action's is overestimated on average, exact_bias.
+A run keeps its results in the folder --run_dir: flags, metrics.csv with a row
+for each iteration, a curve, TensorBoard events and checkpoints. Ctrl-C or
+SIGTERM saves at the end of an iteration and stops. The same command without
+--overwrite resumes as if the run had never stopped, after a crash from its last
+checkpoint.
 
-Exit codes: 0 for a run that finished or was stopped, 2 for flags that cannot
-be, 1 for anything else in the way, 130 for a second Ctrl-C.
+Besides the loss, metrics.csv has the returns of greedy episodes. For
+car_on_hill it has the mean discounted return from the papers' 289 starts,
+grid_return, and the best possible one, grid_optimum; for small processes that
+are solved exactly, the largest error of a value, exact_error, and the mean
+overestimation of the best action's value, exact_bias.
+
+Exit codes: 0 if the run finished or was stopped, 2 for invalid flags, 1 for
+any other error, 130 after a second Ctrl-C.
 """
 
 import dataclasses

@@ -175,7 +175,7 @@ _PANELS = {
 
 
 def diagnostics(rounds: int) -> dict[str, Any]:
-  """What the twin's panel costs, with other rules beside it and without.
+  """Times the twin's panel, with shadows and without.
 
   Of CleanRL's CartPole and of the MinAtar paper's Breakout. Programs that
   measure every other iteration are timed in turns with one that never does:

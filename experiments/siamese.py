@@ -1,24 +1,24 @@
-"""Siamese representation learning: SimSiam, BYOL, SimCLR, and their twins.
+"""Siamese representation learning: SimSiam, BYOL, SimCLR and their twins.
 
-SimSiam on small images, and what becomes of it without a stop-gradient or with
-a slower twin:
+SimSiam on small images, then without a stop-gradient or with a slower twin:
 
   python -m experiments.siamese --images=digits
   python -m experiments.siamese --images=digits --seeds=5 --output_norm=false \\
       --also="--target_update=residual; --target_update=soft --tau=0.1,0.01"
 
-The agent is one: what tells SimSiam from BYOL is the rule of the twin, by the
-names that it has everywhere. Runs that differ in numbers only are one compiled
-program, shared by all devices. Everything is kept in one folder, --run_dir: the
-flags, metrics.csv with a row for each run and iteration, plots, checkpoints.
-Ctrl-C or SIGTERM saves and stops, and the same command, without --overwrite,
-resumes.
+SimSiam and BYOL differ mainly in the rule of the twin, --target_update.
 
-Accuracies are of nearest neighbors and of a linear probe on images held out,
-by features of the encoder and by projections; columns that end in _pixels are
-the same of the images themselves. Exit codes: 0 for runs that finished or were
-stopped, 2 for flags that cannot be, 1 for anything else in the way, 130 for a
-second Ctrl-C.
+Runs that differ only in numbers share one compiled program and all devices. All
+results are kept in one folder, --run_dir: flags, metrics.csv with a row for
+each run and iteration, plots and checkpoints. Ctrl-C or SIGTERM saves and
+stops; the same command without --overwrite resumes.
+
+metrics.csv has the accuracies of nearest neighbors and of a linear probe on
+held-out images, from features of the encoder and from projections; columns that
+end in _pixels are those from the images themselves.
+
+Exit codes: 0 if all runs finished or were stopped, 2 for invalid flags, 1 for
+any other error, 130 after a second Ctrl-C.
 """
 
 import dataclasses

@@ -192,7 +192,7 @@ def check_replay(config: CollectOptions) -> None:
 
 
 def speeds(config: Any) -> twin_options.Speeds:
-  """What converts periods; but for Atari, a frame is an env step."""
+  """The converter of periods; except for Atari, a frame is an env step."""
   return twin_options.Speeds(
     config.target_period_unit,
     config.train_period,

@@ -61,7 +61,7 @@ def refuse(config: Any, name: str, must: str) -> NoReturn:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """What a value must be.
+  """A test that a value must pass.
 
   A number must also survive the type that computes with it, see `option`.
 

@@ -29,7 +29,7 @@ _PREDICTS: dict[str, Any] = dict(
 
 @dataclasses.dataclass(frozen=True)
 class LatentOptions:
-  """What a launcher's options of it are; it inherits them."""
+  """The options of latent self-prediction, which launchers inherit."""
 
   _latent: Any = group('Latent self-prediction (SPR)')
   spr_steps: int = option(

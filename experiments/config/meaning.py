@@ -1,4 +1,4 @@
-"""What follows from when options mean something: see `declaring.option`."""
+"""Checks of options that mean nothing to a run, see `declaring.option`."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -19,7 +19,7 @@ _NEVER = When(lambda config: False, '')
 
 @functools.cache
 def _conditions(cls: Any) -> Mapping[str, tuple[When, ...]]:
-  """What must hold for each option to mean something, where anything must."""
+  """The conditions under which options mean something, where there are any."""
   found = {}
   for field in dataclasses.fields(cls):
     about = field.metadata

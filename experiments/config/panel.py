@@ -37,7 +37,7 @@ _MEASURES = is_set('panel_period', '1 or more')
 
 @dataclasses.dataclass(frozen=True)
 class PanelOptions:
-  """What a launcher's options of the panel are; it inherits them."""
+  """The options of the panel, which launchers inherit."""
 
   _panel: Any = group("The twin's panel")
   panel_period: int = option(

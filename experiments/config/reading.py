@@ -136,7 +136,7 @@ def _is_writable(text: str) -> bool:
 
 
 def _survives_float(value: float, bound: Bound, floats: np.finfo) -> str:
-  """What a number would have to be for its conversion to leave its meaning.
+  """Checks that a number keeps its meaning when it is converted.
 
   Args:
     value: a finite number within its bound.
@@ -457,7 +457,7 @@ def now(cls: type, flags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _explain(cls: type, error: Exception) -> str:
-  """What absl refuses, in a line that names flag, value and what is allowed."""
+  """An error of absl in one line: the flag, its value and what is allowed."""
   if isinstance(error, flags.UnrecognizedFlagError):
     names = [field.name for field, _ in options_of(cls)]
     close = difflib.get_close_matches(error.flagname, names, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""What launchers settle before anything large is imported.
+"""Startup of launchers, before anything large is imported.
 
 `python -m experiments.NAME` imports the package `experiments` first, which
 calls `begin`. From then until `flags` takes over, Ctrl-C ends the process in

@@ -71,7 +71,7 @@ def _parameters() -> Further:
 
 @dataclasses.dataclass(frozen=True)
 class TargetOptions:
-  """What a launcher's options of the targets are; it inherits them."""
+  """The options of the targets, which launchers inherit."""
 
   _targets: Any = group('The targets', _parameters)
   agent: str = choice(

@@ -86,7 +86,7 @@ HAS_PERIOD = When(
 
 @dataclasses.dataclass(frozen=True)
 class TwinOptions(users.UserOptions):
-  """What a launcher's options of the twin are; it inherits them."""
+  """The options of the twin, which launchers inherit."""
 
   _twin: Any = group('The twin', _parameters)
   target_update: str = choice(
@@ -195,7 +195,7 @@ def parameters(
 
 
 class Units(Protocol):
-  """What converts periods to gradient steps."""
+  """A converter of periods to gradient steps."""
 
   def gradient_steps_of(self, env_steps: int) -> int:
     """Gradient steps that so many env steps call for."""
@@ -206,7 +206,7 @@ class Units(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Speeds:
-  """What converts the unit of the periods.
+  """A converter of periods from their unit to gradient steps.
 
   Attributes:
     unit: a key of `schedule.UNITS`.

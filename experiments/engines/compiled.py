@@ -46,7 +46,7 @@ _COUNTS = (
 
 
 class Loop(Protocol):
-  """What each run of a program does, such as `scan.Loop`.
+  """The loop of each run of a program, such as `scan.Loop`.
 
   Attributes:
     config: has `batch_size`.
@@ -88,7 +88,7 @@ class Loop(Protocol):
     *,
     diverged: bool,
   ) -> str:
-    """What an environment has done wrong, in words; '' for nothing."""
+    """A fault of an environment, in words; '' for none."""
 
 
 class Run(NamedTuple):
@@ -529,7 +529,7 @@ class _Runs(running.Running):
 
 
 def _phase(group: Group, iteration: int) -> str:
-  """What an iteration does, as progress calls it."""
+  """The name of an iteration's phase, for the progress."""
   return MAIN if group.learns(iteration) else 'warming up'
 
 

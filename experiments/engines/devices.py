@@ -1,4 +1,4 @@
-"""What must be settled before JAX starts: platform, XLA's options, caches."""
+"""Settings to make before JAX starts: platform, XLA's options, caches."""
 
 from collections.abc import Sequence
 import contextlib

@@ -141,7 +141,7 @@ def default_folder(sweep: Sweep, names: Iterable[str]) -> str:
 
 
 def written(writer: MetricsWriter) -> dict[str, Any]:
-  """What a checkpoint says of the rows that are written when it is saved."""
+  """The facts of a checkpoint about the rows that are written by then."""
   return {'rows': writer.position, 'rows_sha256': writer.checksum}
 
 
@@ -236,7 +236,7 @@ def run_errors(folder: RunFolder) -> Iterator[None]:
 
 
 def _what_stays(folder: RunFolder) -> str:
-  """What a run that ends badly leaves, in words."""
+  """The checkpoint that a failed run leaves, in words."""
   if any_checkpoint(folder.checkpoints):
     return 'the last checkpoint stays as it is'
   return 'there is no checkpoint yet'

@@ -26,7 +26,7 @@ _WARM_UP = 'warming up'
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """What a launcher has built.
+  """The parts of a run of the host loop.
 
   Attributes:
     state: the learner's fresh state.
@@ -199,14 +199,14 @@ class _Run(running.Running):
         yield self._between()
 
   def _phase_before_learning(self) -> str:
-    """What the next chunk of the loop is, if none has learned yet."""
+    """The phase of the next chunk of the loop, if none has learned yet."""
     config = self._parts.config
     to_go = config.warmup_env_steps - self._state.env_steps
     return _WARM_UP if to_go >= config.chunk_env_steps else COMPILING
 
   @property
   def _pause(self) -> str:
-    """What is done between two iterations."""
+    """The phase between two iterations."""
     return 'saving' if self._parts.evaluate is None else 'evaluating'
 
   def _iterations_to_come(self) -> int:
@@ -291,7 +291,7 @@ class _Run(running.Running):
 
 
 def _saved(train: TrainState, seen: host.Seen | None) -> Any:
-  """What a checkpoint holds of the device's arrays."""
+  """The device's arrays that a checkpoint holds."""
   return train if seen is None else (train, seen)
 
 

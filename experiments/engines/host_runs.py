@@ -38,7 +38,7 @@ from siamrl.types import Environments, Params
 
 
 class Spaces(Protocol):
-  """What environments take and give, such as `types.Environments` have it."""
+  """Observations and actions of environments, as in `types.Environments`."""
 
   @property
   def stack(self) -> int: ...
@@ -113,10 +113,10 @@ class Suite(Protocol):
     """Environments to evaluate in."""
 
   def columns(self, result: evaluation.Evaluation) -> dict[str, float]:
-    """What metrics.csv says of an evaluation."""
+    """The columns of metrics.csv for an evaluation."""
 
   def film(self, seed: int) -> 'Film | None':
-    """What records an evaluation with this seed; None for nothing."""
+    """The recorder of an evaluation with this seed; None for no recording."""
 
   def notes(self) -> Iterable[str]:
     """Lines that the user should know of; raises RunError."""
@@ -149,7 +149,7 @@ class Family(Protocol):
   def make_host_panel(
     self, config: Any, suite: Any, learner: Learner, twin: TwinSpec
   ) -> Panel | None:
-    """What measures the twin, if it is asked for."""
+    """The panel that measures the twin, if the options ask for one."""
 
   def make_epsilon(self, config: Any) -> Callable[[int], float]:
     """Env steps so far -> chance of a random action."""

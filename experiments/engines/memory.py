@@ -1,4 +1,4 @@
-"""What a run takes of the memory, before it takes it.
+"""Estimates of the memory that a run takes, before it takes it.
 
 A program is known before it is compiled: tracing names the shape of every value
 that it computes, so that a network, its gradients, or what an iteration keeps
@@ -70,7 +70,7 @@ def check_replay(config: Any, need: int, memory: float) -> None:
 
 
 def words(need: float, memory: float) -> str:
-  """What a message says of bytes that are too many."""
+  """The words of a message about too many bytes."""
   share = f'and {SHARE * 100:.0f} % may be taken'
   return f'{need / 1e9:,.1f} GB of {memory / 1e9:,.1f} GB, {share}'
 

@@ -20,7 +20,7 @@ from siamrl.types import Params, TrainState
 
 
 class Parts(NamedTuple):
-  """What learns.
+  """The parts of a run that learn and measure.
 
   Attributes:
     state: the learner's fresh state.
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What a launcher says of a run.
+  """The description of a run.
 
   Attributes:
     environment: where the data are from, in words.
@@ -188,7 +188,7 @@ class _Run(running.Running):
 
 
 def _line(row: Mapping[str, float]) -> str:
-  """What a row comes to, in words."""
+  """A row in words."""
   parts = [
     f'iteration {row["iteration"]:,.0f}',
     f'{row["gradient_steps"]:,.0f} gradient steps',

@@ -136,7 +136,7 @@ def _nbytes(
 def _describe(
   config: Any, family: Family, task: Task, given: Dataset | None
 ) -> dict[str, Any]:
-  """What config.json says beside the options; makes all parts in theory.
+  """The entries of config.json beside the options; traces all parts.
 
   Raises:
     UsageError: a rule does not fit the network.

@@ -147,7 +147,7 @@ class Running(abc.ABC):
 
   @abc.abstractmethod
   def checkpoint(self) -> tuple[int, Any, dict[str, Any]]:
-    """What `Checkpoints.save` takes: a step, arrays, facts."""
+    """The arguments of `Checkpoints.save`: a step, arrays and facts."""
 
   @property
   @abc.abstractmethod

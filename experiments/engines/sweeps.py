@@ -232,7 +232,7 @@ def _memory_bytes(platform: str) -> float:
 
 
 def _fallback(config: Any) -> str:
-  """What to name of a run whose options are defaults, and too large."""
+  """The option to name for a run that is too large at its defaults."""
   fallbacks = ('replay_capacity', 'projector_units')
   return next(name for name in fallbacks if hasattr(config, name))
 

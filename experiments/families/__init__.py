@@ -10,7 +10,7 @@ from siamrl.types import JaxEnvironment
 
 
 class Family(NamedTuple):
-  """What runs of one kind need of a sweep.
+  """The functions that a sweep needs for runs of one kind.
 
   Attributes:
     check: configuration -> None; raises UsageError for options that do not go
@@ -29,7 +29,7 @@ class Family(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a launcher makes of the options of the environment.
+  """The environment that the options describe, and its network.
 
   Attributes:
     name: of the environment, for folders and titles.

@@ -476,7 +476,7 @@ def _make_panel(
 def make_setup(
   config: ControlConfig, task: Task, settings: Mapping[str, jax.Array]
 ) -> scan.Setup:
-  """What learns in a run, and how it collects.
+  """The learner of a run, and how it collects.
 
   Args:
     config: gives all but the traced options.
@@ -577,7 +577,7 @@ def _in_float32(twin: TwinSpec) -> TwinSpec:
 def make_host_panel(
   config: ControlConfig, suite: Any, learner_: Learner, twin: TwinSpec
 ) -> Panel | None:
-  """What measures the twin of a run of the host loop, if it is asked for."""
+  """The panel of a run of the host loop, if the options ask for one."""
   del suite
 
   def age() -> float:

@@ -307,7 +307,7 @@ def _make_panel(
 def make_setup(
   config: CompiledConfig, task: Task, settings: Mapping[str, jax.Array]
 ) -> scan.Setup:
-  """What learns in a run, and how it collects.
+  """The learner of a run, and how it collects.
 
   Args:
     config: gives all but the traced options.
@@ -424,7 +424,7 @@ def make_host_learner(config: Any, suite: Any, twin: TwinSpec) -> Learner:
 def make_host_panel(
   config: Any, suite: Any, learner_: Learner, twin: TwinSpec
 ) -> Panel | None:
-  """What measures the twin of a run of the host loop, if it is asked for."""
+  """The panel of a run of the host loop, if the options ask for one."""
 
   def age() -> float:
     age = twin_options.mean_age(config, speeds(config), twin)

@@ -209,7 +209,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
 
 
 class Task(Protocol):
-  """What is learned from, and judged by, such as `suites.images` has it."""
+  """Images to learn from and to judge by, such as `suites.images.Task`."""
 
   @property
   def train(self) -> Images: ...
@@ -231,7 +231,7 @@ class Task(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Speeds:
-  """What converts periods, as `twin_options.Speeds` does.
+  """A converter of periods, like `twin_options.Speeds`.
 
   Attributes:
     unit: one of `UNITS`.
@@ -286,7 +286,7 @@ def _config_of(config: SiameseOptions, task: Task) -> epochs.EpochsConfig:
 
 
 def _clock(config: SiameseOptions, task: Task) -> tuple[_Speeds, int]:
-  """What converts periods, and the gradient steps of a whole run."""
+  """The converter of periods, and the gradient steps of a whole run."""
   steps = _config_of(config, task).epoch_steps
   return _Speeds(config.target_period_unit, steps), steps * config.epochs
 
@@ -387,7 +387,7 @@ def _is_kernel(params: Params) -> Params:
 def make_judge(
   config: SiameseOptions, task: Task, twin: Twin
 ) -> Callable[[Params], Metrics]:
-  """What representations are worth, by the images held out.
+  """The judge of representations, by the images held out.
 
   Args:
     config: the options.
@@ -441,7 +441,7 @@ def make_judge(
 def make_setup(
   config: SiameseOptions, task: Task, settings: Mapping[str, jax.Array]
 ) -> epochs.Setup:
-  """What learns in a run, and how it is judged.
+  """The learner of a run, and how it is judged.
 
   Args:
     config: gives all but the traced options.

@@ -105,7 +105,7 @@ class Suite:
     return self._environments(seed, self._config.eval_envs)
 
   def columns(self, result: evaluation.Evaluation) -> dict[str, float]:
-    """What metrics.csv says of an evaluation."""
+    """The columns of metrics.csv for an evaluation."""
     score = float(np.mean(result.returns)) if result.returns else float('nan')
     return {
       'eval_episodes': len(result.returns),
@@ -115,7 +115,7 @@ class Suite:
     }
 
   def film(self, seed: int) -> '_Film | None':
-    """What records an evaluation's first episode, with --video."""
+    """The recorder of an evaluation's first episode, with --video."""
     if not self._config.video:
       return None
     emulators = self._environments(seed, self._config.eval_envs, color=True)
@@ -137,7 +137,7 @@ class Suite:
 
   @property
   def augment(self) -> Augmentation | None:
-    """What is done to the frames that are learned from."""
+    """The augmentation of the frames that are learned from."""
     if self._config.augmentation == 'none':
       return None
     return augment.of_frames(_AUGMENT[self._config.augmentation])

@@ -285,7 +285,7 @@ Measure = Callable[[Params, jax.Array], dict[str, float]]
 
 
 def make_measure(config: DataOptions, task: Task, agent: Agent) -> Measure:
-  """What is measured after each iteration, in one compiled program."""
+  """The measures of each iteration, as one compiled program."""
   best_return = {}
   if config.eval_episodes and task.name == CAR:
     best_return['grid_optimum'] = _grid_optimum(config.discount)

@@ -94,7 +94,7 @@ class Suite:
     return self._environments(seed, self.eval_envs, cap)
 
   def columns(self, result: evaluation.Evaluation) -> dict[str, float]:
-    """What metrics.csv says of an evaluation."""
+    """The columns of metrics.csv for an evaluation."""
     row: dict[str, float] = {
       'eval_episodes': len(result.returns),
       'eval_return': float(np.mean(result.returns)),

@@ -109,7 +109,7 @@ class ImageOptions:
 
 
 class Task(NamedTuple):
-  """What is learned from, and judged by.
+  """Images to learn from, and to judge representations by.
 
   Attributes:
     name: for folders and titles.
@@ -202,7 +202,7 @@ def _load(config: ImageOptions) -> tuple[pictures.Split, int]:
 
 
 def _notes(source: str, number: int, classes: int) -> tuple[str, ...]:
-  """What was read, for the user to compare with what is meant."""
+  """A summary of the images that were read, for the user to check."""
   listing = None
   if source not in pictures.NAMES and pathlib.Path(source).is_dir():
     listing = pictures.list_folder(source)
@@ -254,7 +254,7 @@ def _accuracies(
   train: jax.Array,
   held_out: jax.Array,
 ) -> Metrics:
-  """What `Task.accuracies` says."""
+  """Computes `Task.accuracies`."""
   if not classes:
     return {}
   known, asked = labels
