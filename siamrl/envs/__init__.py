@@ -1,2 +1,1 @@
-"""Adapters: one interface, `siamrl.types.Environments`, to each kind of
-environment."""
+"""Adapters that give each kind of environment the interfaces of `siamrl`."""

@@ -1,4 +1,4 @@
-"""Atari 2600 games, through the vector environment of the ALE in C++."""
+"""Atari 2600 games, through the ALE's vector environment in C++."""
 
 import dataclasses
 import functools
@@ -12,10 +12,10 @@ from siamrl.envs.names import closest, letters
 from siamrl.optional import import_optional
 from siamrl.types import Timestep
 
-# The ALE ships these for two players only. Asked for one, its C++ ends the
-# whole process, so they must never reach it.
+# The ALE has these games for two players only. Loading one makes its C++ end
+# the whole process, so they must never reach it.
 _TWO_PLAYERS = frozenset({'combat', 'joust', 'maze_craze', 'warlords'})
-# What Gymnasium ids put around a game's name: ALE/Pong-v5, Pong-ram-v4, ...
+# Gymnasium ids around a game's name: ALE/Pong-v5, Pong-ram-v4, ...
 _ID = re.compile(
   r'(?:ALE/)?(.*?)(?:-ram)?(?:Deterministic|NoFrameskip)?(?:-v\d+)?'
 )
@@ -23,21 +23,20 @@ _ID = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class AtariProtocol:
-  """The rules of play, by which scores of two papers can be compared.
+  """The rules of play, which must agree for scores to be comparable.
 
-  The defaults are those of Machado et al. (2018), with minimal actions. Clipped
-  rewards and lives taken for episodes are the learner's business: not here.
+  The defaults are those of Machado et al. (2018), with minimal actions. To clip
+  rewards, or to end episodes when a life is lost, is up to the learner.
 
   Attributes:
-    sticky_action_probability: chance, each emulator frame, that the last action
-      is repeated instead of the one chosen.
-    noop_max: emulator frames of no-ops, at most, before the first decision;
-      each episode draws 0 to `noop_max`, evenly. A FIRE on reset is one of
-      them.
+    sticky_action_probability: probability, at each emulator frame, that the
+      last action is repeated instead of the one chosen.
+    noop_max: most emulator frames of no-ops before the first decision; each
+      episode draws 0 to `noop_max` uniformly. A FIRE on reset is one of them.
     frame_skip: emulator frames per env step. The last two are max-pooled.
-    frame_cap: emulator frames per episode, no-ops not counted.
-    full_action_set: all 18 actions, rather than the game's minimal set.
-    fire_on_reset: press FIRE for one emulator frame, where the game has it.
+    frame_cap: most emulator frames per episode, not counting no-ops.
+    full_action_set: use all 18 actions rather than the game's minimal set.
+    fire_on_reset: press FIRE for one emulator frame, if the game has it.
 
   Raises:
     ValueError: a value lies outside its range.
@@ -64,19 +63,19 @@ class AtariProtocol:
 
 
 def _ale() -> Any:
-  """The module `ale_py`, made silent; imported only where it is needed."""
+  """Imports the module `ale_py` and silences it."""
   for module in ('ale_py.roms', 'ale_py.vector_env'):
     import_optional(module, 'Atari needs ale-py', 'atari')
   import ale_py
 
-  # Else each emulator prints a banner.
+  # Otherwise each emulator prints a banner.
   ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
   return ale_py
 
 
 @functools.cache
 def games() -> tuple[str, ...]:
-  """The names of all games for one player, in order, such as 'ms_pacman'.
+  """Returns the sorted names of all games for one player, such as 'ms_pacman'.
 
   Raises:
     ImportError: ale-py is not installed.
@@ -85,12 +84,12 @@ def games() -> tuple[str, ...]:
 
 
 def resolve_game(name: str) -> str:
-  """The ALE's name of a game, whatever the spelling.
+  """Returns the ALE's name of a game, whatever the spelling.
 
   Args:
     name: 'ms_pacman', 'MsPacman', 'Ms. Pac-Man', 'ALE/MsPacman-v5' or
-      'MsPacmanNoFrameskip-v4'. What such an id says beyond the game is not
-      heeded; that is for `AtariProtocol` to say.
+      'MsPacmanNoFrameskip-v4'. Everything in such an id but the game is
+      ignored: `AtariProtocol` sets the rules.
 
   Returns:
     the name of its ROM: 'ms_pacman'.
@@ -110,7 +109,7 @@ def resolve_game(name: str) -> str:
 
 
 def _screen_shape(ale_py: Any, rom: str) -> tuple[int, int]:
-  """Height and width of a game's screen: 210 x 160, or a little higher."""
+  """Returns a screen's height and width: 210 x 160, or a little higher."""
   emulator = ale_py.ALEInterface()
   emulator.loadROM(ale_py.roms.get_rom_path(rom))
   height, width = emulator.getScreenDims()
@@ -120,14 +119,14 @@ def _screen_shape(ale_py: Any, rom: str) -> tuple[int, int]:
 class AtariEnvironments:
   """N emulators of one game, stepped together by threads outside of Python.
 
-  Implements `siamrl.types.Environments`: gray frames of 84 x 84, 4 to an
-  observation, rewards raw. At the start of an episode the stack holds its first
-  frame repeated, as Gymnasium's wrapper has it (the ALE itself pads with black
-  frames).
+  Implements `siamrl.types.Environments`: observations are stacks of 4 gray
+  frames of 84 x 84, and rewards are raw. At the start of an episode the stack
+  repeats its first frame, as in Gymnasium's wrapper (the ALE itself pads with
+  black frames).
 
-  Three limits, all of the ALE's own. The last step of an episode stops at the
-  frame that ends it, and shows the pooled frame of the step before it besides,
-  as in Gymnasium's wrapper. A life lost in the very step that is truncated goes
+  The ALE imposes three limits. The last step of an episode stops at the frame
+  that ends it, and also shows the pooled frame of the step before, as in
+  Gymnasium's wrapper. A life lost in the very step that is truncated goes
   unnoticed. And the state cannot be saved: a run starts anew from a seed.
 
   Attributes:
@@ -152,16 +151,16 @@ class AtariEnvironments:
     Args:
       game: any spelling that `resolve_game` knows.
       num_envs: N >= 1.
-      seed: an integer >= 0, from which all episodes follow.
+      seed: an integer >= 0 that determines all episodes.
       protocol: the rules of play.
-      num_threads: threads that step the emulators; 0 is the lesser of N and the
-        processor's. It changes no number.
-      color: unstacked RGB frames at the screen's own size (210 x 160 x 3 for
-        most games), for a video. Fed the same actions, one with the same seed
-        and protocol plays the very same episodes in gray.
+      num_threads: threads that step the emulators; 0 for the smaller of N and
+        the number of processors. It affects no results.
+      color: return unstacked RGB frames at the screen's own size (210 x 160 x 3
+        for most games), for a video. With the same seed, protocol and actions
+        the episodes are the same as in gray.
 
     Raises:
-      ValueError: no such game, or an argument out of range.
+      ValueError: there is no such game, or an argument is out of range.
       ImportError: ale-py is not installed.
     """
     if num_envs < 1:
@@ -176,12 +175,12 @@ class AtariEnvironments:
     height, width = _screen_shape(ale_py, self.game) if color else (84, 84)
     self.frame_shape: tuple[int, ...] = (height, width) + (3,) * color
     self.frame_dtype = np.dtype(np.uint8)
-    # Every option by name: some defaults differ between the ways to make one,
+    # Every option by name: some defaults depend on how the environment is made,
     # and some change the game (clipped rewards, a reset at each lost life).
     self._env = ale_py.vector_env.AtariVectorEnv(
       self.game,
       num_envs,
-      # The whole batch: with a smaller one, the order is that of the threads.
+      # The whole batch: in a smaller one, the order depends on the threads.
       batch_size=num_envs,
       num_threads=num_threads,
       max_num_frames_per_episode=protocol.frame_cap,
@@ -210,11 +209,11 @@ class AtariEnvironments:
     self._waiting = False  # a send without its recv
 
   def _repeat_first(self, obs: np.ndarray, steps: np.ndarray) -> None:
-    """Writes the first frame over the black ones before it, in place.
+    """Replaces the black frames before the first one with it, in place.
 
     Args:
       obs: [N, S, ...] observations as the ALE stacks them.
-      steps: [N] env steps of the episodes to which they belong.
+      steps: [N] env steps since the start of their episodes.
     """
     for n in np.flatnonzero(steps < self.stack - 1):
       first = self.stack - 1 - steps[n]
@@ -223,8 +222,8 @@ class AtariEnvironments:
   def reset(self) -> np.ndarray:
     """Starts N new episodes; returns observations [N, S, ...].
 
-    The first call starts from the seed; a later one gives up the running
-    episodes and goes on in the same random streams.
+    The first call starts from the seed; a later one abandons the running
+    episodes and continues the same random streams.
 
     Raises:
       RuntimeError: a `send` still waits for its `recv`.
@@ -247,18 +246,18 @@ class AtariEnvironments:
       RuntimeError: there was no `reset`, or no `recv` since the last `send`.
       ValueError: the actions are not N integers in [0, num_actions).
     """
-    # Checked here, since out of order, or with an unknown action, the ALE's
-    # threads fall silent and recv would wait for ever.
+    # Calls out of order, or with an unknown action, stop the ALE's threads, and
+    # recv would wait forever.
     if not self._started or self._waiting:
       raise RuntimeError('send must follow reset or recv')
     self._env.send(check_actions(actions, self.num_envs, self.num_actions))
     self._waiting = True
 
   def recv(self) -> Timestep:
-    """Waits for the answer to the last `send`.
+    """Waits for the results of the last `send`.
 
-    The arrays are the caller's: the ALE fills fresh ones at each step.
-    `final_obs` is `obs` itself where no episode ended.
+    The caller may keep the arrays: the ALE fills new ones at each step.
+    `final_obs` is `obs` itself if no episode ended.
 
     Raises:
       RuntimeError: no `send` came before.
@@ -273,11 +272,11 @@ class AtariEnvironments:
     self._steps += 1
     ended = terminated | truncated
     if ended.any():
-      # Lives are already those of the next episode, but a game that has lives
-      # ends with the last of them (which some count as 0, so it is not asked
-      # how many were left).
+      # Lives are already those of the next episode, but a game with lives ends
+      # with the last of them. (Some games count it as 0, so the number of lives
+      # before the step is not tested.)
       life_lost[ended] = (terminated & self._has_lives)[ended]
-      # Other rows of the ALE's own are uninitialized memory.
+      # The ALE's own array is uninitialized in the other rows.
       final_obs = obs.copy()
       final_obs[ended] = info['final_obs'][ended]
       self._repeat_first(final_obs, np.where(ended, self._steps, self.stack))
@@ -295,6 +294,6 @@ class AtariEnvironments:
     )
 
   def close(self) -> None:
-    """Stops the threads, frees the emulators; nothing may be called after."""
+    """Stops the threads and frees the emulators; call nothing after it."""
     self._started = self._waiting = False
     del self._env

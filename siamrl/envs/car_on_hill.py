@@ -1,24 +1,24 @@
-"""Car-on-Hill: a car too weak for the hill must first roll back to take a run.
+"""Car-on-Hill: a car too weak for a hill must first back up to gain speed.
 
-The benchmark of batch reinforcement learning by Ernst, Geurts & Wehenkel (2005,
-Journal of Machine Learning Research 6): two state variables, two actions, a
-reward at the very end only, and values that jump from one side of a curve in
-the state space to the other.
+This is the benchmark of batch reinforcement learning by Ernst, Geurts &
+Wehenkel (2005, Journal of Machine Learning Research 6): two state variables,
+two actions, a reward only at the very end, and values that jump across a curve
+in the state space.
 
 The car of mass 1 kg is at position p, in m, and has velocity v, in m/s, along
 the p-axis. A force u of -4 or 4 N is held for 0.1 s. On a track of height H(p),
 
   dp/dt = v
   dv/dt = (u - g H'(p) - v**2 H'(p) H''(p)) / (1 + H'(p)**2)
-  H(p) = p**2 + p for p < 0, and p / sqrt(1 + 5 p**2) from there on.
+  H(p) = p**2 + p for p < 0, and p / sqrt(1 + 5 p**2) for p >= 0.
 
 A state with p > 1 and |v| <= 3 ends the episode with reward 1; one with p < -1
 or |v| > 3 ends it with -1; all other rewards are 0. Only states at the end of a
 control step count. The discount of the papers is 0.95.
 
-An optimal policy is one that reaches the top soonest, so that the value of a
-state is discount**(k - 1) if that takes k steps, and -discount**(k - 1) where
-failure is sure and can be put off to the k-th.
+An optimal policy reaches the top as soon as possible. So the value of a state
+is discount**(k - 1) if that takes k steps, and -discount**(k - 1) where failure
+is certain and can be delayed until the k-th step.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ LOW, HIGH = (-1.0, -3.0), (1.0, 3.0)
 _FORCES = (-4.0, 4.0)
 _GRAVITY = 9.81
 _STEP_SECONDS = 0.1
-# Runge-Kutta steps to a control step: within 3e-5 of an adaptive solver.
+# Runge-Kutta steps per control step: within 3e-5 of an adaptive solver.
 _SUB_STEPS = 20
 
 
@@ -63,11 +63,11 @@ class CarState(NamedTuple):
 def advance(
   position: chex.Array, velocity: chex.Array, force: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
-  """Drives on for 0.1 s.
+  """Drives for 0.1 s.
 
-  H'' jumps at p = 0, which a solver of fixed steps would stumble over. But with
-  the speed along the track, w = v sqrt(1 + H'**2), the same equations have no
-  H'': dp/dt = w / sqrt(1 + H'**2) and dw/dt = (u - g H') / sqrt(1 + H'**2).
+  H'' jumps at p = 0, where a solver with fixed steps would be inaccurate. In
+  terms of the speed along the track, w = v sqrt(1 + H'**2), the equations have
+  no H'': dp/dt = w / sqrt(1 + H'**2) and dw/dt = (u - g H') / sqrt(1 + H'**2).
 
   Args:
     position: [...] in m.
@@ -101,7 +101,7 @@ def advance(
 
 
 def _slope(position: chex.Array) -> chex.Array:
-  """H', the track's steepness."""
+  """Returns H', the slope of the track."""
   return jnp.where(
     position < 0, 2 * position + 1, (1 + 5 * position**2) ** -1.5
   )
@@ -110,7 +110,7 @@ def _slope(position: chex.Array) -> chex.Array:
 def _outcome(
   position: chex.Array, velocity: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
-  """What a state reached pays, float32, and whether it ends the episode."""
+  """Returns the reward for reaching a state, float32, and whether it ends."""
   lost = (position < -1) | (jnp.abs(velocity) > 3)
   won = (position > 1) & ~lost
   return won.astype(jnp.float32) - lost.astype(jnp.float32), won | lost
@@ -122,15 +122,15 @@ def make_car_on_hill(
   high: tuple[float, float] = START,
   max_episode_steps: int | None = HORIZON,
 ) -> JaxEnvironment:
-  """Car-on-Hill as an environment; it observes (p, v), in m and m/s.
+  """Builds Car-on-Hill as an environment that observes (p, v), in m and m/s.
 
-  Each episode begins in a state drawn evenly from a box. The papers' data are
-  episodes of random actions, all from (-0.5, 0); starts all over the state
-  space that are cut after a step, (LOW, HIGH, 1), give independent transitions.
+  Each episode begins in a state drawn uniformly from a box. The papers' data
+  are episodes of random actions from (-0.5, 0); starts in the whole state space
+  that are cut after one step, (LOW, HIGH, 1), give independent transitions.
 
   Args:
-    low: (p, v), corner of the box.
-    high: (p, v), the opposite corner.
+    low: (p, v), lower corner of the box.
+    high: (p, v), upper corner of the box.
     max_episode_steps: env steps after which an episode is truncated; None for
       never.
 
@@ -138,7 +138,7 @@ def make_car_on_hill(
     the environment, with observations float32 [2]. Action 0 drives backwards.
 
   Raises:
-    ValueError: the box is none or leaves the state space, or max_episode_steps
+    ValueError: the box is empty or leaves the state space, or max_episode_steps
       is too small.
   """
   if max_episode_steps is not None and max_episode_steps < 1:
@@ -185,10 +185,10 @@ def make_car_on_hill(
 
 
 def start_states() -> np.ndarray:
-  """The starts of Ernst et al. (2005): float32 [289, 2], a grid of (p, v).
+  """Returns the starts of Ernst et al. (2005), float32 [289, 2] of (p, v).
 
-  17 positions 0.125 m apart and 17 velocities 0.375 m/s apart, all over the
-  state space; the velocity changes fastest.
+  The grid of 17 positions 0.125 m apart and 17 velocities 0.375 m/s apart
+  covers the state space; the velocity changes fastest.
   """
   grid = np.meshgrid(
     *(np.linspace(low, high, 17) for low, high in zip(LOW, HIGH, strict=True)),
@@ -206,13 +206,13 @@ def returns(
 ) -> chex.Array:
   """Plays an episode of a policy from each of several states.
 
-  Their mean from `start_states()` is what Car-on-Hill is scored by. Pure, for
-  callers to jit together with what the policy is made of.
+  The score of Car-on-Hill is the mean return from `start_states()`. The
+  function is pure, for callers to jit together with the policy.
 
   Args:
-    act: observations [N, 2] -> int [N] actions. Of values it is greedy in,
+    act: observations [N, 2] -> int [N] actions, such as the greedy
       `lambda obs: jnp.argmax(values(obs), -1)`.
-    states: [N, 2] where to begin, (p, v).
+    states: [N, 2] initial (p, v).
     discount: per env step.
     horizon: env steps after which an episode is cut.
 
@@ -226,7 +226,7 @@ def returns(
     moved = advance(states[:, 0], states[:, 1], forces[act(states)])
     reward, ended = _outcome(*moved)
     total += jnp.where(running, discount**time * reward, 0)
-    # A car at its end waits there: beyond it numbers may grow without bound.
+    # A car stops at its end: beyond it numbers may grow without bound.
     onward = running & ~ended
     states = jnp.where(onward[:, None], jnp.stack(moved, 1), states)
     return (states, onward, total), None
@@ -237,13 +237,13 @@ def returns(
   return total
 
 
-# States are driven on in blocks of one size, so that they compile once.
+# States are advanced in blocks of one size, to compile only once.
 _BLOCK = 1 << 13
 
 
 @functools.cache
 def _drive() -> Callable[..., Any]:
-  """[K, 2] states -> after either action: [2, K, 2] states, [2, K] outcomes."""
+  """Builds [K, 2] states -> [2, K, 2] next states, [2, K] outcomes."""
 
   def both(states):
     def one(force):
@@ -262,26 +262,26 @@ def optimal_returns(
   horizon: int = HORIZON,
   cells: int = 100,
 ) -> np.ndarray:
-  """The best returns that can be had, by search through trajectories.
+  """Computes the best possible returns, by search through trajectories.
 
-  From each state both actions are tried, then both from whatever they led to,
-  and so on, breadth first, until the first trajectory reaches the top or the
-  last one has failed. Of trajectories that are in the same cell of a fine grid
-  after the same number of steps only one is followed. Those are trajectories
-  of the environment, bit for bit, not of a grid: no return is promised that
-  cannot be had, which interpolated values, smeared across the jump, do. A
-  better one can only be missed by what happens within a cell.
+  The search is breadth first: both actions from each state, then both from each
+  successor, until the first trajectory reaches the top or the last one has
+  failed. Of the trajectories in the same cell of a fine grid after the same
+  number of steps only one is followed. They are trajectories of the environment
+  itself, bit for bit, so every return found can be achieved, unlike
+  interpolated values, which are smeared across the jump. A better return can
+  only be missed by differences within a cell.
 
   Args:
-    states: [N, 2] (p, v), float32 or to be rounded to it.
+    states: [N, 2] (p, v), rounded to float32.
     discount: per env step, in (0, 1].
     horizon: env steps after which an episode is cut.
-    cells: of the grid, along each axis.
+    cells: number of cells of the grid along each axis.
 
   Returns:
     float64 [N]: discount**(k - 1) where the top is reached in k steps at best,
-    -discount**(k - 1) where it cannot be and k - 1 steps are the most that can
-    be survived, and 0 where the horizon comes first.
+    -discount**(k - 1) where it cannot be reached and at most k - 1 steps can be
+    survived, and 0 where the horizon comes first.
   """
   states = np.asarray(states, np.float32)
   best = np.zeros(len(states))
@@ -293,7 +293,7 @@ def optimal_returns(
     origin = np.concatenate([origin, origin])
     best[origin[rewards > 0]] = discount ** (k - 1)
     onward = ~ended & (best[origin] == 0)
-    # What has no trajectory left, and had some until now, has failed.
+    # Origins that have just lost their last trajectory have failed.
     failed = np.setdiff1d(origin[best[origin] == 0], origin[onward])
     best[failed] = -(discount ** (k - 1))
     states, origin = states[onward], origin[onward]
@@ -303,7 +303,7 @@ def optimal_returns(
 
 
 def _expand(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The successors [2 K, 2] of [K, 2] states, rewards [2 K] and ends [2 K]."""
+  """Returns successors [2 K, 2] of [K, 2] states, rewards [2 K], ends [2 K]."""
   parts = []
   for first in range(0, len(states), _BLOCK):
     block = states[first : first + _BLOCK]
@@ -321,9 +321,9 @@ def _expand(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _first_in_cell(
   states: np.ndarray, origin: np.ndarray, cells: int
 ) -> np.ndarray:
-  """Indices of one trajectory for each cell and origin, in order."""
+  """Returns sorted indices of one trajectory for each cell and origin."""
   place = (states - np.array(LOW)) / (np.array(HIGH) - np.array(LOW)) * cells
-  # The edges themselves belong to the cells before them.
+  # The upper edges belong to the last cells.
   column, row = np.clip(place.astype(np.int64), 0, cells - 1).T
   return np.sort(
     np.unique((origin * cells + column) * cells + row, return_index=True)[1]

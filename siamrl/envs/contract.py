@@ -1,4 +1,4 @@
-"""What a JAX environment must answer, seen from shapes alone."""
+"""The contract of JAX environments, checked by shapes alone."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ from siamrl.types import JaxEnvironment, JaxTimestep
 
 
 def check_jax_environment(name: str, environment: JaxEnvironment) -> None:
-  """Traces an environment and compares its answers with what it declares.
+  """Traces an environment and checks its outputs against its declarations.
 
-  Nothing is computed. Numbers are not seen: whether rewards and observations
-  are finite, and whether episodes are truncated as is declared, is for the
-  loop to find out.
+  Nothing is computed, so values are not checked: the loop finds out whether
+  rewards and observations are finite, and whether episodes are truncated as
+  declared.
 
   Args:
-    name: of the environment, for the error.
+    name: of the environment, for the message.
     environment: to check.
 
   Raises:
-    BrokenEnvironmentError: `reset` or `step` raises an exception, or answers
-      with other shapes or types than are declared.
+    BrokenEnvironmentError: `reset` or `step` raises an exception, or returns
+      other shapes or types than declared.
   """
 
   def fail(text: str) -> None:

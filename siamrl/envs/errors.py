@@ -1,4 +1,4 @@
-"""What can go wrong in an environment."""
+"""Errors of environments."""
 
 import traceback
 from typing import Any
@@ -12,12 +12,12 @@ class BrokenEnvironmentError(RuntimeError):
 
 
 def raised(name: str, call: str, error: Exception) -> BrokenEnvironmentError:
-  """What to raise where an environment has raised something itself.
+  """Builds the error for an exception that an environment raised itself.
 
   Args:
-    name: the environment's.
-    call: what was asked of it, such as 'step'.
-    error: what it raised.
+    name: of the environment.
+    call: name of the call that raised it, such as 'step'.
+    error: the exception.
   """
   frame = traceback.extract_tb(error.__traceback__)[-1]
   text = f': {one_line(error)}' if str(error) else ''
@@ -28,6 +28,6 @@ def raised(name: str, call: str, error: Exception) -> BrokenEnvironmentError:
 
 
 def one_line(value: Any) -> str:
-  """The text of a value on one line, cut where it is long."""
+  """Returns the text of a value on one line, cut if it is long."""
   text = ' '.join(str(value).split())
   return text if len(text) <= 300 else f'{text[:300]}...'

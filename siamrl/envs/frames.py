@@ -1,4 +1,4 @@
-"""Frames of Atari games under a policy that acts at random, with labels."""
+"""Frames of Atari games under a random policy, with labels."""
 
 import numpy as np
 
@@ -20,18 +20,18 @@ def collect_frames(
   frame_skip: int = 4,
   seed: int = 0,
 ) -> Images:
-  """Plays at random, and keeps frames.
+  """Plays a game at random and collects frames.
 
   Args:
-    game: any spelling.
+    game: name of the game, in any spelling.
     count: N, frames to keep.
-    ram_byte: of the console's 128 bytes of memory, the one that labels tell;
-      None for no labels. The bytes' meaning differs from game to game: in Pong
-      54 is the height of the ball and 51 that of the player (Anand et al. 2019,
-      AtariARI).
-    classes: its values are put into so many classes of about the same size, or
-      fewer where there are not so many values.
-    every: env steps from one frame that is kept to the next.
+    ram_byte: index of the byte, of the console's 128 bytes of memory, that
+      gives the labels; None for no labels. Its meaning depends on the game: in
+      Pong byte 54 is the height of the ball and 51 that of the player (Anand et
+      al. 2019, AtariARI).
+    classes: number of classes, of about equal size, that the byte's values are
+      divided into; fewer if there are fewer values.
+    every: env steps from one collected frame to the next.
     frame_skip: emulator frames per env step.
     seed: of the emulator and the actions.
 
@@ -40,7 +40,7 @@ def collect_frames(
 
   Raises:
     ImportError: ale-py is not installed.
-    ValueError: there is no such game, or the byte has one value only.
+    ValueError: there is no such game, or the byte has only one value.
   """
   name = resolve_game(game)
   import ale_py
@@ -79,16 +79,16 @@ def collect_frames(
 
 
 def _smaller(screen: np.ndarray) -> np.ndarray:
-  """uint8 [H, W] -> [84, 84], each pixel the mean of what it covers."""
+  """Shrinks uint8 [H, W] to [84, 84]; each pixel is the mean of its area."""
   small = _fewer_rows(_fewer_rows(screen).T).T
   return np.round(small).astype(np.uint8)
 
 
 def _fewer_rows(pixels: np.ndarray) -> np.ndarray:
-  """[L, K] -> float64 [84, K]."""
+  """Shrinks [L, K] to float64 [84, K] by averaging."""
   length = len(pixels)
-  # What lies above each edge; a pixel that it cuts counts in part. No matrix
-  # product: its threads would cost more than so little work.
+  # The sums above each edge; a pixel that it cuts counts in part. A matrix
+  # product's threads would cost more than the work itself.
   sums = np.zeros((length + 2, pixels.shape[1]))
   np.cumsum(pixels, axis=0, out=sums[1:-1])
   sums[-1] = sums[-2]
@@ -100,13 +100,13 @@ def _fewer_rows(pixels: np.ndarray) -> np.ndarray:
 
 
 def _classes(values: np.ndarray, classes: int, ram_byte: int) -> np.ndarray:
-  """int32 [N]: quantiles, numbered from 0 without gaps."""
+  """Returns the values' quantiles, int32 [N], numbered from 0 without gaps."""
   edges = np.unique(np.quantile(values, np.linspace(0, 1, classes + 1)[1:-1]))
   found, labels = np.unique(
     np.searchsorted(edges, values, side='right'), return_inverse=True
   )
   if len(found) < 2:
     raise FieldError(
-      'ram_byte', ram_byte, 'has one value only, or nearly so: nothing to tell'
+      'ram_byte', ram_byte, 'has (almost) only one value: nothing to classify'
     )
   return labels.astype(np.int32)

@@ -1,8 +1,7 @@
-"""Gymnasium's environments: classic control, MuJoCo, and others like them.
+"""Gymnasium's environments, such as classic control and MuJoCo.
 
-Those of MuJoCo need the package of that name, which is optional and imported
-only when one is made. Its numbers change with its version, so that a record of
-a run names it: `mujoco_version`.
+MuJoCo's need the optional package `mujoco`, which is imported only when one is
+made. Its results depend on its version, so runs record `mujoco_version`.
 """
 
 import importlib.metadata
@@ -21,22 +20,22 @@ from siamrl.envs.names import closest, letters
 from siamrl.optional import OptionalImportError, import_optional
 from siamrl.types import Timestep
 
-# A name of Gymnasium's, and its version.
+# A Gymnasium id: a name and its version.
 _ID = re.compile(r'(.*?)(?:-v(\d+))?')
-# Where Gymnasium keeps what needs the package mujoco.
+# Gymnasium's environments that need the package mujoco are in here.
 _MUJOCO = 'gymnasium.envs.mujoco.'
 _BOX2D = 'gymnasium.envs.box2d'
-# By how much an action may lie outside [-1, 1]: what float32 rounds.
+# How far outside [-1, 1] an action may lie, for float32 rounding.
 _EXCESS = 1e-6
 # The largest number that 32 bits hold.
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def env_seeds(seed: int, num_envs: int) -> np.ndarray:
-  """Seeds for N environments, one stream each.
+  """Returns seeds for N environments, one stream each.
 
-  Neighboring seeds share none of them, as counting up from `seed` would have
-  it; and the first ones do not depend on how many follow.
+  Unlike with counting up from `seed`, neighboring seeds share none of them. The
+  first ones do not depend on N.
 
   Args:
     seed: an integer >= 0.
@@ -56,7 +55,7 @@ def env_seeds(seed: int, num_envs: int) -> np.ndarray:
 
 
 def check_actions(actions: Any, num_envs: int, num_actions: int) -> np.ndarray:
-  """The actions as int32 [N].
+  """Checks actions, and returns them as int32 [N].
 
   Raises:
     ValueError: they are not N integers, or one is outside [0, num_actions).
@@ -72,7 +71,7 @@ def check_actions(actions: Any, num_envs: int, num_actions: int) -> np.ndarray:
     if ((actions < 0) | (actions >= num_actions)).any():
       raise ValueError(f'actions must lie in [0, {num_actions}), got {actions}')
     return actions.astype(np.int32)
-  # Seen as unsigned, a negative action is a large one: one comparison for two.
+  # As unsigned, a negative action is a large one: one comparison suffices.
   if (actions.view(np.uint32) >= num_actions).any():
     raise ValueError(f'actions must lie in [0, {num_actions}), got {actions}')
   return actions
@@ -81,11 +80,11 @@ def check_actions(actions: Any, num_envs: int, num_actions: int) -> np.ndarray:
 def check_continuous(
   actions: Any, num_envs: int, action_dim: int
 ) -> np.ndarray:
-  """The actions as float32 [N, D].
+  """Checks actions, and returns them as float32 [N, D].
 
   Raises:
-    ValueError: they are not N x D floats, or one is NaN, or further outside
-      [-1, 1] than rounding puts it (1e-6).
+    ValueError: they are not N x D floats, or one is NaN, or outside [-1, 1] by
+      more than rounding (1e-6).
   """
   actions = np.asarray(actions)
   if actions.shape != (num_envs, action_dim) or actions.dtype.kind != 'f':
@@ -93,7 +92,7 @@ def check_continuous(
       f'actions must be {num_envs} x {action_dim} floats, got '
       f'{actions.dtype} {list(actions.shape)}'
     )
-  # Asked so that NaN fails.
+  # Written so that NaN fails.
   inside = np.abs(actions) <= 1 + _EXCESS
   if not inside.all():
     raise ValueError(
@@ -104,7 +103,7 @@ def check_continuous(
 
 
 def mujoco_version() -> str | None:
-  """The version of the package mujoco; None if it is not installed."""
+  """Returns the version of the package mujoco; None if not installed."""
   try:
     return importlib.metadata.version('mujoco')
   except importlib.metadata.PackageNotFoundError:
@@ -112,11 +111,11 @@ def mujoco_version() -> str | None:
 
 
 def resolve_gymnasium(name: str) -> str:
-  """Gymnasium's id of an environment, whatever the spelling.
+  """Returns Gymnasium's id of an environment, whatever the spelling.
 
   Args:
-    name: 'halfcheetah', 'HalfCheetah' or 'HalfCheetah-v5'. Without a version it
-      is the newest one; 'package:Name-v0' is left to Gymnasium, which imports
+    name: 'halfcheetah', 'HalfCheetah' or 'HalfCheetah-v5'. Without a version,
+      the newest is used. 'package:Name-v0' is left to Gymnasium, which imports
       the package.
 
   Returns:
@@ -127,7 +126,7 @@ def resolve_gymnasium(name: str) -> str:
   """
   if ':' in name or name in gymnasium.registry:
     return name
-  # Versions of each name, by its letters.
+  # The ids of each name's letters, by version.
   known: dict[str, dict[int, str]] = {}
   for env_id, spec in gymnasium.registry.items():
     versions = known.setdefault(letters(_split(env_id)[0]), {})
@@ -149,10 +148,10 @@ def resolve_gymnasium(name: str) -> str:
 
 
 def episode_limit(env_id: str) -> int | None:
-  """Env steps after which an episode is cut; None for no limit.
+  """Returns the env steps after which episodes are cut; None for no limit.
 
   Args:
-    env_id: of `resolve_gymnasium`, its package imported.
+    env_id: from `resolve_gymnasium`; its package must be imported.
 
   Raises:
     gymnasium.error.Error: there is no such environment.
@@ -161,7 +160,7 @@ def episode_limit(env_id: str) -> int | None:
 
 
 def _split(env_id: str) -> tuple[str, int | None]:
-  """The name in an id and its version."""
+  """Returns the name and the version in an id."""
   match = _ID.fullmatch(env_id)
   if match is None or match[2] is None:
     return env_id, None
@@ -169,11 +168,11 @@ def _split(env_id: str) -> tuple[str, int | None]:
 
 
 def _make(env_id: str) -> gymnasium.Env:
-  """One environment.
+  """Makes one environment.
 
   Raises:
     ImportError: a package that it needs is not installed, cannot be imported,
-      or is of a version that it does not support.
+      or has an unsupported version.
     ValueError: there is no such environment.
   """
   spec = gymnasium.registry.get(env_id)
@@ -192,7 +191,7 @@ def _make(env_id: str) -> gymnasium.Env:
 
 
 def _flat(env: gymnasium.Env) -> gymnasium.Env:
-  """The environment with arrays for observations, as far as they can be.
+  """Wraps an environment so that its observations are arrays, if possible.
 
   Discrete observations become one-hot vectors; tuples and dicts of spaces are
   joined into one vector.
@@ -204,7 +203,7 @@ def _flat(env: gymnasium.Env) -> gymnasium.Env:
 
 
 def _reason(error: Exception) -> str:
-  """What an error says, and what the import that led to it said.
+  """Returns an error's message with that of the import error that caused it.
 
   Gymnasium reports every failure to import a package as its absence.
   """
@@ -214,7 +213,7 @@ def _reason(error: Exception) -> str:
 
 
 def _newer(env_id: str) -> str:
-  """Words that name the newest version, where the environment is not it."""
+  """Returns a hint at the newest version, or '' if `env_id` is that."""
   name, version = _split(env_id)
   newest = resolve_gymnasium(name)
   if version is None or newest in (env_id, name):
@@ -223,14 +222,14 @@ def _newer(env_id: str) -> str:
 
 
 def _log_mujoco(env_id: str) -> None:
-  """Has MuJoCo's warnings logged, which else go to a file where one stands."""
+  """Logs MuJoCo's warnings, which otherwise go to a file in the work folder."""
   mujoco = import_optional('mujoco', f'{env_id} needs mujoco', 'mujoco')
   if mujoco.get_mju_user_warning() is None:
     mujoco.set_mju_user_warning(_tell)
 
 
 def _tell(message: str) -> None:
-  # What is out of date in Gymnasium's models is not for the user to mend.
+  # Users cannot fix deprecated parts of Gymnasium's models.
   level = logging.DEBUG if 'deprecated' in message else logging.WARNING
   logging.getLogger(__name__).log(level, 'MuJoCo: %s', message)
 
@@ -239,21 +238,21 @@ class GymnasiumEnvironments:
   """N copies of a Gymnasium environment, stepped in turn in this process.
 
   Implements `siamrl.types.Environments` for `Discrete` actions, or `Box`
-  actions with finite bounds. Observations are not stacked: [N, 1, ...]. Those
-  of other spaces than `Box` are flattened by Gymnasium, so that discrete ones
-  are one-hot vectors. Those of floats are vectors, flattened if they were not,
-  and float64 is narrowed to float32. So are integers of 64 bits, which JAX
-  would wrap around; float32 holds them exactly up to 2**24. The work is done
-  in `recv`; `send` only keeps the actions.
+  actions with finite bounds. Observations are not stacked: [N, 1, ...]. Spaces
+  other than `Box` are flattened by Gymnasium, so that discrete observations are
+  one-hot vectors. Observations of floats are flattened to vectors, and float64
+  is narrowed to float32. So are 64-bit integers, which JAX would wrap around;
+  float32 is exact up to 2**24. The work is done in `recv`; `send` only keeps
+  the actions.
 
-  Every answer is held to what the environment declares, and copied: an
-  environment may keep its arrays and write into them later.
+  Everything an environment returns is checked against its declarations, and
+  copied: it may keep its arrays and write into them later.
 
   Attributes:
     env_id: the Gymnasium id.
-    obs_shape: of an observation, before it is flattened.
-    bounds: (lowest, highest) of all numbers of an observation where they are
-      pixels or bytes, from 0 to 255; else None.
+    obs_shape: shape of an observation before flattening.
+    bounds: (lowest, highest) number in observations of pixels or bytes, from 0
+      to 255; None for others.
   """
 
   stack = 1
@@ -273,15 +272,15 @@ class GymnasiumEnvironments:
       env_id: a Gymnasium id, such as 'CartPole-v1', or any spelling that
         `resolve_gymnasium` knows.
       num_envs: N >= 1.
-      seed: an integer >= 0, from which all episodes follow.
+      seed: an integer >= 0 that determines all episodes.
       max_episode_steps: env steps after which episodes are truncated if the
-        environment was registered without such a limit; None for never.
+        environment was registered without a limit; None for never.
 
     Raises:
-      ValueError: there is no such environment, its spaces are of another kind,
-        or an argument is too small.
+      ValueError: there is no such environment, its spaces are not supported, or
+        an argument is too small.
       ImportError: a package that it needs is not installed.
-      BrokenEnvironmentError: it cannot be made.
+      BrokenEnvironmentError: making it failed.
     """
     if num_envs < 1:
       raise ValueError(f'num_envs must be >= 1, got {num_envs}')
@@ -316,13 +315,13 @@ class GymnasiumEnvironments:
   def reset(self) -> np.ndarray:
     """Starts N new episodes; returns observations [N, 1, ...].
 
-    The first call starts from the seed; a later one gives up the running
-    episodes and goes on in the same random streams.
+    The first call starts from the seed; a later one abandons the running
+    episodes and continues the same random streams.
 
     Raises:
       RuntimeError: a `send` still waits for its `recv`.
-      BrokenEnvironmentError: an environment raised something, or its answer is
-        not what it declares.
+      BrokenEnvironmentError: an environment raised an exception or broke its
+        declarations.
     """
     if self._actions is not None:
       raise RuntimeError('reset between send and recv')
@@ -347,21 +346,21 @@ class GymnasiumEnvironments:
       actions = check_continuous(actions, self.num_envs, self.action_dim)
       self._actions = _stretch(actions, self._bounds)
       return
-    # A copy: the caller may write into its own before recv reads it.
+    # A copy, as the caller may change its own array before recv reads it.
     self._actions = check_actions(
       actions, self.num_envs, self.num_actions
     ).copy()
 
   def recv(self) -> Timestep:
-    """Steps the environments, and starts anew those whose episode ended.
+    """Steps the environments, and resets those whose episode ended.
 
-    The arrays are the caller's. `final_obs` is `obs` itself where no episode
+    The caller may keep the arrays. `final_obs` is `obs` itself if no episode
     ended.
 
     Raises:
       RuntimeError: no `send` came before.
-      BrokenEnvironmentError: an environment raised something, or its answer is
-        not what it declares.
+      BrokenEnvironmentError: an environment raised an exception or broke its
+        declarations.
     """
     if self._actions is None:
       raise RuntimeError('recv must follow send')
@@ -386,24 +385,24 @@ class GymnasiumEnvironments:
     )
 
   def close(self) -> None:
-    """Frees the environments; nothing may be called after."""
+    """Frees the environments; call nothing after it."""
     for env in self._envs:
       env.close()
     self._started = False
 
 
 class _Environment:
-  """One environment, held to what it declares.
+  """One environment, checked against its declarations.
 
-  Gymnasium's own `PassiveEnvChecker` logs warnings and costs more than the
-  step of a small environment, and `SyncVectorEnv` takes a reward of None for
+  Gymnasium's own `PassiveEnvChecker` only logs warnings and costs more than the
+  step of a small environment, and `SyncVectorEnv` turns a reward of None into
   NaN.
 
   Attributes:
-    space: of its observations.
+    space: the space of its observations.
     actions: the space of its actions.
-    frame_shape: of the observations handed out.
-    frame_dtype: of the observations handed out.
+    frame_shape: shape of the returned observations.
+    frame_dtype: type of the returned observations.
   """
 
   def __init__(self, env_id: str, max_episode_steps: int | None):
@@ -434,13 +433,13 @@ class _Environment:
       self.frame_dtype = np.dtype(np.float32)
 
   def check_like(self, other: '_Environment') -> None:
-    """Raises BrokenEnvironmentError where the spaces are not the other's."""
+    """Raises BrokenEnvironmentError if the spaces differ from the other's."""
     for mine, theirs in (
       (self.space, other.space),
       (self.actions, other.actions),
     ):
       if mine != theirs:
-        self._fail(f'made twice it has other spaces: {theirs} and {mine}')
+        self._fail(f'its spaces changed when made again: {theirs} and {mine}')
 
   def reset(self, seed: int | None) -> np.ndarray:
     """Starts an episode; returns its first observation."""
@@ -453,7 +452,7 @@ class _Environment:
     return self._frame(answer[0])
 
   def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
-    """(observation, reward, terminated, truncated) that follow an action."""
+    """Returns (observation, reward, terminated, truncated) after an action."""
     self._steps += 1
     answer = self._call('step', action)
     if not isinstance(answer, tuple) or len(answer) != 5:
@@ -470,7 +469,7 @@ class _Environment:
     )
 
   def close(self) -> None:
-    """Frees the environment; what it raises then is logged and no more."""
+    """Frees the environment; errors in doing so are only logged."""
     try:
       self._env.close()
     except Exception as error:
@@ -485,12 +484,12 @@ class _Environment:
       raise raised(self._id, name, error) from error
 
   def _frame(self, obs: Any) -> np.ndarray:
-    """A copy of an observation, as it is handed out."""
+    """Checks an observation, and returns a copy in the declared form."""
     space, dtype = self.space, self.frame_dtype
     try:
       array = np.asarray(obs)
     except Exception:  # such as a list of rows that differ in length
-      self._fail(f'{self._observation} is no array: {one_line(obs)}')
+      self._fail(f'{self._observation} is not an array: {one_line(obs)}')
     if array.shape != space.shape or not np.can_cast(
       array.dtype, space.dtype, 'same_kind'
     ):
@@ -518,8 +517,8 @@ class _Environment:
         raise TypeError
       value = float(reward)
     except (TypeError, ValueError):
-      self._fail(f'the reward of {self._step} is no number: {reward!r}')
-    if not abs(value) <= _LARGEST:  # asked so that NaN fails
+      self._fail(f'the reward of {self._step} is not a number: {reward!r}')
+    if not abs(value) <= _LARGEST:  # written so that NaN fails
       self._fail(
         f'the reward of {self._step} is {value}, which is not a finite number '
         'of 32 bits'
@@ -530,7 +529,7 @@ class _Environment:
     if not isinstance(value, bool | np.bool_):
       array = np.asarray(value)
       if array.dtype != bool or array.ndim:
-        self._fail(f'{name} of {self._step} is no bool: {value!r}')
+        self._fail(f'{name} of {self._step} is not a bool: {value!r}')
     return bool(value)
 
   @property
@@ -548,23 +547,23 @@ class _Environment:
 
 
 def _count(answer: Any) -> str:
-  """What was returned in place of several values, in words."""
+  """Describes what was returned in place of several values."""
   if isinstance(answer, tuple):
     return f'{len(answer)} values'
   return f'one {type(answer).__name__}'
 
 
 def _limit(spec: Any) -> int | None:
-  """Env steps after which an episode is cut; None for no limit."""
+  """Returns the env steps after which episodes are cut; None for no limit."""
   limit = None if spec is None else spec.max_episode_steps
   return limit if limit is None or limit > 0 else None
 
 
 def _check_spaces(env_id: str, space: Any, actions: Any) -> None:
-  """Sees that an environment is of a kind that fits.
+  """Checks that the spaces of an environment are supported.
 
   Raises:
-    ValueError: it is not; names what it has instead.
+    ValueError: they are not; names them.
   """
   continuous = isinstance(actions, Box) and np.dtype(actions.dtype).kind == 'f'
   discrete = isinstance(actions, Discrete) and actions.start == 0
@@ -576,7 +575,7 @@ def _check_spaces(env_id: str, space: Any, actions: Any) -> None:
     )
   for name, box in (('observations', space), ('actions', actions)):
     if not math.prod(box.shape):
-      raise ValueError(f'{env_id} has {name} without numbers: {one_line(box)}')
+      raise ValueError(f'{env_id} has empty {name}: {one_line(box)}')
   if continuous and not actions.is_bounded():
     raise ValueError(
       one_line(
@@ -587,9 +586,9 @@ def _check_spaces(env_id: str, space: Any, actions: Any) -> None:
 
 
 def _stretch(actions: np.ndarray, space: Box) -> np.ndarray:
-  """Actions [N, D] in [-1, 1], stretched to a space's bounds, [N, ...]: new."""
+  """Scales actions [N, D] in [-1, 1] to a space's bounds, in a new array."""
   low, high = space.low, space.high
-  # By the middle, so that -1 to 1 stay what they are to the last bit.
+  # From the middle, so that bounds of -1 and 1 keep actions bit for bit.
   stretched = (low / 2 + high / 2) + (high / 2 - low / 2) * actions.reshape(
     -1, *space.shape
   )

@@ -1,18 +1,17 @@
-"""Environments of gymnax, which are JAX functions themselves.
+"""Environments of gymnax, which are written in JAX.
 
 gymnax (github.com/RobertTLange/gymnax) is optional, and imported only when an
-environment is made. It answers what its own sources say, but for these things.
+environment is made. Environments behave as in gymnax, with these exceptions.
 Observations of zeros and ones only are bool. DiscountingChain terminates after
-its 100 steps, as in bsuite, where gymnax truncates it. And the car of
-MountainCarContinuous stops at the left wall, as Gymnasium's does (and gymnax's
-own with discrete actions), where gymnax lets it keep its speed.
+its 100 steps, as in bsuite, while gymnax truncates it. The car of
+MountainCarContinuous stops at the left wall, as in Gymnasium (and in gymnax
+with discrete actions), while in gymnax it keeps its speed.
 
-Continuous actions in [-1, 1] are stretched to the bounds of the environment.
+Continuous actions in [-1, 1] are scaled to the bounds of the environment.
 
-Of its small environments, those that `siamrl.envs.registry` offers were
-checked. Two others are not among them. SimpleBandit deals its arms anew at each
-reset, so that there is nothing to learn; and PointRobot does not show the goal,
-which changes at each reset.
+The small environments in `siamrl.envs.registry` were checked. Two are left out:
+SimpleBandit shuffles its arms at each reset, so that there is nothing to learn,
+and PointRobot does not show the goal, which changes at each reset.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from siamrl.optional import OptionalImportError, import_optional
 from siamrl.types import JaxEnvironment, JaxTimestep
 
 _NEEDS = 'this environment needs gymnax >= 1.0.1, < 2'
-# Their observations are planes of zeros and ones, which gymnax has in float32.
+# Their observations are planes of zeros and ones, in float32 in gymnax.
 _BINARY = frozenset(
   {
     'Asterix-MinAtar',
@@ -39,58 +38,58 @@ _BINARY = frozenset(
     'SpaceInvaders-MinAtar',
   }
 )
-# Steps after which an episode always terminates, so that no larger cap on them
-# ever truncates one.
+# Steps after which an episode always terminates, so that a larger cap never
+# truncates one.
 _LENGTHS: dict[str, Callable[[Any, Any], int]] = {
   'Catch-bsuite': lambda env, params: env.rows - 1,
   'DeepSea-bsuite': lambda env, params: env.size,
   'MemoryChain-bsuite': lambda env, params: params.memory_length + 1,
   'UmbrellaChain-bsuite': lambda env, params: params.chain_length,
 }
-# The end of time is part of the task, and shown in the observation.
+# The time limit is part of the task, and the observation shows the time.
 _TIMED = frozenset({'DiscountingChain-bsuite'})
 
 
 def _stopped(state: Any, params: Any) -> Any:
-  """The state of a car, which stands still if it has run into the left wall."""
+  """Stops a car that has run into the left wall."""
   hit = (state.position <= params.min_position) & (state.velocity < 0)
   return state.replace(velocity=jnp.where(hit, 0.0, state.velocity))
 
 
-# What a step leaves out.
+# Corrections to apply after a step.
 _MENDED: dict[str, Callable[[Any, Any], Any]] = {
   'MountainCarContinuous-v0': _stopped,
 }
 
 
 def _gymnax() -> Any:
-  """The module `gymnax`, imported only where it is needed."""
-  # By name, since importing it starts JAX, and it has no types to check.
+  """Imports the module `gymnax` and checks its version."""
+  # Imported by name, since importing it starts JAX, and it has no types.
   gymnax = import_optional('gymnax', _NEEDS, 'gymnax')
   try:
     version = importlib.metadata.version('gymnax')
   except importlib.metadata.PackageNotFoundError as error:
     raise OptionalImportError(f'{_NEEDS}; {error}') from error
-  # Before 1.0 a step folded the cap on steps into what it called done.
+  # Before 1.0 the `done` of a step included the cap on steps.
   if not version.startswith('1.') or version == '1.0.0':
     raise OptionalImportError(f'{_NEEDS}; found {version}')
   return gymnax
 
 
 def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
-  """An environment of gymnax.
+  """Builds an environment of gymnax.
 
   Args:
-    name: gymnax's own, such as 'CartPole-v1' or 'Breakout-MinAtar'.
+    name: its id in gymnax, such as 'CartPole-v1' or 'Breakout-MinAtar'.
     **settings: arguments of its constructor (`use_minimal_action_set=False`) or
       fields of its parameters (`max_steps_in_episode=100`, `gravity=5.0`). A
-      `max_steps_in_episode` of None takes the cap away.
+      `max_steps_in_episode` of None removes the cap.
 
   Returns:
     the environment. A step is gymnax's `step_env`, which never resets.
 
   Raises:
-    ImportError: gymnax is not installed, cannot be imported, or is of another
+    ImportError: gymnax is not installed, cannot be imported, or has another
       version.
     ValueError: gymnax has no such environment, its actions have no bounds, or
       its observations are not one array.
@@ -103,7 +102,7 @@ def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
       name, **{key: settings[key] for key in settings.keys() - fields}
     )
     params = params.replace(
-      # None stays out of the parameters: observations may be divided by them.
+      # None must not be a parameter: observations may be divided by it.
       **{key: settings[key] for key in fields if settings[key] is not None}
     )
   discrete = isinstance(
@@ -139,8 +138,8 @@ def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
 
   def reset(key: jax.Array) -> tuple[Any, jax.Array]:
     obs, state = env.reset_env(key, params)
-    # gymnax begins with Python's numbers; a step answers with arrays. Alike,
-    # they fit into one scan.
+    # gymnax's first state has Python numbers where a step returns arrays; a
+    # scan needs the same types.
     state = jax.tree.map(jnp.asarray, state, dtypes)
     return state, obs.astype(obs_dtype)
 
@@ -180,14 +179,14 @@ def make_gymnax(name: str, **settings: Any) -> JaxEnvironment:
 def _stretch(
   name: str, space: Any
 ) -> tuple[int, Callable[[jax.Array], jax.Array]]:
-  """What stretches actions in [-1, 1] to the bounds of a gymnax `Box`.
+  """Builds the function that scales [-1, 1] to the bounds of a gymnax `Box`.
 
   Args:
-    name: of the environment, for the error.
+    name: of the environment, for the message.
     space: of its actions.
 
   Returns:
-    (D, function of float32 [D]). What lies outside is clipped.
+    (D, function of float32 [D]). It clips actions outside [-1, 1].
 
   Raises:
     ValueError: a bound is missing.
@@ -200,7 +199,7 @@ def _stretch(
     raise ValueError(
       f'{name} has actions from {low} to {high}: both ends must be finite'
     )
-  # By the middle, so that -1 to 1 stay what they are to the last bit.
+  # From the middle, so that bounds of -1 and 1 keep actions bit for bit.
   middle, half = low / 2 + high / 2, high / 2 - low / 2
 
   def stretch(action: jax.Array) -> jax.Array:

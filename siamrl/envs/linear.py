@@ -1,10 +1,10 @@
-"""Prediction problems that are linear in the weights, as one exact batch.
+"""Prediction problems with linear values, each as one exact batch.
 
-The values of a fixed policy are to be found, as phi(s) . theta, from expected
-updates: all states at once, each with its weight, and in place of a sampled
-successor the mean of the successors' features. For values that are linear in
-the features this is the expectation itself, so nothing is left to chance, and a
-learner is a map that can be written down (`siamrl.stability`).
+The task is to learn the values of a fixed policy, as phi(s) . theta, from
+expected updates: all states at once, each with its weight, and the mean of the
+successors' features instead of a sampled successor. For values linear in the
+features this is the exact expectation, so nothing is random, and a learner is a
+map that can be written down (`siamrl.stability`).
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ from siamrl.types import Transition
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearProblem:
-  """A Markov reward process of S states and values linear in d weights.
+  """A Markov reward process with S states and values linear in d weights.
 
   Attributes:
-    features: float64 [S, d] phi(s) in the rows.
-    transitions: float64 [S, S] chance of each next state; what a row lacks to 1
-      is its chance to terminate.
-    rewards: float64 [S] the mean reward on leaving a state.
-    weights: float64 [S] how much the update of a state counts, >= 0: its share
-      of the data.
-    initial: float64 [d] the weights theta to begin with.
+    features: float64 [S, d] with rows phi(s).
+    transitions: float64 [S, S] probability of each next state; a row may sum to
+      less than 1, and the rest is its probability to terminate.
+    rewards: float64 [S] mean reward on leaving each state.
+    weights: float64 [S] >= 0 weight of each state's update: its share of the
+      data.
+    initial: float64 [d] initial weights theta.
 
   Raises:
-    ValueError: shapes do not fit, or chances are none.
+    ValueError: shapes do not fit, or probabilities are invalid.
   """
 
   features: np.ndarray
@@ -66,12 +66,12 @@ class LinearProblem:
       raise ValueError('weights must be >= 0')
 
   def batch(self, discount: float) -> Transition:
-    """All states as one batch of S transitions, without an action to choose.
+    """Returns all states as one batch of S transitions with a single action.
 
-    The squared TD errors of the batch, halved, weighed and summed up, have the
-    gradient -sum_s weights(s) delta(s) phi(s) in the online weights: gradient
-    descent is the expected update of semi-gradient TD(0) (Sutton & Barto 2018,
-    section 9.4 and equation 11.11).
+    The weighted sum of the batch's halved squared TD errors has the gradient
+    -sum_s weights(s) delta(s) phi(s) in the online weights: gradient descent is
+    the expected update of semi-gradient TD(0) (Sutton & Barto 2018, section 9.4
+    and equation 11.11).
 
     Args:
       discount: in [0, 1].
@@ -81,14 +81,14 @@ class LinearProblem:
       obs_tm1=np.asarray(self.features, np.float64),
       a_tm1=np.zeros(states, np.int32),
       r_t=np.asarray(self.rewards, np.float64),
-      # Where an episode terminates, the mean successor is short of it.
+      # Termination is already missing from the mean successor.
       discount_t=np.full(states, discount, np.float64),
       obs_t=np.asarray(self.transitions @ self.features, np.float64),
       weight=np.asarray(self.weights, np.float64),
     )
 
   def true_values(self, discount: float) -> np.ndarray:
-    """What each state is worth, float64 [S], whatever the features.
+    """Returns the exact value of each state, float64 [S], without features.
 
     Raises:
       ValueError: the values are not finite.
@@ -102,11 +102,12 @@ class LinearProblem:
 def baird() -> LinearProblem:
   """Baird's counterexample with seven states (1995; Sutton & Barto, 11.2).
 
-  Data are spread evenly over the states, the policy goes to the seventh always,
-  and nothing is ever paid: all values are 0, and the eight weights can say so.
-  Semi-gradient TD diverges all the same. Weights and features as in figure 11.1
-  of Sutton & Barto (2018): values 2 w_i + w_8 of the upper six, w_7 + 2 w_8 of
-  the lower one; w = (1, 1, 1, 1, 1, 1, 10, 1) at first.
+  The data are spread evenly over the states, the policy always goes to the
+  seventh, and all rewards are 0: so are all values, and the eight weights can
+  represent that. Semi-gradient TD diverges all the same. Weights and features
+  are as in figure 11.1 of Sutton & Barto (2018): values 2 w_i + w_8 of the
+  upper six, w_7 + 2 w_8 of the lower one; initially
+  w = (1, 1, 1, 1, 1, 1, 10, 1).
   """
   features = np.zeros((7, 8))
   features[range(6), range(6)] = 2.0
@@ -122,12 +123,12 @@ def baird() -> LinearProblem:
 
 
 def tsitsiklis(termination: float = 0.0) -> LinearProblem:
-  """w -> 2w with both states (Tsitsiklis & Van Roy 1996).
+  """The problem w -> 2w with both states (Tsitsiklis & Van Roy 1996).
 
-  Example 11.1 of Sutton & Barto (2018). The first state is worth w, the second
-  2 w; both lead to the second, which terminates with a small chance e. Nothing
-  is paid. An exact fit to a copy of w makes of it discount * (6 - 4 e) / 5
-  times w: it diverges for any discount above 5 / (6 - 4 e).
+  This is example 11.1 of Sutton & Barto (2018). The first state has the value
+  w, the second 2 w; both lead to the second, which terminates with a small
+  probability e. All rewards are 0. An exact fit to a copy of w multiplies w by
+  discount * (6 - 4 e) / 5: it diverges for any discount above 5 / (6 - 4 e).
 
   Args:
     termination: e, in [0, 1].
@@ -136,13 +137,13 @@ def tsitsiklis(termination: float = 0.0) -> LinearProblem:
 
 
 def tsitsiklis_first(termination: float = 0.0) -> LinearProblem:
-  """w -> 2w where the first state alone is learned from.
+  """The problem w -> 2w, learned from the first state alone.
 
-  As Sutton & Barto (2018) begin section 11.2. An exact fit to a copy of w makes
-  of it 2 * discount * w.
+  It opens section 11.2 of Sutton & Barto (2018). An exact fit to a copy of w
+  multiplies w by 2 * discount.
 
   Args:
-    termination: see `tsitsiklis`; means nothing to the values learned from.
+    termination: as in `tsitsiklis`; it does not affect the updates.
   """
   return _double(termination, np.array([1.0, 0.0]))
 
@@ -166,13 +167,13 @@ def from_tabular(
   features: np.ndarray | None = None,
   weights: np.ndarray | None = None,
 ) -> LinearProblem:
-  """What a policy is worth in a tabular process; weights are 0 at first.
+  """Builds the evaluation of a policy in a tabular process, with theta = 0.
 
   Args:
-    mdp: the process. Its terminal states are left out.
-    policy: [S, A] chance of each action.
-    features: [N, d], of the N states that are not terminal; one-hot if None.
-    weights: [N] shares of the data; if None, those of the policy's own
+    mdp: the process. Its terminal states are dropped.
+    policy: [S, A] probability of each action.
+    features: [N, d] of the N states that are not terminal; None for one-hot.
+    weights: [N] shares of the data; None for those of the policy's own
       episodes.
 
   Raises:
@@ -195,17 +196,17 @@ def from_tabular(
 
 
 def _shares(transitions: np.ndarray, initial: np.ndarray) -> np.ndarray:
-  """How often each state is visited when episodes follow on each other."""
-  # Visits of an episode: those it begins with, and those that follow on them.
+  """Returns each state's share of visits in episodes one after another."""
+  # Expected visits per episode: first states, and successors of visits.
   visits = np.linalg.solve(np.eye(len(initial)) - transitions.T, initial)
   return visits / visits.sum()
 
 
 def chain(num_states: int = 10) -> LinearProblem:
-  """The random walk along `tabular.chain`, with a weight for each state.
+  """Builds the random walk along `tabular.chain`, with one weight per state.
 
   Args:
-    num_states: states of the chain, the terminal one included, >= 2.
+    num_states: states of the chain, including the terminal one, >= 2.
   """
   if num_states < 2:
     raise FieldError('num_states', num_states, 'must be at least 2')
@@ -213,7 +214,7 @@ def chain(num_states: int = 10) -> LinearProblem:
 
 
 def four_rooms() -> LinearProblem:
-  """The random walk through `tabular.four_rooms`, a weight for each state."""
+  """Builds the random walk in `tabular.four_rooms`, one weight per state."""
   return _random_walk(tabular.four_rooms())
 
 
@@ -225,7 +226,7 @@ def _random_walk(mdp: tabular.TabularMDP) -> LinearProblem:
 def random_mdp(
   seed: int = 0, num_states: int = 20, num_features: int = 5
 ) -> LinearProblem:
-  """A random process with the data of its own episodes: on-policy.
+  """Builds a random process with on-policy data, from its own episodes.
 
   The process is `tabular.random_mdp` with one action, features are normal of
   variance 1 / d. TD converges with a small step size (Tsitsiklis & Van Roy
@@ -233,7 +234,7 @@ def random_mdp(
 
   Args:
     seed: an integer >= 0.
-    num_states: states, the terminal one included, >= 2.
+    num_states: states, including the terminal one, >= 2.
     num_features: d >= 1.
   """
   _check_sizes(num_states, num_features)
@@ -249,13 +250,13 @@ def random_mdp(
 def random_off_policy(
   seed: int = 0, num_states: int = 20, num_features: int = 8
 ) -> LinearProblem:
-  """A random process with data of another policy's.
+  """Builds a random process with off-policy data.
 
-  Each state leads to two others. Features are absolute values of normal ones,
-  scaled to the norm 1, so that states have much in common; rewards are normal,
-  shares of the data Dirichlet(1/2, ..., 1/2): a few states have most of them.
-  At a discount of 0.99 TD diverges for a quarter of the seeds, however small
-  its steps.
+  Each state leads to two others. Features are absolute values of normal
+  numbers, scaled to norm 1, so that states generalize to each other. Rewards
+  are normal, and shares of the data Dirichlet(1/2, ..., 1/2): a few states have
+  most of the data. At a discount of 0.99, TD diverges for a quarter of the
+  seeds, however small its steps.
 
   Args:
     seed: an integer >= 0.
@@ -288,12 +289,12 @@ def _check_sizes(num_states: int, num_features: int) -> None:
 
 
 class Problem(NamedTuple):
-  """A problem as a launcher offers it.
+  """A problem that launchers offer.
 
   Attributes:
-    make: builds it; every parameter has a default.
+    make: builds the problem; every parameter has a default.
     takes: names of the parameters.
-    summary: what it is, for a help text.
+    summary: short description, for a help text.
   """
 
   make: Callable[..., LinearProblem]
@@ -326,12 +327,12 @@ def make_problem(name: str, **parameters: Any) -> LinearProblem:
   """Builds the problem that `PROBLEMS` holds under `name`.
 
   Args:
-    name: a key of `PROBLEMS`.
-    **parameters: those that it takes; None is as good as left out.
+    name: of the problem, one of `PROBLEMS`.
+    **parameters: of the problem; None for the default.
 
   Raises:
-    ValueError: the name is unknown, or a parameter is out of range or means
-      nothing to the problem.
+    ValueError: the name is unknown, or a parameter is out of range or not one
+      of the problem's.
   """
   check_name('problem', name, PROBLEMS)
   given = {key: x for key, x in parameters.items() if x is not None}

@@ -1,20 +1,20 @@
 """MinAtar's five games, under the rules of gymnax or of the paper.
 
-MinAtar (Young & Tian 2019, arXiv:1903.03176) has Atari games in small: 10 x 10
-cells, one plane of zeros and ones for each kind of thing. gymnax plays them in
-JAX. Its games and the package `minatar` (1.0.15) agree transition for
-transition, but for these:
+MinAtar (Young & Tian 2019, arXiv:1903.03176) has miniature Atari games: 10 x 10
+cells, with one plane of zeros and ones for each kind of object. gymnax
+implements them in JAX. Its games agree with the package `minatar` (1.0.15)
+transition for transition, except in these points:
 
-* Freeway's 2,500 steps. gymnax truncates after 2,500; in `minatar`, step 2,501
-  ends the game, a termination. The preset 'paper' has it as `minatar` does.
-* Asterix, where things spawn. gymnax looks at seven of the eight rows: with one
-  row free it misses it in one of eight cases, and a spawn that found no row
-  erases what is in one. In `minatar` a spawn finds any free row, and else
-  nothing happens; so it is in the preset 'paper'. This matters from the ninth
-  rise of difficulty on, after some 900 steps.
+* Freeway's time limit. gymnax truncates after 2,500 steps; in `minatar`, step
+  2,501 terminates the game. The preset 'paper' follows `minatar`.
+* Asterix's spawning. gymnax looks at seven of the eight rows: if one row is
+  free, it misses it in one of eight cases, and a spawn that found no row
+  overwrites one. In `minatar` a spawn finds any free row, or does nothing if
+  there is none. The preset 'paper' follows `minatar`. This matters from the
+  ninth rise of difficulty on, after some 900 steps.
 * Seaquest, in both presets. A submarine that moves into a bullet in the very
-  step in which it would have fired does not fire. Where two bullets and two
-  targets meet in one cell, one of each is gone rather than two. And after
+  step in which it would have fired does not fire. If two bullets and two
+  targets meet in one cell, one of each disappears rather than two. And after
   surfacing without a diver, which ends the game, the last observation shows the
   oxygen refilled.
 """
@@ -32,7 +32,7 @@ from siamrl.types import JaxEnvironment, JaxTimestep
 GAMES = ('asterix', 'breakout', 'freeway', 'seaquest', 'space_invaders')
 PRESETS = ('gymnax', 'paper')
 STICKY_ACTION_PROBABILITY = 0.1
-# Of each cell of a noise channel to be set.
+# Probability that a cell of a noise channel is set.
 NOISE_PROBABILITY = 0.1
 # A stream of the environment's keys that no game draws from.
 _NOISE_STREAM = 2**32 - 1
@@ -41,12 +41,12 @@ _FREEWAY_STEPS = 2500
 
 
 class MinAtarState(NamedTuple):
-  """The state under the rules of the paper.
+  """State of a game under the rules of the paper.
 
   Attributes:
     game: gymnax's state.
-    last_action: int32 [] what was done in the step before, be it chosen or
-      repeated; 0, which is no-op, when an episode begins.
+    last_action: int32 [] action of the previous step, chosen or repeated; 0,
+      which is no-op, when an episode begins.
   """
 
   game: Any
@@ -54,7 +54,7 @@ class MinAtarState(NamedTuple):
 
 
 def resolve_minatar(game: str) -> str:
-  """The name of a game, whatever the spelling.
+  """Returns the name of a game, whatever the spelling.
 
   Args:
     game: 'space_invaders', 'SpaceInvaders' or 'SpaceInvaders-MinAtar'.
@@ -73,10 +73,10 @@ def resolve_minatar(game: str) -> str:
 
 
 def _spawn(state: Any, key: jax.Array) -> Any:
-  """Asterix's spawn, done before gymnax looks whether one is due.
+  """Spawns in Asterix if a spawn is due, before gymnax tests for that.
 
-  Its rows of `entities` [8, 5] are: column, row, whether it moves right,
-  whether it is gold, whether there is anything.
+  The rows of `entities` [8, 5] are: column, row, whether it moves right,
+  whether it is gold, whether the entity exists.
   """
   direction_key, gold_key, slot_key = jax.random.split(key, 3)
   right = jax.random.bernoulli(direction_key)
@@ -89,13 +89,13 @@ def _spawn(state: Any, key: jax.Array) -> Any:
     entities=jnp.where(
       due & free.any(), state.entities.at[slot].set(entity), state.entities
     ),
-    # Never 0, so that gymnax spawns nothing besides.
+    # Never 0, so that gymnax spawns nothing itself.
     spawn_timer=jnp.where(due, state.spawn_speed, state.spawn_timer),
   )
 
 
 def _with_noise(env: JaxEnvironment, channels: int) -> JaxEnvironment:
-  """The same game with planes of noise behind its own."""
+  """Appends planes of noise to the observations of a game."""
   *board, planes = env.obs_shape
 
   def noisy(key: jax.Array, obs: jax.Array) -> jax.Array:
@@ -121,23 +121,22 @@ def _with_noise(env: JaxEnvironment, channels: int) -> JaxEnvironment:
 def make_minatar(
   game: str, preset: str, noise_channels: int = 0
 ) -> JaxEnvironment:
-  """One of MinAtar's games; observations are bool [10, 10, channels].
+  """Builds one of MinAtar's games; observations are bool [10, 10, channels].
 
   Args:
     game: any spelling that `resolve_minatar` knows.
-    preset: 'gymnax' has only the actions that do something in the game, in the
-      package's order, and truncates after 1,000 steps (Freeway: 2,500). 'paper'
-      has the six actions no-op, left, up, right, down and fire, repeats the
-      last action in place of the chosen one with a probability of 0.1, and
+    preset: 'gymnax' has only the actions that have an effect in the game, in
+      the package's order, and truncates after 1,000 steps (Freeway: 2,500).
+      'paper' has the six actions no-op, left, up, right, down and fire, repeats
+      the last action in place of the chosen one with a probability of 0.1, and
       never truncates. At an episode's start the last action is no-op, while in
       the package it is the one before the reset.
-    noise_channels: planes behind the game's own that say nothing: each of their
-      cells is set with a probability of 0.1, anew in every step. The game goes
-      on as it would without.
+    noise_channels: number of planes of noise after the game's own: each of
+      their cells is set with a probability of 0.1, independently in every step.
+      The game itself does not change.
 
   Returns:
-    the environment. Difficulty rises as the game goes on, where the game has
-    that.
+    the environment, with rising difficulty in the games that have it.
 
   Raises:
     ImportError: gymnax is not installed.

@@ -6,16 +6,16 @@ import re
 
 
 def letters(name: str) -> str:
-  """What is left of a name when spelling does not count."""
+  """Reduces a name to its letters and digits, so that spelling is ignored."""
   return re.sub(r'[^a-z0-9]', '', name.lower())
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-  """The end of an error message: '; the closest are: ...', or ''.
+  """Returns the end of an error message: '; the closest are: ...', or ''.
 
   Args:
-    name: of which nothing is known.
-    known: names that are; the three closest are given, if any is close.
+    name: the unknown name.
+    known: the known names; at most three close ones are given.
   """
   by_letters = {letters(one): one for one in known}
   close = difflib.get_close_matches(letters(name), by_letters, n=3, cutoff=0.5)

@@ -1,16 +1,16 @@
-"""All JAX-native environments by name, and the place to add one's own:
+"""All JAX-native environments by name; a user's own can be registered:
 
     from siamrl.envs import registry
     from siamrl.envs.tabular import chain, make_tabular
 
     registry.register('long_chain', lambda: make_tabular(chain(50)))
 
-A maker takes no argument and returns a `siamrl.types.JaxEnvironment`; nothing
-is made, nor gymnax imported, before it is called.
+A maker takes no argument and returns a `siamrl.types.JaxEnvironment`. No
+environment is made, and gymnax is not imported, before it is called.
 
-`minatar_breakout` and the like play by the rules of the paper,
-`minatar_breakout_gymnax` by those of gymnax; see `siamrl.envs.minatar`.
-`reacher_gymnax` and `swimmer_gymnax` are gymnax's own, and not like MuJoCo's.
+`minatar_breakout` and the like follow the rules of the paper,
+`minatar_breakout_gymnax` those of gymnax; see `siamrl.envs.minatar`.
+`reacher_gymnax` and `swimmer_gymnax` are gymnax's own and differ from MuJoCo's.
 """
 
 from collections.abc import Callable
@@ -46,12 +46,12 @@ ENVIRONMENTS: dict[str, Callable[[], JaxEnvironment]] = {
   'car_on_hill': make_car_on_hill,
 }
 
-# Those whose actions are continuous; without making them.
+# Names of those with continuous actions, known without making them.
 CONTINUOUS: set[str] = set()
 
 
 def discrete() -> list[str]:
-  """The names of those whose actions are not."""
+  """Returns the names of environments with discrete actions."""
   return [name for name in ENVIRONMENTS if name not in CONTINUOUS]
 
 
@@ -65,14 +65,14 @@ for _name, _id in _CONTROL.items():
   ENVIRONMENTS[_name] = functools.partial(make_gymnax, _id)
   CONTINUOUS.add(_name)
 
-# Without an end, a return is known after some hundred steps: for evaluations.
+# For evaluations: without a cap, a return is known after some hundred steps.
 ENVIRONMENTS['pendulum_endless'] = functools.partial(
   make_gymnax, 'Pendulum-v1', max_steps_in_episode=None
 )
 CONTINUOUS.add('pendulum_endless')
 
-# Processes whose values are known exactly, with the env steps after which an
-# episode is truncated. They are environments by the same names.
+# Processes with exactly known values, each with the env steps after which an
+# episode is truncated. They are environments under the same names.
 _PROCESSES: dict[str, tuple[Callable[[], TabularMDP], int | None]] = {
   'chain': (lambda: chain(10), 200),
   'slippery_chain': (lambda: chain(10, slip=0.2), 200),
@@ -98,22 +98,22 @@ for _game in GAMES:
     make_minatar, _game, 'gymnax'
   )
 
-# What ids put behind a name: CartPole-v1, Catch-bsuite.
+# Suffixes of ids: CartPole-v1, Catch-bsuite.
 _ID = re.compile(r'(.*?)(?:-bsuite)?(?:-v\d+)?')
-# gymnax's ids that are not like the names: Breakout-MinAtar, Reacher-misc.
+# gymnax's ids that differ from the names: Breakout-MinAtar, Reacher-misc.
 _GYMNAX = {
   letters(f'{_game}-MinAtar'): f'minatar_{_game}_gymnax' for _game in GAMES
 } | {letters(_id): _name for _name, _id in _CONTROL.items()}
 
 
 def _bare(name: str) -> str:
-  """The letters of a name without what ids put behind it."""
+  """Returns the letters of a name without the suffixes of ids."""
   match = _ID.fullmatch(name)
   return letters(match[1] if match else name)
 
 
 def _known() -> dict[str, str]:
-  """The names in `ENVIRONMENTS` by their letters."""
+  """Returns the names in `ENVIRONMENTS` by their letters."""
   return _GYMNAX | {letters(name): name for name in ENVIRONMENTS}
 
 
@@ -123,12 +123,12 @@ def register(
   """Adds an environment to `ENVIRONMENTS`.
 
   Args:
-    name: whatever `resolve_environment` should know it by.
-    make: makes it, without arguments.
-    continuous: whether its actions are; it is then in `CONTINUOUS`, too.
+    name: the name for `resolve_environment`.
+    make: builds the environment, without arguments.
+    continuous: whether its actions are continuous; adds it to `CONTINUOUS`.
 
   Raises:
-    ValueError: the name is taken, if perhaps in another spelling, or it has no
+    ValueError: the name is taken, perhaps in another spelling, or has no
       letters.
   """
   if not letters(name):
@@ -142,23 +142,23 @@ def register(
 
 
 def resolve_environment(name: str, *, continuous: bool | None = None) -> str:
-  """The key into `ENVIRONMENTS`, whatever the spelling.
+  """Returns an environment's name in `ENVIRONMENTS`, whatever the spelling.
 
   Args:
-    name: 'mountain_car', 'MountainCar' or 'MountainCar-v0'; the number of a
-      version is not heeded.
-    continuous: whether its actions must be; None where either will do.
+    name: 'mountain_car', 'MountainCar' or 'MountainCar-v0'; a version is
+      ignored.
+    continuous: whether its actions must be continuous; None for either.
 
   Returns:
     'mountain_car'.
 
   Raises:
-    ValueError: there is no such environment, it is not one of JAX, or its
-      actions are of the other kind; the error then names the launcher for it.
+    ValueError: there is no such environment, it is not JAX-native, or its
+      actions are of the other kind; the message then names its launcher.
   """
   known = _known()
   wanted = _bare(name)
-  # The name as it is comes first: someone may have registered it so.
+  # The unchanged name comes first: it may have been registered so.
   for spelling in (letters(name), wanted):
     if spelling in known:
       return _of_kind(known[spelling], continuous)
@@ -171,7 +171,7 @@ def resolve_environment(name: str, *, continuous: bool | None = None) -> str:
     raise ValueError(
       f'{name!r} is an Atari game, which is not JAX-native: python -m '
       f'experiments.atari --game={game}'
-      + (f' (its small sister is: {small})' if small in ENVIRONMENTS else '')
+      + (f' (its small version is: {small})' if small in ENVIRONMENTS else '')
     )
   for spelling in (name, wanted):
     try:
@@ -183,13 +183,13 @@ def resolve_environment(name: str, *, continuous: bool | None = None) -> str:
       f'{name!r} is {env_id} of Gymnasium, which is not JAX-native: it is '
       'stepped on the host, by siamrl.envs.gym; continuous actions are for '
       f'python -m experiments.control --environment={env_id}'
-      + (f' (its small sister is: {small})' if small in ENVIRONMENTS else '')
+      + (f' (its small version is: {small})' if small in ENVIRONMENTS else '')
     )
   raise ValueError(f'no environment {name!r}{closest(wanted, ENVIRONMENTS)}')
 
 
 def _of_kind(name: str, continuous: bool | None) -> str:
-  """The name itself, if its actions are of the kind that is asked for.
+  """Returns the name itself, if the actions are of the wanted kind.
 
   Raises:
     ValueError: they are not.

@@ -1,7 +1,7 @@
 """Small Markov decision processes whose values are known exactly.
 
-They are for tests and diagnostics: what a learner should find, `optimal_values`
-computes.
+They are for tests and diagnostics: `optimal_values` computes what a learner
+should find.
 """
 
 from collections.abc import Collection
@@ -20,14 +20,14 @@ class TabularMDP:
   """A Markov decision process of S states and A actions.
 
   Attributes:
-    transitions: float64 [S, A, S] chance of each next state.
-    rewards: float64 [S, A] what an action in a state pays, wherever it leads.
-    terminal: bool [S] the episode terminates on entering this state. What one
-      does there has no consequence, but its rows must be valid.
-    initial: float64 [S] chance of each first state; 0 for terminal ones.
+    transitions: float64 [S, A, S] probability of each next state.
+    rewards: float64 [S, A] mean reward of an action in a state.
+    terminal: bool [S] whether the episode terminates on entering this state.
+      Its rows have no effect, but must be valid.
+    initial: float64 [S] probability of each first state; 0 for terminal ones.
 
   Raises:
-    ValueError: shapes do not fit, or chances are none.
+    ValueError: shapes do not fit, or probabilities are invalid.
   """
 
   transitions: np.ndarray
@@ -72,12 +72,12 @@ class TabularState(NamedTuple):
 def make_tabular(
   mdp: TabularMDP, max_episode_steps: int | None = None
 ) -> JaxEnvironment:
-  """The process as an environment; it observes its state, one-hot.
+  """Builds an environment of a process, with one-hot observations.
 
   Args:
     mdp: the process.
     max_episode_steps: env steps after which an episode is truncated; None for
-      never. It changes no value, for those go on beyond a truncation.
+      never. Values do not depend on it, as they continue after a truncation.
 
   Returns:
     the environment, with observations float32 [S].
@@ -129,7 +129,7 @@ def make_tabular(
 
 
 def optimal_values(mdp: TabularMDP, discount: float) -> np.ndarray:
-  """The best that each action can lead to, by policy iteration.
+  """Computes the optimal action values by policy iteration.
 
   q[s, a] = rewards[s, a] + discount * sum_t transitions[s, a, t] max_b q[t, b]
   over the states t that are not terminal. Each policy's values come from a
@@ -154,8 +154,8 @@ def optimal_values(mdp: TabularMDP, discount: float) -> np.ndarray:
   rewards = np.where(mdp.terminal[:, None], 0.0, mdp.rewards)
   onward[mdp.terminal] = 0.0
   policy = rewards.argmax(1)
-  # Ends with a policy that stays; or, where two actions differ by no more than
-  # rounding, with one that comes back.
+  # Ends when the policy stays the same or, if actions differ only by rounding,
+  # when an earlier one recurs.
   seen: set[bytes] = set()
   while policy.tobytes() not in seen:
     seen.add(policy.tobytes())
@@ -171,7 +171,7 @@ def optimal_values(mdp: TabularMDP, discount: float) -> np.ndarray:
 def optimal_probe(
   mdp: TabularMDP, discount: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What an agent's values are held against: states, and what they are worth.
+  """Returns states and their optimal values, to compare an agent's with.
 
   Args:
     mdp: the process.
@@ -190,17 +190,17 @@ def optimal_probe(
 
 
 def chain(length: int, slip: float = 0.0) -> TabularMDP:
-  """A corridor: action 0 goes left, 1 goes right, and the right end pays 1.
+  """Builds a corridor: action 0 goes left, 1 right, and the right end pays 1.
 
-  An episode begins at the left end, where going left goes nowhere, and
-  terminates at the right one. Without slips, going right from state s is worth
-  discount**(length - 2 - s), and going left `discount` times the best of the
-  state there.
+  An episode begins at the left end, where going left has no effect, and
+  terminates at the right end. Without slips, going right from state s has the
+  value discount**(length - 2 - s), and going left `discount` times the optimal
+  value of the state reached.
 
   Args:
-    length: states, >= 2.
-    slip: chance that a move goes the other way, in [0, 0.5). The last move then
-      pays its chance to arrive.
+    length: number of states, >= 2.
+    slip: probability, in [0, 0.5), that a move goes the other way. The last
+      move then pays its probability to arrive.
 
   Raises:
     ValueError: an argument is out of range.
@@ -216,20 +216,20 @@ def chain(length: int, slip: float = 0.0) -> TabularMDP:
       after = np.clip(states + way, 0, length - 1)
       transitions[states, action, after] += chance
   terminal = states == length - 1
-  # The chance to enter the end; within it nothing is paid.
+  # The probability of entering the end; moves within it pay nothing.
   rewards = np.where(terminal[:, None], 0.0, transitions[:, :, -1])
   return TabularMDP(transitions, rewards, terminal, (states == 0).astype(float))
 
 
 Cell = tuple[int, int]
-# Of a grid world's actions 0 to 3: up, right, down, left; y grows downwards.
+# A grid world's actions 0 to 3: up, right, down, left; y grows downward.
 _MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
 
 
 def free_cells(
   width: int, height: int, walls: Collection[Cell] = ()
 ) -> list[Cell]:
-  """The cells (x, y) of a grid world in the order of its states: row by row."""
+  """Returns a grid world's free cells (x, y) row by row, as its states are."""
   return [
     (x, y) for y in range(height) for x in range(width) if (x, y) not in walls
   ]
@@ -244,11 +244,11 @@ def grid(
   start: Cell | None = None,
   slip: float = 0.0,
 ) -> TabularMDP:
-  """A grid world: actions go up, right, down and left, and the goal pays 1.
+  """Builds a grid world: actions go up, right, down, left; the goal pays 1.
 
   Its states are the cells without a wall, in the order of `free_cells`. A move
-  into a wall or out of the grid goes nowhere. Entering the goal terminates.
-  Without slips, the best action in a cell d moves from the goal is worth
+  into a wall or out of the grid has no effect. Entering the goal terminates.
+  Without slips, the best action in a cell d moves from the goal has the value
   discount**(d - 1).
 
   Args:
@@ -256,13 +256,14 @@ def grid(
     height: cells in a column.
     goal: (x, y), counted from 0, from the left and from the top.
     walls: cells that cannot be entered.
-    start: where episodes begin; None for anywhere but the goal, evenly.
-    slip: chance that a move goes one of the three other ways, each as likely,
-      in [0, 0.75). A move beside the goal then pays its chance to arrive.
+    start: cell where episodes begin; None for a random one but the goal.
+    slip: probability, in [0, 0.75), that a move goes in one of the three other
+      directions, all equally likely. A move next to the goal then pays its
+      probability to arrive.
 
   Raises:
     ValueError: an argument is out of range, a cell lies outside the grid, or
-      what must be free is a wall.
+      the goal or the start is a wall.
   """
   if width < 1 or height < 1:
     raise ValueError(f'width and height must be >= 1, got {width} and {height}')
@@ -278,7 +279,7 @@ def grid(
       raise ValueError(f'{name} {cell} must be a cell without a wall')
   if start == goal or len(cells) < 2:
     raise ValueError(f'an episode must begin elsewhere than at its goal {goal}')
-  # [S, 4] where each move would lead.
+  # [S, 4] the state that each move leads to.
   leads_to = np.array(
     [
       [state_of.get((x + dx, y + dy), state) for dx, dy in _MOVES]
@@ -293,7 +294,7 @@ def grid(
       transitions[states, action, leads_to[:, way]] += chance
   terminal = states == state_of[goal]
   first = ~terminal if start is None else states == state_of[start]
-  # The chance to enter the goal; within it nothing is paid.
+  # The probability of entering the goal; moves within it pay nothing.
   rewards = np.where(terminal[:, None], 0.0, transitions[:, :, state_of[goal]])
   return TabularMDP(transitions, rewards, terminal, first / first.sum())
 
@@ -314,14 +315,14 @@ _FOUR_ROOMS = (
 
 
 def four_rooms(slip: float = 1 / 3) -> TabularMDP:
-  """Four rooms with a hallway between each two neighbors; 104 cells.
+  """Builds four rooms with a hallway between each two neighbors; 104 cells.
 
   The rooms and the slips are those of Sutton, Precup & Singh (1999, Artificial
-  Intelligence 112). There the goal moves from one example to the next; here it
-  is the lower right corner, and an episode begins anywhere else.
+  Intelligence 112). There the goal differs between examples; here it is the
+  lower right corner, and an episode begins in any other cell.
 
   Args:
-    slip: see `grid`.
+    slip: as in `grid`.
   """
   walls = {
     (x, y)
@@ -333,10 +334,11 @@ def four_rooms(slip: float = 1 / 3) -> TabularMDP:
 
 
 def random_mdp(seed: int, num_states: int, num_actions: int) -> TabularMDP:
-  """A process drawn at random: anything may follow on anything.
+  """Draws a random process, in which any state may follow any other.
 
-  Chances are Dirichlet(1, ..., 1), rewards standard normal, all independent.
-  The last state is terminal; an episode begins in any other, evenly.
+  Transition probabilities are Dirichlet(1, ..., 1), rewards standard normal,
+  all independent. The last state is terminal; an episode begins in any other,
+  drawn uniformly.
 
   Args:
     seed: an integer >= 0.

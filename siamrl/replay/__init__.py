@@ -1,1 +1,1 @@
-"""What is learned from: rings of transitions, rounds, and data sets."""
+"""Experience to learn from: replay rings, rounds of steps, and data sets."""

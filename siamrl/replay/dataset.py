@@ -1,21 +1,21 @@
 """Data sets: transitions that were collected before learning begins.
 
-A data set is kept in one `.npz` file, without pickle, under the names of D4RL
-(Fu et al. 2020):
+A data set is one `.npz` file, without pickle, with the names of D4RL (Fu et al.
+2020):
 
 | key | type | shape | |
 |---|---|---|---|
-| `observations` | a number or bool | [N, ...] | acted upon |
+| `observations` | a number or bool | [N, ...] | before each action |
 | `actions` | an integer | [N] | 0 or more |
-| `rewards` | a float | [N] | that followed |
-| `next_observations` | as `observations` | [N, ...] | that followed |
-| `terminals` | bool | [N] | the task itself ended: no value beyond it |
-| `timeouts` | bool | [N] | cut from outside: values go on |
+| `rewards` | a float | [N] | after each action |
+| `next_observations` | as `observations` | [N, ...] | after each action |
+| `terminals` | bool | [N] | the task itself ended; no value follows |
+| `timeouts` | bool | [N] | cut from outside; values continue |
 
-The steps of an episode stand in their order, one after the other. D4RL itself
-has no `next_observations` in some of its files, where the successor of a step
-that was cut is lost; here it is required, and `timeouts` may be missing. Other
-keys are not read. Any tool writes such a file: `numpy.savez(path, **arrays)`.
+The steps of an episode are consecutive. Some files of D4RL lack
+`next_observations`, which loses the successor of a step that was cut; here the
+key is required, while `timeouts` may be missing. Other keys are ignored. To
+write such a file: `numpy.savez(path, **arrays)`.
 """
 
 from collections.abc import Callable
@@ -49,16 +49,16 @@ Policy = Callable[[chex.Array, chex.PRNGKey], chex.Array]
 
 
 class Dataset(NamedTuple):
-  """N transitions; every leaf leads with [N]. A pytree, to be put on a device.
+  """N transitions, as a pytree whose leaves all lead with [N].
 
   Attributes:
-    observations: [N, ...] acted upon.
-    actions: int32 [N] taken.
-    rewards: float32 [N] that followed.
-    next_observations: [N, ...] that followed; never one from after a reset.
-    terminals: bool [N] the task itself ended there.
-    timeouts: bool [N] the episode was cut there, by a cap or by the end of the
-      data.
+    observations: [N, ...] before each action.
+    actions: int32 [N].
+    rewards: float32 [N] after each action.
+    next_observations: [N, ...] after each action; never after a reset.
+    terminals: bool [N] whether the task itself ended there.
+    timeouts: bool [N] whether the episode was cut there, by a cap or by the
+      end of the data.
   """
 
   observations: Any
@@ -70,16 +70,16 @@ class Dataset(NamedTuple):
 
   @property
   def size(self) -> int:
-    """N."""
+    """N, the number of transitions."""
     return len(self.actions)
 
   def batch(self, indices: Any, discount: chex.Numeric) -> Transition:
-    """Transitions to learn from.
+    """Returns a batch of transitions to learn from.
 
     Args:
       indices: int [B], or slice(None) for all of them.
-      discount: per env step. It is 0 beyond a terminal step only: from the
-        successor of a step that was cut values go on.
+      discount: per env step. Only a terminal step gets 0: after a step that
+        was cut, values continue.
     """
     continues = 1 - self.terminals[indices].astype(np.float32)
     return Transition(
@@ -94,17 +94,17 @@ class Dataset(NamedTuple):
 def save_dataset(
   path: str | os.PathLike[str], dataset: Dataset, *, overwrite: bool = False
 ) -> None:
-  """Writes a data set, all of it or nothing.
+  """Writes a data set atomically.
 
   Args:
     path: ends in '.npz'; its folder exists.
-    dataset: what to write; checked as `load_dataset` does.
-    overwrite: whether a file that is there may be replaced.
+    dataset: checked as by `load_dataset`.
+    overwrite: whether an existing file may be replaced.
 
   Raises:
-    FileExistsError: the file exists and must not be replaced.
-    ValueError: the name ends otherwise, or the data are none.
-    OSError: it cannot be written; a file that was there is then as it was.
+    FileExistsError: the file exists and `overwrite` is False.
+    ValueError: the name does not end in '.npz', or the data are invalid.
+    OSError: it cannot be written; an existing file is then unchanged.
   """
   path = pathlib.Path(path)
   if path.suffix != '.npz':
@@ -131,22 +131,22 @@ def load_dataset(
   """Reads a data set into NumPy arrays.
 
   Args:
-    path: of the file; see the module for what it holds.
-    num_actions: A, where it is known; actions must lie below it.
+    path: of the file, whose format the module's docstring describes.
+    num_actions: A, if known; actions must lie below it.
 
   Returns:
     the data set: actions in int32, rewards in float32, and observations in the
-    type of the file or, where JAX does not have that, in the narrower one.
+    file's type, or the narrower one where JAX lacks that.
 
   Raises:
-    OSError: there is no such file, or it cannot be opened.
-    ValueError: it is no data set, or too large; names the file and the key.
+    OSError: the file is missing or cannot be opened.
+    ValueError: it is not a data set, or too large; names file and key.
   """
   path = pathlib.Path(path)
   try:
     arrays = read_arrays(path, Dataset._fields)
   except ValueError as error:
-    raise ValueError(f'{path}: no data set of arrays: {error}') from error
+    raise ValueError(f'{path}: not a data set of arrays: {error}') from error
   return _checked(arrays, num_actions, f'{path}: ')
 
 
@@ -159,14 +159,14 @@ def from_minari(source: str | os.PathLike[str]) -> Dataset:
 
   Returns:
     the data set. Actions count from 0; an episode that neither terminates nor
-    is truncated was cut where it ends.
+    is truncated counts as cut at its end.
 
   Raises:
-    ImportError: the package `minari` is not installed, or it or what it needs
-      cannot be imported.
+    ImportError: the package `minari` or one of its dependencies is not
+      installed or cannot be imported.
     FileNotFoundError: there is no such data set; says how to fetch it.
-    ValueError: it cannot be read, actions are not discrete, observations are
-      not arrays, or there are no steps.
+    ValueError: it cannot be read, its actions are not discrete, its
+      observations are not arrays, or it has no steps.
   """
   data = _open_minari(source)
   if not isinstance(data.action_space, spaces.Discrete):
@@ -193,14 +193,14 @@ def from_minari(source: str | os.PathLike[str]) -> Dataset:
       parts['timeouts'].append(timeouts)
     arrays = {key: np.concatenate(part) for key, part in parts.items() if part}
   except Exception as error:
-    raise ValueError(f'{source}: no data set: {reason(error)}') from error
+    raise ValueError(f'{source}: not a data set: {reason(error)}') from error
   if not arrays:
     raise ValueError(f'{source}: it has no steps')
   return _checked(arrays, int(data.action_space.n), f'{source}: ')
 
 
 def _open_minari(source: str | os.PathLike[str]) -> Any:
-  """A data set of Minari whose steps are not read yet; raises as above."""
+  """Opens a data set of Minari without reading its steps; raises as above."""
   minari = import_optional(
     'minari', 'data sets of Minari need minari', 'minari'
   )
@@ -211,7 +211,7 @@ def _open_minari(source: str | os.PathLike[str]) -> Any:
     inner = path / 'data'
     folder = inner if inner.is_dir() else path
     for file in folder.iterdir():
-      if not (file.is_file() or file.is_dir()):  # such as a pipe without end
+      if not (file.is_file() or file.is_dir()):  # such as an endless pipe
         raise ValueError(f'{file.name} is not a regular file')
     return minari.MinariDataset(folder)
   except ImportError:
@@ -225,7 +225,7 @@ def _open_minari(source: str | os.PathLike[str]) -> Any:
       text += 'minari list remote shows the names of data sets to download'
     raise FileNotFoundError(f'{source}: {text}') from error
   except Exception as error:
-    raise ValueError(f'{source}: no data set: {reason(error)}') from error
+    raise ValueError(f'{source}: not a data set: {reason(error)}') from error
 
 
 def collect(
@@ -240,22 +240,22 @@ def collect(
   """Collects a data set in a JAX environment, in one compiled program.
 
   Args:
-    environment: what to act in.
-    key: of the data set.
+    environment: to act in.
+    key: random key that determines the data set.
     env_steps: transitions to collect, a multiple of `num_envs`; the last
-      episode of each environment is cut. This, or `episodes`.
-    episodes: whole episodes to collect, side by side, in an environment that
-      caps them. As much memory is needed as if each were of full length.
-    num_envs: environments stepped at once, for `env_steps`.
-    policy: (observations [B, ...], key) -> int [B] actions; None for actions
-      drawn evenly.
+      episode of each environment is cut. Give either this or `episodes`.
+    episodes: whole episodes to collect in parallel, in an environment that
+      caps them. Memory is needed as if each ran to the cap.
+    num_envs: environments stepped in parallel, for `env_steps`.
+    policy: (observations [B, ...], key) -> int [B] actions; None for uniformly
+      random actions.
 
   Returns:
-    the data set, in NumPy arrays; each environment's steps follow each other.
+    the data set, in NumPy arrays; each environment's steps are consecutive.
 
   Raises:
-    ValueError: not exactly one of `env_steps` and `episodes` is given, a number
-      does not fit, or actions are continuous.
+    ValueError: neither or both of `env_steps` and `episodes` are given, a
+      number is out of range, or actions are continuous.
   """
   if environment.action_dim:
     raise ValueError(
@@ -300,14 +300,14 @@ def collect(
     kept = np.ones(actions.shape, bool)
   else:
     ended = steps.terminated | steps.truncated
-    # Up to the first end, and with it.
+    # Up to and including the first end.
     kept = np.cumsum(ended, axis=1) - ended == 0
   arrays = (obs, actions, steps.reward, steps.obs, steps.terminated, timeouts)
   return Dataset(*(array[kept] for array in arrays))
 
 
 def _evenly(num_actions: int) -> Policy:
-  """The policy that draws each action as often as any other."""
+  """Returns the policy that draws actions uniformly."""
   return lambda obs, key: jax.random.randint(key, (len(obs),), 0, num_actions)
 
 
@@ -321,7 +321,7 @@ def _roll(
   """Steps E environments T times; leaves lead with [T, E].
 
   Returns:
-    (observations acted upon, int32 actions, what followed).
+    (observations, int32 actions, the time steps that followed).
   """
   first_key, act_key, step_key, reset_key = jax.random.split(key, 4)
 
@@ -354,10 +354,10 @@ def _roll(
 def _checked(
   arrays: dict[str, Any], num_actions: int | None, where: str
 ) -> Dataset:
-  """A data set of these arrays, in the types that learning needs.
+  """Checks arrays, and returns them as a data set in the types to learn from.
 
   Raises:
-    ValueError: they are none; begins with `where` and the key.
+    ValueError: they are not a data set; begins with `where` and the key.
   """
 
   def wrong(key: str, what: str) -> ValueError:
@@ -416,7 +416,7 @@ def _actions(
   num_actions: int | None,
   wrong: Callable[[str, str], ValueError],
 ) -> np.ndarray:
-  """Actions in int32."""
+  """Checks actions, and returns them in int32."""
   if actions.dtype.kind not in 'iu':
     raise wrong('actions', f'must be integers, got {actions.dtype}')
   most = np.iinfo(np.int32).max if num_actions is None else num_actions - 1
@@ -431,15 +431,14 @@ def _actions(
 
 
 def _narrowed(array: np.ndarray, dtype: Any) -> np.ndarray:
-  """An array in the nearest type that JAX has.
+  """Converts an array to the nearest type that JAX has.
 
   Raises:
-    ValueError: it holds no numbers, or some that are not finite or do not fit.
+    ValueError: it has entries that are not finite numbers, or do not fit.
   """
   if array.dtype.kind not in 'biuf':
     raise ValueError(f'must be numbers, got {array.dtype}')
-  # In the byte order of this machine, the only one that JAX has; of floats
-  # longer than 64 bits it has none.
+  # JAX has only this machine's byte order, and no floats beyond 64 bits.
   native = np.dtype(dtype).newbyteorder('=')
   if native.kind == 'f' and native.itemsize > 8:
     native = np.dtype(np.float64)

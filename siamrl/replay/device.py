@@ -1,21 +1,21 @@
 """A ring of transitions in device memory, for loops compiled as one program.
 
 N environments step together, and each of their observations is stored once:
-n-step returns and successors are put together when a batch is drawn. Row c of
-the ring, modulo its length R, holds the N observations of clock c, the actions
-taken there and what they led to.
+n-step returns and successors are assembled when a batch is drawn. Row c of the
+ring, modulo its length R, holds the N observations of clock c, the actions
+taken there, their rewards, and how the steps ended.
 
 A replay is a static description; its methods are pure functions of a state.
-The clock is the caller's and no part of that state. So it stays a plain scalar
-when states are vmapped over runs: each write is then one slice at one place,
-made in the buffers of a `lax.scan`'s carry, and nothing is copied.
+The caller keeps the clock, outside that state. So it stays a plain scalar when
+states are vmapped over runs: each write is then one slice at one place, made in
+the buffers of a `lax.scan`'s carry, and nothing is copied.
 
-The one observation without a row of its own is the last of an episode that was
-truncated, from which values go on. Two truncations of an environment are at
-least L steps apart, so that M = R // L + 2 further rows hold all that matter:
-the step of clock c has row (c // L) % M. In the L steps of one c // L each
-environment needs its part of that row once at most; the next steps with that
-row come at least (M - 1) * L + 1 > R later, when the transition is gone.
+The one observation without a row of its own is the last of a truncated episode,
+which values bootstrap from. Two truncations of an environment are at least L
+steps apart, so M = R // L + 2 further rows suffice: the step of clock c has row
+(c // L) % M. In the L steps of one c // L each environment needs its part of
+that row at most once; the row is next used at least (M - 1) * L + 1 > R steps
+later, when the transition is gone.
 """
 
 from collections.abc import Mapping
@@ -40,14 +40,14 @@ _TERMINATED, _TRUNCATED = 1, 2
 
 
 class ReplayState(NamedTuple):
-  """What a `DeviceReplay` holds, of R rows in the ring and M further ones.
+  """State of a `DeviceReplay`, with R rows in the ring and M further ones.
 
   Attributes:
     obs: [(R + M) * N, D] flat observations; uint32 words of bits if packed.
     steps: int32 [R * N, 2] action * 4 + how the step ended, and the bits of the
-      float32 reward: side by side they come with one access to memory. With
-      continuous actions [R * N, 2 + D]: how the step ended, the bits of the
-      reward, and those of the action.
+      float32 reward: side by side they take one memory access. With continuous
+      actions [R * N, 2 + D]: how the step ended, the bits of the reward, and
+      those of the action.
   """
 
   obs: jax.Array
@@ -58,26 +58,26 @@ class ReplayState(NamedTuple):
 class DeviceReplay:
   """A uniform `PureReplay` in device memory, of a `ReplayState`.
 
-  The clock t counts steps of all N environments together that are done, and is
-  an int32. It must stay below 2**31 - 1: beyond that it is negative and what is
-  read and written is undefined, with no error. With 1,000 environments that is
+  The clock t, an int32, counts the steps that all N environments have taken
+  together. It must stay below 2**31 - 1: beyond that it is negative, and reads
+  and writes are undefined, without an error. With 1,000 environments that is
   after 2 * 10**12 env steps.
 
   Attributes:
     obs_shape: of one observation.
     obs_dtype: of the observations, bool or a number.
-    capacity: transitions that can be sampled once the ring is full; a multiple
+    capacity: transitions that can be drawn once the ring is full; a multiple
       of `num_envs`.
     num_envs: N, environments that step together.
     n_step: rewards summed in a transition.
-    max_episode_steps: L, steps that lie between two truncations of the same
-      environment at least; None if there never is one. If an environment breaks
-      this promise, successors are wrong: `scan.Loop` counts such truncations,
-      and whoever adds transitions in another way must see to it.
-    packed: store bool observations as bits.
+    max_episode_steps: L, the least number of steps between two truncations of
+      the same environment; None if episodes are never truncated. If an
+      environment breaks this promise, successors are wrong: `scan.Loop` counts
+      such truncations, and other callers must check for them.
+    packed: whether to store bool observations as bits.
     action_dim: D of continuous actions; 0 where actions are integers.
-    sequence_steps: K, steps of each transition's `future`; 0 for none. Nothing
-      but that depends on it: the same transitions can be sampled.
+    sequence_steps: K, steps of each transition's `future`; 0 for none. It does
+      not affect which transitions can be drawn.
   """
 
   obs_shape: tuple[int, ...]
@@ -150,11 +150,11 @@ class DeviceReplay:
 
   @property
   def starts(self) -> int:
-    """Clocks that may begin a transition, once the ring is full."""
+    """Number of clocks that may begin a transition once the ring is full."""
     return self.capacity // self.num_envs
 
   def init(self) -> ReplayState:
-    """An empty replay; `start` comes next."""
+    """Returns an empty replay; call `start` next."""
     steps = self._rows * self.num_envs
     slots = steps + self._further_rows * self.num_envs
     size = math.prod(self.obs_shape)
@@ -173,7 +173,7 @@ class DeviceReplay:
       obs: [N, ...] the first observations.
 
     Raises:
-      ValueError: if `obs` has another shape or dtype.
+      ValueError: if `obs` has the wrong shape or dtype.
     """
     rows = self._encode('obs', obs)
     return state._replace(obs=arrays.write(state.obs, rows, 0))
@@ -190,28 +190,28 @@ class DeviceReplay:
     final_obs: chex.Array,
     obs: chex.Array,
   ) -> ReplayState:
-    """Stores the step that was taken at clock t, and where it led.
+    """Stores the step taken at clock t and its outcome.
 
     Args:
       state: the replay at clock t.
       t: int32 [] steps done before this one.
-      action: integer [N], of magnitude below 2**29; or float [N, D], of which
-        float32 is kept to the last bit.
-      reward: [N] that followed.
-      terminated: bool [N] no value lies beyond this step.
-      ended: bool [N] the episode is over, terminated or truncated. If
-        `max_episode_steps` is None, `terminated` says it all.
-      final_obs: [N, ...] the observations that followed, of the same episodes;
-        read where one was truncated only.
-      obs: [N, ...] the observations to act on next: where an episode ended the
-        first one of the next, and elsewhere those that followed.
+      action: integer [N], of magnitude below 2**29; or float [N, D], stored
+        exactly as float32.
+      reward: [N] of the step.
+      terminated: bool [N] whether no value lies beyond this step.
+      ended: bool [N] whether the episode is over, terminated or truncated; not
+        read if `max_episode_steps` is None.
+      final_obs: [N, ...] the observations that followed in the same episodes;
+        read only where one was truncated.
+      obs: [N, ...] the observations to act on next: the next episode's first
+        where one ended, and those that followed elsewhere.
 
     Returns:
       The replay at clock t + 1.
 
     Raises:
-      ValueError: if an argument has another shape, or an action or an
-        observation another dtype.
+      ValueError: if an argument has the wrong shape, or an action or an
+        observation the wrong dtype.
     """
     t, action = jnp.asarray(t, jnp.int32), jnp.asarray(action)
     each = (self.num_envs,)
@@ -234,7 +234,7 @@ class DeviceReplay:
     if self.max_episode_steps is not None:
       end = jnp.where(ended & ~terminated, _TRUNCATED, end)
       at = self._further_row(t) * self.num_envs
-      # Elsewhere the row may hold what is still needed.
+      # Elsewhere the row may hold observations that are still needed.
       kept = lax.dynamic_slice_in_dim(ring, at, self.num_envs)
       cut = (end == _TRUNCATED)[:, None]
       ring = arrays.write(ring, jnp.where(cut, last_rows, kept), at)
@@ -248,10 +248,10 @@ class DeviceReplay:
     )
 
   def size(self, t: chex.Numeric) -> jax.Array:
-    """int32 [], how many transitions can be sampled at clock t.
+    """Returns the number of transitions to draw from at clock t, int32 [].
 
-    Each environment's step of clock c can from clock c + n_step on, however
-    soon its episode ended, until `capacity` newer ones can.
+    Each environment's step of clock c can be drawn from clock c + n_step on,
+    however soon its episode ended, until `capacity` newer ones can.
     """
     t = jnp.asarray(t, jnp.int32)
     return jnp.clip(t + 1 - self.n_step, 0, self.starts) * self.num_envs
@@ -313,10 +313,10 @@ class DeviceReplay:
     bits: chex.Array,
     discount: chex.Numeric,
   ) -> types.Transition:
-    """Draws B transitions, with replacement, each of them equally likely.
+    """Draws B transitions uniformly, with replacement.
 
-    Exactly, they are so for a size that is a power of 2. Otherwise two of them
-    differ by at most size / 2**32, relatively.
+    This is exact if the size is a power of 2. Otherwise probabilities differ by
+    at most size / 2**32, relatively.
 
     Args:
       state: the replay at clock t.
@@ -325,7 +325,7 @@ class DeviceReplay:
       discount: float [] per env step.
 
     Returns:
-      The batch. While `size` is 0 it has no meaning.
+      The batch, which is meaningless while `size` is 0.
     """
     size = jnp.maximum(self.size(t), 1).astype(jnp.uint32)
     index = (bits % size).astype(jnp.int32)
@@ -338,10 +338,10 @@ class DeviceReplay:
     index: chex.Array,
     discount: chex.Numeric,
   ) -> types.Transition:
-    """The transitions of int32 indices [B], each below `size`.
+    """Returns the transitions of int32 indices [B], each below `size`.
 
-    The step of clock c in environment i is number
-    c % (capacity / N) * N + i for as long as it can be sampled.
+    The step of clock c in environment i has index
+    c % (capacity / N) * N + i while it can be drawn.
     """
     t = jnp.asarray(t, jnp.int32)
     rows, envs = self._rows, self.num_envs
@@ -357,7 +357,7 @@ class DeviceReplay:
     steps = arrays.read(state.steps, window)  # [B, n or K, 2 or 2 + D]
     ends = steps[..., 0] & 3
     rewards = _float(steps[..., 1])
-    # From the last step back to the first: the earliest end has its way.
+    # From the last step back to the first, so that the earliest end wins.
     r_t = jnp.zeros(index.shape, jnp.float32)
     discount_t = jnp.ones(index.shape, jnp.float32)
     final = jnp.full(index.shape, self.n_step - 1, jnp.int32)
@@ -371,8 +371,8 @@ class DeviceReplay:
     discount_t = jnp.where(end == _TERMINATED, 0.0, discount_t)
 
     final = clock + final  # the clock of the last step that counts
-    # A terminated episode's last observation is never looked at, and not here:
-    # the one before stands in for it.
+    # A terminated episode's last observation is never used, so it is not
+    # stored: the one before stands in for it.
     row = (final + (end != _TERMINATED)) % rows
     if self.max_episode_steps is not None:
       row = jnp.where(end == _TRUNCATED, self._further_row(final), row)
@@ -388,7 +388,7 @@ class DeviceReplay:
     )
 
   def first_not_finite(self, state: ReplayState, t: int) -> str:
-    """Names what was stored first that is not finite; on the host.
+    """Names the kind of the first stored value that is not finite; on the host.
 
     Args:
       state: the replay at clock t, of arrays of any kind.
@@ -396,7 +396,7 @@ class DeviceReplay:
 
     Returns:
       'observation', 'action' or 'reward'; '' if all are finite, or the first
-      of them is no longer stored.
+      one may no longer be stored.
     """
     rows, envs = self._rows, self.num_envs
     stored = np.asarray(state.obs)
@@ -422,7 +422,7 @@ class DeviceReplay:
     env: jax.Array,
     steps: jax.Array,
   ) -> types.Future:
-    """The K steps from given clocks on.
+    """Returns the K steps from given clocks on.
 
     Args:
       state: the replay at clock t.
@@ -430,7 +430,7 @@ class DeviceReplay:
       clock: int32 [B] of the first step, which is done.
       env: int32 [B].
       steps: int32 [B, K or more, 2 or 2 + D], entries of the steps from there
-        on; those that are not done have no meaning.
+        on; those not yet done are meaningless.
     """
     steps = steps[:, : self.sequence_steps]
     number = jnp.arange(self.sequence_steps, dtype=jnp.int32)
@@ -446,7 +446,7 @@ class DeviceReplay:
     last = jnp.maximum(ahead - 1, 0)  # the step that led there
     row = (clock[:, None] + ahead) % self._rows
     if self.max_episode_steps is not None:
-      # If no step counts, the first one has terminated, and cut nothing.
+      # If no step counts, the first one terminated, so nothing was cut.
       cut = jnp.take_along_axis(ends, last, 1) == _TRUNCATED
       row = jnp.where(cut, self._further_row(clock[:, None] + last), row)
     obs = arrays.read(
@@ -465,7 +465,7 @@ class DeviceReplay:
 
   @property
   def _rows(self) -> int:
-    """R: those clocks, and n more until the newest of them is whole."""
+    """R: `starts`, and the n rows that complete the newest of them."""
     return self.starts + self.n_step
 
   @property
@@ -476,13 +476,13 @@ class DeviceReplay:
     return self._rows // self.max_episode_steps + 2
 
   def _further_row(self, clock: jax.Array) -> jax.Array:
-    """The row for the final observations of steps of these clocks."""
+    """Returns the row for the final observations of the steps of `clock`."""
     assert self.max_episode_steps is not None
     block = clock // self.max_episode_steps
     return self._rows + block % self._further_rows
 
   def _encode(self, name: str, obs: chex.Array) -> jax.Array:
-    """Observations [N, ...] as they are stored, [N, D]."""
+    """Encodes observations [N, ...] as stored rows [N, D]."""
     array = jnp.asarray(obs)
     shape = (self.num_envs, *self.obs_shape)
     if array.shape != shape or array.dtype != self._dtype:
@@ -498,7 +498,7 @@ class DeviceReplay:
     return jnp.sum(array << places, axis=-1, dtype=jnp.uint32)
 
   def _decode(self, rows: jax.Array) -> jax.Array:
-    """Stored rows [B, D] as observations [B, ...]."""
+    """Decodes stored rows [B, D] to observations [B, ...]."""
     if self.packed:
       places = jnp.arange(32, dtype=jnp.uint32)
       rows = (rows[:, :, None] >> places) & 1 > 0
@@ -507,13 +507,13 @@ class DeviceReplay:
 
 
 def refuse_relabel(relabel: Relabel | None) -> None:
-  """Raises ValueError where a ring is to make returns of a sequence."""
+  """Raises ValueError if `relabel` is given, which rings cannot apply."""
   if relabel is not None:
-    raise ValueError('relabel must be None: a ring draws in no order')
+    raise ValueError('relabel must be None: a ring does not draw in order')
 
 
 def _bits(values: chex.Array) -> jax.Array:
-  """The bits of float32 values, int32."""
+  """Returns the bits of float32 values as int32."""
   values = jnp.asarray(values, jnp.float32)
   return lax.bitcast_convert_type(values, jnp.int32)
 

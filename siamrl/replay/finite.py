@@ -1,4 +1,4 @@
-"""What was stored first that is not finite, to tell whose fault it is."""
+"""The first stored value that is not finite, which tells whose fault it is."""
 
 import numpy as np
 
@@ -6,20 +6,20 @@ import numpy as np
 def first_not_finite(
   obs: np.ndarray, actions: np.ndarray, rewards: np.ndarray, *, whole: bool
 ) -> str:
-  """Names the first thing that is not finite, in the order of happening.
+  """Names the kind of the first value that is not finite, in order of time.
 
-  An environment that is sent NaN answers with NaN, and a learner that is shown
-  NaN acts with NaN: what came first tells them apart.
+  An environment given NaN returns NaN, and a learner given NaN acts with NaN:
+  the first value tells which one is at fault.
 
   Args:
-    obs: [T, N, ...] observations acted upon.
-    actions: [T, N, ...] taken there.
-    rewards: [T, N] that followed.
-    whole: whether these are all steps that there were, from the first on.
+    obs: [T, N, ...] observations.
+    actions: [T, N, ...] actions taken there.
+    rewards: [T, N] rewards that followed.
+    whole: whether these are all steps since the first.
 
   Returns:
-    'observation', 'action' or 'reward'; '' if all are finite, or the first of
-    them may have happened before.
+    'observation', 'action' or 'reward'; '' if all are finite, or an earlier
+    one may be missing.
   """
   found: list[tuple[int, int, str]] = []
   for name, array in (

@@ -1,19 +1,19 @@
 """A ring of transitions in host memory that stores each frame once.
 
-Stacked observations share all but one of their frames with the next, and an
+A stacked observation shares all but one of its frames with the next, and an
 n-step successor is itself an observation. So the ring stores single frames and
 rebuilds stacks, successors and n-step returns when a batch is drawn: an 84x84
-transition costs about its 7,056 bytes instead of eight times as much.
+transition takes about 7,056 bytes instead of eight times as many.
 
 Each environment has a ring of its own. A *slot* of it is one observation:
 
-* its newest frame, and its *age*: how many earlier frames of the same episode
-  belong to its stack (at most stack - 1);
-* the action taken there, the reward and whether the task terminated with it.
+* its newest frame, and its *age*: the number of earlier frames of the episode
+  in its stack (at most stack - 1);
+* the action taken there, its reward and whether the task terminated with it.
 
-The slot is written when the frame arrives and is *open* until the action is
-answered, then *closed*. An episode's final observation becomes a *last* slot: a
-successor for those before it, never the start of a transition.
+A slot is written when its frame arrives. It is *open* until the outcome of its
+action is known, then *closed*. An episode's final observation becomes a *last*
+slot: a successor for those before it, never the start of a transition.
 """
 
 import math
@@ -29,13 +29,13 @@ from siamrl import types
 from siamrl.parameters import FieldError
 from siamrl.replay import segments
 
-# What a slot is; a slot never written has no flag. _TERMINATED joins _CLOSED.
+# Flags of a slot; one never written has none. _TERMINATED joins _CLOSED.
 _OPEN, _CLOSED, _LAST, _TERMINATED = 1, 2, 4, 8
-# What stands in open and last slots; in each entry of a continuous action, NaN.
+# The action in open and last slots; a continuous one has NaN in each entry.
 _NO_ACTION = -1
 
 _FORMAT = 1
-# Bytes of slots to a segment file before compression: this bounds the memory
+# Bytes of slots per segment file before compression: this bounds the memory
 # that a save or load takes, and lets a full ring drop old files piecemeal.
 _SEGMENT_NBYTES = 32 * 2**20
 
@@ -48,7 +48,7 @@ class HostReplay:
   Attributes:
     capacity: slots in all rings together. A stored episode takes one slot per
       transition and one for its final observation.
-    num_envs: N, environments that write, each to its own ring.
+    num_envs: N, environments, each with its own ring.
     stack: S, frames in an observation.
     n_step: rewards summed in a transition.
     discount: the discount per env step.
@@ -69,21 +69,21 @@ class HostReplay:
     action_dim: int = 0,
     sequence_steps: int = 0,
   ):
-    """Reserves the rings; their memory is committed as they fill.
+    """Reserves memory for the rings, which is committed as they fill.
 
     Args:
       capacity: slots in all, a multiple of `num_envs` with at least
-        `stack + n_step` to each environment.
-      frame_shape: shape of one frame, without the stack axis.
-      frame_dtype: dtype of the frames; bool or a number.
+        `stack + n_step` for each environment.
+      frame_shape: of one frame, without the stack axis.
+      frame_dtype: of the frames; bool or a number.
       num_envs: N, at least 1.
       stack: S, 1 to 256 frames.
-      n_step: rewards to a transition, at least 1.
+      n_step: rewards summed in a transition, at least 1.
       discount: per env step, in [0, 1].
       action_dim: D of continuous actions, float32 [D] each; 0 for integers.
-      sequence_steps: K, steps of each transition's `future`; 0 for none.
-        Nothing but that depends on it: the same transitions are sampled, and
-        files of one K can be loaded with another.
+      sequence_steps: K, steps of each transition's `future`; 0 for none. It
+        does not affect which transitions are drawn, and files saved with one K
+        can be loaded with another.
 
     Raises:
       ValueError: if an argument is outside what is allowed above.
@@ -140,19 +140,19 @@ class HostReplay:
     self._rows = self._envs * self._length  # [N] where each ring begins
     # [N] slots written so far; the newest, slot written - 1, is the open one.
     self._written = np.zeros(num_envs, np.int64)
-    # [N] closed slots whose n-step successor is still to come: they are always
-    # the ones just before the open slot.
+    # [N] closed slots still without their n-step successor: always those just
+    # before the open slot.
     self._pending = np.zeros(num_envs, np.int64)
     self._size = 0
 
-    # Tables, so that the calls below need not build them.
+    # Tables built once, for the methods below.
     self._back = np.arange(stack)  # [S]
     self._next_age = np.minimum(self._back + 1, stack - 1)  # [S]
     self._ahead = np.arange(n_step)  # [n]
     self._sequence = np.arange(sequence_steps)  # [K]
     self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
 
-    # What is already in files, as in a manifest.
+    # The segments already in files, as in a manifest.
     self._segments: list[dict[str, Any]] = []
 
   @staticmethod
@@ -162,7 +162,7 @@ class HostReplay:
     frame_dtype: npt.DTypeLike = np.uint8,
     action_dim: int = 0,
   ) -> int:
-    """Bytes that a full replay of `capacity` slots holds."""
+    """Returns the bytes of a full replay with `capacity` slots."""
     frame = math.prod(frame_shape) * np.dtype(frame_dtype).itemsize
     action = 4 * max(action_dim, 1)
     return capacity * (frame + action + 4 + 1 + 1)  # reward, flags, age
@@ -179,17 +179,17 @@ class HostReplay:
 
   @property
   def size(self) -> int:
-    """How many transitions can be sampled now."""
+    """Number of transitions that can be drawn now."""
     return self._size
 
   def start(self, obs: npt.ArrayLike) -> None:
-    """Begins an episode everywhere; one still running ends as truncated.
+    """Begins an episode in every environment; a running one is truncated.
 
     Args:
-      obs: [N, *frame_shape] first frame of each new episode.
+      obs: [N, *frame_shape] first frames of the new episodes.
 
     Raises:
-      ValueError: if the frames have another shape or dtype.
+      ValueError: if the frames have the wrong shape or dtype.
     """
     rows = self._check_frames('obs', obs)
     if self._written[0]:
@@ -208,22 +208,22 @@ class HostReplay:
     final_obs: npt.ArrayLike,
     obs: npt.ArrayLike,
   ) -> None:
-    """Stores a step of every environment, and where it led.
+    """Stores a step of every environment and its outcome.
 
     Args:
       action: integer [N] taken at the newest observation, 0 or more; or float
         [N, D], finite.
-      reward: float [N] that followed.
-      terminated: bool [N] no value lies beyond this step. With `ended` False it
-        is a lost life: the episode, and its stack of frames, go on.
-      ended: bool [N] the episode is over, terminated or truncated.
+      reward: float [N] of the step.
+      terminated: bool [N] whether no value lies beyond this step. With `ended`
+        False it is a lost life: the episode and its stack of frames continue.
+      ended: bool [N] whether the episode is over, terminated or truncated.
       final_obs: [N, *frame_shape] newest frame of the observation that
-        followed, of the same episode.
-      obs: [N, *frame_shape] newest frame of the observation to act on next:
-        where an episode ended the first one of the next; read there only.
+        followed in the same episode.
+      obs: [N, *frame_shape] newest frame of the observation to act on next,
+        the next episode's first; read only where an episode ended.
 
     Raises:
-      ValueError: if an argument has another shape or dtype, or an action is
+      ValueError: if an argument has the wrong shape or dtype, or an action is
         negative or not finite; nothing is stored then.
       RuntimeError: before the first `start`.
     """
@@ -241,9 +241,9 @@ class HostReplay:
     self._rewards[slots] = reward
     self._flags[slots] = _CLOSED + _TERMINATED * terminal
 
-    # Whatever waited for a successor has one where something ended; elsewhere
-    # only the slot n steps back has. This must precede _append, which takes
-    # back what it overwrites.
+    # Where an episode or life ended, all waiting slots now have a successor;
+    # elsewhere only the slot n steps back does. This must precede _append,
+    # which discounts what it overwrites.
     waiting = self._pending + 1
     ready = np.where(terminal | over, waiting, waiting == self.n_step)
     self._pending = waiting - ready
@@ -277,7 +277,7 @@ class HostReplay:
       batch_size: B, 1 to `size`.
 
     Returns:
-      A Transition of fresh NumPy arrays, which no later call touches:
+      A Transition of new NumPy arrays, which no later call changes:
       observations [B, S, *frame_shape], int32 [B] or float32 [B, D], float32
       [B], float32 [B].
 
@@ -288,13 +288,13 @@ class HostReplay:
       raise FieldError(
         'batch_size', batch_size, f': must be 1 to size={self._size}'
       )
-    # The rings fill at much the same pace, so draw from the longest and reject.
+    # The rings fill at about the same pace: draw from the longest and reject.
     filled = int(min(self._written.max(), self._length))
     places = self.num_envs * filled
     index = np.zeros(0, np.int64)
     while len(index) < batch_size:
       missing = batch_size - len(index)
-      # Enough that one round mostly suffices.
+      # So many that one round usually suffices.
       draws = int(1.1 * missing * places / self._size) + 16
       drawn = rng.integers(places, size=draws)
       drawn += drawn // filled * (self._length - filled)
@@ -303,10 +303,10 @@ class HostReplay:
     return self._gather(index)
 
   def check(self) -> None:
-    """Verifies what must always hold, in time proportional to the capacity.
+    """Checks the replay's invariants, in time proportional to the capacity.
 
     Raises:
-      ValueError: naming the invariant that is broken.
+      ValueError: an invariant is broken; names it.
     """
     length, written = self._length, self._written[:, None]
     flags = self._flags.reshape(self.num_envs, length)
@@ -362,15 +362,15 @@ class HostReplay:
     hold(self._size == valid, f'size is {self._size}, not {valid}')
 
   def save(self, directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Writes what is new since this object's last save or load.
+    """Writes everything new since this object's last save or load.
 
-    Files are only ever added. The state is that of the returned manifest: keep
-    it (it is JSON), and call `segments.prune` once it is safely stored. The
-    directory belongs to this replay. If it lacks a file that an earlier save
-    wrote (it may be another directory), everything is written afresh.
+    Files are only ever added. The returned manifest, which is JSON, describes
+    the state: store it safely, then call `segments.prune`. The directory must
+    belong to this replay alone. If it lacks a file that an earlier save wrote,
+    as a new directory does, everything is written again.
 
     Args:
-      directory: where the segment files go; made if missing.
+      directory: for the segment files; created if missing.
 
     Returns:
       The manifest: format, settings, counters and the segments needed.
@@ -381,7 +381,7 @@ class HostReplay:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     oldest = np.maximum(self._written - self._length, 0)
-    # A segment of which every slot has been overwritten is not needed.
+    # A segment whose slots have all been overwritten is not needed.
     kept = [
       s
       for s in self._segments
@@ -391,14 +391,14 @@ class HostReplay:
       not segments.has_size(directory / s['name'], s['nbytes']) for s in kept
     ):
       kept = []
-    # The open slot will change, so a segment that holds it is followed by one
-    # that begins with it: later segments win.
+    # The open slot will change, so the segment after the one that holds it
+    # begins with it again: later segments win.
     begin = oldest
     if kept:
       begin = np.maximum(begin, np.asarray(kept[-1]['end']) - 1)
     slot_nbytes = self.nbytes // self.capacity
     quota = max(1, _SEGMENT_NBYTES // (slot_nbytes * self.num_envs))
-    # Of nothing but the same open slots there is no news.
+    # If only the same open slots remain, there is nothing new.
     if kept and np.array_equal(kept[-1]['end'], self._written):
       begin = self._written
     while np.any(begin < self._written):
@@ -422,13 +422,13 @@ class HostReplay:
     """Restores the state that a manifest of `save` describes.
 
     Args:
-      directory: where the segment files are.
-      manifest: what `save` returned, also after a trip through JSON.
+      directory: of the segment files.
+      manifest: as returned by `save`, possibly after a round trip through JSON.
 
     Raises:
-      ValueError: if this replay is not empty or was built with other settings,
-        if the manifest is of another format, or if a segment is missing,
-        truncated or corrupt. The replay stays empty then.
+      ValueError: if this replay is not empty or has other settings, if the
+        manifest has another format, or if a segment is missing, truncated or
+        corrupt. On a bad segment the replay is left empty.
     """
     directory = pathlib.Path(directory)
     if self._written.any():
@@ -437,7 +437,7 @@ class HostReplay:
       raise ValueError(
         f'manifest format={manifest.get("format")!r}: must be {_FORMAT}'
       )
-    # The oldest manifests know of no continuous actions.
+    # The oldest manifests predate continuous actions.
     saved, own = {'action_dim': 0} | manifest['settings'], self._settings()
     different = [
       f'{k}: saved {saved.get(k)!r}, here {own.get(k)!r}'
@@ -469,7 +469,7 @@ class HostReplay:
     self._segments = [dict(s) for s in manifest['segments']]
 
   def _arrays(self) -> tuple[np.ndarray, ...]:
-    """The slots' arrays, [N * T, ...] each, in the order of a segment file."""
+    """Returns the slots' arrays [N * T, ...], in a segment file's order."""
     return (self._frames, self._actions, self._rewards, self._flags, self._ages)
 
   def _settings(self) -> dict[str, Any]:
@@ -525,7 +525,7 @@ class HostReplay:
     return array.reshape(self.num_envs, -1)
 
   def _newest(self) -> np.ndarray:
-    """Flat index [N] of the slot that each environment wrote last."""
+    """Returns the flat index [N] of each environment's newest slot."""
     return self._rows + (self._written - 1) % self._length
 
   def _append(
@@ -534,8 +534,8 @@ class HostReplay:
     """Opens a slot in each of `envs` [E], for frames `rows` [E, P]."""
     written = self._written[envs]
     slots = self._rows[envs] + written % self._length
-    # The slot overwritten is the oldest frame of those stacks that are as old
-    # as they lie after it. (In a ring not yet full nothing matches: a slot
+    # The overwritten slot is the oldest frame of a stack whose age equals its
+    # distance from that slot. (In a ring not yet full nothing matches: a slot
     # reached around its end would need an age greater than its position.)
     near = (written[:, None] + self._back) % self._length
     near += self._rows[envs, None]  # [E, S]
@@ -549,7 +549,7 @@ class HostReplay:
     self._written[envs] = written + 1
 
   def _valid(self, index: np.ndarray) -> np.ndarray:
-    """Which flat indices [B] can start a transition; bool [B]."""
+    """Returns which flat indices [B] can start a transition, bool [B]."""
     env = index // self._length
     back = (self._written[env] - 1 - index) % self._length  # rows drop out
     return (
@@ -559,7 +559,7 @@ class HostReplay:
     )  # stack still there
 
   def _gather(self, index: np.ndarray) -> types.Transition:
-    """The transitions that start at valid flat indices [B]."""
+    """Returns the transitions that start at valid flat indices [B]."""
     length = self._length
     row = index // length * length
     slot = index - row
@@ -582,9 +582,9 @@ class HostReplay:
       reward = (rewards * self._powers[:-1]).sum(axis=1)
     discount = np.where(terminated, 0.0, self._powers[steps])
 
-    # One array for both observations: the allocator tends to hand out a block
-    # that it got back, where two are mapped anew each time, and faulting their
-    # pages in costs several times what copying does.
+    # One array for both observations: the allocator tends to reuse one freed
+    # block, but maps two anew each time, and faulting in their pages costs
+    # several times as much as copying.
     obs = self._observations(np.stack([slot, slot + steps]), row)
     return types.Transition(
       obs_tm1=obs[0],
@@ -596,11 +596,11 @@ class HostReplay:
     )
 
   def _observations(self, slots: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Observations [..., S, *frame_shape] of slots [...] in their rings.
+    """Returns observations [..., S, *frame_shape] of slots [...].
 
     Args:
-      slots: may lie beyond the end of a ring, which then begins anew.
-      row: where each ring begins; broadcast to the slots.
+      slots: positions in their rings; beyond the end they wrap around.
+      row: the start of each ring; broadcast to the slots.
     """
     newest = slots % self._length
     ages = self._ages[newest + row]
@@ -611,12 +611,12 @@ class HostReplay:
     return obs.reshape(*stacks.shape, *self._frame_shape)
 
   def _future(self, slot: np.ndarray, row: np.ndarray) -> types.Future:
-    """The K steps from valid slots [B] on, of rings that begin at `row` [B]."""
+    """Returns the K steps from valid slots [B]; rings start at `row` [B]."""
     slot, row = slot[:, None], row[:, None]
     window = (slot + self._sequence) % self._length + row
     flags = self._flags[window]  # [B, K]
-    # An open or a last slot stops whatever would lie beyond it. What follows a
-    # closed one is there, and its stack reaches no further back.
+    # An open or a last slot ends the sequence. The successor of a closed one is
+    # stored, and its stack reaches no further back.
     mask = np.cumprod(flags & (_CLOSED | _TERMINATED) == _CLOSED, 1) > 0
     # Steps from the first observation to that of each entry.
     ahead = np.minimum(self._sequence + 1, mask.sum(1)[:, None])  # [B, K]
@@ -628,7 +628,7 @@ class HostReplay:
     )
 
   def _runs(self, env: int, begin: int, end: int) -> list[slice]:
-    """Flat slices, without wrap-around, of a ring's slots begin to end."""
+    """Returns a ring's slots `begin` to `end` as contiguous flat slices."""
     runs = []
     while begin < end:
       slot = begin % self._length
@@ -653,7 +653,7 @@ class HostReplay:
   def _read_segment(
     self, directory: pathlib.Path, segment: dict[str, Any]
   ) -> None:
-    """Reads a segment into its slots, over what an older one put there."""
+    """Reads a segment into its slots, over those of an older one."""
     spans = list(zip(segment['begin'], segment['end'], strict=True))
     count = sum(end - begin for begin, end in spans)
     slot_nbytes = self.nbytes // self.capacity

@@ -1,4 +1,4 @@
-"""A ring of transitions in device memory that are drawn by their priorities."""
+"""A ring of transitions in device memory, drawn by their priorities."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,12 +14,12 @@ from siamrl.replay import arrays
 from siamrl.replay.device import DeviceReplay, ReplayState, refuse_relabel
 from siamrl.replay.protocol import Relabel, Sampling
 
-# Children to a node of the sum tree: of 4, 8, 16, 32 the fastest on a CPU.
+# Children per node of the sum tree: of 4, 8, 16, 32 the fastest on a CPU.
 _FAN_OUT = 8
 
 
 class Priorities(NamedTuple):
-  """What learning changes of a `PrioritizedReplay`.
+  """The part of a `PrioritizedReplay`'s state that learning changes.
 
   Attributes:
     sums: as in `PrioritizedState`.
@@ -31,7 +31,7 @@ class Priorities(NamedTuple):
 
 
 class PrioritizedState(NamedTuple):
-  """What a `PrioritizedReplay` holds.
+  """State of a `PrioritizedReplay`.
 
   Attributes:
     ring: the transitions.
@@ -50,14 +50,14 @@ class PrioritizedState(NamedTuple):
 class PrioritizedReplay:
   """A `PureReplay` that draws in proportion to priorities.
 
-  It is the proportional variant of Schaul et al. 2016, arXiv 1511.05952. A leaf
-  of the sum tree is the priority of one transition, |TD error|**alpha, and 0
-  while there is none. A node is always the sum of its children anew: adding
-  differences to it would pile up float32 rounding errors.
+  This is the proportional variant of Schaul et al. 2016, arXiv 1511.05952. A
+  leaf of the sum tree is the priority of one transition, |TD error|**alpha, or
+  0 while it is empty. Nodes are always recomputed from their children: adding
+  differences would accumulate float32 rounding errors.
 
   Attributes:
-    replay: describes the ring.
-    epsilon: is added to |TD error|, lest a transition never come up again.
+    replay: the description of the ring.
+    epsilon: added to |TD error|, so that every transition can be drawn again.
   """
 
   replay: DeviceReplay
@@ -78,7 +78,7 @@ class PrioritizedReplay:
     return arrays.nbytes(jax.eval_shape(self.init))
 
   def init(self) -> PrioritizedState:
-    """An empty replay; `start` comes next."""
+    """Returns an empty replay; call `start` next."""
     sums, size = [], self.replay.capacity
     while size > _FAN_OUT:
       nodes = -(-size // _FAN_OUT)
@@ -98,16 +98,16 @@ class PrioritizedReplay:
   def add(
     self, state: PrioritizedState, t: chex.Numeric, **step: chex.Array
   ) -> PrioritizedState:
-    """As `DeviceReplay.add`; what is new can be sampled at `max_priority`."""
+    """As `DeviceReplay.add`; new transitions get `max_priority`."""
     t = jnp.asarray(t, jnp.int32)
     ring = self.replay.add(state.ring, t, **step)
-    # The steps of this clock become whole, and take the leaves of those that
-    # cease to be sampled. At first there are none, and the leaves stay 0.
+    # The steps of this clock are now complete, and take the leaves of those
+    # that can no longer be drawn. At first there are none: leaves stay 0.
     clock = t + 1 - self.replay.n_step
     first = clock % self.replay.starts * self.replay.num_envs
     value = jnp.where(clock >= 0, state.max_priority, 0.0)
-    # A single leaf is written twice: XLA makes a slice of a single entry, fuses
-    # it into whatever reads the level afterwards, and then copies the level.
+    # A single leaf is written twice: XLA turns a single entry into a slice,
+    # fuses it into whatever reads the level next, and then copies the level.
     count = max(self.replay.num_envs, 2)
     index = first + jnp.arange(count) % self.replay.num_envs
     leaves = _entries(state.sums[0], index).set(value, mode=arrays.IN_BOUNDS)
@@ -115,7 +115,7 @@ class PrioritizedReplay:
     return state._replace(ring=ring, sums=sums)
 
   def size(self, t: chex.Numeric) -> jax.Array:
-    """int32 [], how many transitions can be sampled at clock t."""
+    """Returns the number of transitions to draw from at clock t, int32 []."""
     return self.replay.size(t)
 
   def first_not_finite(self, state: PrioritizedState, t: int) -> str:
@@ -160,25 +160,25 @@ class PrioritizedReplay:
   ) -> tuple[types.Transition, jax.Array]:
     """Draws B transitions in proportion to their priorities.
 
-    The total is cut into B equal strata, and each yields one transition. The
-    importance weights are (size * P(i))**-beta, divided by their maximum over
-    the batch.
+    The total is split into B equal strata, and one transition is drawn from
+    each. The importance weights are (size * P(i))**-beta, divided by their
+    maximum over the batch.
 
     Args:
       source: the replay at clock t; its own priorities are not read.
       moving: the priorities.
       t: int32 [] steps done.
       draw: uint32 [B] random.
-      sampling: the numbers to draw by.
+      sampling: the exponents, and the discount.
 
     Returns:
       The batch, with these weights, and its int32 indices [B] for `update`.
-      While `size` is 0 they have no meaning.
+      Both are meaningless while `size` is 0.
     """
     bits, number = draw, draw.shape[0]
     total = moving.sums[-1].sum()
-    # float32 surely tells 23 of the bits apart, too few for a small leaf among
-    # a million: the others count where what is left of the sum is small.
+    # float32 resolves 23 of the bits, too few for a small leaf among a million:
+    # the others count where the rest of the sum is small.
     place = jnp.arange(number) + (bits >> 9).astype(jnp.float32) * 2**-23
     rest = place / number * total
     low = (bits & 0x1FF).astype(jnp.float32) * 2**-32 * total
@@ -198,17 +198,17 @@ class PrioritizedReplay:
     metrics: Mapping[str, chex.Array],
     sampling: Sampling,
   ) -> Priorities:
-    """Sets the priorities of a batch; comes before the next `add`.
+    """Sets the priorities of a batch; call it before the next `add`.
 
     Args:
       moving: the priorities.
-      handle: int32 [B] indices; of equal ones the largest error counts.
-      metrics: `td_error_abs` [B] is read. One that is not finite makes all that
-        is sampled from then on meaningless, in this run only.
+      handle: int32 [B] indices; among duplicates the largest error counts.
+      metrics: holds `td_error_abs` [B]. After one that is not finite, all
+        later batches of this run are meaningless.
       sampling: `alpha` is the exponent of the priorities.
 
     Raises:
-      ValueError: there is not one TD error for each transition.
+      ValueError: there is not exactly one TD error per transition.
     """
     error = metrics['td_error_abs']
     if error.shape != handle.shape:
@@ -217,7 +217,7 @@ class PrioritizedReplay:
         'transition'
       )
     priority = (error.astype(jnp.float32) + self.epsilon) ** sampling.alpha
-    # A plain write leaves open which of several values stays.
+    # A plain write does not define which of several values stays.
     leaves = _entries(moving.sums[0], handle).set(0.0, mode=arrays.IN_BOUNDS)
     leaves = _entries(leaves, handle).max(priority, mode=arrays.IN_BOUNDS)
     return Priorities(
@@ -232,25 +232,25 @@ class PrioritizedReplay:
     bits: chex.Array,
     discount: chex.Numeric,
   ) -> types.Transition:
-    """As `DeviceReplay.peek`: whatever the priorities are."""
+    """As `DeviceReplay.peek`: uniform, whatever the priorities."""
     return self.replay.peek(state.ring, t, bits, discount)
 
 
 def _descend(
   level: jax.Array, node: jax.Array, rest: jax.Array, low: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """In which child of `node` [B] the running sum passes `rest + low` [B].
+  """Finds the child of `node` [B] where the running sum passes `rest + low`.
 
-  Rounding may put that at the end of the sum, or beyond. So the child is the
+  Rounding may put that at or beyond the end of the sum. So the child is the
   last positive one that begins at or before it: never one of priority 0.
 
   Returns:
-    int32 [B] the children, what is left of `rest` in each, and their entries.
+    int32 [B] children, the remainder of `rest` in each, and their entries.
   """
   rows = arrays.read(level, node)
   child, left, entry = jnp.zeros_like(node), rest, jnp.zeros_like(rest)
-  # Written out, this is one loop over B to XLA; a cumulative sum is ten times
-  # as slow on a CPU. To subtract keeps the digits that a sum would round off.
+  # Unrolled, XLA makes this one loop over B; a cumulative sum is ten times as
+  # slow on a CPU. Subtracting keeps digits that a sum would round off.
   for k in range(level.shape[1]):
     found = (rows[:, k] > 0.0) & (rest + low >= 0.0)
     child = jnp.where(found, k, child)
@@ -261,9 +261,9 @@ def _descend(
 
 
 def _entries(level: jax.Array, index: jax.Array) -> Any:
-  """What `.at` gives for entries [B] of a level's flat form.
+  """Returns `.at` for entries [B] of a level's flat form.
 
-  By two coordinates: XLA would copy a level that it sees in two shapes.
+  It uses two coordinates: XLA would copy a level that it sees in two shapes.
   """
   children = level.shape[1]
   return level.at[index // children, index % children]
@@ -272,7 +272,7 @@ def _entries(level: jax.Array, index: jax.Array) -> Any:
 def _sum_up(
   sums: tuple[jax.Array, ...], index: jax.Array
 ) -> tuple[jax.Array, ...]:
-  """Sums anew all that lies above leaves [B], on each level."""
+  """Recomputes all nodes above leaves [B], level by level."""
   levels = [sums[0]]
   for level in sums[1:]:
     index = index // levels[-1].shape[1]

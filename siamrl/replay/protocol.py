@@ -1,11 +1,11 @@
-"""Replays as the loops see them: where transitions are kept and drawn from.
+"""The interfaces of replays, which store and draw transitions, to the loops.
 
 There is a protocol for each kind of loop. A `PureReplay` describes pure
 functions of a state that a compiled loop carries; a `StatefulReplay` is an
 object that a host loop changes in place. Both draw a batch together with a
-*handle*, and take the handle back with what the gradient step reported of each
-transition of that batch. A prioritized replay sets its priorities by it, and
-others ignore it: a loop never asks which kind it has.
+*handle*, and take the handle back with the gradient step's metrics for each
+transition of that batch. A prioritized replay sets its priorities from them,
+and others ignore them: a loop never asks which kind it has.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,19 +18,19 @@ import numpy.typing as npt
 
 from siamrl.types import Transition
 
-# (transitions of one step each [T, N, ...], ended [T, N]) -> the transitions
-# with other returns, such as whole targets.
+# (one-step transitions [T, N, ...], ended [T, N]) -> the transitions with other
+# returns, such as complete targets.
 Relabel = Callable[[Transition, jax.Array], Transition]
 
 
 class Sampling(NamedTuple):
-  """The numbers that drawing batches takes at one clock; they may be traced.
+  """Numbers that batches are drawn with at one clock; they may be traced.
 
   Attributes:
     discount: per env step.
     alpha: exponent of the priorities; 0 makes them equal.
-    beta: exponent of the importance weights; 1 corrects all of the bias of
-      prioritized drawing, and 0 none of it.
+    beta: exponent of the importance weights; 1 corrects the bias of
+      prioritized drawing completely, and 0 not at all.
   """
 
   discount: chex.Numeric
@@ -39,15 +39,15 @@ class Sampling(NamedTuple):
 
 
 class PureReplay(Protocol):
-  """A replay as pure functions of a state, for N environments.
+  """A replay for N environments, as pure functions of a state.
 
-  The clock t counts the steps that all environments have taken together. It is
-  the caller's and no part of the state.
+  The clock t counts the steps that all environments have taken together. The
+  caller keeps it, outside the state.
 
   A round of gradient steps calls `begin` once; then `sample` and `update` for
-  each step, which pass on what `moving` took from the state; and `with_moving`
-  at the end. So a loop over gradient steps carries no more of the state than
-  learning changes.
+  each step, which pass on the part of the state that `moving` returned; and
+  `with_moving` at the end. So a loop over gradient steps carries only the part
+  of the state that learning changes.
   """
 
   @property
@@ -55,10 +55,10 @@ class PureReplay(Protocol):
     """Names of the metrics that `update` reads, one for each transition [B]."""
 
   def init(self) -> Any:
-    """An empty replay's state; `start` comes next."""
+    """Returns an empty replay's state; call `start` next."""
 
   def start(self, state: Any, obs: chex.Array) -> Any:
-    """Takes the first observations [N, ...], those of clock 0."""
+    """Stores the first observations [N, ...], those of clock 0."""
 
   def add(
     self,
@@ -72,18 +72,18 @@ class PureReplay(Protocol):
     final_obs: chex.Array,
     obs: chex.Array,
   ) -> Any:
-    """Stores the step that was taken at clock t, and where it led.
+    """Stores the step taken at clock t and its outcome.
 
     Args:
       state: the replay at clock t.
       t: int32 [] steps done before this one.
       action: integer [N], or float [N, D].
-      reward: [N] that followed.
-      terminated: bool [N] no value lies beyond this step.
-      ended: bool [N] the episode is over, terminated or truncated.
-      final_obs: [N, ...] the observations that followed, of the same episodes.
-      obs: [N, ...] the observations to act on next: where an episode ended the
-        first one of the next, and elsewhere those of `final_obs`.
+      reward: [N] of the step.
+      terminated: bool [N] whether no value lies beyond this step.
+      ended: bool [N] whether the episode is over, terminated or truncated.
+      final_obs: [N, ...] the observations that followed in the same episodes.
+      obs: [N, ...] the observations to act on next: the next episode's first
+        where one ended, and those of `final_obs` elsewhere.
 
     Returns:
       The replay at clock t + 1.
@@ -103,23 +103,23 @@ class PureReplay(Protocol):
       state: the replay at clock t.
       t: int32 [] steps done.
       bits: uint32 [K, B] random.
-      sampling: the numbers to draw by.
-      relabel: makes returns of transitions in their order; None to leave the
-        transitions as they are.
+      sampling: the numbers to draw with.
+      relabel: computes other returns from transitions in order; None to leave
+        the transitions unchanged.
 
     Returns:
-      (source, draws): what all of them draw from, and a tree whose leaves lead
-      with [K], an entry for each of them.
+      (source, draws): the data that all steps draw from, and a tree whose
+      leaves lead with [K], one entry per step.
 
     Raises:
-      ValueError: there is a `relabel`, and transitions are not kept in order.
+      ValueError: `relabel` is given, but transitions are not kept in order.
     """
 
   def moving(self, state: Any) -> Any:
-    """What learning changes of a state; () if that is nothing."""
+    """Returns the part of a state that learning changes, or ()."""
 
   def with_moving(self, state: Any, moving: Any) -> Any:
-    """The state with that part replaced."""
+    """Returns the state with that part replaced."""
 
   def sample(
     self,
@@ -132,14 +132,14 @@ class PureReplay(Protocol):
     """Draws the batch of one gradient step.
 
     Args:
-      source: of `begin`.
-      moving: what learning changes of the state, as it stands.
+      source: as returned by `begin`.
+      moving: the current part of the state that learning changes.
       t: int32 [] steps done.
-      draw: one entry of the draws of `begin`.
-      sampling: the numbers to draw by.
+      draw: one entry of the draws that `begin` returned.
+      sampling: the numbers to draw with.
 
     Returns:
-      (batch, handle): B transitions, and what `update` needs of them.
+      (batch, handle): B transitions, and their handle for `update`.
     """
 
   def update(
@@ -149,13 +149,13 @@ class PureReplay(Protocol):
     metrics: Mapping[str, chex.Array],
     sampling: Sampling,
   ) -> Any:
-    """Takes in what a gradient step reported of its batch.
+    """Takes in the metrics of a gradient step on a batch.
 
     Args:
-      moving: what learning changes of the state, as it stands.
+      moving: the current part of the state that learning changes.
       handle: of the batch; no step was added since it was drawn.
       metrics: holds those that `reads` names, [B] each.
-      sampling: the numbers to draw by.
+      sampling: the numbers to draw with.
 
     Returns:
       The next `moving`.
@@ -168,7 +168,7 @@ class PureReplay(Protocol):
     bits: chex.Array,
     discount: chex.Numeric,
   ) -> Transition:
-    """Transitions to look at: each is equally likely, and none has a weight.
+    """Draws transitions uniformly and without weights, for diagnostics.
 
     Args:
       state: the replay at clock t.
@@ -178,23 +178,23 @@ class PureReplay(Protocol):
     """
 
   def first_not_finite(self, state: Any, t: int) -> str:
-    """Names what was stored first that is not finite; on the host.
+    """Names the kind of the first stored value that is not finite; on the host.
 
     Args:
       state: the replay at clock t, of arrays of any kind.
       t: steps done.
 
     Returns:
-      'observation', 'action' or 'reward'; '' if all are finite, or the first of
-      them is no longer stored.
+      'observation', 'action' or 'reward'; '' if all are finite, or the first
+      one may no longer be stored.
     """
 
 
 class StatefulReplay(Protocol):
-  """A replay as an object that changes in place, for N environments.
+  """A replay for N environments, as an object that changes in place.
 
-  It stores single frames of observations that may be stacks of them. Numbers
-  that it draws by, such as the discount, are its own.
+  It stores single frames of observations, which may be stacks of frames. It
+  keeps the numbers that it draws with, such as the discount.
   """
 
   @property
@@ -206,10 +206,10 @@ class StatefulReplay(Protocol):
     """K, steps of each transition's `future`; 0 for none."""
 
   def start(self, obs: npt.ArrayLike) -> None:
-    """Begins an episode everywhere; one still running ends as truncated.
+    """Begins an episode in every environment; a running one is truncated.
 
     Args:
-      obs: [N, *frame_shape] first frame of each new episode.
+      obs: [N, *frame_shape] first frames of the new episodes.
     """
 
   def add(
@@ -222,19 +222,19 @@ class StatefulReplay(Protocol):
     final_obs: npt.ArrayLike,
     obs: npt.ArrayLike,
   ) -> None:
-    """Stores a step of every environment, and where it led.
+    """Stores a step of every environment and its outcome.
 
     Args:
       action: integer [N], or float [N, D].
-      reward: float [N] that followed.
-      terminated: bool [N] no value lies beyond this step. With `ended` False it
-        is a lost life: the episode, and its stack of frames, go on.
-      ended: bool [N] the episode is over, terminated or truncated.
+      reward: float [N] of the step.
+      terminated: bool [N] whether no value lies beyond this step. With `ended`
+        False it is a lost life: the episode and its stack of frames continue.
+      ended: bool [N] whether the episode is over, terminated or truncated.
       final_obs: [N, *frame_shape] newest frame of the observation that
-        followed, of the same episode.
+        followed in the same episode.
       obs: [N, *frame_shape] newest frame of the observation to act on next:
-        where an episode ended the first one of the next, and elsewhere that of
-        `final_obs`.
+        the next episode's first where one ended, and that of `final_obs`
+        elsewhere.
     """
 
   def sample(
@@ -247,25 +247,25 @@ class StatefulReplay(Protocol):
       batch_size: B.
 
     Returns:
-      (batch, handle): B transitions, arrays that no later call touches, and
-      what `update` needs of them.
+      (batch, handle): B transitions, in arrays that no later call changes, and
+      their handle for `update`.
     """
 
   def update(self, handle: Any, metrics: Mapping[str, np.ndarray]) -> None:
-    """Takes in what a gradient step reported of its batch.
+    """Takes in the metrics of a gradient step on a batch.
 
-    Loops call it between two rounds, for each gradient step of the round before
-    in turn. Where a replay `reads` nothing they need not call it.
+    Loops call it between two rounds, in turn for each gradient step of the
+    round before. They need not call it if the replay `reads` nothing.
 
     Args:
       handle: of the batch. Steps of the same round may have been added since it
-        was drawn, and may have taken the place of some of its transitions.
-      metrics: holds those that `reads` names, [B] each. They may be not finite
-        where a run diverges, which the loop notices a little later.
+        was drawn, and may have replaced some of its transitions.
+      metrics: holds those that `reads` names, [B] each. They may not be finite
+        if a run diverges, which the loop detects a little later.
     """
 
   def peek(self, rng: np.random.Generator, batch_size: int) -> Transition:
-    """Transitions to look at: each is equally likely, and none has a weight.
+    """Draws transitions uniformly and without weights, for diagnostics.
 
     Args:
       rng: the source of randomness.

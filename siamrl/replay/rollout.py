@@ -1,8 +1,8 @@
-"""The steps of one round, in order: what learning without a replay learns from.
+"""The steps of one round in order, for learning without a replay.
 
 Online Q-learning keeps one step, and PQN (Gallici et al. 2025) a short sequence
-of many parallel environments. Nothing is drawn: a round is learned from in
-whole epochs and forgotten.
+of many parallel environments. A round is learned from in whole epochs and then
+discarded.
 """
 
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ from siamrl.types import Transition
 
 
 class RolloutState(NamedTuple):
-  """What was stored; leaves lead with [T, N] but for `current`.
+  """State of a `Rollout`; leaves lead with [T, N] except for `current`.
 
   Attributes:
-    current: [N, ...] observations of the environments as they stand.
-    obs_tm1: observations acted upon.
+    current: [N, ...] current observations of the environments.
+    obs_tm1: observations before each action.
     a_tm1: actions taken, int32, or float32 [T, N, D].
-    r_t: float32 rewards that followed.
+    r_t: float32 rewards after each action.
     terminated: bool whether no value lies beyond the step.
-    ended: bool whether the episode ended with it, by either end.
-    obs_t: observations that followed, none from after a reset.
+    ended: bool whether the step terminated or truncated its episode.
+    obs_t: observations after each action, never after a reset.
   """
 
   current: jax.Array
@@ -47,8 +47,8 @@ class Sequence(NamedTuple):
   """A round in order.
 
   Attributes:
-    transitions: of one step each; leaves lead with [T, N].
-    ended: bool [T, N] whether the episode ended with the step, by either end.
+    transitions: one-step transitions; leaves lead with [T, N].
+    ended: bool [T, N] whether the step terminated or truncated its episode.
   """
 
   transitions: Transition
@@ -75,11 +75,11 @@ class Rollout:
 
   @property
   def size(self) -> int:
-    """Transitions of a round."""
+    """Number of transitions in a round."""
     return self.steps * self.num_envs
 
   def init(self) -> RolloutState:
-    """An empty one; `start` comes next."""
+    """Returns an empty rollout; call `start` next."""
     leading = (self.steps, self.num_envs)
     dtype = np.dtype(self.obs_dtype)
     obs = jnp.zeros((*leading, *self.obs_shape), dtype)
@@ -103,7 +103,7 @@ class Rollout:
     return finite.first_not_finite(obs, actions, rewards, whole=t <= self.steps)
 
   def start(self, state: RolloutState, obs: chex.Array) -> RolloutState:
-    """Takes the first observations [N, ...]."""
+    """Stores the first observations [N, ...]."""
     return state._replace(current=obs)
 
   def add(
@@ -118,18 +118,18 @@ class Rollout:
     final_obs: chex.Array,
     obs: chex.Array,
   ) -> RolloutState:
-    """Stores the step that was taken at clock t, and where it led.
+    """Stores the step taken at clock t and its outcome.
 
     Args:
       state: at clock t.
       t: int32 [] steps done before this one; rounds begin at multiples of T.
       action: integer [N], or float [N, D].
-      reward: [N] that followed.
-      terminated: bool [N] no value lies beyond this step.
-      ended: bool [N] the episode is over, terminated or truncated.
-      final_obs: [N, ...] the observations that followed, of the same episodes.
-      obs: [N, ...] the observations to act on next: where an episode ended the
-        first one of the next, and elsewhere those that followed.
+      reward: [N] of the step.
+      terminated: bool [N] whether no value lies beyond this step.
+      ended: bool [N] whether the episode is over, terminated or truncated.
+      final_obs: [N, ...] the observations that followed in the same episodes.
+      obs: [N, ...] the observations to act on next: the next episode's first
+        where one ended, and those that followed elsewhere.
     """
     at = t % self.steps
     return RolloutState(
@@ -143,7 +143,7 @@ class Rollout:
     )
 
   def sequence(self, state: RolloutState, discount: chex.Numeric) -> Sequence:
-    """The round that has just ended; `discount` is per env step."""
+    """Returns the round that has just ended; `discount` is per env step."""
     return Sequence(
       Transition(
         state.obs_tm1,
@@ -175,8 +175,8 @@ class Rollout:
       t: int32 [] steps done, a multiple of T.
       bits: uint32 [K, B] random, with K * B a multiple of `size`.
       sampling: the discount is read.
-      relabel: makes returns of the round's transitions, which it is given
-        [T, N, ...]; None to leave them as they are.
+      relabel: computes other returns from the round's transitions
+        [T, N, ...]; None to leave them unchanged.
 
     Returns:
       The transitions [T * N, ...], and those of each draw as in `shuffle`.
@@ -205,7 +205,7 @@ class Rollout:
     draw: chex.Array,
     sampling: Sampling,
   ) -> tuple[Transition, tuple[()]]:
-    """As `PureReplay.sample`: the transitions int32 [B] that `draw` names."""
+    """As `PureReplay.sample`: the transitions with the indices `draw` [B]."""
     del t, sampling
     return jax.tree.map(lambda x: x[draw], source), moving
 
@@ -227,7 +227,7 @@ class Rollout:
     bits: chex.Array,
     discount: chex.Numeric,
   ) -> Transition:
-    """Transitions [B, ...] of the last round, with replacement.
+    """Draws transitions [B, ...] of the last round, with replacement.
 
     Args:
       state: at clock t.
@@ -241,10 +241,10 @@ class Rollout:
     return jax.tree.map(lambda x: x[rows], _flat(steps))
 
   def shuffle(self, bits: chex.Array) -> jax.Array:
-    """Which transitions each gradient step learns from: whole epochs.
+    """Shuffles the transitions of whole epochs into batches.
 
     Args:
-      bits: uint32 [K, B] at random, with K * B a multiple of `size`.
+      bits: uint32 [K, B] random, with K * B a multiple of `size`.
 
     Returns:
       int32 [K, B] indices; each epoch holds every transition once.
@@ -255,5 +255,5 @@ class Rollout:
 
 
 def _flat(steps: Transition) -> Transition:
-  """Transitions [T, N, ...] as [T * N, ...]."""
+  """Flattens transitions [T, N, ...] to [T * N, ...]."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)

@@ -1,7 +1,7 @@
 """Segment files: slots of a replay in host memory, compressed.
 
-A manifest lists the files that a state of a replay is made of, each with its
-name, its size, its checksum and the slots that it holds.
+A manifest lists the files that make up a replay's state, each with its name,
+size, checksum and slots.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-# Measured on Atari frames, one core: 450 to 600 MB/s and a 30th to a 70th of
-# the size, where a disk took the raw bytes at 340 MB/s.
+# Measured on Atari frames, on one core: 450 to 600 MB/s and 1/30 to 1/70 of the
+# size, while a disk took the raw bytes at 340 MB/s.
 _ZLIB_LEVEL = 1
 _NAME = re.compile(r'replay-[0-9a-f]{32}\.z(\.tmp)?')
 
@@ -27,9 +27,9 @@ def write(
   """Writes some slots to a new file.
 
   Args:
-    directory: where the file goes.
-    arrays: [slots, ...] each, one after the other in the file.
-    runs: which slots of each.
+    directory: for the file.
+    arrays: [slots, ...] each, written one after the other.
+    runs: the slots to write of each array.
 
   Returns:
     The name of the file, its size and its checksum, as in a manifest.
@@ -37,7 +37,7 @@ def write(
   Raises:
     OSError: if it cannot be written.
   """
-  # Never a name that an earlier process may have used, and left half-written.
+  # A name that no earlier process can have used and left half-written.
   name = f'replay-{secrets.token_hex(16)}.z'
   temporary = directory / f'{name}.tmp'
   digest, nbytes = hashlib.sha256(), 0
@@ -63,17 +63,17 @@ def read(
   count: int,
   slot_nbytes: int,
 ) -> bytes:
-  """Reads a file of `count` slots of `slot_nbytes` each, all arrays together.
+  """Reads a file of `count` slots of `slot_nbytes` bytes each.
 
   Args:
-    directory: where the file is.
+    directory: of the file.
     segment: its entry in a manifest.
-    count: slots that it holds.
-    slot_nbytes: bytes of one slot in all arrays together.
+    count: slots in the file.
+    slot_nbytes: bytes of one slot, over all arrays.
 
   Raises:
     OSError: if it cannot be read.
-    ValueError: if it is missing, truncated, corrupt or of another size.
+    ValueError: if it is missing, truncated, corrupt or of the wrong size.
   """
   packed = _read_packed(directory, segment)
   nbytes = count * slot_nbytes
@@ -87,11 +87,11 @@ def read(
 
 
 def verify(directory: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
-  """Holds the segment files of a manifest against their checksums.
+  """Checks the segment files of a manifest against their checksums.
 
   Args:
     directory: where the segment files are.
-    manifest: what `HostReplay.save` returned, also after a trip through JSON.
+    manifest: as returned by `HostReplay.save`, or read back from JSON.
 
   Raises:
     OSError: if a segment cannot be read.
@@ -106,12 +106,12 @@ def prune(
 ) -> None:
   """Deletes the segment files that none of the manifests lists.
 
-  Only call it once the newest manifest is safely stored: those that are not
-  given can no longer be loaded afterwards. Other files are left alone.
+  Only call it once the newest manifest is safely stored: manifests not given
+  here can no longer be loaded afterwards. Other files are left alone.
 
   Args:
     directory: where the segment files are.
-    *manifests: what `HostReplay.save` returned, for each state that is to stay.
+    *manifests: as returned by `HostReplay.save`, for each state to keep.
   """
   needed = {s['name'] for each in manifests for s in each['segments']}
   for path in pathlib.Path(directory).iterdir():
@@ -122,12 +122,12 @@ def prune(
 
 
 def has_size(path: pathlib.Path, nbytes: int) -> bool:
-  """Whether a file is there, of a size."""
+  """Returns whether a file exists and has a size."""
   return path.is_file() and path.stat().st_size == nbytes
 
 
 def sync_directory(directory: pathlib.Path) -> None:
-  """Makes the names of new files durable, where the system can do that."""
+  """Makes the names of new files durable, if the system supports it."""
   if os.name != 'posix':
     return
   descriptor = os.open(directory, os.O_RDONLY)
@@ -138,7 +138,7 @@ def sync_directory(directory: pathlib.Path) -> None:
 
 
 def _read_packed(directory: pathlib.Path, segment: dict[str, Any]) -> bytes:
-  """The compressed content of a segment file, verified.
+  """Returns the compressed content of a segment file, verified.
 
   Raises:
     OSError: if it cannot be read.

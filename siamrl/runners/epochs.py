@@ -1,10 +1,10 @@
-"""Learning from what is given, in epochs: whole runs compiled.
+"""Learning from given data in epochs, with whole runs compiled.
 
 Representation learning is a schedule that collects nothing: each gradient step
-takes its share of a data set that lies in device memory, drawn anew in another
-order in every epoch, and the twin moves as it does in every other loop. `Loop`
-has the form of `scan.Loop`, so that `scan.make_program` compiles it for many
-runs and devices, and what is said there of runs side by side holds here too.
+takes a batch of a data set in device memory, which is shuffled anew in every
+epoch, and the twin moves as in every other loop. `Loop` has the interface of
+`scan.Loop`, so `scan.make_program` compiles it for many runs and devices, and
+what holds there for parallel runs holds here too.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ from siamrl.types import Metrics, Params, TrainState
 
 
 class Setup(NamedTuple):
-  """All that the settings of a run decide; its parts may hold tracers.
+  """Everything that a run's settings determine; its parts may hold tracers.
 
   Attributes:
     learner: learns from batches [B, ...] of the data.
-    judge: online_params -> what they are worth, scalars by name.
+    judge: online_params -> scores of them, scalars by name.
     panel: measures the twin, or None.
   """
 
@@ -39,17 +39,17 @@ class Setup(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EpochsConfig:
-  """How runs learn; the same for all of a program.
+  """Configuration of learning, shared by all runs of a program.
 
   Attributes:
     size: N, rows of the data.
     batch_size: rows per gradient step. An epoch is N // batch_size gradient
-      steps; what is left over waits for the next one.
+      steps, and skips the remaining rows.
     iteration_epochs: epochs from one row of metrics to the next.
     panel_period: iterations from one measurement of the panel to the next.
 
   Raises:
-    ValueError: there are fewer rows than a batch takes, or a number is not
+    ValueError: a batch takes more rows than there are, or a number is not
       positive.
   """
 
@@ -68,27 +68,27 @@ class EpochsConfig:
       raise FieldError(
         'batch_size',
         self.batch_size,
-        f'must be at most the {self.size} that there are',
+        f'must be at most the number of rows, {self.size}',
       )
 
   @property
   def epoch_steps(self) -> int:
-    """Gradient steps of an epoch."""
+    """Number of gradient steps in an epoch."""
     return self.size // self.batch_size
 
   @property
   def steps(self) -> int:
-    """Gradient steps of an iteration."""
+    """Number of gradient steps in an iteration."""
     return self.epoch_steps * self.iteration_epochs
 
 
 class RunState(struct.PyTreeNode):
-  """All of a run but its clock: with the clock it is the checkpoint.
+  """Everything in a run's checkpoint except its clock.
 
   Attributes:
     train: the learner's state.
     key: draws the order of every epoch.
-    panel: what the panel remembers; None without one.
+    panel: the panel's state; None without a panel.
   """
 
   train: TrainState
@@ -101,13 +101,13 @@ class Loop:
   """The functions of one run: pure, for callers to vmap and jit.
 
   Attributes:
-    config: how to learn.
+    config: of the learning.
     data: [N, ...] an array.
-    probe: [P, ...] held out, for the panel.
-    make_setup: settings -> what they decide.
-    headline: the column to show of a run.
-    shard: applied to every batch before it is learned from, for callers who
-      share a batch between devices.
+    probe: [P, ...] held-out data for the panel.
+    make_setup: settings -> `Setup`.
+    headline: the column that sums up a run.
+    shard: applied to every batch before the gradient step, for callers who
+      split batches between devices.
   """
 
   config: EpochsConfig
@@ -117,21 +117,21 @@ class Loop:
   headline: str = 'loss'
   shard: Callable[[Any], Any] = lambda batch: batch
 
-  # What counts how long runs are.
+  # The unit of the length of runs.
   clock = 'gradient_steps'
   warmup_steps = 0
 
   @property
   def iteration_steps(self) -> int:
-    """Gradient steps from one row to the next."""
+    """Number of gradient steps from one row to the next."""
     return self.config.steps
 
   def start(self, settings: Any, key: chex.PRNGKey) -> RunState:
-    """A run's beginning.
+    """Returns the initial state of a run.
 
     Args:
       settings: of the run.
-      key: of the run.
+      key: random key of the run.
     """
     init_key, run_key = jax.random.split(key)
     setup = self.make_setup(settings)
@@ -147,12 +147,12 @@ class Loop:
 
     Args:
       settings: of the run.
-      state: where the run stands; the last iteration's.
-      iteration: int32 [] its number, from 0; the same for runs side by side.
+      state: of the run, after the previous iteration.
+      iteration: int32 [] its number, from 0; the same for parallel runs.
 
     Returns:
-      (state, row): scalars of the iteration. Metrics of the loss are means over
-      its gradient steps; what the judge says is of its end.
+      (state, row), with scalars of the iteration in the row. Metrics of the
+      loss are means over its gradient steps; the judge's scores are of its end.
     """
     config, setup = self.config, self.make_setup(settings)
     steps, panel, learner = config.steps, setup.panel, setup.learner
@@ -189,12 +189,12 @@ class Loop:
   def fault(
     self, row: Any, state: RunState, iteration: int, *, diverged: bool
   ) -> str:
-    """As `scan.Loop.fault`: there is no environment."""
+    """As `scan.Loop.fault`: always '', as there is no environment."""
     del row, state, iteration, diverged
     return ''
 
   def _order(self, key: chex.PRNGKey, iteration: chex.Numeric) -> jax.Array:
-    """Rows of each gradient step of an iteration, int32 [steps, B]."""
+    """Returns the rows of an iteration's gradient steps, int32 [steps, B]."""
     config = self.config
     used = config.epoch_steps * config.batch_size
 
@@ -209,7 +209,7 @@ class Loop:
     return orders.reshape(config.steps, config.batch_size)
 
   def _watched(self, panel, learn, carry, order, iteration):
-    """The iteration's gradient steps, with a look at the panel among them."""
+    """Takes the iteration's gradient steps, with the panel in between."""
     share = diagnostics.panel_share(jnp.asarray(iteration))
     pause = 1 + (share * self.config.steps).astype(jnp.int32)
     pause = jnp.minimum(pause, self.config.steps)
@@ -220,7 +220,7 @@ class Loop:
     nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), shapes)
 
     def part(number, carry):
-      """The gradient steps up to the panel's, and the others."""
+      """Takes the gradient steps up to the panel's, or the rest."""
       carry, measured = carry
       begin, end = jax.tree.map(
         lambda *ends: jnp.where(number == 0, *ends),
@@ -236,7 +236,7 @@ class Loop:
       )
       return (train, seen, running), measured
 
-    # One loop of two passes, so that a gradient step is compiled once.
+    # One loop with two passes, so that a gradient step is compiled once.
     return jax.lax.fori_loop(0, 2, part, (carry, nothing))
 
   def _batch(self, rows: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What can go wrong in any runner."""
+"""Errors of all runners."""
 
 
 class NonFiniteError(RuntimeError):

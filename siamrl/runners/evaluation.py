@@ -1,4 +1,4 @@
-"""Evaluation: full episodes under a fixed policy, learning nothing.
+"""Evaluation: full episodes under a fixed policy, without learning.
 
 `evaluate` is for environments of the host, `play` for those that are JAX
 functions.
@@ -24,15 +24,15 @@ from siamrl.types import (
 
 
 class Record(NamedTuple):
-  """What was expected of episodes and what became of them, NumPy arrays [T, N].
+  """Values and outcomes of the steps of an evaluation, NumPy arrays [T, N].
 
   Attributes:
-    values: float32, of the observations acted upon.
-    reward: float32, raw, that followed.
-    terminated: bool, whether the task ended with it.
-    truncated: bool, whether it was cut there.
-    life_lost: bool, whether a life was lost.
-    counted: bool, whether the step is of an episode that counts.
+    values: float32, of the observations before each action.
+    reward: float32, raw rewards after each action.
+    terminated: bool, whether the task ended with the step.
+    truncated: bool, whether the episode was cut there.
+    life_lost: bool, whether a life was lost in the step.
+    counted: bool, whether the step's episode counts.
   """
 
   values: Any
@@ -44,14 +44,14 @@ class Record(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """What has been evaluated so far.
+  """Results of an evaluation so far.
 
   Attributes:
-    env_steps: taken so far, over all environments.
+    env_steps: env steps taken so far, over all environments.
     returns: undiscounted, unclipped score of each counted episode.
-    lengths: env steps of each.
-    done: whether this is the result.
-    record: of all steps, in the result, where `values` were asked for.
+    lengths: env steps of each counted episode.
+    done: whether this is the final result.
+    record: of all steps, in the final result, if `values` were given.
   """
 
   env_steps: int
@@ -74,33 +74,33 @@ def evaluate(
   watch: Callable[[np.ndarray], None] | None = None,
   values: Callable[[Params, np.ndarray], jax.Array] | None = None,
 ) -> Iterator[Evaluation]:
-  """Plays a number of episodes, or as many as end within a budget of steps.
+  """Plays a number of episodes, or all that end within a budget of steps.
 
-  With a number of episodes, each of the N environments has its share of them
-  (quotas that differ by one at most), so that short episodes are not counted
-  more often than long ones. With a budget, rounded up to a multiple of N, the
-  episodes that end within it are counted and the running ones are not.
+  A number of episodes is split between the N environments (their shares differ
+  by at most one), so that short episodes are not counted more often than long
+  ones. A budget is rounded up to a multiple of N; episodes still running at its
+  end are not counted.
 
   Args:
     act: (params, obs, key, step, epsilon) -> actions [N] or [N, D], see
       `host.make_act`.
     params: of the network that acts.
-    environments: fresh ones.
+    environments: to act in; not yet reset.
     key: for exploration.
     epsilon: probability of a random action.
-    episodes: how many to play, or 0.
+    episodes: number of episodes to play, or 0.
     env_steps: the budget, over all environments, or 0.
-    chunk_env_steps: env steps between two yields, about.
-    watch: called with the actions of every step, before they are sent; for
+    chunk_env_steps: approximate env steps between two yields.
+    watch: called with the actions of every step before they are sent, for
       recording.
-    values: (params, obs) -> [N] what is expected of them, see
-      `host.make_values`; kept with what became of them.
+    values: (params, obs) -> values [N], see `host.make_values`; they are
+      recorded with their outcomes.
 
   Yields:
     `Evaluation`; the last one is `done`.
 
   Raises:
-    ValueError: not exactly one of `episodes` and `env_steps` is positive.
+    ValueError: neither or both of `episodes` and `env_steps` are positive.
     NonFiniteError: an action is not finite.
   """
   if (episodes > 0) == (env_steps > 0):
@@ -123,7 +123,7 @@ def evaluate(
       raise NonFiniteError('an action of the evaluation is not finite')
     if watch is not None:
       watch(actions)
-    # Before they step, as they may write where the observations are.
+    # Before the next step, which may overwrite the observations.
     expected = None if values is None else np.asarray(values(params, obs))
     environments.send(actions)
     step = environments.recv()
@@ -148,7 +148,7 @@ def evaluate(
 
 
 def are_finite(actions: np.ndarray) -> bool:
-  """Whether actions are finite; integers always are."""
+  """Returns whether actions are finite; integers always are."""
   return actions.dtype.kind != 'f' or bool(np.isfinite(actions).all())
 
 
@@ -162,21 +162,21 @@ def play(
   look: Callable[[jax.Array, JaxTimestep, jax.Array], Any] | None = None,
   record: Any = None,
 ) -> tuple[Metrics, Any]:
-  """Plays episodes side by side, each to its own end; pure.
+  """Plays episodes in parallel, each to its own end; pure.
 
   Args:
-    environment: where.
+    environment: to act in.
     act: (observations [E, ...], key) -> int32 [E] actions.
-    key: everything random follows from it.
-    episodes: E.
+    key: determines everything random.
+    episodes: E, number of episodes.
     most: env steps after which an episode is cut.
-    look: (observations that were acted on, what came of it, bool [E] whether
-      each episode still ran) -> what to keep of an env step, a tree [E, ...].
-    record: what `look` would keep of steps that are never taken, for all steps
-      [most, E, ...]; None to keep nothing.
+    look: (observations before the step, time step, bool [E] whether each
+      episode was still running) -> tree [E, ...] to record of the step.
+    record: initial record of all steps, a tree [most, E, ...], which steps that
+      are never taken keep; None to record nothing.
 
   Returns:
-    (row, record): columns of an evaluation, and what was kept.
+    (row, record): columns of an evaluation, and the filled record.
   """
   reset_key, play_key = jax.random.split(key)
   env_state, obs = jax.vmap(environment.reset)(
@@ -196,7 +196,7 @@ def play(
     if look is not None and record is not None:
       row = look(obs, step, running)
       record = jax.tree.map(lambda x, y: x.at[number].set(y), record, row)
-    # What follows an episode's end is played on, and not counted.
+    # Environments go on after their episode's end, but do not count.
     returns = sums.add(returns, jnp.where(running, step.reward, 0))
     lengths += running
     running &= ~(step.terminated | step.truncated)

@@ -1,17 +1,18 @@
-"""Learning from a data set: no acting, only gradient steps and a twin.
+"""Learning from a data set: gradient steps and a twin, without acting.
 
-Fitted Q-iteration (Ernst et al. 2005; Riedmiller 2005) is a schedule of the
-functions that DQN is made of: `Schedule.fitted(iterations, steps)` collects
-nothing, and its twin moves after every `steps` gradient steps, when the
-regression toward its targets is done. Any agent, twin and optimizer will do.
+Fitted Q-iteration (Ernst et al. 2005; Riedmiller 2005) is a schedule of DQN's
+functions: `Schedule.fitted(iterations, steps)` collects nothing, and its twin
+moves after every `steps` gradient steps, when the regression toward its targets
+is done. Any agent, twin and optimizer can be used.
 
-A regression ends after its gradient steps, or, with a `tolerance`, when the
-loss has stopped falling: the twin then moves at once. With noisy batches the
+A regression ends after its gradient steps or, with a `tolerance`, when the loss
+has stopped falling: the twin then moves at once. As batches are noisy, the mean
 loss of a window of gradient steps is compared with that of the window before.
 
-What a run computes does not depend on how it is cut into rounds or iterations:
-the batch of a gradient step is drawn by the data's key, folded with its number.
-The state, the number of iterations done and that key are the checkpoint.
+The results of a run do not depend on how it is split into rounds or iterations:
+the batch of a gradient step is drawn with the data's key, folded with the
+step's number. A checkpoint holds the state, the number of iterations done and
+that key.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,30 +31,29 @@ from siamrl.runners import sums
 from siamrl.runners.errors import NonFiniteError
 from siamrl.types import Metrics, Schedule, TrainState, Transition
 
-# Batches are drawn for at most so many gradient steps at once.
+# Most gradient steps for which batches are drawn at once.
 _DRAWN_STEPS = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
 class OfflineConfig:
-  """How a data set is learned from.
+  """Configuration of learning from a data set.
 
   Attributes:
     schedule: `collect` must be 0; a round is `regress` gradient steps.
-    batch_size: transitions per gradient step, drawn evenly and with
-      replacement; None for all of them at every step.
+    batch_size: transitions per gradient step, drawn uniformly with replacement;
+      None for all of them at every step.
     iteration_steps: gradient steps from one row of metrics to the next, a
       divisor of `schedule.regress`.
-    tolerance: a regression ends when its loss, averaged over a window of
-      gradient steps, has not fallen by more than this fraction of what it was
-      in the window before. 0 waits until it does not fall at all; None for
-      regressions that all end after the gradient steps between two target
-      updates.
-    window: gradient steps of a window, a divisor of `iteration_steps`; read
-      with a tolerance only.
+    tolerance: a regression ends when its mean loss over a window of gradient
+      steps has not fallen by more than this fraction of that of the window
+      before. 0 waits until it does not fall at all; None ends every regression
+      after the gradient steps between two target updates.
+    window: gradient steps of a window, a divisor of `iteration_steps`; used
+      only with a tolerance.
 
   Raises:
-    ValueError: numbers that do not fit.
+    ValueError: a number is out of range or does not divide another.
   """
 
   schedule: Schedule
@@ -95,7 +95,7 @@ class OfflineConfig:
 
   @property
   def iterations(self) -> int:
-    """Iterations of a round."""
+    """Number of iterations in a round."""
     return self.schedule.regress // self.iteration_steps
 
 
@@ -112,18 +112,18 @@ def make_iterate(learner: Learner, config: OfflineConfig) -> Iterate:
 
   Args:
     learner: takes the gradient steps, and moves the twin.
-    config: how to learn. With a tolerance an iteration is a regression, which
-      ends with a target update.
+    config: of the learning. With a tolerance an iteration is a regression,
+      which ends with a target update.
 
   Returns:
     (state, data, key) -> (state, row). `data` leads with [N]; `key` draws the
     batches of the whole run. The row has the metrics' means over the gradient
-    steps, `gradient_steps` and `target_updates` so far (by the clock: not with
-    a tolerance), `fit_steps` taken in this iteration, and whether all losses
-    and parameters are `finite`.
+    steps, `gradient_steps` and (without a tolerance) `target_updates` so far,
+    the `fit_steps` of this iteration, and whether all losses and parameters are
+    `finite`.
 
   Raises:
-    ValueError: the twin's clock does not go with a tolerance.
+    ValueError: the twin's clock cannot be used with a tolerance.
   """
   if config.tolerance is not None:
     _check_tolerance(learner.clocked, config)
@@ -148,7 +148,7 @@ def make_iterate(learner: Learner, config: OfflineConfig) -> Iterate:
       return learn_from(state, jax.tree.map(lambda leaf: leaf[indices], data))
 
     def block(state, first):
-      # Drawn ahead: inside the loop each draw would be a loop of its own.
+      # Drawn in advance: inside the loop each draw would be its own loop.
       bits = jax.vmap(
         lambda step: jax.random.bits(
           jax.random.fold_in(key, step), (batch_size,), jnp.uint32
@@ -167,24 +167,24 @@ def make_iterate(learner: Learner, config: OfflineConfig) -> Iterate:
     )
 
   def take_all(state, data, key):
-    """An iteration by the clock."""
+    """Runs an iteration of a fixed number of gradient steps."""
     state, metrics = descend(
       learner.regress, state, data, key, config.iteration_steps
     )
     return state, jax.tree.map(lambda leaf: jnp.mean(leaf, 0), metrics)
 
   def take_until_flat(tolerance, state, data, key):
-    """A regression that ends when its loss stops falling."""
+    """Runs a regression until its loss stops falling."""
     count = config.iteration_steps // config.window
 
     def window(state):
-      # Left alone, the twin stands still until the end of the regression.
+      # The twin does not move until the end of the regression.
       state, metrics = descend(learner.descend, state, data, key, config.window)
       return state, jax.tree.map(lambda leaf: jnp.mean(leaf, 0), metrics)
 
     def falling(carry):
       taken, _, _, before, last = carry
-      # Written so that what is not finite ends the regression.
+      # Written so that a loss that is not finite ends the regression.
       falls = before - last > tolerance * jnp.abs(before)
       return (taken < count) & ((taken < 2) | falls)
 
@@ -225,7 +225,7 @@ def make_iterate(learner: Learner, config: OfflineConfig) -> Iterate:
 
 
 def _check_tolerance(clocked: ClockedTwin, config: OfflineConfig) -> None:
-  """Raises ValueError for a clock by which regressions could not end early."""
+  """Raises ValueError for a clock that cannot end regressions early."""
   if clocked.order != 'after':
     raise FieldError(
       'target_order',
@@ -247,12 +247,12 @@ def _check_tolerance(clocked: ClockedTwin, config: OfflineConfig) -> None:
 
 
 class Progress(NamedTuple):
-  """What the loop yields, once an iteration.
+  """Progress of a run, as the loop yields it once per iteration.
 
   Attributes:
-    state: where the run stands; donated when the loop goes on.
-    iteration: iterations done so far.
-    row: of the one that has just ended; NumPy scalars.
+    state: current state of the run; donated when the loop goes on.
+    iteration: number of iterations done.
+    row: NumPy scalars of the iteration that has just ended.
   """
 
   state: TrainState
@@ -269,16 +269,16 @@ def train(
   iterations: int,
   iteration: int = 0,
 ) -> Iterator[Progress]:
-  """Learns from `state` to the end.
+  """Runs from `state` to the end.
 
   Args:
-    iterate: of `make_iterate`.
-    state: where to start; donated.
-    data: all transitions, [N]: `Dataset.batch(slice(None), discount)`. A weight
-      of each, if there is one, multiplies its loss.
+    iterate: from `make_iterate`.
+    state: to start from; donated.
+    data: all transitions [N], `Dataset.batch(slice(None), discount)`. Their
+      weights, if given, multiply their losses.
     key: draws the batches of the whole run.
     iterations: of the whole run; `config.iterations` for one round.
-    iteration: those that the state has behind it.
+    iteration: number of iterations that `state` has done.
 
   Yields:
     `Progress`, after every iteration.

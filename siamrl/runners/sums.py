@@ -1,8 +1,8 @@
-"""Sums of many float32 numbers that keep their digits.
+"""Accurate sums of many float32 numbers.
 
-A float32 sum of 0.1, a million times, is off by 1 %: beside a large sum a small
-number is rounded. Here what each addition rounds off is added up beside the
-sum. JAX's own reductions of whole arrays need no such care.
+A float32 sum of 0.1, a million times, is off by 1 %: a small number is rounded
+when added to a large sum. Here the rounding errors are summed up separately.
+JAX's own reductions of whole arrays do not need this.
 """
 
 from typing import Any, NamedTuple
@@ -15,8 +15,8 @@ class Sum(NamedTuple):
   """A running sum.
 
   Attributes:
-    total: the sum to the last digit, an array or a tree of them.
-    lost: what rounding has taken from it, in the same structure.
+    total: the rounded sum, an array or a tree of arrays.
+    lost: the rounding errors, in the same structure.
   """
 
   total: Any
@@ -24,7 +24,7 @@ class Sum(NamedTuple):
 
 
 def zeros(like: Any) -> Sum:
-  """A sum of nothing, in the structure of a tree of arrays or their shapes."""
+  """Returns an empty sum with the structure of a tree of arrays or shapes."""
   nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
   return Sum(nothing, nothing)
 
@@ -32,9 +32,9 @@ def zeros(like: Any) -> Sum:
 def add(running: Sum, values: Any) -> Sum:
   """Adds a tree of arrays to a sum.
 
-  Both parts together are a number of twice the digits (Dekker 1971): the exact
-  error of the addition joins what was lost before, and what of that is large
-  enough to count moves into the total.
+  Both parts together are a number with twice the digits (Dekker 1971): the
+  exact error of the addition is added to the earlier ones, and the part of
+  those that is large enough moves into the total.
   """
 
   def added(total, lost, value):

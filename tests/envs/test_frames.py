@@ -76,7 +76,9 @@ def test_pixels_are_means_of_what_they_cover():
 def test_what_cannot_be_collected(monkeypatch):
   with pytest.raises(ValueError, match="no Atari game 'pnog'; the closest"):
     collect_frames('pnog', 3)
-  with pytest.raises(ValueError, match='ram_byte=0 has one value only'):
+  with pytest.raises(
+    ValueError, match='ram_byte=0 has .almost. only one value'
+  ):
     collect_frames('pong', 3, ram_byte=0)
   monkeypatch.setitem(sys.modules, 'ale_py', None)
   ale.games.cache_clear()

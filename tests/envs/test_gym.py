@@ -470,7 +470,7 @@ def _paid(reward):
     (_seen(np.zeros(2, complex)), r'is complex128 \[2\], and its'),
     (_seen({'position': _OBS}), r'is object \[\], and its space float32 \[2\]'),
     (_seen(None), r'is object \[\], and its space float32 \[2\]'),
-    (_seen([[0], [0, 0]]), 'is no array: '),
+    (_seen([[0], [0, 0]]), 'is not an array: '),
     (
       _seen([256, 0]) | {'space': gymnasium.spaces.Box(0, 255, (2,), np.uint8)},
       r'is int64 \[2\], and its space uint8 \[2\]',
@@ -484,19 +484,19 @@ def _paid(reward):
     ({'first': lambda: (_OBS, {}, {})}, 'reset returned 3 values in place'),
     ({'then': lambda: (_OBS, 1.0, False, {})}, 'step returned 4 values in'),
     ({'then': lambda: None}, 'step returned one NoneType in place of'),
-    (_paid(None), 'the reward of step 1 of an episode is no number: None'),
-    (_paid('1'), "no number: '1'"),
-    (_paid(np.ones(1)), 'no number: array'),
-    (_paid(1j), 'no number: 1j'),
+    (_paid(None), 'the reward of step 1 of an episode is not a number: None'),
+    (_paid('1'), "not a number: '1'"),
+    (_paid(np.ones(1)), 'not a number: array'),
+    (_paid(1j), 'not a number: 1j'),
     (_paid(float('nan')), 'the reward of step 1 of an episode is nan'),
     (_paid(np.float64(1e39)), r'the reward .* is 1e\+39'),
     (
       {'then': lambda: (_OBS, 0, None, False, {})},
-      'terminated of step 1 .* is no bool: None',
+      'terminated of step 1 .* is not a bool: None',
     ),
     (
       {'then': lambda: (_OBS, 0, False, 1, {})},
-      'truncated of step 1 .* is no bool: 1',
+      'truncated of step 1 .* is not a bool: 1',
     ),
     (
       {'then': lambda: _raise(KeyError('the lost\nkey'))},
@@ -619,7 +619,7 @@ def test_a_limit_is_for_those_without_one(monkeypatch, limit, given, length):
       'needs observations that',
     ),
     (gymnasium.spaces.Graph(gymnasium.spaces.Discrete(3), None), 'needs obs'),
-    (gymnasium.spaces.Box(0, 1, (0,)), 'observations without numbers'),
+    (gymnasium.spaces.Box(0, 1, (0,)), 'empty observations'),
   ],
 )
 def test_spaces_that_do_not_fit(monkeypatch, space, message):

@@ -204,7 +204,7 @@ def test_every_name_is_its_own(name):
       r'is HalfCheetah-v\d of Gymnasium, .*control --environment=HalfC',
     ),
     ('Hopper-v4', 'is Hopper-v4 of Gymnasium'),
-    ('reacher', r'is Reacher-v\d .*small sister is: reacher_gymnax'),
+    ('reacher', r'is Reacher-v\d .*small version is: reacher_gymnax'),
   ],
 )
 def test_unknown_names(name, message):

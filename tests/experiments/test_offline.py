@@ -322,7 +322,9 @@ def test_lost_data_are_collected_again(undisturbed, tmp_path, monkeypatch):
     run(*SMALL, f'--run_dir={folder}')
   (folder / 'dataset.npz').write_bytes(b'spoilt')
   line = run(*SMALL, f'--run_dir={folder}', code=1)
-  assert line.startswith(f'error: --run_dir={folder}/dataset.npz: no data set')
+  assert line.startswith(
+    f'error: --run_dir={folder}/dataset.npz: not a data set'
+  )
   (folder / 'dataset.npz').unlink()
   run(*SMALL, f'--run_dir={folder}')
   assert_same_run(undisturbed, folder)
@@ -767,7 +769,7 @@ def test_data_that_cannot_be_read(refused, tmp_path):
   assert line == f'error: --dataset={tmp_path} cannot be read: Is a directory\n'
   path.write_bytes(b'no archive')
   line = refused(f'--dataset={path}')
-  assert line.startswith(f'error: --dataset={path}: no data set of arrays: ')
+  assert line.startswith(f'error: --dataset={path}: not a data set of arrays: ')
   np.savez(path, observations=np.zeros(3))
   assert ': actions: is missing' in refused(f'--dataset={path}')
   line = refused(f'--dataset={tmp_path}/./data.npz')
@@ -781,7 +783,7 @@ def test_pipes_are_not_waited_for(refused, tmp_path):
   os.mkfifo(path)
   line = refused(f'--dataset={path}')
   assert line.endswith(
-    'data.npz: no data set of arrays: it is not a regular file\n'
+    'data.npz: not a data set of arrays: it is not a regular file\n'
   )
 
 

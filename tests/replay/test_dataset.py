@@ -468,7 +468,7 @@ def test_minari_that_is_damaged(make_minari, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError) as error:
       dataset.from_minari(folder)
-    assert str(error.value).startswith(f'{folder}: no data set: ')
+    assert str(error.value).startswith(f'{folder}: not a data set: ')
     assert '\n' not in str(error.value)
     metadata.write_text(texts[0])
     table.write_bytes(texts[1])

@@ -240,7 +240,7 @@ def test_runs_side_by_side_are_the_runs_alone(vectorized):
 @pytest.mark.parametrize(
   'numbers, message',
   [
-    (dict(size=3), 'batch_size=4 must be at most the 3 that there are'),
+    (dict(size=3), 'batch_size=4 must be at most the number of rows, 3'),
     (dict(size=0), 'size=0 must be at least 1'),
     (dict(batch_size=0), 'batch_size=0 must be at least 1'),
     (dict(iteration_epochs=0), 'iteration_epochs=0 must be at least 1'),

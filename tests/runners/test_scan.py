@@ -466,7 +466,7 @@ def _fault(environment, **options):
 def test_truncations_that_are_not_declared_are_an_error(declared):
   fault, _ = _fault(_paying(declared=declared, cut=4))
   assert fault == (
-    f'the environment declares max_episode_steps={declared}, and truncates '
+    f'the environment declares max_episode_steps={declared}, but truncates '
     'episodes sooner'
   )
 

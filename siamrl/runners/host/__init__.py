@@ -1,29 +1,29 @@
 """The host loop: environments outside JAX, a replay in host memory.
 
 One round collects `Schedule.collect` env steps and takes `Schedule.regress`
-gradient steps. Its two orders, both free of any dependence on timing:
+gradient steps, in one of two orders. Neither depends on timing:
 
-* exact: act, send, act, send, ... With the last action of the round on its way
-  to the environments, the gradient steps are dispatched, so that emulators and
-  learner work at once; the next action waits for both. Every action comes from
-  the newest parameters. The batch cannot hold the one transition in flight.
-  Where that is the round's only one, the batches are drawn and everything is
-  dispatched while the gradient steps of the round before are under way.
+* exact: act, send, act, send, ... The gradient steps are dispatched after the
+  last action of the round is sent, so that emulators and learner work at the
+  same time; the next action waits for both. Every action comes from the newest
+  parameters. The batch cannot hold the one transition in flight. If that is the
+  round's only one, batches are drawn and everything is dispatched while the
+  gradient steps of the previous round are running.
 * overlapped: the gradient steps are dispatched with the round's first action,
-  and the whole round is acted with the parameters from before them: a round
-  old. Devices run programs in order, so that it is the round's first step that
-  the environments take beside the gradient steps. Where parallel environments
-  make a round of one step each, both orders are the same.
+  and the whole round acts with the parameters from before them, which are one
+  round old. Devices run programs in order, so that the environments take the
+  round's first step during the gradient steps. If a round is one step of each
+  parallel environment, both orders are the same.
 
-A replay that reads what gradient steps report gets it between two rounds, in
-either order: it then waits for the gradient steps of the round before. So what
-a run computes does not depend on where it is stopped and resumed.
+In either order, a replay that reads the metrics of gradient steps gets them
+between two rounds, after waiting for the gradient steps of the previous one. So
+the results of a run do not depend on where it is stopped and resumed.
 
-Runs are cut into iterations, and each begins with fresh environments, seeded by
-the run's seed and the iteration's number (as in DQN Zoo), because emulators
-cannot save themselves. Inside an iteration the actions since its start are
-kept: sent to fresh environments they lead back to the same point, so that a run
-can be stopped and resumed anywhere between two rounds.
+Runs are split into iterations. Each begins with fresh environments, seeded by
+the run's seed and the iteration's number (as in DQN Zoo), because the state of
+emulators cannot be saved. The actions since the iteration's start are kept:
+replayed in fresh environments they lead back to the same point, so that a run
+can be stopped and resumed between any two rounds.
 """
 
 from siamrl.runners.errors import NonFiniteError

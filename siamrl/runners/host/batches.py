@@ -1,4 +1,4 @@
-"""Shapes of batches, known before there is a transition."""
+"""Shapes of batches, known before any transition is stored."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ def batch_shape(
   batch_size: int,
   sequence_steps: int,
 ) -> Transition:
-  """Shapes and types of a batch.
+  """Returns the shapes and types of a batch.
 
   Args:
     obs_shape: [S, ...] of an observation.
     obs_dtype: of an observation.
-    action_dim: D of continuous actions, else 0.
+    action_dim: D of continuous actions; 0 where actions are integers.
     batch_size: B.
-    sequence_steps: the replay's.
+    sequence_steps: of the replay.
   """
 
   def observed(*lead: int) -> jax.ShapeDtypeStruct:

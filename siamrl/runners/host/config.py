@@ -9,26 +9,26 @@ from siamrl.types import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-  """How a run collects and learns.
+  """Configuration of a run's collecting and learning.
 
   Attributes:
-    schedule: speeds of collecting and learning; `collect` must be a multiple of
+    schedule: rates of collecting and learning; `collect` must be a multiple of
       the number of environments.
     total_env_steps: env steps of the whole run, a multiple of `collect`.
     iteration_env_steps: env steps of one iteration, a multiple of `collect`;
-      of the last one, what is left.
+      the last one may be shorter.
     warmup_env_steps: env steps before the first gradient step. A round takes
-      its gradient steps if it began with at least so many.
+      its gradient steps if at least this many were done when it began.
     batch_size: transitions per gradient step.
     epsilon: env steps taken so far -> probability of a random action.
     reward_scale: rewards are multiplied by it before they are clipped and
       stored; reported returns never are.
     reward_clip: rewards are clipped to [-reward_clip, reward_clip] before they
-      are stored for learning; None for none.
-    life_loss_terminates: whether a lost life cuts the bootstrap (the game goes
-      on either way).
+      are stored for learning; None for no clipping.
+    life_loss_terminates: whether a lost life cuts the bootstrap; the game goes
+      on either way.
     overlapped: the order of a round, see `runners.host`.
-    chunk_env_steps: env steps between two yields, about.
+    chunk_env_steps: approximate env steps between two yields.
 
   Raises:
     ValueError: a number of env steps is not a multiple of `collect`.

@@ -1,4 +1,4 @@
-"""Acting and values where an agent is evaluated, and how far values are off."""
+"""Acting, values, and the bias of values in the evaluation of an agent."""
 
 from collections.abc import Callable
 import functools
@@ -16,14 +16,14 @@ from siamrl.types import Agent, Params, acting_of
 
 @functools.lru_cache(maxsize=8)
 def make_act(agent: Agent) -> Callable[..., jax.Array]:
-  """Jits acting where an agent is evaluated.
+  """Jits acting for the evaluation of an agent.
 
-  The same agent gets the same function, so that only the first of many
-  evaluations compiles it.
+  The function is cached by agent, so that only the first of many evaluations
+  compiles it.
 
   Returns:
     (params, obs, key, step, epsilon) -> actions. `key` is folded with `step`,
-    so that a run needs no key of its own to be carried from action to action.
+    so that no key needs to be carried from action to action.
   """
   acting = acting_of(agent)
 
@@ -37,30 +37,30 @@ def make_act(agent: Agent) -> Callable[..., jax.Array]:
 
 @functools.lru_cache(maxsize=8)
 def make_values(agent: Agent) -> Callable[[Params, Any], jax.Array]:
-  """Jits what an agent expects: (params, obs [N, ...]) -> max_a Q, [N]."""
+  """Jits an agent's values: (params, obs [N, ...]) -> max_a Q, [N]."""
   return jax.jit(lambda params, obs: jnp.max(agent.values(params, obs), -1))
 
 
 def overestimation(
   config: LoopConfig, record: evaluation.Record, discount: float
 ) -> dict[str, float]:
-  """How far values are off in an evaluation; see `diagnostics.overestimation`.
+  """Computes the bias of an evaluation's values, `diagnostics.overestimation`.
 
   Args:
-    config: how rewards are learned from, and whether a lost life ends a return.
+    config: scales and clips rewards, and says whether a lost life ends returns.
     record: of the evaluation.
     discount: per env step.
 
   Returns:
-    Columns of metrics.csv, as compiled runs have them.
+    Columns of metrics.csv, the same as in compiled runs.
   """
   terminated = record.terminated
   if config.life_loss_terminates:
     terminated = terminated | record.life_lost
-  # Few shapes to compile: what is beyond the end is not counted.
+  # Padded, for fewer shapes to compile; steps beyond the end do not count.
   steps = len(record.reward)
   beyond = ((0, (1 << (steps - 1).bit_length()) - steps), (0, 0))
-  # What the recording does not see the end of is cut.
+  # Episodes that outlast the recording are cut.
   truncated = record.truncated.copy()
   truncated[-1] |= ~terminated[-1]
   learned = rewards.learned(

@@ -40,20 +40,20 @@ from siamrl.types import (
 
 
 class EnvironmentsChangedError(RuntimeError):
-  """Fresh environments did not return to where a resumed run had stopped.
+  """Error: fresh environments did not return to where a resumed run stopped.
 
-  They are of another version, or draw random numbers that their seed does not
+  They have another version, or draw random numbers that their seed does not
   determine.
   """
 
 
 class Progress(NamedTuple):
-  """What the loop yields.
+  """Progress of a run, as the loop yields it.
 
   Attributes:
-    state: where the run stands; changed in place when the loop goes on.
-    metrics: None inside an iteration. When one has just ended, its row; `state`
-      then stands at the beginning of the next.
+    state: current state of the run, which the loop changes in place.
+    metrics: None inside an iteration; after its end, its row. `state` is then
+      that at the beginning of the next.
   """
 
   state: LoopState
@@ -61,7 +61,7 @@ class Progress(NamedTuple):
 
 
 def _make_explore(agent: Agent) -> Callable[..., tuple[jax.Array, Any]]:
-  """Jits acting where an agent learns.
+  """Jits acting for the training of an agent.
 
   Returns:
     (params, obs, key, step, epsilon, memory) -> (actions, memory).
@@ -93,30 +93,30 @@ def train(
   """Runs from `state` to the end, yielding between rounds.
 
   Args:
-    config: how to collect and learn.
-    state: where to start; its `train` is donated.
+    config: of collecting and learning.
+    state: to start from; its `train` is donated.
     learner: acts and learns; its gradient steps are jitted here.
-    replay: as `state` left it.
+    replay: the replay that belongs to `state`.
     make_environments: seed -> fresh environments.
-    seed: the run's; seeds the environments of each iteration.
+    seed: of the run; seeds the environments of each iteration.
     act_key: for exploration, folded with the env step.
-    watch: the twin's panel. Another part of each iteration is looked at, or a
-      twin whose period divides it would always be just copied.
-    on_change: called where a resumed run does not return to where it had
-      stopped, before it goes on with fresh environments: their running episodes
-      are truncated there, and the run is no longer bit for bit the one that was
-      never stopped. None to raise an error instead.
+    watch: the twin's panel. It is evaluated at a different point of each
+      iteration, as a twin whose period divides it would always be just copied.
+    on_change: called if a resumed run does not return to where it had stopped,
+      before it goes on with fresh environments. Their running episodes are
+      truncated there, and the run then differs from one that was never stopped.
+      None to raise an error instead.
 
   Yields:
     `Progress`: inside an iteration every `config.chunk_env_steps` env steps and
     after the first round that learns, and then once at its end, with its row.
-    While a resumed iteration returns to where it was, the state stands still.
+    While a resumed iteration is replayed, the state does not change.
 
   Raises:
     NonFiniteError: a loss or a parameter is not finite; names the gradient
-      step. The state is then of no use.
+      step. The state is then unusable.
     EnvironmentsChangedError: fresh environments did not return to where a
-      resumed run had stopped, and there is no `on_change`.
+      resumed run had stopped, and `on_change` is None.
   """
   loop = _Loop(config, state, replay, learner, act_key, seed, watch)
   while state.env_steps < config.total_env_steps:
@@ -152,9 +152,9 @@ def train(
 
 
 class _Loop:
-  """What a run needs to advance its state, round by round.
+  """Advances the state of a run, round by round.
 
-  For each iteration: `begin`, then `chunk` to its end, then `end`.
+  For each iteration call `begin`, then `chunk` until its end, then `end`.
   """
 
   _environments: Environments
@@ -180,16 +180,16 @@ class _Loop:
     self._learner, self._act_key = learner, act_key
     self._act = _make_explore(learner.agent)
     self._learn = jit_regress(learner.regress, replay.reads)
-    # Of the rounds since `_settle`, not waited for.
+    # Reports of the rounds since `_settle`, which may still be computing.
     self._reports: list[Report] = []
-    # Of the last round, until `_hand_over`.
+    # Handles and reports of the last round, until `_hand_over`.
     self._last: tuple[list[Any], list[Report]] = [], []
 
   def begin(self, environments: Environments) -> Iterator[None]:
-    """Starts the iteration, or returns to where it had been left.
+    """Starts the iteration, or replays a resumed one to where it had stopped.
 
     Yields:
-      None, now and then on the way back; the state is as it was left.
+      None, now and then during the replay; the state does not change.
     """
     config, state = self._config, self._state
     if config.schedule.collect % environments.num_envs:
@@ -223,7 +223,7 @@ class _Loop:
         'they of another version than the one it was started with, or do they '
         'ignore their seed?'
       )
-    # So that an iteration that learns nothing has the columns of the others.
+    # An iteration that learns nothing must have the same columns as others.
     for name in _metric_names(
       self._learner.regress,
       state.train,
@@ -234,7 +234,7 @@ class _Loop:
       state.statistics.metric_sums.setdefault(name, 0.0)
 
   def chunk(self, end: int) -> None:
-    """Runs rounds until a chunk is full, the run's first has learned, or `end`.
+    """Runs rounds up to a chunk's end, the first that learns, or `end`.
 
     Args:
       end: env steps of the run at which the iteration ends.
@@ -252,7 +252,7 @@ class _Loop:
     self._look()
 
   def _look(self) -> None:
-    """Looks at the panel, if it is time to."""
+    """Evaluates the panel, if it is due."""
     state, watch = self._state, self._watch
     if watch is None or state.statistics.panel:
       return
@@ -284,7 +284,7 @@ class _Loop:
     }
 
   def end(self) -> dict[str, float]:
-    """Turns to the next iteration; returns the row of the one that ended."""
+    """Moves on to the next iteration; returns the row of the one that ended."""
     state, environments = self._state, self._environments
     row = _summary(
       self._config, self._learner, state, environments.frames_per_step
@@ -298,7 +298,7 @@ class _Loop:
     return row
 
   def _panel_columns(self) -> dict[str, float]:
-    """What the panel said; NaNs in an iteration in which it was not asked."""
+    """Returns the panel's columns; NaNs if it was not evaluated."""
     state, watch = self._state, self._watch
     if watch is None:
       return {}
@@ -330,7 +330,7 @@ class _Loop:
       if drawn:
         self._regress(drawn)
         drawn = []
-      # Waiting here tells the time that learning takes from that of acting.
+      # Waiting here separates the time of learning from that of acting.
       with self._timer('learning_s'):
         jax.block_until_ready([report.means for report in before])
       self._send(*chosen)
@@ -369,7 +369,7 @@ class _Loop:
       )
 
   def _hand_over(self) -> None:
-    """Gives the replay what it reads of the last round's gradient steps."""
+    """Gives the replay the last round's metrics that it reads."""
     (handles, reports), self._last = self._last, ([], [])
     if not self._replay.reads or not handles:
       return
@@ -383,13 +383,13 @@ class _Loop:
     """Dispatches acting on the current observations.
 
     Returns:
-      Actions, and the memory of the noise, either perhaps still on their way.
+      Actions and the memory of the noise, both possibly still computing.
     """
     state, environments = self._state, self._environments
     epsilon = self._config.epsilon(state.env_steps)
     step = np.uint32(state.env_steps)
     with self._timer('acting_s'):
-      if epsilon >= 1:  # the network has no say, and is not asked
+      if epsilon >= 1:  # the network is not needed
         actions = _anything(
           self._act_key,
           step,
@@ -408,19 +408,19 @@ class _Loop:
       )
 
   def _send(self, chosen: Any, memory: Any) -> None:
-    """Sends the environments what `_choose` has chosen.
+    """Sends the actions of `_choose` to the environments.
 
     Raises:
       NonFiniteError: an action is not finite.
     """
     state = self._state
     with self._timer('acting_s'):
-      # Copies: a view would keep the device's buffer, of kilobytes, alive for
-      # as long as the iteration remembers its actions.
+      # Copied: a view would keep the device's buffer, of kilobytes, alive for
+      # as long as the iteration keeps its actions.
       actions = np.array(chosen)
       state.memory = None if memory is None else np.array(memory)
     if not evaluation.are_finite(actions):
-      self._settle()  # names the gradient step, where a loss tells it
+      self._settle()  # names the gradient step, if a loss shows it
       raise NonFiniteError(
         'an action was not finite by gradient step '
         f'{int(state.train.gradient_steps)}'
@@ -430,7 +430,7 @@ class _Loop:
     state.actions.append(actions)
 
   def _recv(self) -> None:
-    """Stores the answer to the last actions."""
+    """Receives and stores the outcome of the last actions."""
     config, state = self._config, self._state
     with self._timer('emulating_s'):
       step = self._environments.recv()
@@ -467,7 +467,7 @@ class _Loop:
       ]
 
   def _regress(self, drawn: list[tuple[Transition, Any]]) -> None:
-    """Dispatches the gradient steps of a round, and does not wait for them."""
+    """Dispatches the gradient steps of a round without waiting for them."""
     state = self._state
     with self._timer('learning_s'):
       state.train, reports = self._learn(
@@ -498,7 +498,7 @@ class _Timer:
 
 
 def _separate(report: Report) -> list[Metrics]:
-  """What each gradient step of a dispatch reported of its transitions."""
+  """Returns the metrics of each gradient step of a dispatch."""
   read = jax.device_get(report.read)
   if report.steps == 1:
     return [read]
@@ -515,7 +515,7 @@ def _metric_names(
   batch_size: int,
   sequence_steps: int,
 ) -> list[str]:
-  """Names of the metrics that `regress` will return; nothing is computed."""
+  """Returns the names of the metrics of `regress` without computing any."""
   obs_shape = (environments.stack, *environments.frame_shape)
   batch = batch_shape(
     obs_shape,
@@ -533,7 +533,7 @@ def _crc(obs: np.ndarray) -> int:
 
 
 def _blame(metrics: Metrics, before: int) -> NoReturn:
-  """Raises the error that names the first gradient step gone wrong.
+  """Raises the error that names the first gradient step that is not finite.
 
   Args:
     metrics: of one round, [] or [K]; at least one is not finite.
@@ -559,7 +559,7 @@ def _anything(
   num_actions: int,
   action_dim: int,
 ) -> jax.Array:
-  """Acts uniformly at random; int32 [N], or float32 [N, D]."""
+  """Draws uniformly random actions, int32 [N] or float32 [N, D]."""
   key = jax.random.fold_in(key, step)
   if action_dim:
     return jax.random.uniform(key, (num_envs, action_dim), minval=-1.0)
@@ -576,7 +576,7 @@ def _all_finite(params: Params) -> jax.Array:
 def _summary(
   config: LoopConfig, learner: Learner, state: LoopState, frames_per_step: int
 ) -> dict[str, float]:
-  """The row of the iteration that has just ended."""
+  """Returns the row of the iteration that has just ended."""
   statistics = state.statistics
   gradient_steps = int(state.train.gradient_steps)
 

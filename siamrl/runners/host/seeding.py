@@ -1,4 +1,4 @@
-"""Streams of randomness that are derived from the one seed of a run."""
+"""Random streams derived from the seed of a run."""
 
 import numpy as np
 
@@ -7,17 +7,17 @@ TRAIN_ENVIRONMENTS, EVAL_ENVIRONMENTS, SAMPLING, PANEL = range(4)
 
 
 def sequence(seed: int, *stream: int) -> np.random.SeedSequence:
-  """The seeds of one stream of a run."""
+  """Returns the seed sequence of one stream of a run."""
   return np.random.SeedSequence(seed, spawn_key=stream)
 
 
 def environment_seed(seed: int, iteration: int, *, evaluation: bool) -> int:
-  """The seed of the environments of one iteration, in [0, 2**31).
+  """Returns the seed of an iteration's environments, in [0, 2**31).
 
   Args:
-    seed: the run's.
+    seed: of the run.
     iteration: its number, from 0.
-    evaluation: whether for evaluating rather than training.
+    evaluation: whether the seed is for evaluation rather than training.
   """
   stream = EVAL_ENVIRONMENTS if evaluation else TRAIN_ENVIRONMENTS
   state = sequence(seed, stream, iteration).generate_state(1)

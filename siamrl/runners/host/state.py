@@ -16,16 +16,16 @@ TIMERS = ('acting_s', 'emulating_s', 'sampling_s', 'learning_s', 'panel_s')
 
 @dataclasses.dataclass
 class Statistics:
-  """What an iteration adds up; sums in float64.
+  """Statistics of an iteration, with sums in float64.
 
   Attributes:
-    running_returns: [N] true score of each environment's running episode.
-    running_lengths: [N] its env steps.
-    returns: true score of each episode that ended, in the order of ending.
-    lengths: env steps of each of them.
-    gradient_steps: gradient steps behind `metric_sums`.
+    running_returns: [N] unclipped score of each running episode.
+    running_lengths: [N] env steps of each running episode.
+    returns: unclipped score of each finished episode, in the order of ending.
+    lengths: env steps of each finished episode.
+    gradient_steps: number of gradient steps in `metric_sums`.
     metric_sums: sum over gradient steps of each metric of the loss.
-    panel: what the panel has measured; empty before.
+    panel: the panel's metrics; empty before it is evaluated.
     seconds: wall-clock seconds by activity, see `TIMERS`.
   """
 
@@ -42,7 +42,7 @@ class Statistics:
 
   @classmethod
   def zero(cls, num_envs: int) -> 'Statistics':
-    """Those of an iteration that begins."""
+    """Returns the statistics at the beginning of an iteration."""
     return cls([0.0] * num_envs, [0] * num_envs)
 
   def count(self, reward: np.ndarray, ended: np.ndarray) -> None:
@@ -50,9 +50,9 @@ class Statistics:
 
     Args:
       reward: [N] raw.
-      ended: bool [N] whether an episode ended with it.
+      ended: bool [N] whether the step ended an episode.
     """
-    # Lists, not arrays: for few environments they are the faster ones.
+    # Lists are faster than arrays for few environments.
     for i, value in enumerate(reward.tolist()):
       self.running_returns[i] += value
       self.running_lengths[i] += 1
@@ -65,19 +65,19 @@ class Statistics:
 
 @dataclasses.dataclass
 class LoopState:
-  """Where a run stands, between two rounds; the replay is kept beside it.
+  """State of a run between two rounds, except for its replay.
 
   Attributes:
     train: the learner's state.
     rng: draws the batches.
     env_steps: env steps of the run so far.
     iteration: the iteration under way, from 0.
-    actions: of each vector step since the iteration began, int32 [N] or float32
-      [N, D].
+    actions: int32 [N] or float32 [N, D] of each vector step since the iteration
+      began.
     obs_crc: CRC-32 of the current observations; 0 at an iteration's start.
-    statistics: of the iteration so far.
-    seen: what the panel remembers and its probe; None without one.
-    memory: of the agent's noise, float32 [N, D]; None where it has none.
+    statistics: statistics of the iteration so far.
+    seen: the panel's state and probe; None without a panel.
+    memory: state of the agent's noise, float32 [N, D]; None if it has none.
   """
 
   train: TrainState
@@ -91,7 +91,7 @@ class LoopState:
   memory: np.ndarray | None = None
 
   def restart(self) -> None:
-    """Gives up the running episodes, for fresh environments to go on with."""
+    """Abandons the running episodes, to go on with fresh environments."""
     running = Statistics.zero(len(self.statistics.running_returns))
     self.statistics.running_returns = running.running_returns
     self.statistics.running_lengths = running.running_lengths
@@ -106,12 +106,12 @@ class LoopState:
     num_envs: int,
     seen: Seen | None = None,
   ) -> 'LoopState':
-    """The beginning of a run."""
+    """Returns the initial state of a run."""
     rng = np.random.default_rng(seeding.sequence(seed, seeding.SAMPLING))
     return cls(train, rng, 0, 0, [], 0, Statistics.zero(num_envs), seen)
 
   def to_json(self) -> dict[str, Any]:
-    """All but `train` and `seen`, as JSON; `from_json` brings it back."""
+    """Returns all but `train` and `seen` as JSON, for `from_json`."""
     actions = np.asarray(self.actions)
     if actions.dtype != np.float32:
       actions = actions.astype(np.uint8)
@@ -157,7 +157,7 @@ class LoopState:
 
 
 def _pack(array: np.ndarray) -> str:
-  """Its bytes as text."""
+  """Encodes an array's bytes as text."""
   return base64.b64encode(zlib.compress(array.tobytes())).decode()
 
 

@@ -1,4 +1,4 @@
-"""The panel of a run: what it remembers, and when it is looked at."""
+"""The panel of a run: its state, and when it is evaluated."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from siamrl.types import TrainState, Transition
 
 
 class Seen(NamedTuple):
-  """What belongs to a run's panel.
+  """State of a run's panel.
 
   Attributes:
-    panel: what it remembers.
-    probe: [P] transitions that it looks at; all zeros before they are drawn.
+    panel: the panel's own state.
+    probe: [P] transitions that it is evaluated on; zeros before they are drawn.
   """
 
   panel: diagnostics.PanelState
@@ -25,13 +25,13 @@ class Seen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-  """The panel of a run, and when it is looked at.
+  """The panel of a run, and when it is evaluated.
 
   Attributes:
     panel: measures the twin.
     period: iterations from one measurement to the next, >= 1.
-    probe_size: transitions that it looks at, drawn from the replay at the first
-      measurement, in the first iteration, and kept.
+    probe_size: transitions that it is evaluated on, drawn from the replay at
+      the first measurement, in the first iteration, and kept.
   """
 
   panel: diagnostics.Panel
@@ -46,14 +46,14 @@ class Watch:
     action_dim: int = 0,
     sequence_steps: int = 0,
   ) -> Seen:
-    """What belongs to it before the first gradient step.
+    """Returns the state before the first gradient step.
 
     Args:
-      train: fresh.
+      train: the learner's initial state.
       obs_shape: [S, ...] of an observation.
       obs_dtype: of an observation.
-      action_dim: D of continuous actions, else 0.
-      sequence_steps: the replay's.
+      action_dim: D of continuous actions; 0 where actions are integers.
+      sequence_steps: of the replay.
     """
     batch = batch_shape(
       obs_shape, obs_dtype, action_dim, self.probe_size, sequence_steps

@@ -1,4 +1,4 @@
-"""The compiled loop: environments that are JAX functions, replay on the device.
+"""The compiled loop: JAX environments, and the replay on the device.
 
 One call of `Program.advance` is one iteration: many rounds of collecting and
 learning and one evaluation, for many runs at once, in one compiled program. The
@@ -9,12 +9,12 @@ ablation compiles once.
 A round takes `Schedule.collect` env steps, then `Schedule.regress` gradient
 steps, in the host loop's exact order: every action comes from the newest
 parameters, and a round learns if at least `warmup_env_steps` were taken before
-it began. A batch may hold the transition that has just ended.
+it began. A batch may hold the newest transition.
 
-What a run computes depends neither on the runs beside it nor on how many
-devices share them: every draw comes from its own key, folded with the number of
-the round, and on a CPU each run is computed by itself. (`vectorized` computes
-them together, which may change the last bits.)
+The results of a run depend neither on the other runs nor on the number of
+devices: every draw uses the run's own key, folded with the number of the round,
+and on a CPU each run is computed by itself. (`vectorized` computes them
+together, which may change the last bits.)
 """
 
 from siamrl.runners.scan.config import ScanConfig, Settings, Setup

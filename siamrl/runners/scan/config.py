@@ -1,4 +1,4 @@
-"""The configuration of the compiled loop, and what the settings decide."""
+"""The configuration of the compiled loop, and the setup of a run."""
 
 from collections.abc import Callable
 import dataclasses
@@ -12,29 +12,29 @@ from siamrl.learner import Learner
 from siamrl.parameters import FieldError
 from siamrl.types import Schedule
 
-# The settings of a run: any pytree of arrays, each leaf with a row a run.
+# The settings of runs: any pytree of arrays, each leaf with one row per run.
 Settings = Any
 
 
 class Setup(NamedTuple):
-  """All that the settings of a run decide; its parts may hold tracers.
+  """Everything that a run's settings determine; its parts may hold tracers.
 
   Attributes:
-    learner: acts and learns. The metrics of its loss must hold those that the
-      replay reads, one for each transition [B].
-    epsilon: env steps taken so far, int32 [] -> chance of a random action.
+    learner: acts and learns. The metrics of its loss must include those that
+      the replay reads, one for each transition [B].
+    epsilon: env steps taken so far, int32 [] -> probability of a random action.
     discount: per env step.
     alpha: exponent of the priorities, for a prioritized replay.
     beta: env steps taken so far -> exponent of the importance weights, for a
       prioritized replay.
     returns: (online_params, target_params, transitions [T, N, ...], ended
-      [T, N], key) -> whole targets [T, N], for a replay that keeps a round in
-      order. They are made once a round, and learned from by
-      `learner.regress_to`. None to learn from transitions.
+      [T, N], key) -> complete targets [T, N], for a replay that keeps a round
+      in order. They are computed once per round, and `learner.regress_to`
+      learns from them. None to learn from transitions.
     reward_scale: rewards are multiplied by it before they are clipped and
       stored; reported returns never are.
     panel: measures the twin, or None.
-    optimal: (observations [S, ...], best values of each action [S, A]) of an
+    optimal: (observations [S, ...], optimal action values [S, A]) of an
       environment that is solved exactly, or None.
   """
 
@@ -51,29 +51,29 @@ class Setup(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ScanConfig:
-  """How runs collect, learn and are evaluated; the same for all of a program.
+  """Configuration of collecting, learning and evaluation, shared by all runs.
 
   Attributes:
-    schedule: speeds of collecting and learning; `collect` must be a multiple of
+    schedule: rates of collecting and learning; `collect` must be a multiple of
       `num_envs`.
-    num_envs: environments stepped at once by each run.
+    num_envs: environments that each run steps in parallel.
     iteration_env_steps: env steps from one row of metrics (and evaluation) to
       the next, a multiple of `collect`.
     warmup_env_steps: env steps before the first gradient step.
     batch_size: transitions per gradient step.
     reward_clip: rewards are clipped to [-reward_clip, reward_clip] before they
-      are stored for learning; None for none. Reported returns never are.
+      are stored for learning; None for no clipping. Reported returns never are.
     eval_episodes: episodes of each evaluation; 0 for none.
-    eval_epsilon: chance of a random action while evaluating.
-    eval_episode_env_steps: an episode of an evaluation ends after so many env
-      steps, at the latest.
+    eval_epsilon: probability of a random action in evaluation.
+    eval_episode_env_steps: env steps after which an episode of an evaluation is
+      cut.
     panel_period: iterations from one measurement of the panel to the next, if
       the learner has one.
-    probe_size: transitions that the panel looks at, drawn from the replay at
-      the end of the first iteration and kept.
+    probe_size: transitions that the panel is evaluated on, drawn from the
+      replay at the end of the first iteration and kept.
 
   Raises:
-    ValueError: numbers that do not fit.
+    ValueError: numbers of env steps are not multiples as above.
   """
 
   schedule: Schedule
@@ -106,15 +106,15 @@ class ScanConfig:
 
   @property
   def rounds(self) -> int:
-    """Rounds of an iteration."""
+    """Number of rounds in an iteration."""
     return self.iteration_env_steps // self.schedule.collect
 
   @property
   def warmup_rounds(self) -> int:
-    """Rounds before the first one that learns."""
+    """Number of rounds before the first one that learns."""
     return -(-self.warmup_env_steps // self.schedule.collect)
 
   @property
   def vector_steps(self) -> int:
-    """Steps of all environments in a round."""
+    """Number of steps of all environments in a round."""
     return self.schedule.collect // self.num_envs

@@ -37,32 +37,32 @@ from siamrl.types import (
   acting_of,
 )
 
-# Random numbers are drawn for at most so many rounds at once.
+# Most rounds for which random numbers are drawn at once.
 _DRAWN_ROUNDS = 1_000
 
 
 class _Draws(NamedTuple):
-  """What one round needs of chance: V vector steps, K gradient steps.
+  """Random draws of one round of V vector steps and K gradient steps.
 
-  Drawing it for many rounds at once saves a fifth of a small round on a CPU.
+  Drawing for many rounds at once saves a fifth of a small round on a CPU.
   """
 
   noise: Any  # of the agent, [V, ...]
   step_key: jax.Array  # keys [V, N]
-  # Environments and observations [V, N, ...] for episodes that begin; with a
-  # pool of them int32 [V, N], which of it.
+  # States and observations [V, N, ...] for new episodes; with a pool, their
+  # indices int32 [V, N] in it.
   fresh: Any
   sample_bits: jax.Array  # uint32 [K, B]
 
 
 class _Record(NamedTuple):
-  """What the episodes of an evaluation went through, [T, episodes]."""
+  """Values and outcomes of the steps of an evaluation, [T, episodes]."""
 
-  value: jax.Array  # the largest of each step's observation
-  reward: jax.Array  # as it is learned from
+  value: jax.Array  # max_a Q of each step's observation
+  reward: jax.Array  # scaled and clipped as for learning
   terminated: jax.Array
-  cut: jax.Array  # truncated, or over already
-  played: jax.Array  # whether there was such a step
+  cut: jax.Array  # truncated, or already over
+  played: jax.Array  # whether the step was taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +70,13 @@ class Loop:
   """The functions of one run: pure, for callers to vmap and jit.
 
   Attributes:
-    config: how to collect and learn.
-    environment: what to act in.
-    replay: where transitions are kept.
-    make_setup: settings -> what they decide.
-    eval_environment: where to evaluate; None for the same.
-    shard: applied to every batch before it is learned from, for callers who
-      share a batch between devices.
+    config: of collecting, learning and evaluation.
+    environment: to act in.
+    replay: stores the transitions.
+    make_setup: settings -> `Setup`.
+    eval_environment: to evaluate in; None for the same.
+    shard: applied to every batch before the gradient step, for callers who
+      split batches between devices.
     name: of the environment, for errors.
   """
 
@@ -88,26 +88,26 @@ class Loop:
   shard: Callable[[Any], Any] = lambda batch: batch
   name: str = 'the environment'
 
-  # What counts how long runs are, and the column to show of them.
+  # The unit of the length of runs, and the column that sums up a run.
   clock = 'env_steps'
   headline = 'train_return'
 
   @property
   def warmup_steps(self) -> int:
-    """Env steps before the first gradient step."""
+    """Number of env steps before the first gradient step."""
     return self.config.warmup_env_steps
 
   @property
   def iteration_steps(self) -> int:
-    """Env steps from one row to the next."""
+    """Number of env steps from one row to the next."""
     return self.config.iteration_env_steps
 
   def start(self, settings: Settings, key: chex.PRNGKey) -> RunState:
-    """A run's beginning.
+    """Returns the initial state of a run.
 
     Args:
       settings: of the run.
-      key: of the run.
+      key: random key of the run.
     """
     init_key, reset_key, run_key = jax.random.split(key, 3)
     num_envs = self.config.num_envs
@@ -142,13 +142,13 @@ class Loop:
 
     Args:
       settings: of the run.
-      state: where the run stands; the last iteration's.
-      iteration: int32 [] its number, from 0. Of several runs it is the same
-        one: vmapped, it is no mapped argument.
+      state: of the run, after the previous iteration.
+      iteration: int32 [] its number, from 0. It is the same for parallel runs,
+        and not mapped by vmap.
 
     Returns:
-      (state, row): scalars of the iteration. The means over episodes and over
-      gradient steps are NaN where there were none.
+      (state, row), with scalars of the iteration in the row. Means over no
+      episodes or gradient steps are NaN.
     """
     config, setup = self.config, self.make_setup(settings)
     before = state.train.gradient_steps
@@ -182,7 +182,7 @@ class Loop:
       here = (start <= looked_at) & (looked_at < start + size)
 
       def part(number, carry):
-        """The rounds up to the panel's, and the others."""
+        """Runs the rounds up to the panel's, or the rest."""
         (state, sums), measured = carry
         begin, end = jax.tree.map(
           lambda *ends: jnp.where(number == 0, *ends),
@@ -234,7 +234,7 @@ class Loop:
         diagnostics.bias_exact(q, best)
       )
     if config.eval_episodes:
-      # Streams of their own: the rounds' keys are folded with other numbers.
+      # A separate stream: the rounds' keys are folded with other numbers.
       key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 1), first)
       row |= self._evaluate(setup, state.train.online_params, key)
       unpaid = (row[FAULT] == 0) & ~jnp.isfinite(row['eval_return'])
@@ -249,24 +249,24 @@ class Loop:
     *,
     diverged: bool,
   ) -> str:
-    """What the environment of one run has done wrong in an iteration, in words.
+    """Describes how a run's environment broke its contract in an iteration.
 
-    Actions that are not finite are the learner's, and whatever follows them is.
+    The learner, not the environment, is to blame after an action not finite.
 
     Args:
-      row: of the iteration.
-      state: at its end; arrays of any kind.
+      row: metrics of the iteration.
+      state: of the run at its end; arrays of any kind.
       iteration: its number, from 0.
       diverged: whether losses or parameters are not finite.
 
     Returns:
-      '' if nothing is wrong, or nothing is known.
+      the description, or '' if no fault is known.
     """
     code = int(row[FAULT])
     if code == EARLY_CUT:
       declared = self.environment.max_episode_steps
       return (
-        f'{self.name} declares max_episode_steps={declared}, and truncates '
+        f'{self.name} declares max_episode_steps={declared}, but truncates '
         'episodes sooner'
       )
     if not code and not diverged:
@@ -274,7 +274,7 @@ class Loop:
     clock = (iteration + 1) * self.config.rounds * self.config.vector_steps
     what = self.replay.first_not_finite(state.replay, clock)
     if not what and not self.environment.action_dim:
-      # Gone from the replay, but discrete actions cannot be the cause.
+      # It is gone from the replay, but discrete actions cannot be the cause.
       what = {
         REWARD: 'reward',
         OBS: 'observation',
@@ -294,15 +294,15 @@ class Loop:
     clock: chex.Numeric,
     here: chex.Numeric,
   ) -> tuple[RunState, Metrics]:
-    """Looks at the panel, if it is time to.
+    """Evaluates the panel, if it is due.
 
     Args:
       setup: of the run.
       state: of the run.
-      measured: what it said before, in this iteration.
-      iteration: its number.
+      measured: its metrics so far in this iteration.
+      iteration: number of the iteration.
       clock: vector steps so far.
-      here: whether the iteration's measurement, if there is one, is due.
+      here: whether this is the point of the iteration to measure at.
     """
     config, panel = self.config, setup.panel
     assert panel is not None
@@ -310,7 +310,7 @@ class Loop:
     due = here & (first | ((iteration + 1) % config.panel_period == 0))
 
     def measure() -> tuple[Any, Any, Metrics]:
-      # Streams of their own: the rounds' keys are folded with other numbers.
+      # A separate stream: the rounds' keys are folded with other numbers.
       probe_key, batch_key = jax.random.split(
         jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 2), clock)
       )
@@ -330,7 +330,7 @@ class Loop:
     return state.replace(panel=seen, probe=probe), measured
 
   def _unmeasured(self, setup: Setup, state: RunState) -> Metrics:
-    """The panel's metrics where nothing was measured."""
+    """Returns the panel's metrics before any measurement."""
     panel = setup.panel
     if panel is None:
       return {}
@@ -347,12 +347,12 @@ class Loop:
     size: int,
     key: chex.PRNGKey,
   ) -> Transition:
-    """Transitions for the panel, without weights."""
+    """Draws transitions for the panel, without weights."""
     bits = jax.random.bits(key, (size,), jnp.uint32)
     return self.replay.peek(state.replay, clock, bits, setup.discount)
 
   def _draw(self, agent: Agent, key: jax.Array, number: jax.Array) -> _Draws:
-    """The random numbers of one round."""
+    """Draws the random numbers of one round."""
     config = self.config
     steps, envs = config.vector_steps, config.num_envs
     act_key, step_key, reset_key, sample_key = jax.random.split(
@@ -376,7 +376,7 @@ class Loop:
     )
 
   def _pool(self, key: jax.Array, start: jax.Array) -> Any:
-    """First states of a block's episodes, [P, ...]; None without a pool.
+    """Draws first states of a block's episodes [P, ...]; None without a pool.
 
     Args:
       key: of the run.
@@ -385,12 +385,12 @@ class Loop:
     size = self.environment.reset_pool
     if size is None:
       return None
-    # Streams of their own: the rounds' keys are folded with other numbers.
+    # A separate stream: the rounds' keys are folded with other numbers.
     pool_key = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 3), start)
     return jax.vmap(self.environment.reset)(jax.random.split(pool_key, size))
 
   def _round(self, setup, carry, number, draws, pool, learns):
-    """Collects, then learns if it is to."""
+    """Collects, then learns if `learns`."""
     config = self.config
     state, sums = carry
     clock = number * config.vector_steps  # vector steps so far
@@ -425,7 +425,7 @@ class Loop:
         seen = panel.follow(seen, carry[0])
       return (seen, carry), None
 
-    # Of the replay only what learning changes is carried from step to step.
+    # Steps carry only the part of the replay that learning changes.
     (seen, (train, moving, metrics)), _ = _scan(
       learn,
       (
@@ -441,7 +441,7 @@ class Loop:
     return state, sums._replace(metrics=metrics)
 
   def _collect(self, setup, carry, clock, drawn, pool):
-    """One step of every environment."""
+    """Takes one step of every environment."""
     config, acting = self.config, acting_of(setup.learner.agent)
     state, sums = carry
     noise, step_key, fresh = drawn
@@ -494,12 +494,12 @@ class Loop:
     ), sums
 
   def _sampling(self, setup: Setup, clock: chex.Numeric) -> Sampling:
-    """The numbers to draw by at a clock, in vector steps."""
+    """Returns the numbers to draw batches with at a clock, in vector steps."""
     beta = setup.beta(clock * self.config.num_envs)
     return Sampling(setup.discount, setup.alpha, beta)
 
   def _relabel(self, setup: Setup, train: TrainState) -> Relabel | None:
-    """Makes whole targets of a round's transitions; None to leave them."""
+    """Returns the function that computes a round's targets, or None."""
     returns = setup.returns
     if returns is None:
       return None
@@ -514,15 +514,15 @@ class Loop:
     return relabel
 
   def _learned(self, setup: Setup, reward: jax.Array) -> jax.Array:
-    """Rewards as they are learned from."""
+    """Scales and clips rewards for learning."""
     return rewards.learned(reward, setup.reward_scale, self.config.reward_clip)
 
   def _learn(self, setup, source, clock, sampling, carry, draw):
-    """One gradient step."""
+    """Takes one gradient step."""
     train, moving, sums = carry
     batch, handle = self.replay.sample(source, moving, clock, draw, sampling)
     learner = setup.learner
-    # With returns, what was sampled has whole targets already.
+    # With `returns`, sampled transitions already have complete targets.
     regress = learner.regress if setup.returns is None else learner.regress_to
     train, metrics = regress(train, self.shard(batch))
     read = named(metrics, self.replay.reads)
@@ -533,7 +533,7 @@ class Loop:
     return train, moving, running_sums.add(sums, means)
 
   def _metric_names(self, setup: Setup, state: RunState) -> list[str]:
-    """Names of the metrics that `regress` will return; nothing is computed."""
+    """Returns the names of the metrics of `regress` without computing any."""
     config = self.config
     shape = config.schedule.regress, config.batch_size
 
@@ -556,10 +556,10 @@ class Loop:
   def _evaluate(
     self, setup: Setup, params: Params, key: chex.PRNGKey
   ) -> Metrics:
-    """Plays episodes; with a panel, also says how far values are off."""
+    """Plays episodes; with a panel, also computes the bias of values."""
     config, agent = self.config, setup.learner.agent
     episodes, most = config.eval_episodes, config.eval_episode_env_steps
-    # What is not recorded counts as cut.
+    # Steps that are not recorded count as cut.
     record = None
     if setup.panel is not None:
       numbers = jnp.zeros((most, episodes), jnp.float32)
@@ -602,13 +602,13 @@ class Loop:
 
 
 def _panel_round(iteration: chex.Numeric, rounds: int) -> jax.Array:
-  """The round of an iteration after which the panel is looked at."""
+  """Returns the round of an iteration after which the panel is evaluated."""
   share = diagnostics.panel_share(jnp.asarray(iteration))
   return jnp.minimum((share * rounds).astype(jnp.int32), rounds - 1)
 
 
 def _calm(agent: Agent, num_envs: int) -> Any:
-  """The memory of the agent's noise at the start of episodes."""
+  """Returns the memory of the agent's noise at the start of episodes."""
   process = acting_of(agent).process
   return () if process is None else process.init(num_envs)
 
@@ -618,7 +618,7 @@ def _largest_divisor(number: int, most: int) -> int:
 
 
 def _scan(step, carry, xs):
-  """`lax.scan`, without the loop where there is one step."""
+  """Runs `lax.scan`, without a loop if there is only one step."""
   if len(jax.tree.leaves(xs)[0]) > 1:
     return jax.lax.scan(step, carry, xs)
   carry, _ = step(carry, jax.tree.map(lambda x: x[0], xs))
@@ -626,7 +626,7 @@ def _scan(step, carry, xs):
 
 
 def _where(mask: jax.Array, chosen: Any, others: Any) -> Any:
-  """Rows of one tree where a mask [N] holds, and of another elsewhere."""
+  """Selects rows of one tree where a mask [N] holds, else of another."""
 
   def select(x, y):
     return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, y)

@@ -1,4 +1,4 @@
-"""The compiled loop of several runs, on the devices of a mesh."""
+"""The compiled loop of several runs on the devices of a mesh."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -34,16 +34,17 @@ def make_program(
   """Compiles a loop for several runs and devices.
 
   Args:
-    loop: what each run does; a `Loop`, or another dataclass that has `start`,
+    loop: the loop of each run; a `Loop`, or another dataclass with `start`,
       `iterate`, `config.batch_size` and `shard`, such as `epochs.Loop`.
-    mesh: of one axis. 'runs': the devices share the runs, whose number must be
-      a multiple of theirs; they never wait for each other. 'batch': all devices
-      compute every run and share its batches, whose size must be a multiple.
+    mesh: of one axis. With 'runs', devices divide the runs between them and
+      never wait for each other; the number of runs must be a multiple of the
+      number of devices. With 'batch', all devices compute every run and divide
+      its batches, whose size must be such a multiple.
     vectorized: compute the runs of a device together rather than one after the
-      other. Accelerators want it; on a CPU it gains little or loses.
+      other. This is faster on accelerators, but gains little or loses on a CPU.
 
   Raises:
-    ValueError: the mesh has another axis, or the batch cannot be shared.
+    ValueError: the mesh has another axis, or the batch cannot be divided.
   """
   (axis,) = mesh.axis_names
   if axis == 'batch' and loop.config.batch_size % mesh.size:
@@ -92,15 +93,15 @@ def make_program(
 def compile_ahead(
   program: Program, settings: Settings, state: RunState
 ) -> Program:
-  """Compiles an iteration, which would otherwise be part of the first one.
+  """Compiles an iteration ahead of the first one, which would do it otherwise.
 
   Args:
-    program: of `make_program`.
+    program: from `make_program`.
     settings: of the runs, [R].
-    state: of the runs; not changed.
+    state: of the runs; left unchanged.
 
   Returns:
-    The program, for settings and states of these shapes and places only.
+    The program, only for settings and states of these shapes and devices.
   """
   advance: Any = program.advance  # jitted
   compiled = advance.lower(settings, state, np.int32(0)).compile()
@@ -108,12 +109,12 @@ def compile_ahead(
 
 
 class Progress(NamedTuple):
-  """What the loop yields, once an iteration.
+  """Progress of the runs, as the loop yields it once per iteration.
 
   Attributes:
-    state: where the runs stand; donated when the loop goes on.
-    iteration: iterations done so far.
-    row: of the one that has just ended; NumPy arrays [R].
+    state: current state of the runs; donated when the loop goes on.
+    iteration: number of iterations done.
+    row: NumPy arrays [R] of the iteration that has just ended.
   """
 
   state: RunState
@@ -132,11 +133,11 @@ def train(
   """Runs from `state` to the end.
 
   Args:
-    program: what to run.
+    program: to run.
     settings: of the runs, [R].
-    state: where to start; donated.
-    iteration: iterations that it has behind it.
-    iterations: iterations of whole runs.
+    state: to start from; donated.
+    iteration: number of iterations that `state` has done.
+    iterations: number of iterations of whole runs.
 
   Yields:
     `Progress`, after every iteration.

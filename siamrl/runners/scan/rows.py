@@ -10,28 +10,27 @@ from siamrl.runners.scan.state import RunState
 from siamrl.runners.sums import Sum
 from siamrl.types import Metrics
 
-# What a row says of the environments, for `Loop.fault`: 0 if nothing is wrong.
-# No column of metrics.
+# Key of a row for `Loop.fault`, not a column: 0 if environments broke no rule.
 FAULT = 'environment_fault'
 EARLY_CUT, REWARD, OBS, EVALUATION = 1, 2, 3, 4
 
 
 class Sums(NamedTuple):
-  """What an iteration adds up."""
+  """Sums of an iteration."""
 
   episodes: jax.Array  # int32 []
   returns: Sum  # float32 []
   lengths: jax.Array  # int32 []
   metrics: Sum  # Metrics, float32 [] each, over gradient steps
-  # float32 [N], what rounding has taken from the running episodes' returns.
+  # float32 [N], rounding errors of the running episodes' returns.
   lost: jax.Array
-  early_cuts: jax.Array  # int32 [], truncations sooner than is declared
+  early_cuts: jax.Array  # int32 [], truncations sooner than declared
 
 
 def summary(
   setup: Setup, sums: Sums, env_steps: jax.Array, steps: jax.Array
 ) -> Metrics:
-  """The row of an iteration that took `steps` gradient steps."""
+  """Returns the row of an iteration that took `steps` gradient steps."""
   return {
     'train_episodes': sums.episodes,
     'train_return': sums.returns.total / sums.episodes,
@@ -41,7 +40,7 @@ def summary(
 
 
 def fault_of(sums: Sums, state: RunState) -> jax.Array:
-  """What the environments did wrong in an iteration, int32 []; see `FAULT`."""
+  """Returns the code of the environments' fault, int32 []; see `FAULT`."""
   finite_rewards = (
     jnp.isfinite(sums.returns.total) & jnp.isfinite(state.returns).all()
   )

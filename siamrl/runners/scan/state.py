@@ -9,19 +9,19 @@ from siamrl.types import TrainState, Transition
 
 
 class RunState(struct.PyTreeNode):
-  """All of a run but its clock: with the clock it is the checkpoint.
+  """Everything in a run's checkpoint except its clock.
 
   Attributes:
     train: the learner's state.
-    replay: the replay's.
-    env_state: of N environments.
+    replay: the replay's state.
+    env_state: states of the N environments.
     obs: [N, ...] the observations to act on next.
     returns: float32 [N] score of each running episode.
-    lengths: int32 [N] its env steps.
-    key: everything that the run draws after its start follows from it.
-    panel: what the panel remembers; None without one.
-    probe: the transitions that it looks at; None without one.
-    memory: of the agent's noise; () where it has none.
+    lengths: int32 [N] env steps of each running episode.
+    key: determines everything that the run draws after its start.
+    panel: the panel's state; None without a panel.
+    probe: transitions to evaluate the panel on; None without a panel.
+    memory: state of the agent's noise; () if it has none.
   """
 
   train: TrainState

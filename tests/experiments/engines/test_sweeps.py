@@ -391,7 +391,7 @@ def test_the_fault_of_an_environment_in_a_sweep(tmp_path, monkeypatch):
   assert 'environment_fault' not in columns(tmp_path / 'run')
   flag = _register(monkeypatch, 'hasty', truncated=True)
   output = sweep_here(classic, *arguments, flag, '--overwrite', code=1)
-  assert 'hasty declares max_episode_steps=200, and truncates' in output
+  assert 'hasty declares max_episode_steps=200, but truncates' in output
 
 
 # What cannot work: of two equal flags the last one counts.
