@@ -1,8 +1,8 @@
-"""Arrays from `.npz` files that anyone may have written.
+"""Arrays from `.npz` files of untrusted origin.
 
 `numpy.load` trusts a file: it reads pipes until they end, allocates whatever a
-header claims before it reads a byte, and lets a dozen kinds of exceptions out
-of a damaged archive. Here nothing is allocated that the file does not hold.
+header claims before it reads a byte, and raises a dozen kinds of exceptions for
+a damaged archive. This module allocates no more than the file holds.
 """
 
 from collections.abc import Iterable
@@ -20,10 +20,10 @@ from siamrl import memory
 
 
 def reason(error: BaseException) -> str:
-  """What an exception says, in one line; its type where it says nothing.
+  """The message of an exception in one line, or its type if it has none.
 
-  Whoever reads what others have written catches `Exception`: damaged bytes make
-  zipfile, its decompressors, NumPy and the parser of NumPy's headers raise
+  Callers that read untrusted files catch `Exception`: damaged bytes make
+  zipfile, its decompressors, NumPy and its header parser raise
   BadZipFile, EOFError, KeyError, MemoryError, NotImplementedError, OSError,
   OverflowError, RecursionError, RuntimeError, struct.error, SyntaxError,
   TokenError, TypeError, ValueError and zlib.error.
@@ -33,19 +33,19 @@ def reason(error: BaseException) -> str:
 
 
 def check_fits(needed_bytes: int) -> None:
-  """Raises ValueError for data that the memory of this machine cannot hold.
+  """Raises ValueError for data that do not fit into this machine's memory.
 
-  What is read is in memory up to three times: as it is read, in the types that
-  are learned from, and on the device.
+  Data are in memory up to three times: as read, converted to the types used for
+  learning, and on the device.
 
   Args:
-    needed_bytes: of the data, as they are read.
+    needed_bytes: size of the data as read.
   """
   most = memory.memory_bytes() // 3
   if needed_bytes > most:
     raise ValueError(
       f'it takes {needed_bytes / 1e9:.2f} GB of memory, and must take at most '
-      f'{most / 1e9:.2f} GB, a third of what there is'
+      f'{most / 1e9:.2f} GB, a third of all memory'
     )
 
 
@@ -56,16 +56,16 @@ def read_arrays(
 
   Args:
     path: the file.
-    names: of the arrays, in order of importance: the first one that cannot be
-      read is the one that the error names. Other members are not looked at.
+    names: names of the arrays, in order of importance: the error names the
+      first one that cannot be read. Other members are ignored.
 
   Returns:
-    Those of the named arrays that the file has.
+    The named arrays that the file has.
 
   Raises:
-    OSError: there is no such file, or it cannot be opened.
-    ValueError: it is no regular file or no archive, or one of the arrays is
-      damaged, holds Python objects (a pickle), or is too large (see
+    OSError: the file does not exist or cannot be opened.
+    ValueError: it is not a regular file or not an archive, or one of the arrays
+      is damaged, holds Python objects (a pickle), or is too large (see
       `check_fits`). The message names the member, not the file.
   """
   status = os.stat(path)
@@ -101,12 +101,12 @@ def read_arrays(
 
 
 def _read(archive: zipfile.ZipFile, member: str, taken: int) -> np.ndarray:
-  """One array, once its header has been found to tell the truth.
+  """Reads one array after checking that its header tells the truth.
 
   Args:
     archive: the file.
-    member: of it.
-    taken: bytes of the arrays that have been read before.
+    member: name of the array's member.
+    taken: bytes of the arrays already read.
   """
   info = archive.getinfo(member)
   with archive.open(info) as file:
@@ -127,14 +127,14 @@ def _read(archive: zipfile.ZipFile, member: str, taken: int) -> np.ndarray:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-  """The shape and type of an array; leaves the file where its data begin."""
+  """Reads an array's shape and type, up to where its data begin."""
   version = np.lib.format.read_magic(file)
   readers = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
   }
-  if version not in readers:  # (3, 0): fields with names beyond Latin-1
+  if version not in readers:  # (3, 0): field names outside Latin-1
     raise ValueError(f'version {version} of the .npy format is not read')
-  with warnings.catch_warnings(action='ignore'):  # of a header's old ways
+  with warnings.catch_warnings(action='ignore'):  # about outdated headers
     shape, _, dtype = readers[version](file)
   return shape, dtype

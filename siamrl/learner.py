@@ -39,20 +39,21 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Builds one of the optimizers of the DQN literature.
 
-  Of parameters that are shorter than float32 it keeps a float32 copy.
+  It keeps a float32 copy of parameters of a shorter type.
 
   Args:
     name: one of `OPTIMIZERS`. 'rmsprop_centered' divides by the root of an
       estimated *variance*, as Mnih et al. (2015) do; 'rmsprop_centered_torch'
       is the same with `eps` where PyTorch adds it.
     learning_rate: step size.
-    eps: what keeps the divisor from 0: added to the root by Adam and PyTorch's
-      RMSProp, inside the root by the others of that name. Not for 'sgd'.
-    decay: of RMSProp's averages; Adam's are 0.9 and 0.999.
-    anneal_steps: gradient steps in which the step size falls to 0 in a straight
-      line; None if it does not.
-    max_gradient_norm: gradients are shortened to this Euclidean norm of all
-      parameters together; None for no limit.
+    eps: constant that keeps the divisor above 0. Adam and PyTorch's RMSProp add
+      it to the root, the other kinds of RMSProp inside the root; 'sgd' ignores
+      it.
+    decay: decay rate of RMSProp's averages; Adam's are 0.9 and 0.999.
+    anneal_steps: gradient steps over which the step size falls linearly to 0;
+      None to keep it constant.
+    max_gradient_norm: gradients are clipped to this global norm; None for no
+      limit.
 
   Raises:
     ValueError: the name is unknown.
@@ -87,8 +88,8 @@ def _scale_by_stddev(
 ) -> optax.GradientTransformation:
   """`optax.scale_by_stddev` whose variance is never below 0.
 
-  Of gradients that stay the same for some hundred steps it is, by rounding, and
-  its root no number.
+  If gradients stay the same for some hundred steps, rounding makes optax's
+  variance negative and its root NaN.
   """
 
   def update(grads, state, params=None):
@@ -110,11 +111,11 @@ def _scale_by_stddev(
 
 
 class _InFloat32(NamedTuple):
-  """The state of an optimizer of parameters of a shorter type.
+  """The state of an optimizer whose parameters are shorter than float32.
 
   Attributes:
-    params: float32, what the parameters are roundings of.
-    inner: the state of the optimizer, of these.
+    params: the float32 copy of the parameters, before rounding.
+    inner: the state of the optimizer, which works on this copy.
   """
 
   params: Params
@@ -122,7 +123,7 @@ class _InFloat32(NamedTuple):
 
 
 def _unrounded(kept: Params, params: Params) -> Params:
-  """What the parameters are roundings of, where that is still true."""
+  """The float32 copy, with the parameters where they are not its rounding."""
   return jax.tree.map(
     lambda long, now: jnp.where(long.astype(now.dtype) == now, long, now),
     kept,
@@ -133,14 +134,15 @@ def _unrounded(kept: Params, params: Params) -> Params:
 def restart(
   optimizer: optax.GradientTransformation, opt_state: Any, params: Params
 ) -> Any:
-  """The state of an optimizer that starts anew.
-
-  Of parameters of a shorter type it keeps the float32 copy.
+  """Restarts an optimizer; the float32 copy of the parameters is kept.
 
   Args:
-    optimizer: of `make_optimizer`.
-    opt_state: where it stands.
-    params: of which.
+    optimizer: from `make_optimizer`.
+    opt_state: its current state.
+    params: the parameters that it updates.
+
+  Returns:
+    The new state of the optimizer.
   """
   fresh = optimizer.init(params)
   if isinstance(fresh, _InFloat32):
@@ -153,9 +155,9 @@ def _in_float32(
 ) -> optax.GradientTransformationExtraArgs:
   """Lets an optimizer work on a float32 copy of parameters of a shorter type.
 
-  In bfloat16 an average of rate 0.999 never moves, and most steps are less than
-  what a weight can change by (Micikevicius et al. 2018, section 3.1). Weights
-  that something else has changed are taken as they are.
+  In bfloat16 an average of rate 0.999 never moves, and most steps are smaller
+  than the least change of a weight (Micikevicius et al. 2018, section 3.1).
+  Weights changed by anything but the optimizer replace those of the copy.
   """
   clocked = optax.with_extra_args_support(optimizer)
 
@@ -173,7 +175,7 @@ def _in_float32(
     before = _unrounded(state.params, params)
     updates, inner = clocked.update(wide(grads), state.inner, before, **extra)
     after = optax.apply_updates(before, updates)
-    # The difference of the roundings, exact in float32.
+    # The difference between the rounded values is exact in float32.
     updates = jax.tree.map(
       lambda new, now: new.astype(now.dtype).astype(jnp.float32) - now,
       after,
@@ -187,16 +189,16 @@ def _in_float32(
 def make_optimizers(
   agent: Agent, optimizers: Mapping[str, optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-  """One optimizer for each entry of an agent's parameters, as one of all.
+  """Combines one optimizer for each entry of an agent's parameters.
 
-  The entries that an agent learns with a delay keep still in between, and so
-  does the state of their optimizers. `update` then wants the keyword
-  `gradient_steps`, those taken before: a count of its own would begin again
-  where the optimizer does.
+  Entries that an agent learns with a delay stay the same in between, as does
+  the state of their optimizers. `update` then needs the keyword
+  `gradient_steps`, the number taken before: a counter of the optimizer's own
+  would restart with it.
 
   Args:
-    agent: its parameters are a dict.
-    optimizers: for each of its entries.
+    agent: an agent whose parameters are a dict.
+    optimizers: the optimizer of each entry, by its name.
   """
 
   def due(
@@ -214,12 +216,12 @@ def make_optimizers(
   return optax.partition(held, lambda params: {name: name for name in params})
 
 
-# What a twin is born as, and when it moves within a gradient step.
+# How a twin is initialized, and when it moves within a gradient step.
 TARGET_INITS = ('equal', 'fresh')
 TARGET_ORDERS = ('after', 'before')
 
-# Of the key that a fresh twin is drawn by: numbers from 0 are the parts of a
-# split, and the last one is taken by `agents.latent`.
+# Folded into the key to draw a fresh twin. Numbers from 0 on are the parts of a
+# split, and `agents.latent` uses the largest one.
 _FRESH = 2**32 - 2
 
 
@@ -230,15 +232,15 @@ class ClockedTwin(NamedTuple):
     twin: the rule.
     sync: gradient steps per application of the rule; may be traced.
     offset: gradient steps by which the twin's clock is ahead of the learner's,
-      such as those that a warm-up would have taken; the rule is applied at
-      gradient steps n with n + offset a multiple of `sync`. May be traced.
-    order: 'after' the optimizer's step, or 'before' it: the twin then moves
-      before a gradient step numbered sync, 2 sync, ..., which learns from it at
-      once, and lags a gradient step behind.
-    init: 'equal', the twin is born as a copy of the online network; or 'fresh',
-      drawn by a key of its own, as in BYOL's code.
-    reset_optimizer: whether the optimizer starts anew at every application
-      (Asadi et al. 2023).
+      such as those that a warm-up would have taken. The rule is applied at
+      gradient step n if n + offset is a multiple of `sync`. May be traced.
+    order: 'after' applies the rule after the optimizer's step; 'before' applies
+      it before gradient steps number sync, 2 sync, ..., so that the twin lags
+      a gradient step behind.
+    init: 'equal' starts the twin as a copy of the online network; 'fresh' draws
+      it with its own key, as BYOL's code does.
+    reset_optimizer: whether the optimizer restarts at every application (Asadi
+      et al. 2023).
   """
 
   twin: Twin
@@ -257,11 +259,11 @@ class ClockedTwin(NamedTuple):
 
 
 class TwinSpec(NamedTuple):
-  """A `ClockedTwin` by the name of its rule, before it is made.
+  """The specification of a `ClockedTwin`, by the name of its rule.
 
   Attributes:
     rule: a key of `twins.RULES`.
-    parameters: of the rule, by name; periods in gradient steps.
+    parameters: parameters of the rule by name, with periods in gradient steps.
     sync: as in `ClockedTwin`.
     offset: as in `ClockedTwin`.
     order: as in `ClockedTwin`.
@@ -278,7 +280,7 @@ class TwinSpec(NamedTuple):
   reset_optimizer: bool = False
 
   def make(self) -> ClockedTwin:
-    """The rule with its clock.
+    """Builds the rule and its clock.
 
     Raises:
       ValueError: the name is unknown, or a parameter is missing, superfluous or
@@ -288,16 +290,16 @@ class TwinSpec(NamedTuple):
     return ClockedTwin(twin, *self[2:])
 
   def mean_age(self) -> Any:
-    """Gradient steps that the twin's content is old on average, about.
+    """The approximate mean age of the twin's parameters, in gradient steps.
 
-    (C - 1) / 2 of copies every C gradient steps, (1 - tau) / tau of an average,
-    C (1 - tau) / tau more than the former of an average every C, C (K - 1) / 2
-    more of the mean of K copies. Of other rules it is the age of their main
-    clock, as it begins.
+    It is (C - 1) / 2 for copies every C gradient steps and (1 - tau) / tau for
+    a soft update. A soft update every C adds C (1 - tau) / tau to the age of
+    copies, and the mean of K copies adds C (K - 1) / 2. For other rules it is
+    the age by their main clock, at its initial setting.
 
     Returns:
-      The age, of traced numbers a tracer; None for a rule that has neither a
-      rate nor a period.
+      The age, a tracer if the parameters are traced; None for a rule that has
+      neither a rate nor a period.
     """
     takes = twins.takes(self.rule, self.parameters.get('target_paths'))
     if 'tau' in takes:
@@ -314,23 +316,23 @@ class TwinSpec(NamedTuple):
 
 
 class Learner(NamedTuple):
-  """All that learning with a twin takes, as pure functions.
+  """Learning with a twin, as pure functions.
 
-  None of them is jitted: callers scan, vmap or jit them. Metrics are those of
-  the agent's loss as it reports them, [] or one for each transition [B].
+  None of them is jitted: callers scan, vmap or jit them. Metrics are those that
+  the agent's loss reports, [] or one for each transition [B].
 
   Attributes:
-    base: the agent as it was given, without a twin's rule.
-    agent: the same lifted by the rule: the one that acts and is looked at.
+    base: the agent as given, not lifted by the rule.
+    agent: the agent lifted by the rule, which acts and is evaluated.
     clocked: the rule, and when it is applied.
-    init: key -> a fresh TrainState, its twins in buffers of their own.
-    descend: (state, batch) -> (state, metrics); one gradient step, after which
-      the twin stands still.
+    init: key -> a new TrainState, whose twins have their own buffers.
+    descend: (state, batch) -> (state, metrics); takes one gradient step and
+      leaves the twin alone.
     sync: (state, report) -> state; applies the rule once, due or not. The
       report is that of the last gradient step, for `Twin.reads_report`.
-    regress: (state, batch) -> (state, metrics); one gradient step, with the
-      rule applied where it is due.
-    regress_to: the same toward whole targets, which are the batch's `r_t`.
+    regress: (state, batch) -> (state, metrics); takes one gradient step, and
+      applies the rule if it is due.
+    regress_to: like `regress`, toward whole targets, the batch's `r_t`.
   """
 
   base: Agent
@@ -348,21 +350,20 @@ def make_learner(
   optimizer: optax.GradientTransformation,
   clocked: ClockedTwin,
 ) -> Learner:
-  """Builds a learner: the one place where an agent is lifted by its twin.
+  """Builds a learner; only this function lifts an agent by a rule.
 
   Args:
-    agent: not lifted by any rule.
-    optimizer: gives the updates, such as `make_optimizer`.
+    agent: an agent not lifted by any rule.
+    optimizer: computes the updates; see `make_optimizer`.
     clocked: the rule of the twin, and when it is applied.
 
   Returns:
-    A learner. Its `init` raises ValueError where the rule does not fit the
-    parameters; tracing it with `jax.eval_shape` tells before anything is
-    computed.
+    A learner. Its `init` raises ValueError if the rule does not fit the
+    parameters; `jax.eval_shape` of it tells before anything is computed.
 
   Raises:
-    ValueError: a name is unknown, the rule cannot have the agent, or it reads
-      reports and moves before there are any.
+    ValueError: a name is unknown, the rule does not support the agent, or it
+      reads reports but moves before there are any.
   """
   clocked.check()
   twin, base = clocked.twin, agent
@@ -370,7 +371,7 @@ def make_learner(
     raise FieldError(
       'target_order',
       clocked.order,
-      "must be 'after' for a rule that reads what a gradient step reported",
+      "must be 'after' for a rule that reads a gradient step's report",
     )
   agent = twin.lift(base)
   descend = _make_descend(agent, optimizer, twin)
@@ -440,7 +441,7 @@ def make_learner(
 def _make_init(
   agent: Agent, optimizer: optax.GradientTransformation, clocked: ClockedTwin
 ) -> Callable[[chex.PRNGKey], TrainState]:
-  """Builds the function key -> fresh state; the agent is lifted."""
+  """Builds the function key -> new state; the agent is lifted."""
   twin = clocked.twin
 
   def init(key: chex.PRNGKey) -> TrainState:
@@ -462,14 +463,14 @@ def _make_init(
 def _make_descend(
   agent: Agent, optimizer: optax.GradientTransformation, twin: Twin
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """Builds a gradient step after which the twin stands still.
+  """Builds a gradient step that leaves the twin alone.
 
-  Keywords beside (state, batch) are those of the agent's loss.
+  Keywords besides (state, batch) are those of the agent's loss.
 
   Args:
-    agent: lifted.
-    optimizer: gives the updates.
-    twin: the rule, which may pull at the online parameters.
+    agent: the lifted agent.
+    optimizer: computes the updates.
+    twin: the rule, which may pull the online parameters.
   """
   updating = optax.with_extra_args_support(optimizer)
 
@@ -477,7 +478,7 @@ def _make_descend(
     state: TrainState, batch: Transition, **variant: Any
   ) -> tuple[TrainState, Metrics]:
     online_params = state.online_params
-    # Folded, not split and carried: without a use it costs nothing.
+    # A folded key costs nothing if unused, unlike one split and carried.
     loss_key = jax.random.fold_in(state.key, state.gradient_steps)
     if agent.delayed:
       variant |= {'step': state.gradient_steps}
@@ -502,20 +503,20 @@ def _make_descend(
   return descend
 
 
-# (online, target, gradient_steps, report) -> (online, target); the report is
-# read by rules with `Twin.reads_report` only, and may be None for others.
+# (online, target, gradient_steps, report) -> (online, target). Only rules with
+# `Twin.reads_report` read the report; it may be None for others.
 Move = Callable[[Params, Any, chex.Numeric, Metrics | None], tuple[Params, Any]]
 
 
 def make_move(clocked: ClockedTwin, agent: Agent | None = None) -> Move:
-  """Builds what follows a gradient step: a rule applied when it is due.
+  """Builds the function that applies a rule when it is due.
 
   Args:
-    clocked: the rule and its clock; neither its order nor its birth is read.
-    agent: says which parameters have a twin; all of them without it.
+    clocked: the rule and its clock; its `order` and `init` are ignored.
+    agent: says which parameters have a twin; None for all.
 
   Returns:
-    A function of this kind, see `Move`.
+    A `Move`.
   """
   twin, sync = clocked.twin, clocked.sync
 
@@ -549,26 +550,26 @@ def make_move(clocked: ClockedTwin, agent: Agent | None = None) -> Move:
 
 
 def target_updates(learner: Learner, state: TrainState) -> Any:
-  """How often a learner's rule has been applied on the way to a state."""
+  """The number of times that a learner's rule was applied up to a state."""
   return schedule.syncs(
     state.gradient_steps, learner.clocked.sync, learner.clocked.offset
   )
 
 
 def mean_of(metrics: Metrics) -> Metrics:
-  """The metrics of a gradient step, each a mean over its transitions []."""
+  """Averages the metrics of a gradient step over its transitions, to []."""
   return jax.tree.map(jnp.mean, metrics)
 
 
 def named(metrics: Metrics, names: Sequence[str]) -> Metrics:
-  """Some of the metrics that a gradient step reported.
+  """Picks metrics that a gradient step reported.
 
   Args:
     metrics: as the loss reports them.
-    names: those wanted.
+    names: names of the metrics to pick.
 
   Raises:
-    ValueError: the loss reports no metric of a name.
+    ValueError: the loss does not report one of them.
   """
   for name in names:
     if name not in metrics:
@@ -580,13 +581,13 @@ def named(metrics: Metrics, names: Sequence[str]) -> Metrics:
 
 
 class Report(NamedTuple):
-  """What the gradient steps of one dispatch reported.
+  """The report of the gradient steps of one dispatch.
 
   Attributes:
-    steps: K, gradient steps of the dispatch.
-    means: each metric's mean over the batch, [] or [K].
-    read: the metrics that were asked for by name, as the loss reports them, for
-      a dispatch of one gradient step; with a leading [K] for several.
+    steps: K, the number of gradient steps.
+    means: mean of each metric over the batch, [], or [K] if K > 1.
+    read: the metrics that were asked for by name, as the loss reports them;
+      with a leading [K] if K > 1.
   """
 
   steps: int
@@ -601,16 +602,15 @@ def jit_regress(
 ]:
   """Jits gradient steps on a sequence of batches.
 
-  On an accelerator they are one dispatch. On a CPU, where a dispatch is cheap
-  and a convolution inside a loop several times slower, each is its own.
+  On an accelerator they are one dispatch. On a CPU, where dispatches are cheap
+  and convolutions inside a loop several times slower, each is its own dispatch.
 
   Args:
     regress: takes one gradient step.
-    reads: names of the metrics that are wanted as the loss reports them, beside
-      the means of all.
+    reads: names of the metrics to report in full, besides the means of all.
 
   Returns:
-    (state, batches) -> (state, reports): the state is donated; there is a
+    (state, batches) -> (state, reports), which donates the state and has one
     report for each dispatch.
   """
 

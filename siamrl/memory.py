@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""The amount of memory of this machine."""
 
 import contextlib
 import functools
@@ -8,7 +8,7 @@ import pathlib
 
 @functools.cache
 def memory_bytes() -> int:
-  """Memory of this machine, or of the container that holds the process."""
+  """Memory of this machine, or of the process's container, in bytes."""
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   root = pathlib.Path('/sys/fs/cgroup')
   limits = [root / 'memory.max', root / 'memory' / 'memory.limit_in_bytes']

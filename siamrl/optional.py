@@ -15,18 +15,17 @@ class NotInstalledError(OptionalImportError):
 def import_optional(module: str, needs: str, extra: str) -> Any:
   """Imports a module of an optional package.
 
-  Only the absence of the package itself leads to the advice to install the
-  extra. A package that is there but fails to import, for want of a package of
-  its own or of a shared library, is not mended by that advice, so its own
-  message is shown.
+  The error advises to install the extra only if the package itself is missing.
+  If the package is there but lacks another package or a shared library, that
+  would not help, so its own message is shown.
 
   Args:
-    module: such as 'PIL.Image'.
-    needs: how the error begins, such as 'videos need Pillow'.
-    extra: of siamrl, which brings the package.
+    module: name of the module, such as 'PIL.Image'.
+    needs: beginning of the error, such as 'videos need Pillow'.
+    extra: the extra of siamrl that installs the package.
 
   Returns:
-    The module itself, also where its name has dots.
+    The module itself, even if its name has dots.
 
   Raises:
     NotInstalledError: the package is not installed.
@@ -36,11 +35,11 @@ def import_optional(module: str, needs: str, extra: str) -> Any:
   try:
     importlib.import_module(package)
     return importlib.import_module(module)
-  # Packages that do not fit together fail with any kind of error, such as a
-  # ValueError of NumPy's or a TypeError of Protobuf's.
+  # Incompatible packages raise all kinds of errors, such as NumPy's ValueError
+  # or Protobuf's TypeError.
   except Exception as error:
-    # The name is that of the module that was not found, so that it tells a
-    # package that is missing from one that misses something.
+    # The name is that of the module that was not found, which may be another
+    # package that this one needs.
     if isinstance(error, ModuleNotFoundError) and error.name == package:
       raise not_installed(needs, extra) from error
     reason = ' '.join(str(error).split())
@@ -52,5 +51,5 @@ def import_optional(module: str, needs: str, extra: str) -> Any:
 
 
 def not_installed(needs: str, extra: str) -> NotInstalledError:
-  """The error of a package that is not installed; see `import_optional`."""
+  """Makes the error for a missing package; see `import_optional`."""
   return NotInstalledError(f'{needs}: pip install siamrl[{extra}]')

@@ -1,4 +1,4 @@
-"""Parameters that things chosen by name take: which, and within what bounds."""
+"""Parameters of things that are chosen by name, and their allowed values."""
 
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 import inspect
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Domain(NamedTuple):
-  """What a parameter may be: a test, and its words after 'must be'."""
+  """The allowed values of a parameter: a test, and words after 'must be'."""
 
   holds: Callable[[Any], bool]
   text: str
@@ -25,16 +25,16 @@ WHOLE = Domain(lambda x: x >= 1 and x == int(x), 'a whole number from 1 on')
 class Parameter(NamedTuple):
   """A parameter of things chosen by name, such as rules of the twin.
 
-  Launchers make a flag of each: its type, its help text and what it may be are
-  said here, once.
+  Launchers make a flag of each, with the type, help text and allowed values
+  given here.
 
   Attributes:
-    domain: what it may be.
-    help: what it is, with its unit, without a full stop.
-    kind: its type, float, int or str.
-    traced: whether it may be a traced value, so that runs with different values
-      are one compiled program; not so for names, and counts that shape arrays.
-    default: its value where none is given; None where one must be.
+    domain: the allowed values.
+    help: help text, with the unit, without a full stop.
+    kind: the type: float, int or str.
+    traced: whether it may be a traced value, so that one compiled program
+      serves different values; False for names, and counts that shape arrays.
+    default: the value if none is given; None if one is required.
     period: whether it counts gradient steps from one event to the next, which
       launchers take in the unit that users choose.
   """
@@ -48,21 +48,21 @@ class Parameter(NamedTuple):
 
   @property
   def holds(self) -> Callable[[Any], bool]:
-    """The test of its domain."""
+    """The test of the domain."""
     return self.domain.holds
 
   @property
   def text(self) -> str:
-    """The words of its domain after 'must be'."""
+    """The words of the domain after 'must be'."""
     return self.domain.text
 
 
 def taken_by(make: Callable[..., Any], skip: int = 0) -> tuple[str, ...]:
-  """Names of a function's arguments, which are parameters by these names.
+  """The names of the parameters that a function takes as arguments.
 
   Args:
     make: the function.
-    skip: arguments at the front that are none.
+    skip: number of leading arguments that are not parameters.
   """
   return tuple(inspect.signature(make).parameters)[skip:]
 
@@ -75,20 +75,20 @@ def add(
   known: MutableMapping[str, Parameter],
   new: Mapping[str, Parameter],
 ) -> None:
-  """Adds the parameters of something that is about to be registered.
+  """Adds the parameters of a thing that is about to be registered.
 
   Args:
-    kind: what the name will be the value of, such as 'target_update'.
-    name: of what is registered.
-    registry: what there is by name.
-    takes: names of its parameters.
-    known: parameters that there are; those of `new` are added.
-    new: the parameters that it brings.
+    kind: argument that chooses the thing by name, such as 'target_update'.
+    name: name of the thing.
+    registry: the things registered so far, by name.
+    takes: names of the thing's parameters.
+    known: all parameters so far, to which `new` is added.
+    new: the parameters that the thing brings.
 
   Raises:
-    FieldError: the name is taken, or is no word.
+    FieldError: the name is taken, or is not a word.
     ValueError: a parameter is not described, is described twice, or is
-      described and not taken.
+      described but not taken.
   """
   if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
     raise FieldError(
@@ -111,16 +111,16 @@ def add(
 
 
 class FieldError(ValueError):
-  """An argument that must have another value, and which one it is.
+  """An error that names an argument with an invalid value.
 
-  Callers that know the argument by another name, such as a flag, say the same
-  sentence with theirs; see `written`.
+  Callers that know the argument by another name, such as a flag, rewrite the
+  message with that name; see `written`.
 
   Attributes:
     field: name of the argument.
-    value: of the argument.
-    rest: the sentence after the two: texts, and further arguments as pairs of
-      a name and a value.
+    value: value of the argument.
+    rest: rest of the message: strings, and further arguments as (name, value)
+      pairs.
   """
 
   def __init__(
@@ -130,15 +130,15 @@ class FieldError(ValueError):
 
     Args:
       field: name of the argument.
-      value: of the argument.
-      *rest: the sentence after them, such as 'must be in (0, 1]'; or its parts,
+      value: value of the argument.
+      *rest: rest of the message, such as 'must be in (0, 1]'; or its parts,
         'has no meaning for', ('target_update', 'hard'), ', which takes none'.
     """
-    super().__init__(field, value, *rest)  # all of them, so that it pickles
+    super().__init__(field, value, *rest)  # pickling needs all arguments
     self.field, self.value, self.rest = field, value, rest
 
   def written(self, assignment: Callable[[str, Any], str]) -> str:
-    """The sentence, in which `assignment` writes an argument with its value."""
+    """The message, with each argument and its value put by `assignment`."""
     text = assignment(self.field, self.value)
     for part in self.rest:
       words = part if isinstance(part, str) else assignment(*part)
@@ -146,7 +146,7 @@ class FieldError(ValueError):
     return text
 
   def __str__(self) -> str:
-    """The sentence as Python writes values: strings in quotes."""
+    """The message in Python's notation, with strings in quotes."""
     return self.written(
       lambda field, value: (
         f'{field}={value!r}' if isinstance(value, str) else f'{field}={value}'
@@ -171,21 +171,23 @@ def check(
   *,
   ignored: Collection[str] = (),
 ) -> dict[str, Any]:
-  """The parameters that something takes, each within its domain.
+  """Checks the parameters of a thing chosen by name, and fills in defaults.
 
   Args:
-    kind: what the name is the value of, such as 'target_update'.
-    name: of what takes the parameters.
-    takes: names of the parameters that it reads, all of them needed.
-    given: values by name; None is as good as left out. Tracers are within any
-      domain.
-    domains: all parameters that there are.
-    ignored: parameters that may be given to what does not read them.
+    kind: argument that chooses the thing by name, such as 'target_update'.
+    name: name of the thing.
+    takes: names of the parameters that it reads, all of them required.
+    given: values by name; None counts as not given. Tracers are always valid.
+    domains: all parameters, by name.
+    ignored: names of parameters that may be given even if they are not read.
+
+  Returns:
+    The values of the parameters in `takes`.
 
   Raises:
     FieldError: a parameter is missing, superfluous or outside its domain.
   """
-  import jax  # takes seconds, which tools that raise errors do without
+  import jax  # takes seconds, which tools that only raise errors are spared
 
   given = {key: domains[key].default for key in takes if key in domains} | {
     key: value for key, value in given.items() if value is not None

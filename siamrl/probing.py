@@ -1,7 +1,7 @@
-"""What can be read off frozen features: nearest neighbors and a linear probe.
+"""Probes of frozen features: nearest neighbors and a linear probe.
 
-Pure functions of features and labels, deterministic, to be compiled and vmapped
-by the caller. Both give scores, of which the largest names the class.
+These are pure, deterministic functions of features and labels, for callers to
+jit and vmap. Both return scores, the largest of which names the class.
 """
 
 import functools
@@ -16,12 +16,12 @@ from siamrl.types import Metrics
 
 
 def _dot(one: chex.Array, other: chex.Array) -> chex.Array:
-  # Accelerators would round what decides between close neighbors.
+  # At lower precision accelerators would confuse close neighbors.
   return jnp.matmul(one, other, precision='highest')
 
 
 def accuracy(scores: chex.Array, labels: chex.Array) -> chex.Array:
-  """The share of rows whose largest score is at the label, [] in [0, 1].
+  """The fraction of rows whose largest score is that of the label, [].
 
   Args:
     scores: [M, K].
@@ -39,31 +39,29 @@ def nearest_neighbors(
   neighbors: int,
   temperature: float | None = None,
 ) -> chex.Array:
-  """The votes of the nearest training points, by cosine.
+  """Classifies by the votes of the nearest training points, by cosine.
 
   Args:
     train_features: [N, F].
     train_labels: int [N], from 0 to num_classes - 1.
     features: [M, F] to classify.
     num_classes: K.
-    neighbors: points that vote, from 1 to N.
-    temperature: t, > 0: a point of cosine s has a vote of weight exp(s / t), as
-      in Wu et al. (2018), who have 200 neighbors and t = 0.07; None for equal
+    neighbors: number of points that vote, from 1 to N.
+    temperature: t, > 0: the vote of a point of cosine s has weight exp(s / t),
+      as in Wu et al. (2018), who use 200 neighbors and t = 0.07; None for equal
       votes.
 
   Returns:
-    float32 [M, K] votes; weighted ones are relative to that of the nearest
-    point.
+    float32 [M, K] votes; weights are relative to that of the nearest point.
 
   Raises:
-    ValueError: there are not so many points, or the temperature is not
-      positive.
+    ValueError: there are too few points, or the temperature is not positive.
   """
   if not 1 <= neighbors <= len(train_features):
     raise FieldError(
       'neighbors',
       neighbors,
-      f'must be from 1 to the {len(train_features)} points that there are',
+      f'must be from 1 to {len(train_features)}, the number of points',
     )
   if temperature is not None and not temperature > 0:
     raise FieldError('temperature', temperature, 'must be positive')
@@ -73,7 +71,7 @@ def nearest_neighbors(
   if temperature is None:
     weights = jnp.ones_like(nearest)
   else:
-    # Against the nearest point: other cosines would all underflow to 0.
+    # Without the shift to the nearest point all weights could underflow to 0.
     weights = jnp.exp((nearest - nearest[:, :1]) / temperature)
   labels = jnp.asarray(train_labels)[places]
   ballots = jax.nn.one_hot(labels, num_classes)  # [M, k, K]
@@ -88,24 +86,24 @@ def linear_probe(
   num_classes: int,
   ridge: float = 1e-3,
 ) -> chex.Array:
-  """Ridge regression to one-hot labels, solved exactly.
+  """Classifies by ridge regression to one-hot labels, solved exactly.
 
-  Not the logistic regression by gradient descent of the literature, whose
-  result depends on its step size and length. The intercept is not penalized.
-  The penalty is relative to the features' mean variance, so that features of
-  another scale are judged alike.
+  The literature uses logistic regression by gradient descent, whose result
+  depends on its step size and length. The intercept is not penalized. The
+  penalty is relative to the features' mean variance, so that their scale does
+  not matter.
 
   Args:
     train_features: [N, F].
     train_labels: int [N], from 0 to num_classes - 1.
     features: [M, F] to classify.
     num_classes: K.
-    ridge: > 0; of sum_n ||y_n - W x_n||**2 + ridge * v * N * ||W||**2, where v
-      is the mean over the F features of their variance.
+    ridge: penalty > 0 in sum_n ||y_n - W x_n||**2 + ridge * v * N * ||W||**2,
+      where v is the mean variance of the F features.
 
   Returns:
-    float32 [M, K]; where all training features are the same, each class's share
-    of the labels.
+    float32 [M, K] scores; if all training features are equal, the fractions of
+    the classes among the labels.
   """
   mean = jnp.mean(train_features, axis=0)
   x = train_features - mean
@@ -113,7 +111,7 @@ def linear_probe(
   share = jnp.mean(y, axis=0)
   gram = _dot(x.T, x)
   penalty = ridge * jnp.trace(gram) / len(gram)
-  # Above 0, so that features without variance get no weights rather than NaN.
+  # Above 0, so that weights of features without variance are 0, not NaN.
   penalty = jnp.maximum(penalty, jnp.finfo(gram.dtype).tiny)
   weights = jax.scipy.linalg.solve(
     gram + penalty * jnp.eye(len(gram)), _dot(x.T, y - share), assume_a='pos'
@@ -132,20 +130,20 @@ def accuracies(
   temperature: float | None = None,
   ridge: float = 1e-3,
 ) -> Metrics:
-  """The accuracies of both judges.
+  """The accuracies of both probes.
 
   Args:
     train_features: [N, F].
     train_labels: int [N], from 0 to num_classes - 1.
     features: [M, F] to classify.
-    labels: int [M], theirs.
+    labels: int [M], their labels.
     num_classes: K.
-    neighbors: points that vote, from 1 to N.
-    temperature: of the votes; None for equal ones.
+    neighbors: number of points that vote, from 1 to N.
+    temperature: temperature of the votes; None for equal votes.
     ridge: penalty of the linear probe.
 
   Returns:
-    `knn`, of `nearest_neighbors`, and `probe`, of `linear_probe`.
+    `knn`, that of `nearest_neighbors`, and `probe`, that of `linear_probe`.
   """
   votes = nearest_neighbors(
     train_features,
@@ -155,8 +153,7 @@ def accuracies(
     neighbors=neighbors,
     temperature=temperature,
   )
-  # One run after the other where they are vmapped:
-  # `diagnostics.singular_values` says why.
+  # Under vmap, run one after the other; see `diagnostics.singular_values`.
   probe = jax.custom_batching.sequential_vmap(
     functools.partial(linear_probe, num_classes=num_classes, ridge=ridge)
   )

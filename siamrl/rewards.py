@@ -1,4 +1,4 @@
-"""Rewards as they are learned from; reported returns are of the raw ones."""
+"""Scaling and clipping of rewards for learning; returns use raw rewards."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import chex
 
 
 def learned(rewards: Any, scale: chex.Numeric, clip: float | None) -> Any:
-  """Rewards as they are learned from.
+  """Scales, then clips rewards for learning.
 
   Args:
-    rewards: an array of NumPy's or JAX's.
-    scale: they are multiplied by it.
-    clip: then they are clipped to [-clip, clip]; None for no clipping.
+    rewards: array of NumPy or JAX.
+    scale: factor of the rewards.
+    clip: scaled rewards are clipped to [-clip, clip]; None for no clipping.
   """
   rewards = scale * rewards
   return rewards if clip is None else rewards.clip(-clip, clip)

@@ -2,9 +2,9 @@
 
 A round runs `collect` env steps, then `regress` gradient steps; the twin is
 updated after every `sync`-th gradient step. Phase and order are fixed: gradient
-steps are counted from the first one after the warm-up, the optimizer's step
-comes first, and the twin is updated after gradient steps number sync, 2 sync,
-3 sync, ... So after g gradient steps exactly g // sync updates have happened.
+steps are counted from the first one after the warm-up, and the twin is updated
+after the optimizer's steps number sync, 2 sync, 3 sync, ... So after g gradient
+steps exactly g // sync updates have happened.
 """
 
 import math
@@ -40,11 +40,11 @@ def to_gradient_steps(
     train_period: env steps from one training to the next.
     frames_per_env_step: emulator frames per env step.
     train_steps: gradient steps of each training.
-    name: what an error is to call the period.
+    name: name of the period in errors.
 
   Raises:
-    ValueError: the unit is unknown, the period is not positive or no whole
-      number of gradient steps.
+    ValueError: the unit is unknown, or the period is not positive or not a
+      whole number of gradient steps.
   """
   check_name('target_period_unit', unit, UNITS)
   if period < 1:
@@ -70,13 +70,13 @@ def make_schedule(
   *,
   train_steps: int = 1,
 ) -> Schedule:
-  """The smallest round that parallel environments can keep.
+  """Makes the shortest round that parallel environments allow.
 
   `num_envs` environments advance together, so a round collects a multiple of
-  `num_envs` env steps, and takes as many gradient steps as that calls for.
+  `num_envs` env steps, and takes the corresponding number of gradient steps.
 
   Args:
-    num_envs: environments stepped at once.
+    num_envs: number of environments stepped at once.
     train_period: env steps from one training to the next.
     train_steps: gradient steps of each training.
 
@@ -103,10 +103,10 @@ def make_schedule(
 
 
 def syncs(gradient_steps: Any, sync: Any, offset: Any = 0) -> Any:
-  """Target updates that have happened after so many gradient steps.
+  """The number of target updates after a number of gradient steps.
 
   Args:
-    gradient_steps: taken so far.
+    gradient_steps: gradient steps taken so far.
     sync: gradient steps per target update.
     offset: gradient steps by which the twin's clock is ahead.
   """
@@ -118,7 +118,7 @@ def linear_epsilon(
 ) -> Any:
   """Linearly decaying exploration (Mnih et al. 2015, Methods).
 
-  Numbers give a number, and with an array among them it is an array.
+  Returns a number, or an array if any argument is one.
 
   Args:
     env_steps: env steps taken so far.

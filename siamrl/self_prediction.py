@@ -1,32 +1,31 @@
-"""Linear self-prediction: features that learn to predict themselves, exactly.
+"""Exact linear self-prediction: features that learn to predict themselves.
 
 Each of S states has k features, a row of Phi. A predictor W maps them to those
-of the next state, which the twin supplies; the loss is the mean over all pairs
-of states that follow on each other,
+of the next state, which the twin supplies. The loss is the mean over all pairs
+of consecutive states,
 
   E_(s, s') |Phi(s) W - Phi_bar(s')|^2
 
 (Tang et al. 2022, "Understanding Self-Predictive Learning for Reinforcement
-Learning"). Features that are all 0 predict themselves without an error. What
-keeps them from it can be said exactly. With D the shares of the states and P
-the matrix of the process, the best W has Phi^T D (Phi W - P Phi_bar) = 0. Where
-no gradient flows through Phi_bar, the gradient is G = 2 D (Phi W - P Phi_bar)
-W^T, and so, if all states are visited alike, Phi^T G = 0: a gradient step makes
-of Phi^T Phi
+Learning"). Features that are all 0 would have no error. An exact argument says
+why they do not get there. Let D be the diagonal matrix of state frequencies and
+P the transition matrix. The best W satisfies Phi^T D (Phi W - P Phi_bar) = 0.
+If no gradient flows through Phi_bar, the gradient is G = 2 D (Phi W - P
+Phi_bar) W^T. So Phi^T G = 0 if all states are equally frequent, and a gradient
+step turns Phi^T Phi into
 
   Phi^T Phi + step_size^2 G^T G.
 
-Orthonormal features stay so, but for the length of the steps, whatever moves
-the twin. With the gradient through the twin they go to 0.
+Orthonormal features thus stay orthonormal up to the squared step size, whatever
+moves the twin. With the gradient through the twin they go to 0.
 
-If P is symmetric and the twin is the network itself, G is for orthonormal
-features -1 / (2 S) times the gradient of |Phi^T P Phi|^2 (Frobenius) along
-them: they climb to a subspace that P maps into itself. Where no eigenvalue is
-negative, only that of the k largest is a peak; where some are, there may be
-others.
+If P is symmetric and the twin is the network itself, G for orthonormal features
+is -1 / (2 S) times the gradient of |Phi^T P Phi|^2 (Frobenius) along them: they
+climb to a subspace that P maps into itself. If no eigenvalue is negative, only
+the subspace of the k largest is a peak; otherwise there may be others.
 
-Like `siamrl.stability`, everything is float64, and made of the learner and the
-rules of all other agents.
+Like `siamrl.stability`, this module computes in float64 with the learner and
+rules that all agents use.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -70,24 +69,24 @@ PREDICTORS: dict[str, str] = {
   'learned': 'drawn at first, then learned by gradient descent',
 }
 
-# Mean squares of features that are as small, next to the largest, are rounding.
+# Mean squares of features this small, relative to the largest, are rounding.
 _NOISE = 1e-14
 
 
 def random_corridor(seed: int = 0, num_states: int = 20) -> np.ndarray:
-  """A walk along a row of states, with doors of random widths between them.
+  """Makes a random walk along a row of states, with doors between them.
 
-  It goes through a door, from either side, with a chance drawn between 1/8 and
-  1/4, and else stays where it is. The matrix is symmetric, so that all states
-  are visited alike. Its eigenvalues are distinct, since it is tridiagonal, and
-  in [0, 1], since no state is left with more than an even chance.
+  The walk passes a door, from either side, with a probability drawn from [1/8,
+  1/4], and otherwise stays where it is. The matrix is symmetric, so all states
+  are equally frequent. Its eigenvalues are distinct, since it is tridiagonal,
+  and in [0, 1], since no state is left with a probability above 1/2.
 
   Args:
     seed: an integer >= 0.
     num_states: S, >= 2.
 
   Returns:
-    float64 [S, S] chance of each next state.
+    float64 [S, S] transition probabilities.
 
   Raises:
     ValueError: there are too few states.
@@ -100,15 +99,15 @@ def random_corridor(seed: int = 0, num_states: int = 20) -> np.ndarray:
 
 
 def pairs(transitions: np.ndarray) -> Transition:
-  """All pairs of a state, any with the same chance, and the next, as a batch.
+  """All pairs of a uniformly drawn state and its successor, as a batch.
 
   Args:
-    transitions: [S, S] chance of each next state.
+    transitions: [S, S] transition probabilities.
 
   Returns:
-    B transitions whose observations are the numbers of the states, int32 [B],
-    and whose weights, float64 [B], are the chances of the pairs. They have no
-    actions, and nothing is paid.
+    B transitions whose observations are state numbers, int32 [B], and whose
+    weights, float64 [B], are the probabilities of the pairs. Actions and
+    rewards are 0.
   """
   before, after = np.nonzero(transitions)
   zeros = np.zeros(len(before))
@@ -125,7 +124,7 @@ def pairs(transitions: np.ndarray) -> Transition:
 def best_predictor(
   z_tm1: chex.Array, z_t: chex.Array, weight: chex.Array
 ) -> chex.Array:
-  """The smallest W for which sum_i weight_i |z_tm1_i W - z_t_i|^2 is least.
+  """The smallest W that minimizes sum_i weight_i |z_tm1_i W - z_t_i|^2.
 
   Args:
     z_tm1: [B, k].
@@ -143,7 +142,7 @@ def best_predictor(
 def make_agent(
   num_states: int, num_features: int, predictor: str = 'optimal'
 ) -> Agent:
-  """An agent that has features of states, and learns to predict them.
+  """Builds an agent that learns to predict its features of states.
 
   Args:
     num_states: S.
@@ -151,9 +150,9 @@ def make_agent(
     predictor: a key of `PREDICTORS`.
 
   Returns:
-    An agent with the parameters `encoder` [S, k], orthonormal at first, and,
-    where it is learned, `predictor` [k, k], normal of variance 1 / k at first.
-    The encoder alone has a twin. Batches are as `pairs` makes them.
+    An agent with the parameters `encoder` [S, k], initially orthonormal, and,
+    if it is learned, `predictor` [k, k], initially normal of variance 1 / k.
+    Only the encoder has a twin. Batches come from `pairs`.
 
   Raises:
     ValueError: the predictor's name is unknown.
@@ -210,7 +209,7 @@ def make_agent(
     if learned:
       matrix = online_params['predictor']
     else:
-      # At its best the loss has no slope in it: nothing is lost.
+      # The loss has no slope in W at its optimum, so stopping loses nothing.
       matrix = jax.lax.stop_gradient(best_predictor(z_tm1, z_t, batch.weight))
     errors = jnp.sum(jnp.square(z_tm1 @ matrix - z_t), axis=-1)
     value = jnp.sum(batch.weight * errors)
@@ -241,19 +240,19 @@ def eigenspace(transitions: np.ndarray, num_features: int) -> np.ndarray:
 
 
 class Measures(NamedTuple):
-  """What became of features Phi [S, k]; [] each, or [T] over time.
+  """Measures of features Phi [S, k]; [] each, or [T] over time.
 
   Attributes:
     orthonormality_error: |Phi^T Phi - I|, the Frobenius norm.
-    eigen_mass: |V^T Phi|^2 / k (Frobenius), V the `eigenspace`: 1 where Phi is
-      an orthonormal basis of it, 0 where features are 0 or across it.
+    eigen_mass: |V^T Phi|^2 / k (Frobenius), V the `eigenspace`: 1 if Phi is an
+      orthonormal basis of it, 0 if features are 0 or orthogonal to it.
     eigen_overlap: |V^T u|^2, averaged over the left singular vectors u of Phi:
       in [0, 1], whatever the features' lengths. Directions whose singular
-      value is below the resolution of floats, next to the largest, are
-      rounding and left out; NaN where none is left.
-    smallest_singular_value: of Phi; 0 where it is below that resolution.
-    effective_rank: of Phi, see `diagnostics.effective_rank`; from 1 to k.
-    loss: with the twin of that moment.
+      value, relative to the largest, is below the resolution of floats are left
+      out; NaN if none is left.
+    smallest_singular_value: that of Phi; 0 if it is below that resolution.
+    effective_rank: that of Phi, from 1 to k; see `diagnostics.effective_rank`.
+    loss: the loss with the current twin.
   """
 
   orthonormality_error: Any
@@ -267,17 +266,17 @@ class Measures(NamedTuple):
 def measure(
   features: chex.Array, space: chex.Array, loss: chex.Numeric
 ) -> Measures:
-  """Looks at features.
+  """Measures features.
 
   Args:
     features: [S, k].
-    space: [S, k], as `eigenspace` has it.
-    loss: of these features.
+    space: [S, k], from `eigenspace`.
+    loss: loss of these features.
   """
   count = features.shape[1]
   basis, values, _ = jnp.linalg.svd(features, full_matrices=False)
-  # As `numpy.linalg.matrix_rank` has it. What lies below differs from one
-  # processor to another.
+  # The resolution of `numpy.linalg.matrix_rank`. Values below it differ from
+  # one processor to another.
   resolution = max(features.shape) * jnp.finfo(basis.dtype).eps * values[0]
   values = jnp.where(values <= resolution, 0.0, values)
   overlaps = jnp.sum(jnp.square(space.T @ basis), axis=0)
@@ -296,21 +295,21 @@ def measure(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-  """Features to be learned, and how.
+  """The specification of features to be learned.
 
   Attributes:
-    transitions: float64 [S, S] chance of each next state, symmetric.
+    transitions: float64 [S, S] transition probabilities, symmetric.
     num_features: k, from 1 to S.
-    twin: one of `RULES`, and its clock. Plain gradient descent has no state to
-      reset.
-    step_size: of gradient descent.
+    twin: one of `RULES`, and its clock. `reset_optimizer` has no effect, since
+      plain gradient descent has no state.
+    step_size: step size of gradient descent.
     predictor: a key of `PREDICTORS`.
     predictor_rate: step size of a learned predictor, as a multiple of
       `step_size`, > 0; None for one that is not learned.
-    seed: of the features at first, an integer in [0, 2**32).
+    seed: seed of the initial features, an integer in [0, 2**32).
 
   Raises:
-    ValueError: one of them cannot be, or they do not go together.
+    ValueError: an attribute is invalid, or they do not go together.
   """
 
   transitions: np.ndarray
@@ -354,12 +353,12 @@ class Case:
 
 
 class Run(NamedTuple):
-  """What a case was seen to do.
+  """The course of a case.
 
   Attributes:
-    gradient_steps: int [T] when features were looked at, 0 and the end
-      included.
-    measures: float64 [T] each; not finite where features have outgrown floats.
+    gradient_steps: int [T] gradient steps at which features were measured, from
+      0 to the last.
+    measures: float64 [T] each; not finite where features have overflowed.
   """
 
   gradient_steps: np.ndarray
@@ -369,16 +368,16 @@ class Run(NamedTuple):
 def run(
   cases: Sequence[Case], gradient_steps: int, points: int = 200
 ) -> list[Run]:
-  """Lets each case learn.
+  """Runs each case.
 
   Args:
-    cases: what to run; those that differ in numbers only run side by side.
-    gradient_steps: of the whole run, >= 1.
-    points: how often features are looked at, about.
+    cases: the cases; those that differ in numbers only run side by side.
+    gradient_steps: length of the whole run, >= 1.
+    points: approximate number of measurements.
 
   Raises:
-    ValueError: a rule cannot be built of its parameters, or a predictor's
-      name is unknown.
+    ValueError: the parameters of a rule are invalid, or a predictor's name is
+      unknown.
   """
   groups: dict[Hashable, list[int]] = {}
   for index, case in enumerate(cases):
@@ -399,7 +398,7 @@ def run(
 
 
 class _Structure(NamedTuple):
-  """What makes a program of its own; cases of one differ in numbers only."""
+  """The part of a case that is compiled into a program; the rest is numbers."""
 
   num_states: int
   num_features: int
@@ -448,11 +447,11 @@ def _program(structure: _Structure, clock: tuple[int, ...]) -> Any:
   """Compiles runs of many cases.
 
   Args:
-    structure: of all of them.
-    clock: [T], the gradient steps after which features are looked at.
+    structure: structure of all cases.
+    clock: [T], the gradient steps after which features are measured.
 
   Returns:
-    numbers, each with a leading axis -> Measures [cases, T].
+    Function of numbers, each with a leading axis, to Measures [cases, T].
   """
 
   def one(numbers: Mapping[str, Any]) -> Measures:

@@ -1,8 +1,8 @@
-"""The shared vocabulary: what flows between the parts of siamrl.
+"""The shared vocabulary: types that the parts of siamrl exchange.
 
 Four clocks run in every experiment, and each quantity names the one it counts:
 
-* `frames`: frames that the emulator advanced (4 to an env step on Atari);
+* `frames`: frames that the emulator advanced (4 per env step on Atari);
 * `env_steps`: decisions of the agent, summed over parallel environments;
 * `gradient_steps`: applications of the optimizer;
 * `rounds`: passes of the collect -> regress -> sync cycle.
@@ -28,17 +28,19 @@ TargetUpdate = Callable[..., Any]
 class Future(NamedTuple):
   """The K env steps that begin with each transition of a batch.
 
-  Where `mask` does not hold, the last entries that count are repeated; if there
-  is none, these are `a_tm1` and the observation acted upon. So nothing is ever
-  from another episode.
+  Where `mask` is False, the last valid entries are repeated; if there are none,
+  they are `a_tm1` and the observation acted upon. So no entry is ever from
+  another episode.
 
   Attributes:
     a: int32 [B, K] or float32 [B, K, D]; a[:, k] is the action taken k steps
       after `obs_tm1`, and a[:, 0] is `a_tm1`.
-    obs: [B, K, S, ...] or [B, K, ...]; obs[:, k] is what followed a[:, k].
-    mask: bool [B, K], whether obs[:, k] is of the same episode and taken
-      already. What follows a termination does not count, be it a lost life; the
-      last observation of a truncated episode does.
+    obs: [B, K, S, ...] or [B, K, ...]; obs[:, k] is the observation after
+      a[:, k].
+    mask: bool [B, K], whether obs[:, k] belongs to the same episode and was
+      recorded already. Observations after a termination, or a lost life that
+      counts as one, are masked out; the last observation of a truncated episode
+      is not.
   """
 
   a: Any
@@ -55,12 +57,12 @@ class Transition(NamedTuple):
     a_tm1: action taken, int32 [B], or float32 [B, D] in [-1, 1].
     r_t: float32 [B] sum of the n discounted rewards that followed.
     discount_t: float32 [B] discount**n, and 0 where the episode terminated.
-    obs_t: [B, S, ...] observation n steps later (fewer where the episode was
+    obs_t: [B, S, ...] observation n steps later (fewer if the episode was
       truncated before); never one from after a reset.
-    weight: float32 [B] factor of each transition's loss, as prioritized replay
-      has it; None for 1.
-    future: the steps that begin with it, of any length K, for agents that look
-      further ahead than at n rewards; None where nobody asked for them.
+    weight: float32 [B] factor of each transition's loss, for prioritized
+      replay; None for 1.
+    future: the K env steps that begin with the transition, for agents that look
+      further ahead than n rewards; None if not asked for.
   """
 
   obs_tm1: Any
@@ -73,15 +75,16 @@ class Transition(NamedTuple):
 
 
 class TrainState(struct.PyTreeNode):
-  """All that learning changes: a checkpoint of the learner is this pytree.
+  """The state of a learner, a pytree that can be saved as a checkpoint.
 
   Attributes:
     online_params: the parameters that gradients move.
-    target_params: the twin, never in the same buffers. Most rules have it in
-      the structure of the online parameters; `Twin.params` shows it so.
+    target_params: the twin, never in the same buffers. For most rules it has
+      the structure of the online parameters; `Twin.params` always returns it in
+      that structure.
     opt_state: the optimizer's state.
     gradient_steps: int32 [] optimizer steps applied so far.
-    key: each gradient step folds its number into it for a key of its own.
+    key: random key; each gradient step folds its number into it.
   """
 
   online_params: Params
@@ -91,7 +94,7 @@ class TrainState(struct.PyTreeNode):
   key: jax.Array
 
 
-# What an agent is made of. Arguments are passed by position, except for those
+# The functions of an agent. Arguments are passed by position, except for those
 # behind a `*`.
 
 
@@ -102,7 +105,7 @@ class Init(Protocol):
     """Draws parameters.
 
     Args:
-      key: the only source of chance.
+      key: the only source of randomness.
 
     Returns:
       The online parameters.
@@ -110,13 +113,13 @@ class Init(Protocol):
 
 
 class Bootstrap(Protocol):
-  """The function that gives what targets are made of.
+  """The function whose answers targets are made of.
 
-  It may answer any pytree whose leaves lead with [B, A], such as values float32
+  It may return any pytree whose leaves lead with [B, A], such as values float32
   [B, A], or the probabilities [B, A, Z] of Z atoms. Rules of the twin may
-  average several answers leaf by leaf, so a mean of answers has to be an answer
-  too: it is for probabilities, and it is not for logits. An encoder answers
-  what its predictions are to meet, [B, ...].
+  average several answers leaf by leaf, so a mean of answers must be an answer
+  too: this holds for probabilities, but not for logits. An encoder returns the
+  targets of its predictions, [B, ...].
   """
 
   def __call__(
@@ -127,7 +130,7 @@ class Bootstrap(Protocol):
     key: chex.PRNGKey,
     /,
   ) -> Any:
-    """Answers observations, for the most part with the twin.
+    """Answers observations, usually with the twin.
 
     Args:
       online_params: the parameters that gradients move.
@@ -147,7 +150,7 @@ class Expected(Protocol):
     """Takes the expectation of an answer.
 
     Args:
-      answer: of the agent's `Bootstrap` to observations [B, ...].
+      answer: answer of the agent's `Bootstrap` to observations [B, ...].
 
     Returns:
       float32 [B, A].
@@ -155,9 +158,9 @@ class Expected(Protocol):
 
 
 class Loss(Protocol):
-  """The function that an agent learns by.
+  """The function that an agent minimizes.
 
-  The twin is an argument of its own, so `jax.grad` over the first one never
+  The twin is a separate argument, so `jax.grad` over the first one never
   differentiates it: the stop-gradient is an argument position.
 
   There are three variants:
@@ -166,11 +169,11 @@ class Loss(Protocol):
     own targets; `bootstrap=function` makes them of another function's answers.
   * `loss(..., bootstrap=None)` takes whole targets from `batch.r_t`: float32
     [B], or [B, K] with a column for each of K networks. Only values are
-    learned; an actor and latents are left out, and the twin is not looked at.
-    Agents without rewards raise a ValueError.
+    learned, not an actor or latents, and the twin is ignored. Agents without
+    rewards raise a ValueError.
   * `loss(..., step=gradient_steps)` learns the entries in `Agent.delayed` only
-    where they are due. Without `step` they are always learned. Agents that
-    delay nothing do not read it.
+    when they are due. Without `step` they are always learned. Agents that delay
+    nothing ignore it.
   """
 
   def __call__(
@@ -190,19 +193,19 @@ class Loss(Protocol):
       online_params: the parameters to differentiate by.
       target_params: the twin.
       batch: a `Transition`, or images [B, H, W, C].
-      key: for whatever is random in it.
-      bootstrap: what targets are made of; the agent's own by default, and None
-        where the batch holds whole targets.
-      step: gradient steps taken before this one; None to leave nothing out.
+      key: random key.
+      bootstrap: function whose answers targets are made of, the agent's own by
+        default; None if the batch holds whole targets.
+      step: gradient steps taken before this one; None to learn every entry.
 
     Returns:
-      The loss [], and metrics by name, each [] or, where every transition has
-      one, [B].
+      The loss [], and metrics by name, each [], or [B] if every transition has
+      one.
     """
 
 
 class Targets(Protocol):
-  """The function that gives the numbers an agent learns toward."""
+  """The function that computes the numbers an agent learns toward."""
 
   def __call__(
     self,
@@ -221,33 +224,34 @@ class Targets(Protocol):
       target_params: the twin.
       batch: as in `Loss`.
       key: as in `Loss`, so that both see the same targets.
-      bootstrap: what targets are made of; the agent's own by default.
+      bootstrap: function whose answers targets are made of; the agent's own by
+        default.
 
     Returns:
-      float32 [B]: r_t, plus discount_t times a value, plus what the agent adds
-      to the reward. Of targets that are distributions these are the means, of
-      an encoder its twin's answers [B, ...].
+      float32 [B]: r_t, plus discount_t times a value, plus any bonus that the
+      agent adds to the reward. Targets that are distributions are given by
+      their means; an encoder returns its twin's answers [B, ...].
     """
 
 
 class Values(Protocol):
-  """The function that gives the values by which an agent acts."""
+  """The function that computes the values by which an agent acts."""
 
   def __call__(self, params: Params, obs: Any, /) -> chex.Array:
     """Evaluates observations.
 
     Args:
-      params: of the online network, or others in its structure.
+      params: parameters of the online network, or others in its structure.
       obs: [B, ...] observations.
 
     Returns:
       float32 [B, A]; A = 1 for the value of an actor's own action. An encoder
-      gives its answers [B, ...].
+      returns its answers [B, ...].
     """
 
 
 class Taken(Protocol):
-  """The function that gives the values of actions that were taken."""
+  """The function that computes the values of actions that were taken."""
 
   def __call__(self, params: Params, batch: Transition, /) -> chex.Array:
     """Evaluates actions.
@@ -262,9 +266,9 @@ class Taken(Protocol):
 
 
 class Noise(Protocol):
-  """The function that draws all chance of one act.
+  """The function that draws the random numbers of one act.
 
-  It is apart from acting so that a compiled loop can draw the noise of many
+  It is separate from acting so that a compiled loop can draw the noise of many
   steps at once.
   """
 
@@ -272,7 +276,7 @@ class Noise(Protocol):
     """Draws the noise of one act in B environments.
 
     Args:
-      key: of this act alone.
+      key: random key for this act alone.
       batch_size: B.
 
     Returns:
@@ -291,7 +295,7 @@ class Act(Protocol):
     Args:
       params: as in `Values`.
       obs: [B, ...] observations.
-      noise: of `Noise`, or what a `NoiseProcess` made of it.
+      noise: noise from `Noise`, or from a `NoiseProcess`.
       epsilon: [] or [B] probability of a uniformly random action.
 
     Returns:
@@ -300,10 +304,10 @@ class Act(Protocol):
 
 
 class Greedy(Protocol):
-  """The function that chooses the actions that an agent thinks best."""
+  """The function that chooses the actions an agent considers best."""
 
   def __call__(self, params: Params, obs: Any, /) -> chex.Array:
-    """Chooses actions without any chance.
+    """Chooses actions deterministically.
 
     Args:
       params: as in `Values`.
@@ -315,10 +319,10 @@ class Greedy(Protocol):
 
 
 class NoiseProcess(NamedTuple):
-  """Noise that remembers, such as Ornstein and Uhlenbeck's, made of white one.
+  """A process that turns white noise into correlated noise.
 
   Attributes:
-    init: B -> memory, whose leaves lead with [B]; an episode starts with it.
+    init: B -> memory at the start of episodes; its leaves lead with [B].
     step: (memory, noise) -> (memory, noise for `Act`).
   """
 
@@ -330,13 +334,13 @@ class Acting(NamedTuple):
   """The functions by which an agent acts.
 
   Attributes:
-    noise: draws the chance that `act` and `play` need.
+    noise: draws the random numbers of `act` and `play`.
     act: chooses actions while the agent learns.
-    greedy: chooses the actions that it thinks best.
-    play: chooses actions while the agent is evaluated; `act` once more for
+    greedy: chooses the actions that the agent considers best.
+    play: chooses actions while the agent is evaluated; the same as `act` for
       agents that are evaluated as they learn.
-    process: turns the noise into noise that `act` gets; None leaves it as it
-      is. `play` always gets the noise as it was drawn.
+    process: turns the noise into correlated noise for `act`; None leaves it
+      unchanged. `play` always gets the noise as it was drawn.
   """
 
   noise: Noise
@@ -351,28 +355,30 @@ def _as_values(answer: Any, /) -> chex.Array:
 
 
 class Agent(NamedTuple):
-  """A learner as pure functions; it holds no arrays.
+  """An agent as pure functions; it holds no arrays.
 
-  Whatever learns with a twin is one: values of discrete actions, an actor with
-  its critics, an encoder of images.
+  Anything that learns with a twin is an agent: values of discrete actions, an
+  actor with its critics, or an encoder of images.
 
   Attributes:
     init: draws the parameters.
-    loss: is what gradients are taken of.
-    bootstrap: gives what targets are made of.
-    targets: gives the numbers that it learns toward.
-    values: gives the values by which it acts.
+    loss: computes the loss to differentiate.
+    bootstrap: answers observations; targets are made of its answers.
+    targets: computes the numbers that the agent learns toward.
+    values: computes the values by which the agent acts.
     expected: reads the answer of `bootstrap` as values float32 [B, A]; by
-      default the answer is that already.
-    taken: gives the values of actions taken; None for agents without actions.
-    acting: holds the functions by which it acts; None for agents that do not,
-      such as encoders. `acting_of` gives them to whoever cannot do without.
-    twinned: names the entries of the parameters, a dict, that have a twin; or
-      makes such a dict of the parameters, in which a part may be twice, to have
-      two twins; None for all. `target_params` hold nothing else.
-    delayed: names the entries that are learned at every `delay`-th gradient
+      default the answer itself.
+    taken: computes the values of actions taken; None for agents without
+      actions.
+    acting: the functions by which the agent acts; None for agents that do not
+      act, such as encoders. `acting_of` raises if there are none.
+    twinned: names of the entries of the parameters, a dict, that have a twin;
+      or a function that makes such a dict of the parameters, in which a part
+      may occur twice, to have two twins; None for all. `target_params` holds
+      nothing else.
+    delayed: names of the entries that are learned at every `delay`-th gradient
       step only, such as TD3's actor; see `Loss`.
-    delay: gradient steps from one step of these entries to the next.
+    delay: gradient steps from one update of these entries to the next.
   """
 
   init: Init
@@ -403,24 +409,23 @@ def acting_of(agent: Agent) -> Acting:
 
 
 class Twin(NamedTuple):
-  """A rule: what a network's twin is, how it moves, and what it is used for.
+  """A rule: the content of a network's twin, how it moves, and its use.
 
   Attributes:
     update: (online, target, gradient_steps) -> target, at every sync.
     init: online_params -> target_params.
     params: (online, target) -> the twin in the structure of the online
-      parameters, for whoever compares the two.
-    lift: agent -> agent. What the rule asks of the agent besides parameters
-      that stand still: other values to bootstrap from, a term in the loss,
-      several networks.
-    shift: (online, gradient_steps) -> online, at every sync; it gets what
-      `update` gets. None where the online parameters stay.
+      parameters, for comparisons.
+    lift: agent -> agent, changed as the rule requires: with other values to
+      bootstrap from, a term in the loss, or several networks.
+    shift: (online, gradient_steps) -> online, at every sync; its arguments are
+      those of `update`. None if the online parameters stay.
     pull: (online, target) -> online, just before the optimizer's step is added,
       or None.
-    clock: the rule that tells the twin's age in place of this one, if this one
-      does more than to average past parameters, or reads a report; else None.
-    reads_report: whether `update` takes a fourth argument, `report`: what the
-      gradient step that it follows reported, such as 'loss' or 'td_error_abs',
+    clock: the rule that tells the twin's age in place of this one, for rules
+      that do more than average past parameters, or read a report; else None.
+    reads_report: whether `update` takes a fourth argument, `report`: the
+      metrics of the gradient step before it, such as 'loss' or 'td_error_abs',
       each a mean over the batch []. So a rate can follow the TD error.
   """
 
@@ -437,10 +442,10 @@ class Twin(NamedTuple):
 class Schedule(NamedTuple):
   """Relative speeds of collecting and learning.
 
-  The third process, sync, has its speed in the learner's `ClockedTwin`.
+  The speed of the third process, sync, is in the learner's `ClockedTwin`.
 
   Attributes:
-    collect: env steps per round; 0 where all data were collected before.
+    collect: env steps per round; 0 if all data were collected before.
     regress: gradient steps per round.
   """
 
@@ -449,12 +454,12 @@ class Schedule(NamedTuple):
 
   @classmethod
   def online(cls) -> 'Schedule':
-    """Online Q-learning, with a twin that moves at every gradient step."""
+    """The schedule of online Q-learning, whose twin moves at every step."""
     return cls(1, 1)
 
   @classmethod
   def dqn(cls, collect: int = 4, regress: int = 1) -> 'Schedule':
-    """DQN; the defaults are those of Mnih et al. (2015).
+    """The schedule of DQN; the defaults are those of Mnih et al. (2015).
 
     Their twin moves every 10,000 env steps, `ClockedTwin(hard(), 2_500)`.
     """
@@ -462,20 +467,20 @@ class Schedule(NamedTuple):
 
   @classmethod
   def fitted(cls, iterations: int, steps: int, collect: int = 0) -> 'Schedule':
-    """Fitted Q-iteration: `iterations` regressions, each carried to its end.
+    """The schedule of fitted Q-iteration, with `iterations` regressions.
 
-    Its twin moves after each of them, `ClockedTwin(hard(), steps)`.
+    Its twin moves after each regression, `ClockedTwin(hard(), steps)`.
 
     Args:
       iterations: target updates per round.
       steps: gradient steps of each regression.
-      collect: env steps gathered before; 0 for a given data set.
+      collect: env steps collected before them; 0 for a given data set.
     """
     return cls(collect, iterations * steps)
 
 
 class Timestep(NamedTuple):
-  """What N parallel environments answer to one action each.
+  """The answer of N parallel environments to one action each.
 
   An environment whose episode ended has already begun the next one: `obs` is
   then the first observation of the new episode, and `final_obs` holds the last
@@ -484,10 +489,11 @@ class Timestep(NamedTuple):
   Attributes:
     obs: [N, S, ...] the observations to act on next.
     reward: float32 [N] raw rewards, never clipped.
-    terminated: bool [N] the task itself ended: no value beyond it.
-    truncated: bool [N] cut from outside (a cap on frames): values go on.
-    life_lost: bool [N] a life was lost in this step, whether or not the game
-      ended with it. All False where there are no lives.
+    terminated: bool [N] whether the task itself ended, with no value beyond.
+    truncated: bool [N] whether the episode was cut from outside, such as by a
+      cap on frames; values go on.
+    life_lost: bool [N] whether a life was lost in this step, even if the game
+      ended with it. All False if there are no lives.
     final_obs: [N, S, ...] the old episode's last observation where
       `terminated | truncated`, and the rows of `obs` elsewhere.
   """
@@ -503,8 +509,8 @@ class Timestep(NamedTuple):
 class Environments(Protocol):
   """N environments on the host, stepped together, without blocking.
 
-  The order of calls is `reset`, then `send`, `recv` in turns. The same seed and
-  actions give the same answers, bit for bit.
+  Call `reset` first, then `send` and `recv` in turns. The same seed and actions
+  give the same answers, bit for bit.
   """
 
   num_envs: int
@@ -522,25 +528,26 @@ class Environments(Protocol):
     """Hands over actions and returns without waiting.
 
     Args:
-      actions: int32 [N]; or float32 [N, D] in [-1, 1], which are stretched to
-        the bounds of the environment.
+      actions: int32 [N]; or float32 [N, D] in [-1, 1], which are scaled to the
+        bounds of the environment.
     """
 
   def recv(self) -> Timestep:
     """Waits for the answer to the last `send`."""
 
   def close(self) -> None:
-    """Frees what the environments hold; nothing may be called after."""
+    """Frees all resources; no other method may be called afterward."""
 
 
 class JaxTimestep(NamedTuple):
-  """What one JAX-native environment answers to one action.
+  """The answer of one JAX-native environment to one action.
 
   Attributes:
-    obs: the observation after the action, be it the episode's last one.
-    reward: float32 [] raw.
-    terminated: bool [] the task itself ended: no value beyond it.
-    truncated: bool [] cut from outside (a cap on steps), and not terminated.
+    obs: the observation after the action, even if it is the episode's last.
+    reward: float32 [] raw reward.
+    terminated: bool [] whether the task itself ended, with no value beyond.
+    truncated: bool [] whether the episode was cut from outside, such as by a
+      cap on steps, and did not terminate.
   """
 
   obs: jax.Array
@@ -552,27 +559,27 @@ class JaxTimestep(NamedTuple):
 class JaxEnvironment(NamedTuple):
   """An environment as pure functions of one state, for callers to vmap.
 
-  `step` never resets: whoever steps an environment to its end calls `reset`.
+  `step` never resets: callers call `reset` when an episode ends.
 
   Attributes:
     reset: key -> (env_state, obs).
     step: (env_state, action, key) -> (env_state, JaxTimestep). The action is
-      int32 [], or float32 [D] in [-1, 1] and stretched to its bounds.
-    num_actions: actions are 0 to num_actions - 1; 0 if they are continuous.
-    obs_shape: of one observation.
-    obs_dtype: bool, an integer or a float.
+      int32 [], or float32 [D] in [-1, 1] and scaled to its bounds.
+    num_actions: number of actions; 0 if they are continuous.
+    obs_shape: shape of one observation.
+    obs_dtype: dtype of observations: bool, an integer or a float.
     max_episode_steps: env steps after which an episode is truncated; None if
       none ever is.
     action_dim: D of continuous actions, else 0.
-    reset_pool: how a compiled loop gets the first states of episodes. None: it
-      calls `reset` ahead of time for each env step, whether or not an episode
-      ends there, which is right where `reset` is cheap. P: it calls `reset` P
-      times for a block of rounds, and each episode that begins in the block
-      begins with one of these P, drawn at random; an iteration is cut into
-      equal blocks of at most 1,000 rounds. Each start is distributed as `reset`
-      has it, but those of a block are P at most. An environment that keeps a
-      random key in its state needs None: episodes with one start would be the
-      same.
+    reset_pool: how a compiled loop gets the first states of episodes. None:
+      it calls `reset` for each env step, whether or not an episode ends there,
+      which suits a cheap `reset`. P: it calls `reset` P times for a block of
+      rounds, and each episode that begins in the block starts from one of these
+      P states, drawn at random; an iteration is cut into equal blocks of at
+      most 1,000 rounds. Each start is distributed as that of `reset`, but a
+      block has at most P different ones. An environment that keeps a random key
+      in its state needs None: otherwise episodes with the same start would be
+      identical.
   """
 
   reset: Callable[[jax.Array], tuple[Any, jax.Array]]

@@ -125,7 +125,7 @@ def test_nothing_is_read_before_it_is_known_to_fit(tmp_path, monkeypatch):
   np.savez_compressed(path, images=np.zeros((999, 1_000, 10), np.uint8))
   monkeypatch.setattr(memory, 'memory_bytes', lambda: 10**7)
   monkeypatch.setattr(np.lib.format, 'read_array', None)
-  with pytest.raises(ValueError, match='a third of what there is') as error:
+  with pytest.raises(ValueError, match='a third of all memory') as error:
     load_images(path)
   assert '0.01 GB' in str(error.value)
 

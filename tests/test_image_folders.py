@@ -153,7 +153,7 @@ def test_a_palette_of_degrees(tmp_path):
 def test_deep_images_are_refused(tmp_path, kind, channels):
   data = (b'\0' + b'\x12\x34' * 2 * channels) * 2
   (tmp_path / 'a.png').write_bytes(png(2, 2, 16, kind, data))
-  assert 'a.png: no image: not of 8 bits' in refusal(tmp_path)
+  assert 'a.png: not an image: not of 8 bits' in refusal(tmp_path)
 
 
 def test_printers_colors(tmp_path):
@@ -172,7 +172,7 @@ def test_only_png_and_jpeg_are_opened(tmp_path):
   ):
     (tmp_path / name).write_bytes(content)
     line = refusal(tmp_path)
-    assert line == f'{tmp_path / name}: no image: neither PNG nor JPEG'
+    assert line == f'{tmp_path / name}: not an image: neither PNG nor JPEG'
     (tmp_path / name).unlink()
   save(tmp_path / 'a.gif').rename(tmp_path / 'a.png')
   assert 'neither PNG nor JPEG' in refusal(tmp_path)
@@ -194,7 +194,7 @@ def test_more_images_than_memory_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(memory, 'memory_bytes', lambda: 3 * 4 * PICTURE.size)
   assert len(load_images(tmp_path).images) == 4
   monkeypatch.setattr(memory, 'memory_bytes', lambda: 3 * 4 * PICTURE.size - 3)
-  assert 'a third of what there is' in refusal(tmp_path)
+  assert 'a third of all memory' in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_damaged_files_give_one_line(tmp_path, count):
       try:
         load_images(path.parent)
       except ValueError as error:
-        assert str(error).startswith(f'{path}: no image: ')
+        assert str(error).startswith(f'{path}: not an image: ')
         assert '\n' not in str(error)
   path.write_bytes(whole[:-20])
   assert 'truncated' in refusal(path.parent)
@@ -288,13 +288,13 @@ def test_links_to_nothing(tmp_path, name):
     (tmp_path / 'cat').rmdir()
   for target in ('nowhere', (tmp_path / name).name):  # the second is a circle
     (tmp_path / name).symlink_to(target)
-    assert f'{tmp_path / name}: a link to what is not' in refusal(tmp_path)
+    assert f'{tmp_path / name}: a broken link' in refusal(tmp_path)
     (tmp_path / name).unlink()
 
 
 def test_pipes_are_no_images(tmp_path):
   os.mkfifo(tmp_path / 'a.png')
-  assert 'a.png: no image: it is not a regular file' in refusal(tmp_path)
+  assert 'a.png: not an image: it is not a regular file' in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path, parts):
     for name in ('cat', 'dog'):
       save(tmp_path / part / name / 'a.png')
   line = refusal(tmp_path)
-  assert 'are parts of a data set, and no classes' in line
+  assert 'are parts of a data set, not classes' in line
   named = line.rpartition(' ')[2]
   assert os.path.basename(named) in parts
   np.testing.assert_array_equal(load_images(named).labels, [0, 1])

@@ -113,7 +113,7 @@ def test_a_file_of_arrays(tmp_path, labeled):
     ({'labels': np.zeros(3, int)}, r'\[4\], one for each image, not \[3\]'),
     ({'labels': np.array([0, 1, 2, -1])}, '0 or more'),
     ({'labels': np.array([0, 1, 2, 2**40])}, 'below 2'),
-    ({'images': np.array([None])}, 'no file of arrays'),
+    ({'images': np.array([None])}, 'not a file of arrays'),
   ],
 )
 def test_files_that_do_not_go(tmp_path, arrays, words):
@@ -127,7 +127,7 @@ def test_files_that_do_not_go(tmp_path, arrays, words):
 
 def test_files_of_another_kind(tmp_path):
   for name, words in (
-    ('images.npz', 'no file of arrays'),
+    ('images.npz', 'not a file of arrays'),
     ('images.csv', 'neither a folder nor'),
   ):
     (tmp_path / name).write_bytes(b'1, 2, 3')
@@ -135,7 +135,7 @@ def test_files_of_another_kind(tmp_path):
       load_images(tmp_path / name)
   np.save(tmp_path / 'one.npy', np.zeros(3))
   (tmp_path / 'one.npy').rename(tmp_path / 'one.npz')
-  with pytest.raises(ValueError, match='no file of arrays'):
+  with pytest.raises(ValueError, match='not a file of arrays'):
     load_images(tmp_path / 'one.npz')
 
 
@@ -173,5 +173,5 @@ def test_splits_are_whole_disjoint_and_of_the_seed():
   last = split(images, labels, 0.3, seed=None)
   assert set(last.held_out.labels) == set(range(35, 50))
   for fraction in (0.0, 0.001, 1.0):
-    with pytest.raises(ValueError, match='to learn from'):
+    with pytest.raises(ValueError, match='to train on'):
       split(images, labels, fraction, seed=0)

@@ -346,7 +346,7 @@ def refused(monkeypatch, tmp_path):
       ('--epochs=2000000000',),
       '--epochs=2000000000 must be of fewer than 2147483648 gradient steps',
     ),
-    (('--held_out_fraction=0.001',), 'leaves 48 to learn from and 0 to judge'),
+    (('--held_out_fraction=0.001',), 'leaves 48 to train on and 0 to evaluate'),
     (('--held_out_fraction=1',), r'--held_out_fraction=1.0 must be in (0, 1)'),
     (('--encoder=small_cnn',), '--encoder=small_cnn: images of 4 x 4 are too'),
     (('--augmentation=blur',), '--augmentation=blur must be one of none, dig'),
@@ -433,7 +433,7 @@ def test_images_that_cannot_be_learned_from(refused, tmp_path):
   (tmp_path / 'x.txt').rename(folder / 'two\nlines.png')
   (folder / 'a.png').unlink()
   (folder / 'b.png').unlink()
-  assert 'two lines.png: no image: neither PNG' in refused(f'--images={folder}')
+  assert 'lines.png: not an image: neither PNG' in refused(f'--images={folder}')
 
 
 def _notes_of(folder):
