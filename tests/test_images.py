@@ -79,7 +79,7 @@ def test_folders_that_do_not_go(tmp_path):
   with pytest.raises(ValueError, match=r'a\.png is in no sub-folder'):
     load_images(tmp_path)
   (tmp_path / 'a.png').write_bytes(b'no image')
-  with pytest.raises(ValueError, match=r'a\.png: no image'):
+  with pytest.raises(ValueError, match=r'a\.png: not an image'):
     load_images(tmp_path)
   deep = pillow.fromarray(np.full((2, 3), 40_000, np.uint16))
   deep.save(tmp_path / 'a.png')

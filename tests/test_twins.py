@@ -484,7 +484,7 @@ def test_the_first_pattern_that_fits_counts():
   'paths, message',
   [
     ('tosro:soft+head:hard', r"'tosro' matches no parameter.*params/head/last"),
-    ('.*:soft+head:hard', r"'head' matches no parameter, or none that an earl"),
+    ('.*:soft+head:hard', r"'head' matches no parameter that earlier"),
     ('head:hard', r'must match every parameter, and leaves params/torso'),
   ],
 )
@@ -795,7 +795,7 @@ def test_period_and_rate_may_be_vmapped_in_one_program():
       dict(name='by_path', target_paths='head:chain'),
       "'chain' must be one of hard, soft",
     ),
-    (dict(name='by_path', target_paths='(:hard'), 'no regular expression'),
+    (dict(name='by_path', target_paths='(:hard'), 'not a regular expression'),
     (
       dict(name='by_path', target_paths='a:soft+a:hard'),
       "name 'a' twice",

@@ -1,14 +1,14 @@
 """Equations of DDPG, TD3 and SAC, for one state at a time.
 
 Everything here is written without a batch axis: the caller vmaps. K critics
-value an action, D numbers in [-1, 1] make one. No function stops a gradient:
-whoever adds the losses of an actor and its critics up says which of them sees
-whose parameters.
+value an action, which is D numbers in [-1, 1]. No function stops a gradient:
+the caller, which adds up the losses of an actor and its critics, decides which
+of them sees whose parameters.
 
-Haarnoja et al. 2018a is the paper of ICML (arXiv 1801.01290), 2018b "Soft
-Actor-Critic Algorithms and Applications" (arXiv 1812.05905), with a temperature
-that is learned and no network for state values. Equations of SAC are numbered
-as in 2018b.
+Haarnoja et al. 2018a is the ICML paper (arXiv 1801.01290); 2018b is "Soft
+Actor-Critic Algorithms and Applications" (arXiv 1812.05905), with a learned
+temperature and no network for state values. Equations of SAC are numbered as in
+2018b.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 def smallest_value(q_t: chex.Array) -> chex.Array:
   """min_k q_t[k], Clipped Double Q-learning (Fujimoto et al. 2018, eq. 10).
 
-  Of one critic, or of equal ones, it is that critic's value.
+  For one critic, or equal ones, it is that critic's value.
 
   Args:
     q_t: [K] values of one action.
@@ -39,14 +39,15 @@ def smoothed_action(
 ) -> chex.Array:
   """Target policy smoothing (Fujimoto et al. 2018, eq. 14 and appendix D).
 
-  clip(a + clip(std * noise, -c, c), -1, 1): targets are then the values of a
-  neighborhood. With std = 0 it is the action.
+  clip(a + clip(std * noise, -c, c), -1, 1), which makes targets the values of a
+  neighborhood. With std = 0 it is the action itself.
 
   Args:
-    action: [D], the twin's.
+    action: [D], the twin's action.
     noise: [D] standard normal.
-    smoothing_std: of the noise, in units of action; the paper has 0.2.
-    smoothing_clip: c, the most that it may change a number; 0.5 there.
+    smoothing_std: standard deviation of the noise, in units of action; 0.2 in
+      the paper.
+    smoothing_clip: c, the largest change of a number; 0.5 in the paper.
   """
   chex.assert_rank([action, noise], 1)
   shift = jnp.clip(smoothing_std * noise, -smoothing_clip, smoothing_clip)
@@ -56,12 +57,13 @@ def smoothed_action(
 def critics_loss(
   td_errors: chex.Array, form: Callable[[chex.Array], chex.Array]
 ) -> chex.Array:
-  """The losses of all critics, added up: each learns as if it were alone.
+  """The sum of the losses of all critics: each learns as if it were alone.
 
   Args:
-    td_errors: [K], of a target that they share.
-    form: TD error [] -> loss [], such as those of `losses.td.FORMS`. DDPG's and
-      TD3's papers and code square the error; SAC's halve that (2018b, eq. 5).
+    td_errors: [K], relative to a shared target.
+    form: TD error [] -> loss [], such as those of `losses.td.FORMS`. DDPG and
+      TD3 use the squared error, SAC half of it (2018b, eq. 5), in papers and
+      code.
   """
   chex.assert_rank(td_errors, 1)
   return jnp.sum(jax.vmap(form)(td_errors))
@@ -70,12 +72,12 @@ def critics_loss(
 def deterministic_policy_loss(q_tm1: chex.Array) -> chex.Array:
   """-q_tm1[0]: the actor climbs the first critic.
 
-  Its gradient by way of the action is the deterministic policy gradient (Silver
+  Its gradient through the action is the deterministic policy gradient (Silver
   et al. 2014; Lillicrap et al. 2016, eq. 6); TD3's actor follows the first of
   its two critics (Fujimoto et al. 2018, algorithm 1).
 
   Args:
-    q_tm1: [K] values of the actor's action; all but the first are not read.
+    q_tm1: [K] values of the actor's action; only the first is read.
   """
   chex.assert_rank(q_tm1, 1)
   return -q_tm1[0]
@@ -87,10 +89,10 @@ def tanh_gaussian(
   """An action a = tanh(u), u = mean + std * noise, and log pi(a).
 
   log pi(a) = sum_d log N(u_d; mean_d, std_d) - log(1 - tanh(u_d)**2) (Haarnoja
-  et al. 2018b, eq. 26). The last term is
-  2 (log 2 - |u| - log(1 + exp(-2 |u|))), which has no logarithm of a difference
-  that rounds to 0: SAC's code and CleanRL's add 1e-6 there instead. It is a
-  density of actions in [-1, 1], before an environment stretches them.
+  et al. 2018b, eq. 26). The last term is computed as
+  2 (log 2 - |u| - log(1 + exp(-2 |u|))), which avoids the logarithm of a
+  difference that rounds to 0; SAC's code and CleanRL add 1e-6 instead. The
+  density is that of actions in [-1, 1], before an environment scales them.
 
   Args:
     mean: [D], before the tanh.
@@ -104,7 +106,7 @@ def tanh_gaussian(
   chex.assert_rank([mean, log_std, noise], 1)
   u = mean + jnp.exp(log_std) * noise
   log_normal = -0.5 * jnp.square(noise) - log_std - 0.5 * math.log(2 * math.pi)
-  # Not softplus: its log1p and its care for infinities cost a CPU 3 % of a
+  # Not softplus: its log1p and its handling of infinities cost a CPU 3 % of a
   # whole gradient step, and small results need no relative accuracy here.
   size = jnp.abs(u)
   log_slope = 2 * (math.log(2) - size - jnp.log(1 + jnp.exp(-2 * size)))
@@ -116,11 +118,11 @@ def soft_value(
 ) -> chex.Array:
   """min_k q_t[k] - alpha * log pi(a) (Haarnoja et al. 2018b, eq. 3, sect. 6).
 
-  A sample of the state's value with the entropy of what follows. With alpha = 0
-  it is `smallest_value`.
+  It is a sample of the state's value, entropy included. With alpha = 0 it is
+  `smallest_value`.
 
   Args:
-    q_t: [K] values of an action of the policy.
+    q_t: [K] values of an action drawn from the policy.
     log_prob: [] the log of that action's density.
     alpha: the temperature, >= 0, in units of value.
   """
@@ -136,8 +138,8 @@ def soft_policy_loss(
   the first critic, and softlearning, from 2021 on, their mean.
 
   Args:
-    q_tm1: [K] values of an action that was drawn by `tanh_gaussian`.
-    log_prob: [] of that action.
+    q_tm1: [K] values of an action drawn by `tanh_gaussian`.
+    log_prob: [] the log of that action's density.
     alpha: the temperature.
   """
   return -soft_value(q_tm1, log_prob, alpha)
@@ -148,12 +150,12 @@ def temperature_loss(
 ) -> chex.Array:
   """-alpha * (log pi(a) + target_entropy) (Haarnoja et al. 2018b, eq. 18).
 
-  The temperature rises where the entropy is below its target. It is learned by
-  its logarithm, as in softlearning, Acme and CleanRL.
+  The temperature rises while the entropy is below its target. Its logarithm is
+  learned, as in softlearning, Acme and CleanRL.
 
   Args:
     log_alpha: [].
-    log_prob: [] of an action of the policy.
-    target_entropy: in nats; the paper has -D.
+    log_prob: [] the log of the density of an action drawn from the policy.
+    target_entropy: target entropy in nats; -D in the paper.
   """
   return -jnp.exp(log_alpha) * (log_prob + target_entropy)

@@ -4,14 +4,14 @@ Everything here is written for one environment: arrays lead with [T], the steps
 of a sequence in order, and the caller vmaps over environments. Entry t belongs
 to the step from s_t to its successor s_{t+1}. No function stops a gradient.
 
-A sequence may run through several episodes. `ended_t` says where one ended, by
-either end, and no return reaches across. What the two ends differ in is in
-`discount_t`, 0 where the episode terminated: a truncated episode bootstraps
-from its own last observation, which is the successor that `q_t` (or `v_t`)
-must hold there, and never the first one after the reset.
+A sequence may contain several episodes. `ended_t` says where one terminated or
+was truncated, and no return reaches beyond. `discount_t` tells the two apart:
+it is 0 where the episode terminated. A truncated episode bootstraps from its
+own last observation, so `q_t` (or `v_t`) must hold the values of that
+observation there, never those of the first one after the reset.
 
 A return is a whole target: it goes into a `Transition` as `r_t` with a
-`discount_t` of 0. (Returns of n steps are made by the replays.)
+`discount_t` of 0. (The replays make n-step returns.)
 """
 
 import chex
@@ -37,10 +37,11 @@ def lambda_returns(
     r_t: [T] rewards.
     discount_t: [T] discount, 0 where the episode terminated.
     v_t: [T] values of the successors.
-    ended_t: bool [T] whether the episode ended with this step, by either end.
+    ended_t: bool [T] whether the episode terminated or was truncated with this
+      step.
     lambda_t: [] or [T] weight of the longer returns from the successor on, in
-      [0, 1]; may be traced. 0 gives targets of one step, 1 the discounted sum
-      of rewards up to the end and the value there.
+      [0, 1]; may be traced. 0 gives one-step targets, 1 the discounted sum of
+      rewards up to the end plus the value there.
 
   Returns:
     [T] returns.
@@ -69,17 +70,18 @@ def peng_q_lambda(
   ended_t: chex.Array,
   lambda_: chex.Numeric,
 ) -> chex.Array:
-  """Returns of Peng's Q(lambda) (Peng & Williams 1996), as PQN has them.
+  """Returns of Peng's Q(lambda) (Peng & Williams 1996), as in PQN.
 
   `lambda_returns` with v_t = max_a q_t[a] (Gallici et al. 2025; Kozuno et al.
-  2021). The actions taken are not asked whether they were greedy: what is
-  learned lies between the values of the policy that acts and the optimal ones.
+  2021). It does not matter whether the actions taken were greedy: the learned
+  values lie between those of the acting policy and the optimal ones.
 
   Args:
     r_t: [T] rewards.
     discount_t: [T] discount, 0 where the episode terminated.
     q_t: [T, A] values of the successors.
-    ended_t: bool [T] whether the episode ended with this step, by either end.
+    ended_t: bool [T] whether the episode terminated or was truncated with this
+      step.
     lambda_: [] in [0, 1]; may be traced.
 
   Returns:
@@ -99,9 +101,9 @@ def watkins_q_lambda(
 ) -> chex.Array:
   """Returns of Watkins's Q(lambda) (Watkins 1989; Sutton & Barto 2018, 12.10).
 
-  `peng_q_lambda`, but a return ends with the value of the first successor at
-  which the action taken was not greedy. One that ties with the greedy action is
-  greedy. Where all actions are, it is `peng_q_lambda`.
+  Like `peng_q_lambda`, but a return ends with the value of the first successor
+  at which the action taken was not greedy; ties count as greedy. If all actions
+  are greedy, it equals `peng_q_lambda`.
 
   Args:
     r_t: [T] rewards.
@@ -109,7 +111,8 @@ def watkins_q_lambda(
     q_t: [T, A] values of the successors.
     a_t: int [T] actions taken at the successors: those of the next steps. Not
       read where the episode or the sequence ended.
-    ended_t: bool [T] whether the episode ended with this step, by either end.
+    ended_t: bool [T] whether the episode terminated or was truncated with this
+      step.
     lambda_: [] in [0, 1]; may be traced.
 
   Returns:
@@ -131,7 +134,7 @@ def watkins_trace(
     lambda_: [] in [0, 1].
 
   Returns:
-    [T] weights, as `lambda_returns` takes them.
+    [T] weights for `lambda_returns`.
   """
   greedy_t = jax.vmap(td.value_of)(q_t, a_t) == jnp.max(q_t, -1)
   return jnp.where(greedy_t, lambda_, 0.0)

@@ -1,10 +1,10 @@
 """Losses of Siamese representation learning: SimSiam, BYOL and SimCLR.
 
-Written for one pair of answers, or one row of similarities: the caller vmaps. A
-`prediction` is what the online network makes of one view of an image, a
-`projection` the twin's answer to the other view. No function stops a gradient:
-the projection comes from the twin, which the caller passes as an argument of
-its own.
+Everything here is written for one pair of vectors, or one row of similarities:
+the caller vmaps. A `prediction` is the online network's answer to one view of
+an image, a `projection` the twin's answer to the other view. No function stops
+a gradient: the projection comes from the twin, which the caller passes as a
+separate argument.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ import jax.numpy as jnp
 
 from siamrl.parameters import check_name
 
-# Squares of lengths below this are taken for it, as in BYOL's code.
+# Least squared length that vectors are divided by, as in BYOL's code.
 _SMALLEST_SQUARE = 1e-12
-# Of the contrastive loss, if nobody says: the default of SimCLR's code.
+# Default of the contrastive loss, as in SimCLR's code.
 TEMPERATURE = 0.1
 
 
 def normalized(x: chex.Array) -> chex.Array:
-  """A vector [D] shortened to length 1; the vector of zeros stays."""
+  """A vector [D] scaled to length 1; a vector of zeros stays."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2), _SMALLEST_SQUARE))
 
 
@@ -38,7 +38,7 @@ def negative_cosine(
     projection: [D] z.
 
   Returns:
-    []; its least value -1 is where both point the same way.
+    []; least, -1, if both point the same way.
   """
   chex.assert_equal_shape([prediction, projection])
   return -jnp.dot(normalized(prediction), normalized(projection))
@@ -56,7 +56,7 @@ def normalized_error(
     projection: [D] z.
 
   Returns:
-    []; its least value 0 is where both point the same way.
+    []; least, 0, if both point the same way.
   """
   chex.assert_equal_shape([prediction, projection])
   return jnp.sum((normalized(prediction) - normalized(projection)) ** 2)
@@ -74,8 +74,8 @@ def nt_xent(
 
   Args:
     similarities: [M] cosines of this view with each of the batch's views.
-    anchor: int [] its own place among them, which is not looked at.
-    partner: int [] the place of the other view of the same image.
+    anchor: int [] index of this view among them, which is ignored.
+    partner: int [] index of the other view of the same image.
     temperature: t, > 0.
 
   Returns:
@@ -93,15 +93,15 @@ def contrastive(
 ) -> chex.Array:
   """SimCLR's loss of a batch: the mean of `nt_xent` over all its views.
 
-  There is no unbatched form: what one image's views are compared with is the
-  batch. The mean is the paper's (algorithm 1); the authors' code
-  (google-research/simclr, objective.py) adds up the means over the first and
-  over the second views, which is twice as much.
+  There is no unbatched form, since views are compared with the whole batch. The
+  mean is the paper's (algorithm 1); the authors' code (google-research/simclr,
+  objective.py) adds the means over the first and the second views, which is
+  twice as much.
 
   Args:
     one: [B, D] projections of one view of each image.
-    other: [B, D] projections of the other.
-    temperature: > 0.
+    other: [B, D] projections of the other view.
+    temperature: t, > 0.
 
   Returns:
     [].
@@ -118,12 +118,12 @@ def contrastive(
 
 
 def least_contrastive(batch_size: int, temperature: float) -> float:
-  """What `contrastive` cannot fall below.
+  """The least value of `contrastive`.
 
   log(1 + 2 (B - 1) exp(-B / (B - 1) / t)). By Jensen's inequality the loss is
   least for a given mean of the cosines, and cosines of 2B unit vectors add up
-  to 0 or more. It is reached where views of an image agree and the B images are
-  the corners of a simplex, for which B - 1 dimensions are needed.
+  to 0 or more. It is reached if views of an image agree and the B images are
+  the corners of a simplex, which takes B - 1 dimensions.
 
   Args:
     batch_size: B images, >= 2.
@@ -140,16 +140,16 @@ def loss_gap(
   batch_size: int | None = None,
   temperature: float = TEMPERATURE,
 ) -> chex.Numeric:
-  """How far a loss is above what it cannot fall below, >= 0.
+  """The difference of a loss from its least value, >= 0.
 
-  At a gap of 0 either every view is recognized or, but for 'contrastive', all
-  is the same.
+  At a gap of 0 every view is recognized or, except for 'contrastive', all
+  answers are the same.
 
   Args:
-    value: of the loss, in one direction or both.
+    value: value of the loss, in one direction or both.
     loss: one of `LOSSES`.
-    batch_size: of 'contrastive': images in the batch.
-    temperature: of 'contrastive'.
+    batch_size: images in the batch, for 'contrastive'.
+    temperature: temperature of 'contrastive'.
 
   Raises:
     ValueError: the name is unknown, or 'contrastive' lacks its batch size.
@@ -165,13 +165,13 @@ def loss_gap(
 def normalized_std(z: chex.Array) -> chex.Array:
   """sqrt(D) * mean over channels of the std of z / ||z|| (Chen & He 2021, 4.1).
 
-  No loss, but what tells one that has learned from one that has collapsed.
+  This is not a loss: it tells whether representations have collapsed.
 
   Args:
     z: [B, D].
 
   Returns:
-    []: about 1 where directions are spread evenly, 0 where all are the same.
+    []: about 1 if directions are spread evenly, 0 if all are the same.
   """
   chex.assert_rank(z, 2)
   directions = jax.vmap(normalized)(z)
@@ -179,13 +179,13 @@ def normalized_std(z: chex.Array) -> chex.Array:
 
 
 class Form(NamedTuple):
-  """A loss of one prediction and the projection that it is to meet.
+  """A loss of one prediction and its target projection.
 
   Attributes:
     error: (prediction [D], projection [D]) -> [].
-    together: what a pair of views in both directions counts, [2] -> [].
-    least: the least value of the error, and of one or both directions.
-    summary: for a help text.
+    together: combines the losses of both directions, [2] -> [].
+    least: least value of the error, and of the loss in one or both directions.
+    summary: phrase for a help text.
   """
 
   error: Callable[[chex.Array, chex.Array], chex.Array]
@@ -208,5 +208,5 @@ FORMS: dict[str, Form] = {
     'BYOL: the squared error of unit vectors, summed over both directions',
   ),
 }
-# All that there are. The last one needs no twin.
+# The last one needs no twin.
 LOSSES = (*FORMS, 'contrastive')

@@ -1,9 +1,9 @@
-"""Targets of Q-learning by their form, and losses of what they are missed by.
+"""Forms of Q-learning targets, and losses of TD errors.
 
 Everything here is written for one transition (no batch axis): the caller vmaps.
 No function stops a gradient. Values that must not be differentiated are
-computed from the twin, which the caller passes to its loss as an argument of
-its own.
+computed from the twin, which the caller passes to its loss as a separate
+argument.
 """
 
 from collections.abc import Callable
@@ -18,27 +18,28 @@ from siamrl.parameters import Parameter, check_name
 
 
 def value_of(q_values: chex.Array, action: chex.Numeric) -> chex.Array:
-  """q_values[action] for [A] values, 0 for an action that there is not.
+  """q_values[action] for [A] values, 0 for an action out of range.
 
-  Written as a sum: the gradient of an index is a scatter, which is slow
-  everywhere.
+  It is computed as a sum, since the gradient of an index is a scatter, which is
+  slow on all platforms.
   """
   actions = jnp.arange(q_values.shape[0])
   return jnp.sum(jnp.where(actions == action, q_values, 0.0))
 
 
 class TargetInputs(NamedTuple):
-  """What the target of one transition may be made of.
+  """The inputs of the target of one transition.
 
   Attributes:
     a_tm1: int [] the action taken.
     r_t: [] the (n-step) reward.
     discount_t: [] discount**n, 0 where the episode terminated.
-    q_t: [A] values of the successor to bootstrap from, the twin's. Of a form
-      with two networks, the smaller value of each action.
-    q_t_online: [A] online values of the successor, behind a stop-gradient. Of a
-      form with two networks, the first one's.
-    q_tm1: [A] values of the observation acted upon, of whatever gave `q_t`.
+    q_t: [A] the twin's values of the successor. For a form with two networks,
+      the smaller value of each action.
+    q_t_online: [A] online values of the successor, behind a stop-gradient. For
+      a form with two networks, those of the first.
+    q_tm1: [A] values of the observation acted upon, from the same source as
+      `q_t`.
   """
 
   a_tm1: chex.Numeric
@@ -65,7 +66,7 @@ def double_target(inputs: TargetInputs) -> chex.Array:
   """The twin values the action that the online network chooses.
 
   r_t + discount_t * q_t[argmax_a q_t_online[a]], Double DQN (van Hasselt et al.
-  2016, eq. 4). Of equal twins it is `max_target`.
+  2016, eq. 4). If both networks are equal it is `max_target`.
   """
   value = value_of(inputs.q_t, jnp.argmax(inputs.q_t_online))
   return inputs.r_t + inputs.discount_t * value
@@ -74,9 +75,9 @@ def double_target(inputs: TargetInputs) -> chex.Array:
 def inverse_double_target(inputs: TargetInputs) -> chex.Array:
   """The online network values the action that the twin chooses.
 
-  r_t + discount_t * q_t_online[argmax_a q_t[a]] (van Hasselt et al. 2018). Of
-  equal twins it is `max_target`. No gradient flows: `q_t_online` comes from
-  behind a stop-gradient.
+  r_t + discount_t * q_t_online[argmax_a q_t[a]] (van Hasselt et al. 2018). If
+  both networks are equal it is `max_target`. No gradient flows, since
+  `q_t_online` is behind a stop-gradient.
   """
   value = value_of(inputs.q_t_online, jnp.argmax(inputs.q_t))
   return inputs.r_t + inputs.discount_t * value
@@ -87,12 +88,11 @@ def clipped_double_target(inputs: TargetInputs) -> chex.Array:
 
   r_t + discount_t * min_i q_i_t[argmax_a q_1_t_online[a]], which both networks
   learn. It is the discrete form of Clipped Double Q-learning (Fujimoto et al.
-  2018, appendix A), where the first network chooses actions and the target's
-  action alike, with the twins' values in place of the estimates' own. (Not
-  max_a min_i q_i_t[a], which is Maxmin Q-learning's.) Of two equal networks it
-  is `double_target`.
+  2018, appendix A), where the first network chooses both the actions taken and
+  the target's action; here values are the twins'. (Maxmin Q-learning uses max_a
+  min_i q_i_t[a] instead.) If both networks are equal it is `double_target`.
 
-  The minimum over networks is taken before, of each action: `q_t` is min_i
+  The caller takes the minimum over networks, for each action: `q_t` is min_i
   q_i_t.
   """
   return double_target(inputs)
@@ -101,15 +101,15 @@ def clipped_double_target(inputs: TargetInputs) -> chex.Array:
 def mellowmax(q_values: chex.Array, omega: chex.Numeric) -> chex.Array:
   """log(mean_a exp(omega * q[a])) / omega (Asadi & Littman 2017).
 
-  Between the mean (omega -> 0) and the largest (omega -> infinity) of [A]
-  values, at most log(A) / omega below the largest; a non-expansion.
+  A non-expansion between the mean (omega -> 0) and the maximum (omega ->
+  infinity) of [A] values, at most log(A) / omega below the maximum.
 
   Args:
     q_values: [A].
-    omega: > 0.
+    omega: sharpness, > 0.
   """
   largest = jnp.max(q_values)
-  # exp - 1 and log(1 + x) keep the digits that a small omega would lose.
+  # expm1 and log1p keep the digits that a small omega would lose.
   excess = jnp.mean(jnp.expm1(omega * (q_values - largest)))
   return largest + jnp.log1p(excess) / omega
 
@@ -117,11 +117,11 @@ def mellowmax(q_values: chex.Array, omega: chex.Numeric) -> chex.Array:
 def mellowmax_target(
   inputs: TargetInputs, mellowmax_omega: chex.Numeric
 ) -> chex.Array:
-  """r_t + discount_t * mellowmax(q_t), DeepMellow's (Kim et al. 2019).
+  """r_t + discount_t * mellowmax(q_t), as in DeepMellow (Kim et al. 2019).
 
   Args:
-    inputs: of one transition.
-    mellowmax_omega: > 0, per unit of value; see `mellowmax`.
+    inputs: inputs of one transition.
+    mellowmax_omega: sharpness > 0, per unit of value; see `mellowmax`.
   """
   value = mellowmax(inputs.q_t, mellowmax_omega)
   return inputs.r_t + inputs.discount_t * value
@@ -132,12 +132,12 @@ def expected_target(
 ) -> chex.Array:
   """Expected Sarsa of the epsilon-greedy policy (van Seijen et al. 2009).
 
-  r_t + discount_t * sum_a pi(a) q_t[a], where pi takes the largest of `q_t`
-  (the first of equals, which changes no value) with probability 1 - epsilon,
-  and else any action evenly. 0 is `max_target`, 1 the mean.
+  r_t + discount_t * sum_a pi(a) q_t[a], where pi takes an action of the largest
+  `q_t` with probability 1 - epsilon, and otherwise a uniformly random one. With
+  epsilon = 0 it is `max_target`, with 1 the mean over actions.
 
   Args:
-    inputs: of one transition.
+    inputs: inputs of one transition.
     expected_epsilon: in [0, 1].
   """
   best, mean = jnp.max(inputs.q_t), jnp.mean(inputs.q_t)
@@ -152,11 +152,12 @@ def soft_target(
 
   r_t + discount_t * temperature * log(sum_a exp(q_t[a] / temperature)). The
   value is sum_a pi(a) (q_t[a] - temperature * log pi(a)), that of the policy
-  pi = softmax(q_t / temperature) with its entropy. It is at least the largest
-  value, by at most temperature * log(A): a temperature -> 0 is `max_target`.
+  pi = softmax(q_t / temperature) with its entropy. It exceeds the largest value
+  by at most temperature * log(A), and so tends to `max_target` as the
+  temperature goes to 0.
 
   Args:
-    inputs: of one transition.
+    inputs: inputs of one transition.
     soft_temperature: > 0, in units of value.
   """
   value = soft_temperature * jax.nn.logsumexp(inputs.q_t / soft_temperature)
@@ -169,19 +170,19 @@ def munchausen_target(
   munchausen_alpha: chex.Numeric,
   munchausen_clip: chex.Numeric,
 ) -> chex.Array:
-  """`soft_target` and a bonus for actions that are likely already.
+  """`soft_target` plus a bonus for actions that are likely already.
 
   soft_target + alpha * clip(temperature * log pi(a_tm1), clip, 0), where pi =
   softmax(q_tm1 / temperature) is, like the soft value, the twin's (Vieillard et
-  al. 2020, and their code; it has temperature 0.03, alpha 0.9, clip -1). The
-  bonus is part of the reward: it stays where the episode terminated. Of an
-  n-step transition only the first action gets one. alpha = 0 is `soft_target`.
+  al. 2020; their code has temperature 0.03, alpha 0.9, clip -1). The bonus is
+  part of the reward, so it stays where the episode terminated. In an n-step
+  transition only the first action gets one. With alpha = 0 it is `soft_target`.
 
   Args:
-    inputs: of one transition.
+    inputs: inputs of one transition.
     soft_temperature: > 0, in units of value.
     munchausen_alpha: weight of the bonus, in [0, 1].
-    munchausen_clip: its least value before it is weighted, <= 0.
+    munchausen_clip: least value of the bonus before it is weighted, <= 0.
   """
   log_policy = soft_temperature * jax.nn.log_softmax(
     inputs.q_tm1 / soft_temperature
@@ -196,8 +197,8 @@ class TargetForm(NamedTuple):
   Attributes:
     target: (inputs, **parameters) -> target [].
     takes: names of `TARGET_PARAMETERS`, without defaults.
-    summary: what it is made of, for a help text.
-    networks: how many networks learn from it, each with a twin.
+    summary: phrase for a help text that says what the target is made of.
+    networks: number of networks that learn from it, each with a twin.
   """
 
   target: Callable[..., chex.Array]
@@ -243,7 +244,7 @@ TARGETS: dict[str, TargetForm] = {
 }
 
 
-# What forms of targets may take.
+# The parameters of all forms of targets.
 TARGET_PARAMETERS: dict[str, Parameter] = {
   'mellowmax_omega': Parameter(
     parameters.POSITIVE, 'Sharpness of the smooth maximum, per unit of value'
@@ -278,13 +279,13 @@ def register(
   each parameter that it brings.
 
   Args:
-    name: of the form.
+    name: name of the form.
     target: (inputs, **parameters) -> the target [] of one transition, see
       `TargetInputs`. The arguments after the first are parameters: those of
       `TARGET_PARAMETERS`, and its own.
-    summary: what it is made of, for a help text.
-    networks: how many networks learn from it, each with a twin.
-    **new: its own parameters by name.
+    summary: phrase for a help text that says what the target is made of.
+    networks: number of networks that learn from it, each with a twin.
+    **new: the form's own parameters by name.
 
   Raises:
     ValueError: the name is taken, or a parameter is not described.
@@ -299,15 +300,15 @@ def make_target(name: str, **given: Any) -> Target:
 
   Args:
     name: a key of `TARGETS`.
-    **given: parameters by the names of `TARGET_PARAMETERS`; None is as good as
-      left out.
+    **given: parameters by the names of `TARGET_PARAMETERS`; None counts as not
+      given.
 
   Returns:
     The target of one transition; it checks the ranks of its inputs.
 
   Raises:
     ValueError: the name is unknown, or a parameter is missing, superfluous or
-      (where it is no tracer) outside its domain.
+      (unless it is a tracer) outside its domain.
   """
   check_name('target_form', name, TARGETS)
   form = TARGETS[name]
@@ -325,15 +326,15 @@ def make_target(name: str, **given: Any) -> Target:
 def squared(td_error: chex.Array, bound: float = 1.0) -> chex.Array:
   """td_error**2, the mean-squared error of Dopamine and CleanRL.
 
-  Twice `optax.l2_loss`, which matters to an optimizer with a large epsilon.
-  `bound` is not read; it makes the forms interchangeable.
+  It is twice `optax.l2_loss`, which matters to an optimizer with a large
+  epsilon. `bound` is ignored; it makes the forms interchangeable.
   """
   del bound
   return jnp.square(td_error)
 
 
 def half_squared(td_error: chex.Array, bound: float = 1.0) -> chex.Array:
-  """td_error**2 / 2; `bound` is not read."""
+  """td_error**2 / 2; `bound` is ignored."""
   del bound
   return 0.5 * jnp.square(td_error)
 
@@ -341,7 +342,7 @@ def half_squared(td_error: chex.Array, bound: float = 1.0) -> chex.Array:
 def huber(td_error: chex.Array, bound: float = 1.0) -> chex.Array:
   """Huber's loss: td_error**2 / 2 up to |td_error| = bound, linear beyond."""
   absolute = jnp.abs(td_error)
-  # Chosen, not added up: sums with a very large bound would round away.
+  # Not a sum of two parts: a very large bound would round the rest away.
   return jnp.where(
     absolute <= bound,
     0.5 * jnp.square(td_error),

@@ -1,16 +1,15 @@
 """Rules of the twin: what a second network is, how it moves, what it is for.
 
-A rule is a `siamrl.types.Twin`. *How* the twin moves is the rule's affair,
-*when* is the schedule's: a learner applies the rule once in `Schedule.sync`
-gradient steps. Rates and periods may be traced values, so that one compiled
-program can be vmapped over them.
+A rule is a `siamrl.types.Twin`. It says *how* the twin moves; a `ClockedTwin`
+says *when*, once every `sync` gradient steps. Rates and periods may be traced
+values, so that one compiled program can be vmapped over them.
 
-`tau` always weighs the **online** parameters (the `step_size` of
-`optax.incremental_update`; DDPG, TD3 and SAC have it so). BYOL's tau, MoCo's m
-and Polyak's `decay` weigh the old ones: they are `1 - tau`.
+`tau` always weighs the **online** parameters, as in DDPG, TD3 and SAC (the
+`step_size` of `optax.incremental_update`). BYOL's tau, MoCo's m and Polyak's
+`decay` weigh the old ones: they are `1 - tau`.
 
-A twin is kept in float32 at least. Of a network in bfloat16, whose numbers have
-8 significant bits, a soft update with tau = 0.005 would stop half-way.
+A twin is kept in float32 at least. In bfloat16, whose numbers have 8
+significant bits, a soft update with tau = 0.005 would stop half-way.
 """
 
 from siamrl.twins.moving import (

@@ -1,4 +1,4 @@
-"""Ways in which a rule changes an agent."""
+"""Functions by which a rule changes an agent."""
 
 from collections.abc import Callable
 import functools
@@ -20,7 +20,7 @@ from siamrl.types import (
 
 
 def bootstrapping(agent: Agent, bootstrap: Bootstrap) -> Agent:
-  """The agent with other answers to make targets of."""
+  """The agent with targets made of another function's answers."""
   return agent._replace(
     bootstrap=bootstrap,
     targets=functools.partial(agent.targets, bootstrap=bootstrap),
@@ -29,11 +29,11 @@ def bootstrapping(agent: Agent, bootstrap: Bootstrap) -> Agent:
 
 
 def viewing(agent: Agent, view: Callable[[Params, Any], Params]) -> Agent:
-  """The agent with other parameters for a twin.
+  """The agent with other parameters in place of the twin.
 
   Args:
-    agent: to change.
-    view: (online_params, target_params) -> what stands for the twin.
+    agent: the agent to change.
+    view: (online_params, target_params) -> parameters to use as the twin.
   """
 
   def through(function: Any) -> Any:
@@ -51,10 +51,10 @@ def viewing(agent: Agent, view: Callable[[Params, Any], Params]) -> Agent:
 
 
 def with_term(agent: Agent, term: Callable[..., chex.Array]) -> Agent:
-  """The agent with a term more in its loss, reported as `twin_term`.
+  """The agent with another term in its loss, reported as `twin_term`.
 
   Args:
-    agent: to change.
+    agent: the agent to change.
     term: (online_params, target_params, batch, key) -> scalar.
   """
 
@@ -86,7 +86,7 @@ def together(
 ) -> tuple[chex.Array, Metrics]:
   """The loss of K networks: a sum, so that each learns as if it were alone.
 
-  (Not where gradients are shortened by their norm, which is of all together.)
+  (This does not hold if gradients are clipped by their global norm.)
   """
   loss = jnp.sum(losses)
   means = jax.tree.map(lambda metric: jnp.mean(metric, 0), metrics)
@@ -99,13 +99,16 @@ def looking_at_one(
   count: int,
   first: int = 0,
 ) -> dict[str, Any]:
-  """The parts of an agent of several networks that look at one of them.
+  """The functions of an agent of several networks that use one of them.
 
   Args:
-    agent: of one network.
+    agent: an agent of one network.
     one: (params of all, index) -> params of one.
-    count: networks that act in turns; the noise says which.
-    first: the number of the first of them.
+    count: number of networks that act in turns; the noise chooses one.
+    first: index of the first of them.
+
+  Returns:
+    Fields of `Agent` by name: `values`, `taken` and `acting`.
   """
 
   def of_last(function: Callable) -> Callable:
@@ -125,16 +128,16 @@ def looking_at_one(
 def acting_by_turns(
   acting: Acting, one: Callable[[Params, chex.Numeric], Params], count: int
 ) -> Acting:
-  """Acting by one of several networks, drawn evenly for each act.
+  """Acting by one of several networks, drawn uniformly for each act.
 
   Args:
-    acting: of one network.
-    one: (params of all, number below `count`) -> params of one.
-    count: networks that act.
+    acting: the acting functions of one network.
+    one: (params of all, index below `count`) -> params of one.
+    count: number of networks that act.
   """
 
   def noise(key: chex.PRNGKey, batch_size: int) -> tuple[Any, chex.Array]:
-    # The agent's own noise stays what it would be without a chain.
+    # The agent's own noise stays the same as with one network.
     which = jax.random.randint(jax.random.fold_in(key, 0), (), 0, count)
     return acting.noise(key, batch_size), which
 
@@ -147,7 +150,7 @@ def acting_by_turns(
 
   process = acting.process
   if process is not None:
-    # Of the noise, not of the network's number beside it.
+    # The process applies to the noise, not to the network's index beside it.
     white = process
 
     def step(memory, noise):

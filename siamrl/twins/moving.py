@@ -30,12 +30,12 @@ def hard() -> Twin:
 def soft(tau: chex.Numeric) -> Twin:
   """The twin moves a fraction of the way (Lillicrap et al. 2016, eq. after 6).
 
-  target <- tau * online + (1 - tau) * target. Left to itself for m calls with
-  still online parameters, it has moved the fraction 1 - (1 - tau)**m.
+  target <- tau * online + (1 - tau) * target. After m calls with constant
+  online parameters it has moved the fraction 1 - (1 - tau)**m.
 
   Args:
-    tau: weight on the online parameters, in (0, 1]. 1 is `hard()`, unless it is
-      traced.
+    tau: weight on the online parameters, in (0, 1]. 1 gives `hard()`, unless it
+      is traced.
   """
   if isinstance(tau, (int, float)) and tau == 1:
     return hard()
@@ -48,17 +48,17 @@ def soft(tau: chex.Numeric) -> Twin:
 
 
 def periodic(period: chex.Numeric, twin: Twin) -> Twin:
-  """Moves the twin where the gradient-step count is a multiple of `period`.
+  """Moves the twin when the gradient-step count is a multiple of `period`.
 
-  `periodic(p, hard())` is DQN's rule, `periodic(p, soft(tau))` the
-  period-and-tau rule of SAC's and CleanRL's code, and `periodic(1, rule)` is
-  `rule`. The count is the one after the optimizer's step, so the first update
-  follows gradient step number `period`. A `ClockedTwin` does the same
-  for whole rules; this is for rules inside of others.
+  `periodic(p, hard())` is DQN's rule, `periodic(p, soft(tau))` that of SAC's
+  and CleanRL's code, and `periodic(1, rule)` is `rule`. The count is the one
+  after the optimizer's step, so the first update follows gradient step number
+  `period`. A `ClockedTwin` does the same for whole rules; this is for rules
+  inside others.
 
   Args:
     period: gradient steps from one update to the next, >= 1; may be traced.
-    twin: the rule to apply then; its `shift` is not heeded.
+    twin: the rule to apply; its `shift` is ignored.
   """
   if isinstance(period, int) and period == 1:
     return twin
@@ -82,12 +82,11 @@ def periodic(period: chex.Numeric, twin: Twin) -> Twin:
 def soft_scheduled(tau: Callable[[chex.Numeric], chex.Numeric]) -> Twin:
   """`soft`, at a rate that changes.
 
-  The first update, which follows gradient step number 1, has the rate `tau(0)`:
-  schedules count as those of optimizers do.
+  The first update, after gradient step number 1, has the rate `tau(0)`, as with
+  schedules of optax.
 
   Args:
-    tau: gradient steps before the one that the update follows -> the rate, in
-      [0, 1].
+    tau: number of gradient steps before the latest one -> the rate, in [0, 1].
   """
   return Twin(
     lambda online, target, gradient_steps: optax.incremental_update(
@@ -105,7 +104,7 @@ def cosine_rate(
   The weight on the old twin is 1 - tau * (cos(pi k / K) + 1) / 2, and 1 from
   k = K on (Grill et al. 2020, section 3.2). In BYOL's code k is the number of
   gradient steps before the current one, so that the first of K updates has
-  k = 0 and the last one k = K - 1, and still moves the twin
+  k = 0, and the last one has k = K - 1 and still moves the twin
   (deepmind-research/byol: `_update_fn` of byol_experiment.py, `target_ema` of
   utils/schedules.py, and main_loop.py, whose steps count from 0).
 
@@ -124,7 +123,7 @@ def linear_rate(
   tau_end: chex.Numeric,
   steps: chex.Numeric,
 ) -> chex.Numeric:
-  """From `tau` to `tau_end` in a straight line over `steps` gradient steps."""
+  """The rate that changes linearly from `tau` to `tau_end` over `steps`."""
   fraction = jnp.clip(gradient_steps / steps, 0.0, 1.0)
   return tau + fraction * (tau_end - tau)
 
@@ -146,7 +145,7 @@ def soft_linear(
 
 
 class Dated(struct.PyTreeNode):
-  """A twin that knows since when it is what it is.
+  """A twin with the time of its last update.
 
   Attributes:
     params: the twin.
@@ -162,15 +161,15 @@ def hard_scheduled(
   target_period_end: chex.Numeric,
   target_schedule_steps: chex.Numeric,
 ) -> Twin:
-  """`hard`, with a period that changes in a straight line.
+  """`hard`, with a period that changes linearly.
 
   The twin is copied at the first gradient step that lies a whole period after
   the last copy. With equal periods it is `periodic(target_period, hard())`.
 
   Args:
-    target_period: gradient steps, at first.
-    target_period_end: gradient steps, after `target_schedule_steps`.
-    target_schedule_steps: gradient steps from the one to the other.
+    target_period: initial period, in gradient steps.
+    target_period_end: final period, in gradient steps.
+    target_schedule_steps: gradient steps over which the period changes.
   """
 
   def update(
@@ -196,7 +195,7 @@ def hard_scheduled(
 
 
 def frozen() -> Twin:
-  """The twin never moves: one backup of what it was born with."""
+  """The twin never moves: it stays the initial network."""
   return Twin(lambda online, target, gradient_steps: target, born)
 
 
@@ -205,17 +204,17 @@ def projected_soft(
 ) -> Twin:
   """`soft` within a ball, with a ridge penalty (Zhang et al. 2021, eq. 8).
 
-  target <- P_R(target + tau * (P_r(online) - target)), where P projects onto
-  the ball of a radius around 0, in the Euclidean norm of all parameters, and R
-  is `projection_radius`. The analysis wants r below R by less than 1: r = R -
-  1/2, or R / 2 if that is more. The loss gets ridge / 2 * ||online||**2, which
-  is the paper's beside half the squared error. Without ridge and with a
-  boundless ball it is `soft`.
+  target <- P_R(target + tau * (P_r(online) - target)), where P_R projects onto
+  the ball of radius R = `projection_radius` around 0, in the Euclidean norm of
+  all parameters. The analysis requires r below R by less than 1: here r = R -
+  1/2, or R / 2 if that is more. The loss gets the term ridge / 2 *
+  ||online||**2, which is the paper's for half the squared error. With ridge = 0
+  and an infinite radius it is `soft`.
 
   Args:
     tau: weight on the online parameters, in (0, 1].
-    projection_radius: of the twin's ball, > 0.
-    ridge: >= 0.
+    projection_radius: radius of the twin's ball, > 0.
+    ridge: weight of the penalty, >= 0.
   """
 
   def update(
@@ -242,31 +241,31 @@ def projected_soft(
 def _project(params: Params, radius: chex.Numeric) -> Params:
   """The nearest parameters in the ball of a radius around 0."""
   norm = optax.tree.norm(params)
-  # The quotient of 0 / 0 is not chosen.
+  # `where` discards a quotient 0 / 0.
   scale = jnp.where(norm > radius, radius / norm, 1.0)
   return optax.tree.scale(scale, params)
 
 
 def by_path(rules: Mapping[str, Twin]) -> Twin:
-  """Another rule for each part of the network.
+  """A separate rule for each part of the network.
 
   Args:
     rules: pattern -> rule. A parameter follows the first rule whose regular
       expression is found in its path, such as 'params/head/last/Dense_0/bias'.
-      The rules may move parameters and do no more.
+      The rules may only move parameters.
 
   Returns:
-    A rule whose `init` raises ValueError where a pattern or a parameter is
-    left over, and lists the paths.
+    A rule whose `init` raises ValueError, listing the paths, if a pattern or a
+    parameter is unmatched.
 
   Raises:
-    ValueError: a rule reads what gradient steps report.
+    ValueError: a rule reads reports of gradient steps.
   """
   if any(rule.reads_report for rule in rules.values()):
     raise ValueError('a rule that reads reports cannot be a part of another')
 
   def parts(tree: Params) -> dict[str, dict[str, Any]]:
-    """Leaves by the pattern that is theirs, then by path."""
+    """Leaves by the pattern that they follow, then by path."""
     found: dict[str, dict[str, Any]] = {pattern: {} for pattern in rules}
     for path, leaf in named_leaves(tree):
       for pattern in rules:
@@ -284,8 +283,8 @@ def by_path(rules: Mapping[str, Twin]) -> Twin:
         raise FieldError(
           'target_paths',
           given,
-          f': {pattern!r} matches no parameter, or none that an '
-          f'earlier one has left; there are {", ".join(paths)}',
+          f': {pattern!r} matches no parameter that earlier patterns leave; '
+          f'there are {", ".join(paths)}',
         )
     matched = {path for leaves in found.values() for path in leaves}
     left = [path for path in paths if path not in matched]

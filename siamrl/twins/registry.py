@@ -24,19 +24,19 @@ from siamrl.twins.several import averaged, chain, iterated_heads
 from siamrl.twins.using import functional, proximal, residual, self_copy
 from siamrl.types import Twin
 
-# Gradient steps that no run reaches, the most that int32 counts.
+# Gradient steps that no run reaches, the largest int32.
 NEVER = 2**31 - 1
 
 
 class Rule(NamedTuple):
-  """A rule as a launcher offers it: what builds it, and what it reads.
+  """A rule as a launcher offers it.
 
   Attributes:
     make: builds the rule, from the parameters in `takes` as keywords.
     takes: names of `PARAMETERS`, without defaults; `make` gets all of them.
-    period: gradient steps from one application to the next; None where there
-      is a period to choose.
-    summary: what it does, for a help text.
+    period: gradient steps from one application to the next; None if users
+      choose the period.
+    summary: phrase for a help text that says what the rule does.
   """
 
   make: Callable[..., Twin]
@@ -71,7 +71,7 @@ RULES: dict[str, Rule] = {
     1,
     'hard, the period changing to target_period_end',
   ),
-  'frozen': Rule(frozen, (), NEVER, 'what it was born as'),
+  'frozen': Rule(frozen, (), NEVER, 'the initial network, which never moves'),
   'self': Rule(
     self_copy, (), 1, 'the online network itself, behind a stop-gradient'
   ),
@@ -97,7 +97,7 @@ RULES: dict[str, Rule] = {
     iterated_heads,
     ('target_count',),
     None,
-    'the same with last layers on a shared network (iS-QL)',
+    'target_count last layers on a shared network, in a chain (iS-QL)',
   ),
   'functional': Rule(
     functional,
@@ -125,27 +125,34 @@ def with_period() -> tuple[str, ...]:
   return tuple(name for name, rule in RULES.items() if rule.period is None)
 
 
-# What rules may take. Periods are in gradient steps.
+# The parameters of all rules. Periods are in gradient steps.
 PARAMETERS: dict[str, Parameter] = {
-  'tau': Parameter(parameters.RATE, 'Weight on the online parameters'),
+  'tau': Parameter(
+    parameters.RATE, 'Weight of the online parameters in a target update'
+  ),
   'tau_end': Parameter(
-    parameters.FRACTION, 'Weight on the online parameters at the end'
+    parameters.FRACTION, 'Value of tau at the end of its schedule'
   ),
   'target_period': Parameter(
-    parameters.WHOLE, 'From one target update to the next', int, period=True
+    parameters.WHOLE,
+    'Time from one target update to the next',
+    int,
+    period=True,
   ),
   'target_period_end': Parameter(
     parameters.WHOLE,
-    'From one target update to the next at the end',
+    'Value of target_period at the end of its schedule',
     int,
     period=True,
   ),
   'target_schedule_steps': Parameter(
-    parameters.WHOLE, 'Gradient steps that the change of a rate lasts', int
+    parameters.WHOLE,
+    'Gradient steps over which tau or target_period changes',
+    int,
   ),
   'target_sync_period': Parameter(
     parameters.WHOLE,
-    'From one copy of the inner twins to the next',
+    'Time from one copy of the inner twins of a chain to the next',
     int,
     period=True,
   ),
@@ -154,8 +161,8 @@ PARAMETERS: dict[str, Parameter] = {
   ),
   'target_paths': Parameter(
     Domain(bool, 'such as torso:soft+head:hard'),
-    'A rule for each part of the network, by a pattern that is found in the '
-    'paths of its parameters: torso:soft+head:hard',
+    'A rule for each part of the network, chosen by a regular expression that '
+    'is found in the paths of its parameters, such as torso:soft+head:hard',
     str,
     traced=False,
   ),
@@ -172,7 +179,7 @@ PARAMETERS: dict[str, Parameter] = {
   ),
 }
 
-# Rules that only move parameters, and hence may be a part of `by_path`.
+# Rules that only move parameters, and so may be part of `by_path`.
 PARTS = (
   'hard',
   'soft',
@@ -198,13 +205,13 @@ def register(
   that it brings.
 
   Args:
-    name: of the rule.
-    make: builds it. Its arguments are parameters: those of `PARAMETERS`, and
-      its own.
-    summary: what it does, for a help text.
+    name: name of the rule.
+    make: builds the rule. Its arguments are parameters: those of `PARAMETERS`,
+      and its own.
+    summary: phrase for a help text that says what the rule does.
     period: gradient steps from one application to the next, 1 for a rule that
-      moves at every gradient step; None where users choose the period.
-    **new: its own parameters by name.
+      moves at every gradient step; None if users choose the period.
+    **new: the rule's own parameters by name.
 
   Raises:
     ValueError: the name is taken, or a parameter is not described.
@@ -215,11 +222,11 @@ def register(
 
 
 def takes(name: str, target_paths: str | None = None) -> tuple[str, ...]:
-  """The parameters that a rule reads; of `by_path` also those of its parts.
+  """The parameters that a rule reads, including those of parts of `by_path`.
 
   Args:
     name: a key of `RULES`.
-    target_paths: of `by_path`, see `parse_paths`.
+    target_paths: the parts of `by_path`, see `parse_paths`.
 
   Raises:
     ValueError: `target_paths` cannot be read.
@@ -237,7 +244,7 @@ def parse_paths(target_paths: str) -> dict[str, str]:
   """Reads 'torso:soft+head:hard': pattern -> name of a rule.
 
   Raises:
-    ValueError: it is not of this form, or a rule cannot be a part.
+    ValueError: the string is not of this form, or a rule cannot be a part.
   """
   rules: dict[str, str] = {}
   for part in target_paths.split('+'):
@@ -258,7 +265,7 @@ def parse_paths(target_paths: str) -> dict[str, str]:
       raise FieldError(
         'target_paths',
         target_paths,
-        f': {pattern!r} is no regular expression: {error}',
+        f': {pattern!r} is not a regular expression: {error}',
       ) from error
     if pattern in rules:
       raise FieldError(
@@ -273,13 +280,12 @@ def make_rule(name: str, **given: Any) -> Twin:
 
   Args:
     name: a key of `RULES`.
-    **given: parameters by the names of `PARAMETERS`; None is as good as left
-      out. A `target_period` is for rules that keep a clock of their own, and
-      any other ignores it, for its schedule has it.
+    **given: parameters by the names of `PARAMETERS`; None counts as not given.
+      Only rules with their own clock read `target_period`; others ignore it.
 
   Raises:
     ValueError: the name is unknown, or a parameter is missing, superfluous or
-      (where it is no tracer) outside its domain.
+      (unless it is a tracer) outside its domain.
   """
   check_name('target_update', name, RULES)
   values = parameters.check(
@@ -308,7 +314,7 @@ def _below_one(value: chex.Numeric) -> bool:
 
 
 def _part(name: str, given: Mapping[str, Any]) -> Twin:
-  """A rule that is a part of another, and keeps a clock of its own."""
+  """Builds a rule that is part of another, with its own clock."""
   if name == 'self':
     return hard()  # at every gradient step
   rule = RULES[name].make(**{key: given[key] for key in RULES[name].takes})

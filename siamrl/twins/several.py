@@ -25,8 +25,8 @@ from siamrl.types import Agent, Params, Twin
 def averaged(target_count: int) -> Twin:
   """Targets are means over the last K copies' values (Anschel et al. 2017).
 
-  Of an agent whose `bootstrap` answers a pytree, every leaf is averaged.
-  At first all K are what the network was born as. With K = 1 it is `hard`.
+  If the agent's `bootstrap` returns a pytree, every leaf is averaged. At first
+  all K copies are the initial network. With K = 1 it is `hard`.
 
   Args:
     target_count: K, >= 1.
@@ -72,20 +72,21 @@ def chain(
 ) -> Twin:
   """K networks, each learning from the one before (Vincent et al. 2025a).
 
-  The iterated Q-network: network k learns from the twin of network k - 1, and
-  the first one from a twin that stands still. Every `target_sync_period`
+  In the iterated Q-network, network k learns from the twin of network k - 1,
+  and the first one from a twin that does not move. Every `target_sync_period`
   gradient steps the twins of networks 1 to K - 1 are copied; every
-  `target_period` the chain moves on by a link: all twins are copied, network k
-  becomes k + 1, the last stays. Each environment step is acted by one of the
-  networks, drawn evenly. All leaves get a leading axis [K]. As in
-  theovincent/i-DQN the networks are born different, each with a copy as its
-  twin, and the optimizer's state does not move along. With K = 1 it is
-  `periodic(target_period, hard())`.
+  `target_period` the chain shifts by one: all twins are copied, the parameters
+  of network k + 1 become those of network k, and the last network stays. One of
+  the networks, drawn uniformly, acts in each env step. All leaves get a leading
+  axis [K]. As in theovincent/i-DQN, the networks are initialized differently,
+  each with a copy as its twin, and the optimizer's state does not shift. With
+  K = 1 it is `periodic(target_period, hard())`.
 
   Args:
     target_count: K, >= 1.
     target_period: T, gradient steps from one shift to the next.
-    target_sync_period: D, gradient steps; has no meaning for K = 1.
+    target_sync_period: D, gradient steps from one copy of the inner twins to
+      the next; without effect for K = 1.
   """
 
   def sync(online: Params, target: Params) -> Params:
@@ -144,30 +145,30 @@ def chain(
   return Twin(update, born, lift=lift, shift=shift)
 
 
-# The last layer of every head in siamrl.networks is named so.
+# The name of the last layer of every head in siamrl.networks.
 _LAST_LAYER = re.compile(r'(^|/)last')
 
 
 def iterated_heads(target_count: int) -> Twin:
   """K + 1 last layers on one network, each learning from the one before.
 
-  Iterated shared Q-learning (Vincent et al. 2025b): everything but the last
+  In iterated shared Q-learning (Vincent et al. 2025b) everything but the last
   layer is shared, also with the targets, and is always the newest. Head k
-  learns from head k - 1; head 0 learns from nothing. At every sync head k
-  becomes k + 1, and the last stays. Each environment step is acted by one of
-  the heads 1 to K, drawn evenly. The leaves of the last layer get a leading
-  axis [K + 1]. As in theovincent/iS-DQN the heads are born different, and the
-  optimizer's state does not move along. (Of its versions this is the one of
-  K + 1 heads; another has K heads of targets apart, with a period of their
-  own.) With K = 1 the last layer alone has a twin, and the others are
-  `self_copy`.
+  learns from head k - 1; head 0 does not learn. At every sync head k takes the
+  parameters of head k + 1, and the last head stays. One of the heads 1 to K,
+  drawn uniformly, acts in each env step. The leaves of the last layer get a
+  leading axis [K + 1]. As in theovincent/iS-DQN, the heads are initialized
+  differently, and the optimizer's state does not shift. (Of the versions there,
+  this is the one with K + 1 heads; another has K separate target heads with
+  their own period.) With K = 1 only the last layer has a twin, and the others
+  are `self_copy`.
 
   Args:
     target_count: K, >= 1.
   """
 
   def heads(params: Params, choose: Callable[[Any], Any]) -> Params:
-    """The parameters with something done to the last layer's leaves."""
+    """The parameters with `choose` applied to the last layer's leaves."""
     return map_named(
       lambda path, leaf: choose(leaf) if _LAST_LAYER.search(path) else leaf,
       params,
@@ -219,14 +220,14 @@ def iterated_heads(target_count: int) -> Twin:
       targets=lambda online, target, batch, key, **kwargs: agent.targets(
         one(online, -1), before(online), batch, key, **kwargs
       ),
-      # Head 0 learns nothing, and does not act.
+      # Head 0 neither learns nor acts.
       **looking_at_one(agent, one, target_count, first=1),
     )
 
   return Twin(
     stays,
     nothing,
-    # Beside each head stands the one that it learns from.
+    # The twin of each head is the one that it learns from.
     params=lambda online, target: heads(
       online, lambda leaf: jnp.concatenate([leaf[:1], leaf[:-1]])
     ),
@@ -234,8 +235,8 @@ def iterated_heads(target_count: int) -> Twin:
     shift=lambda online, gradient_steps: heads(
       online, lambda leaf: jnp.concatenate([leaf[1:], leaf[-1:]])
     ),
-    # Head 0, from which head 1 learns, is as old as the last shift; all else is
-    # new.
+    # Head 0, from which head 1 learns, is as old as the last shift; everything
+    # else is new.
     clock=hard()._replace(
       params=lambda online, target: map_named(
         lambda path, pair: (

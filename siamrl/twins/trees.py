@@ -1,4 +1,4 @@
-"""Parameters as trees: copies of them, the part with a twin, and paths."""
+"""Operations on trees of parameters: copies, parts with a twin, and paths."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,15 +11,15 @@ from siamrl.types import Agent, Params
 
 
 def copy(params: Params) -> Params:
-  """Returns equal parameters in buffers of their own.
+  """Copies parameters into new buffers.
 
-  Twins are born so: two names for one buffer could not both be donated.
+  Twins need their own, since one buffer cannot be donated under two names.
   """
   return jax.tree.map(jnp.copy, params)
 
 
 def born(params: Params) -> Params:
-  """A copy in float32 at least: how a twin comes into the world."""
+  """The initial twin: a copy of the parameters, in float32 at least."""
 
   def widen(leaf: chex.Array) -> chex.Array:
     if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
@@ -30,7 +30,7 @@ def born(params: Params) -> Params:
 
 
 def part(agent: Agent, params: Params) -> Params:
-  """The part of an agent's parameters that has a twin; by default, all."""
+  """The part of an agent's parameters that has a twin, by default all."""
   if agent.twinned is None:
     return params
   if callable(agent.twinned):
@@ -39,14 +39,14 @@ def part(agent: Agent, params: Params) -> Params:
 
 
 def whole(agent: Agent, params: Params, twinned: Params) -> Params:
-  """The parameters with these entries in place of their own."""
+  """The parameters with the entries in `twinned` replaced."""
   if agent.twinned is None:
     return twinned
   return {name: twinned.get(name, entry) for name, entry in params.items()}
 
 
 def as_in(online: Params, target: Params) -> Params:
-  """Copies of the online parameters, in the types that the twin has."""
+  """Copies of the online parameters, in the types of the twin."""
   return jax.tree.map(lambda o, t: jnp.array(o, t.dtype), online, target)
 
 
@@ -57,7 +57,7 @@ def stop(params: Params) -> Params:
 def named_leaves(
   tree: Params, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[str, Any]]:
-  """The leaves with their paths, 'params/head/last/Dense_0/bias'."""
+  """The leaves with their paths, such as 'params/head/last/Dense_0/bias'."""
   return [
     (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf)
@@ -65,7 +65,7 @@ def named_leaves(
 
 
 def from_named(tree: Params, leaves: Mapping[str, Any]) -> Params:
-  """A tree like `tree` of leaves that are given by their paths."""
+  """A tree like `tree`, of leaves given by their paths."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: leaves[
       jax.tree_util.keystr(path, simple=True, separator='/')

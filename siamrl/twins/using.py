@@ -1,4 +1,4 @@
-"""Rules that say what the agent does with its twin."""
+"""Rules that change how the agent uses its twin."""
 
 import chex
 import jax
@@ -14,9 +14,9 @@ from siamrl.types import Agent, Params, Twin
 def self_copy() -> Twin:
   """The twin is the online network behind a stop-gradient (target-free).
 
-  SimSiam (Chen & He 2021) and target-free Q-learning. Nothing is stored. It
-  equals `hard()` at every gradient step: the sync that ends one step is the one
-  that precedes the next.
+  This is the rule of SimSiam (Chen & He 2021) and target-free Q-learning.
+  Nothing is stored. It equals `hard()` at every gradient step: the sync that
+  ends one step precedes the next.
   """
   return Twin(
     stays,
@@ -31,9 +31,9 @@ def self_copy() -> Twin:
 def residual() -> Twin:
   """The twin is the online network, and gradients flow through it.
 
-  The residual gradient of Baird (1995); in representation learning, what
-  collapses without a stop-gradient. With one sampled successor it minimizes the
-  squared TD error, which is biased where successors are drawn at random.
+  This is the residual gradient of Baird (1995); in representation learning it
+  leads to collapse. With one sampled successor it minimizes the squared TD
+  error, which is biased if successors are random.
   """
   return Twin(
     stays,
@@ -48,18 +48,18 @@ def residual() -> Twin:
 def functional(twin_weight: chex.Numeric) -> Twin:
   """Values are tied to the twin's, and targets are the network's own.
 
-  loss(r + discount * v_online(s') - q(s, a)) + weight * loss(q_twin(s, a) -
-  q(s, a)), with the same loss of an error in both, on the batch's states and
-  actions (Piche et al. 2022, as in their code, fr_dqn_atari_jax.py, with weight
-  1). Each of several networks is tied to its own twin. With weight 0 it is
-  `self_copy`.
+  The loss is loss(r + discount * v_online(s') - q(s, a)) + weight *
+  loss(q_twin(s, a) - q(s, a)), with the same function of the error in both
+  terms, on the batch's states and actions (Piche et al. 2022; their code,
+  fr_dqn_atari_jax.py, has weight 1). Each of several networks is tied to its
+  own twin. With weight 0 it is `self_copy`.
 
   Args:
-    twin_weight: of the second term, >= 0.
+    twin_weight: weight of the second term, >= 0.
 
   Returns:
-    A rule whose `lift` raises ValueError for an agent that has no values of
-    actions taken.
+    A rule whose `lift` raises ValueError for an agent without values of actions
+    taken.
   """
 
   def lift(agent: Agent) -> Agent:
@@ -85,14 +85,14 @@ def functional(twin_weight: chex.Numeric) -> Twin:
 def proximal(twin_weight: chex.Numeric) -> Twin:
   """The online network is pulled toward its twin at every gradient step.
 
-  online <- (1 - weight) * online + weight * target, and then the optimizer's
-  step, which does not see the pull: DQN Pro as its code has it (Asadi et al.
-  2022; amazon-science/fast-rl-with-slow-updates). For plain gradient descent
-  it is the proximal term ||online - target||**2 / (2 c) of the paper with
-  weight = step size / c. With weight 0 it is `hard`.
+  online <- (1 - weight) * online + weight * target, followed by the optimizer's
+  step, which does not see the pull: DQN Pro as in its code (Asadi et al. 2022;
+  amazon-science/fast-rl-with-slow-updates). For plain gradient descent it is
+  the proximal term ||online - target||**2 / (2 c) of the paper, with weight =
+  step size / c. With weight 0 it is `hard`.
 
   Args:
-    twin_weight: in [0, 1).
+    twin_weight: weight of the twin, in [0, 1).
   """
 
   def pull(online: Params, target: Params) -> Params:
