@@ -17,6 +17,7 @@ from siamrl.networks.policies import Critic, DeterministicActor
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Agent, Transition
 from tests import probes
+from tests.parameters import PARAMETERS
 
 
 def _linear_agent() -> Agent:
@@ -70,19 +71,7 @@ def test_as_many_syncs_happen_as_are_asked_for(sync, steps):
   assert learner.target_updates(made, state) == happened
 
 
-_GIVEN = dict(
-  tau=0.3,
-  tau_end=0.1,
-  target_period=3,
-  target_period_end=6,
-  target_schedule_steps=40,
-  target_sync_period=2,
-  target_count=2,
-  target_paths='torso:soft+head:hard',
-  twin_weight=0.2,
-  projection_radius=1.0,
-  ridge=0.5,
-)
+_GIVEN = PARAMETERS | dict(target_count=2, projection_radius=1.0, ridge=0.5)
 
 
 def _q_agent():

@@ -14,20 +14,8 @@ from siamrl.agents.q import make_q_agent
 from siamrl.learner import ClockedTwin, make_learner
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Transition
+from tests.parameters import PARAMETERS
 
-PARAMETERS = dict(
-  tau=0.3,
-  tau_end=0.1,
-  target_period=3,
-  target_period_end=6,
-  target_schedule_steps=40,
-  target_sync_period=2,
-  target_count=3,
-  target_paths='torso:soft+head:hard',
-  twin_weight=0.2,
-  projection_radius=1e6,
-  ridge=1e-3,
-)
 ALL_RULES = sorted(twins.RULES)
 OBS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 KEY = jax.random.key(0)

@@ -20,21 +20,10 @@ from siamrl.networks.policies import (
 )
 from siamrl.networks.siamese import siamese_networks
 from siamrl.types import Transition
+from tests.parameters import PARAMETERS
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
-PARAMETERS = dict(
-  tau=0.3,
-  tau_end=0.1,
-  target_period=3,
-  target_period_end=6,
-  target_schedule_steps=40,
-  target_sync_period=2,
-  target_count=3,
-  twin_weight=0.2,
-  projection_radius=1e6,
-  ridge=1e-3,
-)
 # Which parameters have a twin, and two halves of them.
 TWINNED = {
   'td3': ({'actor', 'critic'}, 'actor:soft+critic:hard'),

@@ -44,6 +44,26 @@ SMALL = (
 )
 
 
+# Numbers of rules of the twin, and of forms of targets, that have some.
+OF_RULES = dict(
+  tau=0.5,
+  tau_end=0.25,
+  target_period_end=40,
+  target_schedule_steps=100,
+  target_count=2,
+  target_sync_period=10,
+  target_paths='torso:soft+head:hard',
+  twin_weight=0.5,
+  projection_radius=100,
+  ridge=0.1,
+)
+OF_FORMS = dict(
+  mellowmax_omega=5,
+  expected_epsilon=0.1,
+  soft_temperature=0.1,
+  munchausen_alpha=0.9,
+  munchausen_clip=-1,
+)
 # Three iterations of 200 env steps; episodes of 9.
 SMALL_SWEEP = (
   '--platform=cpu',

@@ -38,6 +38,7 @@ from siamrl.report.run_folder import RunFolder
 from siamrl.runners import host
 from siamrl.types import Transition
 from tests.experiments.launching import (
+  OF_RULES,
   columns,
   groups_of,
   host_state,
@@ -65,19 +66,7 @@ SMALL = (
 # Two programs, with columns of their own.
 SWEEP = (*SMALL, '--agent=td3,sac', '--tau=0.1,0.5')
 
-# Numbers of rules that have some.
-GIVEN = dict(
-  tau=0.5,
-  tau_end=0.25,
-  target_period_end=40,
-  target_schedule_steps=100,
-  target_count=2,
-  target_sync_period=10,
-  target_paths='critic:soft+actor:hard',
-  twin_weight=0.5,
-  projection_radius=100,
-  ridge=0.1,
-)
+GIVEN = OF_RULES | {'target_paths': 'critic:soft+actor:hard'}
 # SAC's actor has no twin.
 _CRITIC_ONLY = GIVEN | {'target_paths': 'torso:soft+last:hard'}
 

@@ -20,7 +20,13 @@ from siamrl.losses import td
 from siamrl.replay.host import HostReplay
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import host
-from tests.experiments.launching import columns, host_state, sweep_here
+from tests.experiments.launching import (
+  OF_FORMS,
+  OF_RULES,
+  columns,
+  host_state,
+  sweep_here,
+)
 
 # Three iterations of 100 env steps.
 SMALL = (
@@ -42,24 +48,7 @@ WATCHED = (
   '--probe_size=8',
   '--shadows=self',
 )
-# Numbers of rules and forms that have some.
-GIVEN = dict(
-  tau=0.5,
-  tau_end=0.25,
-  target_period_end=40,
-  target_schedule_steps=100,
-  target_count=2,
-  target_sync_period=10,
-  target_paths='torso:soft+head:hard',
-  twin_weight=0.5,
-  projection_radius=100,
-  ridge=0.1,
-  mellowmax_omega=5,
-  expected_epsilon=0.1,
-  soft_temperature=0.1,
-  munchausen_alpha=0.9,
-  munchausen_clip=-1,
-)
+GIVEN = OF_RULES | OF_FORMS
 
 
 launch = functools.partial(sweep_here, gym)

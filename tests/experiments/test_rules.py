@@ -17,24 +17,9 @@ from experiments.engines import sweeps
 from experiments.families import q
 from siamrl import twins
 from siamrl.losses import td
+from tests.experiments.launching import OF_FORMS, OF_RULES
 
-GIVEN = dict(
-  tau=0.5,
-  tau_end=0.25,
-  target_period_end=40,
-  target_schedule_steps=100,
-  target_count=2,
-  target_sync_period=10,
-  target_paths='torso:soft+head:hard',
-  twin_weight=0.5,
-  projection_radius=100,
-  ridge=0.1,
-  mellowmax_omega=5,
-  expected_epsilon=0.1,
-  soft_temperature=0.1,
-  munchausen_alpha=0.9,
-  munchausen_clip=-1,
-)
+GIVEN = OF_RULES | OF_FORMS
 SMALL = (
   '--environment=catch',
   '--hidden_sizes=8',
