@@ -1,1 +1,1 @@
-"""Agents: records of pure functions, one file a family."""
+"""Agents: records of pure functions, one file for each family."""

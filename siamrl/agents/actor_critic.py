@@ -1,14 +1,13 @@
 """DDPG, TD3 and SAC: an actor and its critics as pure functions.
 
-Their parameters are one dict: 'actor', 'critic' with a leading axis [K] on its
-leaves, one for each of K critics, and 'log_alpha' where SAC learns its
-temperature. One loss is the sum of the losses of all entries, each of which
-sees the other entries behind a stop-gradient: one `jax.grad` gives every entry
-the gradient of its own loss alone.
+The parameters are a dict of 'actor', 'critic', whose leaves lead with [K] for
+K critics, and 'log_alpha' if SAC learns its temperature. The loss is the sum of
+the losses of all entries, each of which sees the other entries behind a
+stop-gradient, so one `jax.grad` gives every entry the gradient of its own loss.
 
-One departure from most code: actor and critics take their gradient steps at
-once, and the actor's is thus taken up the critics as they were before theirs,
-as in Acme. The authors' code of TD3 and CleanRL have the critics go first.
+Unlike in most code, actor and critics take their gradient steps simultaneously,
+so the actor climbs the critics as they were before their step, as in Acme. In
+the authors' code of TD3 and in CleanRL the critics go first.
 """
 
 from collections.abc import Callable
@@ -53,8 +52,8 @@ from siamrl.types import (
 EXPLORATIONS = ('gaussian', 'ornstein_uhlenbeck')
 
 
-# What agents may take, and what each may be. All may be traced but the first
-# two, which shape arrays and programs.
+# The domains of the agents' parameters. All may be traced but the first two,
+# which shape arrays and programs.
 PARAMETERS: dict[str, Domain] = {
   'critics': parameters.WHOLE,
   'policy_delay': parameters.WHOLE,
@@ -85,34 +84,34 @@ def make_td3_agent(
   """Twin Delayed DDPG (Fujimoto et al. 2018); the defaults are the paper's.
 
   Targets are r_t + discount_t * min_k Qbar_k(s', a'), where a' is the action of
-  the actor's twin with clipped noise on it (eq. 15). The actor climbs the first
+  the actor's twin plus clipped noise (eq. 15). The actor climbs the first
   critic.
 
   Args:
     actor: maps [B, ...] to actions [B, D].
     critic: maps [B, ...] and [B, D] to values [B].
-    example_obs: [B, ...], of any content; gives `init` its shapes.
-    critics: K, how many are born and learned, each by a key of its own.
-    smoothing_std: of the noise on the target's action; may be traced. 0 draws
-      none.
-    smoothing_clip: the most by which it may change a number; may be traced.
-    policy_delay: d, the critics' gradient steps to one of the actor. (That the
-      twins wait as long is for their schedule to say.)
-    exploration: 'gaussian', or 'ornstein_uhlenbeck', where noise is carried
-      over from step to step.
-    exploration_std: of the noise that acting adds before it clips to [-1, 1];
-      sigma of the other kind; may be traced.
-    exploration_theta: of 'ornstein_uhlenbeck', which see; 'gaussian' does not
-      read it. May be traced.
+    example_obs: [B, ...]; only its shape matters.
+    critics: K, the number of critics, each initialized with its own key.
+    smoothing_std: standard deviation of the noise on the target's action; may
+      be traced. 0 draws no noise.
+    smoothing_clip: bound of that noise; may be traced.
+    policy_delay: d, gradient steps of the critics for each one of the actor.
+      (The twins' delay is set by their `ClockedTwin`.)
+    exploration: 'gaussian', or 'ornstein_uhlenbeck' for correlated noise.
+    exploration_std: standard deviation of the Gaussian noise added to actions
+      before they are clipped to [-1, 1], or sigma of 'ornstein_uhlenbeck'; may
+      be traced.
+    exploration_theta: theta of `ornstein_uhlenbeck`; 'gaussian' ignores it. May
+      be traced.
     td_loss: a key of `losses.td.FORMS`.
-    error_bound: where the gradient of 'huber' and 'clipped' in one TD error is
-      clipped, > 0.
+    error_bound: bound > 0 at which 'huber' and 'clipped' clip the gradient of
+      one TD error.
 
   Returns:
-    An agent; see `_assemble` for what its loss reports.
+    An agent; `_assemble` lists the metrics of its loss.
 
   Raises:
-    ValueError: a name is unknown, or a number outside its domain.
+    ValueError: a name is unknown, or a number is outside its domain.
   """
   check_name('exploration', exploration, EXPLORATIONS)
   _check(
@@ -135,8 +134,8 @@ def make_td3_agent(
     obs: chex.Array,
     key: chex.PRNGKey,
   ) -> chex.Array:
-    # Stopped, for the case that the target is the online network itself: the
-    # critics' errors are not the actor's to mend.
+    # If the target is the online network itself, the actor must not learn to
+    # reduce the critics' errors.
     action = greedy(_stop(target_params), obs)
     if smooths:
       noise = jax.random.normal(_target_key(key), action.shape)
@@ -149,7 +148,7 @@ def make_td3_agent(
   def policy_loss(
     online_params: Params, obs: chex.Array, key: chex.PRNGKey
   ) -> tuple[chex.Array, Metrics]:
-    # The first critic only: the others would be computed for nothing.
+    # Only the first critic is needed.
     first = jax.tree.map(
       lambda leaf: jax.lax.stop_gradient(leaf[:1]), online_params['critic']
     )
@@ -195,8 +194,8 @@ def make_ddpg_agent(
 ) -> Agent:
   """DDPG (Lillicrap et al. 2016); the defaults are the paper's.
 
-  It is TD3 with one critic, without smoothing and, but for CleanRL's, without a
-  delay: targets are r_t + discount_t * Qbar(s', pibar(s')). See
+  It is TD3 with one critic, without smoothing and without a delay (CleanRL's
+  has one): targets are r_t + discount_t * Qbar(s', pibar(s')). See
   `make_td3_agent` for the arguments.
   """
   return make_td3_agent(
@@ -221,8 +220,8 @@ class _SoftPolicy:
   Attributes:
     actor: maps [B, ...] to mean and log_std [B, D].
     critic: maps [B, ...] and [B, D] to values [B].
-    alpha: the temperature; None where it is learned.
-    target_entropy: of a temperature that is learned, in nats.
+    alpha: the temperature; None if it is learned.
+    target_entropy: target entropy of a learned temperature, in nats.
   """
 
   actor: TanhGaussianActor
@@ -231,13 +230,13 @@ class _SoftPolicy:
   target_entropy: chex.Numeric
 
   def temperature(self, params: Params) -> chex.Numeric:
-    """Without a gradient: in others' losses."""
+    """The temperature without a gradient, for the losses of other entries."""
     if self.alpha is not None:
       return self.alpha
     return jnp.exp(jax.lax.stop_gradient(params['log_alpha']))
 
   def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
-    """[B, D] actions: the tanh of the mean."""
+    """The tanh of the mean, actions [B, D]."""
     mean, _ = self.actor.apply(params['actor'], obs)
     return jnp.tanh(mean)
 
@@ -248,7 +247,7 @@ class _SoftPolicy:
     noise: ActionNoise,
     epsilon: chex.Numeric,
   ) -> chex.Array:
-    """[B, D] actions: samples."""
+    """Samples actions [B, D]."""
     action, _ = self._sample(params['actor'], obs, noise.normal)
     return mixed_with_random(action, noise, epsilon)
 
@@ -259,7 +258,7 @@ class _SoftPolicy:
     obs: chex.Array,
     key: chex.PRNGKey,
   ) -> chex.Array:
-    """[B, 1] soft values, of a sample of the actor and the critics' twins."""
+    """Soft values [B, 1] of the actor's samples, by the critics' twins."""
     action, log_prob = self._sample(
       _stop(online_params['actor']), obs, self._normal(_target_key(key), obs)
     )
@@ -272,7 +271,7 @@ class _SoftPolicy:
   def loss(
     self, online_params: Params, obs: chex.Array, key: chex.PRNGKey
   ) -> tuple[chex.Array, Metrics]:
-    """The loss of the actor, and of a temperature that is learned."""
+    """The loss of the actor, and of the temperature if it is learned."""
     action, log_prob = self._sample(
       online_params['actor'], obs, self._normal(key, obs)
     )
@@ -295,7 +294,7 @@ class _SoftPolicy:
   def _sample(
     self, actor_params: Params, obs: chex.Array, noise: chex.Array
   ) -> tuple[chex.Array, chex.Array]:
-    """Actions [B, D] and the logs of their densities [B]."""
+    """Samples actions [B, D], with the logs of their densities [B]."""
     mean, log_std = self.actor.apply(actor_params, obs)
     return jax.vmap(losses.tanh_gaussian)(mean, log_std, noise)
 
@@ -318,33 +317,33 @@ def make_sac_agent(
   """Soft Actor-Critic (Haarnoja et al. 2018b); the defaults are the paper's.
 
   Targets are r_t + discount_t * (min_k Qbar_k(s', a') - alpha * log pi(a'|s')),
-  with a' drawn by the actor itself: only the critics have a twin. It acts by
-  samples, and is evaluated by the tanh of the mean.
+  with a' drawn by the actor itself: only the critics have a twin. The agent
+  acts by samples, and is evaluated by the tanh of the mean.
 
   Args:
     actor: maps [B, ...] to mean and log_std [B, D].
     critic: maps [B, ...] and [B, D] to values [B].
-    example_obs: [B, ...], of any content; gives `init` its shapes.
-    critics: K, how many are born and learned, each by a key of its own.
+    example_obs: [B, ...]; only its shape matters.
+    critics: K, the number of critics, each initialized with its own key.
     alpha: the temperature, in units of value; may be traced. None to learn it,
-      from 1. (A reward scaled by c with alpha = 1, as in 2018a, is a reward as
-      it is with alpha = 1 / c.)
-    target_entropy: of a temperature that is learned, in nats; may be traced.
-      None for -D.
-    policy_delay: the critics' gradient steps to one of the actor and the
-      temperature.
+      from 1. (A reward scaled by c with alpha = 1, as in 2018a, is equivalent
+      to an unscaled reward with alpha = 1 / c.)
+    target_entropy: target entropy of a learned temperature, in nats; may be
+      traced. None for -D.
+    policy_delay: gradient steps of the critics for each one of the actor and
+      the temperature.
     td_loss: a key of `losses.td.FORMS`.
-    error_bound: where the gradient of 'huber' and 'clipped' in one TD error is
-      clipped, > 0.
+    error_bound: bound > 0 at which 'huber' and 'clipped' clip the gradient of
+      one TD error.
 
   Returns:
-    An agent; see `_assemble` for what its loss reports. Besides, `entropy`, the
-    mean of -log pi(a|s) in nats, and `alpha`, the temperature that this
-    gradient step was taken with.
+    An agent; `_assemble` lists the metrics of its loss. It also reports
+    `entropy`, the mean of -log pi(a|s) in nats, and `alpha`, the temperature
+    used in this gradient step.
 
   Raises:
-    ValueError: a name is unknown, a number outside its domain, or an entropy
-      given for a temperature that is not learned.
+    ValueError: a name is unknown, a number is outside its domain, or an entropy
+      is given for a temperature that is not learned.
   """
   learned = alpha is None
   if not learned and target_entropy is not None:
@@ -393,7 +392,7 @@ def make_sac_agent(
 def _acting(
   actor: Actor, greedy: Greedy, act: Act, process: NoiseProcess | None = None
 ) -> Acting:
-  """Acting with an agent's noise; games are played by its greedy actions."""
+  """Acting with an agent's noise; evaluations use its greedy actions."""
 
   def play(
     params: Params, obs: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
@@ -425,31 +424,32 @@ def _assemble(
   bootstrap: Bootstrap,
   policy_loss: Callable[..., tuple[chex.Array, Metrics]],
 ) -> Agent:
-  """Assembles an agent of the parts that are its own.
+  """Assembles an agent from its parts.
 
   Args:
     actor: the actor's network.
     critic: the critics' network.
     example_obs: [B, ...].
     critics: K.
-    delayed: entries of the parameters that learn at every `policy_delay`-th
-      gradient step only.
-    policy_delay: in gradient steps.
+    delayed: entries of the parameters that are learned at every
+      `policy_delay`-th gradient step only.
+    policy_delay: d, in gradient steps.
     td_loss: a key of `losses.td.FORMS`.
-    error_bound: of some of them.
-    acting: of the agent; see `_acting`.
-    bootstrap: of the agent. No gradient of it may reach `delayed` entries.
-    policy_loss: (online_params, obs, key) -> the loss of the `delayed` entries,
-      of nothing else, and metrics [].
+    error_bound: bound for 'huber' and 'clipped'.
+    acting: the agent's acting functions; see `_acting`.
+    bootstrap: the agent's bootstrap. Its gradients must not reach the `delayed`
+      entries.
+    policy_loss: (online_params, obs, key) -> the loss of only the `delayed`
+      entries, and metrics [].
 
   Returns:
-    An agent whose `loss` reports `loss`, the sum that is learned from;
-    `critic_loss`, of all critics together; for each transition [B] the `q_tm1`
-    of the action taken and `td_error_abs`, means over the critics; and the
-    metrics of `policy_loss`. These are 0 where the actor is not due, and d
-    times what they are where it is: their means over gradient steps are right
-    (in that of `loss` the policy's part counts 1 / d). Weights multiply the
-    critics' losses and nothing else.
+    An agent whose `loss` reports `loss`, the sum to minimize; `critic_loss`,
+    the loss of all critics; for each transition [B] the `q_tm1` of the action
+    taken and `td_error_abs`, means over the critics; and the metrics of
+    `policy_loss`. These are 0 if the actor is not due, and multiplied by d if
+    it is, so that their means over gradient steps are right (in the mean of
+    `loss` the policy's part counts 1 / d). Weights multiply the critics' losses
+    only.
   """
   check_name('td_loss', td_loss, td.FORMS)
   if not error_bound > 0:
@@ -536,11 +536,11 @@ def _every(
   step: chex.Numeric | None,
   due: Callable[[], tuple[chex.Array, Metrics]],
 ) -> tuple[chex.Array, Metrics]:
-  """A loss at every `delay`-th gradient step, and 0 elsewhere.
+  """A loss that counts at every `delay`-th gradient step, and is 0 otherwise.
 
   Args:
-    delay: in gradient steps; the metrics count so many times.
-    step: number of the gradient step; None if the loss is due anyway.
+    delay: gradient steps, and the factor of the metrics when the loss is due.
+    step: gradient steps taken before this one; None if the loss is always due.
     due: returns the loss and its metrics.
   """
   if step is None or delay == 1:
@@ -559,10 +559,9 @@ def _every(
 def _values_of(
   critic: Critic, params: Params, obs: chex.Array, action: chex.Array
 ) -> chex.Array:
-  """[B, K] values of all critics, whose leaves lead with [K]."""
-  # A vmap and not a loop: with 2 critics of 2 x 256 units and a batch of 256,
-  # inside a scan on a CPU, neither is the faster one, and of the two this
-  # compiles one network.
+  """Values [B, K] of all critics, whose leaves lead with [K]."""
+  # A vmap compiles one network only, and is as fast as a loop for 2 critics of
+  # 2 x 256 units and a batch of 256, inside a scan on a CPU.
   return jax.vmap(critic.apply, (0, None, None), 1)(params, obs, action)
 
 
@@ -582,7 +581,7 @@ def _stop(params: Params) -> Params:
 
 
 def _check(**given: chex.Numeric | None) -> None:
-  """Raises ValueError where a number is outside its domain."""
+  """Raises ValueError if a number is outside its domain."""
   for name, value in given.items():
     if value is None or isinstance(value, jax.core.Tracer):
       continue
@@ -595,8 +594,8 @@ class Algorithm(NamedTuple):
 
   Attributes:
     make: (actor, critic, example_obs, **options) -> Agent.
-    actor: the kind of network that acts.
-    summary: what it is, for a help text.
+    actor: class of the network that acts.
+    summary: phrase for a help text.
   """
 
   make: Callable[..., Agent]
@@ -605,7 +604,7 @@ class Algorithm(NamedTuple):
 
   @property
   def takes(self) -> tuple[str, ...]:
-    """Names of its options, which all have defaults."""
+    """The names of the agent's options, which all have defaults."""
     arguments = inspect.signature(self.make).parameters.values()
     return tuple(a.name for a in arguments if a.kind is a.KEYWORD_ONLY)
 
@@ -617,12 +616,12 @@ AGENTS: dict[str, Algorithm] = {
   'td3': Algorithm(
     make_td3_agent,
     DeterministicActor,
-    'the smaller of two critics, smoothed targets, an actor that waits',
+    'the smaller of two critics, smoothed targets, and a delayed actor',
   ),
   'sac': Algorithm(
     make_sac_agent,
     TanhGaussianActor,
-    'a random actor that is paid for its entropy',
+    'a stochastic actor that is rewarded for its entropy',
   ),
 }
 
@@ -638,14 +637,14 @@ def make_actor_critic(
 
   Args:
     name: a key of `AGENTS`.
-    actor: of the kind that it names.
+    actor: a network of that agent's class of actors.
     critic: the critics' network.
-    example_obs: [B, ...], of any content.
-    **options: of the agent's own builder; None is as good as left out.
+    example_obs: [B, ...]; only its shape matters.
+    **options: keywords of the agent's own builder; None counts as not given.
 
   Raises:
-    ValueError: the name is unknown, the actor of another kind, an option not
-      for this agent, or refused by its builder.
+    ValueError: the name is unknown, the actor has another class, an option is
+      not for this agent, or its builder refuses one.
   """
   check_name('agent', name, AGENTS)
   algorithm = AGENTS[name]

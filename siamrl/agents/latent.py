@@ -1,22 +1,22 @@
-"""Latent self-prediction as a part of any agent of values (SPR).
+"""Latent self-prediction as part of any value-based agent (SPR).
 
-Self-predictive representations (Schwarzer et al. 2021, arXiv:2007.05929): the
-torso's answer to an observation is led K steps ahead by a transition model and
-the actions that were taken, and what is predicted of each step is to meet what
-a twin of the torso makes of the observation that really came. The stop-gradient
-is an argument position here too: that twin is one of the rule's, beside that of
-the values.
+In self-predictive representations (Schwarzer et al. 2021, arXiv:2007.05929) a
+transition model leads the torso's features of an observation K steps ahead,
+given the actions that were taken. The prediction for each step should match
+the features that a twin of the torso computes from the observation that
+followed. Here too the stop-gradient is an argument position: that twin belongs
+to the rule, like that of the values.
 
 Parameters are a dict of
 
-* `q`: those of the agent of values, torso and head;
-* `transition`, `predictor`, and `projector` if it is no part of the head, of
+* `q`: parameters of the value-based agent, torso and head;
+* `transition`, `predictor`, and `projector` if it is not part of the head, see
   `networks.latent`.
 
-What has a twin is a dict of `q` and of `latent`, which holds `encoder` and
-`projector` once more. So values and latents can have twins under different
-rules: `q:hard+latent:soft` for `by_path` copies the one every period, and
-averages the other. The transition model and the predictor have none.
+The twinned part is a dict of `q` and `latent`, which holds `encoder` and
+`projector` again. So values and latents can have twins under different rules:
+with `by_path`, `q:hard+latent:soft` copies the one every period and averages
+the other. The transition model and the predictor have no twin.
 """
 
 import dataclasses
@@ -47,20 +47,20 @@ TARGETS = {
   'keeps them from collapsing',
 }
 
-# No split of the agent's own key is it.
+# Folded into the agent's key; differs from all of its splits.
 _STREAM = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Latents:
-  """The parameters of an agent that predicts its latents, and its answers.
+  """The parameters and answers of an agent that predicts its latents.
 
   Attributes:
-    base: the agent of values.
-    networks: around its network.
-    example_obs: [B, ...]; gives `init` its shapes.
+    base: the value-based agent.
+    networks: the networks around that of the values.
+    example_obs: [B, ...]; only its shape matters.
     steps: K.
-    has_twin: whether targets are a twin's, or the online network's own.
+    has_twin: whether targets come from a twin, not the online network itself.
   """
 
   base: Agent
@@ -70,10 +70,10 @@ class _Latents:
   has_twin: bool
 
   def init(self, key: chex.PRNGKey) -> Params:
-    """Parameters of the values, which begin as they would without, and more."""
+    """Draws parameters; those of the values are the same as without latents."""
     q = self.base.init(key)
     dtype = jax.tree.leaves(q)[0].dtype
-    # All are born in float32, as the base's are.
+    # Drawn in float32, like the base's parameters.
     stream = jax.random.fold_in(key, _STREAM)
     more = self.networks.init(stream, twins.born(q), self.example_obs)
     return {'q': q} | jax.tree.map(lambda leaf: leaf.astype(dtype), more)
@@ -92,7 +92,7 @@ class _Latents:
     obs: chex.Array | Future,
     key: chex.PRNGKey,
   ) -> chex.Array:
-    """Targets [B, K, D] of what lies ahead, or values of observations."""
+    """Targets [B, K, D] for a `Future`, or values of observations."""
     if not isinstance(obs, Future):
       return self.base.bootstrap(
         online_params['q'], target_params['q'], obs, key
@@ -108,7 +108,7 @@ class _Latents:
   def predictions(
     self, params: Params, obs: chex.Array, a: chex.Array
   ) -> chex.Array:
-    """[B, K, D] of the steps that actions [B, K] lead to."""
+    """Predictions [B, K, D] of the steps that actions [B, K] lead to."""
     every = params | self._answering(params)
     latents, ahead = self.networks.encode(every, obs), []
     for k in range(self.steps):  # unrolled: convolutions in a loop are slow
@@ -119,7 +119,7 @@ class _Latents:
     return jnp.swapaxes(p.reshape(self.steps, len(obs), -1), 0, 1)
 
   def _answering(self, params: Params) -> Params:
-    """Encoder and projector."""
+    """The parameters of encoder and projector."""
     shared = self.networks.shared(params['q'])
     return {'encoder': shared['encoder']} | {
       'projector': (shared | params)['projector']
@@ -136,37 +136,36 @@ def with_latent_prediction(
   target: str = 'twin',
   batch_reduction: str = 'mean',
 ) -> Agent:
-  """An agent of values that predicts its own latents, too.
+  """Adds prediction of its own latents to a value-based agent.
 
-  Its loss is that of the values plus
+  The loss is that of the values plus
 
     weight * reduce_b (w_b / K * sum_k mask_bk error(p_bk, z_bk))
 
-  with the predictions p and the targets z of K steps, the batch's weights w,
-  and the squared distance of unit vectors, `losses.siamese.normalized_error`
+  with the predictions p and targets z of K steps, the batch's weights w, and
+  the squared distance of unit vectors, `losses.siamese.normalized_error`
   (mila-iqia/spr, algos.py, and Dopamine's spr_agent.py, both with weight 5 and
-  K = 5). In the authors' code the observation in which an episode's last action
-  was taken does not count either.
+  K = 5). The authors' code also leaves out the observation in which an
+  episode's last action was taken.
 
   Args:
-    base: of one network of values; not lifted by any twin.
-    networks: around that network.
-    example_obs: [B, ...], of any content; gives `init` its shapes.
-    steps: K; batches must have a `future` of so many.
-    weight: of the second term, >= 0; may be traced. With 0 the values are
-      learned as without.
-    target: a key of `TARGETS`. 'online_gradient' heeds no twin of the latents,
-      and then there is none.
+    base: a value-based agent of one network, not lifted by any rule.
+    networks: the networks around that network.
+    example_obs: [B, ...]; only its shape matters.
+    steps: K; the `future` of batches must have this length.
+    weight: weight of the second term, >= 0; may be traced. With 0 the values
+      are learned as without it.
+    target: a key of `TARGETS`. With 'online_gradient' latents have no twin.
     batch_reduction: 'mean' or 'sum' over the batch, as in the base agent.
 
   Returns:
-    An agent whose `loss` reports what the base's does and `spr_loss`, the mean
-    squared distance of unit vectors (0 to 4) over all predictions that count,
+    An agent whose `loss` reports the base's metrics; `spr_loss`, the mean
+    squared distance of unit vectors (0 to 4) over all predictions that count;
     and `spr_std`, the `losses.siamese.normalized_std` of the targets one step
-    ahead: near 0 where latents have collapsed.
+    ahead, near 0 if latents have collapsed.
 
-    `bootstrap` answers a `Future` with its targets [B, K, D], and observations
-    with their values; rules that bootstrap in another way do so with both.
+    `bootstrap` answers a `Future` with targets [B, K, D], and observations with
+    values; rules that replace it replace it for both.
 
   Raises:
     ValueError: a name is unknown, `steps` is not positive, or the base agent
@@ -211,7 +210,7 @@ def with_latent_prediction(
   ) -> tuple[chex.Array, Metrics]:
     del step  # nothing is delayed
     q, q_twin = online_params['q'], target_params['q']
-    if bootstrap is None:  # nothing but values
+    if bootstrap is None:  # only values have whole targets
       return base.loss(q, q_twin, batch, key, bootstrap=None)
     future = _future_of(batch, steps)
     value, metrics = base.loss(
@@ -246,7 +245,7 @@ def with_latent_prediction(
 
 
 def _looking_at_q(base: Agent) -> Agent:
-  """The agent, whose values and actions are those of the entry `q`."""
+  """The agent, with values and actions from the entry `q`."""
 
   def of_q(function: Any) -> Any:
     return lambda params, *args: function(params['q'], *args)
@@ -277,25 +276,26 @@ def _future_of(batch: Transition, steps: int) -> Future:
 def _of_values(
   online_params: Params, target_params: Params, bootstrap: Bootstrap
 ) -> Bootstrap:
-  """A way to bootstrap, for the base agent."""
+  """Adapts a bootstrap function to the base agent."""
   return lambda online, target, obs, key: bootstrap(
     online_params, target_params, obs, key
   )
 
 
 def with_augmentation(agent: Agent, augment: Augmentation) -> Agent:
-  """An agent that learns from changed images, and acts on them as they are.
+  """Makes an agent learn from augmented images; it acts on unchanged ones.
 
-  Each observation of a batch is changed on its own: those acted upon, those
-  bootstrapped from and those ahead (DrQ, Yarats et al. 2021; SPR).
+  Each observation of a batch is augmented independently: those acted upon,
+  those bootstrapped from and those ahead (DrQ, Yarats et al. 2021; SPR).
 
   Args:
-    agent: lifted by no twin.
-    augment: (key, observation) -> another one, which may have another dtype.
+    agent: an agent not lifted by any rule.
+    augment: (key, observation) -> augmented observation, which may have another
+      dtype.
 
   Returns:
-    An agent with another `loss`. `targets` are of observations as they are, so
-    that two looks at one batch differ by the parameters alone.
+    An agent with another `loss`. `targets` uses unchanged observations, so that
+    its values for one batch depend on the parameters only.
   """
 
   def loss(

@@ -1,4 +1,4 @@
-"""The noise that continuous actions are explored with."""
+"""Exploration noise of continuous actions."""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ class ActionNoise(NamedTuple):
   """The random numbers of one act in B environments.
 
   Attributes:
-    explore: float32 [B] in [0, 1), whether to act at random.
-    whereto: float32 [B, D] in [-1, 1), a random action.
-    normal: float32 [B, D] standard normal, around the actor's action; what a
-      `NoiseProcess` makes of it, if there is one.
+    explore: float32 [B] in [0, 1); an action is random where this is below
+      epsilon.
+    whereto: float32 [B, D] in [-1, 1), random actions.
+    normal: float32 [B, D] noise around the actor's action, standard normal or
+      the output of a `NoiseProcess`.
   """
 
   explore: chex.Array
@@ -40,32 +41,32 @@ def action_noise(
 def mixed_with_random(
   action: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
 ) -> chex.Array:
-  """The actions, each replaced with probability epsilon by a random one.
+  """Replaces each action with probability epsilon by a random one.
 
   Args:
     action: [B, D].
-    noise: of `action_noise`.
-    epsilon: [] or [B], in [0, 1]; 1 while a run is warmed up.
+    noise: noise from `action_noise`.
+    epsilon: [] or [B], in [0, 1]; 1 during the warm-up of a run.
   """
   explores = noise.explore < epsilon
   return jnp.where(explores[:, None], noise.whereto, action)
 
 
 def ornstein_uhlenbeck(action_dim: int, theta: chex.Numeric) -> NoiseProcess:
-  """Noise that is carried over: x <- x + theta * (0 - x) + eps.
+  """Builds correlated noise: x <- x + theta * (0 - x) + eps.
 
-  Whoever acts multiplies it by sigma, which is the same as x <- x - theta * x +
+  The agent multiplies it by sigma, which is the same as x <- x - theta * x +
   sigma * eps. In the long run its variance is 1 / (theta * (2 - theta)), and
-  its correlation over n steps (1 - theta)**n; theta = 1 is white noise.
+  its correlation over n steps is (1 - theta)**n; theta = 1 gives white noise.
 
   DDPG's paper (Lillicrap et al. 2016, section 7) has theta = 0.15 and sigma =
   0.2 and names no time step; here it is 1, as in rlax. OpenAI Baselines and
-  Stable-Baselines3 have dt = 0.01, which is theta * dt and sigma * dt**0.5 of
-  these: noise of about the same size which lasts a hundred times as long.
+  Stable-Baselines3 have dt = 0.01, which corresponds to theta * dt and sigma *
+  dt**0.5 here: noise of about the same size that lasts a hundred times as long.
 
   Args:
     action_dim: D.
-    theta: in (0, 1]; may be traced.
+    theta: rate of decay, in (0, 1]; may be traced.
   """
 
   def step(memory: chex.Array, noise: ActionNoise) -> tuple[chex.Array, Any]:

@@ -28,17 +28,18 @@ REDUCTIONS: dict[str, Callable[[chex.Array], chex.Array]] = {
 DTYPES = ('float32', 'bfloat16')
 
 
-# The form of each agent's targets where none is given, a key of `td.TARGETS`.
+# The default form of each agent's targets, a key of `td.TARGETS`.
 OWN_FORMS = {'dqn': 'max', 'double_dqn': 'double'}
 
 
 def exploration_noise(
   key: chex.PRNGKey, batch_size: int
 ) -> tuple[chex.Array, chex.Array]:
-  """The random numbers that `epsilon_greedy` takes.
+  """Draws the random numbers of `epsilon_greedy`.
 
   Returns:
-    float32 [B] in [0, 1), whether to explore, and uint32 [B] whereto.
+    float32 [B] in [0, 1), which decides whether to explore, and uint32 [B],
+    which chooses the random action.
   """
   explore_key, action_key = jax.random.split(key)
   return (
@@ -55,15 +56,15 @@ def epsilon_greedy(
   """Acts greedily, or with probability epsilon uniformly at random.
 
   Args:
-    q_values: [B, A]; a tie goes to the lowest index.
-    noise: of `exploration_noise`.
+    q_values: [B, A]; ties go to the lowest index.
+    noise: noise from `exploration_noise`.
     epsilon: [] or [B], in [0, 1].
 
   Returns:
     int32 [B] actions.
   """
   explore, whereto = noise
-  # Uniform to within A / 2**32.
+  # The modulo is uniform to within A / 2**32.
   anything = (whereto % q_values.shape[-1]).astype(jnp.int32)
   greedy = jnp.argmax(q_values, axis=-1).astype(jnp.int32)
   return jnp.where(explore < epsilon, anything, greedy)
@@ -75,16 +76,17 @@ TRACES = ('peng', 'watkins')
 def make_returns(
   agent: Agent, lambda_: chex.Numeric, trace: str = 'peng'
 ) -> Callable[[Params, Any, Transition, chex.Array, chex.PRNGKey], chex.Array]:
-  """Q(lambda): whole targets for sequences of transitions.
+  """Builds Q(lambda): whole targets for sequences of transitions.
 
-  Each step's own target is the agent's, of whatever form and twin, and longer
-  returns are mixed in as `losses.returns.lambda_returns` has it.
+  One-step targets are the agent's, of any form and twin, and
+  `losses.returns.lambda_returns` mixes longer returns in.
 
   Args:
-    agent: lifted by the twin already.
-    lambda_: in [0, 1]; may be traced. 0 gives the agent's own targets.
-    trace: 'peng', or 'watkins': a return ends where the next action taken was
-      not greedy by the values that it would bootstrap from.
+    agent: an agent already lifted by the rule.
+    lambda_: weight of longer returns, in [0, 1]; may be traced. 0 gives the
+      agent's own targets.
+    trace: 'peng'; or 'watkins', where a return ends if the next action taken
+      was not greedy by the values that it would bootstrap from.
 
   Returns:
     (online_params, target_params, transitions of one step each [T, N, ...],
@@ -100,13 +102,13 @@ def make_returns(
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
 
     def targets(discount: float) -> chex.Array:
-      """Of the same steps, with a reward of 0 and this discount."""
+      """Targets of the same steps, with a reward of 0 and this discount."""
       zeros = jnp.zeros_like(flat.r_t)
       batch = flat._replace(r_t=zeros, discount_t=zeros + discount)
       y = agent.targets(online_params, target_params, batch, key)
       return y.reshape(ended.shape)
 
-    bonus = targets(0.0)  # what the form adds to the reward
+    bonus = targets(0.0)  # some forms add a bonus to the reward
     v_t = targets(1.0) - bonus
     lambda_t = jnp.full(ended.shape, lambda_)
     if trace == 'watkins':
@@ -126,14 +128,14 @@ def make_returns(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Networks:
-  """The values of a network, or of several of its kind.
+  """The values of one or more copies of a network.
 
   Attributes:
     network: maps [B, S, ...] observations to [B, A] values.
-    example_obs: [B, S, ...]; gives `init` its shapes.
-    dtype: of the parameters.
-    names: of the networks in one tree of parameters; a single network is the
-      whole tree.
+    example_obs: [B, S, ...]; only its shape matters.
+    dtype: dtype of the parameters.
+    names: names of the networks in one tree of parameters; a single network is
+      the whole tree.
   """
 
   network: nn.Module
@@ -142,7 +144,7 @@ class _Networks:
   names: Sequence[str]
 
   def init(self, key: chex.PRNGKey) -> Params:
-    """Parameters of all networks, born different."""
+    """Draws different parameters for each network."""
     if len(self.names) == 1:
       params = self.network.init(key, self.example_obs)
     else:
@@ -154,14 +156,14 @@ class _Networks:
     return jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
 
   def estimates(self, params: Params, obs: chex.Array) -> list[chex.Array]:
-    """[B, A] values of each network."""
+    """Values [B, A] of each network."""
     if len(self.names) == 1:
       return [self.network.apply(params, obs)]
-    # One after the other: on a CPU convolutions are slow under a vmap.
+    # Not under a vmap, where convolutions are slow on a CPU.
     return [self.network.apply(params[name], obs) for name in self.names]
 
   def of_actions(self, params: Params, batch: Transition) -> chex.Array:
-    """[networks, B] values of the actions taken."""
+    """Values [networks, B] of the actions taken."""
     return jnp.stack(
       [
         jax.vmap(td.value_of)(q_tm1, batch.a_tm1)
@@ -170,12 +172,12 @@ class _Networks:
     )
 
   def taken(self, params: Params, batch: Transition) -> chex.Array:
-    """[B] values of the actions taken, or [B, networks] of several."""
+    """Values [B] of the actions taken, or [B, networks] for several."""
     each = self.of_actions(params, batch)
     return each[0] if len(self.names) == 1 else each.T
 
   def values(self, params: Params, obs: chex.Array) -> chex.Array:
-    """[B, A] values: of several networks the smallest."""
+    """Values [B, A], the smallest of several networks."""
     return functools.reduce(jnp.minimum, self.estimates(params, obs))
 
   def bootstrap(
@@ -185,22 +187,22 @@ class _Networks:
     obs: chex.Array,
     key: chex.PRNGKey,
   ) -> chex.Array:
-    """[B, A] values of the twin."""
+    """Values [B, A] of the twin."""
     return self.values(target_params, obs)
 
   def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
-    """int32 [B] actions of the largest value."""
+    """Actions int32 [B] of the largest value."""
     return jnp.argmax(self.values(params, obs), axis=-1).astype(jnp.int32)
 
   def act(
     self, params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
   ) -> chex.Array:
-    """int32 [B] actions, by the first network."""
+    """Chooses actions int32 [B] by the first network."""
     return epsilon_greedy(self.estimates(params, obs)[0], noise, epsilon)
 
 
 def _form_of(name: str, target_form: str | None) -> str:
-  """The form of an agent's targets, a key of `td.TARGETS`; checks both."""
+  """The form of an agent's targets, after checking that the two fit."""
   check_name('agent', name, OWN_FORMS)
   chosen = OWN_FORMS[name] if target_form is None else target_form
   check_name('target_form', chosen, td.TARGETS)
@@ -233,34 +235,34 @@ def make_q_agent(
 
   Args:
     network: maps [B, S, ...] observations to [B, A] values.
-    example_obs: [B, S, ...], of any content; gives `init` its shapes.
+    example_obs: [B, S, ...]; only its shape matters.
     name: 'dqn' or 'double_dqn', a key of `OWN_FORMS`.
     target_form: a key of `losses.td.TARGETS`; the agent's own if None. 'dqn'
-      goes with all of them.
-    target_parameters: of the form, by name, see `losses.td.make_target`; may be
-      traced.
+      supports all of them.
+    target_parameters: parameters of the form by name, see
+      `losses.td.make_target`; may be traced.
     td_loss: a key of `losses.td.FORMS`.
-    error_bound: where the gradient of 'huber' and 'clipped' in one TD error is
-      clipped, > 0.
+    error_bound: bound > 0 at which 'huber' and 'clipped' clip the gradient of
+      one TD error.
     batch_reduction: 'mean' or 'sum' (Nature DQN's) over the batch.
-    param_dtype: of the online parameters, one of `DTYPES`; their twin is kept
-      in float32 in any case.
+    param_dtype: dtype of the online parameters, one of `DTYPES`; their twin is
+      always kept in float32.
 
   Returns:
     An agent whose `loss` reports `loss`, and for each transition [B] the
-    `q_tm1` of the action taken and `td_error_abs`. A batch with weights has
-    each transition's loss multiplied by its own.
+    `q_tm1` of the action taken and `td_error_abs`. If the batch has weights,
+    they multiply the losses of its transitions.
 
-    A form with several networks makes as many of the given one, born different
-    (`critic_0`, `critic_1` in one tree of parameters, so that every rule of the
-    twin moves them all). The first one acts; `values`, and with them what any
-    rule bootstraps from, are the smallest of all for each action. They learn
-    the same targets; their losses are added up, and the metrics are means over
-    them.
+    A form with several networks uses that many copies of the given one,
+    initialized differently (`critic_0`, `critic_1` in one tree of parameters,
+    so that every rule moves them all). The first one acts; `values`, and so the
+    answers that any rule bootstraps from, are the smallest of all networks for
+    each action. They learn the same targets; their losses are summed, and
+    metrics are means over them.
 
   Raises:
-    ValueError: a name is unknown, the form does not go with the agent or its
-      parameters not with the form, or the bound is not positive.
+    ValueError: a name is unknown, the form does not fit the agent or the
+      parameters do not fit the form, or the bound is not positive.
   """
   chosen = _form_of(name, target_form)
   check_name('td_loss', td_loss, td.FORMS)
@@ -291,7 +293,7 @@ def make_q_agent(
         r_t=batch.r_t,
         discount_t=batch.discount_t,
         q_t=bootstrap(online_params, target_params, batch.obs_t, key),
-        # XLA computes only those of them that the form reads.
+        # XLA drops those that the form does not read.
         q_t_online=jax.lax.stop_gradient(
           networks.estimates(online_params, batch.obs_t)[0]
         ),

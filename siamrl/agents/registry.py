@@ -1,4 +1,4 @@
-"""Agents of discrete actions by name, with the parameters that they take."""
+"""Agents of discrete actions by name, with their parameters."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -10,8 +10,8 @@ from siamrl.agents.q import OWN_FORMS, make_q_agent
 from siamrl.parameters import Parameter
 from siamrl.types import Agent
 
-# Arguments that launchers have options for, whatever the agent. An agent reads
-# those that its `make` takes; see `make_q_agent` for what they are.
+# Arguments for which launchers have options with every agent. An agent reads
+# those that its `make` takes; `make_q_agent` describes them.
 SHARED = (
   'target_form',
   'target_parameters',
@@ -26,13 +26,13 @@ class Kind(NamedTuple):
   """A kind of agent as a launcher offers it.
 
   Attributes:
-    make: builds the agent from a network, [B, S, ...] observations of any
-      content, and as keywords what it reads and takes.
+    make: builds the agent from a network, example observations [B, S, ...], and
+      the arguments in `reads` and `takes` as keywords.
     summary: one line for a help text.
-    form: the form of its targets where none is chosen, a key of `td.TARGETS`;
-      None for an agent with targets of its own.
-    reads: the arguments of `SHARED` that it reads.
-    takes: names of `PARAMETERS`.
+    form: the default form of its targets, a key of `td.TARGETS`; None for an
+      agent with its own targets.
+    reads: names of the arguments in `SHARED` that it reads.
+    takes: names of its parameters in `PARAMETERS`.
   """
 
   make: Callable[..., Agent]
@@ -53,7 +53,7 @@ AGENTS: dict[str, Kind] = {
     strict=True,
   )
 }
-PARAMETERS: dict[str, Parameter] = {}  # what agents may take
+PARAMETERS: dict[str, Parameter] = {}  # the parameters of all agents
 
 
 def register(
@@ -70,24 +70,25 @@ def register(
   parameter that it brings.
 
   Args:
-    name: of the agent.
-    make: builds it, as `Kind.make` has it. Its keywords are some of `SHARED`,
+    name: name of the agent.
+    make: builds the agent, see `Kind.make`. Its keywords are some of `SHARED`,
       and parameters: those of `PARAMETERS`, and its own.
     summary: one line for a help text.
-    form: the form of its targets where none is chosen; for a `make` that takes
-      `target_form` and `target_parameters`.
-    **new: its own parameters by name.
+    form: the default form of its targets, if `make` takes `target_form` and
+      `target_parameters`.
+    **new: the agent's own parameters by name.
 
   Raises:
-    ValueError: the name is taken, a parameter is not described, or `make`
-      takes no network and observations, or a form and has none.
+    ValueError: the name is taken, a parameter is not described, `make` does not
+      take a network and observations, or it takes a form but has no default, or
+      the reverse.
   """
   _, _, *keywords = inspect.signature(make).parameters
   reads = tuple(word for word in keywords if word in SHARED)
   takes = tuple(word for word in keywords if word not in SHARED)
   if ('target_form' in reads) != (form is not None):
     raise ValueError(
-      f'{name} needs a form of targets if it takes target_form, and only then'
+      f'{name} must have a form of targets if and only if it takes target_form'
     )
   parameters.add('agent', name, AGENTS, takes, PARAMETERS, new)
   AGENTS[name] = Kind(make, summary, form, reads, takes)
@@ -105,9 +106,10 @@ def make_agent(
   Args:
     name: a key of `AGENTS`.
     network: maps [B, S, ...] observations to [B, A] values.
-    example_obs: [B, S, ...], of any content.
-    shared: by the names of `SHARED`; what the agent does not read is ignored.
-    given: its parameters by name; may be traced.
+    example_obs: [B, S, ...]; only its shape matters.
+    shared: values by the names of `SHARED`; the agent ignores those that it
+      does not read.
+    given: the agent's parameters by name; may be traced.
 
   Raises:
     ValueError: the name is unknown, a parameter is missing, superfluous or

@@ -1,24 +1,24 @@
 """Siamese agents: SimSiam, BYOL and SimCLR as one record of pure functions.
 
-Two views of each image go through the online network, and its predictions of
-either view are to meet the twin's projections of the other. What the twin is
-says the rule, as for every other agent: the online network behind a
-stop-gradient (`self`) makes SimSiam, a running average (`soft`) BYOL; without
-the stop-gradient (`residual`) representations collapse.
+Two views of each image go through the online network, and its prediction from
+either view should match the twin's projection of the other. The rule says what
+the twin is, as for every other agent: the online network behind a stop-gradient
+(`self`) gives SimSiam, a running average (`soft`) gives BYOL; without the
+stop-gradient (`residual`) representations collapse.
 
 Parameters are a dict of
 
 * `encoder`, `projector`, and `predictor` if there is one;
 * `statistics`: the running means and variances of batch normalization in
   encoder and projector. They are *regressed* onto those of each batch: the loss
-  has half their squared distance, so that a step of plain gradient descent with
-  step size 1 - momentum is the running average. Nothing else depends on them in
-  training unless the twin is normalized with them, and no other gradient
-  reaches them. They want an optimizer of their own, SGD without momentum,
-  weight decay or clipping.
+  includes half the squared distance, so that a step of plain gradient descent
+  with step size 1 - momentum makes a running average. In training nothing else
+  depends on them unless the twin is normalized with them, and no other gradient
+  reaches them. They need their own optimizer, SGD without momentum, weight
+  decay or clipping.
 
 All but the predictor have a twin. The predictor's own batch normalization keeps
-no averages: nobody asks for predictions outside of a batch.
+no averages, since it only sees whole batches.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ from siamrl.parameters import FieldError, check_name
 from siamrl.types import Agent, Bootstrap, Metrics, Params
 
 PREDICTORS = ('mlp', 'linear', 'none')
-# What the twin's forward pass is normalized with.
+# The statistics that normalize the twin's forward pass.
 TWIN_STATISTICS = {
   'own': 'those of the batch that it sees, as in SimSiam and BYOL',
   'shared': "the online network's running statistics",
@@ -65,13 +65,13 @@ class Features(NamedTuple):
 
 
 class SiameseAgent(NamedTuple):
-  """A Siamese agent, and what only its evaluation asks for.
+  """A Siamese agent, with functions for its evaluation.
 
   Attributes:
-    agent: for the rule to lift and the learner to train; its batches are
-      images, uint8 [B, H, W, C], or floats in [0, 1].
-    features: (params, images) -> what representations are judged by. Images are
-      not augmented, and normalized with the running statistics.
+    agent: the agent; its batches are images, uint8 [B, H, W, C], or floats in
+      [0, 1].
+    features: (params, images) -> `Features`. Images are not augmented, and
+      layers are normalized with the running statistics.
     predict: (params, z [N, D], of [B, D]) -> predictions [N, D], normalized
       with the statistics of the batch `of`: rows of z do not see each other.
   """
@@ -86,10 +86,10 @@ class _Passes:
   """Passes through the networks, and their normalization.
 
   Attributes:
-    networks: encoder and projector are used.
+    networks: the networks, of which encoder and projector are used.
     module: the predictor; None for the projections themselves.
     twin_statistics: a key of `TWIN_STATISTICS`.
-    example: images [B, H, W, C]; they give `init` its shapes.
+    example: images [B, H, W, C]; only their shape matters.
   """
 
   networks: SiameseNetworks
@@ -114,7 +114,7 @@ class _Passes:
       )
 
   def init(self, key: chex.PRNGKey) -> Params:
-    """Parameters of all networks, and the running statistics."""
+    """Draws the parameters of all networks, and the running statistics."""
     encoder_key, projector_key, predictor_key = jax.random.split(key, 3)
     params, statistics = {}, {}
     x = self.example
@@ -146,7 +146,7 @@ class _Passes:
     return self.answer(params, as_float(images), params['statistics'])[0]
 
   def values(self, params: Params, images: chex.Array) -> chex.Array:
-    """Projections, normalized as those of the twin are."""
+    """Projections, normalized like those of the twin."""
     own = self.twin_statistics == 'own'
     statistics = None if own else params['statistics']
     return self.answer(params, as_float(images), statistics)[0].projections
@@ -165,8 +165,8 @@ class _Passes:
       'shared': lambda: online_params['statistics'],
       'moved': lambda: target_params['statistics'],
     }[self.twin_statistics]()
-    # Learned by their own term alone, also where the twin is the online network
-    # with its gradient.
+    # Only their own term of the loss may train the statistics, even if the twin
+    # is the online network with its gradient.
     statistics = jax.lax.stop_gradient(statistics)
     answer, _ = self.answer(target_params, as_float(images), statistics)
     return answer.projections
@@ -180,7 +180,7 @@ class _Passes:
     *,
     bootstrap: Bootstrap | None = None,
   ) -> chex.Array:
-    """The twin's projections of a batch's images as they are."""
+    """The twin's projections of a batch's images, not augmented."""
     answer = bootstrap or self.bootstrap
     return answer(online_params, target_params, as_float(images), key)
 
@@ -215,30 +215,31 @@ def make_siamese_agent(
 
   Args:
     networks: encoder, projector and predictor.
-    example_images: [B, H, W, C], of any content; gives `init` its shapes.
+    example_images: [B, H, W, C]; only their shape matters.
     augment: (key, image float32 [H, W, C] in [0, 1]) -> a view of it.
-    loss: one of `losses.siamese.LOSSES`. Both of 'cosine' and 'byol' are means
-      over the batch. 'contrastive' takes the online network's projections of
-      both views, and heeds no twin.
+    loss: one of `losses.siamese.LOSSES`. 'cosine' and 'byol' are means over the
+      batch. 'contrastive' uses the online network's projections of both views
+      and ignores the twin.
     predictor: 'mlp' for `networks.predictor`, 'linear' for a matrix, 'none' for
       the projections themselves.
-    fixed_predictor: the predictor stays as random as it was born: its gradients
-      are 0. (A weight decay would still move it.)
-    symmetric: both views are predicted from each other; else the second from
-      the first only, as in SimSiam's ablation.
+    fixed_predictor: whether the predictor keeps its random initial parameters;
+      its gradients are then 0. (A weight decay would still move it.)
+    symmetric: whether both views are predicted from each other; otherwise only
+      the second from the first, as in SimSiam's ablation.
     twin_statistics: a key of `TWIN_STATISTICS`.
-    temperature: of 'contrastive', > 0; None for `losses.siamese.TEMPERATURE`.
+    temperature: temperature of 'contrastive', > 0; None for
+      `losses.siamese.TEMPERATURE`.
 
   Returns:
     An agent whose `loss` reports `loss`, without the term of the statistics,
-    and how far it is above its least, `loss_gap`.
-    Neither it nor its gradients in encoder, projector and predictor depend on
-    the running statistics, unless the twin's pass is normalized with them.
+    and `loss_gap`, its difference from its least value. Neither the loss nor
+    its gradients in encoder, projector and predictor depend on the running
+    statistics, unless the twin's pass is normalized with them.
 
-    `bootstrap` gives the twin's projections of the images as they are, or of
-    views; `targets` the same of a batch's images, not augmented, so that two
-    looks at one batch differ by the twin alone; `values` the projections of
-    some parameters, normalized as those of the twin are.
+    `bootstrap` returns the twin's projections of the given images or views;
+    `targets` those of a batch's images, not augmented, so that they depend on
+    the twin only; `values` the projections of the given parameters, normalized
+    like those of the twin.
 
   Raises:
     ValueError: a name is unknown, options do not go together, the temperature
@@ -273,7 +274,7 @@ def make_siamese_agent(
     directions = 2 if symmetric else 1
     keys = jax.random.split(views_key, (2, len(images)))
     views = jax.vmap(jax.vmap(augment), (0, None))(keys, as_float(images))
-    # One pass for each view: a batch is normalized by its own statistics.
+    # Each view has its own pass, to be normalized by its own statistics.
     (_, z), measured = jax.vmap(passes.answer, (None, 0))(
       online_params, views[:directions]
     )
@@ -310,7 +311,7 @@ def make_siamese_agent(
       bootstrap=passes.bootstrap,
       targets=passes.targets,
       values=passes.values,
-      # Statistics that the twin does not use are no part of it.
+      # Statistics that the twin does not use are not part of it.
       twinned=('encoder', 'projector')
       + (('statistics',) if twin_statistics == 'moved' else ()),
     ),
@@ -323,9 +324,9 @@ def _missed(statistics: Any, measured: Any) -> chex.Array:
   """Half the squared distance of the running statistics from those measured.
 
   Args:
-    statistics: the running ones; only they get a gradient.
-    measured: of each view; their mean counts, to which a step is the mean of
-      steps.
+    statistics: the running statistics; only they get a gradient.
+    measured: the statistics of each view. Their mean is used: a step toward it
+      is the mean of the steps toward each.
   """
   measured = jax.lax.stop_gradient(
     jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), measured)
@@ -337,7 +338,7 @@ def _missed(statistics: Any, measured: Any) -> chex.Array:
 def _check_loss(
   loss: str, predictor: str, symmetric: bool, temperature: float | None
 ) -> float:
-  """The temperature of a loss, or an error about what does not go with it."""
+  """The temperature of a loss, after checking that the options fit it."""
   check_name('loss', loss, losses.LOSSES)
   if loss == 'contrastive':
     if predictor != 'none':

@@ -1,14 +1,14 @@
 """The effects of the twin on learning: pure functions, for a probe batch.
 
 Everything here can be jitted and vmapped, and branches on no value. A `Panel`
-bundles the measurements for a runner, host or compiled: it calls `init` once,
-`follow` after gradient steps (only where `Panel.follows`), and `measure`
-wherever it wants a row.
+bundles the measurements for a runner, host or compiled: the runner calls `init`
+once, `follow` after gradient steps (only if `Panel.follows`), and `measure`
+whenever it wants a row.
 
-Nothing says "theta_bar": a twin is looked at through `Twin.params` (parameters
-beside the online ones), `Agent.bootstrap` (what targets are made of, which
-`Agent.expected` reads as values) and a lifted agent's loss (the gradient), and
-so every rule fits.
+To fit every rule, nothing assumes target parameters: a twin is measured through
+`Twin.params` (in the structure of the online parameters), `Agent.bootstrap`
+(whose answers targets are made of, and `Agent.expected` reads as values) and a
+lifted agent's loss (the gradient).
 """
 
 from siamrl.diagnostics.age import Clock, make_clock

@@ -13,18 +13,18 @@ from siamrl.types import Params
 
 
 class Clock(NamedTuple):
-  """Tells how old the content of a twin is, in gradient steps.
+  """A clock that tells the age of a twin's content, in gradient steps.
 
   Attributes:
-    init: online_params -> ages, of a twin that is as old as the run. Only the
-      shapes of parameters are looked at, here and below.
-    advance: (online_params, ages, before, after) -> ages, from a number of
-      gradient steps to another one.
+    init: online_params -> ages of a twin when a run begins. Only the shapes of
+      parameters matter, here and below.
+    advance: (online_params, ages, before, after) -> ages, from one number of
+      gradient steps to another.
     read: (online_params, ages) -> (mean over all parameters [], of each layer).
     moves: (online_params, ages, before, after) -> (ages, moves int32 [], last
-      int32 []): `advance`, with the number of gradient steps at which the rule
-      moved any part of the twin, and the last of them, `before` for none. What
-      keeps no parameters, such as `self_copy`, never moves.
+      int32 []): like `advance`, with the number of gradient steps at which the
+      rule moved any part of the twin, and the last of them, `before` for none.
+      A twin without parameters, such as that of `self_copy`, never moves.
   """
 
   init: Callable[[Params], Any]
@@ -37,27 +37,27 @@ class Clock(NamedTuple):
 
 
 def make_clock(rule: ClockedTwin) -> Clock:
-  """A clock that runs a rule on ages in place of parameters.
+  """Builds a clock that runs a rule on ages in place of parameters.
 
-  A twin that is a weighted mean of past online parameters has the same weighted
-  mean of their ages. So the rule itself is applied to arrays that hold the age
-  of what is there, 0 for the online network, and each gradient step makes the
-  twin's a step older: t mod C under a hard copy every C, and
-  (1 - tau) (1 - (1 - tau)**t) / tau, in the long run (1 - tau) / tau, under
-  `soft(tau)`. A parameter's elements have one age between them. Rules with a
-  `Twin.shift` stack several networks: there p.shape[:1] of a parameter p have.
+  The age of a twin that is a weighted mean of past online parameters is the
+  same weighted mean of their ages. So the rule is applied to arrays of ages, 0
+  for the online network, and each gradient step makes the twin's a step older.
+  This gives t mod C for a hard copy every C gradient steps, and (1 - tau) (1 -
+  (1 - tau)**t) / tau, in the long run (1 - tau) / tau, for `soft(tau)`. All
+  elements of a parameter share one age. Rules with a `Twin.shift` stack several
+  networks; there each entry of a parameter's leading axis has its own age.
 
-  Ages rather than dates: next to a date of 10**7 gradient steps, float32 does
-  not know tenths. What a twin keeps in integers is its own, and does not age.
+  Ages are kept rather than dates, since float32 has no tenths next to a date of
+  10**7 gradient steps. Integers that a twin keeps do not age.
 
   Args:
-    rule: a rule that takes no weighted means of past parameters, with weights
-      that depend neither on them nor on a report, must have a `Twin.clock`
-      that does.
+    rule: the rule and its clock. It must take weighted means of past
+      parameters, with weights that depend neither on them nor on a report, or
+      have a `Twin.clock` that does.
 
   Raises:
     ValueError: the name of its order is unknown, or it reads reports and has no
-      clock.
+      `Twin.clock`.
   """
   rule.check()
   stacked = rule.twin.shift is not None
@@ -65,7 +65,7 @@ def make_clock(rule: ClockedTwin) -> Clock:
     rule = rule._replace(twin=rule.twin.clock)
   if rule.twin.reads_report:
     raise ValueError(
-      'a rule that reads reports needs a Twin.clock for its age to be told'
+      'a rule that reads reports needs a Twin.clock to tell its age'
     )
   move = make_move(rule)
 
@@ -129,7 +129,7 @@ def make_clock(rule: ClockedTwin) -> Clock:
 
 
 def _moved(before: Any, after: Any) -> tuple[Any, chex.Array]:
-  """The later state, and int32 [] 1 if any of it has changed."""
+  """The later state, and int32 [], 1 if any of it has changed, else 0."""
   changed = [
     jnp.any(one != other)
     for one, other in zip(

@@ -8,10 +8,10 @@ from siamrl.types import Params
 
 
 def leaves_by_layer(tree: Params) -> dict[str, list[chex.Array]]:
-  """Leaves by layer: the first two modules on their path, 'torso/Conv_0'.
+  """Leaves by layer, the first two modules on their path: 'torso/Conv_0'.
 
-  What stands before Flax's 'params', such as the name of one of several
-  networks, stays in front. A leaf outside of any module is a layer by itself.
+  A prefix before Flax's 'params', such as the name of one of several networks,
+  is kept. A leaf outside all modules is a layer by itself.
   """
   found: dict[str, list[chex.Array]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -26,15 +26,15 @@ def leaves_by_layer(tree: Params) -> dict[str, list[chex.Array]]:
 def parameter_distance(
   online: Params, twin: Params
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
-  """||theta - theta_bar||_2 / ||theta||_2, and the same of each layer.
+  """||theta - theta_bar||_2 / ||theta||_2, for the network and each layer.
 
   Args:
     online: theta.
-    twin: theta_bar in the same structure, as `Twin.params` has it.
+    twin: theta_bar in the same structure, from `Twin.params`.
 
   Returns:
-    (of all parameters [], of each layer []); 0 where the two are equal, inf
-    where theta = 0 and theta_bar is not.
+    (of all parameters [], of each layer []); 0 if the two are equal, inf if
+    theta = 0 and theta_bar is not.
   """
 
   def squares(tree: Params) -> dict[str, chex.Array]:
@@ -44,7 +44,7 @@ def parameter_distance(
     }
 
   def relative(gap: chex.Array, size: chex.Array) -> chex.Array:
-    # The quotient of 0 / 0 is not chosen; that of no numbers is.
+    # `where` discards a quotient 0 / 0, but keeps NaN.
     return jnp.where(gap == 0, 0.0, jnp.sqrt(gap / size))
 
   gaps = squares(
@@ -71,15 +71,15 @@ def functional_distance(q: chex.Array, q_twin: chex.Array) -> chex.Array:
 
 
 def disagreement(actions: chex.Array, others: chex.Array) -> chex.Array:
-  """How often actions differ, or, where they are continuous, by how much.
+  """The frequency, or for continuous actions the size, of differences.
 
-  E 1[a != a'], or E |a - a'| over observations and dimensions. Of the greedy
+  E 1[a != a'], or E |a - a'| over observations and dimensions. For the greedy
   actions before and after a gradient step it is the policy churn of Schaul et
   al. (2022).
 
   Args:
     actions: int [B], or float [B, D].
-    others: the same of another policy.
+    others: the actions of another policy, like `actions`.
   """
   if jnp.issubdtype(actions.dtype, jnp.floating):
     return jnp.mean(jnp.abs(actions - others))

@@ -39,7 +39,7 @@ from siamrl.types import Metrics, Params, TrainState, Transition
 
 
 def _observed(batch: Any) -> chex.Array:
-  """The observations of a batch: of transitions, those acted upon."""
+  """The observations of a batch; for transitions, those acted upon."""
   return batch.obs_tm1 if isinstance(batch, Transition) else batch
 
 
@@ -47,14 +47,15 @@ class PanelState(struct.PyTreeNode):
   """The memory of a panel.
 
   Attributes:
-    ages: of the twin, see `Clock`.
-    measured_at: int32 [] gradient steps of the last measurement.
-    synced_at: int32 [] gradient steps when the twin moved last; at first, when
-      it was born.
-    targets: on the probe, at the last measurement; NaN at first.
-    dormant: bool [units] of each layer, then; none at first.
+    ages: ages of the twin's parameters, see `Clock`.
+    measured_at: int32 [] gradient steps at the last measurement.
+    synced_at: int32 [] gradient steps when the twin moved last, or when the run
+      began.
+    targets: targets on the probe at the last measurement; NaN at first.
+    dormant: bool [units] of each layer, whether a unit was dormant at the last
+      measurement; all False at first.
     shadows: target parameters of other rules.
-    followed_at: int32 [] gradient steps when these moved last.
+    followed_at: int32 [] gradient steps when the shadows moved last.
   """
 
   ages: Any
@@ -66,32 +67,32 @@ class PanelState(struct.PyTreeNode):
   followed_at: jax.Array
 
 
-# (params of the base agent, obs [B, ...]) -> what its network answers.
+# (params of the base agent, obs [B, ...]) -> the activations of its network.
 Look = Callable[[Params, Any], Activations]
 
 
 def panel_share(iteration: chex.Numeric) -> Any:
-  """The part of an iteration, in [0, 1), after which its panel is looked at.
+  """The fraction of an iteration, in [0, 1), after which its panel is measured.
 
-  Another one each time, evenly spread by the golden ratio: at the end of every
-  iteration, a twin whose period divides it would always be just copied. In the
-  first one it is 0.618. So from one look to the next it is 0.618 or 1.618
-  iterations.
+  It differs each time, evenly spread by the golden ratio, and starts at 0.618.
+  At the end of every iteration, a twin whose period divides the iteration would
+  always be freshly copied. Consecutive measurements are 0.618 or 1.618
+  iterations apart.
   """
   return (iteration + 1) * 0.6180339887 % 1.0
 
 
 class Panel(NamedTuple):
-  """Measurements of a run as pure functions.
+  """The measurements of a run as pure functions.
 
   Attributes:
     init: (train, probe) -> state, before the first gradient step.
-    follow: (state, train) -> state, after every gradient step, or at least once
-      in the shortest period of a shadow. Where not `follows`, it has nothing
-      to do.
-    measure: (state, train, probe, batch) -> (state, metrics by name, each []),
-      at any cadence. The probe is the same batch each time, the other one to
-      learn from. What compares with the last measurement is NaN at the first.
+    follow: (state, train) -> state. Call it after every gradient step, or at
+      least once in the shortest period of a shadow; it does nothing unless
+      `follows`.
+    measure: (state, train, probe, batch) -> (state, metrics by name, each []).
+      Call it at any time, with the same probe each time and a batch of training
+      data. Metrics that compare with the last measurement are NaN at the first.
     follows: whether there are shadows that move.
   """
 
@@ -106,10 +107,11 @@ class Panel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Measuring:
-  """The functions of a panel; `make_panel` describes the fields.
+  """The functions of a panel; `make_panel` describes the other fields.
 
   Attributes:
-    look: through the lift, which knows the network that values come from.
+    look: as in `make_panel`, lifted by the rule, which picks the network that
+      values come from.
     clock: tells the twin's age.
   """
 
@@ -148,7 +150,7 @@ class _Measuring:
     )
 
   def follow(self, state: PanelState, train: TrainState) -> PanelState:
-    """The state once the shadows have followed the online network."""
+    """The state after the shadows have followed the online network."""
     return state.replace(
       shadows=shadows_follow(
         self.shadows,
@@ -163,7 +165,7 @@ class _Measuring:
   def measure(
     self, state: PanelState, train: TrainState, probe: Any, batch: Any
   ) -> tuple[PanelState, Metrics]:
-    """All metrics, and the state to compare the next ones with."""
+    """Computes all metrics, and the state to compare the next ones with."""
     agent, online = self.learner.agent, train.online_params
     twinned = twins.part(agent, online)
     beside = self.learner.clocked.twin.params(twinned, train.target_params)
@@ -198,7 +200,7 @@ class _Measuring:
       )
     return state.replace(
       ages=ages,
-      # Copies: the learner's own buffers are donated to its next step.
+      # Copied, since the learner's own buffers are donated to its next step.
       measured_at=jnp.copy(train.gradient_steps),
       synced_at=synced_at,
       targets=y.astype(jnp.float32),
@@ -250,7 +252,7 @@ class _Measuring:
   def _answers(
     self, train: TrainState, beside: Params, probe: Any, batch: Any
   ) -> Metrics:
-    """Answers of the network beside those of its twin."""
+    """Metrics that compare the network's answers with its twin's."""
     agent = self.learner.agent
     online, obs = train.online_params, _observed(probe)
     q, q_twin = agent.values(online, obs), agent.values(beside, obs)
@@ -264,7 +266,7 @@ class _Measuring:
       return metrics
     q_tm1 = agent.taken(online, probe)
     split = jax.vmap(td_split)(
-      # Of several networks their mean, as losses report it.
+      # The mean over several networks, as losses report it.
       jnp.mean(q_tm1.reshape(len(q_tm1), -1), 1),
       probe.r_t,
       probe.discount_t,
@@ -275,7 +277,7 @@ class _Measuring:
       ),
       self._without_twin(train)(online, probe.obs_t),
     )
-    # Beyond the probe: values grow where the agent goes now.
+    # The batch counts too, since values grow where the agent is now.
     seen = jnp.concatenate([q, agent.values(online, batch.obs_tm1)])
     if self.reward_bound is not None and self.discount is not None:
       metrics['soft_divergence'] = soft_divergence(
@@ -291,7 +293,7 @@ class _Measuring:
   def _features(
     self, state: PanelState, online: Params, probe: Any
   ) -> tuple[dict[str, jax.Array], Metrics]:
-    """The units that are dormant now, and metrics of features and units."""
+    """The currently dormant units, and metrics of features and units."""
     if self.look is None:
       return state.dormant, {}
     answer = self.look(online, _observed(probe))
@@ -329,41 +331,41 @@ def make_panel(
   """Builds the panel of a run.
 
   A measurement costs six forward passes of the probe, two gradients of the
-  batch and one more for each shadow, and the ranks: at the size of Nature DQN,
-  on a CPU, the passes of a large probe are nearly all of it.
+  batch and one more for each shadow, and the ranks. At the size of Nature DQN,
+  on a CPU, the forward passes of a large probe dominate.
 
   Args:
-    learner: the run's; the numbers of its twin may be traced.
-    look: into the network of the learner's base agent, for ranks and dormant
+    learner: the run's learner; the numbers of its twin may be traced.
+    look: returns activations of the base agent's network, for ranks and dormant
       units, such as `functools.partial(activations, network)`; None to leave
       both out.
-    rank_states: states of the probe, from its first, that ranks are taken of.
-    thresholds: of dormant units.
-    overlap_threshold: of the sets that `dormant_overlap` compares.
-    reward_bound: for `soft_divergence`; None to leave it out.
-    discount: per env step, for the same.
+    rank_states: number of the probe's first states used for ranks.
+    thresholds: thresholds of dormant units.
+    overlap_threshold: threshold of the units that `dormant_overlap` compares.
+    reward_bound: bound for `soft_divergence`; None to leave it out.
+    discount: discount per env step for `soft_divergence`; None to leave it out.
     shadows: other rules to compare with; see `shadows_init`.
     per_layer: whether to report layers too, as NAME/torso/Conv_0.
 
   Returns:
     A panel that measures `twin_age`, `twin_distance`, `functional_distance`,
     `greedy_disagreement`, `target_mean`, `target_drift` (per gradient step),
-    what `churn` returns, `td_own_abs`, `td_split` and `td_split_abs` (the
-    twin's part; of the form `max`, whichever is learned), `q_max_abs`,
+    the metrics of `churn`, `td_own_abs`, `td_split` and `td_split_abs` (the
+    twin's part; for the form `max`, whichever is learned), `q_max_abs`,
     `soft_divergence`, `srank`, `effective_rank`, `dormant_T` for each threshold
-    T, `dormant_overlap`, and what `counterfactuals` returns. All are of the
-    probe but `q_max_abs` and `soft_divergence`, which see the batch too.
+    T, `dormant_overlap`, and the metrics of `counterfactuals`. All use the
+    probe; `q_max_abs` and `soft_divergence` also use the batch.
 
-    When it looked, beside them:
+    It also reports when it measured:
     - `drift_steps`, gradient steps since the last measurement, and
-      `drift_syncs`, how often the twin moved meanwhile. `target_drift` and
-      `dormant_overlap` compare these two moments; of a hard twin targets drift
-      by syncs alone.
-    - `churn_synced`, 1 where the twin moves with the gradient step of `churn`
-      and 0 elsewhere: what targets churn then is of another kind.
-    - `steps_since_sync`, gradient steps since the twin moved last. Of a hard
-      twin it is the age, and distances to the network grow with it: what they
-      have from measurement to measurement is partly this phase.
+      `drift_syncs`, how often the twin moved since then. `target_drift` and
+      `dormant_overlap` compare these two moments; targets of a hard twin drift
+      only at syncs.
+    - `churn_synced`, 1 if the twin moves with the gradient step of `churn`,
+      which then includes that change, and 0 otherwise.
+    - `steps_since_sync`, gradient steps since the twin moved last. For a hard
+      twin this is its age, with which distances to the network grow: they
+      partly reflect this phase.
   """
   base_agent, rule = learner.base, learner.clocked
   if look is not None:

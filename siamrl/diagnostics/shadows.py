@@ -1,4 +1,4 @@
-"""Shadows: other rules beside the one in use."""
+"""Shadows: other rules to compare with the one in use."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from siamrl.types import Agent, Metrics, Params, TrainState, Transition
 
 
 def gradient_cosine(one: Params, other: Params) -> chex.Array:
-  """<g, h> / (||g|| ||h||) over all parameters; 0 where either is 0."""
+  """<g, h> / (||g|| ||h||) over all parameters; 0 if either is 0."""
   product = optax.tree.norm(one) * optax.tree.norm(other)
   return jnp.where(
     product == 0,
@@ -25,20 +25,20 @@ def gradient_cosine(one: Params, other: Params) -> chex.Array:
 
 
 def strided_soft(tau: chex.Numeric, steps: chex.Numeric) -> ClockedTwin:
-  """`soft(tau)` in strides, for a shadow that costs less.
+  """`soft(tau)` in strides, for a cheaper shadow.
 
-  1 - (1 - tau)**steps every `steps` gradient steps; the same as `soft(tau)`
-  where the online parameters stand still in between.
+  It moves by 1 - (1 - tau)**steps every `steps` gradient steps, which equals
+  `soft(tau)` if the online parameters stay constant in between.
 
   Args:
-    tau: per gradient step.
-    steps: of a stride.
+    tau: weight on the online parameters per gradient step.
+    steps: gradient steps of a stride.
   """
   return ClockedTwin(twins.soft(1 - (1 - tau) ** steps), steps)
 
 
-# Rules that a run can be compared with, and the strides of the soft one: moving
-# it at every gradient step would cost a pass over all parameters.
+# Rules that a run can be compared with. The soft one moves in strides, since
+# each move costs a pass over all parameters.
 SHADOWS = ('hard', 'soft', 'self', 'residual', 'frozen')
 
 STRIDE = 16
@@ -47,17 +47,17 @@ STRIDE = 16
 def matched_shadows(
   names: Sequence[str], age: chex.Numeric
 ) -> dict[str, ClockedTwin]:
-  """Rules to compare with that are as old on average as the one in use.
+  """Builds rules whose mean age is that of the rule in use.
 
-  A hard twin of period 2 age + 1 and a soft one of rate 1 / (age + 1) are. The
-  soft one moves in strides of `STRIDE` gradient steps, and so it is no younger
-  than half of one.
+  These are a hard twin of period 2 age + 1 and a soft one of rate 1 / (age +
+  1). The soft one moves in strides of `STRIDE` gradient steps, so its age is at
+  least half a stride.
 
   Args:
-    names: of `SHADOWS`.
-    age: gradient steps, such as `TwinSpec.mean_age`; may be traced.
+    names: names in `SHADOWS`.
+    age: age in gradient steps, such as `TwinSpec.mean_age`; may be traced.
   """
-  # A period that no run reaches is as good as any beyond it, and an int32.
+  # Clipped to an int32; no run reaches longer periods.
   period = jnp.clip(jnp.round(2 * age + 1), 1, 2**30).astype(jnp.int32)
   rules = {
     'hard': ClockedTwin(twins.hard(), period),
@@ -70,7 +70,7 @@ def matched_shadows(
 
 
 def shape_of_params(base_agent: Agent, lift: Callable[[Agent], Agent]) -> Any:
-  """Shapes and types of the parameters of a lifted agent; nothing is drawn."""
+  """The shapes and types of a lifted agent's parameters; nothing is drawn."""
   agent = lift(base_agent)
   return jax.eval_shape(lambda seed: agent.init(jax.random.key(seed)), 0)
 
@@ -78,19 +78,20 @@ def shape_of_params(base_agent: Agent, lift: Callable[[Agent], Agent]) -> Any:
 def shadows_init(
   shadows: Mapping[str, ClockedTwin], base_agent: Agent, online_params: Params
 ) -> dict[str, Any]:
-  """Target parameters that other rules would have, beside those of a run.
+  """The initial target parameters of the shadows of a run.
 
   Args:
-    shadows: the rules, by names of one's own.
-    base_agent: not lifted by any twin.
-    online_params: of the run.
+    shadows: the rules, by any names.
+    base_agent: an agent not lifted by any rule.
+    online_params: online parameters of the run.
 
   Returns:
-    By name, each in buffers of its own; `self_copy` has none.
+    Target parameters by name, each in its own buffers; `self_copy` has none.
 
   Raises:
-    ValueError: a rule reads reports, has other online parameters than the base
-      agent or moves them, as `chain` and `iterated_heads` do, or the run has.
+    ValueError: a rule reads reports, or changes or moves the base agent's
+      online parameters, as `chain` and `iterated_heads` do; or the rule of the
+      run changes them.
   """
 
   def shapes(params: Params) -> Any:
@@ -131,12 +132,12 @@ def shadows_follow(
 
   Args:
     shadows: the rules.
-    state: of `shadows_init`.
-    online_params: the newest, of what has a twin.
-    before: gradient steps when it was called last.
-    after: gradient steps now. A rule is applied once if its clock has crossed a
-      multiple of its period since: call it after every gradient step, or at
-      least once in the shortest period.
+    state: their target parameters, from `shadows_init`.
+    online_params: the latest online parameters of the part with a twin.
+    before: gradient steps at the last call.
+    after: gradient steps now. A rule is applied once if its clock has passed a
+      multiple of its period since `before`: call this after every gradient
+      step, or at least once in the shortest period.
   """
 
   def moved(rule: ClockedTwin, target: Any) -> Any:
@@ -168,20 +169,20 @@ def counterfactuals(
   """The targets and gradients that other rules would have given now.
 
   Args:
-    agent: the run's, lifted by the rule in use.
-    base_agent: not lifted.
+    agent: the run's agent, lifted by the rule in use.
+    base_agent: the agent before it is lifted.
     shadows: the other rules.
     state: their target parameters.
     train: the run's state.
-    batch: to learn from.
+    batch: batch of training data.
 
   Returns:
     For each rule: `shadow_target/NAME`, the mean target; `shadow_gap/NAME`, the
     mean |target - target in use|; `cosine/NAME` and `norm_ratio/NAME` of its
-    gradient to the one in use (the ratio is NaN or inf where that is 0). Arrays
-    whose gradients are the same to the bit are left out: what no twin has a
-    part in, such as an actor's own loss, makes no two rules alike. Where all
-    are the same, all count.
+    gradient to the one in use (the ratio is NaN or inf if that is 0). Arrays
+    whose gradients are equal bit for bit are left out, so that parts without
+    any influence of the twin, such as an actor's own loss, do not make rules
+    look alike. If all are equal, all count.
   """
   online_params = train.online_params
   key = jax.random.fold_in(train.key, train.gradient_steps)
@@ -208,7 +209,7 @@ def counterfactuals(
 
 
 def _where_they_differ(one: Params, other: Params) -> tuple[Params, Params]:
-  """Both with zeros for arrays that are the same; unchanged if all are."""
+  """Both trees, with zeros for equal arrays unless all are equal."""
   same = jax.tree.map(lambda a, b: jnp.all(a == b), one, other)
   some = ~jnp.all(jnp.stack(jax.tree.leaves(same)))
 

@@ -1,4 +1,4 @@
-"""Targets: how they drift, and how a gradient step churns them."""
+"""Drift of targets, and their churn by one gradient step."""
 
 from typing import Any, NamedTuple
 
@@ -19,10 +19,10 @@ def target_drift(
   Args:
     before: [B].
     after: [B], some gradient steps later.
-    steps: how many; the distance between two looks is not always the same.
+    steps: number of these gradient steps, which may differ between calls.
 
   Returns:
-    [], mean change per gradient step; NaN where there was none.
+    [], mean change per gradient step; NaN if there was none.
   """
   gap = jnp.mean(jnp.abs(after - before))
   return jnp.where(steps > 0, gap / jnp.maximum(steps, 1), jnp.nan)
@@ -32,8 +32,8 @@ class TDSplit(NamedTuple):
   """The two parts of a TD error.
 
   Attributes:
-    own: [] the TD error that the online network has with itself.
-    twin: [] what the twin adds.
+    own: [] the TD error with the online network as its own twin.
+    twin: [] the part that the twin adds.
   """
 
   own: chex.Array
@@ -50,15 +50,15 @@ def td_split(
   """Splits the TD error with a target network (Piche et al. 2022).
 
   delta_TN = delta_theta + discount_t * (max_a q_t[a] - max_a q_t_online[a]).
-  Written for one transition. It is of the form `max`, whichever form is
-  learned.
+  The function is for one transition, and assumes the form `max`, whichever form
+  is learned.
 
   Args:
     q_tm1: [] online value of the action taken.
     r_t: [] the reward.
     discount_t: [] discount**n, 0 where the episode terminated.
-    q_t: [A] the twin's values of the successor; A = 1 of an actor's action.
-    q_t_online: [A] its online values.
+    q_t: [A] the twin's values of the successor; A = 1 for an actor's action.
+    q_t_online: [A] the online network's values of the successor.
   """
   return TDSplit(
     r_t + discount_t * jnp.max(q_t_online) - q_tm1,
@@ -74,20 +74,20 @@ def churn(
 ) -> Metrics:
   """The change that one gradient step makes to targets and to actions.
 
-  The step is taken and thrown away. Of targets it is E|y_after - y_before|, as
-  the code of iS-QL has it (Vincent et al. 2025). Where targets come from a twin
-  that stands still it is 0. A twin that the step moves, by its schedule,
-  changes them too: a hard copy by all that was learned since the last one, so
-  that a step which meets it stands out (`churn_synced` of a `Panel`).
+  The step is discarded afterward. The churn of targets is E|y_after -
+  y_before|, as in the code of iS-QL (Vincent et al. 2025). It is 0 if targets
+  come from a twin that does not move. If the twin moves with this step, the
+  targets change too; a hard copy adds everything learned since the last one, so
+  such a step stands out (`churn_synced` of a `Panel`).
 
   Args:
     learner: takes the step.
-    train: its state; not changed.
-    batch: to learn from.
-    probe: held out.
+    train: state of the learner; not changed.
+    batch: batch of training data.
+    probe: held-out batch.
 
   Returns:
-    `target_churn_train` on the batch, `target_churn` on the probe, and of an
+    `target_churn_train` on the batch, `target_churn` on the probe, and for an
     agent that acts `policy_churn`, the `disagreement` of its greedy actions on
     the probe's `obs_tm1`.
   """
@@ -117,6 +117,6 @@ def churn(
 
 
 def same_key(train: TrainState) -> chex.PRNGKey:
-  """For whatever needs chance: the same at every look of a run."""
-  # The keys of gradient steps are folded with other numbers.
+  """The random key of measurements, the same throughout a run."""
+  # Gradient steps fold other numbers into the key.
   return jax.random.fold_in(train.key, 2**32 - 1)

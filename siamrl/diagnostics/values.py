@@ -1,4 +1,4 @@
-"""Values beside returns: over-estimation and divergence."""
+"""Comparison of values with returns: overestimation and divergence."""
 
 import chex
 import jax
@@ -13,27 +13,26 @@ def monte_carlo(
   truncated: chex.Array,
   discount: chex.Numeric,
 ) -> tuple[chex.Array, chex.Array]:
-  """Discounted returns of recorded episodes, and how much of each is unknown.
+  """Discounted returns of recorded episodes, and weights of unknown tails.
 
-  An episode that terminates has a return. One that is cut, by truncation or by
-  the end of the recording, goes on unseen: G_t is the part that was seen, and
-  discount**n, n the steps from t to the cut, is the weight of the value that is
-  missing.
+  An episode that terminates has a known return. If it is cut n steps after t,
+  by truncation or by the end of the recording, G_t is the observed part, and
+  discount**n is the weight of the missing value.
 
   Args:
-    reward: [T, ...] that followed each step.
-    terminated: bool [T, ...] whether the task ended with it.
-    truncated: bool [T, ...] whether it was cut there.
-    discount: per step.
+    reward: [T, ...] reward of each step.
+    terminated: bool [T, ...] whether the task ended with the step.
+    truncated: bool [T, ...] whether the episode was truncated there.
+    discount: discount per step.
 
   Returns:
-    (returns [T, ...], tails [T, ...]): a return's error is tails * the value of
-    where it was cut, and 0 where the episode terminated.
+    (returns [T, ...], tails [T, ...]): the error of a return is its tail times
+    the value at the cut, and 0 if the episode terminated.
   """
 
   def step(carry, inputs):
     reward, terminated, truncated = inputs
-    # Beyond a cut nothing is known: an empty sum, all of its weight to come.
+    # Nothing is known beyond a cut: the sum is 0 and the tail has weight 1.
     after, tail = jax.tree.map(
       lambda known, unknown: jnp.where(truncated, unknown, known),
       carry,
@@ -61,23 +60,25 @@ def overestimation(
   tolerance: chex.Numeric = 0.01,
   counted: chex.Array | None = None,
 ) -> Metrics:
-  """E[max_a Q - G] over steps whose return is known, after DDQN's figure 3.
+  """E[max_a Q - G] over steps whose return is known.
 
-  (van Hasselt et al. 2016.) Steps with a tail above the tolerance are left out.
-  To count a cut return as whole would make values look over-estimated by the
-  missing tail, and to fill the tail in with max_a Q would hide what is to be
-  measured. What is left is biased by at most tolerance * the largest value.
+  It follows figure 3 of van Hasselt et al. (2016). Steps with a tail above the
+  tolerance are left out: counting a cut return as whole would make values look
+  overestimated by the missing tail, and filling the tail in with max_a Q would
+  hide the error to measure. The remaining bias is at most tolerance * the
+  largest value.
 
   Args:
     values: [T, ...] max_a Q at each step.
-    returns: [T, ...] of `monte_carlo`.
-    tails: [T, ...] of `monte_carlo`; 1 or more leaves a step out.
+    returns: [T, ...] from `monte_carlo`.
+    tails: [T, ...] from `monte_carlo`; a step with 1 or more is left out.
     tolerance: in [0, 1); 0 for terminated episodes only.
-    counted: bool [T, ...] the steps that there were; None for all.
+    counted: bool [T, ...], whether a step exists; None for all.
 
   Returns:
-    `overestimation`, `return_mc` (their mean return) and `known_returns` (the
-    fraction of steps whose return is known); NaN where there is none.
+    `overestimation`, `return_mc` (the mean return of these steps) and
+    `known_returns` (the fraction of steps whose return is known); NaN if there
+    are none.
   """
   if counted is None:
     counted = jnp.ones_like(values, bool)
@@ -92,7 +93,7 @@ def overestimation(
 def bias_exact(
   q: chex.Array, q_star: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
-  """The error of values against those of acting optimally.
+  """The error of values relative to the optimal ones.
 
   Args:
     q: [S, A].
@@ -111,8 +112,8 @@ def soft_divergence(
   """1[max |Q| > r_max / (1 - discount)] (van Hasselt et al. 2018).
 
   Args:
-    q: [...], values; one that is not a number has diverged.
-    reward_bound: r_max, the largest |reward| that is learned from.
+    q: [...] values; NaN counts as divergence.
+    reward_bound: r_max, the largest |reward| used for learning.
     discount: in [0, 1).
 
   Returns:

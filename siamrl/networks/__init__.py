@@ -1,1 +1,1 @@
-"""Networks: torsos that see, heads that value."""
+"""Networks: torsos that compute features, and heads that compute values."""

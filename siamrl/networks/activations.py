@@ -1,7 +1,7 @@
-"""What a network's layers answer, for whoever studies them.
+"""Activations of a network's layers, for diagnostics.
 
-Torsos and heads sow what leaves their hidden layers. Nothing is kept or
-computed for it unless `activations` asks.
+Torsos and heads sow the outputs of their hidden layers. This costs nothing
+unless `activations` asks for them.
 """
 
 from typing import Any, NamedTuple
@@ -21,11 +21,11 @@ class Activations(NamedTuple):
   """A network's answer to observations.
 
   Attributes:
-    values: [B, A], what `network.apply` returns.
-    layers: after the ReLU of each hidden layer, by its path such as
-      'torso/Conv_0': [B, units], or [B, H, W, C] of a convolution.
-    features: [B, D] what enters the last layer; of streams with a last layer
-      each, side by side.
+    values: [B, A], the result of `network.apply`.
+    layers: the output of each hidden layer's ReLU, by the layer's path such as
+      'torso/Conv_0': [B, units], or [B, H, W, C] for a convolution.
+    features: [B, D] the input of the last layer; inputs of several streams are
+      concatenated.
   """
 
   values: chex.Array
@@ -38,10 +38,10 @@ def rectified(
 ) -> chex.Array:
   """relu(layer(x)), sown under the layer's own path.
 
-  To be called inside a compact method.
+  Call it inside a compact method.
 
   Args:
-    layer: a module that the calling one has just made.
+    layer: a module that the caller has just made.
     x: its input.
     layer_norm: whether to normalize over the last axis before the ReLU, with a
       scale and a bias (Ba et al. 2016), as PQN and iS-QL do.
@@ -55,16 +55,16 @@ def rectified(
 
 
 def sow_features(head: nn.Module, x: chex.Array) -> None:
-  """Reports [B, D] features that enter a last layer of `head`."""
+  """Sows the features [B, D] that enter a last layer of `head`."""
   head.sow(_COLLECTION, _FEATURES, x)
 
 
 def activations(network: nn.Module, params: Params, obs: Any) -> Activations:
-  """One forward pass, with what the layers answer on the way.
+  """Computes one forward pass, with the activations of all layers.
 
   Args:
-    network: of this package: its head is a `Head`.
-    params: of it.
+    network: a network of this package, whose head is a `Head`.
+    params: its parameters.
     obs: [B, ...].
 
   Raises:

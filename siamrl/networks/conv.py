@@ -1,17 +1,18 @@
 """A convolution whose gradients are fast on the CPU.
 
-The forward pass is `lax.conv_general_dilated` everywhere. XLA:CPU is slow on
-two of the gradients, so on the CPU these are computed another way:
+The forward pass is always `lax.conv_general_dilated`, except inside loops.
+XLA:CPU is slow on two of the gradients, so on the CPU these are computed
+differently:
 
 * the kernel's gradient on few channels (the 8x8 stride 4 layer over a frame
   stack) goes through space-to-depth, as a 2x2 stride 1 layer on 64 channels;
 * the input's gradient is one matrix product onto patches, which are then
   added up where they overlap, instead of a (dilated) convolution.
 
-Inside a compiled loop (`lax.scan`) all convolutions are slow on XLA:CPU, the
-forward pass too; there each way is one matrix product with patches.
+Inside a compiled loop (`lax.scan`) all convolutions are slow on XLA:CPU,
+forward passes included; there each pass is one matrix product with patches.
 
-Other platforms get plain convolutions and their ordinary gradients.
+Other platforms use plain convolutions and their ordinary gradients.
 """
 
 import functools
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 
 from siamrl.parameters import FieldError
 
-# Below this many input channels the kernel's gradient uses space-to-depth.
+# The kernel's gradient uses space-to-depth below this many input channels.
 _FEW_CHANNELS = 16
 
 
@@ -45,7 +46,7 @@ def _to_depth(
   """Turns a stride s convolution into stride 1; K must be a multiple of s.
 
   Args:
-    x: [B,H,W,C]; rows and columns that no window reaches are cropped.
+    x: [B,H,W,C]; rows and columns outside all windows are cropped.
     kernel: [K,K,C,F].
     s: the stride.
 
@@ -113,12 +114,12 @@ class Conv(nn.Module):
 
   Attributes:
     features: number of output channels F.
-    kernel_size: K, of both sides.
-    stride: S, along both sides; where it does not divide K, gradients are the
+    kernel_size: K, for both sides.
+    stride: S, for both sides; if it does not divide K, gradients are the
       ordinary ones.
     padding: 'VALID' or 'SAME'.
     inside_loop: whether calls are compiled into a loop, such as a `lax.scan`
-      over training steps; it changes the speed on the CPU only.
+      over training steps; it affects only the speed on the CPU.
     kernel_init: initializer of the kernel, [K,K,C,F].
     bias_init: initializer of the bias, [F].
   """
@@ -143,7 +144,7 @@ class Conv(nn.Module):
       'kernel', self.kernel_init, (k, k, x.shape[-1], self.features)
     )
     bias = self.param('bias', self.bias_init, (self.features,))
-    # As `nn.Conv`: `lax` refuses float32 images with bfloat16 kernels.
+    # Like `nn.Conv`, since `lax` refuses float32 images with bfloat16 kernels.
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
     if self.padding == 'SAME':
       pads = lax.padtype_to_pads(x.shape[1:3], (k, k), (s, s), 'SAME')

@@ -1,10 +1,10 @@
 """Heads: from features [B, F] to action values [B, A].
 
-Each head may put a hidden layer of its own between the two (512 units in the
-Atari networks): a dueling head needs one in each stream.
+A head may have a hidden layer (512 units in the Atari networks); a dueling head
+has one in each stream.
 
-The layers that values come out of are named `last...`: rules that give a twin
-to the last layer alone find it by that.
+The names of output layers begin with `last`, by which rules that give a twin to
+the last layer alone find them.
 """
 
 import chex
@@ -18,13 +18,13 @@ from siamrl.parameters import FieldError
 
 
 class Head(nn.Module):
-  """What all heads have; the others are the ones to use.
+  """The base class of all heads.
 
   Attributes:
     num_actions: A.
-    hidden: units of the layer before the last, 0 for none.
+    hidden: units of the hidden layer, 0 for none.
     initializer: a key of `INITIALIZERS`.
-    layer_norm: normalize the hidden layer before its ReLU.
+    layer_norm: whether to normalize the hidden layer before its ReLU.
   """
 
   num_actions: int
@@ -48,14 +48,15 @@ class LinearHead(Head):
 
   @nn.compact
   def __call__(self, features: chex.Array) -> chex.Array:
-    x = self._hidden(features)  # first, for layers to be named in order
+    x = self._hidden(features)  # first, so that layers are named in order
     return Dense(self.num_actions, self.initializer, name='last')(x)
 
 
 class SharedBiasHead(Head):
   """A dense layer with a single bias for all actions.
 
-  The last layer of the tuned Double DQN (van Hasselt et al. 2016, appendix).
+  It is the last layer of the tuned Double DQN (van Hasselt et al. 2016,
+  appendix).
   """
 
   @nn.compact
@@ -72,7 +73,7 @@ class SharedBiasHead(Head):
 class DuelingHead(Head):
   """A value plus centered advantages (Wang et al. 2016, eq. 9).
 
-  The features feed two streams, each with a hidden layer of its own.
+  The features feed two streams, each with its own hidden layer.
   """
 
   @nn.compact
@@ -96,12 +97,12 @@ HEADS: dict[str, type[Head]] = {
 def register(name: str, head: type[Head]) -> None:
   """Adds a head to `HEADS`, which launchers offer as --head=NAME.
 
-  Its last layer must be named `last`, or begin so, for rules that treat it
-  apart.
+  The name of its output layer must begin with `last`, for rules that treat that
+  layer separately.
 
   Args:
-    name: of the head.
-    head: its class; takes the fields of `Head`.
+    name: name of the head.
+    head: class of the head, which takes the fields of `Head`.
 
   Raises:
     FieldError: the name is taken.

@@ -1,4 +1,4 @@
-"""How layers are initialized, by the name of who did so first."""
+"""Initializers of layers, by name."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ class Initializers(NamedTuple):
   """The initializers of one layer.
 
   Attributes:
-    kernel: of its weights.
-    uniform_bias: whether its biases are drawn from U(-b, b), b = fan_in**-0.5
+    kernel: initializer of the weights.
+    uniform_bias: whether biases are drawn from U(-b, b), b = fan_in**-0.5
       (fan-in: inputs per output unit), rather than zero.
   """
 

@@ -1,21 +1,22 @@
-"""Networks that predict latents of what follows: SPR's (Schwarzer et al. 2021).
+"""Networks that predict future latents, those of SPR (Schwarzer et al. 2021).
 
-arXiv:2007.05929; the authors' code is mila-iqia/spr, and a second one, in JAX,
-google/dopamine, labs/atari_100k. A latent is what the torso of a value network
-makes of an observation, places and all. From it
+arXiv:2007.05929; the authors' code is mila-iqia/spr, and google/dopamine,
+labs/atari_100k, has a second implementation in JAX. A latent is the output of a
+value network's torso, with its spatial axes. From it
 
-* a transition model makes the latent of the next observation, given the action;
-* a projector makes the vector that is compared. As in both codes that is the
-  hidden layer of the value network's head before its ReLU (of a dueling head,
-  both streams' side by side), so that what is predicted is what values are made
-  of; a head without one needs a layer beside it;
+* a transition model computes the latent of the next observation, given the
+  action;
+* a projector computes the vector to compare. As in both codes it is the hidden
+  layer of the value network's head before its ReLU (both streams' concatenated
+  for a dueling head), so that the prediction is about the inputs of values; a
+  head without one needs a separate layer;
 * a predictor, a dense layer, maps projections to the twin's.
 
-The transition model is the one of both codes but for the batch normalization in
-the authors': two 3 x 3 convolutions with as many channels as the latent. As in
-Dopamine's there is none, and so no row of a batch sees another. Two dense
-layers can take their place, and do where latents are vectors; on a CPU they are
-a few times faster.
+The transition model has two 3 x 3 convolutions with as many channels as the
+latent, as in both codes. Like Dopamine's, and unlike the authors', it has no
+batch normalization, so rows of a batch do not see each other. Two dense layers
+can replace the convolutions, and do if latents are vectors; on a CPU they are a
+few times faster.
 """
 
 from typing import Any, NamedTuple
@@ -34,15 +35,14 @@ from siamrl.types import Params
 
 
 TRANSITIONS = {
-  'conv': 'two convolutions over the places of the features, if they have '
-  'places (SPR)',
+  'conv': 'two convolutions if features have spatial axes (SPR), else dense',
   'dense': 'two dense layers, the first of 128 units',
 }
 _HIDDEN = 128
 
 
 class TransitionModel(nn.Module):
-  """From latents and actions to the next latents.
+  """A model from latents and actions to the next latents.
 
   Attributes:
     num_actions: A.
@@ -58,9 +58,9 @@ class TransitionModel(nn.Module):
 
   @nn.compact
   def __call__(self, latents: chex.Array, actions: chex.Array) -> chex.Array:
-    """Maps [B, H, W, C] or [B, F], and int [B], to what has the first's shape.
+    """Maps latents [B, H, W, C] or [B, F], and actions int [B], to latents.
 
-    Like the torso's answer, what it makes is 0 or more.
+    Like the torso's output, the latents are 0 or more.
     """
     chosen = jax.nn.one_hot(actions, self.num_actions)
     if latents.ndim == 2 or self.kind == 'dense':
@@ -90,16 +90,16 @@ class TransitionModel(nn.Module):
 
 
 class LatentNetworks(NamedTuple):
-  """What is put around a value network to predict its latents.
+  """The networks that predict the latents of a value network.
 
-  The encoder and, without a layer of its own, the projector are parts of that
-  network, and share its parameters.
+  The encoder and, unless it is a separate layer, the projector are parts of the
+  value network, and share its parameters.
 
   Attributes:
-    network: of the values.
-    encoder: its torso; latents have their places.
+    network: the value network.
+    encoder: its torso, whose latents keep their spatial axes.
     transition: latents, actions -> latents.
-    projector: latents [B, F] -> [B, D], if it is a layer of its own.
+    projector: latents [B, F] -> [B, D]; None if it is part of the head.
     predictor: [B, D] -> [B, D].
   """
 
@@ -112,16 +112,16 @@ class LatentNetworks(NamedTuple):
   def init(
     self, key: chex.PRNGKey, network_params: Params, obs: chex.Array
   ) -> Params:
-    """The parameters besides those of the value network.
+    """Draws the parameters besides those of the value network.
 
     Args:
-      key: of chance.
-      network_params: of the value network.
-      obs: [B, ...], of any content.
+      key: random key.
+      network_params: parameters of the value network.
+      obs: [B, ...]; only its shape matters.
 
     Returns:
-      A dict of 'transition', 'predictor', and 'projector' if it is a layer of
-      its own.
+      A dict of 'transition', 'predictor', and 'projector' if it is a separate
+      layer.
     """
     keys = jax.random.split(key, 3)
     shared = self.shared(network_params)
@@ -139,10 +139,10 @@ class LatentNetworks(NamedTuple):
     return params | {'predictor': self.predictor.init(keys[2], z)['params']}
 
   def shared(self, network_params: Params) -> dict[str, Any]:
-    """What answers observations of a value network's parameters.
+    """The value network's parameters that are shared.
 
     Returns:
-      A dict of 'encoder', and 'projector' if it has no layer of its own.
+      A dict of 'encoder', and 'projector' if it is part of the head.
     """
     params = network_params['params']
     if self.projector is not None:
@@ -175,7 +175,7 @@ class LatentNetworks(NamedTuple):
     return jnp.concatenate(streams, -1)
 
   def predict(self, params: Params, z: chex.Array) -> chex.Array:
-    """What the twin's projections should be, [B, D], of one's own."""
+    """Predicts the twin's projections [B, D] from the online network's."""
     return self.predictor.apply({'params': params['predictor']}, z)
 
   def _scaled(self, latents: chex.Array) -> chex.Array:
@@ -193,7 +193,7 @@ class _Predictor(nn.Module):
 
 
 def hidden_layers(head_params: Params) -> Params:
-  """The hidden layers of a head, one for each of its streams; or none."""
+  """The hidden layers of a head, one for each stream, or none."""
   return {
     name: layer
     for name, layer in head_params.items()
@@ -208,29 +208,29 @@ def latent_networks(
   projections: int | None = None,
   inside_loop: bool = False,
 ) -> LatentNetworks:
-  """Builds what predicts the latents of a value network.
+  """Builds the networks that predict the latents of a value network.
 
   Args:
-    network: with a torso that has layers.
+    network: a value network whose torso has layers.
     transition: a key of `TRANSITIONS`.
-    projections: D of a projector of its own, a dense layer; None for the head's
-      hidden layers.
-    inside_loop: whether gradient steps are compiled into a loop; it changes the
-      speed of convolutions on the CPU only.
+    projections: D of a projector that is a separate dense layer; None to use
+      the head's hidden layers.
+    inside_loop: whether gradient steps are compiled into a loop; it affects
+      only the speed of convolutions on the CPU.
 
   Raises:
-    ValueError: the transition's name is unknown, or the network has no such
-      torso, or nothing to project with.
+    ValueError: the transition's name is unknown, the torso has no layers, or
+      there is nothing to project with.
   """
   check_name('transition', transition, TRANSITIONS)
   torso = getattr(network, 'torso', None)
   if torso is None or not getattr(torso, 'sizes', True):
-    raise ValueError('there is no encoder in a network whose torso is empty')
+    raise ValueError('a network with an empty torso has no encoder')
   if projections is None and not network.head.hidden:
     raise FieldError(
       'projections',
       None,
-      'must be a number where the head has no hidden layer to project with',
+      'must be a number if the head has no hidden layer to project with',
     )
   if hasattr(torso, 'flat'):
     torso = torso.clone(flat=False)

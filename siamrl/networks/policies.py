@@ -1,7 +1,7 @@
 """Actors and critics of continuous actions, D numbers in [-1, 1] each.
 
-The layers that actions and values come out of are named `last`: rules that give
-a twin to the last layer alone find it by that.
+Output layers are named `last`, by which rules that give a twin to the last
+layer alone find them.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,21 +18,21 @@ from siamrl.parameters import FieldError, check_name
 
 
 class Network(nn.Module):
-  """What actors and critics have; the others are the ones to use.
+  """The base class of actors and critics.
 
-  Making one raises ValueError where an attribute cannot be.
+  The constructor raises ValueError if an attribute is invalid.
 
   Attributes:
-    sizes: units of each hidden layer. DDPG and TD3 have (400, 300), SAC, and
-      TD3's code today, (256, 256).
-    initializer: a key of `INITIALIZERS`. 'torch_uniform' is that of DDPG's
-      paper and of all code in PyTorch; haarnoja/sac has 'xavier_uniform'.
-    layer_norm: normalize each hidden layer before its ReLU.
-    last_bound: weights and biases of the last layer are drawn from U(-b, b);
-      None for `initializer`. DDPG's paper has 3e-3, and 3e-4 from pixels, for
-      first actions and values near 0.
-    bounds: (lowest, highest) of all numbers of an observation, such as (0, 255)
-      of pixels, which become -1 and 1; None to take observations as they are.
+    sizes: units of each hidden layer. DDPG and TD3 have (400, 300), SAC and
+      TD3's current code (256, 256).
+    initializer: a key of `INITIALIZERS`. DDPG's paper and PyTorch code use
+      'torch_uniform', haarnoja/sac 'xavier_uniform'.
+    layer_norm: whether to normalize each hidden layer before its ReLU.
+    last_bound: bound b of U(-b, b), from which weights and biases of the last
+      layer are drawn; None for `initializer`. DDPG's paper has 3e-3, and 3e-4
+      for pixels, so that first actions and values are near 0.
+    bounds: (lowest, highest) value of an observation's numbers, such as (0,
+      255) for pixels, which are mapped to -1 and 1; None for no scaling.
   """
 
   sizes: Sequence[int] = (256, 256)
@@ -81,9 +81,9 @@ class Critic(Network):
   """Maps observations [B, ...] and actions [B, D] to values float32 [B].
 
   Attributes:
-    action_layer: the hidden layer that the action enters beside what comes from
-      below: 0 for the first, as in TD3 and SAC; 1 in DDPG's paper; the number
-      of hidden layers for the last layer.
+    action_layer: index of the layer that gets the action as another input: 0
+      for the first, as in TD3 and SAC; 1 in DDPG's paper; the number of hidden
+      layers for the last layer.
   """
 
   action_layer: int = 0
@@ -108,7 +108,7 @@ class Critic(Network):
 
 
 class Actor(Network):
-  """What actors have besides; the others are the ones to use.
+  """The base class of actors.
 
   Attributes:
     action_dim: D.
@@ -129,8 +129,8 @@ class DeterministicActor(Actor):
     return jnp.tanh(self._last(x, self.action_dim))
 
 
-# How the logarithm of a standard deviation is kept in bounds: by a clip in
-# haarnoja/sac, by a squashed tanh in CleanRL.
+# Functions that keep the logarithm of a standard deviation in bounds: a clip in
+# haarnoja/sac, a scaled tanh in CleanRL.
 SQUASHES: dict[str, Callable[[chex.Array, float, float], chex.Array]] = {
   'clip': jnp.clip,
   'tanh': lambda x, low, high: low + (high - low) / 2 * (jnp.tanh(x) + 1),
@@ -143,7 +143,7 @@ class TanhGaussianActor(Actor):
   Attributes:
     log_std_bounds: (lowest, highest) logarithm of a standard deviation;
       haarnoja/sac has (-20, 2), CleanRL (-5, 2).
-    log_std_squash: how it is kept there, a key of `SQUASHES`.
+    log_std_squash: function that enforces these bounds, a key of `SQUASHES`.
   """
 
   log_std_bounds: tuple[float, float] = (-20.0, 2.0)
@@ -157,7 +157,7 @@ class TanhGaussianActor(Actor):
       raise FieldError(
         'log_std_bounds',
         self.log_std_bounds,
-        'must be a lower and a higher one',
+        'must be a lower and a higher number',
       )
 
   @nn.compact

@@ -13,11 +13,11 @@ from siamrl.parameters import check_name
 
 
 def renormalized(features: chex.Array) -> chex.Array:
-  """Brings the features of each observation to [0, 1].
+  """Scales the features of each observation to [0, 1].
 
-  (x - min) / (max - min + 1e-5) over all of its features, as SPR does
-  (mila-iqia/spr, models.py); the 1e-5, without which equal features are no
-  numbers, is of Dopamine's SPR (labs/atari_100k/spr_networks.py).
+  (x - min) / (max - min + 1e-5) over all features of an observation, as in SPR
+  (mila-iqia/spr, models.py); the 1e-5, without which equal features become NaN,
+  is from Dopamine's SPR (labs/atari_100k/spr_networks.py).
 
   Args:
     features: [B, ...].
@@ -63,13 +63,13 @@ def nature_network(
 
   Args:
     num_actions: A.
-    hidden_units: of the head's hidden layer, or of each that it has.
+    hidden_units: units of each hidden layer of the head.
     head: a key of `HEADS`.
-    padding: of the convolutions, see `NatureCNN`.
+    padding: padding of the convolutions, see `NatureCNN`.
     initializer: a key of `INITIALIZERS`.
-    layer_norm: normalize each hidden layer before its ReLU.
-    renormalize: see `QNetwork`.
-    torso: takes the place of the one described here.
+    layer_norm: whether to normalize each hidden layer before its ReLU.
+    renormalize: whether features are `renormalized` before the head.
+    torso: replaces the default torso.
 
   Raises:
     ValueError: a name is unknown.
@@ -99,13 +99,13 @@ def minatar_network(
 
   Args:
     num_actions: A.
-    hidden_units: of the head's hidden layer; Dopamine's has none, and 0 here.
-    padding: of the convolution, see `MinAtarCNN`.
+    hidden_units: units of the head's hidden layer; 0 for none, as in Dopamine.
+    padding: padding of the convolution, see `MinAtarCNN`.
     head: a key of `HEADS`.
     initializer: a key of `INITIALIZERS`; the paper's code has 'torch_uniform'.
-    layer_norm: normalize each hidden layer before its ReLU.
-    renormalize: see `QNetwork`.
-    torso: takes the place of the one described here.
+    layer_norm: whether to normalize each hidden layer before its ReLU.
+    renormalize: whether features are `renormalized` before the head.
+    torso: replaces the default torso.
 
   Raises:
     ValueError: a name is unknown.
@@ -138,12 +138,12 @@ def mlp_network(
   Args:
     num_actions: A.
     sizes: units of each hidden layer.
-    bounds: of the observations, which become -1 and 1, see `MLP`.
-    head: a key of `HEADS`; it has no hidden layer of its own.
+    bounds: bounds of the observations, see `MLP`.
+    head: a key of `HEADS`; it gets no hidden layer.
     initializer: a key of `INITIALIZERS`.
-    layer_norm: normalize each hidden layer before its ReLU.
-    renormalize: see `QNetwork`.
-    torso: takes the place of the one described here.
+    layer_norm: whether to normalize each hidden layer before its ReLU.
+    renormalize: whether features are `renormalized` before the head.
+    torso: replaces the default torso.
 
   Raises:
     ValueError: a name is unknown.

@@ -1,13 +1,13 @@
 """Encoders, projectors and predictors of Siamese representation learning.
 
-An encoder maps images to features, on which representations are judged; a
-projector maps features to where the loss is taken; a predictor maps the online
-network's projections to the twin's. The heads are those of SimSiam's code
-(facebookresearch/simsiam, builder.py) but for their sizes.
+An encoder maps images to features, the representations to evaluate; a projector
+maps features to the space of the loss; a predictor maps the online network's
+projections to the twin's. The heads are those of SimSiam's code
+(facebookresearch/simsiam, builder.py) except for their sizes.
 
-Batch normalization is Flax's, with momentum 0: what it leaves in its collection
-are the mean and the variance of the batch just seen. Running averages of these
-are no business of a network; `forward` has them as an argument.
+Batch normalization is Flax's, with momentum 0, so that its collection holds the
+mean and variance of the latest batch. Networks keep no running averages;
+`forward` takes them as an argument.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 def forward(
   module: nn.Module, params: Params, x: chex.Array, statistics: Any = None
 ) -> tuple[chex.Array, Any]:
-  """One pass through a network of this file.
+  """Computes one pass through a network of this file.
 
   Args:
     module: the network.
@@ -38,11 +38,11 @@ def forward(
     statistics: means and variances to normalize with; None for the batch's own.
 
   Returns:
-    [B, ...] its answer, and the statistics with which it was normalized: empty
-    where there is no batch normalization.
+    The network's output [B, ...], and the statistics that normalized it, empty
+    without batch normalization.
 
   Raises:
-    ValueError: a batch of one was to be normalized by itself.
+    ValueError: a batch of one would be normalized by itself.
   """
   if statistics is not None:
     variables = {'params': params, 'batch_stats': statistics}
@@ -59,12 +59,12 @@ def forward(
 def init(
   module: nn.Module, key: chex.PRNGKey, x: chex.Array
 ) -> tuple[Params, Any]:
-  """Parameters, and statistics of mean 0 and variance 1.
+  """Draws parameters, and makes statistics of mean 0 and variance 1.
 
   Args:
     module: a network of this file.
-    key: of its weights.
-    x: [B, ...], of any content; gives the shapes.
+    key: random key.
+    x: [B, ...]; only its shape matters.
   """
   variables = module.init(key, x, running=True)
   return variables.get('params', {}), variables.get('batch_stats', {})
@@ -76,7 +76,7 @@ def _norm(running: bool, *, affine: bool = True) -> nn.Module:
     momentum=0.0,
     use_bias=affine,
     use_scale=affine,
-    # E[x**2] - E[x]**2 has no digits left where outputs have nearly collapsed.
+    # E[x**2] - E[x]**2 loses all digits if outputs have nearly collapsed.
     use_fast_variance=False,
   )
 
@@ -84,9 +84,9 @@ def _norm(running: bool, *, affine: bool = True) -> nn.Module:
 def _hidden(
   x: chex.Array, size: int, batch_norm: bool, running: bool
 ) -> chex.Array:
-  """A dense layer and its ReLU, to be called inside a compact method.
+  """A dense layer and its ReLU; normalization replaces the bias.
 
-  Normalization takes the place of the bias.
+  Call it inside a compact method.
   """
   x = nn.Dense(size, use_bias=not batch_norm)(x)
   return nn.relu(_norm(running)(x) if batch_norm else x)
@@ -97,7 +97,7 @@ class MLPEncoder(nn.Module):
 
   Attributes:
     sizes: units of each layer.
-    batch_norm: normalize each layer before its ReLU.
+    batch_norm: whether to normalize each layer before its ReLU.
   """
 
   sizes: Sequence[int] = (256, 256, 256)
@@ -119,8 +119,8 @@ class ConvEncoder(nn.Module):
     layers: (features, size of the kernel, stride) of each convolution, without
       padding.
     sizes: units of each dense layer.
-    batch_norm: normalize each layer before its ReLU; a convolution's channels
-      over all places.
+    batch_norm: whether to normalize each layer before its ReLU; channels of a
+      convolution are normalized over all positions.
     inside_loop: see `siamrl.networks.conv.Conv`.
   """
 
@@ -134,7 +134,7 @@ class ConvEncoder(nn.Module):
     """Maps float [B, H, W, C] to [B, sizes[-1]].
 
     Raises:
-      ValueError: the images are smaller than what the convolutions cover.
+      ValueError: the images are too small for the convolutions.
     """
     x = images
     for features, size, stride in self.layers:
@@ -157,9 +157,9 @@ class Projector(nn.Module):
   Attributes:
     projections: D.
     sizes: units of each hidden layer.
-    batch_norm: normalize each hidden layer before its ReLU.
-    output_norm: normalize the projections, without scale and bias, as SimSiam
-      does and BYOL does not.
+    batch_norm: whether to normalize each hidden layer before its ReLU.
+    output_norm: whether to normalize the projections, without scale and bias,
+      as SimSiam does and BYOL does not.
   """
 
   projections: int = 64
@@ -177,11 +177,11 @@ class Projector(nn.Module):
 
 
 class MLPPredictor(nn.Module):
-  """A hidden layer, narrower than the projections, and an output like them.
+  """A hidden layer, usually narrower than the projections, and a linear one.
 
   Attributes:
-    units: of the hidden layer.
-    batch_norm: normalize the hidden layer before its ReLU.
+    units: units of the hidden layer.
+    batch_norm: whether to normalize the hidden layer before its ReLU.
   """
 
   units: int = 16
@@ -195,7 +195,7 @@ class MLPPredictor(nn.Module):
 
 
 class LinearPredictor(nn.Module):
-  """A matrix, and no more, as in the theory (Tian et al. 2021)."""
+  """A matrix without a bias, as in the theory (Tian et al. 2021)."""
 
   @nn.compact
   def __call__(self, z: chex.Array, running: bool = False) -> chex.Array:
@@ -210,7 +210,7 @@ class SiameseNetworks(NamedTuple):
   Attributes:
     encoder: float [B, H, W, C] -> [B, F].
     projector: [B, F] -> [B, D].
-    predictor: [B, D] -> [B, D], of agents that want an MLP here.
+    predictor: [B, D] -> [B, D], for agents whose predictor is an MLP.
   """
 
   encoder: nn.Module
@@ -241,16 +241,16 @@ def siamese_networks(
 
   Args:
     encoder: a key of `ENCODERS`.
-    encoder_sizes: units of its dense layers; None for (256, 256, 256) of 'mlp',
-      and (256,) after convolutions.
+    encoder_sizes: units of the encoder's dense layers; None for (256, 256, 256)
+      in 'mlp', and (256,) after convolutions.
     projector_sizes: units of the projector's hidden layers.
     projections: D.
-    predictor_units: of the predictor's hidden layer.
-    encoder_norm: batch normalization in the encoder.
-    head_norm: in the hidden layers of projector and predictor.
-    output_norm: of the projections.
-    inside_loop: whether gradient steps are compiled into a loop; it changes the
-      speed of convolutions on the CPU only.
+    predictor_units: units of the predictor's hidden layer.
+    encoder_norm: whether the encoder has batch normalization.
+    head_norm: whether hidden layers of projector and predictor have it.
+    output_norm: whether the projections have it.
+    inside_loop: whether gradient steps are compiled into a loop; it affects
+      only the speed of convolutions on the CPU.
 
   Raises:
     ValueError: the encoder's name is unknown.
@@ -272,13 +272,13 @@ def siamese_networks(
 
 
 def as_float(images: chex.Array) -> chex.Array:
-  """Images as float32 in [0, 1]: uint8 are divided by 255.
+  """Converts images to float32 in [0, 1]; uint8 are divided by 255.
 
   Args:
-    images: [..., H, W, C], uint8, or floats in [0, 1] already.
+    images: [..., H, W, C], uint8, or floats in [0, 1].
 
   Raises:
-    ValueError: they are neither.
+    ValueError: the images are neither.
   """
   images = jnp.asarray(images)
   if images.dtype == jnp.uint8:

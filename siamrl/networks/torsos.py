@@ -34,12 +34,12 @@ class NatureCNN(nn.Module):
   """The convolutions of Mnih et al. (2015), Methods; a head adds the rest.
 
   Attributes:
-    padding: 'VALID' as in the paper (of 84 x 84 frames F = 7 x 7 x 64 = 3,136
-      features are left), or 'SAME' as in Dopamine's JAX agents (F = 11 x 11 x
-      64 = 7,744).
+    padding: 'VALID' as in the paper (84 x 84 frames give F = 7 x 7 x 64 = 3,136
+      features), or 'SAME' as in Dopamine's JAX agents (F = 11 x 11 x 64 =
+      7,744).
     initializer: a key of `INITIALIZERS`.
-    layer_norm: normalize each layer before its ReLU.
-    flat: whether the answer is [B, F]; else it is [B, H, W, 64].
+    layer_norm: whether to normalize each layer before its ReLU.
+    flat: whether the output is [B, F]; otherwise it is [B, H, W, 64].
   """
 
   padding: str = 'VALID'
@@ -71,14 +71,15 @@ class NatureCNN(nn.Module):
 class MinAtarCNN(nn.Module):
   """The convolution of Young & Tian (2019) on MinAtar's 10 x 10 boards.
 
-  Their whole training loop can be compiled, so the convolution takes the form
+  MinAtar's whole training loop can be compiled, so the convolution has the form
   that is fast inside a loop.
 
   Attributes:
     initializer: a key of `INITIALIZERS`.
     padding: 'VALID' as in the paper, or 'SAME' as in Dopamine.
-    layer_norm: normalize the channels of each place before the ReLU.
-    flat: whether the answer is [B, F]; else it is [B, H, W, 16].
+    layer_norm: whether to normalize the channels at each position before the
+      ReLU.
+    flat: whether the output is [B, F]; otherwise it is [B, H, W, 16].
   """
 
   initializer: str = 'lecun_normal'
@@ -90,7 +91,7 @@ class MinAtarCNN(nn.Module):
   def __call__(self, obs: chex.Array) -> chex.Array:
     """Maps boards [B, 10, 10, C], bool or numbers, to float32 [B, F].
 
-    F is 8 x 8 x 16 = 1,024, or 1,600 with padding.
+    F is 8 x 8 x 16 = 1,024, or 1,600 with padding 'SAME'.
     """
     chex.assert_rank(obs, 4)
     chosen = INITIALIZERS[self.initializer]
@@ -112,9 +113,9 @@ class MLP(nn.Module):
   Attributes:
     sizes: units of each hidden layer.
     initializer: a key of `INITIALIZERS`.
-    bounds: (lowest, highest) of each number of the observation, or of all of
-      them, which become -1 and 1; None to take observations as they are.
-    layer_norm: normalize each layer before its ReLU.
+    bounds: (lowest, highest) value of each number of the observation, or of all
+      of them, which are mapped to -1 and 1; None for no scaling.
+    layer_norm: whether to normalize each layer before its ReLU.
   """
 
   sizes: Sequence[int] = (120, 84)
@@ -143,7 +144,7 @@ class Torso(NamedTuple):
 
   Attributes:
     make: builds the module from the parameters in `takes`, as keywords.
-    takes: names of `PARAMETERS`.
+    takes: names of its parameters in `PARAMETERS`.
     summary: one line for a help text.
   """
 
@@ -152,9 +153,9 @@ class Torso(NamedTuple):
   summary: str
 
 
-# Those that are registered; networks for some observations have their own.
+# The registered torsos; networks for some observations have their own.
 TORSOS: dict[str, Torso] = {}
-PARAMETERS: dict[str, Parameter] = {}  # what torsos may take
+PARAMETERS: dict[str, Parameter] = {}  # the parameters of all torsos
 
 
 def register(
@@ -166,18 +167,18 @@ def register(
   brings; the head is chosen by --head.
 
   Args:
-    name: of the torso.
+    name: name of the torso.
     make: builds the module, which maps [B, S, ...] observations to [B, F]
       features. Its arguments are parameters: those of `PARAMETERS`, and its
       own.
     summary: one line for a help text.
-    **new: its own parameters by name; none is traced, since they may shape
-      arrays.
+    **new: the torso's own parameters by name; none is traced, since they may
+      shape arrays.
 
   Raises:
     ValueError: the name is taken, or a parameter is not described.
   """
-  # A module's class takes two arguments more, which Flax itself fills in.
+  # A module's class takes two more arguments, which Flax itself fills in.
   words = parameters.taken_by(make)
   takes = tuple(word for word in words if word not in ('parent', 'name'))
   new = {key: about._replace(traced=False) for key, about in new.items()}

@@ -1,17 +1,17 @@
 """Exact stability: a learner whose gradient step is an affine map.
 
-Values linear in the weights, one fixed batch and plain gradient descent make of
-a gradient step, target update included, an affine map of all parameters, the
-online network's and its twin's. Over one target update it is one matrix, and
-whether learning converges is the matrix's spectral radius, below 1 or above.
+If values are linear in the weights, the batch is fixed and gradient descent is
+plain, a gradient step, target update included, is an affine map of all
+parameters, the online network's and its twin's. Over one target update it is
+one matrix, and learning converges if the matrix's spectral radius is below 1.
 
-`predict` has the matrix from the learner itself, one column for each basis
-vector. `run` lets the same learner run, and measures how it grows. Everything
-is float64; a matter of rules by name, with no word of any rule in particular.
+`predict` computes the matrix with the learner itself, one column for each basis
+vector. `run` runs the same learner, and measures how it grows. Everything is
+float64, and works for rules by name, without code for any particular rule.
 
 Weights that no value of the batch depends on never move (Baird's example has
-one such direction). Matrices and growth are of the others: of the weights in an
-orthonormal basis of what the batch's features span, in which gradient descent
+one such direction). Matrices and growth exclude them: they use weights in an
+orthonormal basis of the span of the batch's features, in which gradient descent
 is the same.
 """
 

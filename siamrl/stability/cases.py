@@ -1,4 +1,4 @@
-"""Cases: a learner of linear values, as arrays that a program can take."""
+"""Cases: learners of linear values, as arrays for compiled programs."""
 
 from collections.abc import Hashable, Mapping, Sequence
 import math
@@ -18,20 +18,20 @@ from siamrl.learner import Regress, TwinSpec, make_learner
 from siamrl.parameters import FieldError
 from siamrl.types import Agent, TrainState, Transition
 
-# Cases that run side by side; more are computed in turns.
+# The most cases that run side by side; more are computed in turns.
 _SIDE_BY_SIDE = 128
 
 
 class Case(NamedTuple):
-  """A learner, and the one batch that it learns from at every gradient step.
+  """A learner, and the batch that it learns from at every gradient step.
 
   Attributes:
     batch: S transitions with observations [S, d], see
       `siamrl.envs.linear.LinearProblem.batch`.
-    initial: float64 [d] weights to begin with, of every network.
-    twin: its rule and its clock. Weights are given, so that `init` must be
-      'equal', and plain gradient descent has no state to reset.
-    step_size: of gradient descent on the sum of the losses.
+    initial: float64 [d] initial weights of every network.
+    twin: the rule and its clock. `init` must be 'equal', since weights are
+      given, and `reset_optimizer` has no effect on plain gradient descent.
+    step_size: step size of gradient descent on the sum of the losses.
   """
 
   batch: Transition
@@ -41,34 +41,34 @@ class Case(NamedTuple):
 
 
 def periods(case: Case) -> tuple[int, ...]:
-  """The periods of whatever does not happen at every gradient step.
+  """The periods of events that do not happen at every gradient step.
 
   Raises:
-    ValueError: the rule changes in time beyond that.
+    ValueError: the rule also changes in time otherwise.
   """
   taken = twins.takes(case.twin.rule, case.twin.parameters.get('target_paths'))
   if 'target_schedule_steps' in taken:
     raise FieldError(
       'target_update',
       case.twin.rule,
-      'changes with the gradient steps: no matrix is that of all its target '
-      'updates',
+      'changes with the gradient steps: its target updates have no common '
+      'matrix',
     )
   if twins.RULES[case.twin.rule].period is None:
     return (case.twin.sync,)
-  # Clocks of the rule's own; a twin that never moves has none.
+  # The rule's own clocks; a twin that never moves has none.
   names = ('target_period', 'target_sync_period')
   return tuple(case.twin.parameters[name] for name in names if name in taken)
 
 
 def linear_agent(initial: chex.Array) -> Agent:
-  """An agent of one action whose value is obs . weights.
+  """Builds an agent of one action whose value is obs . weights.
 
   With gradient descent its update is weights + step size * sum_s weight(s) *
   td_error(s) * obs(s).
 
   Args:
-    initial: [d] weights that every network is born with, in their type.
+    initial: [d] initial weights of every network, whose type they keep.
   """
   network = _Linear()
   agent = make_q_agent(
@@ -77,13 +77,13 @@ def linear_agent(initial: chex.Array) -> Agent:
     td_loss='half_squared',
     batch_reduction='sum',
   )
-  # The agent would draw them, and round them to float32.
+  # The agent's own `init` would draw them, and round them to float32.
   params = {'params': {'last': {'kernel': jnp.asarray(initial)[:, None]}}}
   return agent._replace(init=lambda key: params)
 
 
 class _Linear(nn.Module):
-  """obs [B, d] -> [B, 1], without a bias."""
+  """A linear layer without a bias, from obs [B, d] to [B, 1]."""
 
   @nn.compact
   def __call__(self, obs: chex.Array) -> chex.Array:
@@ -91,7 +91,7 @@ class _Linear(nn.Module):
 
 
 class Structure(NamedTuple):
-  """A compiled program's part of a case; the rest of a case is numbers."""
+  """The part of a case that is compiled into a program; the rest is numbers."""
 
   rule: str
   order: str
@@ -101,7 +101,7 @@ class Structure(NamedTuple):
 
 def structure_of(case: Case) -> Structure:
   given = {k: v for k, v in case.twin.parameters.items() if v is not None}
-  # Names, and counts that shape arrays.
+  # Names and counts that shape arrays are compiled in.
   fixed = {
     k: v for k, v in given.items() if isinstance(v, str) or k == 'target_count'
   }
@@ -114,7 +114,7 @@ def structure_of(case: Case) -> Structure:
 
 
 def groups(keys: Sequence[Hashable]) -> list[list[int]]:
-  """Indices of equal keys, together as far as they fit side by side."""
+  """Groups the indices of equal keys, at most `_SIDE_BY_SIDE` to a group."""
   groups: dict[Hashable, list[int]] = {}
   for index, key in enumerate(keys):
     groups.setdefault(key, []).append(index)
@@ -178,12 +178,12 @@ def learning_of(
     optax.sgd(numbers['step_size']),
     twin.make(),
   )
-  # Its key is for drawings, of which there are none.
+  # The key is unused, since nothing is drawn.
   return made.agent, made.regress, made.init(jax.random.key(0))
 
 
 def _parameters(state: TrainState) -> tuple[list[Any], list[int], Any]:
-  """Leaves of the networks and twins, which of them are floats, structure."""
+  """Leaves of networks and twins, indices of floats among them, structure."""
   leaves, structure = jax.tree.flatten(
     (state.online_params, state.target_params)
   )
@@ -196,7 +196,7 @@ def _parameters(state: TrainState) -> tuple[list[Any], list[int], Any]:
 
 
 def vector_of(state: TrainState) -> jax.Array:
-  """All parameters [n], the twins' last; without clocks that a twin keeps."""
+  """All parameters [n], the twins' last, without clocks that a twin keeps."""
   leaves, floats, _ = _parameters(state)
   return jnp.concatenate([jnp.ravel(leaves[index]) for index in floats])
 
@@ -214,6 +214,6 @@ def with_vector(state: TrainState, vector: jax.Array) -> TrainState:
 
 
 def bounded_exp(logarithm: float) -> float:
-  """exp, or the largest float, of what is beyond all numbers too."""
+  """exp(logarithm), or the largest float if that overflows or is NaN."""
   largest = sys.float_info.max
   return math.exp(logarithm) if logarithm < math.log(largest) else largest

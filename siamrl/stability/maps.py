@@ -1,4 +1,4 @@
-"""The map of a case: one matrix for all that happens until periods are over."""
+"""The map of a case: one matrix for all steps of a common period."""
 
 from collections.abc import Mapping, Sequence
 import functools
@@ -26,11 +26,11 @@ from siamrl.stability.cases import (
   with_vector,
 )
 
-# Vectors of these lengths are mapped to see that a map is linear: a rule with a
-# ball or a clip must show itself.
+# Vectors of these lengths test whether a map is linear, which a ball or a clip
+# is not at some scale.
 _PROBES = (1e-6, 1.0, 1e6, 1e12, 1e30)
 _LINEAR_TO = 1e-8
-# How often two clocks may ring before they ring together.
+# The most events of two clocks before they coincide.
 _MOST_EVENTS = 100_000
 
 
@@ -38,9 +38,9 @@ class Prediction(NamedTuple):
   """The spectral radius of a case, or the reason why it has none.
 
   Attributes:
-    unit: gradient steps of one application: until every period is over.
+    unit: gradient steps of one application, a common multiple of all periods.
     log_radius: natural logarithm of the spectral radius of one application;
-      None where there is none.
+      None if there is none.
     reason: why there is none, or ''.
   """
 
@@ -50,15 +50,15 @@ class Prediction(NamedTuple):
 
   @property
   def spectral_radius(self) -> float | None:
-    """It, or the largest float if it is larger."""
+    """The spectral radius, at most the largest float."""
     return None if self.log_radius is None else bounded_exp(self.log_radius)
 
 
 def predict(cases: Sequence[Case]) -> list[Prediction]:
-  """The spectral radius of each case; cases that differ in numbers share work.
+  """Predicts the spectral radius of each case.
 
-  A rule without a matrix, because it is not linear or changes in time, gets a
-  reason in its place.
+  Cases that differ in numbers only share work. A rule without a matrix, because
+  it is not linear or changes in time, gets a reason instead.
   """
   found = []
   for case, linear in zip(cases, step_maps(cases), strict=True):
@@ -76,9 +76,9 @@ def matrix(case: Case) -> np.ndarray:
   """The linear part of the map of all parameters over one application.
 
   Returns:
-    float64 [n, n]. The n parameters are those of the online networks and then
-    of the twins, r for each, in a basis of the r directions that values of the
-    batch depend on (the given one if these are all).
+    float64 [n, n]. The n parameters are those of the online networks, then
+    those of the twins, r for each, in a basis of the r directions that values
+    of the batch depend on (the given basis if these are all).
 
   Raises:
     ValueError: the rule is not linear or changes in time; names it.
@@ -89,7 +89,7 @@ def matrix(case: Case) -> np.ndarray:
 
 
 def spectral_radius(case: Case) -> float:
-  """The spectral radius of `matrix`, however large or small that is.
+  """The spectral radius of `matrix`, at most the largest float.
 
   Raises:
     ValueError: the rule is not linear or changes in time; names it.
@@ -101,12 +101,12 @@ def spectral_radius(case: Case) -> float:
 
 
 class StepMaps(NamedTuple):
-  """Linear parts of the maps of some gradient steps.
+  """The linear parts of the maps of some gradient steps.
 
   Attributes:
     clocks: int32 [k] numbers of these gradient steps, from 1.
     linear: float64 [k, n, n].
-    defects: float64 [k] how far the maps are from affine, relatively.
+    defects: float64 [k] relative deviations of the maps from affine ones.
   """
 
   clocks: np.ndarray
@@ -115,7 +115,7 @@ class StepMaps(NamedTuple):
 
 
 def _clocks(case: Case) -> np.ndarray:
-  """A gradient step of each kind that there is."""
+  """Numbers of gradient steps, one of each kind."""
   try:
     cycle = periods(case)
   except ValueError:
@@ -124,7 +124,7 @@ def _clocks(case: Case) -> np.ndarray:
 
 
 def step_maps(cases: Sequence[Case]) -> list[StepMaps]:
-  """Maps of a gradient step of each kind, for each case."""
+  """The maps of one gradient step of each kind, for each case."""
   visible = [visible_part(case) for case in cases]
   clocks = [_clocks(case) for case in cases]
   keys = [
@@ -134,7 +134,7 @@ def step_maps(cases: Sequence[Case]) -> list[StepMaps]:
   found: list[StepMaps | None] = [None] * len(cases)
   for members in groups(keys):
     at = np.stack([clocks[index] for index in members])
-    # What lies beyond is refused later.
+    # `_compose` refuses larger numbers later.
     small = np.minimum(at, twins.NEVER).astype(np.int32)
     with jax.enable_x64(True):
       linear, defects = _map_program(structure_of(visible[members[0]]))(
@@ -149,7 +149,7 @@ def step_maps(cases: Sequence[Case]) -> list[StepMaps]:
 
 @functools.cache
 def _map_program(structure: Structure) -> Any:
-  """(numbers, clocks [k]) -> (linear [k, n, n], defects [k]), of many cases."""
+  """Compiles (numbers, clocks [k]) -> (linear [k, n, n], defects [k])."""
 
   def maps(
     numbers: Mapping[str, Any], clocks: jax.Array
@@ -185,7 +185,7 @@ def is_linear(maps: StepMaps) -> bool:
 
 
 class _Scaled(NamedTuple):
-  """matrix * 2**exponent, the matrix's largest entry near 1."""
+  """A scaled matrix, matrix * 2**exponent with its largest entry near 1."""
 
   matrix: np.ndarray
   exponent: int = 0
@@ -198,7 +198,7 @@ class _Scaled(NamedTuple):
     )
 
   def power(self, number: int) -> '_Scaled':
-    """By squaring; the identity for 0."""
+    """A power by repeated squaring; the identity for 0."""
     result, factor = _Scaled(np.eye(len(self.matrix))), self
     while number:
       if number % 2:
@@ -208,20 +208,20 @@ class _Scaled(NamedTuple):
     return result
 
   def log_radius(self) -> float:
-    """Logarithm of the largest modulus of an eigenvalue."""
+    """The natural logarithm of the spectral radius."""
     largest = np.abs(np.linalg.eigvals(self.matrix)).max()
     with np.errstate(divide='ignore'):
       return float(np.log(largest)) + self.exponent * math.log(2)
 
 
 def _compose(case: Case, cycle: tuple[int, ...], maps: StepMaps) -> _Scaled:
-  """The map of the gradient steps 1 to `lcm(*cycle)`, one after the other.
+  """Composes the maps of gradient steps 1 to `lcm(*cycle)`.
 
-  Gradient steps at which the same clocks ring have the same map; between two at
-  which one does lie powers of the one of all others.
+  Gradient steps with events of the same clocks have the same map, and those
+  between two events contribute a power of the map without any event.
 
   Raises:
-    ValueError: the map is not linear, or the periods hardly ever meet.
+    ValueError: the map is not linear, or the common period is too long.
   """
   if not is_linear(maps):
     raise FieldError(

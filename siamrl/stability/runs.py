@@ -1,4 +1,4 @@
-"""Runs of cases, and how values and perturbations grow in them."""
+"""Runs of cases, and the growth of values and perturbations in them."""
 
 from collections.abc import Mapping, Sequence
 import functools
@@ -26,26 +26,27 @@ from siamrl.stability.cases import (
 )
 from siamrl.stability.maps import is_linear, step_maps
 
-# Perturbations that are followed side by side, so that pairs of complex
-# eigenvalues and near ties are told apart.
+# Perturbations that are followed side by side, to tell pairs of complex
+# eigenvalues and near ties apart.
 _BLOCK = 8
-# Applications of a map before its growth counts as observed.
+# The fewest applications of a map after which its growth counts as observed.
 _LEAST_APPLICATIONS = 8
 
 
 class Run(NamedTuple):
-  """The growth of values and parameters that was seen in a case.
+  """The observed growth of values and parameters of a case.
 
   Attributes:
-    gradient_steps: int [T] when values were looked at, 0 and the end included.
+    gradient_steps: int [T] gradient steps at which values were measured, from 0
+      to the last.
     log10_norms: float64 [T] logarithm to the base 10 of the Euclidean norm of
       the values of the S states.
-    unit: gradient steps that `growth` is of.
-    growth: factor by which perturbations of the parameters come to grow over
-      `unit` gradient steps; None where the run is too short to tell. Of a rule
-      that changes in time it is an average over the second half of the run, of
-      one that is not linear the same of the values themselves.
-    diverged: whether growth is above 1; where it is an average or None, whether
+    unit: gradient steps that `growth` refers to.
+    growth: asymptotic factor by which perturbations of the parameters grow over
+      `unit` gradient steps; None if the run is too short to tell. For a rule
+      that changes in time it is an average over the second half of the run, for
+      one that is not linear the same average for the values themselves.
+    diverged: whether growth is above 1; if it is an average or None, whether
       the values have grown tenfold over the second half.
   """
 
@@ -57,28 +58,28 @@ class Run(NamedTuple):
 
   @property
   def final_value_norm(self) -> float:
-    """Norm of the values in the end, or the largest float."""
+    """The final norm of the values, at most the largest float."""
     return bounded_exp(float(self.log10_norms[-1]) * math.log(10))
 
 
 def run(
   cases: Sequence[Case], gradient_steps: int, points: int = 200
 ) -> list[Run]:
-  """Lets each case learn, and measures how its values and parameters grow.
+  """Runs each case, and measures how its values and parameters grow.
 
-  Values may outgrow every float: where the rule is linear all numbers, rewards
-  included, are divided by a power of 2 at each gradient step, which changes no
-  digit of them. Growth is that of the largest of the modes that are left of a
-  few random perturbations (dynamic mode decomposition of the states before and
-  after the last application), which is right for oscillating modes too.
+  Since values may overflow, all numbers of a linear rule, rewards included, are
+  divided by a power of 2 at each gradient step, which changes none of their
+  digits. Growth is that of the largest remaining mode of a few random
+  perturbations (dynamic mode decomposition of the states before and after the
+  last application), which is right for oscillating modes too.
 
   Args:
-    cases: what to run; those that differ in numbers only run side by side.
-    gradient_steps: of the whole run, >= 1.
-    points: how often values are looked at, about.
+    cases: the cases; those that differ in numbers only run side by side.
+    gradient_steps: length of the whole run, >= 1.
+    points: approximate number of measurements.
 
   Raises:
-    ValueError: a rule cannot be built of its parameters.
+    ValueError: the parameters of a rule are invalid.
   """
   linear = [is_linear(maps) for maps in step_maps(cases)]
   found: list[Run | None] = [None] * len(cases)
@@ -106,7 +107,7 @@ def _observe(
       units.append(math.lcm(*periods(case)))
     except ValueError:
       units.append(0)  # changes in time
-  # When the last application begins and ends.
+  # Gradient steps at which the last applications end.
   ends = [
     gradient_steps // unit * unit if unit else gradient_steps for unit in units
   ]
@@ -133,7 +134,7 @@ def _observe(
     log_norms = norms[index] * math.log(2)
     half = (len(clock) - 1) // 2
     last, middle = log_norms[-1], log_norms[half]
-    # NaN and infinity are divergences too.
+    # NaN and infinity count as divergence too.
     tenfold = not (last <= middle + math.log(10) or last == -math.inf)
     growth, diverged = None, tenfold
     if linear and unit and gradient_steps // unit >= _LEAST_APPLICATIONS:
@@ -160,12 +161,12 @@ def _observe(
 def _run_program(
   structure: Structure, gradient_steps: int, stride: int, linear: bool
 ) -> Any:
-  """Compiles runs of many cases, and of perturbations beside them.
+  """Compiles runs of many cases and of their perturbations.
 
   Returns:
-    (numbers, visible numbers, ends [2]) -> logarithms to the base 2 of the
-    norms of values [T] and perturbations [T], the perturbations [2, b, n] at
-    two gradient steps and their exponents [2].
+    Function of (numbers, visible numbers, ends [2]) to logarithms to the base 2
+    of the norms of values [T] and perturbations [T], the perturbations [2, b,
+    n] at the two gradient steps `ends`, and their exponents [2].
   """
 
   def one(
@@ -185,7 +186,7 @@ def _run_program(
       (state, exponent), (block, block_exponent), kept = carry
       scaled = batch
       if linear:
-        # Where nothing is paid, the scale may be beyond all floats.
+        # A reward of 0 stays 0 even if the scale overflows.
         paid = jnp.where(batch.r_t == 0, 0.0, jnp.ldexp(batch.r_t, -exponent))
         scaled = batch._replace(r_t=paid)
       state, _ = regress(state, scaled)
@@ -246,17 +247,17 @@ def _run_program(
 def _rescaled(
   array: jax.Array, exponent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The array divided by a power of 2 that is added to the exponent."""
+  """Divides the array by a power of 2 that is added to the exponent."""
   _, power = jnp.frexp(jnp.max(jnp.abs(array)))
   return jnp.ldexp(array, -power), exponent + power
 
 
 def _largest_mode(snapshots: np.ndarray, exponents: np.ndarray) -> float:
-  """The largest modulus of an eigenvalue of whatever maps one to the other.
+  """The largest modulus of an eigenvalue of the map between two snapshots.
 
   Args:
     snapshots: [2, b, n] states before and after.
-    exponents: [2] of the powers of 2 that they are to be multiplied with.
+    exponents: [2] exponents of the powers of 2 that scale the snapshots.
   """
   before, after = snapshots
   left, sizes, right = np.linalg.svd(before.T, full_matrices=False)

@@ -128,7 +128,7 @@ def test_rules_without_a_matrix_run_all_the_same(launch_here):
   )
   assert lines[2] == (
     'predicted: nothing, for target_update=soft_cosine changes with the '
-    'gradient steps: no matrix is that of all its target updates'
+    'gradient steps: its target updates have no common matrix'
   )
   result = json.loads(lines[-1])
   assert result['spectral_radius'] is None

@@ -229,7 +229,7 @@ def test_layers_are_normalized_and_reported():
     ),
     (
       lambda: TanhGaussianActor(log_std_bounds=(2.0, -5.0)),
-      r'log_std_bounds=\(2.0, -5.0\) must be a lower and a higher one',
+      r'log_std_bounds=\(2.0, -5.0\) must be a lower and a higher number',
     ),
   ],
 )
