@@ -574,7 +574,7 @@ def named(metrics: Metrics, names: Sequence[str]) -> Metrics:
   for name in names:
     if name not in metrics:
       raise ValueError(
-        f'{name} is read, and the loss must report it; it reports '
+        f'{name} is read, but the loss does not report it; it reports '
         f'{", ".join(sorted(metrics))}'
       )
   return {name: metrics[name] for name in names}

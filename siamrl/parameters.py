@@ -92,7 +92,7 @@ def add(
   """
   if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
     raise FieldError(
-      kind, name, 'must be a word of small letters, digits and underscores'
+      kind, name, 'must be a word of lowercase letters, digits and underscores'
     )
   if name in registry:
     raise FieldError(kind, name, 'is taken')

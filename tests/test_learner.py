@@ -222,7 +222,7 @@ def test_metrics_of_transitions_are_averaged_by_those_who_want_it():
 def test_a_metric_that_is_read_must_be_reported():
   made, state = _q_learner()
   batch = jax.tree.map(lambda x: x[0], _batches(1))
-  with pytest.raises(ValueError, match='surprise is read, and the loss must'):
+  with pytest.raises(ValueError, match='surprise is read, but the loss'):
     learner.jit_regress(made.regress, ('surprise',))(state, [batch])
 
 

@@ -172,7 +172,7 @@ def test_a_default_stands_in():
   ('name', 'make', 'new', 'message'),
   [
     ('hard', lambda: twins.hard(), {}, "target_update='hard' is taken"),
-    ('My Rule', lambda: twins.hard(), {}, 'must be a word of small letters'),
+    ('My Rule', lambda: twins.hard(), {}, 'must be a word of lowercase'),
     (
       'mine',
       lambda speed: twins.hard(),

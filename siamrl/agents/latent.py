@@ -178,7 +178,7 @@ def with_latent_prediction(
   shapes = jax.eval_shape(lambda seed: base.init(jax.random.key(seed)), 0)
   if 'params' not in shapes:
     raise ValueError(
-      f'latents are those of one network, and the agent has {", ".join(shapes)}'
+      f'latents need an agent of one network, not of {", ".join(shapes)}'
     )
   reduce = REDUCTIONS[batch_reduction]
   latents = _Latents(base, networks, example_obs, steps, target == 'twin')

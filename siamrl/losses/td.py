@@ -250,17 +250,19 @@ TARGET_PARAMETERS: dict[str, Parameter] = {
     parameters.POSITIVE, 'Sharpness of the smooth maximum, per unit of value'
   ),
   'expected_epsilon': Parameter(
-    parameters.FRACTION, 'Chance of a random action in the expected value'
+    parameters.FRACTION,
+    'Probability of a random action in the expected value',
   ),
   'soft_temperature': Parameter(
     parameters.POSITIVE, 'Temperature of the softmax policy, in units of value'
   ),
   'munchausen_alpha': Parameter(
-    parameters.FRACTION, 'Weight of the log-probability of the action taken'
+    parameters.FRACTION,
+    'Weight of the Munchausen bonus for the action taken',
   ),
   'munchausen_clip': Parameter(
     parameters.NOT_POSITIVE,
-    'Least value of the temperature times the log-probability',
+    'Least value of the Munchausen bonus before it is weighted',
   ),
 }
 

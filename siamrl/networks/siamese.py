@@ -51,7 +51,7 @@ def forward(
   measured = state.get('batch_stats', {})
   if measured and x.shape[0] < 2:
     raise ValueError(
-      'batch normalization needs a batch of 2 or more; one is all zeros'
+      'batch normalization needs a batch of 2 or more: it turns one into zeros'
     )
   return y, measured
 

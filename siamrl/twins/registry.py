@@ -48,10 +48,16 @@ class Rule(NamedTuple):
 RULES: dict[str, Rule] = {
   'hard': Rule(hard, (), None, 'a copy of the online network every period'),
   'soft': Rule(
-    soft, ('tau',), 1, 'a fraction tau toward it at every gradient step'
+    soft,
+    ('tau',),
+    1,
+    'a fraction tau toward the online network at every gradient step',
   ),
   'periodic_soft': Rule(
-    soft, ('tau',), None, 'a fraction tau toward it every period'
+    soft,
+    ('tau',),
+    None,
+    'a fraction tau toward the online network every period',
   ),
   'soft_cosine': Rule(
     soft_cosine,
@@ -79,7 +85,10 @@ RULES: dict[str, Rule] = {
     residual, (), 1, 'the online network itself, with its gradient (Baird)'
   ),
   'by_path': Rule(
-    by_path, ('target_paths',), 1, 'another rule for each part of the network'
+    by_path,
+    ('target_paths',),
+    1,
+    'a separate rule for each part of the network',
   ),
   'averaged': Rule(
     averaged,
@@ -157,7 +166,10 @@ PARAMETERS: dict[str, Parameter] = {
     period=True,
   ),
   'target_count': Parameter(
-    parameters.WHOLE, 'Number of copies, networks or heads', int, traced=False
+    parameters.WHOLE,
+    'Number of copies (averaged), networks (chain) or heads (iterated_heads)',
+    int,
+    traced=False,
   ),
   'target_paths': Parameter(
     Domain(bool, 'such as torso:soft+head:hard'),

@@ -466,7 +466,7 @@ def test_boards_of_booleans_stay_so():
       lambda: with_latent_prediction(
         _base(target_form='clipped_double'), LATENT, OBS, steps=1
       ),
-      'of one network, and the agent has critic_0, critic_1',
+      'of one network, not of critic_0, critic_1',
     ),
   ],
 )

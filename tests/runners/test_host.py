@@ -681,7 +681,7 @@ def test_a_replay_is_told_of_the_batches_that_it_drew(monkeypatch, backend):
 
 
 def test_a_replay_that_reads_what_is_not_reported_is_refused():
-  with pytest.raises(ValueError, match='td_error_abs is read, and the loss'):
+  with pytest.raises(ValueError, match='td_error_abs is read, but the loss'):
     Spy().train(_config(), replay=Reading(1, states=1))
 
 
