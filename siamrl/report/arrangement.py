@@ -1,15 +1,15 @@
-"""Which lines of a sweep share axes, and how they are told apart there.
+"""Arrangement of a sweep's lines: which share axes, and how they look.
 
-Every line within one pair of axes has a look of its own: a color and a dash. If
-there are more lines than the eye can follow, an option gets a pane for each of
-its values; if that is not enough, the lines are dealt out over several panes.
+Every line in a pair of axes has a unique look: a color and a dash. If there are
+too many lines to tell apart, an option gets a pane for each of its values; if
+that is not enough, the lines are split between several panes.
 """
 
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-# Okabe and Ito's colors, which are told apart without full color vision, and
+# Okabe and Ito's colors, which can be told apart without full color vision, and
 # two more. Gray is the color of references.
 COLORS = (
   '#0072B2',
@@ -21,12 +21,12 @@ COLORS = (
   '#8C510A',
   '#000000',
 )
-# Dashes and gaps are in widths of the line.
+# Dashes and gaps are in line widths.
 DASHES = ('-', '--', ':', '-.', (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
-MOST_LINES = 8  # that share axes
-_SHARED = '#000000'  # color of what is drawn in every pane
+MOST_LINES = 8  # sharing axes
+_SHARED = '#000000'  # color of lines drawn in every pane
 
-Point = dict[str, Any]  # values of the swept columns; None for no meaning
+Point = dict[str, Any]  # values of the swept columns; None if meaningless
 Look = tuple[Any, Any]  # color, dash
 
 
@@ -34,9 +34,9 @@ class Pane(NamedTuple):
   """Lines that share axes.
 
   Attributes:
-    title: what tells them from the lines of other panes; '' if there are none.
-    members: indices of the settings.
-    looks: of each, all different.
+    title: what sets them apart from other panes; '' if there is only one.
+    members: indices of its settings.
+    looks: the looks of its settings, all different.
   """
 
   title: str
@@ -48,9 +48,9 @@ class Arrangement(NamedTuple):
   """All panes of a figure.
 
   Attributes:
-    panes: one or more; a setting may be in several.
-    facet: the options that panes differ in.
-    key: what color and dash stand for, in lines of text; '' for nothing.
+    panes: at least one; a setting may be in several.
+    facet: the options in which panes differ.
+    key: lines of text on the meaning of color and dash; '' for none.
   """
 
   panes: list[Pane]
@@ -60,11 +60,11 @@ class Arrangement(NamedTuple):
   def labels(
     self, points: Sequence[Point], notes: Sequence[str] = ()
   ) -> dict[str, str]:
-    """What a legend for all panes says of each look, by its `repr`.
+    """Returns the label of each look in a legend for all panes, by its `repr`.
 
     Args:
-      points: those that were arranged.
-      notes: words to be added to the name of each; none by default.
+      points: the settings that were arranged.
+      notes: text to append to the name of each; none by default.
     """
     found: dict[str, list[str]] = {}
     for brief in (True, False):
@@ -90,14 +90,14 @@ def arrange(
   facet: Sequence[str] | None = None,
   color: Sequence[str] = (),
 ) -> Arrangement:
-  """Deals settings out over panes and gives each of them a look.
+  """Splits settings between panes and gives each a look.
 
   Args:
     points: the settings, all with the same options.
     facet: options with a pane for each combination of their values; None to
       choose some if there are more than `MOST_LINES` settings.
-    color: the options that are asked about, which color shows: one, or several
-      of which no setting has two. By default those with numbers.
+    color: the options of interest, which color shows: one, or several of which
+      no setting has two. The default is those with numbers.
   """
   varied = _varied(points)
   color = [name for name in color if name in varied] or _scale(points, varied)
@@ -122,7 +122,7 @@ def arrange(
 
 
 def in_words(point: Point) -> str:
-  """A setting in words, for a figure: names only where a value needs one."""
+  """Describes a setting for a figure, with option names only where needed."""
 
   def named(name: str, value: Any) -> str:
     if value in ('true', 'false'):
@@ -137,7 +137,7 @@ def in_words(point: Point) -> str:
 
 
 def literal(text: str) -> str:
-  """A text that a figure shows as it is: two dollars make no formula."""
+  """Escapes a text's dollars, which a figure would show as a formula."""
   return text.replace('$', r'\$')
 
 
@@ -146,13 +146,13 @@ def _without(point: Point, names: Iterable[str]) -> Point:
 
 
 def _varied(points: Sequence[Point]) -> list[str]:
-  """The options that differ between settings."""
+  """Returns the options that differ between settings."""
   names = points[0] if points else {}
   return [n for n in names if len({point[n] for point in points}) > 1]
 
 
 def _scale(points: Sequence[Point], varied: Sequence[str]) -> list[str]:
-  """The options whose numbers colors show: never two in one setting."""
+  """Returns the options whose numbers color shows, at most one per setting."""
   values = {name: {point[name] for point in points} for name in varied}
   numeric = [
     name
@@ -179,14 +179,14 @@ def _groups(
 def _choose_facet(
   points: Sequence[Point], names: Sequence[str]
 ) -> tuple[str, ...]:
-  """As few options as leave no pane with too many lines."""
+  """Returns the fewest options that leave no pane with too many lines."""
   if len(points) <= MOST_LINES:
     return ()
   most = {}
   for size in range(1, len(names) + 1):
     for subset in itertools.combinations(names, size):
       groups = _groups(points, subset)
-      # A pane is to compare lines, not to hold one.
+      # A pane should compare lines, not hold a single one.
       if 2 * len(groups) <= len(points):
         most[subset] = max(map(len, groups.values()))
   fitting = [subset for subset in most if most[subset] <= MOST_LINES]
@@ -196,10 +196,10 @@ def _choose_facet(
 def _deal(
   points: Sequence[Point], facet: Sequence[str], varied: Sequence[str]
 ) -> tuple[list[tuple[str, list[int]]], list[int]]:
-  """(title, members) of each pane, and the settings that all panes show."""
+  """Returns (title, members) of each pane, and the settings in all panes."""
   groups = _groups(points, facet)
-  # A setting without others to be compared with in its own pane, such as a rule
-  # that has no parameters, is compared with those of every pane.
+  # A setting that would be alone in its pane, such as a rule without
+  # parameters, is shown in every pane for comparison.
   alone = [key for key, members in groups.items() if len(members) == 1]
   shared = alone if len(alone) <= 2 and len(alone) < len(groups) else []
   parts = []
@@ -220,7 +220,7 @@ def _deal(
   return parts, [groups[key][0] for key in shared]
 
 
-# Looks of each pane's lines, and what color and dash stand for.
+# Looks of each pane's lines, and the meaning of color and dash.
 _Looks = tuple[list[list[Look]], str]
 
 
@@ -230,11 +230,11 @@ def _by_color_and_dash(
   color: Sequence[str],
   dash: Sequence[str],
 ) -> _Looks | None:
-  """Color for one thing and dash for the rest, if lines make a grid of them.
+  """Shows some options by color and the rest by dash, if they form a grid.
 
-  Numbers of one option, or of options that never meet in a setting, share a
-  scale of colors, each dash from its one end to the other: the first period of
-  one rule has the color of the first rate of another.
+  Numbers of one option, or of options that never occur in the same setting,
+  share a color scale, which each dash covers from end to end: the first period
+  of one rule has the same color as the first rate of another.
   """
   if not color:
     return None
@@ -256,7 +256,7 @@ def _by_color_and_dash(
     lone = [key for key, scale in scales.items() if len(scale) < 2]
     ordered = [key for key in scales if key not in lone]
     if numeric and len(ordered) < 2 and lone:
-      return None  # one scale beside settings that are not on it
+      return None  # one scale, but some settings are not on it
     if any(rest[m] in ordered and not value[m] for m in part):
       return None
     full = all(len(scale) == len(plain) for scale in scales.values())
@@ -265,7 +265,7 @@ def _by_color_and_dash(
     if len(dashes) > len(DASHES) or (not numeric and len(plain) > len(COLORS)):
       return None
     for scale in scales.values():
-      # A list that was written downwards is meant so.
+      # A list given in descending order keeps that order.
       scale.sort(reverse=numeric and bool(scale) and scale[0] > scale[-1])
     most = max(map(len, scales.values()))
     looks.append(
@@ -290,7 +290,7 @@ def _by_color_and_dash(
 
 
 def _on_scale(rank: int, count: int) -> Any:
-  """The color of a number among others: plain if there are few."""
+  """Returns the color of a number by rank: a plain one if there are few."""
   if count <= 3:
     return COLORS[rank]
   from matplotlib import colormaps
@@ -301,7 +301,7 @@ def _on_scale(rank: int, count: int) -> Any:
 def _by_setting(
   points: Sequence[Point], parts: Sequence[Sequence[int]], facet: Sequence[str]
 ) -> _Looks | None:
-  """A color for each setting, the same in all panes, if colors suffice."""
+  """Gives each setting a color, the same in all panes, if colors suffice."""
   reduced = [
     [tuple(_without(points[m], facet).values()) for m in part] for part in parts
   ]
@@ -316,7 +316,7 @@ def _by_setting(
 def _by_place(
   points: Sequence[Point], parts: Sequence[Sequence[int]], facet: Sequence[str]
 ) -> _Looks:
-  """A color for each line of a pane, and a dash for each pane."""
+  """Gives each line of a pane a color, and each pane a dash."""
   return [
     [(COLORS[i], DASHES[number % len(DASHES)]) for i in range(len(part))]
     for number, part in enumerate(parts)
@@ -324,7 +324,7 @@ def _by_place(
 
 
 def _one_each(points: Sequence[Point], facet: Sequence[str]) -> str:
-  """What color stands for where every setting has one of its own."""
+  """Returns the key for figures where every setting has its own color."""
   names = [name for name in _varied(points) if name not in facet]
   if not names:
     return ''

@@ -1,4 +1,4 @@
-"""Curves of several runs brought to one clock, and their means."""
+"""Curves of several runs on a common clock, and their means."""
 
 from collections.abc import Sequence
 import warnings
@@ -11,14 +11,14 @@ from siamrl.report.curves import Curve
 def side_by_side(
   curves: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Curves at all values of their clocks.
+  """Aligns curves at all values of their clocks.
 
   Args:
     curves: (clock, values) of each run, [T_i] each, clocks ascending.
 
   Returns:
     (clock [T], values [runs, T], met [T]): values are NaN where a run has no
-    row. `met` is whether all runs that have not ended by then have a row.
+    row. `met` is whether all runs that have not ended yet have a row.
   """
   clock = np.unique(np.concatenate([x for x, _ in curves]))
   values = np.full((len(curves), len(clock)), np.nan)
@@ -33,7 +33,7 @@ def side_by_side(
 
 
 def mean_curve(label: str, clock: np.ndarray, values: np.ndarray) -> Curve:
-  """The mean of the runs that have a value, and their sample deviation."""
+  """Returns the mean and sample deviation of the runs that have a value."""
   counts = np.isfinite(values).sum(axis=0)
   with warnings.catch_warnings():
     # A bin in which no run ended an episode is a gap in the curve.
@@ -46,16 +46,16 @@ def mean_curve(label: str, clock: np.ndarray, values: np.ndarray) -> Curve:
 def binned(
   clock: np.ndarray, returns: np.ndarray, episodes: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Means of returns over bins of the clock, weighted by episodes.
+  """Averages returns over bins of the clock, weighted by episodes.
 
   Args:
     clock: [R] at the end of each row, ascending.
-    returns: [R] means over the episodes that ended in a row.
-    episodes: [R] their number.
+    returns: [R] mean return of the episodes that ended in each row.
+    episodes: [R] number of episodes that ended in each row.
     size: of a bin, in units of the clock.
 
   Returns:
-    The ends of the bins that are full, and their means; NaN without episodes.
+    The ends of the complete bins, and their means; NaN without episodes.
   """
   bins = np.ceil(clock / size).astype(int)
   full = int(clock[-1] // size)

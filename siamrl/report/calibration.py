@@ -1,8 +1,8 @@
-"""How often intervals cover what they should, and tests say what is not so.
+"""Coverage of intervals, and false positive rates of tests.
 
-Made-up studies of few runs each, whose truth is known. Scores are normal;
-skewed, lognormal with a spread of 0.75; or bimodal: 3 of 10 runs fail, the
-others end 10 standard deviations higher.
+They are measured in simulated studies of few runs each, whose truth is known.
+Scores are normal; skewed (lognormal with a spread of 0.75); or bimodal (3 of 10
+runs fail, and the others end 10 standard deviations higher).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +15,9 @@ from siamrl.report import statistics
 
 _LEVEL = 0.95
 _RESAMPLES = 1_000
-_PERMUTATIONS = 2_000  # at most; of few runs all of them
-TASKS = 26  # as Atari 100k has
-_BATCH = 500  # studies that are held at once
+_PERMUTATIONS = 2_000  # at most; all of them for few runs
+TASKS = 26  # as in Atari 100k
+_BATCH = 500  # studies held in memory at once
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -43,7 +43,7 @@ KINDS: dict[str, Draw] = {
 
 
 def standard(draw: Draw, seed: int) -> tuple[Draw, np.ndarray]:
-  """The same scores with mean 0 and spread 1, and a million of them, sorted."""
+  """Scales scores to mean 0 and spread 1; also returns a million, sorted."""
   many = draw(np.random.default_rng((seed, 1)), (1_000_000,))
   center, spread = many.mean(), many.std()
 
@@ -68,7 +68,7 @@ def _percentile(
 def _stratified(
   random: np.random.Generator, scores: np.ndarray
 ) -> statistics.Interval:
-  """Of scores [runs, studies, tasks]."""
+  """Returns stratified intervals of scores [runs, studies, tasks]."""
   runs, _, tasks = scores.shape
   means = np.zeros((_RESAMPLES, scores.shape[1]))
   for task in range(tasks):
@@ -90,7 +90,7 @@ def _bootstrap_t(
   again = scores[rows]
   center, error = scores.mean(0), _error(scores, 0)
   gaps, errors = again.mean(1) - center, _error(again, 1)
-  # A resample of one run over and over has no spread: t is infinite.
+  # A resample of a single repeated run has no spread: t is infinite.
   with np.errstate(divide='ignore', invalid='ignore'):
     t = np.where(errors > 0, gaps / errors, np.sign(gaps) * np.inf)
   tail = (1 - _LEVEL) / 2
@@ -105,14 +105,14 @@ def _error(scores: np.ndarray, axis: int) -> np.ndarray:
 def coverage(
   draw: Draw, population: np.ndarray, runs: int, repetitions: int, seed: int
 ) -> dict[str, float]:
-  """The fraction of intervals that hold what they are of, by their kind.
+  """Returns the fraction of intervals that hold their estimand, by kind.
 
   Args:
-    draw: scores of mean 0.
-    population: many of them, sorted.
-    runs: of a study.
-    repetitions: studies.
-    seed: of all that is drawn.
+    draw: draws scores of mean 0.
+    population: many such scores, sorted.
+    runs: number of runs in a study.
+    repetitions: number of studies.
+    seed: of all random draws.
   """
   cut = len(population) * (runs // 4) // runs
   limit = float(population[cut : len(population) - cut].mean())
@@ -162,7 +162,7 @@ def _permutation(
   studentized: bool = False,
 ) -> np.ndarray:
   pooled, runs = np.concatenate([a, b]), len(a)
-  first = _halves(random, runs)  # [P, runs], the one that is seen first
+  first = _halves(random, runs)  # [P, runs], the observed one first
   every = np.arange(2 * runs)
   rest = np.array([np.setdiff1d(every, rows) for rows in first])
   one, other = pooled[first], pooled[rest]
@@ -171,12 +171,12 @@ def _permutation(
     error = np.hypot(_error(one, 1), _error(other, 1))
     with np.errstate(divide='ignore', invalid='ignore'):
       gaps = np.where(gaps == 0, 0.0, gaps / error)
-  # The chance to see as much or more, the one that is seen among them.
+  # The probability of a gap as large or larger, including the observed one.
   return np.mean(gaps >= gaps[0] - 1e-12, axis=0) <= (1 - _LEVEL) / 2
 
 
 def _halves(random: np.random.Generator, runs: int) -> np.ndarray:
-  """Ways to call half of 2 * runs runs A; the first is as they are."""
+  """Returns ways to split 2 * runs runs in halves, the actual one first."""
   if math.comb(2 * runs, runs) <= _PERMUTATIONS:
     return np.array(list(itertools.combinations(range(2 * runs), runs)))
   drawn = random.permuted(
@@ -199,7 +199,7 @@ TESTS = {
   'studentized': _studentized,
 }
 
-# What A is and what B is: (spread of A, of B, by how much A is better).
+# (spread of A, spread of B, advantage of A) by name.
 CASES = {
   'equal': (1.0, 1.0, 0.0),
   'A narrow': (0.25, 1.0, 0.0),
@@ -211,13 +211,13 @@ CASES = {
 def rejections(
   draw: Draw, runs: int, repetitions: int, seed: int
 ) -> dict[str, dict[str, float]]:
-  """The fraction of studies in which A is said to exceed B, by test and case.
+  """Returns the fraction of studies where tests favor A, by test and case.
 
   Args:
-    draw: scores of mean 0 and spread 1.
-    runs: of A and of B.
-    repetitions: studies.
-    seed: of all that is drawn.
+    draw: draws scores of mean 0 and spread 1.
+    runs: number of runs of A, and of B.
+    repetitions: number of studies.
+    seed: of all random draws.
   """
   found: dict[str, dict[str, float]] = {name: {} for name in TESTS}
   for case, (spread_a, spread_b, gap) in CASES.items():

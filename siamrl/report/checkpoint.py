@@ -1,16 +1,16 @@
-"""Checkpoints of a run: the learner's pytree and a few facts beside it.
+"""Checkpoints of a run: the learner's pytree and some JSON data.
 
-Orbax does the writing: a step is built in a temporary directory and renamed
-when it is whole, so a process killed in mid-save leaves the step before it.
-Arrays are stored as raw chunks and everything else as JSON: nothing is pickled,
-so reading somebody else's checkpoint runs none of their code.
+Orbax writes them: a step is built in a temporary directory and renamed when it
+is complete, so a process killed while saving leaves the previous step intact.
+Arrays are stored as raw chunks and everything else as JSON. Nothing is pickled,
+so reading somebody else's checkpoint cannot run their code.
 
-What Orbax leaves to its caller is done here. It would silently cast a dtype and
-ignore the shape of some leaves, so both are checked. It flushes arrays but not
-its own small files to the disk, and leaves half-written steps lying about. And
-it does not notice a flipped bit: each step holds the SHA-256 of all its files
-in `SHA256SUMS` (`sha256sum --check` reads it too), and they are verified before
-Orbax sees any of them.
+This module adds what Orbax lacks. Orbax would silently cast a dtype and ignore
+the shape of some leaves, so both are checked. It flushes arrays but not its own
+small files to the disk, and leaves half-written steps behind. And it does not
+detect flipped bits: each step holds the SHA-256 of all its files in
+`SHA256SUMS` (which `sha256sum --check` can read), and they are verified before
+Orbax reads any of them.
 """
 
 import contextlib
@@ -32,35 +32,34 @@ import numpy as np
 
 _Tree = TypeVar('_Tree')
 
-# The ending of the directories in which Orbax builds what is not yet whole.
+# Suffix of the directories in which Orbax builds incomplete steps.
 _UNFINISHED = '.orbax-checkpoint-tmp'
-# The ending of damaged checkpoints that `recover` has set aside.
+# Suffix of damaged checkpoints that `recover` has set aside.
 _DAMAGED = '.damaged'
 _SUMS = 'SHA256SUMS'
-# Where Orbax keeps what its caller has to say about a step. Here: that there is
-# a file of checksums. So a step whose file is gone is damaged, and a step from
-# before there were any is not.
+# Orbax's file for a step's custom metadata: that the step has checksums. So a
+# step that lost its file of checksums is damaged, and an older one is not.
 _METADATA = '_CHECKPOINT_METADATA'
 _SAYS_SUMS = {'checksums': _SUMS}
 
 
 class CheckpointError(RuntimeError):
-  """A checkpoint cannot be written, or is not what the run expects."""
+  """Error: a checkpoint cannot be written, or does not fit the run."""
 
 
 class Checkpoints:
-  """The checkpoints of one run, a directory for each step.
+  """The checkpoints of one run, with a directory for each step.
 
-  One process writes at a time (a run folder's lock sees to it); any number may
-  read. Nothing is held open between calls.
+  Only one process may write at a time, which the run folder's lock ensures; any
+  number may read. Nothing is held open between calls.
   """
 
   def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2):
-    """Names the directory; neither creates it nor looks at it.
+    """Sets the directory, without creating or reading it.
 
     Args:
-      directory: where the checkpoints are.
-      max_to_keep: how many of the newest ones to keep.
+      directory: of the checkpoints.
+      max_to_keep: number of the newest checkpoints to keep.
 
     Raises:
       ValueError: if `max_to_keep` is less than 1.
@@ -72,15 +71,15 @@ class Checkpoints:
     self._verified: set[int] = set()
 
   def latest_step(self) -> int | None:
-    """The newest complete checkpoint's step; None if there is none.
+    """Step of the newest complete checkpoint; None if there is none.
 
     Raises:
-      CheckpointError: if the directory holds something else than checkpoints.
+      CheckpointError: if the directory holds anything but checkpoints.
     """
     return max(self._steps(), default=None)
 
   def _steps(self) -> list[int]:
-    """The steps of all complete checkpoints, in ascending order."""
+    """Returns the steps of all complete checkpoints, in ascending order."""
     try:
       names = os.listdir(self._directory)
     except FileNotFoundError:
@@ -106,25 +105,24 @@ class Checkpoints:
     *,
     may_be_none: bool = False,
   ) -> list[str]:
-    """Sets damaged checkpoints aside, so that the newest one left is whole.
+    """Sets damaged checkpoints aside, so that the newest one left is intact.
 
-    Only the process that writes may call this, before it reads anything. A
+    Only the writing process may call this, before it reads anything. A
     checkpoint that is set aside is renamed; the next `save` deletes it.
 
     Args:
-      check: (extra) -> None; verifies files elsewhere that a checkpoint depends
-        on. It raises ValueError or OSError, with the name of the file, where
-        one of them is damaged.
-      may_be_none: whether the caller has something to fall back on when no
-        checkpoint is whole.
+      check: (extra) -> None; verifies other files that a checkpoint depends
+        on. It raises ValueError or OSError, naming the file, if one of them is
+        damaged.
+      may_be_none: whether the caller can continue if no checkpoint is intact.
 
     Returns:
       Lines for the user: one for each checkpoint set aside, and one about a
-      checkpoint that has no checksums. Empty if the newest one is whole, or if
+      checkpoint without checksums. Empty if the newest one is intact, or if
       there is none.
 
     Raises:
-      CheckpointError: if no checkpoint is whole, unless `may_be_none`. Nothing
+      CheckpointError: if no checkpoint is intact, unless `may_be_none`. Nothing
         is set aside then.
     """
     damage: dict[int, str] = {}
@@ -162,24 +160,24 @@ class Checkpoints:
       ) from error
 
   def save(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
-    """Writes a checkpoint; it is on the disk when this returns.
+    """Writes a checkpoint, which is on the disk on return.
 
-    Steps only grow. A step names one state of the run, so saving the newest
-    step once more does nothing.
+    Steps must not decrease. A step identifies a state of the run, so saving the
+    newest step again does nothing.
 
     Args:
-      step: the clock by which checkpoints are ordered, at least 0.
-      learner: pytree whose leaves are arrays, typed keys among them.
-      extra: what JSON can hold, string keys and no tuples. Floats, NaN and
-        integers of any size come back exactly.
+      step: the clock that orders checkpoints, at least 0.
+      learner: pytree whose leaves are arrays, including typed keys.
+      extra: data for JSON, with string keys and no tuples. Floats, NaN and
+        integers of any size are restored exactly.
 
     Raises:
-      CheckpointError: if it could not be written, as on a full disk. The
-        checkpoints before it are then as they were.
+      CheckpointError: if it cannot be written, as on a full disk. The earlier
+        checkpoints are then unchanged.
       TypeError: if JSON cannot hold `extra`.
       ValueError: if `step` is negative or below the newest one.
     """
-    json.dumps(extra)  # a TypeError now rather than from inside Orbax
+    json.dumps(extra)  # raises TypeError here rather than inside Orbax
     latest = self.latest_step()
     if step == latest:
       return
@@ -190,10 +188,10 @@ class Checkpoints:
       _check_room(self._directory, learner)
       self._write(step, learner, extra)
       _flush(self._directory / str(step))
-      # Only now that the new one is on the disk.
+      # Only now, when the new one is on the disk.
       self._remove_old()
     except Exception as error:
-      # The half of a checkpoint may be what filled the disk.
+      # The incomplete checkpoint itself may have filled the disk.
       with contextlib.suppress(OSError):
         self._remove_unfinished()
       raise CheckpointError(
@@ -201,7 +199,7 @@ class Checkpoints:
       ) from error
 
   def read_extra(self) -> dict[str, Any] | None:
-    """The facts beside the newest complete checkpoint; None if there is none.
+    """Reads `extra` of the newest complete checkpoint; None if there is none.
 
     Raises:
       CheckpointError: if it cannot be read, or is damaged.
@@ -213,7 +211,7 @@ class Checkpoints:
     self._verify(step)
     path = self._directory / str(step)
     try:
-      # The file that Orbax writes for `JsonSave`: asking Orbax costs more.
+      # Orbax's file for `JsonSave`: reading it through Orbax is slower.
       return json.loads((path / 'extra' / 'metadata').read_bytes())
     except (OSError, ValueError, RecursionError) as error:
       raise CheckpointError(
@@ -227,14 +225,14 @@ class Checkpoints:
 
     Args:
       template: pytree of arrays with the structure, shapes, dtypes and devices
-        to come back; its values are not read.
+        to restore; its values are not read.
 
     Returns:
       (learner, extra, step), or None if there is no checkpoint.
 
     Raises:
       CheckpointError: if the checkpoint cannot be read or is damaged, or if a
-        leaf is missing or has another shape or dtype than the template's.
+        leaf is missing or differs from the template's shape or dtype.
     """
     step = self.latest_step()
     if step is None:
@@ -262,8 +260,8 @@ class Checkpoints:
   def _write(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
     if jax.process_count() > 1:
       learner = jax.tree.map(_to_host, learner)
-    # Orbax works inside the directory that is renamed when it is whole, and
-    # whole means: with its checksums.
+    # Orbax works inside the directory that is renamed when complete, including
+    # its checksums.
     path = self._directory / f'{step}{_UNFINISHED}'
     with self._manager(path) as manager:
       from orbax.checkpoint import args
@@ -283,14 +281,14 @@ class Checkpoints:
     path.rename(self._directory / str(step))
 
   def _verify(self, step: int) -> list[str]:
-    """Holds the files of a step against their checksums, once.
+    """Checks the files of a step against their checksums, once.
 
     Returns:
-      A line for the user where the step is from before there were checksums.
+      A line for the user if the step is older than checksums.
 
     Raises:
-      CheckpointError: if one differs, is missing, or should not be there; its
-        message names the file.
+      CheckpointError: if a file differs, is missing, or should not be there;
+        names it.
     """
     if step in self._verified:
       return []
@@ -329,7 +327,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _manager(self, directory: pathlib.Path | None = None) -> Iterator[Any]:
-    """An Orbax manager, opened anew for each call (some 10 ms).
+    """Opens an Orbax manager for one call (some 10 ms).
 
     Args:
       directory: to write a step to; None to read the checkpoints.
@@ -354,22 +352,22 @@ class Checkpoints:
         yield manager
 
   def _remove_old(self) -> None:
-    """Removes all checkpoints but the newest ones, and what was set aside."""
+    """Removes all but the newest checkpoints, and those set aside."""
     for path in self._directory.glob(f'*{_DAMAGED}'):
       _remove(path)
     for step in self._steps()[: -self._max_to_keep]:
       path = self._directory / str(step)
-      # Renamed first: killed half-way, this leaves no half of a checkpoint.
+      # Renamed first, so that being killed leaves no partial checkpoint.
       _remove(path.rename(f'{path}{_UNFINISHED}'))
 
   def _remove_unfinished(self) -> None:
-    """Removes what a killed or failed save left behind."""
+    """Removes what killed or failed saves left behind."""
     for path in self._directory.glob(f'*{_UNFINISHED}'):
       _remove(path)
 
 
 def any_checkpoint(directory: str | os.PathLike[str]) -> bool:
-  """Whether there is a complete checkpoint in a directory, or further down."""
+  """Returns whether a directory or one below has a complete checkpoint."""
   return any(
     path.parent.name.isdecimal()
     for path in pathlib.Path(directory).rglob(_METADATA)
@@ -377,20 +375,20 @@ def any_checkpoint(directory: str | os.PathLike[str]) -> bool:
 
 
 class _Mismatch(Exception):
-  """A leaf of the checkpoint is not what the template says."""
+  """Error: a leaf of the checkpoint differs from the template's."""
 
 
 def _describe(leaf: Any) -> str:
-  """The dtype and shape of a leaf as they are stored."""
+  """Returns the dtype and shape of a leaf as stored."""
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.eval_shape(jax.random.key_data, leaf)
   return f'{np.dtype(leaf.dtype).name} {list(getattr(leaf, "shape", ()))}'
 
 
 def _to_host(leaf: Any) -> np.ndarray:
-  """A leaf as NumPy has it, a key as its data.
+  """Converts a leaf to NumPy, and a key to its data.
 
-  Where there are several processes Orbax refuses arrays of a single one.
+  With several processes, Orbax rejects arrays of a single one.
   """
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
@@ -398,7 +396,7 @@ def _to_host(leaf: Any) -> np.ndarray:
 
 
 def _from_host(leaf: np.ndarray, template: Any) -> Any:
-  """A leaf as the template has it."""
+  """Converts a leaf back to the template's kind and device."""
   if not isinstance(template, jax.Array):
     return leaf
   if jax.dtypes.issubdtype(template.dtype, jax.dtypes.prng_key):
@@ -410,7 +408,7 @@ def _from_host(leaf: np.ndarray, template: Any) -> Any:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-  """Leaves by name, e.g. 'opt_state.0.count'."""
+  """Returns leaves by name, such as 'opt_state.0.count'."""
   with_path, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator='.'): leaf
@@ -423,7 +421,7 @@ def _descriptions(tree: Any) -> dict[str, str]:
 
 
 def _check_stored(metadata: Any, expected: dict[str, str]) -> None:
-  """Holds what the checkpoint says of its leaves against the template's."""
+  """Checks the leaves that the checkpoint declares against the template's."""
   if metadata is None:
     raise ValueError('it has no learner')
   stored = _descriptions(metadata.tree)
@@ -435,7 +433,7 @@ def _check_stored(metadata: Any, expected: dict[str, str]) -> None:
 
 
 def _check_keys(learner: Any, template: Any) -> None:
-  """Sees what only the arrays tell: the kind of a key (threefry, rbg, ...)."""
+  """Checks the kinds of keys (threefry, rbg, ...), which only arrays tell."""
   found, expected = _leaves(learner), _leaves(template)
   for name, leaf in expected.items():
     if found[name].dtype != leaf.dtype:
@@ -445,10 +443,10 @@ def _check_keys(learner: Any, template: Any) -> None:
 
 
 def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
-  """All that is below a directory and no directory itself, by relative name."""
+  """Returns all files below a directory, by relative name."""
   found = {}
   for parent, directories, names in os.walk(path):
-    # A link to a directory is walked by nobody, and is not one of ours.
+    # Links to directories are not followed, and never written by us.
     links = [n for n in directories if os.path.islink(os.path.join(parent, n))]
     for name in [*names, *links]:
       file = pathlib.Path(parent, name)
@@ -458,11 +456,11 @@ def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _digest(path: pathlib.Path) -> str:
-  """The SHA-256 of a regular file.
+  """Returns the SHA-256 of a regular file.
 
   Raises:
     OSError: if it cannot be read.
-    ValueError: if it is something else, such as a pipe, which would block.
+    ValueError: if it is not regular, such as a pipe, which would block.
   """
   if not stat.S_ISREG(path.lstat().st_mode):
     raise ValueError('not a file')
@@ -471,13 +469,13 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _sums(path: pathlib.Path) -> str:
-  """The checksums of all files below a directory, as sha256sum has them."""
+  """Returns checksums of all files below a directory in sha256sum's format."""
   files = sorted(_files(path).items())
   return ''.join(f'{_digest(file)}  {name}\n' for name, file in files)
 
 
 def _check_sums(path: pathlib.Path) -> None:
-  """Holds the files below a directory against its file of checksums.
+  """Checks the files below a directory against its file of checksums.
 
   Raises:
     OSError: if one cannot be read.
@@ -512,11 +510,11 @@ def _check_sums(path: pathlib.Path) -> None:
 
 
 def _has_no_sums(path: pathlib.Path) -> bool:
-  """Whether a step says that it was written without checksums.
+  """Returns whether a step declares that it was written without checksums.
 
   Raises:
     OSError: if it cannot be read.
-    ValueError: if it says nothing that can be understood.
+    ValueError: if its metadata cannot be parsed.
   """
   metadata = path / _METADATA
   if not metadata.is_file():
@@ -528,7 +526,7 @@ def _has_no_sums(path: pathlib.Path) -> bool:
 
 
 def _remove(path: pathlib.Path) -> None:
-  """Removes a file, or a directory and all that is in it, if it is there."""
+  """Removes a file, or a directory with its content, if it exists."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:
@@ -536,10 +534,10 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _check_room(path: pathlib.Path, tree: Any) -> None:
-  """Raises OSError where the disk has less room than a tree's arrays take.
+  """Raises OSError if the disk has too little room for a tree's arrays.
 
-  Orbax would say so as well, but its threads, several of which fail, print
-  tracebacks that nobody can catch, after the error is raised.
+  Orbax would raise as well, but several of its threads fail and print
+  tracebacks after the error, which cannot be caught.
   """
   path.mkdir(parents=True, exist_ok=True)
   needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
@@ -552,7 +550,7 @@ def _check_room(path: pathlib.Path, tree: Any) -> None:
 
 
 def _flush(path: pathlib.Path) -> None:
-  """Has the disk hold a checkpoint and its name, not just the page cache."""
+  """Flushes a checkpoint and its name to the disk."""
   paths = [path.parent, path, *path.rglob('*')]
   for each in paths:
     descriptor = os.open(each, os.O_RDONLY)
@@ -563,17 +561,17 @@ def _flush(path: pathlib.Path) -> None:
 
 
 def _line(error: Exception) -> str:
-  """An exception on one line, of a length that one can read."""
+  """Returns an exception's text on one line, shortened if it is long."""
   text = ' '.join(str(error).split()) or type(error).__name__
   return text if len(text) <= 400 else f'{text[:200]} ... {text[-200:]}'
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-  """Has Orbax work for this process alone, though JAX may know of others.
+  """Makes Orbax work for this process alone, though JAX may know of others.
 
-  Each has checkpoints of its own, and waits for no other. Orbax has an option
-  for that, with which only process 0 writes NumPy's arrays.
+  Each process has its own checkpoints and waits for no other. With Orbax's own
+  option for that, only process 0 writes NumPy arrays.
   """
   if jax.process_count() == 1:
     yield
@@ -591,10 +589,10 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps Orbax, some 40 log lines a save, out of the run's own log.
+  """Keeps Orbax's log lines, some 40 per save, out of the run's own log.
 
-  Its errors too: they are raised, and would be printed a second time. Its
-  threads go on failing after an error has been raised, so then it stays quiet.
+  This includes its errors, which are raised and would be printed twice. After
+  an error it stays quiet, as Orbax's threads go on failing.
   """
   for name in _LOGGERS:
     logging.getLogger(name).addFilter(_is_ours)
@@ -612,7 +610,7 @@ _hooks: list[Callable[[Any], None]] = []
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-  """Whether a line of the log comes from elsewhere than Orbax."""
+  """Returns whether a log record does not come from Orbax."""
   paths = [record.pathname]
   if record.exc_info:
     frames = traceback.extract_tb(record.exc_info[2])
@@ -621,6 +619,6 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def _unraisable(error: Any) -> None:
-  """Drops what Orbax's storage complains of when a failed call was given up."""
+  """Ignores the complaints of Orbax's storage after a failed call."""
   if str(error.exc_value) != 'Event loop is closed':
     _hooks[-1](error)

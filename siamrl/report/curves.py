@@ -1,6 +1,6 @@
-"""Learning curves: return against frames, beside published ones.
+"""Learning curves of runs, beside published ones, and of sweeps.
 
-And those of sweeps: a line for each setting, with an interval over its runs.
+Curves of sweeps have a line for each setting, with an interval over its runs.
 """
 
 import os
@@ -31,10 +31,10 @@ from siamrl.report.metrics import (
 )
 
 _REFERENCE_STYLES = ('--', ':', '-.')
-_MOST_LEVELS = 2  # whose bands can be told apart where they overlap
+_MOST_LEVELS = 2  # with bands that can be told apart where they overlap
 _MARKERS = 'osD^vPX*'
 
-# Columns of metrics.csv that `plot_run` draws where they are, and their labels.
+# Columns of metrics.csv that `plot_run` draws if present, and their labels.
 RETURN_COLUMNS: Mapping[str, str] = {
   'train_return': 'training',
   'eval_return': 'evaluation',
@@ -42,14 +42,14 @@ RETURN_COLUMNS: Mapping[str, str] = {
 
 
 class Curve(NamedTuple):
-  """A line with, perhaps, a band around it. Points with a NaN are left out.
+  """A line, optionally with a band. Points with a NaN are left out.
 
   Attributes:
-    label: its name in the legend.
-    x: [T], or None for a level, drawn over the whole width.
+    label: name in the legend.
+    x: [T], or None for a level across the whole width.
     y: [T], or a scalar where x is None.
-    spread: [T] or a scalar, half the height of the band, such as a standard
-      deviation; None for no band.
+    spread: [T] or scalar half height of the band, such as a standard deviation;
+      None for no band.
   """
 
   label: str
@@ -69,24 +69,24 @@ def plot_curve(
   y_label: str = 'return',
   explanation: str = '',
 ) -> None:
-  """Draws curves into a PNG file, which is replaced at once.
+  """Draws curves into a PNG file, which is replaced atomically.
 
   Args:
     path: the file; its directory exists.
-    series: what was measured, each with a look of its own.
-    references: what to hold it against, in gray and dashed.
-    faint: thin lines, without a name, that have the look of the series with the
-      same label, such as the runs of which that is the mean.
-    title: above the axes.
-    x_label: below them, with the unit.
-    y_label: beside them.
-    explanation: above the legend: what lines and bands are.
+    series: the measured curves, each with its own look.
+    references: curves to compare with, in dashed gray.
+    faint: thin lines without a name, with the look of the series of the same
+      label, such as the runs whose mean that series is.
+    title: text above the axes.
+    x_label: label of the horizontal axis, with the unit.
+    y_label: label of the vertical axis.
+    explanation: text above the legend on the meaning of lines and bands.
 
   Raises:
     ImportError: if Matplotlib is not installed.
     OSError: if the file cannot be written.
-    ValueError: if the lengths within a curve differ, or there are more series
-      than can be told apart.
+    ValueError: if the lengths within a curve differ, or there are too many
+      series to tell apart.
   """
   if len(series) > MOST_LINES:
     raise ValueError(
@@ -137,15 +137,15 @@ def plot_run(
   Args:
     metrics_path: the run's metrics.csv.
     curve_path: the PNG file to write.
-    title: what was run, such as 'pong, dqn'.
-    references: published curves or levels, by the same clock.
-    columns: labels by column; those that the run lacks are passed over.
-    x: the column of the clock: the emulator's frames by default.
+    title: of the figure, such as 'pong, dqn'.
+    references: published curves or levels, on the same clock.
+    columns: labels by column; columns that the run lacks are skipped.
+    x: column of the clock, by default the emulator's frames.
 
   Raises:
     FileNotFoundError: if there are no metrics.
     ImportError: if Matplotlib is not installed.
-    ValueError: if the file is not one of metrics, or has no such clock.
+    ValueError: if it is not a file of metrics, or has no such clock.
   """
   metrics = read_metrics(metrics_path)
   if x not in metrics:
@@ -182,29 +182,31 @@ def plot_sweep(
   """Draws a line for each setting of a sweep into a PNG file.
 
   A point is a statistic over the runs of the setting that have a value there,
-  the band its 95 % t interval (`statistics.over_runs`); one run has no band.
-  Where runs of a setting end at different times, the legend says how many there
-  are up to which. `arrange` says which lines share axes, and how they look.
+  the band its 95 % t interval (`statistics.over_runs`); one run has no band. If
+  runs of a setting end at different times, the legend gives their number up to
+  each of these. `arrange` decides which lines share axes, and how they look.
 
   Args:
-    path: the file, replaced at once; its directory exists.
+    path: the file, replaced atomically; its directory exists.
     table: [R] arrays by column, in long form.
     x: the column of the clock, such as 'env_steps'.
-    y: the column of what was measured.
-    by: the columns whose values make a setting; may be none.
+    y: the column of the measured quantity.
+    by: the columns whose values define a setting; may be empty.
     run: the column that tells the runs of one setting apart.
-    facet: those of `by` with axes for each of their values; None to choose.
+    facet: those of `by` with separate axes for each of their values; None to
+      choose automatically.
     color: those of `by` that color shows; by default those with numbers.
-    title: above the axes.
-    x_label: below them, with the unit; the name of the column by default.
-    y_label: beside them; likewise.
+    title: text above the axes.
+    x_label: label of the horizontal axis, with the unit; by default the
+      column's name.
+    y_label: label of the vertical axis; by default the column's name.
     statistic: over the runs.
 
   Raises:
     ImportError: if Matplotlib is not installed.
     OSError: if the file cannot be written.
-    ValueError: if there is no such column, or a setting's run has two rows for
-      one value of the clock.
+    ValueError: if a column is missing, or a run has two rows for one value of
+      the clock.
   """
   groups = group_rows(table, by)
   points = [dict(zip(by, key, strict=True)) for key in groups]
@@ -262,35 +264,35 @@ def plot_final(
   y_label: str | None = None,
   statistic: statistics.Statistic = statistics.mean,
 ) -> None:
-  """Draws what the settings of a sweep come to, against a swept value.
+  """Draws the final results of a sweep's settings against a swept value.
 
-  Where no line has two places, or there are more lines and levels than can be
-  told apart, each setting gets a row of its own instead, with its name.
+  If no line has two places, or there are too many lines and levels to tell
+  apart, each setting gets its own named row instead.
 
   Args:
-    path: the PNG file, replaced at once; its directory exists.
+    path: the PNG file, replaced atomically; its directory exists.
     table: [R] arrays by column, in long form.
     x: the column of the clock, such as 'env_steps'.
-    y: the column of what was measured.
-    by: the columns whose values make a setting.
-    position: where a setting stands on the horizontal axis, which is
-      logarithmic if all are positive; None for a level over the whole width.
-      Values of unlike options may share a scale so: a rate its matched period.
-    lines: those of `by` whose values make a line.
+    y: the column of the measured quantity.
+    by: the columns whose values define a setting.
+    position: setting -> its place on the horizontal axis, which is logarithmic
+      if all places are positive; None for a level across the whole width.
+      Different options can share the axis so: a rate with its matched period.
+    lines: those of `by` whose values define a line.
     color: those of `by` that the color of rows shows.
-    summary: a number for each curve: `final_mean`, `area_under_curve`.
+    summary: curves -> a number for each: `final_mean`, `area_under_curve`.
     run: the column that tells the runs of one setting apart.
-    title: above the axes.
-    x_label: below them, with the unit.
-    y_label: beside them, with the kind of summary; by default the column's name
-      and the summary's.
+    title: text above the axes.
+    x_label: label of the horizontal axis, with the unit.
+    y_label: label of the vertical axis, with the kind of summary; by default
+      the names of the column and the summary.
     statistic: over the runs.
 
   Raises:
     ImportError: if Matplotlib is not installed.
     OSError: if the file cannot be written.
-    ValueError: as `plot_sweep` does, or two settings of one line stand at the
-      same place.
+    ValueError: as `plot_sweep`, or if two settings of one line have the same
+      place.
   """
   levels: dict[tuple, tuple] = {}
   drawn: dict[tuple, dict[float, tuple]] = {}
@@ -327,7 +329,7 @@ def plot_final(
       places,
       COLORS[number],
       _MARKERS[number],
-      # Intervals at one place stand beside each other.
+      # Intervals at the same place are drawn side by side.
       aside=3.0 * (number - (len(drawn) - 1) / 2),
     )
   for line, (level, low, high) in levels.items():
@@ -404,11 +406,11 @@ def _points(
 
   Args:
     axes: to draw into.
-    label: its name in the legend.
+    label: name in the legend.
     estimates: (middle, low, high) by place.
-    color: of all.
+    color: of everything drawn.
     marker: of the estimates.
-    aside: by how many points everything is shifted to the right.
+    aside: points by which everything is shifted to the right.
   """
   from matplotlib.transforms import ScaledTranslation
 
@@ -437,7 +439,7 @@ def _points(
     linewidth=3,
     transform=shifted,
   )
-  # What is shifted does not count by itself.
+  # Shifted artists do not update the limits by themselves.
   axes.update_datalim(np.stack([places, places], axis=1), updatey=False)
   for heights in (middle, low, high):
     points = np.stack([places, heights], axis=1)
@@ -446,13 +448,13 @@ def _points(
 
 
 def _figure() -> tuple[Any, Any]:
-  """An empty figure, and its axes."""
+  """Returns an empty figure, and its axes."""
   figure, (axes,) = _grid(1)
   return figure, axes
 
 
 def _grid(panes: int) -> tuple[Any, list[Any]]:
-  """An empty figure with axes that share their scales."""
+  """Returns an empty figure, and its axes with shared scales."""
   across = 1 if panes == 1 else 2
   rows = -(-panes // across)
   size = (6.4, 4.0) if panes == 1 else (7.4, 0.4 + 2.9 * rows)
@@ -485,7 +487,7 @@ def _draw(
   if x.ndim != 1 or x.shape != y.shape:
     raise ValueError(f'{curve.label}: x {x.shape} and y {y.shape} differ')
   shown = np.isfinite(x) & np.isfinite(y)
-  # A line of few points could pass for one of many, and one has no length.
+  # Markers show that a line has few points, and a single point at all.
   marker = 'o' if shown.sum() <= 20 else ''
   axes.plot(
     x[shown],

@@ -1,4 +1,4 @@
-"""What figures share: colors and styles, lines with bands, legends, files."""
+"""Common parts of figures: styles, lines with bands, legends, files."""
 
 import io
 import os
@@ -20,11 +20,11 @@ Estimate = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def new_figure(width: float, height: float) -> Any:
-  """An empty figure that no global state knows of.
+  """Returns an empty figure that is not part of any global state.
 
   Args:
     width: in inches.
-    height: likewise.
+    height: in inches.
 
   Raises:
     ImportError: if Matplotlib is not installed, or cannot be imported.
@@ -35,7 +35,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def can_draw() -> bool:
-  """Whether Matplotlib is installed.
+  """Returns whether Matplotlib is installed.
 
   Raises:
     ImportError: if it is installed, but cannot be imported.
@@ -48,11 +48,11 @@ def can_draw() -> bool:
 
 
 def _figures() -> Any:
-  """The module `matplotlib.figure`; it takes a second, so not at start-up.
+  """Imports `matplotlib.figure`, which takes a second, so not at start-up.
 
-  MPLBACKEND is hidden from its import. It names a backend for figures on a
-  screen, which are not drawn here, and one that is not installed, such as a
-  notebook's, would be an error.
+  The import does not see MPLBACKEND. That names a backend for figures on a
+  screen, which is not needed here, and would be an error if it is not
+  installed, such as a notebook's.
   """
   backend = os.environ.pop('MPLBACKEND', None)
   try:
@@ -65,7 +65,7 @@ def _figures() -> Any:
 
 
 def tidy(axes: Any) -> None:
-  """Gives axes the looks of this package; large numbers below are short."""
+  """Styles axes as in all figures, with short large numbers below."""
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(axis='y', color='#dddddd', linewidth=0.8)
   axes.set_axisbelow(True)
@@ -74,27 +74,27 @@ def tidy(axes: Any) -> None:
 
 
 def engineering() -> Any:
-  """50M, not 5e7."""
+  """Returns the formatter that writes 50M, not 5e7."""
   from matplotlib.ticker import EngFormatter
 
   return EngFormatter(sep='')
 
 
 def plain() -> Any:
-  """0.025, not 25m."""
+  """Returns the formatter that writes 0.025, not 25m."""
   from matplotlib.ticker import FuncFormatter
 
   return FuncFormatter(lambda value, _: f'{value:g}')
 
 
 def minor_engineering() -> Any:
-  """20, not 2e1, between powers of ten of which there are few."""
+  """Returns the formatter of minor ticks that writes 20, not 2e1."""
   from matplotlib.ticker import LogFormatter
 
   write = engineering()
 
   class Formatter(LogFormatter):
-    # Which of the ticks have a label is for Matplotlib to say.
+    # Matplotlib decides which of the ticks have a label.
     def __call__(self, x: float, pos: Any = None) -> str:
       return write(x) if super().__call__(x, pos) else ''
 
@@ -102,11 +102,11 @@ def minor_engineering() -> Any:
 
 
 def logarithmic(axes: Any, lowest: float) -> None:
-  """Makes the axis below logarithmic: 50, 1k; or 0.05, 1.
+  """Makes the horizontal axis logarithmic, with labels 50, 1k or 0.05, 1.
 
   Args:
-    axes: whose axis.
-    lowest: what stands there.
+    axes: to change.
+    lowest: lowest value on the axis.
   """
   axes.set_xscale('log')
   if lowest < 1:
@@ -117,12 +117,12 @@ def logarithmic(axes: Any, lowest: float) -> None:
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-  """Writes a PNG file of at most 256 colors, which is replaced at once."""
+  """Writes a PNG file of at most 256 colors, which is replaced atomically."""
   from PIL import Image  # Matplotlib needs it too
 
   content = io.BytesIO()
   figure.savefig(content, format='png')
-  # Bands over one another have many colors, and the file three times the size.
+  # Overlapping bands have many colors, which would triple the file's size.
   image = (
     Image.open(content).convert('RGB').quantize(256, dither=Image.Dither.NONE)
   )
@@ -132,11 +132,11 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
 
 
 def explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
-  """What a line and its band are, for the legend.
+  """Returns the legend's explanation of lines and bands.
 
   Args:
     statistic: over the runs.
-    runs: the numbers of runs that the lines have.
+    runs: the numbers of runs of the lines.
   """
   most = max(runs, default=0)
   if most < 2:
@@ -147,7 +147,7 @@ def explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
 
 
 def count_note(clock: np.ndarray, values: np.ndarray) -> str:
-  """Of how many runs a line is where some end before others; '' if none does.
+  """Returns the numbers of runs in a line if some end early; '' if none does.
 
   Args:
     clock: [T] ascending.
@@ -179,14 +179,14 @@ def line(
   opacity: float,
   width: float = 1.6,
 ) -> None:
-  """Draws a line with its band; points that are NaN are left out.
+  """Draws a line with its band; NaNs are left out.
 
   Args:
     axes: to draw into.
-    label: its name in the legend.
+    label: name in the legend.
     x: [T].
-    estimate: at these places.
-    color: of both.
+    estimate: at `x`.
+    color: of line and band.
     style: of the line.
     opacity: of the band.
     width: of the line, in points.
@@ -215,24 +215,24 @@ def line(
 
 
 def band_opacity(lines: int) -> float:
-  """Many bands over one another would hide the lines."""
+  """Returns a low opacity for many bands, which would hide the lines."""
   return min(0.16, 1.2 / lines)
 
 
 def side_legend(
   figure: Any, labels: Mapping[str, Any], title: str, *, width: float = 1.9
 ) -> None:
-  """A legend beside all axes, where it hides nothing; the figure grows by it.
+  """Adds a legend beside all axes, and widens the figure for it.
 
   Args:
-    figure: as wide as its axes are to be.
-    labels: what is drawn, by name.
-    title: above the names.
-    width: by which the figure grows for a column of names, in inches.
+    figure: as wide as its axes should be.
+    labels: drawn artists by name.
+    title: text above the names.
+    width: inches that a column of names adds to the figure.
   """
   across, height = figure.get_size_inches()
   columns = 1 + (len(labels) - 1) // int(4 * height)
-  # A column is as wide as its longest name: some 0.075 inches a letter.
+  # A column is as wide as its longest name, some 0.075 inches per letter.
   width = max(width, 0.65 + 0.07 * max(map(len, labels), default=0))
   figure.set_size_inches(across + width * columns, height)
   figure.legend(
@@ -250,7 +250,7 @@ def side_legend(
 
 
 def lines_of(axes: Any) -> dict[str, Any]:
-  """What a legend of some axes shows, by name."""
+  """Returns the artists in the legend of some axes, by name."""
   handles, labels = axes.get_legend_handles_labels()
   return dict(zip(labels, handles, strict=True))
 
@@ -258,12 +258,12 @@ def lines_of(axes: Any) -> dict[str, Any]:
 def pane_legend(
   arrangement: Arrangement, points: Sequence[Point], notes: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """Lines for a legend of all panes of a figure, by name.
+  """Returns lines for a legend of all panes of a figure, by name.
 
   Args:
     arrangement: of the panes.
     points: the settings that were arranged.
-    notes: words to be added to the name of each; none by default.
+    notes: text to append to the name of each; none by default.
   """
   from matplotlib.lines import Line2D
 

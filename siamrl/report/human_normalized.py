@@ -1,11 +1,11 @@
-"""Scores of Atari games on a scale from random play to a human tester's.
+"""Atari scores on a scale from random play to a human tester.
 
-The table is the one that DQN Zoo (Quan & Ostrovski, 2020) ships: the scores of
-Wang et al. (2016) under 30 no-op starts. Its random scores are those of Mnih et
-al. (2015); its human ones are not (pong: 14.6 here, 9.3 there), so percentages
-printed in that paper are on another scale. Each entry is an average of
-undiscounted returns; an episode starts with 1 to 30 no-op actions and is cut
-after 108,000 frames (30 minutes).
+The table is from DQN Zoo (Quan & Ostrovski, 2020): the scores of Wang et al.
+(2016) under 30 no-op starts. Its random scores are those of Mnih et al. (2015),
+but its human scores differ (pong: 14.6 here, 9.3 there), so the percentages in
+that paper are on another scale. Each entry is an average of undiscounted
+returns; an episode starts with 1 to 30 no-op actions and is cut after 108,000
+frames (30 minutes).
 """
 
 import math
@@ -74,15 +74,15 @@ SCORES: dict[str, tuple[float, float]] = {
 
 
 def human_normalized(game: str, score: float) -> float:
-  """Places a score between random play, 0, and a human tester, 1.
+  """Scales a score to 0 for random play and 1 for a human tester.
 
-  Beware of 'video_pinball', where random play is close to the human tester, and
-  of 'double_dunk', where both are close to each other.
+  In 'video_pinball' and 'double_dunk', random play and the human tester are
+  close to each other, so that small differences in score are exaggerated.
 
   Args:
     game: the game's name, 'ms_pacman', or its Gymnasium id, 'ALE/MsPacman-v5'
       or 'MsPacmanNoFrameskip-v4'.
-    score: average undiscounted return, of rewards that were not clipped.
+    score: average undiscounted return, with rewards not clipped.
 
   Returns:
     The fraction (1 means 100 %), NaN for a game outside Atari-57.
@@ -92,7 +92,7 @@ def human_normalized(game: str, score: float) -> float:
 
 
 def _letters(game: str) -> str:
-  """What the names and the ids of a game have in common: 'mspacman'."""
+  """Reduces the names and ids of a game to one, such as 'mspacman'."""
   bare = re.sub(r'^ALE/|(NoFrameskip|Deterministic)?-v\d+$', '', game)
   return bare.replace('_', '').lower()
 

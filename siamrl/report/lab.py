@@ -1,4 +1,4 @@
-"""Pictures of the lab: norms and features over time, maps of stability."""
+"""Figures of the lab: norms and features over time, maps of stability."""
 
 from collections.abc import Sequence
 import pathlib
@@ -11,9 +11,9 @@ from siamrl.report.curves import plot_sweep
 from siamrl.report.metrics import Table, by_run, group_rows, read_metrics
 from siamrl.report.run_folder import RunFolder
 
-# Lines that a picture of norms shows: more are thinned out, evenly.
+# Most lines in a figure of norms; more are thinned out evenly.
 _MOST_LINES = 24
-# The first columns that are no options, in the lab's tables.
+# The first columns of the lab's tables that are not options.
 _MEASURED = ('unit', 'gradient_steps')
 _NORM = 'log10_value_norm'
 _RADIUS = 'spectral_radius'
@@ -25,13 +25,13 @@ def draw(
   by: Sequence[str],
   title: str,
 ) -> None:
-  """Writes curve.png and, where numbers are swept, curve-stability.png.
+  """Writes curve.png and, if numbers are swept, curve-stability.png.
 
   Args:
-    folder: of the runs, with its metrics.
-    stability: the table with a row for each run.
-    by: the swept options but for the seed.
-    title: of the pictures.
+    folder: of the runs, with their metrics.
+    stability: table with a row for each run.
+    by: the swept options except the seed.
+    title: of the figures.
   """
   draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
   table = read_metrics(stability)
@@ -47,7 +47,7 @@ def draw(
 
 
 def is_lab(table: Table) -> bool:
-  """Whether a table is one of the lab's."""
+  """Returns whether a table is one of the lab's."""
   return not {_RADIUS, _NORM, *_FEATURES}.isdisjoint(table)
 
 
@@ -56,8 +56,8 @@ def draw_again(path: pathlib.Path, table: Table, title: str) -> None:
 
   Args:
     path: the PNG file, replaced at once.
-    table: as the lab wrote it.
-    title: of the picture.
+    table: as written by the lab.
+    title: of the figure.
   """
   names = list(table)
   first = min(names.index(name) for name in _MEASURED if name in table)
@@ -81,9 +81,9 @@ def draw_norms(
 
   Args:
     path: the PNG file, replaced at once.
-    table: a row for each run and time.
-    by: the swept options but for the seed.
-    title: of the picture.
+    table: with a row for each run and time.
+    by: the swept options except the seed.
+    title: of the figure.
   """
   norms = list(group_rows(table, by).values())
   thin = np.unique(
@@ -105,7 +105,7 @@ def draw_norms(
 
 
 def _place(table: Table, by: Sequence[str]) -> str | None:
-  """The swept number with most values, for the horizontal axis."""
+  """Returns the swept number with most values, for the horizontal axis."""
   numeric = [name for name in by if table[name].dtype.kind != 'U']
   return max(numeric, key=lambda n: len(np.unique(table[n])), default=None)
 
@@ -120,20 +120,20 @@ def plot_map(
 ) -> None:
   """Draws radii and growth over one target update and over gradient steps.
 
-  Lines are predictions, dots what was observed; both end where there is none.
+  Lines are predictions, and dots observations.
 
   Args:
     path: the PNG file, replaced at once.
-    table: a row for each run, with `unit`, `spectral_radius` and `growth`.
-    x: the column of the horizontal axis, logarithmic where all are positive.
-    lines: columns whose values, with the seed, make a line.
+    table: with a row for each run, and `unit`, `spectral_radius` and `growth`.
+    x: column of the horizontal axis, logarithmic if all values are positive.
+    lines: columns whose values, with the seed, define a line.
     title: above.
   """
   groups = group_rows(table, [*lines, 'seed'])
   points = []
   for *values, seed in groups:
     point = dict(zip(lines, values, strict=True))
-    # Seeds are names: their order means nothing.
+    # Seeds are names, without a meaningful order.
     points.append(point | {'seed': f'seed {seed}'})
   if len(np.unique(table['seed'])) == 1:
     points = [{n: p[n] for n in lines} for p in points]
@@ -189,23 +189,23 @@ def plot_map(
   drawing.save(figure, path)
 
 
-# What a picture of features shows, in words, and on which scale.
+# Quantities in a figure of features: label and scale.
 _FEATURES = {
   'orthonormality_error': ('|\u03a6\u1d40\u03a6 \u2212 I|', 'log'),
   'eigen_mass': ('eigen-mass', 'linear'),
   'smallest_singular_value': ('smallest\nsingular value', 'linear'),
 }
-# Errors below are those of rounding.
+# Smaller errors are due to rounding.
 _LEAST_ERROR = 1e-6
 
 
 def draw_features(folder: RunFolder, by: Sequence[str], title: str) -> None:
-  """Writes curve.png: what became of features over gradient steps.
+  """Writes curve.png, with measures of features over gradient steps.
 
   Args:
-    folder: of the runs, with its metrics.
-    by: the swept options but for the seed.
-    title: of the picture.
+    folder: of the runs, with their metrics.
+    by: the swept options except the seed.
+    title: of the figure.
   """
   plot_features(folder.curve, read_metrics(folder.metrics), by, title)
 
@@ -213,15 +213,15 @@ def draw_features(folder: RunFolder, by: Sequence[str], title: str) -> None:
 def plot_features(
   path: pathlib.Path, table: Table, by: Sequence[str], title: str
 ) -> None:
-  """Draws what became of features over gradient steps.
+  """Draws measures of features over gradient steps.
 
   A point is a mean over seeds, with its 95 % t interval.
 
   Args:
     path: the PNG file, replaced at once.
-    table: a row for each run and time.
-    by: the swept options but for the seed.
-    title: of the picture.
+    table: with a row for each run and time.
+    by: the swept options except the seed.
+    title: of the figure.
   """
   groups = list(group_rows(table, by).items())
   points: list[Point] = [dict(zip(by, key, strict=True)) for key, _ in groups]

@@ -1,12 +1,12 @@
-"""Metrics of a run: one CSV row an iteration, and TensorBoard beside it.
+"""Metrics of a run: one CSV row per iteration, and TensorBoard events.
 
 The CSV file is the record; events are a view of it. Many runs may share a file
-in long form: a row for each run and iteration, with the values that tell the
-runs apart, and the seed, in columns of their own; these may hold text.
+in long form: a row for each run and iteration, with columns for the seed and
+the other values that tell runs apart, which may be text.
 
-A run that was stopped and resumed leaves the file that an undisturbed one
-leaves, but for the columns that measure the wall clock: their names end in `_s`
-(`_per_s` included).
+A run that was stopped and resumed leaves the same file as an uninterrupted one,
+except for the columns that measure the wall clock, whose names end in `_s`
+(including `_per_s`).
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from siamrl.optional import NotInstalledError, import_optional
 from siamrl.report.run_folder import read_file, write_atomically
 
 STEP_COLUMN = 'frames'  # the x axis of events and of curves
-RUN_COLUMN = 'seed'  # of a file in long form: tells runs of one setting apart
+RUN_COLUMN = 'seed'  # tells runs of one setting apart in long form
 
-# Columns, and values of swept options, that older files spell otherwise.
+# Columns, and values of swept options, with other names in older files.
 _NEW_COLUMNS = {
   'eval_human_normalised': 'eval_human_normalized',
   'normalised_std': 'normalized_std',
@@ -52,13 +52,13 @@ Table = dict[str, np.ndarray]
 
 
 class MetricsWriter:
-  """Appends rows to a CSV file, each on the disk before `write` returns.
+  """Appends rows to a CSV file, which are on the disk when `write` returns.
 
   Attributes:
-    position: rows in the file. Keep it in a checkpoint, with `checksum`; hand
-      both to `truncate` on resumption.
+    position: number of rows in the file. Keep it with `checksum` in a
+      checkpoint, and pass both to `truncate` on resumption.
     has_events: whether TensorBoard events are written too.
-    events_error: why they are no longer written; None while all is well.
+    events_error: why events are no longer written; None without an error.
   """
 
   def __init__(
@@ -68,18 +68,18 @@ class MetricsWriter:
     *,
     step_column: str = STEP_COLUMN,
   ):
-    """Opens the file, to go on after the rows that it has.
+    """Opens the file to append to its rows.
 
     Args:
-      csv_path: the file; created if need be, in a directory that exists.
-      events_dir: directory of TensorBoard events; they are written if
-        tensorboardX is installed. Only for a file of one run: the rows of many
-        would make one line.
+      csv_path: the file, created if needed; its directory exists.
+      events_dir: directory of TensorBoard events, which are written if
+        tensorboardX is installed. Use it only for a file of one run, as the
+        rows of many would be joined in one line.
       step_column: the x axis of the events.
 
     Raises:
       OSError: if the file cannot be written.
-      ValueError: if the file is not one of metrics.
+      ValueError: if it is not a file of metrics.
     """
     path = pathlib.Path(csv_path)
     header, rows = _load_as_written(path)
@@ -88,7 +88,7 @@ class MetricsWriter:
     self._is_text = _text_columns(self._columns, rows)
     self.position = len(rows)
     self.events_error: Exception | None = None
-    # Without the torn line of a crash.
+    # Without an incomplete line from a crash.
     self._hash = hashlib.sha256(_store(path, header, rows))
     self._file = path.open('a', newline='', encoding='utf-8')
     self._events = None
@@ -97,34 +97,34 @@ class MetricsWriter:
         self._events = _open_events(
           events_dir, _next_step(header, rows, step_column)
         )
-      except Exception as error:  # the rows are the record, and are written
+      except Exception as error:  # only the rows, now written, are the record
         self.events_error = error
     self.has_events = self._events is not None
 
   @property
   def checksum(self) -> str:
-    """SHA-256 of the file with all of its rows, in hexadecimal digits."""
+    """SHA-256 of the file with all of its rows, in hexadecimal."""
     return self._hash.hexdigest()
 
   def write(self, row: Mapping[str, Cell]) -> None:
-    """Appends a row; `write_rows` says what it may hold."""
+    """Appends a row, as `write_rows` does."""
     self.write_rows([row])
 
   def write_rows(self, rows: Sequence[Mapping[str, Cell]]) -> None:
-    """Appends rows, in one go: they are all on the disk on return.
+    """Appends rows at once; all are on the disk on return.
 
     Args:
-      rows: by column, a scalar, a text or None for an empty cell; the first
-        row of a file fixes the columns and their order. Integers stay integers,
-        truth values become 0 and 1, the rest float64. A column holds text or
-        numbers.
+      rows: mappings from column to a scalar, a text, or None for an empty cell;
+        the first row of a file fixes the columns and their order. Integers
+        remain integers, bools become 0 and 1, and other numbers float64. A
+        column holds either text or numbers.
 
     Raises:
-      OSError: if the disk does not take it. Events that cannot be written are
-        given up instead, see `events_error`.
-      ValueError: if the columns are not those of the file, a value is not of
-        its column's kind or could not be read back, or the step column is not
-        among them though events are written. Nothing is written then.
+      OSError: if the rows cannot be written. Events that cannot be written are
+        dropped instead, see `events_error`.
+      ValueError: if the columns differ from the file's, a value is not of its
+        column's kind or could not be read back, or the step column that events
+        need is missing. Nothing is written then.
     """
     if not rows:
       return
@@ -164,9 +164,9 @@ class MetricsWriter:
       self._events.write(int(numbers.pop(self._step_column)), numbers)
 
   def close(self) -> None:
-    """Closes the files. Twice does no harm."""
-    # Every row was flushed as it was written: what is left is of a row that the
-    # disk did not take, which has been raised.
+    """Closes the files; may be called twice."""
+    # Every row was flushed when written: anything left is from a row that the
+    # disk rejected, for which an error was raised.
     with contextlib.suppress(OSError):
       self._file.close()
     self._close_events()
@@ -187,18 +187,18 @@ class MetricsWriter:
   def verify(
     csv_path: str | os.PathLike[str], rows: int, checksum: str | None
   ) -> None:
-    """Holds the rows that a checkpoint knows of against their checksum.
+    """Checks the rows that a checkpoint covers against their checksum.
 
     Args:
       csv_path: the file.
       rows: `position` at the checkpoint.
-      checksum: `checksum` there; None for a checkpoint from before there was
-        one, of which only the number of rows is known.
+      checksum: `checksum` at the checkpoint; None for an older checkpoint, with
+        only the number of rows.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it has fewer rows than that, they are not the same, or it
-        is not a file of metrics. The message begins with the file.
+      ValueError: if it has fewer rows, they differ, or it is not a file of
+        metrics. The message begins with the file.
     """
     _first_rows(pathlib.Path(csv_path), rows, checksum)
 
@@ -208,17 +208,17 @@ class MetricsWriter:
   ) -> None:
     """Drops the rows that were written after a checkpoint.
 
-    Call it before the file is opened for writing. With no rows left the file
-    is deleted: it has no columns either.
+    Call it before the file is opened for writing. If no rows are left, the file
+    is deleted.
 
     Args:
       csv_path: the file.
-      rows: how many rows to keep, `position` at the checkpoint.
-      checksum: what they must have; see `verify`.
+      rows: number of rows to keep, `position` at the checkpoint.
+      checksum: of these rows; see `verify`.
 
     Raises:
       OSError: if the file cannot be written.
-      ValueError: as `verify` has it. Nothing is dropped then.
+      ValueError: as in `verify`. Nothing is dropped then.
     """
     path = pathlib.Path(csv_path)
     if rows:
@@ -228,15 +228,15 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> Table:
-  """Reads the rows of a run or of many, also while they run.
+  """Reads the rows of one or many runs, even while they run.
 
   Args:
     path: the CSV file.
 
   Returns:
-    [R] arrays by column, R rows: int64 where every value is an integer, float64
-    elsewhere, with NaN for an empty cell; str where a value is text, with ''
-    for an empty cell. A torn last line is left out.
+    [R] arrays by column: int64 if every value is an integer; str if any is
+    text, with '' for an empty cell; otherwise float64, with NaN for an empty
+    cell. An incomplete last line is left out.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -265,11 +265,11 @@ def read_metrics(path: str | os.PathLike[str]) -> Table:
 def concatenate(
   path: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]]
 ) -> None:
-  """Writes the rows of several files, one after the other, into a new one.
+  """Concatenates the rows of several files into a new one.
 
   Args:
-    path: the new file, replaced at once; its directory exists.
-    parts: files of the same columns.
+    path: the new file, replaced atomically; its directory exists.
+    parts: files with the same columns.
 
   Raises:
     OSError: if a file cannot be read or written.
@@ -287,15 +287,15 @@ def concatenate(
 
 
 def group_rows(table: Table, by: Sequence[str]) -> dict[tuple, Table]:
-  """Takes a table in long form apart by the values of some columns.
+  """Splits a table in long form by the values of some columns.
 
   Args:
     table: [R] arrays by column.
     by: the columns, such as those that a sweep varies.
 
   Returns:
-    A table for each combination of values that occurs, by that combination, in
-    the order in which they occur. Values are Python's; None for an empty cell.
+    A table for each combination of values, by that combination, in order of
+    occurrence. Values are Python's; None for an empty cell.
 
   Raises:
     ValueError: if there is no such column.
@@ -314,15 +314,15 @@ def group_rows(table: Table, by: Sequence[str]) -> dict[tuple, Table]:
 
 
 def last_rows(table: Table, by: Sequence[str]) -> Table:
-  """Leaves out rows that were written again later, such as by a resumed run.
+  """Drops rows that were written again later, such as by a resumed run.
 
   Args:
     table: [R] arrays by column.
-    by: the columns that name a row: the setting, the run and the clock. Rows
-      with a NaN in the last of them, the clock, are left out too.
+    by: the columns that identify a row: the setting, the run and the clock.
+      Rows with a NaN in the last of them, the clock, are dropped too.
 
   Returns:
-    The last row of each name; runs in their order, those of one by the clock.
+    The last row of each identity; runs in order, the rows of each by the clock.
 
   Raises:
     ValueError: if there is no such column.
@@ -338,7 +338,7 @@ def last_rows(table: Table, by: Sequence[str]) -> Table:
 
 
 def common_end(table: Table, x: str, by: Sequence[str]) -> float:
-  """The last time at which every run has a row.
+  """Returns the last time at which every run has a row.
 
   Args:
     table: [R] arrays by column, in long form.
@@ -346,8 +346,8 @@ def common_end(table: Table, x: str, by: Sequence[str]) -> float:
     by: the columns that tell runs apart: the setting and the seed.
 
   Returns:
-    That value of the clock; where runs never meet, the earliest of their ends;
-    NaN of no rows.
+    That value of the clock; if there is none, the earliest end of a run; NaN
+    without rows.
 
   Raises:
     ValueError: if there is no such column.
@@ -362,21 +362,21 @@ def common_end(table: Table, x: str, by: Sequence[str]) -> float:
 def by_run(
   table: Table, x: str, y: str, run: str = RUN_COLUMN
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The runs of one setting side by side.
+  """Aligns the runs of one setting.
 
   Args:
     table: [R] arrays by column, in long form.
     x: the column of the clock, such as 'env_steps'.
-    y: the column of what was measured.
+    y: the column of the measured quantity.
     run: the column that tells the runs apart.
 
   Returns:
-    (x [T], y [runs, T]): every value of the clock, ascending, and float64
+    (x [T], y [runs, T]): all values of the clock, ascending, and float64
     values, with NaN where a run has no row or an empty cell.
 
   Raises:
-    ValueError: if there is no such column, it holds text, or a run has two rows
-      for one value of the clock: then the table has several settings.
+    ValueError: if a column is missing or holds text, or a run has two rows for
+      one value of the clock, as in a table of several settings.
   """
   _check_present(table, [x, y, run])
   for name in (x, y):
@@ -398,17 +398,17 @@ def _check_present(table: Table, names: Sequence[str]) -> None:
 
 
 def _values(column: np.ndarray) -> list[Any]:
-  """Python values; None for an empty cell."""
+  """Returns Python values; None for an empty cell."""
   return [None if v == '' or v != v else v for v in column.tolist()]
 
 
 def is_wall_clock(column: str) -> bool:
-  """Whether a column measures the machine: two equal runs differ in it."""
+  """Returns whether a column measures time, and so differs in equal runs."""
   return column.endswith('_s')
 
 
 def _number(value: Any) -> int | float:
-  """A Python number, whose repr reads back as the same one."""
+  """Returns a Python number, whose repr reads back as the same number."""
   try:
     return operator.index(value)
   except TypeError:
@@ -416,16 +416,16 @@ def _number(value: Any) -> int | float:
 
 
 def _cell(value: Cell, column: str, is_text: dict[str, bool]) -> str:
-  """A value as the file has it.
+  """Returns a value as text for the file.
 
   Args:
     value: a scalar, a text, or None.
-    column: where it stands.
-    is_text: the kinds of columns so far; a new one is entered.
+    column: of the value.
+    is_text: the kinds of columns so far; a new column is added.
 
   Raises:
-    ValueError: if it is not of its column's kind, or would read back as another
-      value.
+    ValueError: if it is not of its column's kind, or would read back
+      differently.
   """
   if value is None:
     return ''
@@ -465,9 +465,9 @@ def _check_columns(columns: list[str]) -> None:
 
 
 def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
-  """The header and the rows of a file, as text; both empty without a file.
+  """Reads a file's header and rows as text; both are empty without a file.
 
-  Names that changed since the file was written are the new ones.
+  Names that have changed since the file was written are updated.
   """
   header, rows = _load_as_written(path)
   for index, name in enumerate(header):
@@ -483,7 +483,7 @@ def _new_columns(header: list[str]) -> list[str]:
 
 
 def _load_as_written(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
-  """The same with the names that are in the file."""
+  """Reads the header and rows with the names in the file."""
   try:
     text = read_file(path).decode('utf-8', errors='replace')
   except FileNotFoundError:
@@ -509,7 +509,7 @@ def _load_as_written(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _first_damaged(header: list[str], rows: list[list[str]]) -> int | None:
-  """The first row with too many cells or too few, or text among numbers."""
+  """Returns the first row with a wrong number of cells, or misplaced text."""
   found = []
   for index, row in enumerate(rows):
     if len(row) != len(header):
@@ -525,7 +525,7 @@ def _first_damaged(header: list[str], rows: list[list[str]]) -> int | None:
 
 
 def _text_columns(header: list[str], rows: list[list[str]]) -> dict[str, bool]:
-  """Whether a column holds text; of those with a value, which settles it."""
+  """Returns whether each column that has a value holds text."""
   is_text: dict[str, bool] = {}
   for row in rows:
     for name, cell in zip(header, row, strict=False):
@@ -537,12 +537,12 @@ def _text_columns(header: list[str], rows: list[list[str]]) -> dict[str, bool]:
 
 
 def _first_rows(path: pathlib.Path, count: int, checksum: str | None) -> bytes:
-  """The file without its last rows, see `MetricsWriter.verify`."""
+  """Returns the file without its last rows, see `MetricsWriter.verify`."""
   if not count:
     return b''
   if checksum is not None and path.exists():
-    # No cell holds the end of a line. What comes after these rows may be
-    # damaged: nobody reads it.
+    # No cell holds a line break. Anything after these rows may be damaged, as
+    # it is not used.
     lines = read_file(path).split(b'\n')[: count + 1]
     content = b''.join(line + b'\n' for line in lines)
     if hashlib.sha256(content).hexdigest() == checksum:
@@ -573,7 +573,7 @@ def _text(header: list[str], rows: list[list[str]]) -> bytes:
 def _next_step(
   header: list[str], rows: list[list[str]], step_column: str
 ) -> int:
-  """The first step of which the file knows nothing."""
+  """Returns the first step after those in the file."""
   if not rows or step_column not in header:
     return 0
   last = float(rows[-1][header.index(step_column)] or 'nan')
@@ -581,19 +581,19 @@ def _next_step(
 
 
 class _Events:
-  """TensorBoard's file of events, written at once and by this thread.
+  """TensorBoard's file of events, written immediately by this thread.
 
-  tensorboardX's `SummaryWriter` writes from a thread of its own: a full disk
-  kills that thread with a traceback and is never heard of.
+  tensorboardX's `SummaryWriter` writes from its own thread, which a full disk
+  kills with a traceback, without an error for the caller.
   """
 
   def __init__(self, directory: str | os.PathLike[str], purge_step: int):
     """Opens a new file in the directory.
 
     Args:
-      directory: of the events; made if need be.
-      purge_step: events from here on are of rows that a resumption dropped;
-        TensorBoard then hides them, so no point shows twice.
+      directory: of the events; created if needed.
+      purge_step: TensorBoard hides earlier events from this step on, as they
+        are of rows that a resumption dropped.
 
     Raises:
       ImportError: tensorboardX is not installed, or cannot be imported.
@@ -620,7 +620,7 @@ class _Events:
   def write(self, step: int, numbers: Mapping[str, float]) -> None:
     for name, number in numbers.items():
       if not math.isfinite(number):
-        continue  # TensorBoard draws none
+        continue  # TensorBoard does not draw it
       self._write(step, summary=self._scalar(name, float(number)))
     self._writer.flush()
 
@@ -631,7 +631,7 @@ class _Events:
 def _open_events(
   directory: str | os.PathLike[str], purge_step: int
 ) -> _Events | None:
-  """None if tensorboardX is not installed.
+  """Opens a file of events; returns None if tensorboardX is not installed.
 
   Raises:
     ImportError: tensorboardX is installed, but cannot be imported.

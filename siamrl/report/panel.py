@@ -1,4 +1,4 @@
-"""The twin at work in one figure: small multiples of a run's panel."""
+"""Figure of a run's panel: small multiples of the twin's diagnostics."""
 
 import functools
 import itertools
@@ -19,16 +19,16 @@ PREFIX = 'panel/'  # of the panel's columns
 # Measured over one gradient step, and whether the twin moved in that step.
 _OF_ONE_STEP = (f'{PREFIX}target_churn', f'{PREFIX}target_churn_train')
 _MOVED = f'{PREFIX}churn_synced'
-# Columns that say how others were measured.
+# Columns that describe how others were measured.
 OF_MEASUREMENTS = (_MOVED,)
 _SYNCED = 'circles: the twin moved in\nthe step that is measured'
 
-_ACROSS = 4  # small multiples beside each other
+_ACROSS = 4  # small multiples in a row
 _WIDTH, _HEIGHT = 3.1, 2.2  # inches of one
 
 # Positive numbers further apart than this are drawn on a logarithmic axis.
 _WIDE = 50
-# The bound of soft divergence is drawn where values come so near to it.
+# The bound of soft divergence is drawn if values come within this factor.
 _NEAR = 5
 
 
@@ -37,12 +37,12 @@ class Facet(NamedTuple):
 
   Attributes:
     title: the quantity.
-    unit: its unit, and what it is in a word or two.
-    parts: names by column; '' where there is one only. Sweeps have an own one
-      of the small multiples for each.
-    layers: whether its one column has others below it, of layers.
-    bound: a level that is not to be exceeded, or None.
-    in_sweeps: whether several settings have it too.
+    unit: its unit, with a brief description.
+    parts: names by column; '' for a single column. Sweeps have a separate small
+      multiple for each.
+    layers: whether its single column has others below it, one per layer.
+    bound: a level that should not be exceeded, or None.
+    in_sweeps: whether it is also drawn for several settings.
   """
 
   title: str
@@ -54,16 +54,16 @@ class Facet(NamedTuple):
 
 
 def is_measured(table: Table) -> bool:
-  """Whether a run has measured its panel, at least once."""
+  """Returns whether a run has measured its panel at least once."""
   return any(_known(table, name) for name in table if name.startswith(PREFIX))
 
 
 def facets(table: Table, bound: float | None = None) -> list[Facet]:
-  """The small multiples for which a run has numbers.
+  """Returns the small multiples for which a run has numbers.
 
   Args:
     table: [R] arrays by column.
-    bound: of values, beyond which they have diverged softly; None if unknown.
+    bound: of values, above which they have diverged softly; None if unknown.
   """
   one = functools.partial(_one, layers=False)
   word = _words(table)
@@ -138,7 +138,7 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
 
 
 class _Words(NamedTuple):
-  """How a panel is put in words; by default that of values of actions."""
+  """Wording of a panel, by default for values of discrete actions."""
 
   distance: str = r'$|Q - \bar Q|$'
   unit: str = 'return'
@@ -151,7 +151,7 @@ class _Words(NamedTuple):
 def _words(table: Table) -> _Words:
   if 'normalized_std' in table:  # representations
     return _Words(r'$|z - \bar z|$', 'of projections')
-  if 'actor_loss' in table:  # actions are continuous, values of the actor's own
+  if 'actor_loss' in table:  # continuous actions, with values of the actor's
     return _Words(
       disagreement=r'mean $|a - \bar a|$ (actions in [-1, 1])',
       churn='mean change of actions in [-1, 1]',
@@ -162,7 +162,7 @@ def _words(table: Table) -> _Words:
 
 
 def known_facets(every: Sequence[Facet], table: Table) -> list[Facet]:
-  """Those for which there are numbers, without the parts that have none."""
+  """Returns the facets and parts for which there are numbers."""
   kept = []
   for facet in every:
     parts = {c: name for c, name in facet.parts.items() if _known(table, c)}
@@ -191,7 +191,7 @@ def _columns(**names: str) -> dict[str, str]:
 
 
 def _below(table: Table, column: str) -> dict[str, str]:
-  """The columns panel/COLUMN/NAME by themselves."""
+  """Returns the columns panel/COLUMN/NAME."""
   start = f'{PREFIX}{column}/'
   return {
     name: name.removeprefix(start) for name in table if name.startswith(start)
@@ -199,13 +199,13 @@ def _below(table: Table, column: str) -> dict[str, str]:
 
 
 def _dormant(table: Table) -> list[Facet]:
-  """Dormant units: the highest threshold by layer, and all of them."""
+  """Returns facets of dormant units: one threshold by layer, and all."""
   found = [re.fullmatch(rf'{PREFIX}dormant_([\d.e-]+)', name) for name in table]
   columns = {match[1]: match[0] for match in found if match}
   ordered = sorted(columns, key=float)
   if not ordered:
     return []
-  # Sokar et al. take 0.025, which is in the middle here.
+  # Sokar et al. use 0.025, which is in the middle here.
   middle = ordered[len(ordered) // 2]
   return [
     Facet(
@@ -238,42 +238,43 @@ def plot_panel(
   shown: Sequence[Facet] | None = None,
   statistic: statistics.Statistic = statistics.mean,
 ) -> list[pathlib.Path]:
-  """Draws what the twin did, a small picture for each quantity, into a PNG.
+  """Draws the panel into a PNG file, with a small multiple per quantity.
 
-  Several settings are a line each, with the same look everywhere; of one there
-  are lines of layers too. A point is a statistic over the runs that have a
-  value there, the band its 95 % t interval. Iterations that were not
-  measured are passed over, and so are quantities that never were. Changes of
-  targets by a gradient step at which the twin moved too are circles, apart from
-  the line of the others.
+  Each of several settings has a line, with the same look everywhere; a single
+  setting also has lines for its layers. A point is a statistic over the runs
+  that have a value there, the band its 95 % t interval. Iterations and
+  quantities that were not measured are skipped. Changes of targets by a
+  gradient step in which the twin moved too are circles, separate from the line
+  of the others.
 
-  Settings that are too many for one pair of axes (`arrange`) have a row of
-  pictures for each part of them, or, if there are more than four quantities, a
-  file: NAME-PART.png.
+  If there are too many settings for one pair of axes (`arrange`), each part of
+  them has a row or, with more than four quantities, a file: NAME-PART.png.
 
   Args:
-    path: the file, replaced at once; its directory exists.
+    path: the file, replaced atomically; its directory exists.
     table: [R] arrays by column, of one run or in long form.
     x: the column of the clock, such as 'env_steps'.
-    by: the columns whose values make a setting; may be none.
-    run: the column that tells the runs of one setting apart; where there is
-      none, the table is of one run.
-    facet: those of `by` whose values are not to share axes; None to choose.
+    by: the columns whose values define a setting; may be empty.
+    run: the column that tells the runs of one setting apart; if it is missing,
+      the table is of one run.
+    facet: those of `by` whose values do not share axes; None to choose
+      automatically.
     color: those of `by` that color shows; by default those with numbers.
-    title: above all.
-    x_label: below all, with the unit; the name of the column by default.
-    bound: of values, beyond which they have diverged softly; None if unknown.
-    shown: other quantities, in place of those of `facets`.
+    title: text above the figure.
+    x_label: label of the horizontal axes, with the unit; by default the
+      column's name.
+    bound: of values, above which they have diverged softly; None if unknown.
+    shown: quantities to draw instead of `facets`.
     statistic: over the runs.
 
   Returns:
-    The files that were written.
+    The written files.
 
   Raises:
     ImportError: if Matplotlib is not installed.
     OSError: if the file cannot be written.
-    ValueError: if nothing was measured, there is no such column, or a
-      setting's run has two rows for one value of the clock.
+    ValueError: if nothing was measured, a column is missing, or a run has two
+      rows for one value of the clock.
   """
   if shown is None and not is_measured(table):
     raise ValueError(f'no column {PREFIX}... with a number')
@@ -295,7 +296,7 @@ def plot_panel(
     }
   estimate = functools.partial(_estimate, x=x, run=run, statistic=statistic)
   runs = {len(np.unique(group[run])) for group in groups.values()}
-  # A row is there or not, whatever was measured: so the clock itself.
+  # Rows exist whether or not the panel was measured, so the clock is counted.
   ended = [
     drawing.count_note(*by_run(group, x, x, run)) for group in groups.values()
   ]
@@ -311,7 +312,7 @@ def plot_panel(
       names = drawing.pane_legend(part, points, ended)
     else:
       marked = _draw_setting(places, found, table, estimate)
-      # That with most layers: hidden units say nothing of the last one.
+      # The facet with most layers, as hidden units lack the last one.
       named = max(
         (a for a, f in zip(places, found, strict=True) if f.layers),
         key=lambda axes: len(axes.lines),
@@ -340,12 +341,12 @@ def plot_panel(
 
 
 def _slug(text: str) -> str:
-  """A title for the name of a file."""
+  """Converts a title for use in a file name."""
   return re.sub(r'[^\w.]+', '-', text).strip('-')
 
 
 def _apart(found: Sequence[Facet]) -> list[Facet]:
-  """Each part by itself."""
+  """Returns a separate facet for each part."""
   return [
     facet._replace(
       title=f'{facet.title}, {name}' if name else facet.title,
@@ -364,17 +365,17 @@ def _estimate(
   run: str,
   statistic: statistics.Statistic,
 ) -> tuple[np.ndarray, drawing.Estimate]:
-  """The clock, and what the runs of one setting come to there."""
+  """Returns the clock, and the estimate over the runs of one setting."""
   clock, values = by_run(table, x, column, run)
   return clock, statistics.over_runs(values, statistic)
 
 
 def _grid(number: int, rows: int) -> tuple[Any, list[Any]]:
-  """A figure, and its small multiples, empty; row by row where there are."""
+  """Returns an empty figure and its small multiples, by row if it has rows."""
   across = min(_ACROSS, number)
   down = rows * -(-number // across)
   figure = drawing.new_figure(_WIDTH * across, _HEIGHT * down + 0.6)
-  # White space enough to tell whose axis is whose.
+  # Enough white space to tell to which axes a label belongs.
   figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
   places = figure.add_gridspec(down, across)
   return figure, [figure.add_subplot(places[i]) for i in range(number * rows)]
@@ -388,7 +389,7 @@ def _draw_settings(
   rows: Sequence[Pane],
   estimate: Any,
 ) -> bool:
-  """A line for each setting; whether points were taken apart."""
+  """Draws a line for each setting; returns whether there are circles."""
   marked = False
   for axes, (pane, facet) in zip(
     places, itertools.product(rows, found), strict=True
@@ -419,7 +420,7 @@ def _draw_line(
   *,
   opacity: float,
 ) -> bool:
-  """A line, and circles where the twin moved; whether there are any."""
+  """Draws a line, and circles where the twin moved; returns whether any."""
   parts = _by_sync(table, column)
   for rows, at_sync in parts:
     clock, values = estimate(rows, column)
@@ -433,15 +434,15 @@ def _draw_line(
 
 
 def _by_sync(table: Table, column: str) -> list[tuple[Table, bool]]:
-  """Rows whose measured step moved the twin apart from those of others.
+  """Separates rows in whose measured step the twin moved from others.
 
   Args:
     table: of one setting.
     column: of the measurement.
 
   Returns:
-    (rows, whether the twin moved in the step) of each part that there is. A
-    twin that moves at every step, or in none that was measured, has one part.
+    (rows, whether the twin moved in the step) of each part. There is only one
+    if the twin moved in every measured step, or in none.
   """
   moved = table.get(_MOVED)
   if column not in _OF_ONE_STEP or moved is None:
@@ -458,10 +459,10 @@ def _by_sync(table: Table, column: str) -> list[tuple[Table, bool]]:
 def _draw_setting(
   places: Sequence[Any], found: Sequence[Facet], table: Table, estimate: Any
 ) -> bool:
-  """A line for each part, or for the whole network and each layer.
+  """Draws a line for each part, or for the whole network and each layer.
 
   Returns:
-    Whether points were taken apart.
+    Whether there are circles.
   """
   marked = False
   colors = _layer_colors(table, found)
@@ -478,7 +479,7 @@ def _draw_setting(
         '-',
         opacity=drawing.band_opacity(1),
       )
-    axes.lines[0].set_zorder(3)  # layers may all be as the whole is
+    axes.lines[0].set_zorder(3)  # layers may all equal the whole
     if len(parts) > 1:
       axes.legend(frameon=False, fontsize='x-small', handlelength=1.4)
     for layer, color in colors.items() if facet.layers else ():
@@ -493,7 +494,7 @@ def _draw_setting(
 
 
 def _layer_colors(table: Table, found: Sequence[Facet]) -> dict[str, Any]:
-  """A color for each layer, from the input to the output."""
+  """Returns a color for each layer, from the input to the output."""
   from matplotlib import colormaps
 
   names = {
@@ -505,7 +506,7 @@ def _layer_colors(table: Table, found: Sequence[Facet]) -> dict[str, Any]:
     if _known(table, name)
   }
   ordered = sorted(names, key=lambda name: ('head' in name.split('/'), name))
-  # Not the plasma of the ends: too dark beside the whole, too light on white.
+  # Without the ends of plasma: too dark beside the whole, too light on white.
   places = np.linspace(0.25, 0.85, len(ordered))
   return {
     name: colormaps['plasma'](place)
@@ -514,7 +515,7 @@ def _layer_colors(table: Table, found: Sequence[Facet]) -> dict[str, Any]:
 
 
 def _dress(axes: Any, facet: Facet, last: float, row: str) -> None:
-  """Titles, scales and levels of one of the small multiples."""
+  """Adds the titles, scales and levels of a small multiple."""
   from matplotlib.ticker import MaxNLocator
 
   drawing.tidy(axes)
@@ -543,12 +544,12 @@ def _dress(axes: Any, facet: Facet, last: float, row: str) -> None:
 
 
 def _scale(axes: Any, values: np.ndarray) -> None:
-  """A vertical axis that shows small numbers beside large ones."""
+  """Scales the vertical axis to show both small and large numbers."""
   from matplotlib.ticker import FuncFormatter, MaxNLocator
 
   lowest, highest = values.min(), values.max()
   positive = np.sort(values[values > 0])
-  # Not the very smallest: one that is by chance near 0 is not looked at.
+  # Not the very smallest, which may be near 0 by chance.
   small = positive[len(positive) // 20] if len(positive) else highest
   if lowest >= 0 and highest > _WIDE * small:
     decade = 10.0 ** np.floor(np.log10(small))
@@ -561,7 +562,7 @@ def _scale(axes: Any, values: np.ndarray) -> None:
   else:
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     if 0 <= lowest < 0.5 * highest:
-      # A line at 0 does not hide behind the axis.
+      # So that the axis does not hide a line at 0.
       axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
   axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
   axes.yaxis.minorticks_off()

@@ -10,31 +10,31 @@ from typing import Any, Self, TextIO, cast
 
 from siamrl.report.streams import Lasting
 
-MAIN = ''  # the phase whose speed says how long the rest will take
-COMPILING = 'compiling'  # also the first steps of what is compiled: no speed
+MAIN = ''  # the phase whose speed predicts the time left
+COMPILING = 'compiling'  # includes the first compiled steps
 
 _LINE_PERIOD_S = 10.0  # between plain lines
-_SAMPLE_PERIOD_S = 0.2  # between the samples from which speed is told
-_WINDOW_S = 120.0  # speed is that of the last two minutes
-_MEASURED_S = 1.0  # from which a speed says how long the rest will take
+_SAMPLE_PERIOD_S = 0.2  # between samples of the speed
+_WINDOW_S = 120.0  # over which speed is averaged
+_MEASURED_S = 1.0  # after which a speed predicts the time left
 
 
 class _Speed:
-  """Counts per second in one phase, over the last two minutes of it."""
+  """Counts per second over the last two minutes of one phase."""
 
   def __init__(self, now: float, done: int):
-    """Begins to measure.
+    """Begins measuring.
 
     Args:
-      now: seconds.
-      done: the count.
+      now: time in seconds.
+      done: current count.
     """
-    self._latest = (now, done)  # less what was outside the phase
+    self._latest = (now, done)  # without what was outside the phase
     self._skipped = (0.0, 0)  # time and counts outside the phase
     self._samples = collections.deque([self._latest])
 
   def resume(self, now: float, done: int) -> None:
-    """The phase is entered again: what was since it was left is no part."""
+    """Enters the phase again; what happened since it was left is ignored."""
     then, count = self._latest
     self._skipped = (now - then, done - count)
 
@@ -44,30 +44,30 @@ class _Speed:
     self._latest = (time, count)
     if time - self._samples[-1][0] >= _SAMPLE_PERIOD_S:
       self._samples.append(self._latest)
-    # Two remain, however long ago the one before was.
+    # Two samples remain, however old the first one is.
     while len(self._samples) > 2 and time - self._samples[1][0] > _WINDOW_S:
       self._samples.popleft()
 
   def per_s(self) -> float:
-    """The speed; 0 if it is not yet known."""
+    """Speed in counts per second; 0 if not yet known."""
     (begun, first), (now, last) = self._samples[0], self._samples[-1]
     return (last - first) / (now - begun) if now > begun else 0.0
 
   def measured(self) -> bool:
-    """Whether it was measured for long enough to say what is to come."""
+    """Whether it was measured for long enough to predict the time left."""
     return self._samples[-1][0] - self._samples[0][0] >= _MEASURED_S
 
 
 class Progress:
-  """Shows how far a run is, its speed, the time left, and how good it is.
+  """Shows a run's progress, speed, time left and headline metric.
 
   On a terminal it is a bar; elsewhere a line about every ten seconds. Use it
   as a context manager.
 
-  The time left is told from the speed of the main phase, which is what most of
-  the rest will be: learning. Time in other phases (see `enter`), such as
-  compiling and warming up, is no part of that speed. Those that come again,
-  such as evaluations, are counted as long as the last one was.
+  The time left is predicted from the speed of the main phase, learning, which
+  takes most of the time. Other phases (see `enter`), such as compiling and
+  warming up, do not affect that speed. Phases that will recur, such as
+  evaluations, are assumed to take as long as the last time.
   """
 
   def __init__(
@@ -83,14 +83,14 @@ class Progress:
     """Prepares the display; nothing is shown before `update` or `message`.
 
     Args:
-      total: the count at which the run is over.
-      start: what earlier processes did, on resumption. Speed and the time left
-        are told from what this process does.
-      unit: what is counted, such as 'env steps'.
-      headline: what the number is called that `update` shows.
-      stream: where to write; standard error if None. Nothing is raised if it
-        cannot be written to.
-      clock: seconds from some moment on.
+      total: the count at which the run ends.
+      start: the count of earlier processes, on resumption. Speed and time left
+        depend only on this process.
+      unit: of the count, such as 'env steps'.
+      headline: name of the metric that `update` shows.
+      stream: to write to; None for standard error. If writing fails, no error
+        is raised.
+      clock: returns the time in seconds.
     """
     self._total, self._done, self._unit = total, start, unit
     self._headline = headline
@@ -120,10 +120,10 @@ class Progress:
     self.close()
 
   def enter(self, phase: str) -> None:
-    """Says what the run does from now on.
+    """Enters a phase.
 
     Args:
-      phase: shown beside the count, such as 'compiling'; or `MAIN`, in which
+      phase: shown next to the count, such as 'compiling'; or `MAIN`, in which
         every run begins.
     """
     if phase == self._phase:
@@ -140,13 +140,13 @@ class Progress:
       self._bar.update(self._done, self._status())
 
   def forget_speed(self) -> None:
-    """What comes now has another speed than what was before."""
+    """Forgets the speed so far, as the next part will have another one."""
     self._speeds = {MAIN: _Speed(self._clock(), self._done)}
     self._speeds[self._phase] = _Speed(self._clock(), self._done)
 
   @contextlib.contextmanager
   def during(self, phase: str) -> Iterator[None]:
-    """In the block a run is in another phase; then in the one before again."""
+    """Enters a phase for a block, and returns to the previous one after it."""
     before = self._phase
     self.enter(phase)
     yield
@@ -159,14 +159,13 @@ class Progress:
     *,
     to_come: Mapping[str, int] | None = None,
   ) -> None:
-    """Says how far the run is.
+    """Updates the progress.
 
     Args:
-      done: the count so far, that of earlier processes included.
-      last: the newest return, or what there is in its place; None keeps the
-        one before.
-      to_come: how often each other phase will be entered again; None keeps
-        what was said before.
+      done: the count so far, including earlier processes.
+      last: newest value of the headline metric; None keeps the previous one.
+      to_come: how often each other phase will be entered again; None keeps the
+        previous numbers.
     """
     self._done = done
     if last is not None:
@@ -189,19 +188,19 @@ class Progress:
       self._print(text)
 
   def close(self) -> None:
-    """Leaves the terminal as it was. Twice does no harm."""
+    """Restores the terminal; may be called twice."""
     if self._bar is not None:
       self._bar.close()
 
   def speed_per_s(self) -> float:
-    """Speed in this phase over its last two minutes, 0 if not yet known."""
+    """Speed in this phase over its last two minutes; 0 if not yet known."""
     return self._speeds[self._phase].per_s()
 
   def remaining_s(self) -> float | None:
     """Seconds to the end at the speed of the main phase; None if unknown.
 
-    Phases to come count as long as the last one was; those that have not been
-    yet do not count.
+    Phases to come are assumed to take as long as the last time; those that have
+    not occurred yet do not count.
     """
     speed = self._speeds[MAIN]
     if not speed.measured() or speed.per_s() <= 0:
@@ -245,7 +244,7 @@ class Progress:
 
 
 class _Bar:
-  """Rich's progress bar, with the numbers that `Progress` has worked out."""
+  """Rich's progress bar, with the numbers from `Progress`."""
 
   def __init__(self, stream: TextIO, total: int, completed: int, unit: str):
     from rich import console, progress  # a tenth of a second
@@ -265,7 +264,7 @@ class _Bar:
 
   def update(self, done: int, status: str) -> None:
     self._progress.update(self._task, completed=done, status=status)
-    self._progress.start()  # does nothing from the second time on
+    self._progress.start()  # does nothing after the first time
 
   def print(self, text: str) -> None:
     # Neither markup nor wrapping: the text may hold [brackets] and long paths.
@@ -279,7 +278,7 @@ class _Bar:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-  """Whether lines can be redrawn there; Emacs and some CI logs say 'dumb'."""
+  """Returns whether lines can be redrawn; Emacs and some CI logs say 'dumb'."""
   return stream.isatty() and os.environ.get('TERM', 'dumb') != 'dumb'
 
 

@@ -1,9 +1,9 @@
-"""Representation learning in one figure: small multiples of loss and worth."""
+"""Figure of representation learning: small multiples of loss and quality."""
 
 from siamrl.report.metrics import Table
 from siamrl.report.panel import Facet, known_facets
 
-# What tells a run's worth in a number, the best first; in words, by column.
+# Labels by column of metrics that sum up a run, the preferred one first.
 HEADLINES = {
   'knn_encoder': 'accuracy by neighbors',
   'normalized_std': 'normalized std',
@@ -11,17 +11,17 @@ HEADLINES = {
 
 
 def is_representation(table: Table) -> bool:
-  """Whether runs learned representations."""
+  """Returns whether runs learned representations."""
   return any(name in table for name in HEADLINES)
 
 
 def headline(table: Table) -> str:
-  """The column that tells a run's worth."""
+  """Returns the column that sums up a run."""
   return next(name for name in HEADLINES if name in table)
 
 
 def facets(table: Table) -> list[Facet]:
-  """The small multiples for which runs have numbers.
+  """Returns the small multiples for which runs have numbers.
 
   Args:
     table: [R] arrays by column.

@@ -1,11 +1,11 @@
-"""Results files: the rows of runs, and the flags they share, in one CSV file.
+"""Results files: the rows of runs and their shared flags in one CSV file.
 
-A results file outlives the folders of its runs. Its table is in long form: a
-row for each run and each value of the clock, with the values that tell settings
-apart in the first columns, then the seed, the clock with its unit as its name
+A results file does not need the folders of its runs. Its table is in long form:
+a row for each run and each value of the clock. The first columns hold the
+values that tell settings apart, then the seed, the clock, named by its unit
 (`frames`, `env_steps`, `gradient_steps`), and a column for each metric. Above
-the header stand lines that begin with `#`; those of the form `# --name=value`
-are flags that all runs share, as far as they are known:
+the header are lines that begin with `#`; those of the form `# --name=value` are
+the known flags that all runs share:
 
     # --environment=cartpole
     # --target_period_unit=gradient_steps
@@ -14,8 +14,8 @@ are flags that all runs share, as far as they are known:
     hard,1,,0,20000,20.137
     soft,,0.4,0,10000,22.361
 
-An empty cell of a setting means that the option has no meaning there; `nan` is
-a metric that was not measured. `read_metrics` reads the table alone.
+An empty cell of a setting means that the option does not apply; `nan` is a
+metric that was not measured. `read_metrics` reads only the table.
 """
 
 import csv
@@ -32,11 +32,11 @@ _FLAG = '# --'
 
 
 class Results(NamedTuple):
-  """Rows of one run or of many, and what is known of how they were made.
+  """Rows of one or many runs, and their known flags.
 
   Attributes:
-    table: [R] arrays by column, as `read_metrics` has them.
-    flags: by name, as text; of the folder of a sweep with lists in them.
+    table: [R] arrays by column, as from `read_metrics`.
+    flags: text by name; for the folder of a sweep, with lists.
   """
 
   table: Table
@@ -44,15 +44,14 @@ class Results(NamedTuple):
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
-  """Reads a results file or the folder of a run or a sweep.
+  """Reads a results file, or the folder of a run or sweep.
 
   Args:
     path: the CSV file, or the folder.
 
   Raises:
     FileNotFoundError: if there is no such file, or the folder has no rows yet.
-    ValueError: if the file is not one of metrics, or the folder not one of
-      runs.
+    ValueError: if it is not a file of metrics, or not a folder of runs.
   """
   path = pathlib.Path(path)
   if path.is_dir():
@@ -70,13 +69,13 @@ def write_results(
   columns: Sequence[str],
   flags: Mapping[str, str],
 ) -> None:
-  """Writes a results file, which is replaced at once.
+  """Writes a results file, which is replaced atomically.
 
   Args:
     path: the file; its directory exists.
     rows: the cells of each row, as text.
-    columns: their names.
-    flags: that all runs share.
+    columns: names of the columns.
+    flags: the flags that all runs share.
 
   Raises:
     OSError: if the file cannot be written.

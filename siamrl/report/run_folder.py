@@ -1,8 +1,8 @@
-"""Run folders: where a run keeps what it writes, and who may write there.
+"""Run folders, which hold a run's files and lock out other processes.
 
-A folder belongs to one set of flags. It is resumed by the same flags, refused
-to others, and locked while a process writes there. What is not a run folder is
-never written to.
+A folder belongs to one set of flags. The same flags resume it, and others are
+rejected. It is locked while a process writes to it. A folder that is not a run
+folder is never written to.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from typing import Any, Self
 
 from siamrl.parameters import FieldError
 
-# The first line of flags.txt tells a run folder from any other. absl reads it
-# as a comment.
+# The first line of flags.txt, which marks a run folder. absl reads it as a
+# comment.
 _MARK = '# siamrl run folder; python ... --flagfile=<this file> runs it again'
 _LOCK = '.lock'
 _TEMPORARY = '.tmp'
 
-# Distributions whose versions can change a run's numbers.
+# Distributions whose versions can change a run's results.
 _DISTRIBUTIONS = (
   'siamrl',
   'jax',
@@ -43,31 +43,31 @@ _DISTRIBUTIONS = (
   'mujoco',
 )
 
-# Flags that say where a run happens, not which run it is.
+# Flags that determine where a run happens, not which run it is.
 WHERE_FLAGS = ('run_dir', 'platform', 'overwrite', 'user_file')
 
 
 class RunFolderError(RuntimeError):
-  """A run folder cannot be used; the message says why, for the user."""
+  """Error: a run folder cannot be used; the message tells the user why."""
 
 
 class WrongFolderError(RunFolderError):
-  """The folder is something else's: another run's, or no run folder at all."""
+  """Error: the folder belongs to another run or is not a run folder."""
 
 
 class RunFolder:
-  """The names of a run's files. Reading needs no lock and creates nothing.
+  """Paths of a run's files. Reading needs no lock and creates nothing.
 
   Attributes:
     path: the folder.
-    changes: how versions and device differ from those of the start before, a
-      few words each; known of a folder that `open_run_folder` has opened.
-    notes: lines for the user, about files that are not as they should be but
-      keep no run from going on.
+    changes: differences in versions and device from the previous start, a few
+      words each; set by `open_run_folder`.
+    notes: lines for the user about files with problems that do not stop the
+      run.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
-    """Names the folder, which need not exist; `open_run_folder` creates it."""
+    """Sets the folder, which need not exist; `open_run_folder` creates it."""
     self.path = pathlib.Path(path)
     self.notes: list[str] = []
     self._lock: int | None = None
@@ -75,7 +75,7 @@ class RunFolder:
 
   @property
   def flags(self) -> pathlib.Path:
-    """The run's flags, one `--name=value` a line: an absl flag file."""
+    """The run's flags, one `--name=value` per line: an absl flag file."""
     return self.path / 'flags.txt'
 
   @property
@@ -90,7 +90,7 @@ class RunFolder:
 
   @property
   def metrics(self) -> pathlib.Path:
-    """One row an iteration, CSV."""
+    """Metrics with one row per iteration, CSV."""
     return self.path / 'metrics.csv'
 
   @property
@@ -129,11 +129,11 @@ class RunFolder:
     return self.path / 'shards'
 
   def shard(self, number: int) -> 'RunFolder':
-    """The folder of one of them."""
+    """Returns the folder of one of these processes."""
     return RunFolder(self.shards / f'{number:03}')
 
   def read_flags(self) -> dict[str, str] | None:
-    """The flags of the run; None if this is not a run folder."""
+    """Reads the flags of the run; None if this is not a run folder."""
     try:
       lines = read_file(self.flags).decode('utf-8').splitlines()
     except (OSError, UnicodeDecodeError):
@@ -144,7 +144,7 @@ class RunFolder:
     return {name: value for name, _, value in pairs}
 
   def rows(self) -> int | None:
-    """Rows of the metrics once the run is finished; None if not recorded."""
+    """Rows of the metrics after the run has finished; None if not recorded."""
     try:
       rows = _read_json(self.config)['derived']['rows']
     except (OSError, ValueError, LookupError, TypeError):
@@ -152,7 +152,7 @@ class RunFolder:
     return rows if type(rows) is int else None
 
   def close(self) -> None:
-    """Lets go of the lock, if this object holds it. Twice does no harm."""
+    """Releases the lock, if this object holds it; may be called twice."""
     if self._lock is not None:
       os.close(self._lock)
       self._lock = None
@@ -173,30 +173,30 @@ def open_run_folder(
   ignore: Collection[str] = WHERE_FLAGS,
   now: Callable[[Mapping[str, str]], Mapping[str, str]] = dict,
 ) -> tuple[RunFolder, bool]:
-  """Creates a run folder, or opens the one of the same run, and locks it.
+  """Creates a run folder, or opens that of the same run, and locks it.
 
-  The lock is held until `close`, or until the process ends in whatever way.
+  The lock is held until `close`, or until the process ends in any way.
 
   Args:
-    path: the folder; it and its parents are created if need be.
+    path: the folder; it and its parents are created if needed.
     flags: the flags of the run by name, as text.
-    config: what else to record; JSON can hold it.
-    overwrite: start afresh where a run folder is: what siamrl wrote there is
-      deleted, other files in it stay.
+    config: other data to record, as JSON.
+    overwrite: whether to start afresh in an existing run folder: files that
+      siamrl wrote there are deleted, others are kept.
     ignore: flags that may differ between a run and its resumption. They are
-      recorded, not compared.
-    now: flags of the folder -> the same ones by the names and values that they
-      have now, with those that have been added since.
+      recorded, but not compared.
+    now: flags of the folder -> the same flags with their current names and
+      values, and those added since.
 
   Returns:
-    (folder, resumed): `resumed` is False if the run starts from nothing.
+    (folder, resumed): `resumed` is False for a new run.
 
   Raises:
     WrongFolderError: if the folder is another run's or not a run folder.
     RunFolderError: also if it is in use, cannot be written, or a record in it
-      is damaged. What a run or a user wrote there is then unchanged.
-    TypeError: if JSON cannot hold `config`.
-    ValueError: if a flag's value cannot stand in a flag file.
+      is damaged. Files of a run or a user are then unchanged.
+    TypeError: if JSON cannot represent `config`.
+    ValueError: if a flag file cannot represent a flag's value.
   """
   flag_lines = _flag_lines(flags)
   config_text = json.dumps(config, indent=2, sort_keys=True) + '\n'
@@ -219,8 +219,8 @@ def open_run_folder(
       changed = dict(known.items() ^ current.items())
       ignore = {*ignore, *changed}
     if not resumed:
-      # First, since it makes the folder one of ours: a process killed after
-      # this line leaves a folder that can be resumed.
+      # First, since it marks the folder as ours: a process killed after this
+      # line leaves a folder that can be resumed.
       write_atomically(folder.flags, flag_lines.encode())
     _record_config(folder, config_text, ignore if resumed else None)
     _record_versions(folder)
@@ -236,13 +236,13 @@ def open_run_folder(
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-  """Reads all of a file, and never waits: a pipe is refused.
+  """Reads a whole file without ever waiting: pipes are rejected.
 
   Args:
     path: of a regular file, or of a link to one.
 
   Raises:
-    OSError: if it cannot be read, or is something else.
+    OSError: if it cannot be read, or is not a regular file.
   """
   descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
   with open(descriptor, 'rb') as file:
@@ -252,14 +252,14 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file so that a reader, or a crash, sees the old or the new one.
+  """Writes a file so that readers and crashes leave the old or the new one.
 
   Args:
     path: the file; its directory exists.
-    content: all of it.
+    content: the whole content.
 
   Raises:
-    OSError: if it cannot be written; the old file is then as it was.
+    OSError: if it cannot be written; the old file is then unchanged.
   """
   temporary = path.with_name(f'.{path.name}{_TEMPORARY}')
   try:
@@ -280,7 +280,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
 
 def versions() -> dict[str, Any]:
-  """What the numbers of a run may depend on: versions and the device."""
+  """Returns versions and devices, which a run's results may depend on."""
   import jax  # starts the backend, so not on import
 
   now = datetime.datetime.now().astimezone()
@@ -301,7 +301,7 @@ def versions() -> dict[str, Any]:
 
 
 def _cores() -> int:
-  """CPU cores that XLA uses, and by which it divides sums."""
+  """Returns the number of CPU cores that XLA uses and splits sums between."""
   given = os.environ.get('NPROC', '')  # as XLA reads it
   if given.isdecimal():
     return int(given)
@@ -311,9 +311,9 @@ def _cores() -> int:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """What differs between two starts of a run, in words.
+  """Describes the differences between two starts of a run.
 
-  Only what both know: a record of an older version says less.
+  Only keys in both count, as records of older versions have fewer.
   """
   return [
     f'{name} {before[name] or "none"} before, {now[name] or "none"} now'
@@ -332,7 +332,7 @@ def _flag_lines(flags: Mapping[str, str]) -> str:
 
 
 def _check_ours(folder: RunFolder) -> None:
-  """Raises unless the folder is empty, a run folder, or barely begun."""
+  """Raises unless the folder is empty, a run folder, or just begun."""
   if folder.read_flags() is not None:
     return
   barely_begun = {_LOCK, f'.{folder.flags.name}{_TEMPORARY}'}
@@ -370,7 +370,7 @@ def _check_flags(
   flags: Mapping[str, str],
   ignore: Collection[str],
 ) -> None:
-  """Raises if the folder's flags are not those given now."""
+  """Raises if the folder's flags differ from those given now."""
   names = sorted((known.keys() | flags.keys()) - set(ignore))
   differences = [
     f'  --{name}: {known.get(name, "(absent)")} in the folder, '
@@ -385,7 +385,7 @@ def _check_flags(
 
 
 def _remove_contents(folder: RunFolder) -> None:
-  """Deletes what runs write, save flags.txt: it marks the folder as ours."""
+  """Deletes the files of runs except flags.txt, which marks the folder."""
   for path in (
     folder.checkpoints,
     folder.replay,
@@ -407,15 +407,15 @@ def _remove_contents(folder: RunFolder) -> None:
 def _record_config(
   folder: RunFolder, text: str, ignore: Collection[str] | None
 ) -> None:
-  """Writes config.json where there is none; notes what is wrong with another.
+  """Writes config.json if it is missing; otherwise notes problems with it.
 
-  A run reads nothing back from it, but tools do. The flags are known to be the
-  same, so what differs is damage, or was recorded by another version.
+  Runs do not read it, but tools do. As the flags are the same, differences are
+  damage, or due to another version.
 
   Args:
     folder: of the run.
-    text: what the file would say.
-    ignore: on resumption, what may differ; None for a new run.
+    text: the content for the file.
+    ignore: on resumption, keys that may differ; None for a new run.
   """
   if ignore is not None and folder.config.exists():
     try:
@@ -434,7 +434,7 @@ def _record_config(
 
 
 def _differences(found: Any, expected: Any, prefix: str = '') -> list[str]:
-  """The names at which two JSON objects differ, such as 'derived.rows'."""
+  """Returns the names at which two JSON objects differ: 'derived.rows'."""
   if not (isinstance(found, dict) and isinstance(expected, dict)):
     return [] if found == expected else [prefix.rstrip('.') or 'all']
   return [
@@ -447,7 +447,7 @@ def _differences(found: Any, expected: Any, prefix: str = '') -> list[str]:
 
 
 def _read_json(path: pathlib.Path) -> Any:
-  """What a JSON file holds.
+  """Reads a JSON file.
 
   Raises:
     OSError: if it cannot be read.

@@ -1,11 +1,11 @@
-"""Aggregates over runs and tasks, and intervals for what few runs tell.
+"""Aggregates over runs and tasks, with intervals for few runs.
 
-Intervals of one task are Student's t intervals of the mean over runs, and a
-difference of means has Welch's. Percentile bootstraps, which Agarwal et al.
+Intervals for one task are Student's t intervals of the mean over runs, or
+Welch's for a difference of means. Percentile bootstraps, which Agarwal et al.
 (2021, arXiv:2108.13264) recommend for aggregates over many tasks, are too
 narrow for one: a nominal 95 % interval of 3, 5 or 10 normal runs covers the
-mean in 74, 83 and 90 % of cases. `python -m experiments.calibrate` measures how
-often each kind covers what it should; BUILD_NOTES.md has the table.
+mean in 74, 83 and 90 % of cases. `python -m experiments.calibrate` measures the
+coverage of each kind; BUILD_NOTES.md has the table.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,26 +19,26 @@ Axes = int | tuple[int, ...]
 Statistic = Callable[[np.ndarray, Axes], np.ndarray]
 Interval = tuple[np.ndarray, np.ndarray]
 
-_CHUNK = 2**22  # resampled scores that are held at once
+_CHUNK = 2**22  # resampled scores held in memory at once
 
 
 def mean(scores: Any, axis: Axes = -1) -> np.ndarray:
-  """The mean over some axes."""
+  """Returns the mean over some axes."""
   return np.mean(np.asarray(scores, np.float64), axis=axis)
 
 
 def iqm(scores: Any, axis: Axes = -1) -> np.ndarray:
-  """The interquartile mean: that of the middle half (Agarwal et al. 2021).
+  """Returns the interquartile mean, of the middle half (Agarwal et al. 2021).
 
-  Of n scores the floor(n / 4) lowest and as many of the highest are left out,
-  as `scipy.stats.trim_mean(scores, 0.25)` does; so it is the mean up to n = 3.
+  The floor(n / 4) lowest and highest of n scores are left out, as by
+  `scipy.stats.trim_mean(scores, 0.25)`; so it is the mean up to n = 3.
 
   Args:
-    scores: any shape.
-    axis: one axis, or several, whose scores are pooled.
+    scores: of any shape.
+    axis: one or several axes, whose scores are pooled.
 
   Returns:
-    The scores' shape without these axes; NaN where one of them is NaN.
+    The interquartile means, without these axes; NaN where a score is NaN.
 
   Raises:
     ValueError: if there are no scores along the axes.
@@ -52,23 +52,23 @@ def iqm(scores: Any, axis: Axes = -1) -> np.ndarray:
     raise ValueError('no scores')
   cut = count // 4
   middle = np.sort(pooled, axis=-1)[..., cut : count - cut]
-  # A NaN is sorted to the end, where it would be cut off.
+  # NaNs are sorted to the end, where they would be cut off.
   unknown = np.isnan(pooled).any(axis=-1)
   return np.where(unknown, np.nan, middle.mean(axis=-1))
 
 
 def area_under_curve(x: Any, y: Any) -> np.ndarray:
-  """The mean height of curves, by the trapezoid rule, over the range of x.
+  """Returns the mean height of curves over x, by the trapezoid rule.
 
-  An area over a width: it has the unit of y, and is comparable to it.
+  This is the area divided by the width, so it has the unit of y.
 
   Args:
     x: [T] ascending.
-    y: [..., T]. Points that are NaN are bridged by a straight line; at an end,
-      the range is as much shorter.
+    y: [..., T]. NaNs are interpolated linearly; at the ends, they shorten the
+      range.
 
   Returns:
-    [...]; the one height of a curve with one point, NaN for one with none.
+    [...]; a curve with one point has its height, and one with none NaN.
 
   Raises:
     ValueError: if x does not ascend, or the lengths differ.
@@ -81,12 +81,12 @@ def area_under_curve(x: Any, y: Any) -> np.ndarray:
 
 
 def final_mean(x: Any, y: Any, part: float = 0.1) -> np.ndarray:
-  """The mean height at the end of curves.
+  """Returns the mean height at the end of curves.
 
   Args:
     x: [T] ascending from 0, such as env steps.
-    y: [..., T]; points that are NaN are left out.
-    part: the end is what lies beyond 1 - part of the last x.
+    y: [..., T]; NaNs are left out.
+    part: the end begins after 1 - part of the last x.
 
   Returns:
     [...]; NaN for a curve without a point there.
@@ -106,30 +106,30 @@ def stratified_bootstrap(
   *,
   level: float = 0.95,
 ) -> Interval:
-  """A percentile interval of a statistic over runs and many tasks.
+  """Returns a percentile interval of a statistic over runs and many tasks.
 
-  Runs are drawn anew, with replacement, within each task: the tasks are given,
+  Runs are resampled with replacement within each task: the tasks are fixed, and
   the runs a sample (Agarwal et al. 2021, section 4.1). The draws are those of
   `rliable` after `numpy.random.seed(seed)`.
 
-  It covers less than its level where runs are few, since the spread of n runs
-  is taken as sqrt((n - 1) / n) of what it is: of the mean over 26 tasks with 3,
-  5 or 10 normal runs each, 95 % intervals cover 88, 92 and 94 %. For one task
-  use `over_runs`.
+  With few runs it covers less than its level, since it underestimates the
+  spread of n runs by the factor sqrt((n - 1) / n): for the mean over 26 tasks
+  with 3, 5 or 10 normal runs each, the coverage of 95 % intervals is 88, 92 and
+  94 %. For one task use `over_runs`.
 
   Args:
-    scores: [runs, tasks, ...]; trailing axes, such as time, are kept, and a
-      run is drawn with all of its values along them.
+    scores: [runs, tasks, ...]; trailing axes, such as time, are kept, and
+      resampled together.
     statistic: called with [repetitions, runs, tasks, ...] and axes (1, 2).
-    repetitions: how many resamples.
+    repetitions: number of resamples.
     seed: of the draws.
-    level: the part of the resamples that lies inside.
+    level: fraction of the resamples inside the interval.
 
   Returns:
     (low, high), [...] each.
 
   Raises:
-    ValueError: if there are no scores or no two axes.
+    ValueError: if there are no scores, or fewer than two axes.
   """
   return _percentiles([scores], statistic, _first, repetitions, seed, level)
 
@@ -143,33 +143,33 @@ def difference(
   *,
   level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """By how much one group of runs exceeds another, with an interval.
+  """Estimates how much one group of runs exceeds another, with an interval.
 
-  "A exceeds B" is supported where the lower end is above 0. For groups that are
-  equal this happens in (1 - level) / 2 of cases at most, or a little more where
-  the interval is a bootstrap.
+  "A exceeds B" is supported if the lower end is above 0. For equal groups this
+  happens in at most (1 - level) / 2 of cases, or slightly more with a
+  bootstrap.
 
-  Means, over any number of tasks, have Welch's interval (1947): each task of
-  each group has a variance of its own, and the Welch-Satterthwaite equation
-  gives the degrees of freedom. So has the IQM of one task, in Yuen's form for
-  trimmed means (1974). Other statistics, and the IQM over several tasks, have a
+  Means over any number of tasks have Welch's interval (1947): each task of each
+  group has its own variance, and the Welch-Satterthwaite equation gives the
+  degrees of freedom. So does the IQM of one task, in Yuen's form for trimmed
+  means (1974). Other statistics, and the IQM over several tasks, have the
   percentile interval of `stratified_bootstrap`, with its coverage; the groups
   are resampled independently.
 
   Args:
     scores_a: [runs, tasks, ...]; trailing axes are kept.
-    scores_b: the same with as many runs or others.
-    statistic: of each group; its difference is estimated.
-    repetitions: how many resamples a bootstrap takes.
+    scores_b: the same, possibly with another number of runs.
+    statistic: of each group, whose difference is estimated.
+    repetitions: number of resamples of a bootstrap.
     seed: of its draws.
     level: nominal coverage, in (0, 1).
 
   Returns:
-    (estimate, low, high), [...] each: statistic of A minus that of B. Of groups
-    with one run, or with scores that are NaN, low and high are NaN.
+    (estimate, low, high), [...] each: statistic of A minus that of B. For
+    groups with one run, or with NaN scores, low and high are NaN.
 
   Raises:
-    ValueError: if there are no scores, no two axes, or unlike numbers of tasks.
+    ValueError: if there are no scores, no two axes, or different tasks.
   """
   groups = [_checked(scores) for scores in (scores_a, scores_b)]
   tasks = groups[0].shape[1]
@@ -190,23 +190,23 @@ def difference(
 def over_runs(
   scores: Any, statistic: Statistic = mean, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """A statistic over the runs of one task, at every point, with t intervals.
+  """Returns a statistic over the runs of one task, with pointwise t intervals.
 
-  An interval of the mean covers it in `level` of cases where runs are normal,
-  and less often where they are skewed or where some fail; each point has its
-  own, so that a whole curve lies in its band less often. The IQM has that of
-  Tukey & McLaughlin (1963) for trimmed means: it leaves out what it takes for
-  outliers, and covers far less where runs fall into two groups.
+  An interval of the mean covers it in `level` of cases if runs are normal, and
+  less often if they are skewed or some fail. Intervals are pointwise, so a
+  whole curve lies in its band less often. The IQM has that of Tukey &
+  McLaughlin (1963) for trimmed means: it leaves out apparent outliers, and
+  covers far less if runs fall into two groups.
 
   Args:
-    scores: [runs, ...]; NaN where a run has no value there. A point is that of
-      the runs that have one.
-    statistic: `mean` or `iqm`, of the runs of a point.
+    scores: [runs, ...]; NaN where a run has no value. Each point uses the runs
+      that have one.
+    statistic: `mean` or `iqm`, over the runs of a point.
     level: nominal coverage, in (0, 1).
 
   Returns:
-    (estimate, low, high), [...] each; NaN where no run has a value, and the
-    interval also where one alone has: it says nothing of the spread.
+    (estimate, low, high), [...] each; NaN where no run has a value. The
+    interval is NaN also where only one has, which does not show the spread.
 
   Raises:
     ValueError: if there are no runs, or for another statistic.
@@ -233,7 +233,7 @@ def over_runs(
 
 
 def _checked(scores: Any) -> np.ndarray:
-  """Scores as float64 [runs, tasks, ...]; raises ValueError for others."""
+  """Returns scores as float64 [runs, tasks, ...], or raises ValueError."""
   scores = np.asarray(scores, np.float64)
   if scores.ndim < 2 or not scores.size:
     raise ValueError(f'scores {scores.shape} must be [runs, tasks, ...]')
@@ -243,7 +243,7 @@ def _checked(scores: Any) -> np.ndarray:
 def _standard_error(
   scores: np.ndarray, statistic: Statistic
 ) -> tuple[np.ndarray, int]:
-  """The squared standard error of a mean, or of the IQM, over runs.
+  """Returns the squared standard error of the mean or the IQM over runs.
 
   Args:
     scores: [runs, ...].
@@ -258,7 +258,7 @@ def _standard_error(
   cut = count // 4 if statistic is iqm else 0
   kept = count - 2 * cut
   ordered = np.sort(scores, axis=0)
-  # Winsorized: what a trimmed mean leaves out counts as the next one kept.
+  # Winsorized: scores that a trimmed mean drops count as the nearest kept one.
   winsorized = np.clip(ordered, ordered[cut], ordered[count - cut - 1])
   spread = np.sum(np.square(winsorized - winsorized.mean(axis=0)), axis=0)
   return spread / (kept * (kept - 1)), kept - 1
@@ -267,7 +267,7 @@ def _standard_error(
 def _half_width(
   squares: np.ndarray, freedom: np.ndarray, level: float
 ) -> np.ndarray:
-  """Half of a t interval of a sum of independent estimates.
+  """Returns half the width of a t interval of a sum of independent estimates.
 
   Args:
     squares: [K, ...] squared standard errors of the K estimates.
@@ -311,9 +311,9 @@ def _percentiles(
   seed: int,
   level: float,
 ) -> Interval:
-  """The percentile interval of what combines the statistics of groups."""
+  """Returns the percentile interval of a combination of groups' statistics."""
   groups = [_checked(group) for group in groups]
-  # The generator that rliable draws with: its numbers are then these numbers.
+  # The generator that rliable uses, for the same draws.
   random = np.random.RandomState(seed)
   chunk = max(1, _CHUNK // max(group.size for group in groups))
   results = []
@@ -333,11 +333,11 @@ def _percentiles(
 def _draw(
   random: np.random.RandomState, shapes: Sequence[tuple[int, ...]], count: int
 ) -> list[np.ndarray]:
-  """Runs drawn for each task: [count, runs, tasks] for each group.
+  """Draws runs for each task, [count, runs, tasks] for each group.
 
   The stream goes through the groups within each repetition.
   """
-  if len(set(shapes)) == 1:  # at one go
+  if len(set(shapes)) == 1:  # in one call
     size = (count, len(shapes), *shapes[0])
     return list(np.moveaxis(random.randint(0, shapes[0][0], size), 1, 0))
   drawn = [np.empty((count, *shape), np.int64) for shape in shapes]

@@ -1,8 +1,7 @@
-"""Standard streams that outlast a full disk, a closed pipe or a lost terminal.
+"""Standard streams that survive a full disk, closed pipe or lost terminal.
 
-What a run prints is a courtesy, and must not end it. Here a stream that fails
-is given up: that is said once, on the other stream, and what is printed
-afterwards is lost.
+A run must not end because it cannot print. When a stream fails, this is
+reported once on the other stream, and all later output to it is dropped.
 """
 
 import os
@@ -14,15 +13,15 @@ from typing import Any, Self, TextIO, cast
 class Lasting:
   """A text stream that never raises because of what it writes to.
 
-  Whatever else is asked of it, the stream itself answers.
+  Other attributes are those of the wrapped stream.
   """
 
   def __init__(self, stream: TextIO | None, name: str = ''):
     """Wraps a stream.
 
     Args:
-      stream: to write to; None for one that was closed from the start.
-      name: what to call it when it fails.
+      stream: to write to; None if it was closed from the start.
+      name: of the stream, for the message when it fails.
     """
     self._stream: Any = _null_device() if stream is None else stream
     self._name = name
@@ -31,15 +30,15 @@ class Lasting:
 
   @classmethod
   def of(cls, stream: TextIO | None) -> Self:
-    """Such a stream, made of another one or the same."""
+    """Wraps a stream, or returns it if it already is one of these."""
     return stream if isinstance(stream, cls) else cls(stream)
 
   def write(self, text: str) -> int:
-    """Writes text; returns its length, whatever became of it."""
+    """Writes text; returns its length even if writing fails."""
     try:
       self._stream.write(text)
     except UnicodeEncodeError as failure:
-      # An encoding that lacks a letter has others to show which.
+      # Escape letters that the encoding lacks.
       shown = text.encode(failure.encoding, 'backslashreplace')
       readable = shown.decode(failure.encoding)
       self._attempt(lambda: self._stream.write(readable))
@@ -48,11 +47,11 @@ class Lasting:
     return len(text)
 
   def flush(self) -> None:
-    """Has the system take what was written."""
+    """Flushes the stream."""
     self._attempt(lambda: self._stream.flush())
 
   def isatty(self) -> bool:
-    """Whether it is a terminal; one that fails is none."""
+    """Returns whether the stream is a terminal; False if it has failed."""
     try:
       return not self._failed and self._stream.isatty()
     except (OSError, ValueError):
@@ -68,7 +67,7 @@ class Lasting:
       self._give_up(error)
 
   def _give_up(self, error: Exception) -> None:
-    """Sends what comes, and what a buffer still holds, to the null device."""
+    """Sends later and buffered output to the null device."""
     if self._failed:
       return
     self._failed = True
@@ -76,7 +75,7 @@ class Lasting:
       descriptor = os.open(os.devnull, os.O_WRONLY)
       os.dup2(descriptor, self._stream.fileno())
       os.close(descriptor)
-    except (OSError, ValueError):  # it has no descriptor, or none any more
+    except (OSError, ValueError):  # it has no descriptor, or no longer
       self._stream = _null_device()
     reason = getattr(error, 'strerror', None) or error
     self._say(f'cannot be written ({reason})')
@@ -93,7 +92,7 @@ def _null_device() -> TextIO:
 
 
 def install() -> None:
-  """Has standard output and error last as long as this process.
+  """Wraps standard output and error so that they survive failures.
 
   Call it once, when the process starts.
   """
@@ -112,12 +111,12 @@ def install() -> None:
 def hold_descriptors() -> None:
   """Opens the null device in place of standard streams that are closed.
 
-  Otherwise the next file that is opened, a checkpoint even, would have the
-  number of standard error, and be written to by whatever prints there. Call it
-  before anything opens a file.
+  Otherwise the next opened file, such as a checkpoint, could get the descriptor
+  of standard error, and anything printed there would be written to it. Call it
+  before any file is opened.
   """
   for number in range(3):
     try:
       os.fstat(number)
     except OSError:
-      os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+      os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor

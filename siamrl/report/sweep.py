@@ -1,4 +1,4 @@
-"""Figures of a sweep: its curves, what its settings come to, its panel."""
+"""Figures of a sweep: its curves, its final results, its panel."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import math
@@ -16,9 +16,9 @@ from siamrl.report.metrics import (
   group_rows,
 )
 
-# Scores of these are on scales of their own: a figure for each, where swept.
+# Their values have scores on different scales: if swept, one figure for each.
 _APART = ('game', 'environment')
-# What a sweep asks about first of all, in numbers and by name.
+# The numeric options of the twin, a sweep's main question.
 _TWIN_NUMBERS = ('target_period', 'tau')
 _TWIN_NAMES = ('target_update', 'target_paths', 'target_form')
 
@@ -26,11 +26,11 @@ Position = Callable[[Mapping[str, Any]], float | None]
 
 
 def swept(table: Table, flags: Mapping[str, str]) -> list[str]:
-  """The options that a sweep varies, in the order of its columns.
+  """Returns the options that a sweep varies, in the order of its columns.
 
   Args:
     table: in long form.
-    flags: as the sweep's folder has them, lists with commas.
+    flags: of the sweep's folder, with comma-separated lists.
   """
   if RUN_COLUMN not in table:
     return [name for name in table if ',' in flags.get(name, '')]
@@ -42,10 +42,11 @@ class Look(NamedTuple):
   """How the settings of a sweep are told apart.
 
   Attributes:
-    facet: options whose values are not to share axes; None to choose.
-    color: options that color shows; () to choose.
-    periodic: rules of the twin that have a --target_period, by which settings
-      of other rules that are as old are placed.
+    facet: options whose values do not share axes; None to choose
+      automatically.
+    color: options that color shows; () to choose automatically.
+    periodic: rules of the twin that have a --target_period; settings of other
+      rules are placed at the period with the same mean age of the twin.
   """
 
   facet: Sequence[str] | None = None
@@ -62,22 +63,22 @@ def draw(
   title: str = '',
   look: Look | None = None,
 ) -> None:
-  """Writes OUTPUT.png, curves, and OUTPUT-final.png, where they end.
+  """Writes OUTPUT.png with curves, and OUTPUT-final.png with final results.
 
-  And OUTPUT-panel.png, if the twin was measured and no column is named. Several
-  games or environments have OUTPUT-NAME.png and so on instead. Of
-  representations the curves are several: losses, collapse and accuracies.
+  If the twin was measured and no column is given, it also writes
+  OUTPUT-panel.png. Several games or environments have OUTPUT-NAME.png and so
+  on instead. Representations have several curves: losses, collapse and
+  accuracies.
 
-  Where runs are not equally long, as in a sweep that is not finished, all of
-  OUTPUT-final.png is of the time that all runs have reached.
+  If runs are not equally long, as in an unfinished sweep, OUTPUT-final.png uses
+  only the time that all runs have reached.
 
   Args:
-    table: in long form, with at least a row.
+    table: in long form, with at least one row.
     flags: of the sweep's folder.
-    output: path without the ending.
-    column: of the table, what to draw; None for returns, or what there is in
-      place of them.
-    title: of the figures, but for games and environments.
+    output: path without the suffix.
+    column: column of the table to draw; None for returns, or their substitute.
+    title: of the figures, except for the names of games and environments.
     look: how settings are told apart.
   """
   look = look or Look()
@@ -140,16 +141,16 @@ def draw(
 def up_to_common_end(
   table: Table, x: str, by: Sequence[str]
 ) -> tuple[Table, str]:
-  """The rows up to the time that all runs have reached.
+  """Returns the rows up to the time that all runs have reached.
 
   Args:
     table: in long form.
     x: the column of the clock.
-    by: the columns that make a setting.
+    by: the columns that define a setting.
 
   Returns:
-    The rows, and words for that time, such as 'the first 20,000 '; '' where
-    those are all rows.
+    The rows, and a description of that time, such as 'the first 20,000 '; ''
+    if those are all rows.
   """
   end = common_end(table, x, [*by, RUN_COLUMN])
   rows = table[x] <= end
@@ -167,14 +168,14 @@ def draw_panel(
   title: str = '',
   look: Look | None = None,
 ) -> None:
-  """Writes OUTPUT.png, what the twin did, a line for each setting.
+  """Writes OUTPUT.png with the twin's panel, a line for each setting.
 
   Args:
     table: of one run or in long form, with measurements of the panel.
     flags: of the folder.
-    output: path without the ending; as `draw` has it where there are several
-      games or environments.
-    title: of the figure, but for games and environments.
+    output: path without the suffix; as in `draw` for several games or
+      environments.
+    title: of the figure, except for the names of games and environments.
     look: how settings are told apart.
   """
   for path, about, part, by in _parts(table, flags, output, title):
@@ -183,11 +184,11 @@ def draw_panel(
 
 
 def drawn_columns(table: Table, column: str | None) -> list[str]:
-  """The columns of which `draw` shows something.
+  """Returns the columns that `draw` shows.
 
   Args:
     table: in long form.
-    column: as `draw` has it.
+    column: as in `draw`.
   """
   if column is not None:
     return [column]
@@ -203,7 +204,7 @@ def drawn_columns(table: Table, column: str | None) -> list[str]:
 def _choose(
   table: Table, by: Sequence[str], look: Look
 ) -> tuple[Sequence[str] | None, Sequence[str]]:
-  """What has axes of its own, and what color shows: by default the twin."""
+  """Returns `facet` and `color`; by default, color shows the twin's options."""
   facet = look.facet and [name for name in look.facet if name in by]
   color = [name for name in look.color if name in by]
   if color:
@@ -217,19 +218,19 @@ def _choose(
 
 
 def headline(table: Table) -> str:
-  """The column that tells how good runs are."""
+  """Returns the column that sums up runs."""
   if representation.is_representation(table):
     return representation.headline(table)
   known = [n for n in ('train_return', 'eval_return') if n in table]
   return next(iter(known), 'train_return')
 
 
-# Clocks of figures, the first that there is: Atari counts frames.
+# Clocks of figures, of which the first one present is used.
 CLOCKS = (STEP_COLUMN, 'env_steps', 'gradient_steps')
 
 
 def clock_of(table: Table) -> str:
-  """The column that figures have below; raises ValueError without one."""
+  """Returns the column of the horizontal axis; raises ValueError if none."""
   for name in CLOCKS:
     if name in table:
       return name
@@ -239,7 +240,7 @@ def clock_of(table: Table) -> str:
 def _parts(
   table: Table, flags: Mapping[str, str], output: str, title: str
 ) -> Iterator[tuple[str, str, Table, list[str]]]:
-  """(path without ending, title, rows, what makes settings) of each figure."""
+  """Yields (path without suffix, title, rows, setting's columns) per figure."""
   names = swept(table, flags)
   apart = [name for name in names if name in _APART]
   by = [name for name in names if name not in apart]
@@ -272,8 +273,8 @@ def _draw_panel(
 
 
 def _single(table: Table, flags: Mapping[str, str]) -> dict[str, str]:
-  """The flags of which all runs have one value."""
-  # A part of the sweep may have been given values of its own.
+  """Returns the flags that have the same value in all runs."""
+  # A part of the sweep may have its own values.
   return {
     name: text
     for name, text in flags.items()
@@ -282,7 +283,7 @@ def _single(table: Table, flags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _bound(flags: Mapping[str, str]) -> float | None:
-  """Values above have diverged softly; None if runs differ in that."""
+  """Returns the bound of soft divergence; None if runs differ in it."""
   try:
     return float(flags['reward_bound']) / (1 - float(flags['discount']))
   except (KeyError, ValueError, ZeroDivisionError):
@@ -290,7 +291,7 @@ def _bound(flags: Mapping[str, str]) -> float | None:
 
 
 def _words(column: str) -> str:
-  """A column's name for an axis: 'training return' for train_return."""
+  """Returns a column's label: 'training return' for train_return."""
   named = representation.HEADLINES.get(column, column)
   named = named.replace('train_', 'training_').replace('eval_', 'evaluation_')
   return named.replace('_', ' ')
@@ -302,13 +303,13 @@ def _places(
   flags: Mapping[str, str],
   periodic: Collection[str],
 ) -> tuple[list[str], Position, str]:
-  """Which swept options the horizontal axis shows, how, and its label.
+  """Returns the options on the horizontal axis, their places, and its label.
 
   Args:
     table: in long form.
     by: the swept options.
-    flags: of which all runs have one value.
-    periodic: as `Look` has it.
+    flags: those with the same value in all runs.
+    periodic: as in `Look`.
   """
   twin = [name for name in by if name in ('target_period', 'tau')]
   unit = flags.get('target_period_unit', 'gradient_steps')
@@ -331,7 +332,7 @@ def _places(
 
 
 def _gradient_steps(unit: str, flags: Mapping[str, str]) -> float | None:
-  """Gradient steps per unit; None where runs differ in that."""
+  """Returns the gradient steps per unit; None if runs differ in them."""
   if unit == 'gradient_steps':
     return 1.0
   factors = [flags.get('train_period', '')]
@@ -345,7 +346,7 @@ def _gradient_steps(unit: str, flags: Mapping[str, str]) -> float | None:
 def _distinct(
   table: Table, by: Sequence[str], shown: Sequence[str], position: Position
 ) -> bool:
-  """Whether no two settings of one line stand at the same place."""
+  """Returns whether all settings of each line have different places."""
   seen = set()
   for key in group_rows(table, by):
     point = dict(zip(by, key, strict=True))
@@ -360,7 +361,7 @@ def _distinct(
 def _with_period(
   point: Mapping[str, Any], flags: Mapping[str, str], periodic: Collection[str]
 ) -> Mapping[str, Any]:
-  """A setting with the period that it has, if it is not swept."""
+  """Adds the period to a setting, if it is not swept."""
   rule = point.get('target_update', flags.get('target_update'))
   period = flags.get('target_period')
   if rule not in periodic or period is None:
@@ -371,11 +372,11 @@ def _with_period(
 def _matched_period(
   point: Mapping[str, Any], gradient_steps: float
 ) -> float | None:
-  """The period of hard updates whose twin is on average as old.
+  """Returns the period of hard updates with the same mean age of the twin.
 
-  Copies every C steps are (C - 1) / 2 steps old; an average with the rate tau,
-  1 / tau - 1. Averages at every C-th step are C times as old and, between two,
-  (C - 1) / 2 older: C * (2 / tau - 1) covers all three.
+  Copies every C steps have a mean age of (C - 1) / 2 steps; an average with the
+  rate tau, of 1 / tau - 1. Averages at every C-th step are C times as old plus
+  (C - 1) / 2 between two of them: C * (2 / tau - 1) covers all three.
 
   Args:
     point: has a period, a rate, or both.
@@ -383,6 +384,6 @@ def _matched_period(
   """
   period, tau = point.get('target_period'), point.get('tau')
   if period is None and tau is None:
-    return None  # a rule with nothing to choose
+    return None  # a rule without parameters
   place = 1.0 if period is None else period * gradient_steps
   return place if tau is None else place * (2 / tau - 1)

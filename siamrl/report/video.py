@@ -10,28 +10,28 @@ import numpy as np
 from siamrl.optional import import_optional
 from siamrl.report.run_folder import write_atomically
 
-_MAX_FPS = 50  # players slow down what is shown for less than 20 ms
+_MAX_FPS = 50  # players slow down frames shorter than 20 ms
 _COLORS = 256  # in one GIF palette
 
 
 def write_gif(
   path: str | os.PathLike[str], frames: np.ndarray, fps: float
 ) -> None:
-  """Writes frames as an animated GIF that repeats for ever.
+  """Writes frames as an animated GIF that repeats forever.
 
-  Frames of at most 256 colors in all, as those of most Atari games are, and
-  gray ones come back exactly; others are reduced to 256 colors a frame.
+  Gray frames, and frames with at most 256 colors in all, as in most Atari
+  games, are exact; others are reduced to 256 colors per frame.
 
   Args:
     path: the file; its directory exists.
     frames: uint8 [T, H, W, 3] colors or [T, H, W] gray levels, T at least 1.
     fps: frames per second, at most 50. GIF counts in hundredths of a second,
-      so single frames are rounded and the whole keeps its length.
+      so single frames are rounded, but the total length is kept.
 
   Raises:
     ImportError: if Pillow is not installed, or cannot be imported.
     OSError: if the file cannot be written.
-    ValueError: if the frames or `fps` are not of that kind.
+    ValueError: if the frames or `fps` are not as described.
   """
   frames = np.asarray(frames)
   if (
@@ -60,13 +60,13 @@ def write_gif(
 
 
 def _durations_ms(count: int, fps: float) -> list[int]:
-  """Milliseconds of each frame, in whole hundredths of a second."""
+  """Returns the milliseconds of each frame, in whole hundredths of a second."""
   ends = np.round(np.arange(count + 1) * (100.0 / fps)).astype(int)
   return [int(hundredths) * 10 for hundredths in np.diff(ends)]
 
 
 def _images(frames: np.ndarray) -> list[Any]:
-  """Pillow images, with one palette for all of them where that is exact."""
+  """Returns Pillow images, with one palette for all if that is exact."""
   Image = import_optional('PIL.Image', 'videos need Pillow', 'plots')
   if frames.ndim == 3:
     return [Image.fromarray(frame) for frame in frames]
@@ -86,6 +86,6 @@ def _images(frames: np.ndarray) -> list[Any]:
 
 
 def _packed(frame: np.ndarray) -> np.ndarray:
-  """Colors [H, W, 3] as one number each, [H, W]."""
+  """Packs colors [H, W, 3] into one number each, [H, W]."""
   wide = frame.astype(np.uint32)
   return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
