@@ -102,7 +102,7 @@ class AtariConfig(
   )
   _protocol: Any = group('The game')
   game: str = option(
-    'pong', 'Game, in any spelling, such as ms_pacman or MsPacman.', common=True
+    'pong', 'Game in any spelling, like MsPacman.', common=True
   )
   num_envs: int = option(
     1,
@@ -125,9 +125,7 @@ class AtariConfig(
     4, 'Emulator frames per env step', POSITIVE, most=1_000
   )
   frame_cap: int = option(
-    108_000,
-    'Most emulator frames of an episode, which is then truncated.',
-    POSITIVE,
+    108_000, 'Emulator frames after which an episode is truncated.', POSITIVE
   )
   full_action_set: bool = option(
     False, 'Use all 18 actions rather than those that the game knows.'
@@ -244,7 +242,7 @@ def build(
 
 
 def run() -> NoReturn:
-  """Does what the command line says, and exits."""
+  """Runs the command line and exits."""
   executing.run(AtariConfig, __doc__, main, lists=True)
 
 

@@ -72,9 +72,7 @@ class BenchmarkConfig:
     1, 'Emulators of atari_loop and replay', POSITIVE, most=1_024
   )
   acting: str = option(
-    'exact',
-    'Whose parameters act in atari_loop, see --acting of experiments.atari',
-    declaring.one_of(('exact', 'overlapped')),
+    'exact', 'How atari_loop acts', declaring.one_of(('exact', 'overlapped'))
   )
   platform: str | None = option(
     None,

@@ -82,7 +82,7 @@ def make_task(config: ClassicConfig) -> Task:
 
 
 def run() -> NoReturn:
-  """Does what the command line says, and exits."""
+  """Runs the command line and exits."""
   executing.run(
     ClassicConfig,
     __doc__,

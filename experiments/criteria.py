@@ -109,13 +109,9 @@ class CriteriaConfig:
   """The options."""
 
   _study: Any = group('The study')
-  study: str = option(
-    'twin_age', 'Study whose claims are checked', one_of(STUDIES)
-  )
+  study: str = option('twin_age', 'Study to check', one_of(STUDIES))
   runs: str = path_option(
-    '',
-    "Folder of the study's runs, or a results file with a row for each run and "
-    'time',
+    '', 'Folder of a sweep, or a results file with a row per run and time'
   )
 
 

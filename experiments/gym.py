@@ -104,7 +104,7 @@ def make_suite(config: GymConfig) -> gym.Suite:
 
 
 def run() -> NoReturn:
-  """Does what the command line says, and exits."""
+  """Runs the command line and exits."""
   executing.run(GymConfig, __doc__, main, lists=True)
 
 

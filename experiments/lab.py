@@ -103,7 +103,7 @@ _LARGEST = 2_000
 
 
 def _of(name: str) -> dict[str, Any]:
-  """How an option is declared that some problems take."""
+  """Arguments of an option that only some problems take."""
   takers = [problem for problem, takes in _TAKES.items() if name in takes]
   return dict(when=given('problem', *takers), refused=True)
 
@@ -132,12 +132,7 @@ class LabConfig(TwinOptions):
     'baird', 'Problem that is solved.', _PROBLEMS, common=True
   )
   seed: int = option(
-    0,
-    'Seed of a problem that is drawn',
-    UINT32,
-    most=2**32 - 1,
-    **_of('seed'),
-    common=True,
+    0, 'Seed of the problem', UINT32, most=2**32 - 1, **_of('seed'), common=True
   )
   num_states: int | None = option(
     None,
@@ -630,7 +625,7 @@ def _write(
 
 
 def run() -> NoReturn:
-  """Does what the command line says, and exits."""
+  """Runs the command line and exits."""
   executing.run(LabConfig, __doc__, main, lists=True)
 
 

@@ -78,9 +78,7 @@ class MinAtarConfig(q.CompiledConfig):
 
   _game: Any = group('The game')
   game: str = option(
-    'breakout',
-    'Game, in any spelling, such as SpaceInvaders or space_invaders.',
-    common=True,
+    'breakout', 'Game, in any spelling, such as SpaceInvaders.', common=True
   )
   protocol: str = option(
     'paper',
@@ -145,7 +143,7 @@ def make_task(config: MinAtarConfig) -> Task:
 
 
 def run() -> NoReturn:
-  """Does what the command line says, and exits."""
+  """Runs the command line and exits."""
   executing.run(
     MinAtarConfig,
     __doc__,

@@ -50,7 +50,7 @@ def main(config: OfflineConfig) -> None:
 
 
 def run() -> NoReturn:
-  """Does what the command line says, and exits."""
+  """Runs the command line and exits."""
   executing.run(OfflineConfig, __doc__, main)
 
 

@@ -42,7 +42,7 @@ def main(sweep: Sweep) -> None:
 
 
 def run() -> NoReturn:
-  """Does what the command line says, and exits."""
+  """Runs the command line and exits."""
   executing.run(SiameseConfig, __doc__, main, lists=True)
 
 

@@ -1,8 +1,4 @@
-"""The options of runs that act and learn: their speeds, and checks.
-
-Environments are JAX functions, or of Gymnasium; what is learned from is a
-replay or what was just collected.
-"""
+"""The options of runs that act and learn: their speeds, and checks."""
 
 import dataclasses
 from typing import Any
@@ -63,9 +59,7 @@ class CollectOptions(PanelOptions, TwinOptions):
     0.99, 'Discount per env step.', FRACTION, traced=True, common=True
   )
   # A compiled program has an addition for each.
-  n_step: int = option(
-    1, 'Number of rewards before a target bootstraps', POSITIVE, most=1_000
-  )
+  n_step: int = option(1, 'Rewards before bootstrapping', POSITIVE, most=1_000)
   reward_scale: float = option(
     1.0,
     'Factor on rewards for learning, before any clipping.',
@@ -157,7 +151,7 @@ def check(config: CollectOptions) -> None:
 
 
 def check_replay(config: CollectOptions) -> None:
-  """Raises UsageError for a replay that cannot be, or not be looked at."""
+  """Raises UsageError for a replay or a panel that cannot be made."""
   with usage_errors():
     panel_options.check(
       config,
@@ -209,11 +203,11 @@ def make_schedule(config: Any) -> Schedule:
 
 
 def check_shadows(config: Any, age: float) -> None:
-  """Raises UsageError for shadows that a round of the host loop would miss.
+  """Raises UsageError if rounds are too long for shadows.
 
   Args:
     config: the options.
-    age: gradient steps that the twin is old on average, which shadows match.
+    age: mean age of the twin in gradient steps, which shadows match.
   """
   steps = make_schedule(config).regress
   if steps > min(STRIDE, 2 * age + 1):
@@ -233,13 +227,13 @@ def twin_spec(config: Any) -> TwinSpec:
 
 
 def gradient_steps(config: Any) -> int:
-  """Those of the whole run, but at least one."""
+  """The gradient steps of the whole run, at least one."""
   learned_from = config.total_env_steps - config.min_replay
   return max(1, speeds(config).gradient_steps_of(learned_from))
 
 
 def iterations(config: CollectOptions) -> int:
-  """Those of the whole run."""
+  """The iterations of the whole run."""
   return config.env_steps // config.iteration_env_steps
 
 

@@ -1,8 +1,8 @@
-"""Options declared as the fields of frozen dataclasses, and their errors.
+"""Options declared as fields of frozen dataclasses, and their errors.
 
 A launcher describes its options as a frozen dataclass whose fields are made by
-`option`, so that a default is written once. `config.reading` makes records of
-it from command lines. Below `experiments` no flag is read.
+`option`. `config.reading` makes its records from command lines. siamrl reads no
+flags.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,21 +20,21 @@ from siamrl.parameters import FieldError, Parameter
 # The largest numbers of types that hold whole numbers.
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 
-# Layers that a network may have, for it to be traced in seconds.
+# More layers would take minutes to trace.
 _MOST_LAYERS = 100
 
 
 class UsageError(Exception):
-  """The command line asks for something that cannot be; exit code 2."""
+  """The command line is invalid; exit code 2."""
 
 
 class RunError(Exception):
-  """Something outside the command line is in the way; exit code 1."""
+  """Something outside the command line went wrong; exit code 1."""
 
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-  """Has errors about the library's arguments speak of the flags so named."""
+  """Turns errors about the library's arguments into errors about flags."""
   try:
     yield
   except FieldError as error:
@@ -45,7 +45,7 @@ def usage_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def option_errors(name: str, value: Any) -> Iterator[None]:
-  """Has what the library raises for the value of an option speak of it."""
+  """Turns errors of the library into errors about an option's value."""
   try:
     yield
   except ValueError as error:
@@ -55,7 +55,7 @@ def option_errors(name: str, value: Any) -> Iterator[None]:
 
 
 def refuse(config: Any, name: str, must: str) -> NoReturn:
-  """Raises UsageError: the value of an option must be another one."""
+  """Raises UsageError for the value of an option."""
   raise UsageError(f'--{name}={as_text(getattr(config, name))} must {must}')
 
 
@@ -67,9 +67,10 @@ class Bound:
 
   Attributes:
     holds: the test.
-    must_be: words for it; or what makes them, where more can be registered.
-    mixes: whether the value is a weight whose rest, one minus it, weighs what
-      there was before. A value so small that the rest is 1 changes nothing.
+    must_be: words for it, or a function that returns them if more values can
+      be registered.
+    mixes: whether the value is a mixing weight w beside 1 - w. A value so small
+      that 1 - w rounds to 1 changes nothing.
   """
 
   holds: Callable[[Any], bool]
@@ -97,7 +98,7 @@ def one_of(names: Collection[str]) -> Bound:
   """The bound of an option that takes one of some names.
 
   Args:
-    names: what may be registered later than this is called counts, too.
+    names: a live collection; names that are registered later count, too.
   """
   return Bound(lambda x: x in names, lambda: f'one of {", ".join(names)}')
 
@@ -132,10 +133,10 @@ class When:
   Attributes:
     holds: configuration -> whether it is met. It may look only at options that
       always mean something themselves.
-    text: its words, such as 'with --replay=uniform'; or what makes them, where
-      more choices can be registered.
-    chooser: the option that it depends on, if it is the value of one.
-    parts: the conditions that must all be met, if it is made of several.
+    text: its words, such as 'with --replay=uniform', or a function that returns
+      them if more choices can be registered.
+    chooser: the option whose value it depends on, if there is one.
+    parts: the conditions that must all be met, if there are several.
   """
 
   holds: Callable[[Any], bool]
@@ -150,7 +151,7 @@ class When:
 
 
 def given(name: str, *values: str) -> When:
-  """An option has one of some values."""
+  """The condition that an option has one of some values."""
   return When(
     lambda config: getattr(config, name) in values,
     f'with --{name}={either(values)}',
@@ -159,7 +160,7 @@ def given(name: str, *values: str) -> When:
 
 
 def not_given(name: str, *values: str) -> When:
-  """An option has none of some values."""
+  """The condition that an option has none of some values."""
   return When(
     lambda config: getattr(config, name) not in values,
     f'without --{name}={either(values)}',
@@ -167,7 +168,7 @@ def not_given(name: str, *values: str) -> When:
 
 
 def is_set(name: str, least: str = '') -> When:
-  """An option has a value other than None, False and zero.
+  """The condition that an option is neither None, False nor zero.
 
   Args:
     name: of the option.
@@ -180,12 +181,12 @@ def is_set(name: str, least: str = '') -> When:
 
 
 def not_set(name: str) -> When:
-  """An option is None, False or zero."""
+  """The condition that an option is None, False or zero."""
   return When(lambda config: not getattr(config, name), f'without --{name}')
 
 
 def both(*conditions: When) -> When:
-  """All of some conditions are met."""
+  """The condition that all of some conditions are met."""
   return When(
     lambda config: all(each.holds(config) for each in conditions),
     lambda: ' and '.join(each.words for each in conditions),
@@ -217,32 +218,30 @@ def option(
 ) -> Any:
   """A dataclass field that becomes a flag.
 
-  Numbers reach compiled programs and libraries written in C, so a number must
-  also survive the conversion to the type that they use. A whole number must be
-  an int32, or at most `most`. Any other number must be finite as a float32,
-  must not become 0, and must not become 1 where it lies between 0 and 1. A
-  launcher that computes in another type says so by a class attribute `FLOATS`.
+  A number must survive the conversion to the type that compiled programs use. A
+  whole number must be an int32, or at most `most`. Any other number must be
+  finite as a float32, must not become 0, and must not become 1 if it lies
+  between 0 and 1. A launcher that computes in another type has a class
+  attribute `FLOATS`.
 
   Args:
-    default: its value where the flag is not given.
+    default: its value if the flag is not given.
     help: one sentence or two, with the unit.
     bound: what values are allowed.
-    single: takes no list in a sweep either.
+    single: whether it takes no list, not even in a sweep.
     most: the largest value of a whole number. `INT64` is for options that only
       Python computes with; the launcher must then check what follows from them.
     traced: whether runs with different values can be one compiled program,
       which its values enter as arrays.
-    when: where it means something; everywhere if not given. Elsewhere a sweep
-      does not cross it with other options, and the user is told that it changes
-      nothing.
-    refused: whether it must be left out where `when` does not hold; or the
-      part of that without which it must be left out.
-    never: why it means nothing to a launcher that inherits it, and must be left
-      out.
-    taken: the value that counts where it means something and is not given.
-    common: whether it is among the few that most runs change, and stands in
-      the short help text.
-    alias: names that the flag had before, which are understood still.
+    when: the condition under which it means something; always if not given.
+      Otherwise a sweep does not cross it with other options, and the user is
+      told that it changes nothing.
+    refused: whether it must be left out if `when` does not hold; or the part of
+      that condition without which it must be left out.
+    never: why a launcher that inherits it must leave it out.
+    taken: the value that counts if it means something and is not given.
+    common: whether it is in the short help text.
+    alias: former names of the flag, which are still understood.
     value_alias: old spellings of its values, and the new ones.
   """
   metadata = {
@@ -268,7 +267,7 @@ def path_option(
   """An option that names a file or a folder; `~` is the user's home.
 
   Args:
-    default: its value where the flag is not given.
+    default: its value if the flag is not given.
     help: one sentence.
     several: whether it names several, with commas between them.
     **more: as `option` has it.
@@ -283,13 +282,13 @@ def choice(
   summaries: Mapping[str, str] | Callable[[], Mapping[str, str]],
   **more: Any,
 ) -> Any:
-  """An option that takes one of some names, each with a line of help.
+  """An option that takes one of several names, each with a line of help.
 
   Args:
-    default: its value where the flag is not given.
+    default: its value if the flag is not given.
     help: one sentence.
-    summaries: what each name stands for; or what makes that, where more can be
-      registered.
+    summaries: what each name stands for, or a function that returns them if
+      more can be registered.
     **more: as `option` has it.
   """
   known = summaries if callable(summaries) else lambda: summaries
@@ -299,7 +298,7 @@ def choice(
   )
 
 
-# What options of parameters must be, where there are better words.
+# Bounds with better words than the domains of parameters.
 _BOUNDS = {
   parameters.POSITIVE: POSITIVE,
   parameters.NOT_NEGATIVE: NOT_NEGATIVE,
@@ -313,12 +312,12 @@ _BOUNDS = {
 def parameter(
   about: Parameter, when: When, default: Any = None, **more: Any
 ) -> Any:
-  """The option of a parameter that some choices of another option read.
+  """The option of a parameter that only some choices of another one read.
 
   Args:
     about: describes it.
-    when: such a choice is made.
-    default: its value where the flag is not given.
+    when: the condition that such a choice is made.
+    default: its value if the flag is not given.
     **more: as `option` has it.
   """
   domain = about.domain
@@ -337,12 +336,12 @@ def parameter(
 def redeclared(
   cls: type, name: str, default: Any = dataclasses.MISSING, **changes: Any
 ) -> Any:
-  """The field of a class in another one, with some changes.
+  """A copy of the field of a class, with some changes.
 
   Args:
     cls: declares the option, or inherits it.
     name: of the option.
-    default: its value where the flag is not given; as in `cls` if left out.
+    default: its value if the flag is not given; as in `cls` if left out.
     **changes: arguments of `option`.
   """
   (field,) = (each for each in dataclasses.fields(cls) if each.name == name)
@@ -365,22 +364,22 @@ Further = Mapping[str, tuple[type, dataclasses.Field]]
 
 
 def group(title: str, further: Callable[[], Further] = dict) -> Any:
-  """A field that becomes no flag, but a heading in the help text.
+  """A field that becomes a heading in the help text instead of a flag.
 
   Args:
     title: the heading.
-    further: -> options that belong there, too; those that the class does not
-      declare itself are added to it by `complete`.
+    further: -> more options under it; `complete` adds those that the class does
+      not declare itself.
   """
   metadata = {'group': title, 'further': further}
   return dataclasses.field(default=None, init=False, metadata=metadata)
 
 
 def complete(cls: type) -> type:
-  """A class of options with those of what has been registered by now.
+  """A class of options, with those of parameters registered by now.
 
   Raises:
-    RunError: what is registered takes the name of an option of another kind.
+    RunError: a parameter has the name of an option of another kind.
   """
   known = {field.name: field.metadata for field in dataclasses.fields(cls)}
   further: list[Any] = []
@@ -417,7 +416,7 @@ def options_of(cls: type) -> list[tuple[dataclasses.Field, type]]:
 
 
 def value_of(config: Any, name: str) -> Any:
-  """The value of an option, or what counts where it is not given."""
+  """The value of an option, or the one that counts if it is not given."""
   value = getattr(config, name, None)
   if value is None:
     field = type(config).__dataclass_fields__.get(name)
@@ -431,14 +430,13 @@ def as_text(value: Any) -> str:
 
 
 def counts(config: Any) -> dict[str, Any]:
-  """The options that say how many or how large, where they say more.
+  """The options of counts and sizes that are not at their defaults.
 
   Args:
     config: a record of options.
 
   Returns:
-    The default of each whole number, and of each text of numbers, that is not
-    at its default; 1 where there is none.
+    The default of each such whole number or text of numbers; 1 if it has none.
   """
   found = {}
   for field, kind in options_of(type(config)):

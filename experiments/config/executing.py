@@ -1,4 +1,4 @@
-"""Launchers from the command line to the exit code."""
+"""Launchers, from the command line to the exit code."""
 
 from collections.abc import Callable, Sequence
 import sys
@@ -20,7 +20,7 @@ _FULL_HELP = {'--helpfull', '-helpfull', '--help=all', '-help=all'}
 def run(
   cls: type, intro: str, main: Callable[[Any], None], **how: Any
 ) -> NoReturn:
-  """Does what the command line says, and exits; see `execute`."""
+  """Runs the command line and exits; see `execute`."""
   streams.install()
   arguments = sys.argv[1:]
   if issubclass(cls, users.UserOptions):
@@ -50,8 +50,8 @@ def execute(
     listed: as `from_arguments` has it.
 
   Returns:
-    The exit code: 0 after success or --help, 2 after a usage error, 1 where
-    something else is in the way, 130 where Ctrl-C ended it at once.
+    The exit code: 0 after success or --help, 2 after a usage error, 1 after any
+    other error, 130 if Ctrl-C ended it at once.
   """
 
   def answer() -> None:
@@ -68,7 +68,7 @@ def execute(
 
 
 def exit_code(main: Callable[[], None]) -> int:
-  """Calls a function; the exit code of what it raises, which is shown."""
+  """Calls a function; prints its error and returns the exit code."""
   try:
     startup.end()
     main()

@@ -107,13 +107,13 @@ class FitOptions(LearningOptions, TwinOptions, RunOptions):
 
   @property
   def total_gradient_steps(self) -> int:
-    """Those of the whole run; of fits that end early, the most there can be."""
+    """Gradient steps of the whole run, at most if fits end early."""
     fits = self.iterations or _DEFAULT_ITERATIONS
     return self.gradient_steps or fits * self.target_period
 
   @property
   def anneal_steps(self) -> int | None:
-    """Updates over which the step size falls to 0; None for one that stays."""
+    """Updates over which the step size falls to 0; None if it is constant."""
     return {
       'none': None,
       'run': self.total_gradient_steps,
@@ -123,7 +123,7 @@ class FitOptions(LearningOptions, TwinOptions, RunOptions):
 
   @property
   def row_gradient_steps(self) -> int:
-    """Those of an iteration."""
+    """Gradient steps of an iteration."""
     return self.iteration_gradient_steps or self.target_period
 
   @property

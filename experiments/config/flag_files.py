@@ -1,8 +1,8 @@
 """Flag files: where they are found, and what their lines say.
 
-A flag file has one flag a line; lines that begin with # or // are comments. It
-may include others by lines of `--flagfile=PATH`, each of which stands for the
-flags of that file. A relative path is looked for, in this order:
+A flag file has one flag per line; # and // begin comment lines. A line of
+`--flagfile=PATH` includes another file. A relative path is looked for, in this
+order:
 
 1. in the folder of the file that includes it;
 2. in the working directory;

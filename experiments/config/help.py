@@ -26,8 +26,7 @@ def help_text(
     cls: a frozen dataclass of options.
     intro: the first paragraphs.
     lists: whether options that are not single take lists.
-    full: whether to show all options; else the common ones, where there are
-      any.
+    full: whether to show all options rather than the common ones, if any.
   """
   fields = dataclasses.fields(complete(cls))
   options = [

@@ -51,10 +51,7 @@ class LatentOptions:
     'twin', 'Features that are predicted.', latent.TARGETS, **_PREDICTS
   )
   spr_transition: str = choice(
-    'conv',
-    'Model that leads from the features of one env step to the next.',
-    TRANSITIONS,
-    **_PREDICTS,
+    'conv', 'Model that predicts the next features.', TRANSITIONS, **_PREDICTS
   )
   spr_projections: int | None = option(
     None,
@@ -104,7 +101,7 @@ def make_agent(
     config: the options, those of the agent among them.
     network: of the base agent.
     base: not lifted by any twin.
-    example_obs: [B, ...], of any content.
+    example_obs: [B, ...]; only its shape and type matter.
     weight: --spr_weight; may be traced.
     inside_loop: whether gradient steps are compiled into a loop.
 
@@ -137,7 +134,7 @@ def make_agent(
 
 
 class _Within(nn.Module):
-  """A network whose parameters are an entry of others'."""
+  """A network whose parameters are the entry `q` of a larger tree."""
 
   network: nn.Module
 
@@ -146,5 +143,5 @@ class _Within(nn.Module):
 
 
 def looked_at(config: LatentOptions, network: nn.Module) -> nn.Module:
-  """The network for whoever looks into it with the agent's parameters."""
+  """The network in a form that takes the agent's parameters."""
   return _Within(network) if config.spr_steps else network

@@ -39,12 +39,12 @@ from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.q_network import QNetwork, mlp_network
 
 
-# The layers before the head are the launcher's own.
+# The condition that the launcher makes the layers before the head.
 DEFAULT_NETWORK = given('network', 'default')
 
 
 def _read_by_network(name: str) -> When:
-  """The network reads a parameter."""
+  """The condition that the network reads a parameter."""
 
   def takes(config: Any) -> bool:
     torso = torsos.TORSOS.get(config.network)
@@ -88,7 +88,7 @@ class NetworkOptions:
 
 
 def network_options(config: Any) -> dict[str, Any]:
-  """The arguments that all networks take, as options have them.
+  """The arguments that all networks take, from the options.
 
   Raises:
     FieldError: the network cannot be made of what is given.
@@ -129,7 +129,7 @@ def make_mlp(config: Any, num_actions: int, bounds: Any = None) -> QNetwork:
 
 
 def read_by_agent(name: str, more: When | None = None) -> When:
-  """The agent reads an argument, one of `registry.SHARED`.
+  """The condition that the agent reads an argument of `registry.SHARED`.
 
   Args:
     name: of the argument.
@@ -237,17 +237,14 @@ class ExplorationOptions:
     0, 'Env steps before epsilon begins to decay.', NOT_NEGATIVE, traced=True
   )
   epsilon_decay: int = option(
-    250_000,
-    'Env steps over which epsilon decays linearly.',
-    POSITIVE,
-    traced=True,
+    250_000, 'Env steps of the linear decay of epsilon.', POSITIVE, traced=True
   )
 
 
 def as_arrays(
   values: Mapping[str, Any], names: Iterable[str]
 ) -> dict[str, np.generic]:
-  """Numbers that enter a program; what a run does not have is not a number."""
+  """Numbers that enter a program; NaN for those that a run does not have."""
   found = {name: values.get(name, np.nan) for name in names}
   return {
     name: (np.int32 if type(value) is int else np.float32)(value)
@@ -263,7 +260,7 @@ def check_learns(
   round_env_steps: int,
   gradient_steps: int,
 ) -> None:
-  """Raises UsageError for a run that never learns, or that no counter counts.
+  """Raises UsageError for a run that never learns or overflows a counter.
 
   Args:
     config: the options, with `min_replay` and `train_steps`.
@@ -271,8 +268,8 @@ def check_learns(
     env_steps: of the whole run.
     round_env_steps: env steps of a round, which learns if it began with
       `min_replay` of them.
-    gradient_steps: that so many env steps call for, those of the warm-up
-      included: what the clock of the twin may have to count.
+    gradient_steps: for `env_steps`, including the warm-up, which the clock of
+      the twin may count.
   """
   if env_steps > INT32:
     refuse(config, length, f'be of at most {INT32} env steps, not {env_steps}')

@@ -19,7 +19,7 @@ _NEVER = When(lambda config: False, '')
 
 @functools.cache
 def _conditions(cls: Any) -> Mapping[str, tuple[When, ...]]:
-  """The conditions under which options mean something, where there are any."""
+  """The conditions under which options mean something, if they have any."""
   found = {}
   for field in dataclasses.fields(cls):
     about = field.metadata
@@ -65,8 +65,8 @@ def check_meant(configs: Sequence[Any]) -> None:
   """Raises UsageError for an option that was given and must be left out.
 
   Args:
-    configs: the records of a sweep, or the one of a run. What means nothing to
-      some runs of a sweep only, they do not have.
+    configs: the records of a sweep or of one run. A record has the default of
+      an option that means nothing to its run only.
   """
   for config in configs:
     for field in dataclasses.fields(config):
@@ -86,7 +86,7 @@ def check_meant(configs: Sequence[Any]) -> None:
 def _check_condition(
   configs: Sequence[Any], config: Any, name: str, condition: When
 ) -> None:
-  """Raises UsageError where an option must not be given without another one.
+  """Raises UsageError for an option that needs another one.
 
   Args:
     configs: of all runs.
@@ -128,8 +128,8 @@ def check_lists(sweep: Any) -> None:
 def say_idle(configs: Sequence[Any]) -> None:
   """Says which options were given values that change nothing in any run.
 
-  They are no errors: a flag file may have set them for what a flag behind it
-  has replaced.
+  They are no errors: a later flag may have replaced what a flag file set them
+  for.
   """
   defaults = type(configs[0]).__dataclass_fields__
   given = [

@@ -85,14 +85,14 @@ def check(
   capacity: int,
   unready: int,
 ) -> None:
-  """Raises UsageError for a panel that cannot be.
+  """Raises UsageError for a panel that cannot be made.
 
   Args:
     config: the options.
-    iteration_env_steps: of the first iteration, 0.6 of which have been taken
-      when the panel is looked at first.
+    iteration_env_steps: of the first iteration; the probe is drawn after 60 %
+      of them.
     capacity: transitions that the replay can hold.
-    unready: transitions whose rewards are not all there yet.
+    unready: transitions whose rewards are not yet complete.
   """
   if not config.panel_period:
     return

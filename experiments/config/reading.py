@@ -1,8 +1,8 @@
 """Records of options, made from command lines and flag files.
 
 `from_arguments` makes one record. `sweep_from_arguments` is for launchers of
-many runs at once: every option that is not `single` takes a list there,
-`--tau=0.1,0.5`, and there is a record for every combination.
+sweeps: every option that is not `single` takes a list, `--tau=0.1,0.5`, and
+there is a record for every combination.
 """
 
 from collections.abc import (
@@ -34,7 +34,7 @@ from experiments.config.declaring import (
 )
 from experiments.config.meaning import dropped
 
-# Combinations that a sweep may have, for all to be checked in seconds.
+# More combinations would take minutes to check.
 _MOST_COMBINATIONS = 10_000
 
 
@@ -63,7 +63,7 @@ def _floats(cls: type) -> np.finfo:
 
 
 def _at_home(field: dataclasses.Field, value: Any) -> Any:
-  """A value as it is, or if it is a path with `~` replaced by a home folder.
+  """A value; if it is a path, with `~` replaced by a home folder.
 
   The shell does not replace it in `--run_dir=~/run`.
   """
@@ -89,7 +89,7 @@ def _at_home(field: dataclasses.Field, value: Any) -> Any:
 
 
 def _check_utf8(argument: str) -> None:
-  """Raises UsageError for bytes that are no text: no file could hold them."""
+  """Raises UsageError for bytes that are not UTF-8 text."""
   try:
     argument.encode()
   except UnicodeEncodeError as error:
@@ -128,7 +128,7 @@ def _check(field: dataclasses.Field, value: Any, floats: np.finfo) -> None:
 
 
 def _is_writable(text: str) -> bool:
-  """Whether a text can be a path, and stand in the files of a run."""
+  """Whether a text can be a path and be written to the files of a run."""
   try:
     return b'\0' not in text.encode()
   except UnicodeEncodeError:
@@ -171,8 +171,8 @@ def from_arguments(
   Args:
     cls: a frozen dataclass of options.
     *arguments: such as '--flagfile=...'.
-    listed: the option of text that arguments without a flag are values of, to
-      be joined by commas; None where there may be none.
+    listed: the option that takes arguments without a flag, joined by commas;
+      None if there may be none.
 
   Raises:
     UsageError: an argument is no flag, or a value is not allowed.
@@ -186,8 +186,8 @@ def sweep_from_arguments(cls: type, *arguments: str) -> Sweep:
   """The runs that a command line with lists makes: every combination.
 
   An option is not crossed with a run to which it means nothing. One that means
-  nothing to any run keeps its values, for the launcher to refuse. The option of
-  `also`, if there is one, adds further parts to the sweep.
+  nothing to any run keeps its values, so that the launcher can refuse them. The
+  option of `also`, if there is one, adds further parts to the sweep.
 
   Args:
     cls: a frozen dataclass of options.
@@ -265,7 +265,7 @@ _ALSO = 'also'
 
 
 def also() -> Any:
-  """The option that adds further parts to a sweep; its field is so named."""
+  """The option that adds further parts to a sweep; its field is `also`."""
   return option(
     None,
     'Further runs: groups of flags, separated by semicolons, each of which is '
@@ -288,7 +288,7 @@ def _read(
   Args:
     cls: the options.
     arguments: the command line.
-    said: old names that the user was told the new ones of.
+    said: old names whose new names the user was told.
     lists: whether options that are not single take several values.
     listed: as `from_arguments` has it.
   """
@@ -321,7 +321,7 @@ def _read(
 
 
 def _say_new(old: str, new: str, said: set[str]) -> None:
-  """Tells the user of a name that is another one now, once."""
+  """Tells the user once that a name has changed."""
   if old not in said:
     said.add(old)
     print(f'note: {old} is {new} now', file=sys.stderr)
@@ -330,12 +330,12 @@ def _say_new(old: str, new: str, said: set[str]) -> None:
 def _parse(
   cls: type, arguments: Sequence[str], listed: str | None
 ) -> flags.FlagValues:
-  """Has absl read a command line, in which all values are texts.
+  """Parses a command line with absl; all values are text.
 
   Args:
     cls: the options.
     arguments: the command line.
-    listed: the option that arguments without a flag are values of, if any.
+    listed: as `from_arguments` has it.
 
   Raises:
     UsageError: it cannot be read.
@@ -393,7 +393,7 @@ def _values(
   *,
   lists: bool,
 ) -> tuple[Any, ...]:
-  """The values of an option as its text has them."""
+  """Parses the text of an option into its values."""
   name, must = field.name, _KINDS.get(kind, 'text')
   if not lists or field.metadata['single']:
     parts = [text]
@@ -428,10 +428,9 @@ def _values(
 
 
 def now(cls: type, flags: Mapping[str, str]) -> dict[str, str]:
-  """The flags of an older run as they are written now.
+  """The flags of an older run, with the present names of flags and values.
 
-  Flags and values have the names that they have now. A flag that the run does
-  not name has its default: it has been added since.
+  A flag that has been added since has its default.
 
   Args:
     cls: a frozen dataclass of options.

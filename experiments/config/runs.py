@@ -51,10 +51,7 @@ class RunOptions:
     common=True,
   )
   checkpoint_period_s: float = option(
-    600,
-    'Seconds between two checkpoints, approximately.',
-    POSITIVE,
-    single=True,
+    600, 'Seconds between checkpoints, approximately.', POSITIVE, single=True
   )
   platform: str | None = option(
     None,

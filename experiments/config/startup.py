@@ -1,8 +1,8 @@
 """Startup of launchers, before anything large is imported.
 
-`python -m experiments.NAME` imports the package `experiments` first, which
-calls `begin`. From then until `flags` takes over, Ctrl-C ends the process in
-one line, and so do JAX settings that no launcher can work with.
+`python -m experiments.NAME` first imports the package `experiments`, which
+calls `begin`. From then until `end`, Ctrl-C and JAX settings that no launcher
+can work with end the process with a one-line message.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import types
 from typing import NoReturn
 
 PLATFORMS = ('cpu', 'gpu', 'tpu')
-# What JAX takes for these values.
+# Spellings that JAX takes for these values.
 _SPELLINGS = {
   '0': ('0', '0.0'),
   'false': ('0', 'f', 'false', 'n', 'no', 'off'),
@@ -78,7 +78,7 @@ def check_settings(environment: Mapping[str, str]) -> None:
 
 
 def begin() -> None:
-  """Takes over Ctrl-C and errors of JAX's settings, where a launcher starts."""
+  """Handles Ctrl-C and errors of JAX's settings while a launcher starts."""
   if not _is_launcher():
     return
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -91,7 +91,7 @@ def begin() -> None:
 
 
 def end() -> None:
-  """Gives back what `begin` took, if it did."""
+  """Undoes `begin`."""
   if signal.getsignal(signal.SIGINT) is _interrupted:
     signal.signal(signal.SIGINT, signal.default_int_handler)
   if sys.excepthook is _excepthook:
@@ -101,8 +101,8 @@ def end() -> None:
 def _is_launcher() -> bool:
   """Whether Python is looking for the module of `python -m experiments.NAME`.
 
-  Only then is the first argument '-m': not where tests or other programs
-  import a part of this package.
+  Only then is the first argument '-m', not when tests or other programs import
+  a part of this package.
   """
   given = ' '.join(sys.orig_argv)
   return sys.argv[:1] == ['-m'] and '-m experiments.' in given
@@ -111,7 +111,7 @@ def _is_launcher() -> bool:
 def _interrupted(number: int, frame: types.FrameType | None) -> NoReturn:
   """Ends the process: there is nothing to save yet.
 
-  An exception would be taken for a failed import by some that are under way.
+  Imports under way may take an exception for a failed import.
   """
   del number, frame
   _end(130, 'interrupted')
@@ -122,7 +122,7 @@ def _excepthook(
   error: BaseException,
   trace: types.TracebackType | None,
 ) -> None:
-  """Shows an error of the imports: of JAX's settings, its message alone."""
+  """Shows an error of imports; if it is about JAX's settings, in one line."""
   if issubclass(kind, ValueError) and 'JAX' in str(error):
     _end(2, ' '.join(str(error).split()))
   sys.__excepthook__(kind, error, trace)

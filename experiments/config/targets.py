@@ -24,7 +24,7 @@ from siamrl.types import Agent
 
 
 def read_by_form(name: str) -> When:
-  """The form of targets reads a parameter."""
+  """The condition that the form of targets reads a parameter."""
 
   def text() -> str:
     readers = [
@@ -47,7 +47,7 @@ def _parameter(name: str) -> Any:
 
 
 def _read_by_agent(name: str) -> When:
-  """The agent reads a parameter."""
+  """The condition that the agent reads a parameter."""
 
   def text() -> str:
     readers = [n for n, kind in registry.AGENTS.items() if name in kind.takes]
@@ -107,7 +107,7 @@ def parameters(config: Any) -> dict[str, Any]:
 
   Raises:
     FieldError: the form or the agent cannot be made of what is given.
-    UsageError: the form hides from a rule what that is about.
+    UsageError: the form has no gradient, which the rule needs.
   """
   if (config.target_update, form_of(config)) == ('residual', 'inverse_double'):
     # Values come from behind a stop-gradient, choices have no gradient.
@@ -131,7 +131,7 @@ def parameters(config: Any) -> dict[str, Any]:
 def _given(
   config: Any, takes: Collection[str], known: Collection[str]
 ) -> dict[str, Any]:
-  """Parameters as options have them, also those that are not taken."""
+  """The parameters as options give them, including those not taken."""
   given = {name: getattr(config, name, None) for name in known}
   return given | {name: value_of(config, name) for name in takes}
 
@@ -150,7 +150,7 @@ def make_agent(
   Args:
     config: the options, those of the loss among them.
     network: observations -> values.
-    example_obs: [B, ...], of any content.
+    example_obs: [B, ...]; only its shape and type matter.
     numbers: in place of the parameters that may be traced, by name.
 
   Raises:

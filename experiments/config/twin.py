@@ -29,7 +29,7 @@ _MOST = 2**31  # what int32 counts
 
 
 def read_by_rule(name: str) -> When:
-  """The rule reads a parameter, or a part of it does."""
+  """The condition that the rule, or a part of it, reads a parameter."""
 
   def text() -> str:
     readers = [rule for rule in twins.RULES if name in twins.takes(rule)]
@@ -60,23 +60,18 @@ def _parameters() -> Further:
 
 
 def _has_period(config: Any) -> bool:
-  """Whether the twin is moved every so many gradient steps, as users choose."""
+  """Whether users choose the period at which the twin moves."""
   return twins.RULES[config.target_update].period is None
 
 
-def _readers_of_period() -> str:
-  """The rules that --target_period means something to, as a flag."""
-  readers = [
-    name
-    for name, rule in twins.RULES.items()
-    if rule.period is None
-    or 'target_period' in rule.takes
-    or 'target_paths' in rule.takes
-  ]
-  return f'--target_update={either(readers)}'
+def _reads_period() -> str:
+  """The flag of the rules that --target_period may mean something to."""
+  takes = {'target_period', 'target_paths'}
+  others = [n for n, rule in twins.RULES.items() if takes & {*rule.takes}]
+  return f'--target_update={either([*twins.with_period(), *others])}'
 
 
-# Not so for rules that keep clocks of their own.
+# Does not hold for rules with clocks of their own.
 HAS_PERIOD = When(
   _has_period,
   lambda: 'with --target_update=' + either(twins.with_period()),
@@ -98,14 +93,14 @@ class TwinOptions(users.UserOptions):
   target_period: int = _parameter(
     'target_period',
     default=10_000,
-    # Shadows are as old as it says where the rule in use has no age.
+    # If the rule in use has no age, shadows are as old as with this period.
     when=When(
       lambda config: (
         _has_period(config)
         or getattr(config, 'shadows', None)
         or read_by_rule('target_period').holds(config)
       ),
-      lambda: f'with {_readers_of_period()}; other rules ignore it',
+      lambda: f'with {_reads_period()}; other rules ignore it',
     ),
     refused=False,
     common=True,
@@ -175,7 +170,7 @@ def parameters(
     FieldError: the rule cannot be built of what is given.
   """
   takes = twins.takes(config.target_update, config.target_paths)
-  # Also those that the rule does not take, for it to refuse them.
+  # Includes parameters that the rule does not take, so that it refuses them.
   given: dict[str, Any] = {
     name: getattr(config, name, None) for name in twins.PARAMETERS
   }
@@ -198,7 +193,7 @@ class Units(Protocol):
   """A converter of periods to gradient steps."""
 
   def gradient_steps_of(self, env_steps: int) -> int:
-    """Gradient steps that so many env steps call for."""
+    """The number of gradient steps for a number of env steps."""
 
   def gradient_steps(self, period: int, name: str) -> int:
     """A period in gradient steps; raises FieldError unless it is whole."""
@@ -221,7 +216,7 @@ class Speeds:
   train_steps: int = 1
 
   def gradient_steps_of(self, env_steps: int) -> int:
-    """Gradient steps that so many env steps call for."""
+    """The number of gradient steps for a number of env steps."""
     return env_steps // self.train_period * self.train_steps
 
   def gradient_steps(self, period: int, name: str) -> int:
@@ -274,7 +269,7 @@ def make_spec(
   """
   sync, offset = sync_of(config, speeds), 0
   if config.count_warmup:
-    # Whole periods of the lead are left out.
+    # Only the remainder of a period matters.
     offset = speeds.gradient_steps_of(warmup_env_steps) % sync
   return TwinSpec(
     config.target_update,
@@ -322,7 +317,7 @@ def mean_age(config: TwinOptions, speeds: Units, spec: TwinSpec) -> Any:
   """
   age = spec.mean_age()
   if age is None:
-    # The period is not heeded: it is the same for all runs of a program.
+    # The rule ignores the period, which is the same for all runs of a program.
     period = speeds.gradient_steps(config.target_period, 'target_period')
     age = (period - 1) / 2
   return age

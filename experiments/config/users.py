@@ -1,6 +1,6 @@
-"""Files of a user's own, which register rules, target forms, environments.
+"""Files of users, which register rules, target forms or environments.
 
-A user's file registers what is theirs and calls a launcher:
+Such a file calls a launcher after it has registered something:
 
   from experiments import classic
   from siamrl import twins
@@ -38,7 +38,7 @@ _known: set[pathlib.Path] = set()
 
 @dataclasses.dataclass(frozen=True)
 class UserOptions:
-  """The option that every launcher has for them."""
+  """The option of every launcher for files of users."""
 
   _user: Any = group("A user's own file")
   user_file: str | None = path_option(
@@ -57,8 +57,7 @@ def with_caller(arguments: Sequence[str]) -> list[str]:
     arguments: the command line.
 
   Returns:
-    The same, behind --user_file=FILE where the main program is a file of a
-    user's own.
+    The same, after --user_file=FILE if the main program is a user's file.
   """
   main = sys.modules['__main__']
   path, spec = getattr(main, '__file__', None), getattr(main, '__spec__', None)
@@ -76,7 +75,7 @@ def load(arguments: Sequence[str]) -> None:
     arguments: the command line; flag files are looked into.
 
   Raises:
-    UsageError: there is no such file, or it cannot be one.
+    UsageError: there is no such file, or it is not a Python file.
     RunError: it raises an error.
   """
   for given in _named(arguments):
@@ -106,7 +105,7 @@ def load(arguments: Sequence[str]) -> None:
 
 
 def _named(arguments: Sequence[str]) -> list[str]:
-  """The last file that is named; in a list, or none."""
+  """A list of the last file that is named; empty if there is none."""
   try:
     expanded = flag_files.expand(arguments)
   except flag_files.FlagFileError:

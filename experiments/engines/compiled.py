@@ -1,9 +1,8 @@
 """Compiled runs in their folder: resume, show, save, stop, merge.
 
-All runs of a sweep share one folder. The programs of a sweep are run one after
-the other, each with a directory of checkpoints of its own. Where several
-processes share the runs each has a folder inside, and the first one puts the
-tables together.
+All runs of a sweep share one folder. Its programs run one after the other, each
+with its own directory of checkpoints. If several processes share the runs, each
+has a subfolder, and the first one merges the tables.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,10 +31,10 @@ from siamrl.report.run_folder import RunFolder
 from siamrl.runners import scan
 from siamrl.runners.errors import NonFiniteError
 
-# What counts the length of runs.
+# Columns that may count the length of runs.
 CLOCKS = ('env_steps', 'gradient_steps')
 
-# Columns of a row that are no metric of the loss.
+# Columns of a row that are not metrics of the loss.
 _COUNTS = (
   'train_',
   'eval_',
@@ -50,10 +49,10 @@ class Loop(Protocol):
 
   Attributes:
     config: has `batch_size`.
-    clock: what the length of runs is counted in, 'env_steps' or
-      'gradient_steps', a column of the rows.
-    iteration_steps: of it, from one row to the next.
-    warmup_steps: of it, before the first gradient step.
+    clock: the column that counts the length of runs, 'env_steps' or
+      'gradient_steps'.
+    iteration_steps: steps of the clock from one row to the next.
+    warmup_steps: steps of the clock before the first gradient step.
     headline: the column that is shown while runs go on.
   """
 
@@ -73,7 +72,7 @@ class Loop(Protocol):
   def headline(self) -> str: ...
 
   def start(self, settings: Any, key: jax.Array) -> Any:
-    """A run's beginning; has the learner's state as `train`."""
+    """The initial state of a run; has the learner's state as `train`."""
 
   def iterate(
     self, settings: Any, state: Any, iteration: Any
@@ -96,7 +95,7 @@ class Run(NamedTuple):
 
   Attributes:
     point: its values of the swept options.
-    seed: everything random follows from it.
+    seed: of everything random.
     settings: the numbers that the program takes.
   """
 
@@ -116,9 +115,9 @@ class Group:
   Attributes:
     loop: what each run does.
     iterations: of every run.
-    runs: told apart by their numbers only.
+    runs: they differ only in their numbers.
     config: the options of one of them, for messages.
-    programs: those that have been made, by how they share the devices.
+    programs: those made so far, by how they share the devices.
   """
 
   loop: Loop
@@ -131,17 +130,17 @@ class Group:
 
   @property
   def steps(self) -> int:
-    """Steps of one iteration of all runs, of the loop's clock."""
+    """Steps of the loop's clock in one iteration of all runs."""
     return len(self.runs) * self.loop.iteration_steps
 
   def learns(self, iteration: int) -> bool:
-    """Whether an iteration takes gradient steps, but for a tenth of it."""
+    """Whether at least 90 % of an iteration takes gradient steps."""
     steps = self.loop.iteration_steps
     return iteration * steps + 0.1 * steps >= self.loop.warmup_steps
 
   @property
   def rows(self) -> int:
-    """Rows of metrics that all runs leave."""
+    """The number of rows of metrics of all runs."""
     return self.iterations * len(self.runs)
 
   def settings(self) -> dict[str, np.ndarray]:
@@ -162,7 +161,7 @@ class Group:
     return jax.eval_shape(self.loop.start, settings, jax.random.key(0))
 
   def columns(self) -> list[str]:
-    """Those of the loop's rows; nothing is computed."""
+    """The columns of the loop's rows; nothing is computed."""
     settings = self.runs[0].settings
     number = jnp.zeros((), jnp.int32)
     _, row = jax.eval_shape(self.loop.iterate, settings, self._state(), number)
@@ -184,12 +183,12 @@ class Options:
   Attributes:
     run_dir: folder of all runs.
     open: (path) -> the folder there, opened and locked.
-    share: what devices share, 'runs' or 'batch'.
+    share: the work that devices share, 'runs' or 'batch'.
     vectorized: whether a device computes its runs together.
-    checkpoint_period_s: seconds between two checkpoints, about.
+    checkpoint_period_s: seconds between checkpoints, approximately.
     num_processes: processes that share the runs.
-    process_id: this one's number.
-    draw: (folder) -> None; draws what the metrics say.
+    process_id: the number of this process.
+    draw: (folder) -> None; draws the metrics.
   """
 
   run_dir: str
@@ -243,17 +242,17 @@ def run(
     ends.check(_FINISHED, _STOPPED)
 
 
-# How a process tells the others that it fared.
+# Ends of a stage, which processes tell each other.
 _OPENED, _FINISHED = 'has opened its folder', 'has finished'
 _STOPPED, _FAILED = 'was stopped', 'failed'
 
 
 class _Ends:
-  """How each process has come to the end of a stage.
+  """The ends of a stage in all processes.
 
   Attributes:
-    mine: this one.
-    all: every process, once all have told.
+    mine: of this process.
+    all: of every process, once all have told.
   """
 
   def __init__(self) -> None:
@@ -261,7 +260,7 @@ class _Ends:
     self.all: list[str] = []
 
   def check(self, *good: str) -> None:
-    """Raises RunError where a process has come to another end."""
+    """Raises RunError for a process that has come to another end."""
     for number, end in enumerate(self.all):
       if end not in good:
         raise RunError(f'process {number} {end}; it says why')
@@ -269,7 +268,7 @@ class _Ends:
 
 @contextlib.contextmanager
 def _told(stage: str) -> Iterator[_Ends]:
-  """Has the processes meet at the end of a stage, also where it fails."""
+  """Lets the processes meet at the end of a stage, even if it fails."""
   ends = _Ends()
   try:
     yield ends
@@ -278,7 +277,7 @@ def _told(stage: str) -> Iterator[_Ends]:
 
 
 def _merge(options: Options, folder: RunFolder) -> None:
-  """Puts the tables of all processes together, and draws them."""
+  """Merges the tables of all processes, and draws them."""
   shards = [folder.shard(n).metrics for n in range(options.num_processes)]
   with folders.run_errors(folder):
     with folders.edited_errors():
@@ -288,12 +287,12 @@ def _merge(options: Options, folder: RunFolder) -> None:
 
 
 def _checkpoints(folder: RunFolder, index: int) -> Checkpoints:
-  """Of one program."""
+  """The checkpoints of one program."""
   return Checkpoints(folder.checkpoints / f'{index:03}')
 
 
 class _Runs(running.Running):
-  """A sweep, or what one process has of it, in its folder."""
+  """A sweep, or the part of one process, in its folder."""
 
   def __init__(
     self,
@@ -303,7 +302,7 @@ class _Runs(running.Running):
     options: Options,
     stop: devices.StopRequest,
   ):
-    """Runs that nobody has looked at yet.
+    """Prepares the runs; reads nothing yet.
 
     Args:
       folder: to run them in.
@@ -319,10 +318,10 @@ class _Runs(running.Running):
     self._options = options
     loop = everywhere[0].loop
     self.step_column, self._unit = loop.clock, _in_words(loop.clock)
-    # Whether there is one run only, in all processes.
+    # Whether there is only one run in all processes.
     self._alone = len(everywhere) == 1 and len(everywhere[0].runs) == 1
     self._diverged: set[tuple[int, int]] = set()
-    # The program to go on with, and its iterations that are done.
+    # The current program, and how many of its iterations are done.
     self._index, self._iteration = 0, 0
 
   @property
@@ -331,7 +330,7 @@ class _Runs(running.Running):
 
   @property
   def _done(self) -> int:
-    """Steps that all runs have behind them."""
+    """Steps that all runs have done."""
     done = sum(g.iterations * g.steps for g in self._groups[: self._index])
     if not self.finished:
       done += self._iteration * self._groups[self._index].steps
@@ -372,7 +371,7 @@ class _Runs(running.Running):
       self._index, self._iteration = self._index + 1, 0
 
   def open(self) -> Progress:
-    # Of all rows: a program's agent, rule or network has some of its own.
+    # Of all rows: programs may have columns of their own.
     self._columns: list[str] = []
     if len(self._everywhere) > 1:
       each = [name for group in self._everywhere for name in group.columns()]
@@ -479,13 +478,13 @@ class _Runs(running.Running):
     row: Mapping[str, float],
     finite_params: bool,
   ) -> None:
-    """Tells of a run gone wrong, once; a run alone ends there.
+    """Reports a failed run once; a single run ends there.
 
     Raises:
-      BrokenEnvironmentError: the environment of a run alone has failed; or
-        successors in the replay are wrong, so that no run with this environment
-        is of any use.
-      NonFiniteError: a run alone has diverged.
+      BrokenEnvironmentError: the environment of a single run has failed, or
+        successors in the replay are wrong, so that all runs with this
+        environment are useless.
+      NonFiniteError: a single run has diverged.
     """
     group, iteration = self._group, step.iteration - 1
     wrong = _not_finite(row)
@@ -559,9 +558,9 @@ def _finite(params: Any) -> jax.Array:
 
 
 def _cells(point: Mapping[str, Any]) -> dict[str, Any]:
-  """A point as metrics hold it: true and false as words, as flags have them.
+  """A point as metrics hold it, with true and false as in flags.
 
-  A text that is a number, such as the sizes of a single hidden layer, is put in
+  A text that is a number, such as the size of a single hidden layer, is put in
   brackets.
   """
 
@@ -582,7 +581,7 @@ def compile_group(
 
   Args:
     group: the runs.
-    share: what devices share, 'runs' or 'batch'.
+    share: the work that devices share, 'runs' or 'batch'.
     vectorized: whether a device computes its runs together.
 
   Returns:

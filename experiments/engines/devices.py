@@ -19,15 +19,15 @@ from experiments.config.declaring import RunError, UsageError
 from siamrl.memory import memory_bytes as memory_bytes
 
 
-# What measures best on a CPU, see BUILD_NOTES.md.
+# The fastest options on a CPU, see BUILD_NOTES.md.
 CPU_XLA_FLAGS = (
-  # Or parameters are copied at every gradient step.
+  # Without it parameters are copied at every gradient step.
   '--xla_cpu_copy_insertion_use_region_analysis=true',
 )
 YNNPACK_XLA_FLAGS = (
   '--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce',
 )
-# Said, too: by default XLA gives YNNPACK some of its products.
+# By default XLA gives YNNPACK some of its products.
 NO_YNNPACK_XLA_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=',)
 # Without it a GPU may add up gradients in another order each time.
 GPU_XLA_FLAGS = ('--xla_gpu_deterministic_ops=true',)
@@ -43,24 +43,24 @@ _ACCELERATORS = (
 def configure(
   platform: str | None, *, cpu_devices: int = 1, ynnpack: bool = True
 ) -> str:
-  """Chooses the device, and has JAX compile well for it.
+  """Chooses the device, and the options with which JAX compiles for it.
 
-  Call it before anything is computed. XLA reads its options once, from the
-  environment: they are set here unless the user set the same ones.
+  Must be called before anything is computed, as XLA reads its options only
+  once, from the environment. Options that the user set there are kept.
 
   Args:
     platform: one of `startup.PLATFORMS`, or None for the best that JAX finds.
-    cpu_devices: devices that JAX is to make of a CPU, unless the user has told
-      it by JAX_NUM_CPU_DEVICES or XLA's option.
-    ynnpack: whether a CPU multiplies with YNNPACK. That is the faster way, but
-      where small dense networks learn while their process steps environments.
+    cpu_devices: number of devices that JAX makes of a CPU, unless
+      JAX_NUM_CPU_DEVICES or XLA's option sets it.
+    ynnpack: whether a CPU multiplies with YNNPACK, which is faster, except for
+      small dense networks whose process steps environments.
 
   Returns:
     The platform in use.
 
   Raises:
-    UsageError: JAX has no such device here, or the environment says something
-      that JAX or XLA cannot work with, or that would change what is computed.
+    UsageError: JAX has no such device, or an environment variable would break
+      or change what is computed.
   """
   check_environment()
   if platform == 'cpu' or not any(map(importlib.util.find_spec, _ACCELERATORS)):
@@ -68,17 +68,17 @@ def configure(
     add_xla_flags(YNNPACK_XLA_FLAGS if ynnpack else NO_YNNPACK_XLA_FLAGS)
   elif platform != 'tpu' and importlib.util.find_spec('libtpu') is None:
     add_xla_flags(GPU_XLA_FLAGS)
-  # To JAX 'gpu' means all makers' at once, and fails if one is missing.
+  # JAX takes 'gpu' for those of all vendors, and fails if one is missing.
   if platform and platform != 'gpu':
     jax.config.update('jax_platforms', platform)
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     jax.config.update('jax_compilation_cache_dir', str(_cache_directory()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
   if cpu_devices > 1 and not _cpu_devices_given():
-    # Where JAX runs already it keeps the devices that it has.
+    # If JAX runs already, it keeps its devices.
     with contextlib.suppress(RuntimeError):
       jax.config.update('jax_num_cpu_devices', cpu_devices)
-  # Without a GPU, JAX warns about the one that it looked for.
+  # JAX warns if it finds no GPU.
   logging.set_verbosity(logging.ERROR)
   try:
     backend = jax.default_backend()
@@ -96,11 +96,11 @@ def configure(
 
 
 def check_environment() -> None:
-  """Refuses environment variables under which no run can be what it should.
+  """Refuses environment variables that break or change runs.
 
   Raises:
-    UsageError: JAX is to compute otherwise than with its own settings, or the
-      installed XLA does not know an option, and would end the process.
+    UsageError: a setting of JAX is not its default, or the installed XLA does
+      not know an option and would end the process.
   """
   try:
     startup.check_settings(os.environ)
@@ -115,7 +115,7 @@ def check_environment() -> None:
 
 
 def _cpu_devices_given() -> bool:
-  """Whether the environment says how many devices a CPU is."""
+  """Whether the environment sets the number of CPU devices."""
   option = '--xla_force_host_platform_device_count'
   return 'JAX_NUM_CPU_DEVICES' in os.environ or option in os.environ.get(
     'XLA_FLAGS', ''
@@ -123,7 +123,7 @@ def _cpu_devices_given() -> bool:
 
 
 def add_xla_flags(wanted: Sequence[str]) -> None:
-  """Adds options to XLA's in the environment, save those the user set there.
+  """Adds options to XLA's in the environment, except those the user set.
 
   XLA reads it when its backend starts, at the first computation.
   """
@@ -139,9 +139,9 @@ def add_xla_flags(wanted: Sequence[str]) -> None:
 
 @functools.cache
 def _xla_knows(flag: str) -> bool:
-  """Whether the installed XLA has an option: an unknown one ends the process.
+  """Whether the installed XLA has an option; unknown ones end the process.
 
-  The options of a release are written nowhere but in its library.
+  Only the library itself lists the options of a release.
   """
   spec = importlib.util.find_spec('jaxlib')
   if spec is None or not spec.submodule_search_locations:
@@ -159,7 +159,7 @@ def _xla_knows(flag: str) -> bool:
 
 
 def _cache_directory() -> pathlib.Path:
-  """Where compiled programs are kept; a folder for each kind of processor.
+  """The cache of compiled programs, a folder for each kind of processor.
 
   A program compiled for one processor can fail on another, and home
   directories are shared.
@@ -175,17 +175,17 @@ def _cache_directory() -> pathlib.Path:
 
 
 def cores() -> int:
-  """Processor cores that this process may use; macOS does not tell."""
+  """Processor cores that this process may use; on macOS, all cores."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 class StopRequest:
-  """Hears SIGTERM and Ctrl-C, for the run to stop at its next good moment.
+  """A context manager that catches SIGTERM and Ctrl-C, to stop a run cleanly.
 
-  A second Ctrl-C interrupts at once. Use it as a context manager; it hears
-  from the moment it is made, and signals are as before when the block ends.
+  It is true once a signal has come. A second Ctrl-C interrupts at once. Signals
+  are caught from its creation to the end of the block.
   """
 
   def __init__(self) -> None:
@@ -213,10 +213,10 @@ class StopRequest:
 
 
 def check_room(folder: pathlib.Path, needed_bytes: int) -> None:
-  """Raises RunError if a disk has less room than a run's checkpoints need.
+  """Raises RunError if the checkpoints of a run do not fit the disk.
 
   Args:
-    folder: of the run; what it holds already counts as room.
+    folder: of the run; its files count as free space.
     needed_bytes: of all checkpoints that exist at once.
   """
   stats = os.statvfs(folder)

@@ -1,4 +1,4 @@
-"""A run's folder, with errors that speak of the flag."""
+"""The folder of a run, with errors that name the flag."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import contextlib
@@ -28,7 +28,7 @@ from siamrl.runners.errors import NonFiniteError
 
 # Options that may differ between a run and its resumption.
 WHERE = (*WHERE_FLAGS, 'checkpoint_period_s', 'fresh_environments')
-# Options that say which runs there are; the folder of one does not record them.
+# Options that list runs; the folder of a single run does not record them.
 _OF_SEVERAL = ('seeds', 'also')
 
 
@@ -45,15 +45,15 @@ def open_folder(
 
   Args:
     path: the folder.
-    recorded: the options that it is to record, or the sweep.
-    derived: what config.json says beside them.
+    recorded: the options to record, or the sweep.
+    derived: further entries of config.json.
     leave_out: options that are not recorded.
-    overwrite: whether to start afresh where a run folder is.
+    overwrite: whether to replace a run that the folder holds.
     ignore: options that may differ between a run and its resumption.
 
   Raises:
-    UsageError: the folder is another run's or no run folder.
-    RunError: it cannot be written, or another process has it.
+    UsageError: the folder is another run's, or not a run folder.
+    RunError: it cannot be written, or another process uses it.
   """
   first = recorded.configs[0] if isinstance(recorded, Sweep) else recorded
   flags, config = as_flags(recorded), as_json(recorded)
@@ -96,19 +96,19 @@ def say(notes: Collection[str]) -> None:
 
 
 def say_notes(folder: RunFolder) -> None:
-  """Prints what is odd about a folder, once nothing keeps the run from it."""
+  """Prints the notes about a folder, once the run can use it."""
   say(folder.notes)
   folder.notes.clear()
 
 
 def open_run(config: Any, derived: Mapping[str, Any]) -> RunFolder:
-  """The folder of a run alone, as `open_folder`.
+  """The folder of a single run, see `open_folder`.
 
   Args:
     config: the options, with `run_dir` and `overwrite`.
     derived: what config.json says beside them.
   """
-  # Not recorded: the flag file of a run must not be one that deletes it.
+  # Not recorded, or the flag file of a run would delete it.
   recorded = dataclasses.replace(config, overwrite=False)
   return open_folder(
     config.run_dir,
@@ -121,11 +121,11 @@ def open_run(config: Any, derived: Mapping[str, Any]) -> RunFolder:
 
 
 def default_folder(sweep: Sweep, names: Iterable[str]) -> str:
-  """The folder of a sweep, or of a run alone, whose user named none.
+  """The default folder of a sweep or of a single run.
 
   Args:
     sweep: of records with `agent` and `seed`.
-    names: of what is learned.
+    names: of the environments, games or data.
   """
   names = list(dict.fromkeys(names))
   learned = '+'.join(names)
@@ -152,13 +152,13 @@ def recover(
   *,
   may_be_none: bool = False,
 ) -> dict[str, Any] | None:
-  """Falls back from damaged files to the newest whole checkpoint, and says so.
+  """Falls back from damaged files to the newest whole checkpoint, with a note.
 
   Args:
-    folder: the run's, opened and locked.
-    checkpoints: the run's; each has what `written` says among its facts.
-    check: (facts) -> None; verifies what else the checkpoint depends on, and
-      raises ValueError or OSError where that is damaged.
+    folder: of the run, opened and locked.
+    checkpoints: of the run; their facts include those of `written`.
+    check: (facts) -> None; raises ValueError or OSError if other files that the
+      checkpoint depends on are damaged.
     may_be_none: whether the run can do without any of these checkpoints.
 
   Returns:
@@ -185,7 +185,7 @@ def recover(
 
 @contextlib.contextmanager
 def edited_errors() -> Iterator[None]:
-  """Has a ValueError, of a file that someone has edited, speak of the flag.
+  """Turns a ValueError about an edited file into one about the flag.
 
   Raises:
     RunError: in place of a ValueError whose message begins with the file.
@@ -198,10 +198,10 @@ def edited_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def checkpoint_errors(folder: RunFolder) -> Iterator[None]:
-  """Has an error in what a checkpoint says speak of the folder.
+  """Turns an error about the facts of a checkpoint into one about the folder.
 
   Raises:
-    RunError: a key is missing, or a value is none that a run has written.
+    RunError: a key is missing, or no run has written such a value.
   """
   try:
     yield
@@ -213,11 +213,11 @@ def checkpoint_errors(folder: RunFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_errors(folder: RunFolder) -> Iterator[None]:
-  """Has the library's errors speak of the folder.
+  """Turns errors of the library into errors about the folder.
 
   Raises:
-    RunError: in place of an error in reading or writing, of a divergence, or of
-      an environment that breaks its contract.
+    RunError: a file cannot be read or written, the learner diverged, or an
+      environment broke its contract.
   """
   try:
     yield

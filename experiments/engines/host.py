@@ -1,4 +1,4 @@
-"""A run of the host loop in its folder: what it saves, evaluates and shows."""
+"""A run of the host loop in its folder: saving, evaluating, reporting."""
 
 from collections.abc import Callable, Generator, Iterator
 import dataclasses
@@ -19,7 +19,7 @@ from siamrl.types import TrainState
 # Atari frames shrank 30 to 70 times under random play; cautiously, 5 times.
 _REPLAY_COMPRESSION = 5
 
-# What a run does before it learns, beside its progress.
+# Phases of a run before it learns.
 _REPLAYING = 'playing again'
 _WARM_UP = 'warming up'
 
@@ -30,7 +30,7 @@ class Parts:
 
   Attributes:
     state: the learner's fresh state.
-    seen: what belongs to the twin's panel, fresh; None without one.
+    seen: the fresh state of the twin's panel; None without one.
     replay: empty.
     config: of the loop.
     loop: (state, on_change=...) -> generator of the host loop's progress.
@@ -39,12 +39,12 @@ class Parts:
     draw: writes the curve.
     frames_per_env_step: emulator frames per env step.
     num_envs: environments stepped at once.
-    seed: the run's.
-    checkpoint_period_s: seconds between two checkpoints, at most, up to the
-      length of a chunk; one is also written after each iteration.
-    unit: what a frame is called in messages.
-    fresh_environments: whether a run goes on with fresh environments where they
-      do not return to where it had stopped.
+    seed: of the run.
+    checkpoint_period_s: seconds between checkpoints, up to the length of a
+      chunk; one is also written after each iteration.
+    unit: the name of a frame in messages.
+    fresh_environments: whether a run resumes in fresh environments if the old
+      ones do not return to where it had stopped.
   """
 
   state: TrainState
@@ -68,10 +68,10 @@ class Parts:
 
 
 def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> bool:
-  """Trains to the end, or until it is asked to stop, from wherever it stands.
+  """Trains from the last checkpoint to the end, or until asked to stop.
 
   Args:
-    folder: the run's, opened and locked.
+    folder: of the run, opened and locked.
     parts: what to run.
     stop: true once the user wants the run to stop.
 
@@ -106,7 +106,7 @@ class _Run(running.Running):
     self._saves = 0
     # The row of an iteration that has not been evaluated yet.
     self._pending: dict[str, float] | None = None
-    # Of the replay, as the newest checkpoint has it.
+    # Of the replay in the newest checkpoint.
     self._manifest: Any = None
 
   @property
@@ -166,7 +166,7 @@ class _Run(running.Running):
       yield from self._finish_iteration(self._pending)
     begun = self._state.env_steps, int(self._state.train.gradient_steps)
     learning = False  # in this process
-    # So often the loop yields on the way to where the run was left.
+    # Times that the loop yields before it is back where the run was left.
     replays = len(self._state.actions) // self._parts.config.chunk_env_steps
     self._progress.enter(
       _REPLAYING if replays else self._phase_before_learning()
@@ -184,7 +184,7 @@ class _Run(running.Running):
         if not replays:
           self._progress.enter(self._phase_before_learning())
       elif not learning:
-        # What has just been done was compiled first: its time says little.
+        # This chunk includes compilation, so its time says little.
         learning = int(self._state.train.gradient_steps) > begun[1]
         self._progress.enter(
           MAIN if learning else self._phase_before_learning()
@@ -215,7 +215,7 @@ class _Run(running.Running):
     return number - self._state.iteration
 
   def _say_where(self) -> None:
-    """Says where the run begins or goes on."""
+    """Says where the run begins or resumes."""
     if not self._saves:
       self._announce()
     elif self._state.actions:
@@ -278,10 +278,10 @@ class _Run(running.Running):
     return self._saves, _saved(self._state.train, self._state.seen), facts
 
   def _save(self) -> None:
-    """Writes a checkpoint: segments of the replay first, then what names them.
+    """Writes a checkpoint: segments of the replay, then what names them.
 
-    Killed in between, the run finds the checkpoint before and its segments.
-    These stay even then, for the case that the new one is damaged.
+    The segments of the last checkpoint are kept in case the new one is not
+    finished or damaged.
     """
     kept = [] if self._manifest is None else [self._manifest]
     self._manifest = self._parts.replay.save(self._folder.replay)

@@ -1,7 +1,7 @@
 """Runs of the host loop: a family of agents in a suite of environments.
 
-A launcher names one of each. The replay, the loop, evaluations and pictures are
-the same for all of them, and are put together here.
+A launcher names one of each; the replay, the loop, evaluations and figures are
+the same for all.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -61,16 +61,16 @@ class Suite(Protocol):
 
   Attributes:
     name: of the environment, for titles.
-    spaces: what the environments take and give.
-    unit: what a frame is called in messages, 'frame' or 'env step'.
+    spaces: of observations and actions.
+    unit: the name of a frame in messages, 'frame' or 'env step'.
     x: the column of metrics.csv that curves are drawn over.
     frames_per_env_step: emulator frames per env step.
-    environment_nbytes: memory that one environment takes, about.
+    environment_nbytes: approximate memory of one environment.
     eval_envs: environments stepped side by side in an evaluation.
     eval_quota: keywords of `evaluation.evaluate`, `episodes` or `env_steps`;
       empty for no evaluation.
     loop_options: further fields of `host.LoopConfig`.
-    derived: what config.json says of the environments.
+    derived: entries of config.json about the environments.
   """
 
   @property
@@ -104,7 +104,7 @@ class Suite(Protocol):
   def derived(self) -> dict[str, Any]: ...
 
   def of(self, config: Any) -> 'Suite':
-    """The same environments, as other options would have them."""
+    """The same environments with other options."""
 
   def make(self, seed: int) -> Environments:
     """Environments to collect with."""
@@ -119,7 +119,7 @@ class Suite(Protocol):
     """The recorder of an evaluation with this seed; None for no recording."""
 
   def notes(self) -> Iterable[str]:
-    """Lines that the user should know of; raises RunError."""
+    """Lines for the user to read; raises RunError."""
 
 
 class Film(Protocol):
@@ -129,10 +129,10 @@ class Film(Protocol):
     """Sees the actions of a step, before they are sent."""
 
   def write(self, path: pathlib.Path) -> None:
-    """Writes what was recorded."""
+    """Writes the recording."""
 
   def close(self) -> None:
-    """Frees what recording takes."""
+    """Frees the resources of recording."""
 
 
 class Family(Protocol):
@@ -144,7 +144,7 @@ class Family(Protocol):
   def make_host_learner(
     self, config: Any, suite: Any, twin: TwinSpec
   ) -> Learner:
-    """All that learning takes; nothing is computed."""
+    """The learner; nothing is computed."""
 
   def make_host_panel(
     self, config: Any, suite: Any, learner: Learner, twin: TwinSpec
@@ -161,7 +161,7 @@ class Family(Protocol):
 def _make_learner(
   config: Any, family: Family, suite: Suite
 ) -> tuple[TwinSpec, Learner, host.Watch | None]:
-  """The twin, what learns and what watches it; nothing is computed.
+  """The twin, the learner and the watch of its panel; nothing is computed.
 
   Raises as `build` does.
   """
@@ -183,7 +183,7 @@ def _make_learner(
 def build(
   config: Any, family: Family, suite: Suite, folder: RunFolder
 ) -> tuple[engine.Parts, dict[str, Any]]:
-  """Makes all parts of a run; returns them and what to record of them.
+  """Makes all parts of a run; returns them and entries of config.json.
 
   Args:
     config: the options.
@@ -275,8 +275,8 @@ def check_replay(config: Any, suite: Suite) -> None:
       f'be at least {needed}: --batch_size={config.batch_size}, and '
       f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
     )
-  # In the worst case every other slot ends an episode, and of each
-  # environment's oldest and newest few slots none starts a transition.
+  # In the worst case every other slot ends an episode, and no transition starts
+  # in the oldest and newest few slots of each environment.
   unready = config.num_envs * (config.n_step + suite.spaces.stack)
   least = 2 * (config.batch_size + unready)
   if config.replay_capacity < least:
@@ -331,7 +331,7 @@ def _nbytes(family: Family, suite: Suite, config: Any) -> float:
   )
   if config.panel_period:
     needed += config.probe_size / config.batch_size * memory.nbytes(batch)
-    # What was expected of an evaluation, and five things that came of it.
+    # The values expected in an evaluation, and five records of it.
     needed += 6 * memory.kept_nbytes(
       suite.eval_quota.get('env_steps', 0), max(suite.eval_envs, 1), numbers=1
     )
@@ -382,7 +382,7 @@ def _evaluate(
 
 
 def _draw(config: Any, suite: Suite, folder: RunFolder) -> None:
-  # Without Matplotlib there is no curve: metrics.csv says the same.
+  # Without Matplotlib there is no curve; metrics.csv has the same numbers.
   if not running.can_draw():
     return
   plot_run(
@@ -419,8 +419,8 @@ def main(
   Args:
     sweep: of a launcher's options.
     family: of agents.
-    make_suite: options -> their environments; raises UsageError for options
-      that these do not go with.
+    make_suite: options -> environments; raises UsageError for options that do
+      not fit them.
     check: raises UsageError for options that do not go together.
     ynnpack: as `devices.configure` has it.
   """
@@ -447,7 +447,7 @@ def _train(
   suites: Sequence[Suite],
   stop: devices.StopRequest,
 ) -> None:
-  """Trains what `main` has checked; `suites` are those of the combinations."""
+  """Trains the runs that `main` has checked, with a suite per combination."""
   noted: set[str] = set()
 
   def train(run: series.Run) -> bool:

@@ -18,14 +18,14 @@ from experiments.config.declaring import UsageError, counts, refuse
 from siamrl.types import Schedule
 
 
-# Of the memory; the rest is the operating system's and the allocator's.
+# Share of the memory that a run may take; the system and the allocator need
+# the rest.
 SHARE = 0.9
 
-# Of an array beside its numbers, and of its place in a list.
+# Overhead of an array, and of its place in a list.
 _ARRAY_NBYTES = 128
 
-# Operations whose result cannot take the place of an operand that nobody else
-# needs. That of others can, such as elementwise ones and loops.
+# Operations whose result cannot reuse the memory of an operand.
 _COPIES = frozenset(
   ('dot_general', 'conv_general_dilated', 'gather', 'sort', 'transpose')
   + ('concatenate', 'pad', 'rev', 'dynamic_slice', 'slice', 'top_k')
@@ -40,8 +40,8 @@ def check(
   Args:
     config: the options.
     needs: options -> bytes that their run takes.
-    fallback: the option to name where none stands out.
-    memory: bytes that there are.
+    fallback: the option to name if none stands out.
+    memory: available bytes.
   """
   need = needs(config)
   if need > SHARE * memory:
@@ -54,12 +54,12 @@ def check(
 
 
 def check_replay(config: Any, need: int, memory: float) -> None:
-  """Raises UsageError for a replay that the memory cannot hold by itself.
+  """Raises UsageError for a replay that alone exceeds the memory.
 
   Args:
     config: the options, with `replay_capacity`.
     need: bytes of a full replay.
-    memory: bytes that there are.
+    memory: available bytes.
   """
   if need > SHARE * memory:
     refuse(
@@ -76,15 +76,15 @@ def words(need: float, memory: float) -> str:
 
 
 def heaviest(config: Any, needs: Callable[[Any], float]) -> str | None:
-  """The option that a run owes most of its size to.
+  """The option that makes a run largest.
 
   Args:
     config: the options.
     needs: options -> bytes that their run takes.
 
   Returns:
-    The name of the count that, at its default, makes the run smallest; None
-    where no default makes it smaller.
+    The name of the count whose default makes the run smallest; None if no
+    default makes it smaller.
   """
   sizes, need = {}, needs(config)
   for name, default in counts(config).items():
@@ -108,8 +108,8 @@ def learning_nbytes(
   Args:
     regress: takes a gradient step.
     state: shapes of the learner's state.
-    batch: shapes of what it learns from.
-    schedule: says how many batches a round draws together.
+    batch: shapes of a batch.
+    schedule: has the number of batches that a round draws together.
     chunk_env_steps: env steps whose metrics are fetched together.
   """
   rounds = max(1, chunk_env_steps // schedule.collect)
@@ -139,12 +139,12 @@ def nbytes(tree: Any) -> int:
 def peak_nbytes(function: Callable[..., Any], *arguments: Any) -> int:
   """About how many bytes a program holds at once; nothing is computed.
 
-  Counted are arguments and all values from their making to their last use,
-  where the compiler may save some by fusing what makes and what uses them.
+  It counts arguments, and all values until their last use. The compiler may
+  save some of them by fusion.
 
   Args:
-    function: what is to be compiled; a jitted one is traced once for this and
-      for its compilation.
+    function: the program; a jitted one is traced only once, for this and for
+      its compilation.
     *arguments: trees of arrays or of their shapes; donated.
   """
   traced = function if hasattr(function, 'trace') else jax.jit(function)

@@ -1,4 +1,4 @@
-"""A run on a data set in its folder: what it saves, measures and shows."""
+"""A run on a data set in its folder: saving, measuring, reporting."""
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
@@ -24,7 +24,7 @@ class Parts(NamedTuple):
 
   Attributes:
     state: the learner's fresh state.
-    train: (state, iterations that it has behind it) -> progress.
+    train: (state, iterations done) -> progress.
     measure: (online parameters, iteration) -> columns.
   """
 
@@ -38,15 +38,14 @@ class Options:
   """The description of a run.
 
   Attributes:
-    environment: where the data are from, in words.
+    environment: name of the environment that the data are from.
     iterations: of the whole run.
-    gradient_steps: of the whole run; None where fits end early, for nobody
-      knows how many they will take.
-    checkpoint_period_s: seconds between two checkpoints, about.
+    gradient_steps: of the whole run; None if fits may end early.
+    checkpoint_period_s: seconds between checkpoints, approximately.
     make_data: (folder, whether the run has learned from it) -> the data set;
-      raises RunError where it cannot be read.
-    make_parts: the data set -> what learns from it.
-    draw: (folder) -> None; draws what the metrics say.
+      raises RunError if it cannot be read.
+    make_parts: the data set -> the parts of the run.
+    draw: (folder) -> None; draws the metrics.
   """
 
   environment: str
@@ -59,10 +58,10 @@ class Options:
 
 
 def run(folder: RunFolder, options: Options, stop: devices.StopRequest) -> None:
-  """Learns to the end, or until it is asked to stop, from wherever it stands.
+  """Learns from the last checkpoint to the end, or until asked to stop.
 
   Args:
-    folder: the run's, opened and locked.
+    folder: of the run, opened and locked.
     options: what to run.
     stop: true once the user wants the run to stop.
 
@@ -74,7 +73,7 @@ def run(folder: RunFolder, options: Options, stop: devices.StopRequest) -> None:
 
 
 def _checksum(data: Dataset) -> int:
-  """A number that another data set hardly has."""
+  """A checksum of a data set."""
   value = 0
   for array in data:
     value = zlib.crc32(f'{array.dtype} {array.shape}'.encode(), value)
@@ -157,7 +156,7 @@ class _Run(running.Running):
     self._progress.message(_line(row))
 
   def _write(self, step: offline.Progress, seconds: float) -> dict[str, float]:
-    """Measures, and writes the row of an iteration."""
+    """Measures and writes the row of an iteration."""
     metrics = {name: value.item() for name, value in step.row.items()}
     gradient_steps = metrics.pop('gradient_steps')
     early = self._options.gradient_steps is None

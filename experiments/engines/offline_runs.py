@@ -1,7 +1,7 @@
-"""Runs on a data set: a family of agents that learns from what a suite gives.
+"""Runs on a data set: a family of agents that learns from a suite's data.
 
-A launcher names the family. The data, the learner, what is measured and drawn
-are put together here.
+A launcher names the family; data, learner, measures and figures are put
+together here.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class Family(Protocol):
   def make_offline_learner(
     self, config: Any, network: QNetwork, example_obs: Any, twin: TwinSpec
   ) -> Learner:
-    """All that learning takes; nothing is computed."""
+    """The learner; nothing is computed."""
 
 
 def main(config: Any, family: Family) -> None:
@@ -94,7 +94,7 @@ def _train(config: Any, family: Family, stop: devices.StopRequest) -> None:
 
 
 def _check_fits(name: str, transitions: int, task: Task) -> None:
-  """Raises UsageError for an option by which the memory is too small."""
+  """Raises UsageError for transitions that exceed the memory."""
   needed = suite.nbytes(task, transitions)
   available = devices.memory_bytes()
   if needed > memory.SHARE * available or transitions >= suite.MOST:
@@ -158,7 +158,7 @@ def _describe(
 def make_learner(
   config: Any, family: Family, task: Task, data: Dataset | None
 ) -> Learner:
-  """The learner that the options name; without data, of its shapes."""
+  """The learner of the options; without data, only for its shapes."""
   environment = task.environment
   return family.make_offline_learner(
     config,
@@ -171,7 +171,7 @@ def make_learner(
 def make_run(
   config: Any, family: Family, task: Task, given: Dataset | None
 ) -> engine.Options:
-  """The run; without the data set that a user gives, it collects one."""
+  """The run; it collects a data set if the user gives none."""
   init_key, collect_key, batch_key, eval_key = jax.random.split(
     jax.random.key(config.seed), 4
   )
@@ -223,7 +223,7 @@ def make_run(
 
 
 def _draw(config: Any, folder: RunFolder) -> None:
-  """Draws what the metrics say; without Matplotlib, nothing."""
+  """Draws the metrics, if Matplotlib is installed."""
   if not running.can_draw():
     return
   table = read_metrics(folder.metrics)

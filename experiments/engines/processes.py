@@ -1,7 +1,7 @@
 """Several processes that share the runs of a sweep: how they meet.
 
-They compute nothing together, so that all they need of JAX's distributed
-runtime is its coordinator, through which each tells the others how it went.
+They compute nothing together: of JAX's distributed runtime they use only the
+coordinator, through which each tells the others how it went.
 """
 
 import ipaddress
@@ -14,22 +14,22 @@ import jax
 from experiments.config.declaring import RunError
 
 _POLL_S = 0.2
-# What the first processes to end wait for the last at most.
+# The longest that the first processes to end wait for the last.
 _SHUTDOWN_S = 3_600
 
 
 def connect(coordinator: str, num_processes: int, process_id: int) -> None:
-  """Joins the other processes. Call it before JAX computes anything.
+  """Joins the other processes; must be called before JAX computes anything.
 
   Args:
     coordinator: HOST:PORT of process 0.
     num_processes: how many there are.
-    process_id: this one's number.
+    process_id: the number of this process.
 
   Raises:
     RunError: they have not met within minutes.
   """
-  # It would take SIGTERM, which is to save and stop, and do nothing with it.
+  # The service would swallow SIGTERM, which saves and stops runs.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
@@ -45,11 +45,11 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _bind_address(coordinator: str) -> str | None:
-  """Where process 0 listens: at the coordinator's address and nowhere else.
+  """The address at which process 0 listens: only that of the coordinator.
 
-  None, for JAX to listen on all interfaces, where that is not an address of
-  this machine (behind NAT, for one), or where it is a name: on its own machine
-  a name often stands for the loopback, which the others cannot reach.
+  None makes JAX listen on all interfaces. It is for addresses that are not of
+  this machine, such as behind NAT, and for names, which on their own machine
+  often mean the loopback, which the others cannot reach.
   """
   host, _, _ = coordinator.rpartition(':')
   if host == 'localhost':
@@ -71,11 +71,11 @@ def _bind_address(coordinator: str) -> str | None:
 def gather(name: str, value: str) -> list[str]:
   """Tells all processes a value, and waits for theirs.
 
-  It looks again and again: a Ctrl-C would not interrupt JAX's own barriers.
+  It polls, as Ctrl-C does not interrupt JAX's own barriers.
 
   Args:
-    name: of what is told; each name is used once.
-    value: this process's.
+    name: of the value; each name is used once.
+    value: of this process.
 
   Returns:
     The values of all processes, in their order.

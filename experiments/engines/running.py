@@ -1,7 +1,7 @@
-"""The engine of all runs: resume, go on, write rows, save, stop.
+"""The engine of all runs: resume, train, write rows, save, stop.
 
-What a run computes and what it saves is in the modules of each kind of run:
-`host`, `compiled`, `offline`.
+The modules `host`, `compiled` and `offline` define what each kind of run
+computes and saves.
 """
 
 import abc
@@ -26,10 +26,10 @@ from siamrl.report.run_folder import RunFolder
 
 @functools.cache
 def can_draw() -> bool:
-  """Whether curves can be drawn, which they are where Matplotlib is installed.
+  """Whether curves can be drawn, for which Matplotlib must be installed.
 
-  Where it is installed but broken, the first call says so. The run itself goes
-  on: metrics.csv has the same numbers.
+  If it is broken, the first call prints a note and the run goes on: metrics.csv
+  has the same numbers.
   """
   try:
     return drawing.can_draw()
@@ -38,20 +38,19 @@ def can_draw() -> bool:
     return False
 
 
-# What may go wrong in drawing without ending a run. Tests, which want to see
-# what goes wrong, empty it.
+# Errors in drawing that do not end a run. Tests empty it to see them.
 DRAWING_ERRORS: tuple[type[Exception], ...] = (Exception,)
 
 _said: set[str] = set()
 
 
 def draw(what: object, action: Callable[[], object]) -> None:
-  """Draws; where that fails, says so once and goes on.
+  """Draws; a failure is reported once and ignored.
 
-  Everything that is drawn can be drawn again from what the run has recorded.
+  Everything can be drawn again from the records of the run.
 
   Args:
-    what: is drawn, such as the path of a picture.
+    what: the name of what is drawn, such as a path.
     action: draws it.
   """
   try:
@@ -61,7 +60,7 @@ def draw(what: object, action: Callable[[], object]) -> None:
 
 
 def say_lost(what: object, error: Exception) -> None:
-  """Says, once, that something cannot be shown and the run goes on."""
+  """Says once that something cannot be written and the run goes on."""
   if str(what) not in _said:
     _said.add(str(what))
     reason = ' '.join(str(error).split())[:300] or type(error).__name__
@@ -85,10 +84,9 @@ class Moment(enum.Enum):
 class Running(abc.ABC):
   """A run in its folder, from its newest whole checkpoint to its end.
 
-  This class has what all engines do. What a step is, what a checkpoint holds
-  and what a row is made of are each engine's own: it defines the abstract
-  members. They are called in this order: `find`, `stand`, `finished`, `open`,
-  `nbytes`, `train`; and while `train` goes on, `checkpoint` and `at`.
+  Each engine defines steps, rows and checkpoints by the abstract members. They
+  are called in this order: `find`, `stand`, `finished`, `open`, `nbytes`,
+  `train`; and during `train`, `checkpoint` and `at`.
   """
 
   step_column = STEP_COLUMN  # the x axis of events
@@ -100,12 +98,12 @@ class Running(abc.ABC):
     *,
     checkpoint_period_s: float,
   ):
-    """A run that nobody has looked at yet.
+    """Prepares the run; reads nothing yet.
 
     Args:
-      folder: the run's, opened and locked.
+      folder: of the run, opened and locked.
       stop: true once the user wants the run to stop.
-      checkpoint_period_s: seconds between two checkpoints, about.
+      checkpoint_period_s: seconds between checkpoints, approximately.
     """
     self._folder, self._stop = folder, stop
     self._checkpoint_period_s = checkpoint_period_s
@@ -113,12 +111,12 @@ class Running(abc.ABC):
     self._shown = True  # no rows
 
   def find(self) -> dict[str, Any] | None:
-    """The facts beside the newest whole checkpoint; None without any."""
+    """The facts of the newest whole checkpoint; None if there is none."""
     return folders.recover(self._folder, self._checkpoints)
 
   @abc.abstractmethod
   def stand(self, facts: dict[str, Any]) -> None:
-    """Takes the position that the facts beside a checkpoint tell."""
+    """Takes the position that the facts of a checkpoint tell."""
 
   @property
   @abc.abstractmethod
@@ -128,22 +126,19 @@ class Running(abc.ABC):
   @property
   @abc.abstractmethod
   def whole(self) -> str:
-    """How long the whole run is, in words: '3,200 frames'."""
+    """The length of the whole run in words: '3,200 frames'."""
 
   @abc.abstractmethod
   def open(self) -> Progress:
-    """Makes what is needed to go on; returns where the run stands."""
+    """Prepares training; returns the progress of the run so far."""
 
   @abc.abstractmethod
   def nbytes(self) -> int:
-    """About how many bytes three checkpoints take.
-
-    Two are kept, and the next is written beside them.
-    """
+    """The approximate bytes of three checkpoints: two are kept, one written."""
 
   @abc.abstractmethod
   def train(self) -> Iterator[Moment]:
-    """Goes on to the end, yielding wherever the run may be saved."""
+    """Trains to the end; yields whenever the run may be saved."""
 
   @abc.abstractmethod
   def checkpoint(self) -> tuple[int, Any, dict[str, Any]]:
@@ -152,14 +147,14 @@ class Running(abc.ABC):
   @property
   @abc.abstractmethod
   def at(self) -> str:
-    """Where the run stands, in words: 'at frame 1,600'."""
+    """The position of the run in words: 'at frame 1,600'."""
 
   @abc.abstractmethod
   def draw(self) -> None:
-    """Draws what the rows say."""
+    """Draws the rows."""
 
   def go(self) -> bool:
-    """Goes on to the end, or until the user asks the run to stop.
+    """Trains to the end, or until the user asks the run to stop.
 
     Returns:
       Whether the run is finished.
@@ -183,7 +178,7 @@ class Running(abc.ABC):
         Progress(1, 1).message(f'finished already: {folder.path}, {self.whole}')
       else:
         self._go_on()
-      self._show()  # a process may have been killed before it did
+      self._show()  # the last process may have been killed before it did
     return self.finished
 
   def _go_on(self) -> None:
@@ -202,7 +197,7 @@ class Running(abc.ABC):
         if not saved and (due or self._stop or self._overdue()):
           self._save()
           saved = True
-        # Also where the request has come while it was saved.
+        # The request may also have come during the saving.
         if saved and self._stop and not self.finished:
           self._progress.message(
             f'stopped {self.at} and saved; the same command, without '
@@ -213,15 +208,15 @@ class Running(abc.ABC):
 
   @property
   def _events(self) -> pathlib.Path | None:
-    """Where events go; None where rows are of several runs."""
+    """The folder of events; None if rows are of several runs."""
     return self._folder.events
 
   def _announce(self, at: str = '', more: str = '') -> None:
-    """Says that a run begins, or where it goes on.
+    """Says that a run begins, or where it resumes.
 
     Args:
-      at: where it goes on, in words; '' for a run that begins.
-      more: what else to say.
+      at: where it resumes, in words; '' for a run that begins.
+      more: further words.
     """
     where = f'{self._folder.path} on {jax.devices()[0].device_kind}'
     text = f'starting {where}; Ctrl-C saves and stops'
@@ -230,7 +225,7 @@ class Running(abc.ABC):
     self._progress.message(f'{text}{more}')
 
   def _write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds rows to the metrics; their events may be lost."""
+    """Writes rows to the metrics and, if possible, to the events."""
     self._writer.write_rows(rows)
     self._shown = False
     error = self._writer.events_error

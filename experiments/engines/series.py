@@ -1,9 +1,9 @@
-"""Runs one after the other, each in a folder of its own.
+"""Runs one after the other, each in its own folder.
 
 A command line may hold lists, and every combination of their values, times the
-seeds, is a run. A run alone has `--run_dir` itself. Of several, each has a
-folder inside, named after its values of the swept options, such as
-`tau=0.1,seed=0`; it is the folder of a run like any other.
+seeds, is a run. A single run has `--run_dir` itself. Each of several has a
+subfolder, named after its values of the swept options, such as
+`tau=0.1,seed=0`, which is like the folder of a single run.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ from experiments.engines import devices, folders
 from siamrl.report.run_folder import RunFolder
 
 _MOST_RUNS = 10_000
-# Of a folder's name, of which file systems take 255.
+# Of a folder's name; file systems allow 255 bytes.
 _MOST_CHARACTERS = 200
 
 
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
   Attributes:
     config: its options, with a folder of its own and one seed.
-    combination: the index of its options in the sweep, but for the seed.
+    combination: the index of its options in the sweep, apart from the seed.
   """
 
   config: Any
@@ -45,7 +45,7 @@ def split(sweep: Sweep, names: Iterable[str]) -> list[Run]:
 
   Args:
     sweep: of records with `run_dir`, `seed`, `seeds` and `also`.
-    names: of what is learned, for the name of a folder that is not given.
+    names: of the environments, for the name of the default folder.
 
   Raises:
     UsageError: there are too many seeds, or there are several runs and the
@@ -90,7 +90,7 @@ def split(sweep: Sweep, names: Iterable[str]) -> list[Run]:
 
 
 def _folder_name(swept: Mapping[str, str]) -> str:
-  """The name of a run's folder, which every file system takes.
+  """The name of a run's folder, valid in every file system.
 
   Args:
     swept: values of the swept options, and the seed, as flags have them.
@@ -109,8 +109,8 @@ def run(
 ) -> None:
   """Trains runs one after the other, or until asked to stop.
 
-  Runs that are finished are passed over, and one that was interrupted goes on.
-  After one that fails, such as by diverging, the next begins.
+  Finished runs are skipped, and interrupted ones resume. If one fails, such as
+  by diverging, the next begins.
 
   Args:
     runs: as `split` makes them.

@@ -1,8 +1,8 @@
 """Sweeps of compiled runs: how they become programs.
 
 A command line may hold lists, and every combination of their values, times the
-seeds, is a run. Runs that differ in numbers only are one compiled program. What
-kind of runs they are, a `Family` says.
+seeds, is a run. Runs that differ only in numbers share one compiled program. A
+`Family` defines the kind of runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +50,7 @@ def main(sweep: Sweep, make_task: Callable[[Any], Any], family: Family) -> None:
     sweep: of records of a launcher's subclass of `SweepOptions`.
     make_task: such a record -> its task, which has a `name` and may have
       `notes`, lines for the user to read; raises UsageError or RunError.
-    family: what kind of runs they are.
+    family: the kind of runs.
   """
   with devices.StopRequest() as stop:
     _train(sweep, make_task, family, stop)
@@ -77,7 +77,7 @@ def _train(
   run_dir = first.run_dir or folders.default_folder(
     sweep, (task.name for task in tasks.values())
   )
-  # With a seed each at first: there may be more runs than can be listed.
+  # Memory is checked with one seed first: the list of all runs may be too long.
   vectorized = first.vectorized
   if vectorized is None:
     vectorized = platform != 'cpu'
@@ -128,17 +128,17 @@ def configure(config: SweepOptions) -> str:
   """Settles platform, devices and processes; returns the platform."""
   if config.num_processes > 1:
     devices.check_environment()
-    # Before JAX starts, for it to know of the others.
+    # Before JAX starts, so that it knows of the other processes.
     if config.platform:
       jax.config.update('jax_platforms', config.platform)
     assert config.coordinator is not None
     processes.connect(
       config.coordinator, config.num_processes, config.process_id
     )
-  # LAPACK's threads, of all devices, would wait for each other: singular values
-  # took ten times as long. Read when SciPy is loaded, which JAX does late.
+  # LAPACK's threads of all devices would wait for each other: singular values
+  # took ten times as long. SciPy reads this when JAX loads it, which is later.
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-  # One device a core: programs so small gain nothing from more than a thread.
+  # One device per core: programs this small gain nothing from more threads.
   return devices.configure(config.platform, cpu_devices=devices.cores())
 
 
@@ -169,7 +169,7 @@ def _check(config: SweepOptions) -> None:
 
 
 def _check_shared_batch(sweep: Sweep) -> None:
-  """Raises UsageError for a batch that the devices here cannot divide."""
+  """Raises UsageError for a batch that the local devices cannot divide."""
   number = jax.local_device_count()
   for config in sweep.configs:
     if config.batch_size % number:
@@ -198,7 +198,7 @@ def _make_programs(
   """The programs of a sweep, each with the runs of the first seed."""
   programs: dict[Any, list[int]] = {}
   for index, config in enumerate(sweep.configs):
-    # Runs with the same rest are one program.
+    # Runs that agree in the rest are one program.
     rest = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     for name in traced(type(config)):
       del rest[name]
@@ -219,12 +219,12 @@ def _make_programs(
     )
 
 
-# Makes the program of a record, for comparison.
+# Record -> its program, for comparisons.
 ProgramOf = Callable[[Any], compiled.Group]
 
 
 def _memory_bytes(platform: str) -> float:
-  """Memory of the devices here; infinite where they do not tell."""
+  """Memory of the local devices; infinite if it is unknown."""
   if platform == 'cpu':
     return devices.memory_bytes()
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -247,7 +247,7 @@ def check_memory(
 
   Args:
     programs: with the runs of one seed.
-    config: tells how many seeds and processes there are.
+    config: has the numbers of seeds and processes.
     platform: that of the devices.
     program_of: finds the option that makes a run too large.
   """
@@ -256,7 +256,7 @@ def check_memory(
     return
   for program in programs:
     one = program.run_bytes()
-    # An iteration holds the runs before and after it.
+    # An iteration holds the states before and after it.
     most = int(memory.SHARE * available / (2 * one)) * config.num_processes
     combinations = len(program.runs)
     if combinations * config.seeds > most:
@@ -286,18 +286,18 @@ def _check_peaks(
   vectorized: bool,
   program_of: ProgramOf,
 ) -> None:
-  """Raises UsageError where an iteration takes more than the memory has.
+  """Raises UsageError if an iteration exceeds the memory.
 
   Args:
     groups: the programs with all their runs.
-    config: tells how they share the devices.
+    config: how they share the devices.
     platform: that of the devices.
     vectorized: whether a device computes its runs together.
     program_of: finds the option that makes an iteration too large.
   """
 
   def peak(program: compiled.Group, number: int) -> float:
-    """Of so many runs in each process that shares them."""
+    """The peak if processes share this number of runs."""
     each = -(-number // config.num_processes)
     runs = (list(program.runs) * each)[:each]
     return compiled.peak_nbytes(
@@ -326,7 +326,7 @@ def _check_peaks(
 
 
 def _draw(title: str, folder: RunFolder) -> None:
-  """Draws what the metrics say; without Matplotlib, nothing."""
+  """Draws the metrics, if Matplotlib is installed."""
   flags_ = folder.read_flags()
   if flags_ is not None and running.can_draw():
     sweep_figures.draw(

@@ -16,8 +16,8 @@ class Family(NamedTuple):
     check: configuration -> None; raises UsageError for options that do not go
       together.
     settings: (configuration, task) -> the numbers of a run that are traced.
-    make_loop: (configuration, task) -> what each run does, for `compiled`;
-      raises ValueError for options that do not fit.
+    make_loop: (configuration, task) -> a `compiled.Loop`; raises ValueError for
+      options that do not fit.
     iterations: configuration -> iterations of the run.
   """
 
@@ -35,10 +35,10 @@ class Task:
     name: of the environment, for folders and titles.
     environment: what to act in.
     network: number of actions -> network; None where the family makes it.
-    packed: whether its boolean observations are stored a bit each.
-    process: behind the environment, if its values are known exactly.
-    eval_environment: where to evaluate, if elsewhere.
-    augment: what is done to each observation that is learned from.
+    packed: whether boolean observations are stored as bits.
+    process: of the environment, if it can be solved exactly.
+    eval_environment: to evaluate in, if it is another one.
+    augment: of each observation that is learned from.
   """
 
   name: str

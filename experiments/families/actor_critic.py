@@ -58,13 +58,13 @@ _SIZES = sizes('400-300')
 
 
 def read_by_agent(name: str) -> When:
-  """The agent takes an option."""
+  """The condition that the agent takes an option."""
   agents = actor_critic.AGENTS
   return given('agent', *(a for a in agents if name in agents[a].takes))
 
 
 def _of(name: str) -> dict[str, Any]:
-  """How an option is declared that means something to some agents only."""
+  """Arguments of an option that means something to some agents only."""
   return dict(when=read_by_agent(name), refused=True)
 
 
@@ -231,14 +231,10 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
     POSITIVE,
   )
   log_std_low: float = option(
-    -20.0,
-    "Lower bound of the logarithm of the actor's standard deviation.",
-    **_of('alpha'),
+    -20.0, "Lower bound of the actor's log standard deviation.", **_of('alpha')
   )
   log_std_high: float = option(
-    2.0,
-    "Upper bound of the logarithm of the actor's standard deviation.",
-    **_of('alpha'),
+    2.0, "Upper bound of the actor's log standard deviation.", **_of('alpha')
   )
   log_std_squash: str = option(
     'clip',
@@ -322,7 +318,7 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
 
 
 def agent_options(config: ControlConfig) -> dict[str, Any]:
-  """Those of the agent that mean something to it, defaults put in."""
+  """The options that the agent takes, with their defaults."""
   algorithm = actor_critic.AGENTS[config.agent]
   defaults = inspect.signature(algorithm.make).parameters
   given = {name: getattr(config, name) for name in algorithm.takes}
@@ -348,7 +344,7 @@ def check(config: ControlConfig) -> None:
 
 
 def settings_of(config: ControlConfig) -> dict[str, Any]:
-  """The numbers of a run that may be traced; its key is beside them."""
+  """The numbers of a run that may be traced, except for its key."""
   settings = twin_options.settings_of(collect_options.twin_spec(config))
   others = [name for name in traced(type(config)) if name not in settings]
   values = vars(config) | agent_options(config)
@@ -371,7 +367,7 @@ def make_agent(
   Args:
     config: the options.
     action_dim: D.
-    example_obs: [B, ...], of any content.
+    example_obs: [B, ...]; only its shape and type matter.
     settings: as `settings_of` has them; may be traced.
     bounds: of the numbers of an observation, see `policies.Network`.
 
@@ -433,7 +429,7 @@ def make_optimizer(
   }
   entries = jax.eval_shape(lambda: agent.init(jax.random.key(config.seed)))
   if 'log_alpha' in entries:
-    # Of a policy that stays no temperature makes the entropy another one.
+    # No temperature changes the entropy of a fixed policy.
     optimizers['log_alpha'] = (
       optax.set_to_zero() if config.fixed_policy else adam('alpha')
     )
@@ -454,7 +450,7 @@ def make_learner(
     config: the options.
     twin: the twin; its numbers may be traced.
     action_dim: D.
-    example_obs: [B, ...], of any content.
+    example_obs: [B, ...]; only its shape and type matter.
     settings: as `settings_of` has them; may be traced.
     bounds: of the numbers of an observation, see `policies.Network`.
   """
@@ -479,8 +475,8 @@ def make_setup(
   """The learner of a run, and how it collects.
 
   Args:
-    config: gives all but the traced options.
-    task: what to learn.
+    config: the options; `settings` replace those that are traced.
+    task: the environment.
     settings: the traced options, as `settings_of` has them.
   """
   environment = task.environment
@@ -512,7 +508,7 @@ def make_setup(
 
 
 def bounds_of(environment: JaxEnvironment) -> tuple[float, float] | None:
-  """Of pixels and bytes, for the networks to scale; None of anything else."""
+  """The bounds of bytes, which networks scale; None for other observations."""
   return (0.0, 255.0) if environment.obs_dtype == np.uint8 else None
 
 
@@ -529,7 +525,7 @@ def make_loop(config: ControlConfig, task: Task) -> scan.Loop:
 
 
 def at_random(env_steps: Any, random_env_steps: Any) -> Any:
-  """The chance of a random action: 1 at first, and then 0."""
+  """The chance of a random action: first 1, then 0."""
   if isinstance(env_steps, jax.Array):
     return jnp.where(env_steps < random_env_steps, 1.0, 0.0)
   return 1.0 if env_steps < random_env_steps else 0.0

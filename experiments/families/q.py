@@ -1,7 +1,7 @@
 """Deep Q-learning: options, and the learners that they make.
 
-A launcher names its environments, and has defaults of its own. Runs are
-compiled or of the host loop; their learners are the same.
+Compiled runs, those of the host loop and those on data sets have the same
+learners.
 """
 
 from collections.abc import Callable, Mapping
@@ -70,7 +70,7 @@ REPLAYS = {
   'returns of Q(lambda)',
 }
 
-# Rules by which targets are more than numbers.
+# Rules whose targets are not just numbers.
 _NO_WHOLE_TARGETS = ('residual', 'chain', 'iterated_heads')
 
 
@@ -162,13 +162,13 @@ def check(config: CompiledConfig) -> None:
 
 
 def _check_rollout(config: CompiledConfig) -> None:
-  """Raises UsageError for options that do not go with learning at once."""
+  """Raises UsageError for options that do not go with --replay=none."""
   speeds_ = make_schedule(config)
   with usage_errors():
     panel_options.check(
       config,
       iteration_env_steps=config.iteration_env_steps,
-      capacity=speeds_.collect,  # there is nothing but the last round
+      capacity=speeds_.collect,  # only the last round is kept
       unready=0,
     )
   learned = speeds_.regress * config.batch_size
@@ -195,7 +195,7 @@ def _check_rollout(config: CompiledConfig) -> None:
 
 
 def settings_of(config: CompiledConfig) -> dict[str, Any]:
-  """The numbers of a run that may be traced; its key is beside them."""
+  """The numbers of a run that may be traced, except for its key."""
   settings = twin_options.settings_of(
     collect_options.twin_spec(config)
   ) | as_arrays(
@@ -206,14 +206,14 @@ def settings_of(config: CompiledConfig) -> dict[str, Any]:
 
 
 def _optimal(config: CompiledConfig, task: Task) -> dict[str, np.ndarray]:
-  """For the panel: the states, and what they are worth, where that is known."""
+  """States and optimal values for the panel, if they are known."""
   process = task.process
   if not config.panel_period or process is None:
     return {}
   learned = rewards.learned(
     process.rewards, config.reward_scale, config.reward_clip or None
   )
-  # Without a discount they are not known; runs of a program have the same keys.
+  # Without a discount they are unknown, but runs of a program need equal keys.
   obs, values = optimal_probe(
     dataclasses.replace(process, rewards=learned), min(config.discount, 0.999)
   )
@@ -239,11 +239,11 @@ def make_agent(
   """The agent that the options describe.
 
   Args:
-    config: gives all but the numbers.
+    config: the options; `numbers` replace its numbers.
     network: observations -> values.
-    example_obs: [B, ...], of any content.
+    example_obs: [B, ...]; only its shape and type matter.
     numbers: by the names of options; may be traced.
-    augment: what is done to each observation that is learned from.
+    augment: of each observation that is learned from.
     inside_loop: whether gradient steps are compiled into a loop.
   """
   agent = target_options.make_agent(config, network, example_obs, numbers)
@@ -265,7 +265,7 @@ def make_learner(
   """The learner that the options describe.
 
   Args:
-    config: gives all but the numbers.
+    config: the options; `numbers` replace its numbers.
     agent: of `make_agent`.
     twin: the twin; its numbers may be traced.
     numbers: by the names of options; may be traced.
@@ -282,7 +282,7 @@ def make_learner(
 
 
 def _anneal_steps(config: Any) -> int | None:
-  """Updates over which the step size falls to 0; None for one that stays."""
+  """Updates over which the step size falls to 0; None if it is constant."""
   if isinstance(config, FitOptions):
     return config.anneal_steps
   return gradient_steps(config) if config.anneal_learning_rate else None
@@ -310,8 +310,8 @@ def make_setup(
   """The learner of a run, and how it collects.
 
   Args:
-    config: gives all but the traced options.
-    task: what to learn.
+    config: the options; `settings` replace those that are traced.
+    task: the environment.
     settings: the traced options, as `settings_of` has them.
   """
   environment = task.environment
@@ -404,7 +404,7 @@ FAMILY = Family(
 )
 
 
-# Runs of the host loop: numbers are those of Python, constants of a program.
+# Runs of the host loop, whose programs have the numbers as constants.
 
 
 def make_host_learner(config: Any, suite: Any, twin: TwinSpec) -> Learner:
@@ -481,7 +481,7 @@ def check_host(config: Any, *, length: str) -> None:
   )
 
 
-# Runs on a data set: as on the host, but nothing acts.
+# Runs on a data set, like those of the host loop without acting.
 
 
 def make_offline_learner(

@@ -132,9 +132,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
     one_of(AUGMENTATIONS),
     value_alias={'colour': 'color'},
   )
-  encoder: str = choice(
-    'mlp', 'Network that maps images to features.', ENCODERS
-  )
+  encoder: str = choice('mlp', 'Network from images to features.', ENCODERS)
   projector_units: int = option(
     256, "Units of the projector's hidden layer.", POSITIVE
   )
@@ -145,15 +143,14 @@ class SiameseOptions(TwinOptions, SweepOptions):
     POSITIVE,
     when=both(_PREDICTS, given('predictor', 'mlp', 'fixed')),
   )
-  encoder_norm: bool = option(True, 'Use batch normalization in the encoder.')
+  encoder_norm: bool = option(True, 'Batch normalization in the encoder.')
   head_norm: bool = option(
-    True,
-    'Use batch normalization in the hidden layers of projector and predictor.',
+    True, 'Batch normalization in hidden layers of projector and predictor.'
   )
   output_norm: bool = option(
     True,
-    'Use batch normalization, without scale and bias, on projections, as '
-    'SimSiam does.',
+    'Batch normalization of projections, without scale and bias, as in '
+    'SimSiam.',
   )
 
   _learning: Any = group('Learning')
@@ -180,9 +177,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
     traced=True,
   )
   anneal: str = option(
-    'cosine',
-    'Curve along which the step size falls to 0; none keeps it constant',
-    one_of(('cosine', 'none')),
+    'cosine', 'Decay of the step size to 0, or none', one_of(('cosine', 'none'))
   )
   constant_predictor_rate: bool = option(
     False,
@@ -202,9 +197,7 @@ class SiameseOptions(TwinOptions, SweepOptions):
   _panel: Any = group("The twin's panel")
   panel_period: int = redeclared(PanelOptions, 'panel_period')
   probe_size: int = redeclared(
-    PanelOptions,
-    'probe_size',
-    help='Held-out images that the panel measures on.',
+    PanelOptions, 'probe_size', help='Held-out images of the panel.'
   )
 
 
@@ -226,7 +219,7 @@ class Task(Protocol):
   def accuracies(
     self, name: str, labels: Any, train: jax.Array, held_out: jax.Array
   ) -> Metrics:
-    """On images held out, by features of this name."""
+    """Accuracies on held-out images, from features of this name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +228,7 @@ class _Speeds:
 
   Attributes:
     unit: one of `UNITS`.
-    epoch_steps: gradient steps of an epoch; 1 where it does not matter.
+    epoch_steps: gradient steps of an epoch.
   """
 
   unit: str
@@ -246,7 +239,7 @@ class _Speeds:
     return period * (self.epoch_steps if self.unit == 'epochs' else 1)
 
   def gradient_steps_of(self, env_steps: int) -> int:
-    """None are taken for a warm-up."""
+    """Zero, as there is no warm-up."""
     return 0
 
 
@@ -297,7 +290,7 @@ def _twin_spec(config: SiameseOptions, task: Task) -> TwinSpec:
 
 
 def settings_of(config: SiameseOptions, task: Task) -> dict[str, Any]:
-  """The numbers of a run that may be traced; its key is beside them."""
+  """The numbers of a run that may be traced, except for its key."""
   settings = twin_options.settings_of(_twin_spec(config, task))
   others = [name for name in traced(type(config)) if name not in settings]
   return settings | as_arrays(vars(config), others)
@@ -341,7 +334,7 @@ def _make_optimizer(
   settings: Mapping[str, jax.Array],
   gradient_steps: int,
 ) -> optax.GradientTransformation:
-  """Of all entries of the parameters, each as it wants it."""
+  """The optimizers of all entries of the parameters."""
 
   def descent(scale: Any, constant: bool) -> optax.GradientTransformation:
     rate: Any = settings['learning_rate'] * scale
@@ -376,7 +369,7 @@ def _make_optimizer(
 
 
 def _is_kernel(params: Params) -> Params:
-  """Biases and normalization are neither decayed nor scaled by LARS."""
+  """The mask of kernels, which alone LARS decays and scales."""
   # By name: rules with several networks stack their biases.
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: jax.tree_util.keystr(path[-1:], simple=True) == 'kernel',
@@ -387,21 +380,20 @@ def _is_kernel(params: Params) -> Params:
 def make_judge(
   config: SiameseOptions, task: Task, twin: Twin
 ) -> Callable[[Params], Metrics]:
-  """The judge of representations, by the images held out.
+  """Makes the judge of representations on held-out images.
 
   Args:
     config: the options.
     task: the images.
-    twin: of several networks, the rule names the one that counts.
+    twin: selects the network that counts, if there are several.
 
   Returns:
-    online_params -> accuracies in [0, 1], where there are labels; how far the
-    projections are from collapse; and of the predictor, if there is one, how
-    much it stretches projections, at most and at least, and in how many
-    directions: its singular values and their effective rank.
+    online_params -> accuracies in [0, 1], if there are labels; measures of the
+    collapse of projections; and the largest and smallest singular value and the
+    effective rank of the predictor, if there is one.
   """
   agent = make_agent(config, task)
-  # Through the lift, which knows the network that counts.
+  # The lift knows the network that counts.
   look = twin.lift(agent.agent._replace(values=agent.features)).values
 
   spectrum = None
@@ -444,7 +436,7 @@ def make_setup(
   """The learner of a run, and how it is judged.
 
   Args:
-    config: gives all but the traced options.
+    config: the options; `settings` replace those that are traced.
     task: the images.
     settings: the traced options, as `settings_of` has them.
   """

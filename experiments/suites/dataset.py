@@ -264,7 +264,7 @@ def learned(config: DataOptions, raw: np.ndarray) -> np.ndarray:
 def make_network(
   config: DataOptions, task: Task, data: Dataset | None
 ) -> QNetwork:
-  """The network that the options describe; without data, of its shapes."""
+  """The network of the options; without data, only for its shapes."""
   bounds = None
   if config.rescale_observations and data is not None:
     bounds = _bounds(data)

@@ -59,10 +59,7 @@ class ImageOptions:
     common=True,
   )
   held_out_fraction: float = option(
-    0.2,
-    'Fraction of the images that is held out for evaluation.',
-    _PART,
-    single=True,
+    0.2, 'Fraction of images held out for evaluation.', _PART, single=True
   )
   frames: int = option(
     5_000,
@@ -98,10 +95,7 @@ class ImageOptions:
     alias=('neighbours',),
   )
   vote_temperature: float = option(
-    0.07,
-    'Temperature of the votes of nearest neighbors.',
-    POSITIVE,
-    single=True,
+    0.07, "Temperature of nearest neighbors' votes.", POSITIVE, single=True
   )
   probe_ridge: float = option(
     1e-3, 'Relative ridge penalty of the linear probe.', POSITIVE, single=True
