@@ -23,8 +23,8 @@ def reason(error: BaseException) -> str:
   """The message of an exception in one line, or its type if it has none.
 
   Callers that read untrusted files catch `Exception`: damaged bytes make
-  zipfile, its decompressors, NumPy and its header parser raise
-  BadZipFile, EOFError, KeyError, MemoryError, NotImplementedError, OSError,
+  zipfile, its decompressors, NumPy and its header parser raise BadZipFile,
+  EOFError, KeyError, MemoryError, NotImplementedError, OSError,
   OverflowError, RecursionError, RuntimeError, struct.error, SyntaxError,
   TokenError, TypeError, ValueError and zlib.error.
   """

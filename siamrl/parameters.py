@@ -104,7 +104,7 @@ def add(
   for parameter in takes:
     if parameter not in known and parameter not in new:
       raise ValueError(
-        f'{name} takes {parameter!r}, which is none of {", ".join(known)}: '
+        f'{name} takes {parameter!r}, which is not among {", ".join(known)}: '
         'describe it by a Parameter'
       )
   known.update(new)

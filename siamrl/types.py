@@ -136,7 +136,7 @@ class Bootstrap(Protocol):
       online_params: the parameters that gradients move.
       target_params: the twin.
       obs: [B, ...] observations.
-      key: for agents whose targets are random.
+      key: random key, for agents whose targets are random.
 
     Returns:
       A pytree whose leaves lead with [B, A]; A = 1 for an actor's own action.

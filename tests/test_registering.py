@@ -177,7 +177,7 @@ def test_a_default_stands_in():
       'mine',
       lambda speed: twins.hard(),
       {},
-      "mine takes 'speed', which is none",
+      "mine takes 'speed', which is not",
     ),
     (
       'mine',

@@ -33,7 +33,7 @@ def srank(values: chex.Array, delta: chex.Numeric = 0.01) -> chex.Array:
 
   Args:
     values: [K] singular values, descending; neither centered nor squared.
-    delta: in [0, 1).
+    delta: fraction of the sum that may be missing, in [0, 1).
 
   Returns:
     float32 []; 0 if all are 0, NaN if one is NaN.

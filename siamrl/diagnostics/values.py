@@ -72,7 +72,8 @@ def overestimation(
     values: [T, ...] max_a Q at each step.
     returns: [T, ...] from `monte_carlo`.
     tails: [T, ...] from `monte_carlo`; a step with 1 or more is left out.
-    tolerance: in [0, 1); 0 for terminated episodes only.
+    tolerance: largest tail of a known return, in [0, 1); 0 for terminated
+      episodes only.
     counted: bool [T, ...], whether a step exists; None for all.
 
   Returns:
@@ -114,7 +115,7 @@ def soft_divergence(
   Args:
     q: [...] values; NaN counts as divergence.
     reward_bound: r_max, the largest |reward| used for learning.
-    discount: in [0, 1).
+    discount: discount per env step, in [0, 1).
 
   Returns:
     float32 [], 0 or 1.

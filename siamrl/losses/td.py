@@ -138,7 +138,7 @@ def expected_target(
 
   Args:
     inputs: inputs of one transition.
-    expected_epsilon: in [0, 1].
+    expected_epsilon: epsilon, in [0, 1].
   """
   best, mean = jnp.max(inputs.q_t), jnp.mean(inputs.q_t)
   value = (1 - expected_epsilon) * best + expected_epsilon * mean
