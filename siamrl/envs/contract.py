@@ -18,8 +18,8 @@ def check_jax_environment(name: str, environment: JaxEnvironment) -> None:
   declared.
 
   Args:
-    name: of the environment, for the message.
-    environment: to check.
+    name: name of the environment, for the message.
+    environment: environment to check.
 
   Raises:
     BrokenEnvironmentError: `reset` or `step` raises an exception, or returns

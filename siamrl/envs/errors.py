@@ -15,7 +15,7 @@ def raised(name: str, call: str, error: Exception) -> BrokenEnvironmentError:
   """Builds the error for an exception that an environment raised itself.
 
   Args:
-    name: of the environment.
+    name: name of the environment.
     call: name of the call that raised it, such as 'step'.
     error: the exception.
   """

@@ -33,7 +33,7 @@ def collect_frames(
       divided into; fewer if there are fewer values.
     every: env steps from one collected frame to the next.
     frame_skip: emulator frames per env step.
-    seed: of the emulator and the actions.
+    seed: seed of the emulator and the actions.
 
   Returns:
     gray images uint8 [N, 84, 84, 1], and labels.

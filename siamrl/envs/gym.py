@@ -151,7 +151,7 @@ def episode_limit(env_id: str) -> int | None:
   """Returns the env steps after which episodes are cut; None for no limit.
 
   Args:
-    env_id: from `resolve_gymnasium`; its package must be imported.
+    env_id: id from `resolve_gymnasium`; its package must be imported.
 
   Raises:
     gymnasium.error.Error: there is no such environment.

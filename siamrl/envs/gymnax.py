@@ -182,8 +182,8 @@ def _stretch(
   """Builds the function that scales [-1, 1] to the bounds of a gymnax `Box`.
 
   Args:
-    name: of the environment, for the message.
-    space: of its actions.
+    name: name of the environment, for the message.
+    space: space of its actions.
 
   Returns:
     (D, function of float32 [D]). It clips actions outside [-1, 1].

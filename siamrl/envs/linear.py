@@ -74,7 +74,7 @@ class LinearProblem:
     and equation 11.11).
 
     Args:
-      discount: in [0, 1].
+      discount: discount per env step, in [0, 1].
     """
     states = len(self.features)
     return Transition(
@@ -143,7 +143,7 @@ def tsitsiklis_first(termination: float = 0.0) -> LinearProblem:
   multiplies w by 2 * discount.
 
   Args:
-    termination: as in `tsitsiklis`; it does not affect the updates.
+    termination: e, as in `tsitsiklis`; it does not affect the updates.
   """
   return _double(termination, np.array([1.0, 0.0]))
 
@@ -327,8 +327,8 @@ def make_problem(name: str, **parameters: Any) -> LinearProblem:
   """Builds the problem that `PROBLEMS` holds under `name`.
 
   Args:
-    name: of the problem, one of `PROBLEMS`.
-    **parameters: of the problem; None for the default.
+    name: name of the problem, one of `PROBLEMS`.
+    **parameters: parameters of the problem; None for the default.
 
   Raises:
     ValueError: the name is unknown, or a parameter is out of range or not one

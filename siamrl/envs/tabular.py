@@ -137,7 +137,7 @@ def optimal_values(mdp: TabularMDP, discount: float) -> np.ndarray:
 
   Args:
     mdp: the process.
-    discount: in [0, 1).
+    discount: discount per env step, in [0, 1).
 
   Returns:
     float64 [S, A]; 0 for terminal states.
@@ -175,7 +175,7 @@ def optimal_probe(
 
   Args:
     mdp: the process.
-    discount: in [0, 1).
+    discount: discount per env step, in [0, 1).
 
   Returns:
     (observations float32 [S', S], values float32 [S', A]) of the S' states that
@@ -322,7 +322,7 @@ def four_rooms(slip: float = 1 / 3) -> TabularMDP:
   lower right corner, and an episode begins in any other cell.
 
   Args:
-    slip: as in `grid`.
+    slip: slip probability as in `grid`.
   """
   walls = {
     (x, y)

@@ -131,7 +131,7 @@ def load_dataset(
   """Reads a data set into NumPy arrays.
 
   Args:
-    path: of the file, whose format the module's docstring describes.
+    path: path of the file; its format is in the module's docstring.
     num_actions: A, if known; actions must lie below it.
 
   Returns:
@@ -240,7 +240,7 @@ def collect(
   """Collects a data set in a JAX environment, in one compiled program.
 
   Args:
-    environment: to act in.
+    environment: environment to act in.
     key: random key that determines the data set.
     env_steps: transitions to collect, a multiple of `num_envs`; the last
       episode of each environment is cut. Give either this or `episodes`.

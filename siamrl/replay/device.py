@@ -64,8 +64,8 @@ class DeviceReplay:
   after 2 * 10**12 env steps.
 
   Attributes:
-    obs_shape: of one observation.
-    obs_dtype: of the observations, bool or a number.
+    obs_shape: shape of one observation.
+    obs_dtype: type of the observations, bool or a number.
     capacity: transitions that can be drawn once the ring is full; a multiple
       of `num_envs`.
     num_envs: N, environments that step together.

@@ -74,8 +74,8 @@ class HostReplay:
     Args:
       capacity: slots in all, a multiple of `num_envs` with at least
         `stack + n_step` for each environment.
-      frame_shape: of one frame, without the stack axis.
-      frame_dtype: of the frames; bool or a number.
+      frame_shape: shape of one frame, without the stack axis.
+      frame_dtype: type of the frames; bool or a number.
       num_envs: N, at least 1.
       stack: S, 1 to 256 frames.
       n_step: rewards summed in a transition, at least 1.
@@ -243,7 +243,7 @@ class HostReplay:
 
     # Where an episode or life ended, all waiting slots now have a successor;
     # elsewhere only the slot n steps back does. This must precede _append,
-    # which discounts what it overwrites.
+    # which subtracts what it overwrites from the size.
     waiting = self._pending + 1
     ready = np.where(terminal | over, waiting, waiting == self.n_step)
     self._pending = waiting - ready
@@ -370,7 +370,7 @@ class HostReplay:
     as a new directory does, everything is written again.
 
     Args:
-      directory: for the segment files; created if missing.
+      directory: directory for the segment files; created if missing.
 
     Returns:
       The manifest: format, settings, counters and the segments needed.
@@ -422,8 +422,8 @@ class HostReplay:
     """Restores the state that a manifest of `save` describes.
 
     Args:
-      directory: of the segment files.
-      manifest: as returned by `save`, possibly after a round trip through JSON.
+      directory: directory of the segment files.
+      manifest: manifest as returned by `save`, or read back from JSON.
 
     Raises:
       ValueError: if this replay is not empty or has other settings, if the

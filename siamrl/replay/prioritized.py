@@ -22,8 +22,8 @@ class Priorities(NamedTuple):
   """The part of a `PrioritizedReplay`'s state that learning changes.
 
   Attributes:
-    sums: as in `PrioritizedState`.
-    max_priority: as in `PrioritizedState`.
+    sums: sum tree as in `PrioritizedState`.
+    max_priority: largest priority as in `PrioritizedState`.
   """
 
   sums: tuple[jax.Array, ...]

@@ -132,7 +132,7 @@ class PureReplay(Protocol):
     """Draws the batch of one gradient step.
 
     Args:
-      source: as returned by `begin`.
+      source: data as returned by `begin`.
       moving: the current part of the state that learning changes.
       t: int32 [] steps done.
       draw: one entry of the draws that `begin` returned.
@@ -153,7 +153,7 @@ class PureReplay(Protocol):
 
     Args:
       moving: the current part of the state that learning changes.
-      handle: of the batch; no step was added since it was drawn.
+      handle: handle of the batch; no step was added since it was drawn.
       metrics: holds those that `reads` names, [B] each.
       sampling: the numbers to draw with.
 
@@ -258,8 +258,8 @@ class StatefulReplay(Protocol):
     round before. They need not call it if the replay `reads` nothing.
 
     Args:
-      handle: of the batch. Steps of the same round may have been added since it
-        was drawn, and may have replaced some of its transitions.
+      handle: handle of the batch. Steps of the same round may have been added
+        since it was drawn, and may have replaced some of its transitions.
       metrics: holds those that `reads` names, [B] each. They may not be finite
         if a run diverges, which the loop detects a little later.
     """

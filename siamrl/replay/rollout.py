@@ -60,8 +60,8 @@ class Rollout:
   """A `PureReplay` of the last T steps of N environments.
 
   Attributes:
-    obs_shape: of one observation.
-    obs_dtype: of the observations.
+    obs_shape: shape of one observation.
+    obs_dtype: type of the observations.
     num_envs: N.
     steps: T, steps of all environments in a round.
     action_dim: D of continuous actions; 0 where actions are integers.

@@ -27,7 +27,7 @@ def write(
   """Writes some slots to a new file.
 
   Args:
-    directory: for the file.
+    directory: directory for the file.
     arrays: [slots, ...] each, written one after the other.
     runs: the slots to write of each array.
 
@@ -66,7 +66,7 @@ def read(
   """Reads a file of `count` slots of `slot_nbytes` bytes each.
 
   Args:
-    directory: of the file.
+    directory: directory of the file.
     segment: its entry in a manifest.
     count: slots in the file.
     slot_nbytes: bytes of one slot, over all arrays.
@@ -91,7 +91,7 @@ def verify(directory: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
 
   Args:
     directory: where the segment files are.
-    manifest: as returned by `HostReplay.save`, or read back from JSON.
+    manifest: manifest as returned by `HostReplay.save`, or read back from JSON.
 
   Raises:
     OSError: if a segment cannot be read.
@@ -111,7 +111,7 @@ def prune(
 
   Args:
     directory: where the segment files are.
-    *manifests: as returned by `HostReplay.save`, for each state to keep.
+    *manifests: manifests from `HostReplay.save` of each state to keep.
   """
   needed = {s['name'] for each in manifests for s in each['segments']}
   for path in pathlib.Path(directory).iterdir():

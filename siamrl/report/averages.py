@@ -52,7 +52,7 @@ def binned(
     clock: [R] at the end of each row, ascending.
     returns: [R] mean return of the episodes that ended in each row.
     episodes: [R] number of episodes that ended in each row.
-    size: of a bin, in units of the clock.
+    size: width of a bin, in units of the clock.
 
   Returns:
     The ends of the complete bins, and their means; NaN without episodes.

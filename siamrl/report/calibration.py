@@ -112,7 +112,7 @@ def coverage(
     population: many such scores, sorted.
     runs: number of runs in a study.
     repetitions: number of studies.
-    seed: of all random draws.
+    seed: seed of all random draws.
   """
   cut = len(population) * (runs // 4) // runs
   limit = float(population[cut : len(population) - cut].mean())
@@ -217,7 +217,7 @@ def rejections(
     draw: draws scores of mean 0 and spread 1.
     runs: number of runs of A, and of B.
     repetitions: number of studies.
-    seed: of all random draws.
+    seed: seed of all random draws.
   """
   found: dict[str, dict[str, float]] = {name: {} for name in TESTS}
   for case, (spread_a, spread_b, gap) in CASES.items():

@@ -58,7 +58,7 @@ class Checkpoints:
     """Sets the directory, without creating or reading it.
 
     Args:
-      directory: of the checkpoints.
+      directory: directory of the checkpoints.
       max_to_keep: number of the newest checkpoints to keep.
 
     Raises:
@@ -330,7 +330,7 @@ class Checkpoints:
     """Opens an Orbax manager for one call (some 10 ms).
 
     Args:
-      directory: to write a step to; None to read the checkpoints.
+      directory: directory to write a step to; None to read the checkpoints.
     """
     read_only = directory is None
     with _quiet(), _alone():

@@ -137,7 +137,7 @@ def plot_run(
   Args:
     metrics_path: the run's metrics.csv.
     curve_path: the PNG file to write.
-    title: of the figure, such as 'pong, dqn'.
+    title: title of the figure, such as 'pong, dqn'.
     references: published curves or levels, on the same clock.
     columns: labels by column; columns that the run lacks are skipped.
     x: column of the clock, by default the emulator's frames.
@@ -405,11 +405,11 @@ def _points(
   """Draws estimates with their intervals at their places.
 
   Args:
-    axes: to draw into.
+    axes: axes to draw into.
     label: name in the legend.
     estimates: (middle, low, high) by place.
-    color: of everything drawn.
-    marker: of the estimates.
+    color: color of everything drawn.
+    marker: marker of the estimates.
     aside: points by which everything is shifted to the right.
   """
   from matplotlib.transforms import ScaledTranslation

@@ -23,8 +23,8 @@ def new_figure(width: float, height: float) -> Any:
   """Returns an empty figure that is not part of any global state.
 
   Args:
-    width: in inches.
-    height: in inches.
+    width: width in inches.
+    height: height in inches.
 
   Raises:
     ImportError: if Matplotlib is not installed, or cannot be imported.
@@ -105,7 +105,7 @@ def logarithmic(axes: Any, lowest: float) -> None:
   """Makes the horizontal axis logarithmic, with labels 50, 1k or 0.05, 1.
 
   Args:
-    axes: to change.
+    axes: axes to change.
     lowest: lowest value on the axis.
   """
   axes.set_xscale('log')
@@ -182,14 +182,14 @@ def line(
   """Draws a line with its band; NaNs are left out.
 
   Args:
-    axes: to draw into.
+    axes: axes to draw into.
     label: name in the legend.
     x: [T].
     estimate: at `x`.
-    color: of line and band.
-    style: of the line.
-    opacity: of the band.
-    width: of the line, in points.
+    color: color of line and band.
+    style: style of the line.
+    opacity: opacity of the band.
+    width: width of the line, in points.
   """
   y, low, high = estimate
   shown = np.isfinite(y)
@@ -225,7 +225,7 @@ def side_legend(
   """Adds a legend beside all axes, and widens the figure for it.
 
   Args:
-    figure: as wide as its axes should be.
+    figure: figure as wide as its axes should be.
     labels: drawn artists by name.
     title: text above the names.
     width: inches that a column of names adds to the figure.
@@ -261,7 +261,7 @@ def pane_legend(
   """Returns lines for a legend of all panes of a figure, by name.
 
   Args:
-    arrangement: of the panes.
+    arrangement: arrangement of the panes.
     points: the settings that were arranged.
     notes: text to append to the name of each; none by default.
   """

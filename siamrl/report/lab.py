@@ -28,10 +28,10 @@ def draw(
   """Writes curve.png and, if numbers are swept, curve-stability.png.
 
   Args:
-    folder: of the runs, with their metrics.
+    folder: folder of the runs, with their metrics.
     stability: table with a row for each run.
     by: the swept options except the seed.
-    title: of the figures.
+    title: title of the figures.
   """
   draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
   table = read_metrics(stability)
@@ -56,8 +56,8 @@ def draw_again(path: pathlib.Path, table: Table, title: str) -> None:
 
   Args:
     path: the PNG file, replaced at once.
-    table: as written by the lab.
-    title: of the figure.
+    table: table as written by the lab.
+    title: title of the figure.
   """
   names = list(table)
   first = min(names.index(name) for name in _MEASURED if name in table)
@@ -83,7 +83,7 @@ def draw_norms(
     path: the PNG file, replaced at once.
     table: with a row for each run and time.
     by: the swept options except the seed.
-    title: of the figure.
+    title: title of the figure.
   """
   norms = list(group_rows(table, by).values())
   thin = np.unique(
@@ -203,9 +203,9 @@ def draw_features(folder: RunFolder, by: Sequence[str], title: str) -> None:
   """Writes curve.png, with measures of features over gradient steps.
 
   Args:
-    folder: of the runs, with their metrics.
+    folder: folder of the runs, with their metrics.
     by: the swept options except the seed.
-    title: of the figure.
+    title: title of the figure.
   """
   plot_features(folder.curve, read_metrics(folder.metrics), by, title)
 
@@ -221,7 +221,7 @@ def plot_features(
     path: the PNG file, replaced at once.
     table: with a row for each run and time.
     by: the swept options except the seed.
-    title: of the figure.
+    title: title of the figure.
   """
   groups = list(group_rows(table, by).items())
   points: list[Point] = [dict(zip(by, key, strict=True)) for key, _ in groups]

@@ -214,7 +214,7 @@ class MetricsWriter:
     Args:
       csv_path: the file.
       rows: number of rows to keep, `position` at the checkpoint.
-      checksum: of these rows; see `verify`.
+      checksum: checksum of these rows; see `verify`.
 
     Raises:
       OSError: if the file cannot be written.
@@ -420,7 +420,7 @@ def _cell(value: Cell, column: str, is_text: dict[str, bool]) -> str:
 
   Args:
     value: a scalar, a text, or None.
-    column: of the value.
+    column: column of the value.
     is_text: the kinds of columns so far; a new column is added.
 
   Raises:
@@ -591,7 +591,7 @@ class _Events:
     """Opens a new file in the directory.
 
     Args:
-      directory: of the events; created if needed.
+      directory: directory of the events; created if needed.
       purge_step: TensorBoard hides earlier events from this step on, as they
         are of rows that a resumption dropped.
 

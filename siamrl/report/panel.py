@@ -63,7 +63,7 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
 
   Args:
     table: [R] arrays by column.
-    bound: of values, above which they have diverged softly; None if unknown.
+    bound: values above it have diverged softly; None if unknown.
   """
   one = functools.partial(_one, layers=False)
   word = _words(table)
@@ -263,7 +263,7 @@ def plot_panel(
     title: text above the figure.
     x_label: label of the horizontal axes, with the unit; by default the
       column's name.
-    bound: of values, above which they have diverged softly; None if unknown.
+    bound: values above it have diverged softly; None if unknown.
     shown: quantities to draw instead of `facets`.
     statistic: over the runs.
 
@@ -437,8 +437,8 @@ def _by_sync(table: Table, column: str) -> list[tuple[Table, bool]]:
   """Separates rows in whose measured step the twin moved from others.
 
   Args:
-    table: of one setting.
-    column: of the measurement.
+    table: table of one setting.
+    column: column of the measurement.
 
   Returns:
     (rows, whether the twin moved in the step) of each part. There is only one

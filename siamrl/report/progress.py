@@ -86,10 +86,10 @@ class Progress:
       total: the count at which the run ends.
       start: the count of earlier processes, on resumption. Speed and time left
         depend only on this process.
-      unit: of the count, such as 'env steps'.
+      unit: unit of the count, such as 'env steps'.
       headline: name of the metric that `update` shows.
-      stream: to write to; None for standard error. If writing fails, no error
-        is raised.
+      stream: stream to write to; None for standard error. If writing fails, no
+        error is raised.
       clock: returns the time in seconds.
     """
     self._total, self._done, self._unit = total, start, unit

@@ -239,7 +239,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
   """Reads a whole file without ever waiting: pipes are rejected.
 
   Args:
-    path: of a regular file, or of a link to one.
+    path: path of a regular file, or of a link to one.
 
   Raises:
     OSError: if it cannot be read, or is not a regular file.
@@ -413,7 +413,7 @@ def _record_config(
   damage, or due to another version.
 
   Args:
-    folder: of the run.
+    folder: the run folder.
     text: the content for the file.
     ignore: on resumption, keys that may differ; None for a new run.
   """

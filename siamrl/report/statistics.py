@@ -34,7 +34,7 @@ def iqm(scores: Any, axis: Axes = -1) -> np.ndarray:
   `scipy.stats.trim_mean(scores, 0.25)`; so it is the mean up to n = 3.
 
   Args:
-    scores: of any shape.
+    scores: scores of any shape.
     axis: one or several axes, whose scores are pooled.
 
   Returns:
@@ -122,7 +122,7 @@ def stratified_bootstrap(
       resampled together.
     statistic: called with [repetitions, runs, tasks, ...] and axes (1, 2).
     repetitions: number of resamples.
-    seed: of the draws.
+    seed: seed of the draws.
     level: fraction of the resamples inside the interval.
 
   Returns:
@@ -159,9 +159,9 @@ def difference(
   Args:
     scores_a: [runs, tasks, ...]; trailing axes are kept.
     scores_b: the same, possibly with another number of runs.
-    statistic: of each group, whose difference is estimated.
+    statistic: statistic of each group, whose difference is estimated.
     repetitions: number of resamples of a bootstrap.
-    seed: of its draws.
+    seed: seed of its draws.
     level: nominal coverage, in (0, 1).
 
   Returns:

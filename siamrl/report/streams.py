@@ -20,8 +20,8 @@ class Lasting:
     """Wraps a stream.
 
     Args:
-      stream: to write to; None if it was closed from the start.
-      name: of the stream, for the message when it fails.
+      stream: stream to write to; None if it was closed from the start.
+      name: name of the stream, for the message when it fails.
     """
     self._stream: Any = _null_device() if stream is None else stream
     self._name = name

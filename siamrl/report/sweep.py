@@ -29,8 +29,8 @@ def swept(table: Table, flags: Mapping[str, str]) -> list[str]:
   """Returns the options that a sweep varies, in the order of its columns.
 
   Args:
-    table: in long form.
-    flags: of the sweep's folder, with comma-separated lists.
+    table: table in long form.
+    flags: flags of the sweep's folder, with comma-separated lists.
   """
   if RUN_COLUMN not in table:
     return [name for name in table if ',' in flags.get(name, '')]
@@ -74,11 +74,11 @@ def draw(
   only the time that all runs have reached.
 
   Args:
-    table: in long form, with at least one row.
-    flags: of the sweep's folder.
+    table: table in long form, with at least one row.
+    flags: flags of the sweep's folder.
     output: path without the suffix.
     column: column of the table to draw; None for returns, or their substitute.
-    title: of the figures, except for the names of games and environments.
+    title: title of the figures, except for the names of games and environments.
     look: how settings are told apart.
   """
   look = look or Look()
@@ -144,7 +144,7 @@ def up_to_common_end(
   """Returns the rows up to the time that all runs have reached.
 
   Args:
-    table: in long form.
+    table: table in long form.
     x: the column of the clock.
     by: the columns that define a setting.
 
@@ -171,11 +171,11 @@ def draw_panel(
   """Writes OUTPUT.png with the twin's panel, a line for each setting.
 
   Args:
-    table: of one run or in long form, with measurements of the panel.
-    flags: of the folder.
+    table: table of one run or in long form, with measurements of the panel.
+    flags: flags of the folder.
     output: path without the suffix; as in `draw` for several games or
       environments.
-    title: of the figure, except for the names of games and environments.
+    title: title of the figure, except for the names of games and environments.
     look: how settings are told apart.
   """
   for path, about, part, by in _parts(table, flags, output, title):
@@ -187,8 +187,8 @@ def drawn_columns(table: Table, column: str | None) -> list[str]:
   """Returns the columns that `draw` shows.
 
   Args:
-    table: in long form.
-    column: as in `draw`.
+    table: table in long form.
+    column: column as in `draw`.
   """
   if column is not None:
     return [column]
@@ -306,10 +306,10 @@ def _places(
   """Returns the options on the horizontal axis, their places, and its label.
 
   Args:
-    table: in long form.
+    table: table in long form.
     by: the swept options.
     flags: those with the same value in all runs.
-    periodic: as in `Look`.
+    periodic: rules as in `Look`.
   """
   twin = [name for name in by if name in ('target_period', 'tau')]
   unit = flags.get('target_period_unit', 'gradient_steps')

@@ -101,7 +101,7 @@ class Loop:
   """The functions of one run: pure, for callers to vmap and jit.
 
   Attributes:
-    config: of the learning.
+    config: configuration of the learning.
     data: [N, ...] an array.
     probe: [P, ...] held-out data for the panel.
     make_setup: settings -> `Setup`.
@@ -130,7 +130,7 @@ class Loop:
     """Returns the initial state of a run.
 
     Args:
-      settings: of the run.
+      settings: settings of the run.
       key: random key of the run.
     """
     init_key, run_key = jax.random.split(key)
@@ -146,8 +146,8 @@ class Loop:
     """Runs one iteration.
 
     Args:
-      settings: of the run.
-      state: of the run, after the previous iteration.
+      settings: settings of the run.
+      state: state of the run, after the previous iteration.
       iteration: int32 [] its number, from 0; the same for parallel runs.
 
     Returns:

@@ -51,7 +51,7 @@ class Evaluation(NamedTuple):
     returns: undiscounted, unclipped score of each counted episode.
     lengths: env steps of each counted episode.
     done: whether this is the final result.
-    record: of all steps, in the final result, if `values` were given.
+    record: record of all steps, in the final result, if `values` were given.
   """
 
   env_steps: int
@@ -84,9 +84,9 @@ def evaluate(
   Args:
     act: (params, obs, key, step, epsilon) -> actions [N] or [N, D], see
       `host.make_act`.
-    params: of the network that acts.
-    environments: to act in; not yet reset.
-    key: for exploration.
+    params: parameters of the network that acts.
+    environments: environments to act in, not yet reset.
+    key: random key for exploration.
     epsilon: probability of a random action.
     episodes: number of episodes to play, or 0.
     env_steps: the budget, over all environments, or 0.
@@ -165,7 +165,7 @@ def play(
   """Plays episodes in parallel, each to its own end; pure.
 
   Args:
-    environment: to act in.
+    environment: environment to act in.
     act: (observations [E, ...], key) -> int32 [E] actions.
     key: determines everything random.
     episodes: E, number of episodes.

@@ -112,8 +112,8 @@ def make_iterate(learner: Learner, config: OfflineConfig) -> Iterate:
 
   Args:
     learner: takes the gradient steps, and moves the twin.
-    config: of the learning. With a tolerance an iteration is a regression,
-      which ends with a target update.
+    config: configuration of the learning. With a tolerance an iteration is a
+      regression, which ends with a target update.
 
   Returns:
     (state, data, key) -> (state, row). `data` leads with [N]; `key` draws the
@@ -272,12 +272,12 @@ def train(
   """Runs from `state` to the end.
 
   Args:
-    iterate: from `make_iterate`.
-    state: to start from; donated.
+    iterate: function from `make_iterate`.
+    state: state to start from; donated.
     data: all transitions [N], `Dataset.batch(slice(None), discount)`. Their
       weights, if given, multiply their losses.
     key: draws the batches of the whole run.
-    iterations: of the whole run; `config.iterations` for one round.
+    iterations: iterations of the whole run; `config.iterations` for one round.
     iteration: number of iterations that `state` has done.
 
   Yields:

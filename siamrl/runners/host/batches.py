@@ -19,10 +19,10 @@ def batch_shape(
 
   Args:
     obs_shape: [S, ...] of an observation.
-    obs_dtype: of an observation.
+    obs_dtype: type of an observation.
     action_dim: D of continuous actions; 0 where actions are integers.
     batch_size: B.
-    sequence_steps: of the replay.
+    sequence_steps: steps of each `future`.
   """
 
   def observed(*lead: int) -> jax.ShapeDtypeStruct:

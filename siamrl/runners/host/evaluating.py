@@ -48,7 +48,7 @@ def overestimation(
 
   Args:
     config: scales and clips rewards, and says whether a lost life ends returns.
-    record: of the evaluation.
+    record: record of the evaluation.
     discount: per env step.
 
   Returns:

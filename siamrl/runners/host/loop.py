@@ -93,13 +93,13 @@ def train(
   """Runs from `state` to the end, yielding between rounds.
 
   Args:
-    config: of collecting and learning.
-    state: to start from; its `train` is donated.
+    config: configuration of collecting and learning.
+    state: state to start from; its `train` is donated.
     learner: acts and learns; its gradient steps are jitted here.
     replay: the replay that belongs to `state`.
     make_environments: seed -> fresh environments.
-    seed: of the run; seeds the environments of each iteration.
-    act_key: for exploration, folded with the env step.
+    seed: seed of the run; seeds the environments of each iteration.
+    act_key: random key for exploration, folded with the env step.
     watch: the twin's panel. It is evaluated at a different point of each
       iteration, as a twin whose period divides it would always be just copied.
     on_change: called if a resumed run does not return to where it had stopped,
@@ -536,7 +536,7 @@ def _blame(metrics: Metrics, before: int) -> NoReturn:
   """Raises the error that names the first gradient step that is not finite.
 
   Args:
-    metrics: of one round, [] or [K]; at least one is not finite.
+    metrics: metrics of one round, [] or [K]; at least one is not finite.
     before: gradient steps before the round.
   """
   step, name, value = min(

@@ -15,7 +15,7 @@ def environment_seed(seed: int, iteration: int, *, evaluation: bool) -> int:
   """Returns the seed of an iteration's environments, in [0, 2**31).
 
   Args:
-    seed: of the run.
+    seed: seed of the run.
     iteration: its number, from 0.
     evaluation: whether the seed is for evaluation rather than training.
   """

@@ -51,9 +51,9 @@ class Watch:
     Args:
       train: the learner's initial state.
       obs_shape: [S, ...] of an observation.
-      obs_dtype: of an observation.
+      obs_dtype: type of an observation.
       action_dim: D of continuous actions; 0 where actions are integers.
-      sequence_steps: of the replay.
+      sequence_steps: steps of each `future`.
     """
     batch = batch_shape(
       obs_shape, obs_dtype, action_dim, self.probe_size, sequence_steps

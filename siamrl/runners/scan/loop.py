@@ -70,14 +70,14 @@ class Loop:
   """The functions of one run: pure, for callers to vmap and jit.
 
   Attributes:
-    config: of collecting, learning and evaluation.
-    environment: to act in.
+    config: configuration of collecting, learning and evaluation.
+    environment: environment to act in.
     replay: stores the transitions.
     make_setup: settings -> `Setup`.
-    eval_environment: to evaluate in; None for the same.
+    eval_environment: environment to evaluate in; None for the same.
     shard: applied to every batch before the gradient step, for callers who
       split batches between devices.
-    name: of the environment, for errors.
+    name: name of the environment, for errors.
   """
 
   config: ScanConfig
@@ -106,7 +106,7 @@ class Loop:
     """Returns the initial state of a run.
 
     Args:
-      settings: of the run.
+      settings: settings of the run.
       key: random key of the run.
     """
     init_key, reset_key, run_key = jax.random.split(key, 3)
@@ -141,8 +141,8 @@ class Loop:
     """Runs one iteration.
 
     Args:
-      settings: of the run.
-      state: of the run, after the previous iteration.
+      settings: settings of the run.
+      state: state of the run, after the previous iteration.
       iteration: int32 [] its number, from 0. It is the same for parallel runs,
         and not mapped by vmap.
 
@@ -255,7 +255,7 @@ class Loop:
 
     Args:
       row: metrics of the iteration.
-      state: of the run at its end; arrays of any kind.
+      state: state of the run at its end; arrays of any kind.
       iteration: its number, from 0.
       diverged: whether losses or parameters are not finite.
 
@@ -297,8 +297,8 @@ class Loop:
     """Evaluates the panel, if it is due.
 
     Args:
-      setup: of the run.
-      state: of the run.
+      setup: setup of the run.
+      state: state of the run.
       measured: its metrics so far in this iteration.
       iteration: number of the iteration.
       clock: vector steps so far.
@@ -379,7 +379,7 @@ class Loop:
     """Draws first states of a block's episodes [P, ...]; None without a pool.
 
     Args:
-      key: of the run.
+      key: random key of the run.
       start: the block's first round.
     """
     size = self.environment.reset_pool

@@ -36,10 +36,10 @@ def make_program(
   Args:
     loop: the loop of each run; a `Loop`, or another dataclass with `start`,
       `iterate`, `config.batch_size` and `shard`, such as `epochs.Loop`.
-    mesh: of one axis. With 'runs', devices divide the runs between them and
-      never wait for each other; the number of runs must be a multiple of the
-      number of devices. With 'batch', all devices compute every run and divide
-      its batches, whose size must be such a multiple.
+    mesh: mesh with one axis. With 'runs', devices divide the runs between them
+      and never wait for each other; the number of runs must be a multiple of
+      the number of devices. With 'batch', all devices compute every run and
+      divide its batches, whose size must be such a multiple.
     vectorized: compute the runs of a device together rather than one after the
       other. This is faster on accelerators, but gains little or loses on a CPU.
 
@@ -96,9 +96,9 @@ def compile_ahead(
   """Compiles an iteration ahead of the first one, which would do it otherwise.
 
   Args:
-    program: from `make_program`.
-    settings: of the runs, [R].
-    state: of the runs; left unchanged.
+    program: program from `make_program`.
+    settings: settings of the runs, [R].
+    state: state of the runs; left unchanged.
 
   Returns:
     The program, only for settings and states of these shapes and devices.
@@ -133,9 +133,9 @@ def train(
   """Runs from `state` to the end.
 
   Args:
-    program: to run.
-    settings: of the runs, [R].
-    state: to start from; donated.
+    program: program to run.
+    settings: settings of the runs, [R].
+    state: state to start from; donated.
     iteration: number of iterations that `state` has done.
     iterations: number of iterations of whole runs.
 
