@@ -8,6 +8,7 @@ flags.
 from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import dataclasses
+import operator
 import re
 import types
 import typing
@@ -194,10 +195,48 @@ def both(*conditions: When) -> When:
   )
 
 
+def any_of(*conditions: When) -> When:
+  """At least one of some conditions is met."""
+  return When(
+    lambda config: any(each.holds(config) for each in conditions),
+    lambda: ' or '.join(each.words for each in conditions),
+  )
+
+
 def either(values: Collection[str]) -> str:
   """Some values in words: a, b or c."""
   *others, last = values
   return f'{", ".join(others)} or {last}' if others else last
+
+
+def taken_by(
+  chooser: str,
+  registry: Mapping[str, Any],
+  name: str,
+  *,
+  kind: str = 'takes',
+  chosen: Callable[[Any], Any] | None = None,
+) -> When:
+  """The condition that what an option chooses takes a parameter.
+
+  Args:
+    chooser: the option.
+    registry: its choices; each has the names that it takes in an attribute.
+    name: of the parameter.
+    kind: the attribute.
+    chosen: config -> the choice; the option's value if None.
+  """
+
+  def takes(choice: str) -> bool:
+    if choice not in registry:
+      return False
+    return name in getattr(registry[choice], kind)
+
+  return When(
+    lambda config: takes((chosen or operator.attrgetter(chooser))(config)),
+    lambda: f'with --{chooser}={either(list(filter(takes, registry)))}',
+    chooser,
+  )
 
 
 def option(
@@ -361,6 +400,21 @@ def _changed(
 
 # Options by name, each with its type.
 Further = Mapping[str, tuple[type, dataclasses.Field]]
+
+
+def options_for(
+  known: Mapping[str, Parameter], when: Callable[[str], When]
+) -> Further:
+  """The options of parameters.
+
+  Args:
+    known: describes them, by name.
+    when: name -> the condition under which it means something.
+  """
+  return {
+    name: (about.kind, parameter(about, when(name)))
+    for name, about in known.items()
+  }
 
 
 def group(title: str, further: Callable[[], Further] = dict) -> Any:

@@ -17,17 +17,18 @@ from experiments.config.declaring import (
   POSITIVE,
   Further,
   When,
+  any_of,
   both,
   choice,
-  either,
   given,
   group,
   is_set,
   not_given,
   one_of,
   option,
-  parameter,
+  options_for,
   refuse,
+  taken_by,
   value_of,
 )
 from siamrl import learner, parameters
@@ -43,26 +44,11 @@ from siamrl.networks.q_network import QNetwork, mlp_network
 DEFAULT_NETWORK = given('network', 'default')
 
 
-def _read_by_network(name: str) -> When:
-  """The condition that the network reads a parameter."""
-
-  def takes(config: Any) -> bool:
-    torso = torsos.TORSOS.get(config.network)
-    return torso is not None and name in torso.takes
-
-  def text() -> str:
-    readers = [n for n, torso in torsos.TORSOS.items() if name in torso.takes]
-    return f'with --network={either(readers)}'
-
-  return When(takes, text, 'network')
-
-
 def _parameters() -> Further:
   """The options of all parameters of networks."""
-  return {
-    name: (about.kind, parameter(about, _read_by_network(name)))
-    for name, about in torsos.PARAMETERS.items()
-  }
+  return options_for(
+    torsos.PARAMETERS, lambda name: taken_by('network', torsos.TORSOS, name)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,25 +114,9 @@ def make_mlp(config: Any, num_actions: int, bounds: Any = None) -> QNetwork:
   )
 
 
-def read_by_agent(name: str, more: When | None = None) -> When:
-  """The condition that the agent reads an argument of `registry.SHARED`.
-
-  Args:
-    name: of the argument.
-    more: another condition under which the option means something.
-  """
-
-  def holds(config: Any) -> bool:
-    if name in registry.AGENTS[config.agent].reads:
-      return True
-    return more is not None and more.holds(config)
-
-  def text() -> str:
-    readers = [n for n, kind in registry.AGENTS.items() if name in kind.reads]
-    words = f'with --agent={either(readers)}'
-    return words if more is None else f'{words}, or {more.words}'
-
-  return When(holds, text, 'agent')
+def read_by_agent(name: str) -> When:
+  """The condition that the agent reads an argument of `registry.SHARED`."""
+  return taken_by('agent', registry.AGENTS, name, kind='reads')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +181,9 @@ class LearningOptions:
     'mean',
     'How the losses of a batch are combined',
     one_of(q.REDUCTIONS),
-    when=read_by_agent('batch_reduction', is_set('spr_steps', '1 or more')),
+    when=any_of(
+      read_by_agent('batch_reduction'), is_set('spr_steps', '1 or more')
+    ),
   )
   param_dtype: str = option(
     'float32',

@@ -12,9 +12,10 @@ from experiments.config.declaring import (
   UsageError,
   When,
   choice,
-  either,
   group,
+  options_for,
   parameter,
+  taken_by,
   value_of,
 )
 from siamrl.agents import registry
@@ -23,22 +24,14 @@ from siamrl.parameters import check
 from siamrl.types import Agent
 
 
+def form_of(config: Any) -> str | None:
+  """The name of the form; None for an agent with targets of its own."""
+  return config.target_form or registry.AGENTS[config.agent].form
+
+
 def read_by_form(name: str) -> When:
   """The condition that the form of targets reads a parameter."""
-
-  def text() -> str:
-    readers = [
-      form for form, about in td.TARGETS.items() if name in about.takes
-    ]
-    return f'with --target_form={either(readers)}'
-
-  return When(
-    lambda config: (
-      (form := form_of(config)) is not None and name in td.TARGETS[form].takes
-    ),
-    text,
-    'target_form',
-  )
+  return taken_by('target_form', td.TARGETS, name, chosen=form_of)
 
 
 def _parameter(name: str) -> Any:
@@ -46,26 +39,14 @@ def _parameter(name: str) -> Any:
   return parameter(td.TARGET_PARAMETERS[name], read_by_form(name))
 
 
-def _read_by_agent(name: str) -> When:
-  """The condition that the agent reads a parameter."""
-
-  def text() -> str:
-    readers = [n for n, kind in registry.AGENTS.items() if name in kind.takes]
-    return f'with --agent={either(readers)}'
-
-  return When(
-    lambda config: name in registry.AGENTS[config.agent].takes, text, 'agent'
-  )
-
-
 def _parameters() -> Further:
   """The options of all parameters of forms and of agents."""
   return {
-    name: (about.kind, _parameter(name))
-    for name, about in td.TARGET_PARAMETERS.items()
-  } | {
-    name: (about.kind, parameter(about, _read_by_agent(name)))
-    for name, about in registry.PARAMETERS.items()
+    **options_for(td.TARGET_PARAMETERS, read_by_form),
+    **options_for(
+      registry.PARAMETERS,
+      lambda name: taken_by('agent', registry.AGENTS, name),
+    ),
   }
 
 
@@ -92,11 +73,6 @@ class TargetOptions:
   soft_temperature: float | None = _parameter('soft_temperature')
   munchausen_alpha: float | None = _parameter('munchausen_alpha')
   munchausen_clip: float | None = _parameter('munchausen_clip')
-
-
-def form_of(config: TargetOptions) -> str | None:
-  """The name of the form; None for an agent with targets of its own."""
-  return config.target_form or registry.AGENTS[config.agent].form
 
 
 def parameters(config: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from experiments.config.declaring import (
   not_given,
   one_of,
   option,
+  options_for,
   parameter,
   refuse,
   value_of,
@@ -53,10 +54,7 @@ def _parameter(name: str, more: str = '', **changes: Any) -> Any:
 
 def _parameters() -> Further:
   """The options of all parameters of rules."""
-  return {
-    name: (about.kind, _parameter(name))
-    for name, about in twins.PARAMETERS.items()
-  }
+  return options_for(twins.PARAMETERS, read_by_rule)
 
 
 def _has_period(config: Any) -> bool:
