@@ -219,7 +219,7 @@ class AtariConfig(
 
 
 def main(sweep: Sweep) -> None:
-  """Trains agents as the options say, one after the other."""
+  """Trains the runs one after the other."""
   configs = [
     dataclasses.replace(config, game=ale.find_game(config.game))
     for config in sweep.configs
@@ -237,7 +237,7 @@ def check(config: AtariConfig) -> None:
 def build(
   config: AtariConfig, folder: RunFolder
 ) -> tuple[host.Parts, dict[str, Any]]:
-  """Makes all parts of a run, see `host_runs.build`."""
+  """Makes all parts of a run; see `host_runs.build`."""
   return host_runs.build(config, q, ale.Suite(config), folder)
 
 

@@ -83,7 +83,7 @@ class BenchmarkConfig:
 
 def main(config: BenchmarkConfig) -> None:
   """Runs one benchmark and prints its result."""
-  # The start-up of other processes is timed: this one leaves the device alone.
+  # It times other processes, so this one must not use the device.
   if config.benchmark == 'startup':
     result = startup(config)
   else:
@@ -141,7 +141,7 @@ def _use_one_core() -> None:
 def _seconds(
   function: Callable[[], Any], rounds: int, calls: int = 1
 ) -> list[float]:
-  """Seconds per call, one entry a round; one round before them is not kept."""
+  """Seconds per call, one entry per round, after a round that is not kept."""
   times = []
   for _ in range(rounds + 1):
     begun = time.perf_counter()
@@ -152,13 +152,13 @@ def _seconds(
 
 
 def learn_step(config: BenchmarkConfig) -> dict[str, Any]:
-  """One gradient step of DQN on the Nature network, and its floor.
+  """Times a gradient step of DQN on the Nature network.
 
-  The work is that of the usual rival: uint8 frames of 84 x 84 x 4, a forward
-  pass of each twin, Huber loss, backward pass, centered RMSProp. `gflop` counts
-  the multiplications and additions of its matrix products and convolutions,
-  `floor_ms` is the time they would take at `sgemm_gflops`, the speed of a
-  large float32 matrix product measured in turns with the steps.
+  It takes uint8 frames of 84 x 84 x 4, a forward pass of each twin, the Huber
+  loss, a backward pass and centered RMSProp. `gflop` counts the multiplications
+  and additions of its matrix products and convolutions. `floor_ms` is the time
+  that they would take at `sgemm_gflops`, the speed of a large float32 matrix
+  product measured in turns with the steps.
   """
   import jax
   import jax.numpy as jnp
@@ -225,18 +225,18 @@ def _sample_flop(padding: str, actions: int) -> int:
     for side, fan_in, features in zip(sides, inputs, (32, 64, 64), strict=True)
   ]
   layers += [2 * sides[-1] ** 2 * 64 * 512, 2 * 512 * actions]
-  # Forward twice; backward toward weights and, but for the first, inputs.
+  # Forward twice; backward toward weights and, except in the first, inputs.
   return 2 * sum(layers) + sum(layers) + sum(layers[1:])
 
 
 def atari_loop(config: BenchmarkConfig) -> dict[str, Any]:
-  """Training on Breakout as CleanRL does, acting by the network.
+  """Times training on Breakout as CleanRL does, acting by the network.
 
-  One gradient step of 32 transitions per 4 env steps. Each block is 1,000 env
-  steps after the learning has begun; `env_steps_per_s` is the median block's.
-  The seconds by activity are those of all blocks: `acting_s` choosing actions,
-  `emulating_s` waiting for emulators, `sampling_s` in the replay, `learning_s`
-  waiting for gradient steps.
+  There is a gradient step of 32 transitions per 4 env steps. A block is 1,000
+  env steps after learning has begun; `env_steps_per_s` is of the median block.
+  Over all blocks, `acting_s` is spent choosing actions, `emulating_s` waiting
+  for emulators, `sampling_s` in the replay, and `learning_s` waiting for
+  gradient steps.
   """
   import jax
 
@@ -283,7 +283,7 @@ def atari_loop(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def replay(config: BenchmarkConfig) -> dict[str, Any]:
-  """A replay of a million Atari transitions, 100,000 of them filled."""
+  """Times a replay for a million Atari transitions, which holds 100,000."""
   import numpy as np
 
   from siamrl.replay.host import HostReplay
@@ -322,10 +322,10 @@ def replay(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def startup(config: BenchmarkConfig) -> dict[str, Any]:
-  """Seconds from a process's start to its first gradient step.
+  """Times processes from their start to their first gradient step.
 
-  The quickstart preset is started with an empty folder for compiled programs
-  (cold), then with the one that this has filled (warm): medians over rounds.
+  The quickstart preset starts with an empty cache of compiled programs (cold),
+  then with a filled one (warm). Results are medians over rounds.
   """
   cold, warm = [], []
   for _ in range(min(config.rounds, 3)):
@@ -336,7 +336,7 @@ def startup(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def _first_gradient_step_s(folder: str, platform: str | None) -> float:
-  """Starts a run in a folder and ends it when it has begun to learn."""
+  """Starts a run in a folder, and kills it when it has begun to learn."""
   command = [
     sys.executable,
     '-m',

@@ -29,7 +29,7 @@ from experiments.families import Task, q
 from experiments.suites import jax_native
 from siamrl.envs.registry import discrete
 
-# Observations between these become -1 to 1 in Dopamine (jax/networks.py).
+# Dopamine rescales observations between these to [-1, 1] (jax/networks.py).
 _LOWEST_HIGHEST = {
   'cartpole': (
     (-2.4, -5.0, -math.pi / 12, -2 * math.pi),

@@ -76,7 +76,7 @@ class Study(NamedTuple):
 
   Attributes:
     judge: table -> claims.
-    columns: of the table, the measures that claims are about.
+    columns: the measures that claims are about.
   """
 
   judge: Callable[[Table], list[Claim]]
@@ -116,7 +116,7 @@ class CriteriaConfig:
 
 
 def main(config: CriteriaConfig) -> None:
-  """Says of each claim whether it is met."""
+  """Prints for each claim whether it is met."""
   if not config.runs:
     raise UsageError(
       '--runs must be the folder of a sweep, or a results file of its runs'
@@ -140,7 +140,7 @@ def main(config: CriteriaConfig) -> None:
 
 
 def _read(path: pathlib.Path, notes: list[str]) -> Table:
-  """The rows of runs; notes what is missing of those that are going on."""
+  """Reads the rows of runs; notes if runs are not finished."""
   if not path.is_dir():
     table = read_results(path).table
   else:
@@ -158,7 +158,7 @@ def _read(path: pathlib.Path, notes: list[str]) -> Table:
 
 
 def _judge(study: Study, table: Table, notes: list[str]) -> list[Claim]:
-  """The claims; those about measures that the table lacks are open."""
+  """Judges the claims; those about measures that the table lacks are open."""
   missing = [name for name in study.columns if name not in table]
   if len(missing) == len(study.columns):
     raise ValueError(f'no column {", ".join(missing)}')

@@ -1,7 +1,4 @@
-"""Benchmarks of actor-critics and Siamese agents, beside their arithmetic.
-
-`experiments.benchmark` runs them.
-"""
+"""Benchmarks of actor-critics and Siamese agents, for `benchmark`."""
 
 from collections.abc import Callable, Sequence
 import pathlib
@@ -22,18 +19,17 @@ def _layers(*sizes: int) -> list[int]:
 
 
 def sac_flop(obs: int, actions: int, width: int, batch_size: int) -> int:
-  """Operations of one gradient step of SAC with two hidden layers and critics.
+  """Operations of a gradient step of SAC with two hidden layers and critics.
 
-  Multiplications and additions of its matrix products alone: passes forward of
-  the actor (twice), both targets, both critics (twice); backwards toward
-  weights and inputs of the actor and of both critics, and through both critics
+  Counts multiplications and additions of matrix products: forward passes of the
+  actor (twice), both targets and both critics (twice); backward passes toward
+  weights and inputs of the actor and both critics, and through both critics
   toward the action.
   """
   actor = _layers(obs, width, width, 2 * actions)
   critic = _layers(obs + actions, width, width, 1)
   forward = 2 * sum(actor) + 6 * sum(critic)
-  # The first layers have no inputs to pass anything on to, but where the
-  # actor's action is one.
+  # First layers pass no gradients on, except to the actor's action.
   toward_weights = sum(actor) + 2 * sum(critic)
   toward_inputs = sum(actor[1:]) + 2 * sum(critic[1:]) + 2 * sum(critic)
   return 2 * batch_size * (forward + toward_weights + toward_inputs)
@@ -46,7 +42,7 @@ def _product(rows: int, width: int) -> Callable[[], None]:
 
   x, w = jnp.ones((rows, width)), jnp.ones((width, width))
 
-  # Many in a program: of one alone the dispatch would be timed.
+  # Many per program, as with one the dispatch would dominate.
   @jax.jit
   def products(x):
     return jax.lax.fori_loop(0, 100, lambda _, x: 1e-3 * (x @ w), x)
@@ -66,11 +62,11 @@ def _time(function: Callable[[], Any]) -> float:
 
 
 def control_scan(rounds: int) -> dict[str, Any]:
-  """SAC on the pendulum, compiled, on one core.
+  """Times SAC on the pendulum, compiled, on one core.
 
-  A batch of 256, two layers of 256 units, one environment and a gradient step
-  per env step. `floor_us` is what its matrix products take at `gflops`, the
-  speed of products of the hidden layers' shape, measured in turns with it.
+  It has batches of 256, two layers of 256 units, one environment and a gradient
+  step per env step. `floor_us` is the time of its matrix products at `gflops`,
+  the speed of products of the hidden layers' shape, measured in turns with it.
   """
   from experiments import control
 
@@ -104,10 +100,10 @@ def control_scan(rounds: int) -> dict[str, Any]:
 
 
 def control_loop(rounds: int) -> dict[str, Any]:
-  """SAC on HalfCheetah in the host loop.
+  """Times SAC on HalfCheetah in the host loop.
 
-  A batch of 256, two layers of 256 units, one environment and a gradient step
-  per env step. Blocks of 500 env steps after the learning has begun.
+  It has batches of 256, two layers of 256 units, one environment and a gradient
+  step per env step. A block is 500 env steps after learning has begun.
   """
   import jax
 
@@ -165,11 +161,11 @@ def _mujoco() -> str | None:
 
 
 def siamese_step(rounds: int) -> dict[str, Any]:
-  """A gradient step of SimSiam on digits, in a compiled epoch, on one core.
+  """Times a gradient step of SimSiam on digits, compiled, on one core.
 
-  A batch of 256 images, an encoder of three layers of 256 units, both views
-  augmented. `floor_us` is what its matrix products take at `gflops`, the speed
-  of products of the hidden layers' shape, measured in turns with it.
+  It has batches of 256 images, an encoder of three layers of 256 units and two
+  augmented views. `floor_us` is the time of its matrix products at `gflops`,
+  the speed of products of the hidden layers' shape, measured in turns with it.
   """
   import jax
   import numpy as np
@@ -207,8 +203,8 @@ def siamese_step(rounds: int) -> dict[str, Any]:
     64, 256, 256, 256, config.projector_units, config.projections
   )
   head = _layers(config.projections, config.predictor_units, config.projections)
-  # Both views: forward through encoder and head of the twin, which is the
-  # network itself, once more; backwards twice but for the first layer's input.
+  # Per view: forward through encoder and head, and once more for the twin;
+  # backward twice, except toward the input of the first layer.
   once = 2 * sum(online) + sum(head)
   back = 2 * (sum(online) + sum(head)) - online[0]
   gflop = 2 * 2 * 256 * (once + back) / 1e9
@@ -231,5 +227,5 @@ BENCHMARKS = {
   'siamese_step': siamese_step,
 }
 ON_ONE_CORE = ('control_scan', 'siamese_step')
-# As the launcher of the same loop.
+# Like the launcher of the same loop.
 WITHOUT_YNNPACK = ('control_loop',)

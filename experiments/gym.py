@@ -74,7 +74,7 @@ class GymConfig(
 
 
 def main(sweep: Sweep) -> None:
-  """Trains agents as the options say, one after the other."""
+  """Trains the runs one after the other."""
   configs = [
     dataclasses.replace(config, environment=gym.resolve(config.environment))
     for config in sweep.configs
@@ -90,7 +90,7 @@ def check(config: GymConfig) -> None:
 
 
 def make_suite(config: GymConfig) -> gym.Suite:
-  """The environments that the options name."""
+  """Makes the environments that the options name."""
   suite = gym.Suite(config)
   if not suite.spaces.num_actions:
     refuse(

@@ -86,7 +86,7 @@ _SELF_PREDICTION = 'self_prediction'
 _PROBLEMS = {name: p.summary for name, p in linear.PROBLEMS.items()} | {
   _SELF_PREDICTION: 'features of states that predict themselves, no values'
 }
-# What each problem takes, all of them options here.
+# The options that each problem takes.
 _TAKES: dict[str, tuple[str, ...]] = {
   name: (*p.takes, 'discount') for name, p in linear.PROBLEMS.items()
 } | {
@@ -98,7 +98,7 @@ _TAKES: dict[str, tuple[str, ...]] = {
     'predictor_rate',
   )
 }
-# Of the vector of all weights, for matrices of a size to print results about.
+# Most weights in all, so that matrices stay small.
 _LARGEST = 2_000
 
 
@@ -110,7 +110,7 @@ def _of(name: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class LabConfig(TwinOptions):
-  """The options; as they are, Baird's example with the best of periods."""
+  """The options; the defaults are Baird's example with a good period."""
 
   FLOATS: ClassVar[type[np.floating]] = np.float64
 
@@ -210,7 +210,7 @@ class LabConfig(TwinOptions):
 
 
 def main(sweep: Sweep) -> None:
-  """Predicts and runs what the options say, and reports it."""
+  """Predicts and runs all cases, and reports them."""
   with usage_errors():
     check_meant(sweep.configs)
     study = _study_of(sweep)
@@ -245,12 +245,12 @@ class _Study(NamedTuple):
 
   Attributes:
     name: of its table.
-    columns: what is found of a run, for tables.
-    make_case: (options) -> what to run.
-    run: (cases, gradient_steps) -> what came of each.
-    result: (options, what came of it) -> the columns, and maybe a reason.
-    report: (options, case, what JSON says, what came of it) -> lines of words.
-    history: what came of it -> rows over time.
+    columns: of the table.
+    make_case: (options) -> case.
+    run: (cases, gradient_steps) -> an outcome for each.
+    result: (options, outcome) -> the columns, and maybe a reason.
+    report: (options, case, result, outcome) -> lines of text.
+    history: (outcome) -> rows over time.
     draw: (folder, path of the table, swept options but for the seed, title).
   """
 
@@ -265,7 +265,7 @@ class _Study(NamedTuple):
 
 
 def _study_of(sweep: Sweep) -> _Study:
-  """That of the problems; raises UsageError if they are of two kinds."""
+  """The study of the problems; raises UsageError if they are of two kinds."""
   kinds = {c.problem == _SELF_PREDICTION for c in sweep.configs}
   if len(kinds) > 1:
     named = ','.join(dict.fromkeys(c.problem for c in sweep.configs))
@@ -305,7 +305,7 @@ def _twin_spec(config: LabConfig) -> TwinSpec:
 
   Raises:
     UsageError: options do not go together.
-    ValueError: likewise; begins with the option.
+    ValueError: likewise; the message begins with the option.
   """
   # An environment step is a gradient step and a frame.
   speeds = twin_options.Speeds(config.target_period_unit, 1, 1)
@@ -320,7 +320,7 @@ def make_case(config: LabConfig) -> stability.Case:
 
   Raises:
     UsageError: options do not go together.
-    ValueError: likewise; begins with the option.
+    ValueError: likewise; the message begins with the option.
   """
   if config.target_init != 'equal':
     refuse(config, 'target_init', 'be equal: weights are given, not drawn')
@@ -351,7 +351,7 @@ def make_problem(config: LabConfig) -> linear.LinearProblem:
   return linear.make_problem(config.problem, **given)
 
 
-# Of values: what their learner's map says, and what a run shows.
+# The prediction from the learner's map, and an actual run.
 _Seen = tuple[stability.Prediction, stability.Run]
 
 
@@ -467,7 +467,7 @@ def make_features_case(config: LabConfig) -> self_prediction.Case:
 
   Raises:
     UsageError: options do not go together.
-    ValueError: likewise; begins with the option.
+    ValueError: likewise; the message begins with the option.
   """
   if config.target_update not in self_prediction.RULES:
     refuse(
@@ -546,7 +546,7 @@ _FEATURES = _Study(
 )
 
 
-# What is printed and kept of either.
+# Output of both kinds.
 
 
 def _table(
@@ -567,7 +567,7 @@ def _table(
 
 
 def _finite(value: Any) -> float | None:
-  """A number as JSON and tables can hold it."""
+  """A number, or None if it is not finite, for JSON and tables."""
   return float(value) if math.isfinite(value) else None
 
 
@@ -580,7 +580,7 @@ def _cell(value: Any, digits: int = 7) -> str:
 
 
 def _open(sweep: Sweep) -> RunFolder:
-  """The folder of the runs, with flags and configuration."""
+  """Opens the folder of the runs and writes flags and configuration."""
   first = sweep.configs[0]
   recorded = sweep._replace(values=sweep.values | {'overwrite': (False,)})
   return folders.open_folder(
@@ -598,9 +598,9 @@ def _write(
   results: Sequence[Mapping[str, Any]],
   outcomes: Sequence[Any],
 ) -> None:
-  """Writes tables and pictures, in place of those of an equal command."""
+  """Writes tables and figures, replacing those of the same command."""
   points = [
-    # Every column has a number or a text; a seed tells runs apart.
+    # Every row has a seed, which tells runs apart.
     {'seed': config.seed, **point}
     for config, point in zip(sweep.configs, sweep.points, strict=True)
   ]

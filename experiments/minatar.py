@@ -130,9 +130,9 @@ def make_task(config: MinAtarConfig) -> Task:
       **learning.network_options(config),
     )
 
-  # Atari's games have these names too.
+  # Atari games have the same names.
   name = f'minatar_{resolve_minatar(config.game)}'
-  # A bit a cell: a seventh of the memory, for less than 5 % of a step.
+  # Boards as bits: a seventh of the memory, for less than 5 % of a step.
   return Task(
     name,
     environment,

@@ -1,4 +1,4 @@
-"""Benchmarks of the compiled loop; `experiments.benchmark` runs them."""
+"""Benchmarks of the compiled loop, for `experiments.benchmark`."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -16,16 +16,16 @@ _FOLDER = 'experiments/flagfiles'
 
 @dataclasses.dataclass
 class Timed:
-  """Runs of one compiled program, and what their iterations took.
+  """Runs of one compiled program, and the seconds of their iterations.
 
   Attributes:
     advance: takes the next iteration of all runs.
     env_steps: of all runs in an iteration.
-    gradient_steps: likewise.
+    gradient_steps: of all runs in an iteration.
     rounds: of one run in an iteration.
-    compile_s: seconds that compiling took, tracing included.
-    before: iterations that were taken before the timing.
-    seconds: of each iteration that was timed.
+    compile_s: seconds of tracing and compiling.
+    before: iterations before the timing.
+    seconds: of each timed iteration.
   """
 
   advance: Callable[[], None]
@@ -61,8 +61,8 @@ def build(
     config_type: the launcher's options.
     make_task: the launcher's.
     *arguments: its command line.
-    family: the launcher's kind of runs.
-    network: another one than the launcher's.
+    family: the kind of runs.
+    network: in place of the launcher's.
   """
   import jax
   import numpy as np
@@ -126,10 +126,10 @@ def _cartpole(*arguments: str) -> Timed:
 
 
 def cartpole_scan(rounds: int, seeds: int) -> dict[str, Any]:
-  """CleanRL's DQN on CartPole with 10 environments.
+  """Times CleanRL's DQN on CartPole with 10 environments.
 
-  A batch of 128 and a gradient step per 10 env steps, network 120-84. Blocks of
-  10,000 env steps of each seed; the median block's speed, and the best one's.
+  It has batches of 128, a gradient step per 10 env steps and a network 120-84.
+  A block is 10,000 env steps of each seed.
   """
   import jax
 
@@ -148,10 +148,10 @@ def cartpole_scan(rounds: int, seeds: int) -> dict[str, Any]:
 
 
 def ring_scan(rounds: int) -> dict[str, Any]:
-  """The same with rings of 10,000 and of 1,000,000 slots, in turns.
+  """Times `cartpole_scan` with replays of 10,000 and 1,000,000 slots, in turns.
 
-  Were the ring copied anywhere in the loop, the large one would cost more by
-  the time of moving 20 MB.
+  If the loop copied the replay, the large one would cost more by the time of
+  moving 20 MB.
   """
   small = _cartpole('--replay_capacity=10000')
   large = _cartpole('--replay_capacity=1000000')
@@ -166,7 +166,7 @@ def ring_scan(rounds: int) -> dict[str, Any]:
 
 
 _CADENCE = 10_000  # env steps from one measurement to the next, by default
-# A run without the panel, with it, and with rules beside the one in use.
+# A run without the panel, with it, and with shadows.
 _PANELS = {
   'plain': (),
   'panel': ('--panel_period=2',),
@@ -177,13 +177,13 @@ _PANELS = {
 def diagnostics(rounds: int) -> dict[str, Any]:
   """Times the twin's panel, with shadows and without.
 
-  Of CleanRL's CartPole and of the MinAtar paper's Breakout. Programs that
-  measure every other iteration are timed in turns with one that never does:
-  `measurement_s` is an iteration that measures less one that does not,
-  `between_share` what is added where nothing is measured, such as moving the
-  other rules, and `share` what both add to a run that measures every 10,000 env
-  steps. Each is a median of turns; `run_s` is of as many env steps without the
-  panel. No program is taken from JAX's cache, for `compile_s` to be told.
+  The runs are CleanRL's CartPole and the MinAtar paper's Breakout. Programs
+  that measure every other iteration are timed in turns with one that never
+  does. `measurement_s` is the extra time of an iteration that measures,
+  `between_share` the relative extra time of others, such as for moving shadows,
+  and `share` that of a run that measures every 10,000 env steps. Each is a
+  median of turns; `run_s` is the time of as many env steps without the panel.
+  JAX's cache is not used, so that `compile_s` is known.
   """
   import jax
 
@@ -199,7 +199,7 @@ def diagnostics(rounds: int) -> dict[str, Any]:
   )
   return {
     f'{loop}_{name}': value
-    # Of MinAtar shorter iterations: one of 10,000 varies by a measurement.
+    # MinAtar's iterations of 10,000 would vary by as much as a measurement.
     for loop, build, size in (
       ('cartpole', _cartpole, _CADENCE),
       ('minatar', breakout, 1_000),
@@ -211,7 +211,7 @@ def diagnostics(rounds: int) -> dict[str, Any]:
 
 
 def _panel_cost(build: Callable[..., Timed], rounds: int) -> dict[str, float]:
-  """The costs of one loop, by names that begin with those of `_PANELS`."""
+  """The costs of one loop; names begin with those of `_PANELS`."""
   timed = {name: build(*flags) for name, flags in _PANELS.items()}
   in_turns(list(timed.values()), 2 * rounds)
   plain = timed.pop('plain')
@@ -219,7 +219,7 @@ def _panel_cost(build: Callable[..., Timed], rounds: int) -> dict[str, float]:
   run_s = iteration_s * _CADENCE / plain.env_steps
   costs = {'run_s': run_s, 'compile_s': plain.compile_s}
   for name, each in timed.items():
-    # Those of one turn are compared: a machine may be slower for a while.
+    # Iterations of one turn are compared, as the speed of a machine varies.
     ratios = [x / y for x, y in zip(each.seconds, plain.seconds, strict=True)]
     first = (each.before + 1) % 2  # iterations 1, 3, ... measure, from 0
     between = statistics.median(ratios[1 - first :: 2])
@@ -236,11 +236,11 @@ def _panel_cost(build: Callable[..., Timed], rounds: int) -> dict[str, float]:
 
 
 def minatar_scan(rounds: int) -> dict[str, Any]:
-  """The MinAtar paper's DQN on Breakout, a gradient step every env step.
+  """Times the MinAtar paper's DQN on Breakout, a gradient step per env step.
 
-  In turns with the same program whose convolution is `flax.linen.Conv`, and
-  with large matrix products. `floor_us` is the time that the multiplications
-  and additions of the network's products would take at the speed of those.
+  It takes turns with the same program with `flax.linen.Conv`, and with large
+  matrix products. `floor_us` is the time of the network's multiplications and
+  additions at the speed of those products.
   """
   from flax import linen as nn
   import jax
@@ -304,8 +304,8 @@ def minatar_scan(rounds: int) -> dict[str, Any]:
 def minatar_gflop(*, batch_size: int, channels: int, num_actions: int) -> float:
   """GFLOP of a gradient step and of acting once, in matrix products.
 
-  Each layer: forward for both twins, gradient of the kernel, and of the input
-  but for the first layer.
+  Each layer has a forward pass for both twins, a gradient of its kernel and,
+  except for the first layer, a gradient of its input.
   """
   layers = [8 * 8 * 16 * 3 * 3 * channels, 1_024 * 128, 128 * num_actions]
   forward = sum(layers)
@@ -314,11 +314,11 @@ def minatar_gflop(*, batch_size: int, channels: int, num_actions: int) -> float:
 
 
 def ale_xla(rounds: int) -> dict[str, Any]:
-  """Acting and emulating without Python in between, against the host loop.
+  """Times acting and emulating in one compiled loop, and in the host loop.
 
-  Both choose the actions of one Breakout emulator by the Nature network; `xla`
-  in one compiled loop over the ALE's XLA interface, `host` as the host loop
-  does, without a replay. Blocks of 500 env steps, in turns.
+  Both choose the actions of one Breakout emulator by the Nature network: `xla`
+  in a compiled loop over the ALE's XLA interface, `host` as the host loop does,
+  without a replay. Blocks of 500 env steps take turns.
   """
   from ale_py.vector_env import AtariVectorEnv
   from gymnasium.vector import AutoresetMode

@@ -66,7 +66,7 @@ class Suite(Protocol):
     x: the column of metrics.csv that curves are drawn over.
     frames_per_env_step: emulator frames per env step.
     environment_nbytes: approximate memory of one environment.
-    eval_envs: environments stepped side by side in an evaluation.
+    eval_envs: number of environments that an evaluation steps at once.
     eval_quota: keywords of `evaluation.evaluate`, `episodes` or `env_steps`;
       empty for no evaluation.
     loop_options: further fields of `host.LoopConfig`.

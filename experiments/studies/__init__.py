@@ -1,1 +1,1 @@
-"""Studies: the claims that each of them judges its runs by."""
+"""The claims of studies."""

@@ -1,4 +1,4 @@
-"""Claims about runs: what is compared, and when a claim is met."""
+"""Claims about runs, and the comparisons that decide them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from siamrl.report.metrics import Table, by_run, group_rows
 
 
 class Claim(NamedTuple):
-  """A claim and what became of it.
+  """A claim and its verdict.
 
   Attributes:
-    text: what was to be seen.
-    met: whether it was; None where numbers are missing.
+    text: the claim.
+    met: whether it is met; None if numbers are missing.
     seen: the numbers.
   """
 
@@ -87,7 +87,7 @@ def exceeds(
     text: the claim.
     more: [tasks][runs].
     less: [tasks][runs], of other runs.
-    candidates: how many arms `more` was chosen from for being the best.
+    candidates: the number of settings of which `more` is the best.
   """
   point, low, high = statistics.difference(
     np.stack(more, 1),
@@ -138,7 +138,7 @@ def _clock(table: Table) -> str:
 
 
 def known_mean(values: np.ndarray) -> np.ndarray:
-  """Means over time of what is known, [runs]; NaN where nothing is."""
+  """Means of finite values over time, [runs]; NaN if there are none."""
   known = np.isfinite(values)
   with np.errstate(invalid='ignore'):
     return np.where(known, values, 0).sum(1) / known.sum(1)

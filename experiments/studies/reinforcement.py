@@ -1,4 +1,4 @@
-"""Claims of studies in which values are bootstrapped from a twin."""
+"""Claims of studies of reinforcement learning."""
 
 from collections.abc import Callable
 import itertools
@@ -20,10 +20,10 @@ from siamrl.report.metrics import Table
 
 
 def twin_age(table: Table) -> list[Claim]:
-  """Of a sweep over hard, soft and frozen rules, with their periods and rates.
+  """Claims about hard, soft and frozen rules, their periods and rates.
 
   Raises:
-    ValueError: it lacks a column or a rule.
+    ValueError: the table lacks a column or a rule.
   """
   settings = settings_of(table, 'target_update', 'target_period', 'tau')
   rules = {
@@ -70,13 +70,12 @@ _BOUND = 100.0  # of values where each step pays 1 and the discount is 0.99
 
 
 def soft_divergence(table: Table) -> list[Claim]:
-  """Of a sweep over rules, forms, lengths of returns and widths on CartPole.
+  """Claims about rules, forms, lengths of returns and widths on CartPole.
 
-  A run has diverged softly if its largest |value| was above 100 at any of its
-  measurements.
+  A run has diverged softly if its largest |value| was ever above 100.
 
   Raises:
-    ValueError: it lacks a column or a setting.
+    ValueError: the table lacks a column or a setting.
   """
   found = {
     tuple(setting.point.values()): setting
@@ -146,10 +145,10 @@ def soft_divergence(table: Table) -> list[Claim]:
 
 
 def twin_minatar(table: Table) -> list[Claim]:
-  """Of a sweep over the period of a copy, 1 and others, and games.
+  """Claims about the period of a copy, 1 and others, on several games.
 
   Raises:
-    ValueError: it lacks a column or a setting.
+    ValueError: the table lacks a column or a setting.
   """
   found = {
     tuple(s.point.values()): s.height('train_return')
@@ -176,13 +175,13 @@ def twin_minatar(table: Table) -> list[Claim]:
 
 
 def target_free_gap(table: Table) -> list[Claim]:
-  """Of a sweep over rules, layer normalization and games.
+  """Claims about rules and layer normalization on several games.
 
   Scores are mean heights of training curves, in units of the score with a twin
   and without normalization, game by game.
 
   Raises:
-    ValueError: it lacks a column or a setting.
+    ValueError: the table lacks a column or a setting.
   """
   found = {
     tuple(s.point.values()): s.height('train_return')
@@ -229,10 +228,10 @@ def target_free_gap(table: Table) -> list[Claim]:
 
 
 def twin_rate(table: Table) -> list[Claim]:
-  """Of a sweep over rates, with a policy that is fixed and one that is learned.
+  """Claims about rates, with a fixed and with a learned policy.
 
   Raises:
-    ValueError: it lacks a column or a setting.
+    ValueError: the table lacks a column or a setting.
   """
   settings = ascending(settings_of(table, 'fixed_policy', 'tau'), 'tau')[::-1]
   found = {tuple(setting.point.values()): setting for setting in settings}
@@ -278,10 +277,10 @@ def twin_rate(table: Table) -> list[Claim]:
 
 
 def spr_minatar(table: Table) -> list[Claim]:
-  """Of a sweep over twins of the latents, on a game with noise.
+  """Claims about twins of the latents, on a game with noise.
 
   Raises:
-    ValueError: it lacks a column or a setting.
+    ValueError: the table lacks a column or a setting.
   """
   found = {
     tuple(setting.point.values()): setting

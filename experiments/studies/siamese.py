@@ -1,4 +1,4 @@
-"""Claims of studies in which a representation is learned from its twin."""
+"""Claims of studies of Siamese representation learning."""
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from siamrl.report.metrics import Table
 
 
 def siamese_collapse(table: Table) -> list[Claim]:
-  """Of a sweep over rules, predictors and normalization of the output.
+  """Claims about rules, predictors and normalization of the output.
 
   Raises:
-    ValueError: it lacks a column or a setting.
+    ValueError: the table lacks a column or a setting.
   """
   found = {
     tuple(s.point.values()): s
@@ -77,17 +77,17 @@ def siamese_collapse(table: Table) -> list[Claim]:
 
 
 def siamese_accuracy(table: Table) -> list[Claim]:
-  """Of a sweep over rules of the twin, on images with labels.
+  """Claims about rules of the twin, on images with labels.
 
   Raises:
-    ValueError: it lacks a column or a setting.
+    ValueError: the table lacks a column or a setting.
   """
   settings = settings_of(table, 'target_update', 'tau')
   named = {setting.point['target_update']: setting for setting in settings}
   for rule in ('self', 'frozen'):
     if rule not in named:
       raise ValueError(f'no run with target_update={rule}')
-  # One rate, named before: the best of several would have chance on its side.
+  # One rate, fixed in advance: the best of several would be favored by chance.
   slow = next((s for s in settings if s.point.get('tau') == 0.01), None)
   if slow is None:
     raise ValueError('no run with tau=0.01')

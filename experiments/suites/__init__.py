@@ -1,1 +1,1 @@
-"""Suites of environments: options in, environments and networks out."""
+"""Suites of environments, which make environments and networks of options."""

@@ -21,7 +21,7 @@ from siamrl.runners import evaluation
 
 # Emulators start one after the other.
 MOST_EMULATORS = 1_024
-# Of an emulator, as measured.
+# Measured memory of an emulator.
 _EMULATOR_NBYTES = 1_500_000
 
 AUGMENTATIONS = {
@@ -59,19 +59,19 @@ class Suite:
       self.spaces = spaces
 
   def of(self, config: Any) -> 'Suite':
-    """The same game, as other options would have it."""
+    """The same game with other options."""
     other = copy.copy(self)
     other._config = config
     return other
 
   @property
   def eval_envs(self) -> int:
-    """Emulators stepped side by side in an evaluation."""
+    """The number of emulators that an evaluation steps at once."""
     return self._config.eval_envs
 
   @property
   def eval_quota(self) -> dict[str, int]:
-    """How much an evaluation plays; empty for no evaluation."""
+    """The length of an evaluation; empty for no evaluation."""
     config = self._config
     if config.eval_frames:
       return {'env_steps': config.eval_frames // config.frame_skip}
@@ -119,15 +119,15 @@ class Suite:
     if not self._config.video:
       return None
     emulators = self._environments(seed, self._config.eval_envs, color=True)
-    # At the speed of play, or what a GIF can do.
+    # At the speed of play, or the fastest of a GIF.
     return _Film(emulators, fps=min(60 / self.frames_per_env_step, 50))
 
   def notes(self) -> tuple[str, ...]:
-    """Nothing needs to be known of a game."""
+    """No notes."""
     return ()
 
   def network(self, config: Any) -> QNetwork:
-    """The network that options describe, of values of actions."""
+    """The network of action values that the options describe."""
     return nature_network(
       self.spaces.num_actions,
       hidden_units=config.hidden_units,
@@ -144,7 +144,7 @@ class Suite:
 
 
 def find_game(name: str) -> str:
-  """The name of a game as the emulator has it, of any spelling."""
+  """The emulator's name of a game, in any spelling."""
   try:
     return resolve_game(name)
   except ValueError as error:
@@ -200,7 +200,7 @@ class _Film:
     self._running = True
 
   def watch(self, actions: np.ndarray) -> None:
-    """Plays on by one action of each emulator."""
+    """Steps the emulators by one action each."""
     if not self._running:
       return
     self._environments.send(actions)
@@ -210,7 +210,7 @@ class _Film:
     self._running = not ended and len(self._frames) < self._MOST
 
   def write(self, path: pathlib.Path) -> None:
-    """Writes what was recorded as a GIF."""
+    """Writes the recording as a GIF."""
     path.parent.mkdir(exist_ok=True)
     write_gif(path, np.stack(self._frames), fps=self._fps)
 

@@ -1,8 +1,4 @@
-"""Data sets, read or collected, and the environments that they are from.
-
-A network of dense layers learns from them, and what it has learned is measured
-where the data are from.
-"""
+"""Data sets, read or collected, and the environments that they are from."""
 
 from collections.abc import Callable
 import dataclasses
@@ -61,7 +57,7 @@ _MINARI = 'minari:'
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions(NetworkOptions):
-  """The options of the data, the network, and what is measured."""
+  """The options of the data, the network and evaluations."""
 
   _data: Any = group('The data')
   environment: str = option(
@@ -135,7 +131,7 @@ class DataOptions(NetworkOptions):
 
 
 def load(config: DataOptions, environment: JaxEnvironment) -> Dataset:
-  """The data set that the user names, as the environment would have made it.
+  """Reads the data set that the user names, with the environment's types.
 
   Raises:
     UsageError: it cannot be read, or does not fit the environment.
@@ -166,7 +162,7 @@ def _fitting(data: Dataset, name: str, environment: JaxEnvironment) -> Dataset:
   """The data set with observations in the environment's type.
 
   Raises:
-    ValueError: it does not fit the environment; begins with the key.
+    ValueError: it does not fit the environment; the message names the key.
   """
   shape, kind = environment.obs_shape, environment.obs_dtype
   if data.observations.shape[1:] != shape:
@@ -211,13 +207,12 @@ def check_collecting(config: DataOptions, task: Task) -> None:
 
 
 def nbytes(task: Task, transitions: int) -> int:
-  """The bytes that so many transitions take at most, all copies together."""
+  """The most bytes that all copies of transitions take together."""
   environment = task.environment
   observation = (
     math.prod(environment.obs_shape) * environment.obs_dtype.itemsize
   )
-  # As they come from the device or are drawn, as they are kept, and as they are
-  # learned from.
+  # Three copies: as collected or drawn, as kept, and as learned from.
   return 3 * transitions * (2 * observation + 16)
 
 
@@ -230,7 +225,7 @@ def check_kept(config: DataOptions, run_dir: str, *, overwrite: bool) -> None:
 
 
 def collect(config: DataOptions, task: Task, key: jax.Array) -> Dataset:
-  """Transitions by random actions, as the options say."""
+  """Collects transitions by random actions, as the options say."""
   environment, num_envs = task.environment, config.num_envs
   if config.collect == 'uniform':
     drawn = everywhere(task)
@@ -242,7 +237,7 @@ def collect(config: DataOptions, task: Task, key: jax.Array) -> Dataset:
 
 
 def everywhere(task: Task) -> JaxEnvironment | None:
-  """The environment with starts all over, each cut after a step, if it can."""
+  """The environment with random states, one step each; None if unsupported."""
   if task.name == CAR:
     return car_on_hill.make_car_on_hill(
       low=car_on_hill.LOW, high=car_on_hill.HIGH, max_episode_steps=1
@@ -257,7 +252,7 @@ def everywhere(task: Task) -> JaxEnvironment | None:
 
 
 def learned(config: DataOptions, raw: np.ndarray) -> np.ndarray:
-  """Rewards as they are learned from."""
+  """Scaled and clipped rewards."""
   return rewards.learned(raw, config.reward_scale, config.reward_clip or None)
 
 
@@ -272,10 +267,10 @@ def make_network(
 
 
 def _bounds(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """The range of each number of the observations acted upon."""
+  """The range of each number in the observations."""
   flat = data.observations.reshape(data.size, -1).astype(np.float32)
   low, high = flat.min(0), flat.max(0)
-  # What never changes is -1.
+  # Constant numbers become -1.
   high = np.where(high > low, high, low + 1)
   return tuple(low.tolist()), tuple(high.tolist())
 
@@ -334,7 +329,7 @@ def _grid_optimum(discount: float) -> float:
   best = car_on_hill.optimal_returns(
     car_on_hill.start_states(),
     discount=discount,
-    # Without a future, a step is all that counts.
+    # At a discount of 0 only one step counts.
     horizon=car_on_hill.HORIZON if discount else 1,
   )
   return float(best.mean())

@@ -21,10 +21,10 @@ from siamrl.envs.gym import GymnasiumEnvironments
 from siamrl.networks.q_network import QNetwork
 from siamrl.runners import evaluation
 
-# Environments stepped side by side in an evaluation, at most.
+# Most environments that an evaluation steps at once.
 _EVAL_ENVS = 10
 
-# The least that one of a robot takes, as measured.
+# Measured least memory of a robot's environment.
 _ENVIRONMENT_NBYTES = 700_000
 
 
@@ -54,30 +54,30 @@ class Suite:
     self.derived = {'mujoco': gym.mujoco_version()}
     with contextlib.closing(self._environments(0, 1)) as spaces:
       self.spaces = spaces
-    # After one was made, which may have imported a package that registers it.
+    # Making one may have imported the package that registers it.
     self.episode_limit = gym.episode_limit(config.environment)
 
   def of(self, config: Any) -> 'Suite':
-    """The same environment, as other options would have it."""
+    """The same environment with other options."""
     other = copy.copy(self)
     other._config = config
     return other
 
   @property
   def eval_envs(self) -> int:
-    """Environments stepped side by side in an evaluation."""
+    """The number of environments that an evaluation steps at once."""
     return min(self._config.eval_episodes, _EVAL_ENVS)
 
   @property
   def eval_quota(self) -> dict[str, int]:
-    """How much an evaluation plays; empty for no evaluation."""
+    """The length of an evaluation; empty for no evaluation."""
     episodes = self._config.eval_episodes
     return {'episodes': episodes} if episodes else {}
 
   def _environments(
     self, seed: int, num_envs: int, max_episode_steps: int | None = None
   ) -> GymnasiumEnvironments:
-    """Environments, with errors that speak of the flag."""
+    """Environments, with errors that name the flag."""
     name = self._config.environment
     with option_errors('environment', name):
       return GymnasiumEnvironments(
@@ -110,11 +110,11 @@ class Suite:
     del seed
 
   def network(self, config: Any) -> QNetwork:
-    """The network that options describe, of values of actions."""
+    """The network of action values that the options describe."""
     return make_mlp(config, self.spaces.num_actions, self.spaces.bounds)
 
   def check_episode_cap(self) -> None:
-    """Raises UsageError for a cap on episodes that have one of their own."""
+    """Raises UsageError for a cap on episodes that have a limit already."""
     config, limit = self._config, self.episode_limit
     default = type(config).eval_episode_env_steps
     if limit is not None and config.eval_episode_env_steps != default:
@@ -126,10 +126,10 @@ class Suite:
       )
 
   def notes(self) -> Iterator[str]:
-    """Yields what the user should know of the environment, a line each.
+    """Yields notes on the environment for the user, a line each.
 
     Raises:
-      RunError: the environment breaks its contract already here.
+      RunError: the environment breaks its contract.
     """
     config, limit = self._config, self.episode_limit
     if limit is None and config.eval_episodes:
@@ -162,7 +162,7 @@ class Suite:
       )
 
   def _start(self) -> np.ndarray:
-    """The first observation by a seed."""
+    """The first observation with seed 0."""
     with contextlib.closing(self._environments(0, 1)) as environments:
       try:
         return environments.reset()
@@ -171,7 +171,7 @@ class Suite:
 
 
 def resolve(name: str) -> str:
-  """Gymnasium's id of an environment, whatever the spelling.
+  """Gymnasium's id of an environment, in any spelling.
 
   Raises:
     UsageError: there is no such environment.
@@ -181,10 +181,10 @@ def resolve(name: str) -> str:
 
 
 def is_on_host(name: str) -> bool:
-  """Whether an environment is one of Gymnasium's rather than of JAX.
+  """Whether an environment is one of Gymnasium rather than JAX-native.
 
   Raises:
-    UsageError: there is no such environment anywhere.
+    UsageError: there is no such environment.
   """
   try:
     registry.resolve_environment(name)
@@ -203,7 +203,7 @@ def is_on_host(name: str) -> bool:
 
 
 def _is_game(name: str) -> bool:
-  """Whether it is one of Atari's."""
+  """Whether it is an Atari game."""
   try:
     ale.resolve_game(name)
     return True

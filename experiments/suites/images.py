@@ -1,4 +1,4 @@
-"""Images that representations are learned from, and judged by."""
+"""Images to learn representations from, and to judge them by."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -31,10 +31,10 @@ from siamrl.envs import frames
 from siamrl.networks.siamese import as_float
 from siamrl.types import Metrics
 
-# Frames of a game's name: frames:pong.
+# Frames of a game: frames:pong.
 _FRAMES = re.compile(r'frames:(.*)')
 
-# Names of classes that are shown; there may be thousands.
+# Most names of classes to show; there may be thousands.
 _SHOWN = 10
 
 _PART = Bound(lambda x: 0 < x < 1, 'in (0, 1)')
@@ -46,7 +46,7 @@ _PLAYED = When(
 
 @dataclasses.dataclass(frozen=True)
 class ImageOptions:
-  """The options of the images, and of what is judged by them."""
+  """The options of the images, and of evaluations on them."""
 
   _data: Any = group('The images')
   images: str = path_option(
@@ -109,12 +109,12 @@ class Task(NamedTuple):
     name: for folders and titles.
     train: images [N, H, W, C], and labels or None.
     held_out: the same.
-    judged: images of both that representations are judged by, float32.
+    judged: float32 views of both by which representations are judged.
     accuracies: (name of features, the labels of both, features [N, F] of the
-      images to learn from, [M, F] of those held out) -> what these tell of the
-      labels; nothing without labels.
-    known: accuracies by the images that representations are judged by.
-    notes: what the user is told of them, a line each.
+      images to learn from, [M, F] of those held out) -> accuracies with these
+      features; empty without labels.
+    known: accuracies from the pixels of the judged images.
+    notes: lines about the images for the user.
   """
 
   name: str
@@ -127,7 +127,7 @@ class Task(NamedTuple):
 
 
 def make_task(config: ImageOptions) -> Task:
-  """Reads the images that the options name; the same arrays each time."""
+  """Reads the images that the options name; repeats return the same arrays."""
   names = [field.name for field, _ in options_of(ImageOptions)]
   return _make_task(
     ImageOptions(**{name: getattr(config, name) for name in names})
@@ -136,7 +136,7 @@ def make_task(config: ImageOptions) -> Task:
 
 @functools.cache
 def _make_task(config: ImageOptions) -> Task:
-  """The images by these options and no others."""
+  """Reads the images; caches them by these options only."""
   try:
     (train, held_out), classes = _load(config)
   except FileNotFoundError as error:
@@ -172,7 +172,7 @@ def _make_task(config: ImageOptions) -> Task:
 
 
 def _load(config: ImageOptions) -> tuple[pictures.Split, int]:
-  """The images of both parts, on the device, and how many classes."""
+  """The images of both parts, on the device, and the number of classes."""
   game = _FRAMES.fullmatch(config.images)
   if game:
     byte = None if config.ram_byte < 0 else config.ram_byte
@@ -181,14 +181,13 @@ def _load(config: ImageOptions) -> tuple[pictures.Split, int]:
     loaded = pictures.load_images(config.images)
   classes = 0
   if loaded.labels is not None:
-    # Without the gaps: each class is a column of the probe.
+    # Labels without gaps, as each class is a column of the probe.
     found, labels = np.unique(loaded.labels, return_inverse=True)
     if len(found) > 1:
       loaded, classes = loaded._replace(labels=labels), len(found)
     else:  # such as those of a folder in a folder
       loaded = loaded._replace(labels=None)
-  # The same split for all seeds: what differs is learning. Frames are held out
-  # with the episodes that they are of.
+  # All seeds have the same split. Whole episodes of frames are held out.
   parts = pictures.split(
     *loaded, config.held_out_fraction, seed=None if game else 0
   )
@@ -228,7 +227,7 @@ def _look(
   accuracies: Callable[[str, Sequence[Any], jax.Array, jax.Array], Metrics],
   parts: pictures.Split,
 ) -> tuple[tuple[jax.Array, jax.Array], Metrics]:
-  """One view of each image, the same for all runs, and what pixels tell."""
+  """One view of each image, the same for all runs, and accuracies by pixels."""
 
   def view(number: int, raw: Any) -> jax.Array:
     keys = jax.random.split(jax.random.key(number), len(raw))

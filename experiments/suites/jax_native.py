@@ -1,4 +1,4 @@
-"""Environments by their names, with errors that speak of the flag."""
+"""Environments by their names, with errors that name the flag."""
 
 import functools
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from siamrl.types import JaxEnvironment
 
 
 class Task(NamedTuple):
-  """An environment, and what is known of it.
+  """An environment and its exact process.
 
   Attributes:
     name: as the registry has it.
     environment: what to act in.
-    process: what it is exactly; None where that is not known.
+    process: of the environment; None if it is not a small finite one.
   """
 
   name: str
