@@ -119,7 +119,7 @@ def test_features_that_say_nothing_give_the_share_of_each_class():
 def test_refusals():
   x, y, others, _ = _data()
   for wrong in (0, 61):
-    with pytest.raises(ValueError, match='from 1 to the 60'):
+    with pytest.raises(ValueError, match='from 1 to 60'):
       probing.nearest_neighbors(
         x, y, others, num_classes=CLASSES, neighbors=wrong
       )
