@@ -218,10 +218,10 @@ def _open_minari(source: str | os.PathLike[str]) -> Any:
     raise
   except FileNotFoundError as error:
     if re.fullmatch(r'([-\w]+/)*[-\w]+-v\d+', str(source)):
-      text = f'no data set of that name is here; minari download {source} '
-      text += 'fetches it, and minari list remote shows what there is'
+      text = f'no data set of that name is stored; minari download {source} '
+      text += 'fetches it, and minari list remote shows all names'
     else:
-      text = 'no such folder, and no name such as atari/breakout/expert-v0; '
+      text = 'neither a folder nor a name such as atari/breakout/expert-v0; '
       text += 'minari list remote shows the names of data sets to download'
     raise FileNotFoundError(f'{source}: {text}') from error
   except Exception as error:

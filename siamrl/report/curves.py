@@ -90,7 +90,7 @@ def plot_curve(
   """
   if len(series) > MOST_LINES:
     raise ValueError(
-      f'{len(series)} curves are too many to be told apart: at most '
+      f'{len(series)} curves are too many to tell apart: at most '
       f'{MOST_LINES} share axes'
     )
   figure, axes = _figure()
@@ -200,7 +200,7 @@ def plot_sweep(
     x_label: label of the horizontal axis, with the unit; by default the
       column's name.
     y_label: label of the vertical axis; by default the column's name.
-    statistic: over the runs.
+    statistic: statistic over the runs.
 
   Raises:
     ImportError: if Matplotlib is not installed.
@@ -286,7 +286,7 @@ def plot_final(
     x_label: label of the horizontal axis, with the unit.
     y_label: label of the vertical axis, with the kind of summary; by default
       the names of the column and the summary.
-    statistic: over the runs.
+    statistic: statistic over the runs.
 
   Raises:
     ImportError: if Matplotlib is not installed.

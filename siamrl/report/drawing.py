@@ -135,7 +135,7 @@ def explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
   """Returns the legend's explanation of lines and bands.
 
   Args:
-    statistic: over the runs.
+    statistic: statistic over the runs.
     runs: the numbers of runs of the lines.
   """
   most = max(runs, default=0)

@@ -265,7 +265,7 @@ def plot_panel(
       column's name.
     bound: values above it have diverged softly; None if unknown.
     shown: quantities to draw instead of `facets`.
-    statistic: over the runs.
+    statistic: statistic over the runs.
 
   Returns:
     The written files.

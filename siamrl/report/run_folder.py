@@ -422,12 +422,12 @@ def _record_config(
       names = _differences(_read_json(folder.config), json.loads(text))
       names = [name for name in names if name not in ignore]
     except (OSError, ValueError):
-      folder.notes.append(f'{folder.config}: damaged, and written anew')
+      folder.notes.append(f'{folder.config}: damaged, and rewritten')
     else:
       if names:
         folder.notes.append(
-          f'{folder.config}: records other values than this start has: '
-          f'{", ".join(names)}; without the file they are recorded anew'
+          f'{folder.config}: its values differ from those of this start: '
+          f'{", ".join(names)}; delete the file to record them again'
         )
       return
   write_atomically(folder.config, text.encode())

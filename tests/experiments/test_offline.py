@@ -793,7 +793,7 @@ def test_minari_that_can_be_fetched(refused, monkeypatch, tmp_path):
   line = refused('--dataset=minari:atari/breakout/expert-v0')
   assert line.startswith(
     'error: --dataset=minari:atari/breakout/expert-v0 cannot be read: no data '
-    'set of that name is here; minari download atari/breakout/expert-v0 '
+    'set of that name is stored; minari download atari/breakout/expert-v0 '
   )
 
 

@@ -323,7 +323,7 @@ def test_a_damaged_configuration_is_written_anew(tmp_path, content):
     whole = folder.config.read_bytes()
     folder.config.write_bytes(content)
   assert folder.rows() is None
-  assert resume(tmp_path) == [f'{folder.config}: damaged, and written anew']
+  assert resume(tmp_path) == [f'{folder.config}: damaged, and rewritten']
   assert folder.config.read_bytes() == whole
   assert resume(tmp_path) == []
 
@@ -332,7 +332,7 @@ def test_what_differs_in_the_configuration_is_named(tmp_path):
   with open_run_folder(tmp_path, FLAGS, CONFIG)[0] as folder:
     folder.config.write_text('{"tau": 0.004, "agent": {"name": "d1n"}}')
   (note,) = resume(tmp_path)
-  assert 'other values than this start has: agent.name, tau;' in note
+  assert 'its values differ from those of this start: agent.name, tau;' in note
   # Where a run happens may differ.
   opened, _ = open_run_folder(
     tmp_path, FLAGS, CONFIG, ignore=('tau', 'agent.name')
@@ -357,7 +357,7 @@ def test_pipes_are_not_waited_for(tmp_path):
     path.unlink()
     os.mkfifo(path)
     if path == folder.config:
-      assert resume(tmp_path) == [f'{path}: damaged, and written anew']
+      assert resume(tmp_path) == [f'{path}: damaged, and rewritten']
       continue
     with pytest.raises(RunFolderError):
       open_run_folder(tmp_path, FLAGS, CONFIG)

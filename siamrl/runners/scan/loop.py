@@ -251,7 +251,7 @@ class Loop:
   ) -> str:
     """Describes how a run's environment broke its contract in an iteration.
 
-    The learner, not the environment, is to blame after an action not finite.
+    If an action was not finite, the learner is to blame for what followed.
 
     Args:
       row: metrics of the iteration.
