@@ -118,19 +118,7 @@ class Rollout:
     final_obs: chex.Array,
     obs: chex.Array,
   ) -> RolloutState:
-    """Stores the step taken at clock t and its outcome.
-
-    Args:
-      state: at clock t.
-      t: int32 [] steps done before this one; rounds begin at multiples of T.
-      action: integer [N], or float [N, D].
-      reward: [N] of the step.
-      terminated: bool [N] whether no value lies beyond this step.
-      ended: bool [N] whether the episode is over, terminated or truncated.
-      final_obs: [N, ...] the observations that followed in the same episodes.
-      obs: [N, ...] the observations to act on next: the next episode's first
-        where one ended, and those that followed elsewhere.
-    """
+    """As `PureReplay.add`; rounds begin where t is a multiple of T."""
     at = t % self.steps
     return RolloutState(
       current=obs,
