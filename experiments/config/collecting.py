@@ -159,16 +159,7 @@ def check_replay(config: CollectOptions) -> None:
       capacity=config.replay_capacity,
       unready=config.n_step * config.num_envs,
     )
-  # Before the first gradient step, n transitions of each environment are not
-  # yet whole.
-  needed = config.batch_size + config.num_envs * config.n_step
-  if config.min_replay < needed:
-    refuse(
-      config,
-      'min_replay',
-      f'be at least {needed}: --batch_size={config.batch_size}, and '
-      f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
-    )
+  check_min_replay(config)
   if config.replay_capacity < config.batch_size:
     refuse(
       config,
@@ -200,6 +191,19 @@ def make_schedule(config: Any) -> Schedule:
   return schedule.make_schedule(
     config.num_envs, config.train_period, train_steps=config.train_steps
   )
+
+
+def check_min_replay(config: Any) -> None:
+  """Raises UsageError if the first gradient step lacks transitions."""
+  # Before it, n transitions of each environment are not yet whole.
+  needed = config.batch_size + config.num_envs * config.n_step
+  if config.min_replay < needed:
+    refuse(
+      config,
+      'min_replay',
+      f'be at least {needed}: --batch_size={config.batch_size}, and '
+      f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
+    )
 
 
 def check_shadows(config: Any, age: float) -> None:

@@ -265,16 +265,7 @@ def build(
 
 def check_replay(config: Any, suite: Suite) -> None:
   """Raises UsageError for a replay that is too small or too large."""
-  # Before the first gradient step, n transitions of each environment are not
-  # yet whole.
-  needed = config.batch_size + config.num_envs * config.n_step
-  if config.min_replay < needed:
-    refuse(
-      config,
-      'min_replay',
-      f'be at least {needed}: --batch_size={config.batch_size}, and '
-      f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
-    )
+  collect_options.check_min_replay(config)
   # In the worst case every other slot ends an episode, and no transition starts
   # in the oldest and newest few slots of each environment.
   unready = config.num_envs * (config.n_step + suite.spaces.stack)
