@@ -244,8 +244,8 @@ class _Study(NamedTuple):
   """The treatment of problems of one kind.
 
   Attributes:
-    name: of its table.
-    columns: of the table.
+    name: the name of its table.
+    columns: the columns of its table.
     make_case: (options) -> case.
     run: (cases, gradient_steps) -> an outcome for each.
     result: (options, outcome) -> the columns, and maybe a reason.
@@ -270,8 +270,8 @@ def _study_of(sweep: Sweep) -> _Study:
   if len(kinds) > 1:
     named = ','.join(dict.fromkeys(c.problem for c in sweep.configs))
     raise UsageError(
-      f'--problem={named} must not name {_SELF_PREDICTION} beside others: what '
-      'is found of it is not what is found of values'
+      f'--problem={named} must not mix {_SELF_PREDICTION} with others, whose '
+      'results have other columns'
     )
   return _FEATURES if kinds == {True} else _VALUES
 

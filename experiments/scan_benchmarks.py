@@ -20,12 +20,12 @@ class Timed:
 
   Attributes:
     advance: takes the next iteration of all runs.
-    env_steps: of all runs in an iteration.
-    gradient_steps: of all runs in an iteration.
-    rounds: of one run in an iteration.
+    env_steps: env steps of all runs in an iteration.
+    gradient_steps: gradient steps of all runs in an iteration.
+    rounds: rounds of one run in an iteration.
     compile_s: seconds of tracing and compiling.
     before: iterations before the timing.
-    seconds: of each timed iteration.
+    seconds: the duration of each timed iteration.
   """
 
   advance: Callable[[], None]

@@ -108,7 +108,7 @@ def sizes(example: str, *, none: bool = False) -> Bound:
   """The bound of a text that lists the sizes of layers.
 
   Args:
-    example: for the error message.
+    example: an example for the error message.
     none: whether it may be the word none.
   """
   pattern = re.compile(r'[1-9][0-9]{0,9}(-[1-9][0-9]{0,9})*')
@@ -172,8 +172,8 @@ def is_set(name: str, least: str = '') -> When:
   """The condition that an option is neither None, False nor zero.
 
   Args:
-    name: of the option.
-    least: what it must be at least, in words.
+    name: the name of the option.
+    least: the least value, in words.
   """
   value = f'={least}' if least else ''
   return When(
@@ -222,7 +222,7 @@ def taken_by(
   Args:
     chooser: the option.
     registry: its choices; each has the names that it takes in an attribute.
-    name: of the parameter.
+    name: the name of the parameter.
     kind: the attribute.
     chosen: config -> the choice; the option's value if None.
   """
@@ -266,7 +266,7 @@ def option(
   Args:
     default: its value if the flag is not given.
     help: one sentence or two, with the unit.
-    bound: what values are allowed.
+    bound: the values that are allowed.
     single: whether it takes no list, not even in a sweep.
     most: the largest value of a whole number. `INT64` is for options that only
       Python computes with; the launcher must then check what follows from them.
@@ -309,7 +309,7 @@ def path_option(
     default: its value if the flag is not given.
     help: one sentence.
     several: whether it names several, with commas between them.
-    **more: as `option` has it.
+    **more: further arguments of `option`.
   """
   path = 'several' if several else 'one'
   return _changed(option(default, help, PATH, **more), default, path=path)
@@ -326,9 +326,9 @@ def choice(
   Args:
     default: its value if the flag is not given.
     help: one sentence.
-    summaries: what each name stands for, or a function that returns them if
+    summaries: the meaning of each name, or a function that returns them if
       more can be registered.
-    **more: as `option` has it.
+    **more: further arguments of `option`.
   """
   known = summaries if callable(summaries) else lambda: summaries
   bound = Bound(lambda x: x in known(), lambda: f'one of {", ".join(known())}')
@@ -357,7 +357,7 @@ def parameter(
     about: describes it.
     when: the condition that such a choice is made.
     default: its value if the flag is not given.
-    **more: as `option` has it.
+    **more: further arguments of `option`.
   """
   domain = about.domain
   bound = _BOUNDS.get(domain, Bound(domain.holds, domain.text))
@@ -379,7 +379,7 @@ def redeclared(
 
   Args:
     cls: declares the option, or inherits it.
-    name: of the option.
+    name: the name of the option.
     default: its value if the flag is not given; as in `cls` if left out.
     **changes: arguments of `option`.
   """

@@ -47,7 +47,7 @@ def execute(
     main: the launcher.
     arguments: the command line.
     lists: whether options take lists, and `main` a sweep.
-    listed: as `from_arguments` has it.
+    listed: see `from_arguments`.
 
   Returns:
     The exit code: 0 after success or --help, 2 after a usage error, 1 after any

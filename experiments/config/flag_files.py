@@ -63,9 +63,9 @@ def _lines(
   """The flags of a file, those of the files that it includes in their place.
 
   Args:
-    path: as the user wrote it.
-    folder: of the file that includes it; None on the command line.
-    where: begins a message; names the file and the line that include it.
+    path: the path as the user wrote it.
+    folder: the including file's folder; None on the command line.
+    where: the start of a message, the file and the line that include it.
     including: the files that include each other, the outermost first.
   """
   if not path:
@@ -103,8 +103,8 @@ def find(path: str, folder: pathlib.Path | None = None) -> pathlib.Path:
   """The first file of a name; if there is none, the name as it stands.
 
   Args:
-    path: what the user wrote.
-    folder: of the file that includes it, where it is looked for first.
+    path: the path as the user wrote it.
+    folder: the including file's folder, which is searched first.
   """
   given = pathlib.Path(os.path.expanduser(path))
   folders = [] if folder is None else [folder]

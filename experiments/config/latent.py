@@ -99,7 +99,7 @@ def make_agent(
 
   Args:
     config: the options, those of the agent among them.
-    network: of the base agent.
+    network: the network of the base agent.
     base: not lifted by any twin.
     example_obs: [B, ...]; only its shape and type matter.
     weight: --spr_weight; may be traced.

@@ -102,8 +102,8 @@ def make_mlp(config: Any, num_actions: int, bounds: Any = None) -> QNetwork:
 
   Args:
     config: the options, with those of `NetworkOptions`.
-    num_actions: that it gives values to.
-    bounds: of the observations, see `mlp_network`.
+    num_actions: the number of actions.
+    bounds: the bounds of observations, see `mlp_network`.
   """
   sizes = config.hidden_sizes
   return mlp_network(
@@ -237,7 +237,7 @@ def check_learns(
   Args:
     config: the options, with `min_replay` and `train_steps`.
     length: the option that gives the length of the run.
-    env_steps: of the whole run.
+    env_steps: env steps of the whole run.
     round_env_steps: env steps of a round, which learns if it began with
       `min_replay` of them.
     gradient_steps: for `env_steps`, including the warm-up, which the clock of

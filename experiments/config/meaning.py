@@ -89,9 +89,9 @@ def _check_condition(
   """Raises UsageError for an option that needs another one.
 
   Args:
-    configs: of all runs.
-    config: of one.
-    name: of the option.
+    configs: the records of all runs.
+    config: the record of one run.
+    name: the name of the option.
     condition: must be met by it.
   """
   with usage_errors():

@@ -89,8 +89,8 @@ def check(
 
   Args:
     config: the options.
-    iteration_env_steps: of the first iteration; the probe is drawn after 60 %
-      of them.
+    iteration_env_steps: env steps of the first iteration; the probe is drawn
+      after 60 % of them.
     capacity: transitions that the replay can hold.
     unready: transitions whose rewards are not yet complete.
   """
@@ -120,7 +120,7 @@ def make_panel(
     config: the options.
     learner: the run's.
     age: -> gradient steps that its twin is old on average, for shadows.
-    network: of its base agent, to look into; None for no such columns.
+    network: the base agent's network, to look into; None for no such columns.
     discount: per env step, of values that are bound by `reward_bound`.
 
   Raises:

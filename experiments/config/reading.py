@@ -104,7 +104,7 @@ def _check(field: dataclasses.Field, value: Any, floats: np.finfo) -> None:
 
   Args:
     field: the option.
-    value: of its type, or None.
+    value: a value of its type, or None.
     floats: the limits of the type that the launcher computes in.
   """
   bound, must = field.metadata['bound'], ''
@@ -140,7 +140,7 @@ def _survives_float(value: float, bound: Bound, floats: np.finfo) -> str:
 
   Args:
     value: a finite number within its bound.
-    bound: of the option.
+    bound: the bound of the option.
     floats: the limits of the type that it is converted to.
 
   Returns:
@@ -290,7 +290,7 @@ def _read(
     arguments: the command line.
     said: old names whose new names the user was told.
     lists: whether options that are not single take several values.
-    listed: as `from_arguments` has it.
+    listed: see `from_arguments`.
   """
   options, floats = options_of(cls), _floats(cls)
   flag_values = _parse(cls, arguments, listed)
@@ -324,7 +324,7 @@ def _say_new(old: str, new: str, said: set[str]) -> None:
   """Tells the user once that a name has changed."""
   if old not in said:
     said.add(old)
-    print(f'note: {old} is {new} now', file=sys.stderr)
+    print(f'note: {old} is now {new}', file=sys.stderr)
 
 
 def _parse(
@@ -335,7 +335,7 @@ def _parse(
   Args:
     cls: the options.
     arguments: the command line.
-    listed: as `from_arguments` has it.
+    listed: see `from_arguments`.
 
   Raises:
     UsageError: it cannot be read.
@@ -434,7 +434,7 @@ def now(cls: type, flags: Mapping[str, str]) -> dict[str, str]:
 
   Args:
     cls: a frozen dataclass of options.
-    flags: of the run, by name, each with its value or list.
+    flags: the value or list of each flag of the run.
   """
   found = {
     field.name: as_text(_default(field, kind))

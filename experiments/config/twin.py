@@ -161,8 +161,8 @@ def parameters(
 
   Args:
     config: the options.
-    speeds: how to convert periods.
-    gradient_steps: of the whole run, over which schedules last by default.
+    speeds: the converter of periods.
+    gradient_steps: the length of the run, and of schedules by default.
 
   Raises:
     FieldError: the rule cannot be built of what is given.
@@ -258,8 +258,8 @@ def make_spec(
 
   Args:
     config: the options.
-    speeds: how to convert periods.
-    gradient_steps: of the whole run, over which schedules last by default.
+    speeds: the converter of periods.
+    gradient_steps: the length of the run, and of schedules by default.
     warmup_env_steps: env steps before the first gradient step.
 
   Raises:
@@ -310,8 +310,8 @@ def mean_age(config: TwinOptions, speeds: Units, spec: TwinSpec) -> Any:
 
   Args:
     config: the options.
-    speeds: how to convert periods.
-    spec: of the twin; its numbers may be traced.
+    speeds: the converter of periods.
+    spec: the twin; its numbers may be traced.
   """
   age = spec.mean_age()
   if age is None:

@@ -95,7 +95,7 @@ class Run(NamedTuple):
 
   Attributes:
     point: its values of the swept options.
-    seed: of everything random.
+    seed: the seed of everything random.
     settings: the numbers that the program takes.
   """
 
@@ -113,11 +113,11 @@ class Group:
   """The runs of one compiled program.
 
   Attributes:
-    loop: what each run does.
-    iterations: of every run.
+    loop: the loop of each run.
+    iterations: the iterations of every run.
     runs: they differ only in their numbers.
     config: the options of one of them, for messages.
-    programs: those made so far, by how they share the devices.
+    programs: the programs made so far, by how they share the devices.
   """
 
   loop: Loop
@@ -208,7 +208,7 @@ def run(
 
   Args:
     groups: the programs and their runs.
-    options: how to run them.
+    options: the way to run them.
     stop: true once the user wants the runs to stop.
 
   Raises:
@@ -251,8 +251,8 @@ class _Ends:
   """The ends of a stage in all processes.
 
   Attributes:
-    mine: of this process.
-    all: of every process, once all have told.
+    mine: the end in this process.
+    all: the ends in all processes, once all have told.
   """
 
   def __init__(self) -> None:
@@ -307,8 +307,8 @@ class _Runs(running.Running):
     Args:
       folder: to run them in.
       groups: the programs, with the runs of this process.
-      everywhere: with those of all processes.
-      options: how to run them.
+      everywhere: the programs, with the runs of all processes.
+      options: the way to run them.
       stop: true once the user wants the runs to stop.
     """
     super().__init__(

@@ -216,8 +216,8 @@ def check_room(folder: pathlib.Path, needed_bytes: int) -> None:
   """Raises RunError if the checkpoints of a run do not fit the disk.
 
   Args:
-    folder: of the run; its files count as free space.
-    needed_bytes: of all checkpoints that exist at once.
+    folder: the run's folder, whose files count as free space.
+    needed_bytes: the size of all checkpoints that exist at once.
   """
   stats = os.statvfs(folder)
   free = stats.f_bavail * stats.f_frsize

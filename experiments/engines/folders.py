@@ -82,8 +82,8 @@ def open_folder(
     raise UsageError(text) from error
   if folder.changes:
     print(
-      f'note: {path} goes on under other conditions, and its numbers may be '
-      f'others from here on: {"; ".join(folder.changes)}',
+      f'note: {path} resumes under other conditions, so its numbers may differ '
+      f'from here on: {"; ".join(folder.changes)}',
       file=sys.stderr,
     )
   return folder
@@ -106,7 +106,7 @@ def open_run(config: Any, derived: Mapping[str, Any]) -> RunFolder:
 
   Args:
     config: the options, with `run_dir` and `overwrite`.
-    derived: what config.json says beside them.
+    derived: further entries of config.json.
   """
   # Not recorded, or the flag file of a run would delete it.
   recorded = dataclasses.replace(config, overwrite=False)
@@ -124,8 +124,8 @@ def default_folder(sweep: Sweep, names: Iterable[str]) -> str:
   """The default folder of a sweep or of a single run.
 
   Args:
-    sweep: of records with `agent` and `seed`.
-    names: of the environments, games or data.
+    sweep: a sweep of records with `agent` and `seed`.
+    names: the names of environments, games or data.
   """
   names = list(dict.fromkeys(names))
   learned = '+'.join(names)
@@ -155,8 +155,8 @@ def recover(
   """Falls back from damaged files to the newest whole checkpoint, with a note.
 
   Args:
-    folder: of the run, opened and locked.
-    checkpoints: of the run; their facts include those of `written`.
+    folder: the run's folder, opened and locked.
+    checkpoints: the run's checkpoints, with the facts of `written`.
     check: (facts) -> None; raises ValueError or OSError if other files that the
       checkpoint depends on are damaged.
     may_be_none: whether the run can do without any of these checkpoints.

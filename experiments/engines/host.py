@@ -32,14 +32,14 @@ class Parts:
     state: the learner's fresh state.
     seen: the fresh state of the twin's panel; None without one.
     replay: empty.
-    config: of the loop.
+    config: the configuration of the loop.
     loop: (state, on_change=...) -> generator of the host loop's progress.
     evaluate: (online params, iteration) -> generator that yields None while it
       plays and returns the evaluation's columns; None for no evaluation.
     draw: writes the curve.
     frames_per_env_step: emulator frames per env step.
     num_envs: environments stepped at once.
-    seed: of the run.
+    seed: the seed of the run.
     checkpoint_period_s: seconds between checkpoints, up to the length of a
       chunk; one is also written after each iteration.
     unit: the name of a frame in messages.
@@ -71,8 +71,8 @@ def run(folder: RunFolder, parts: Parts, stop: devices.StopRequest) -> bool:
   """Trains from the last checkpoint to the end, or until asked to stop.
 
   Args:
-    folder: of the run, opened and locked.
-    parts: what to run.
+    folder: the run's folder, opened and locked.
+    parts: the parts of the run.
     stop: true once the user wants the run to stop.
 
   Returns:

@@ -60,8 +60,8 @@ class Suite(Protocol):
   """The environments that a launcher's options describe.
 
   Attributes:
-    name: of the environment, for titles.
-    spaces: of observations and actions.
+    name: the environment's name, for titles.
+    spaces: the spaces of observations and actions.
     unit: the name of a frame in messages, 'frame' or 'env step'.
     x: the column of metrics.csv that curves are drawn over.
     frames_per_env_step: emulator frames per env step.
@@ -187,9 +187,9 @@ def build(
 
   Args:
     config: the options.
-    family: of agents.
-    suite: of environments.
-    folder: of the run.
+    family: the family of agents.
+    suite: the suite of environments.
+    folder: the folder of the run.
 
   Raises:
     UsageError: options do not go together, or the memory cannot hold the run.
@@ -408,12 +408,12 @@ def main(
   """Trains the runs of a sweep, one after the other; see `series.run`.
 
   Args:
-    sweep: of a launcher's options.
-    family: of agents.
+    sweep: a sweep of a launcher's options.
+    family: the family of agents.
     make_suite: options -> environments; raises UsageError for options that do
       not fit them.
     check: raises UsageError for options that do not go together.
-    ynnpack: as `devices.configure` has it.
+    ynnpack: see `devices.configure`.
   """
   configs = sweep.configs
   check_meant(configs)

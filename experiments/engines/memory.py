@@ -124,9 +124,9 @@ def kept_nbytes(env_steps: int, num_envs: int, numbers: int) -> float:
   """Bytes of a list with NumPy arrays for each step of all environments.
 
   Args:
-    env_steps: of all environments together.
+    env_steps: env steps of all environments together.
     num_envs: environments stepped at once.
-    numbers: of 4 bytes, for each environment and step.
+    numbers: numbers of 4 bytes per environment and step.
   """
   return env_steps / num_envs * (_ARRAY_NBYTES + 4 * num_envs * numbers)
 

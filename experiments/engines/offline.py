@@ -39,8 +39,8 @@ class Options:
 
   Attributes:
     environment: name of the environment that the data are from.
-    iterations: of the whole run.
-    gradient_steps: of the whole run; None if fits may end early.
+    iterations: the iterations of the whole run.
+    gradient_steps: the length of the run; None if fits may end early.
     checkpoint_period_s: seconds between checkpoints, approximately.
     make_data: (folder, whether the run has learned from it) -> the data set;
       raises RunError if it cannot be read.
@@ -61,8 +61,8 @@ def run(folder: RunFolder, options: Options, stop: devices.StopRequest) -> None:
   """Learns from the last checkpoint to the end, or until asked to stop.
 
   Args:
-    folder: of the run, opened and locked.
-    options: what to run.
+    folder: the run's folder, opened and locked.
+    options: the description of the run.
     stop: true once the user wants the run to stop.
 
   Raises:

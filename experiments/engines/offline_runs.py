@@ -50,7 +50,7 @@ def main(config: Any, family: Family) -> None:
 
   Args:
     config: `FitOptions`, `DataOptions` and `TargetOptions` in one.
-    family: of agents.
+    family: the family of agents.
   """
   with devices.StopRequest() as stop:
     _train(config, family, stop)

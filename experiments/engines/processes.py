@@ -23,7 +23,7 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
 
   Args:
     coordinator: HOST:PORT of process 0.
-    num_processes: how many there are.
+    num_processes: the number of processes.
     process_id: the number of this process.
 
   Raises:
@@ -74,8 +74,8 @@ def gather(name: str, value: str) -> list[str]:
   It polls, as Ctrl-C does not interrupt JAX's own barriers.
 
   Args:
-    name: of the value; each name is used once.
-    value: of this process.
+    name: a name for the value, which is used once.
+    value: the value of this process.
 
   Returns:
     The values of all processes, in their order.

@@ -101,7 +101,7 @@ class Running(abc.ABC):
     """Prepares the run; reads nothing yet.
 
     Args:
-      folder: of the run, opened and locked.
+      folder: the run's folder, opened and locked.
       stop: true once the user wants the run to stop.
       checkpoint_period_s: seconds between checkpoints, approximately.
     """

@@ -44,8 +44,8 @@ def split(sweep: Sweep, names: Iterable[str]) -> list[Run]:
   """The runs of a sweep, in their order.
 
   Args:
-    sweep: of records with `run_dir`, `seed`, `seeds` and `also`.
-    names: of the environments, for the name of the default folder.
+    sweep: its records have `run_dir`, `seed`, `seeds` and `also`.
+    names: the names of environments, for the default folder.
 
   Raises:
     UsageError: there are too many seeds, or there are several runs and the
@@ -113,7 +113,7 @@ def run(
   by diverging, the next begins.
 
   Args:
-    runs: as `split` makes them.
+    runs: the runs of `split`.
     train: trains one in its folder; returns whether it is finished.
     stop: true once the user wants the runs to stop.
 

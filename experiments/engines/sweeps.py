@@ -47,7 +47,7 @@ def main(sweep: Sweep, make_task: Callable[[Any], Any], family: Family) -> None:
   """Trains all runs of a sweep.
 
   Args:
-    sweep: of records of a launcher's subclass of `SweepOptions`.
+    sweep: its records are of a launcher's subclass of `SweepOptions`.
     make_task: such a record -> its task, which has a `name` and may have
       `notes`, lines for the user to read; raises UsageError or RunError.
     family: the kind of runs.
@@ -246,9 +246,9 @@ def check_memory(
   """Raises UsageError for a sweep whose runs the memory cannot hold at once.
 
   Args:
-    programs: with the runs of one seed.
+    programs: the programs, with the runs of one seed.
     config: has the numbers of seeds and processes.
-    platform: that of the devices.
+    platform: the platform of the devices.
     program_of: finds the option that makes a run too large.
   """
   available = _memory_bytes(platform)
@@ -290,8 +290,8 @@ def _check_peaks(
 
   Args:
     groups: the programs with all their runs.
-    config: how they share the devices.
-    platform: that of the devices.
+    config: options that say how runs share the devices.
+    platform: the platform of the devices.
     vectorized: whether a device computes its runs together.
     program_of: finds the option that makes an iteration too large.
   """

@@ -32,13 +32,13 @@ class Task:
   """The environment that the options describe, and its network.
 
   Attributes:
-    name: of the environment, for folders and titles.
-    environment: what to act in.
+    name: the environment's name, for folders and titles.
+    environment: the environment to act in.
     network: number of actions -> network; None where the family makes it.
     packed: whether boolean observations are stored as bits.
-    process: of the environment, if it can be solved exactly.
+    process: the exact process, if it is known.
     eval_environment: to evaluate in, if it is another one.
-    augment: of each observation that is learned from.
+    augment: the augmentation of observations that are learned from.
   """
 
   name: str

@@ -368,8 +368,8 @@ def make_agent(
     config: the options.
     action_dim: D.
     example_obs: [B, ...]; only its shape and type matter.
-    settings: as `settings_of` has them; may be traced.
-    bounds: of the numbers of an observation, see `policies.Network`.
+    settings: the result of `settings_of`; may be traced.
+    bounds: the bounds of observations, see `policies.Network`.
 
   Raises:
     ValueError: options that the agent cannot have.
@@ -411,8 +411,8 @@ def make_optimizer(
 
   Args:
     config: the options.
-    agent: of `make_agent`.
-    settings: as `settings_of` has them; may be traced.
+    agent: the agent of `make_agent`.
+    settings: the result of `settings_of`; may be traced.
   """
 
   def adam(entry: str) -> optax.GradientTransformation:
@@ -451,8 +451,8 @@ def make_learner(
     twin: the twin; its numbers may be traced.
     action_dim: D.
     example_obs: [B, ...]; only its shape and type matter.
-    settings: as `settings_of` has them; may be traced.
-    bounds: of the numbers of an observation, see `policies.Network`.
+    settings: the result of `settings_of`; may be traced.
+    bounds: the bounds of observations, see `policies.Network`.
   """
   agent = make_agent(config, action_dim, example_obs, settings, bounds)
   return learner.make_learner(

@@ -242,8 +242,8 @@ def make_agent(
     config: the options; `numbers` replace its numbers.
     network: observations -> values.
     example_obs: [B, ...]; only its shape and type matter.
-    numbers: by the names of options; may be traced.
-    augment: of each observation that is learned from.
+    numbers: numbers by the names of options; may be traced.
+    augment: the augmentation of observations that are learned from.
     inside_loop: whether gradient steps are compiled into a loop.
   """
   agent = target_options.make_agent(config, network, example_obs, numbers)
@@ -266,9 +266,9 @@ def make_learner(
 
   Args:
     config: the options; `numbers` replace its numbers.
-    agent: of `make_agent`.
+    agent: the agent of `make_agent`.
     twin: the twin; its numbers may be traced.
-    numbers: by the names of options; may be traced.
+    numbers: numbers by the names of options; may be traced.
   """
   optimizer = learner.make_optimizer(
     config.optimizer,

@@ -106,7 +106,7 @@ class Task(NamedTuple):
   """Images to learn from, and to judge representations by.
 
   Attributes:
-    name: for folders and titles.
+    name: the name in folders and titles.
     train: images [N, H, W, C], and labels or None.
     held_out: the same.
     judged: float32 views of both by which representations are judged.

@@ -14,9 +14,9 @@ class Task(NamedTuple):
   """An environment and its exact process.
 
   Attributes:
-    name: as the registry has it.
-    environment: what to act in.
-    process: of the environment; None if it is not a small finite one.
+    name: the name in the registry.
+    environment: the environment to act in.
+    process: the exact process; None if it is unknown.
   """
 
   name: str
@@ -31,9 +31,9 @@ def make_task(
   """The environment of a name, in any spelling; the same object each time.
 
   Args:
-    name: of the registry.
+    name: a name of the registry.
     continuous: whether its actions must be continuous.
-    flag: that names it, for errors.
+    flag: the flag that names it, for errors.
 
   Raises:
     UsageError: there is none.

@@ -313,7 +313,7 @@ FEATURES = ['--problem=self_prediction', '--target_update=self']
     (['--predictor_rate=2'], '--predictor_rate=2.0 must go with --problem=s'),
     (
       ['--problem=baird,self_prediction'],
-      '--problem=baird,self_prediction must not name self_prediction beside',
+      '--problem=baird,self_prediction must not mix self_prediction with',
     ),
     (
       [FEATURES[0], '--target_update=functional', '--twin_weight=1'],

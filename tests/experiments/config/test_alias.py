@@ -53,10 +53,10 @@ def test_a_record(capsys):
     color='centered', normalize=True, speed=2.0
   )
   assert capsys.readouterr().err == (
-    'note: --colour is --color now\n'
-    'note: --normalise is --normalize now\n'
-    'note: --pace is --speed now\n'
-    'note: --color=centred is --color=centered now\n'
+    'note: --colour is now --color\n'
+    'note: --normalise is now --normalize\n'
+    'note: --pace is now --speed\n'
+    'note: --color=centred is now --color=centered\n'
   )
   assert read('--nonormalised', '--color=red') == After(color='red')
   capsys.readouterr()
@@ -81,11 +81,11 @@ def test_a_sweep_and_a_flag_file(tmp_path, capsys):
     'speed': (1.0, 2.0),
   }
   assert capsys.readouterr().err.splitlines() == [
-    'note: --colour is --color now',
-    'note: --normalise is --normalize now',
-    'note: --color=grey is --color=gray now',
-    'note: --pace is --speed now',
-    'note: --color=centred is --color=centered now',
+    'note: --colour is now --color',
+    'note: --normalise is now --normalize',
+    'note: --color=grey is now --color=gray',
+    'note: --pace is now --speed',
+    'note: --color=centred is now --color=centered',
   ]
   assert 'colour' not in reading.as_flags(sweep)
 

@@ -76,8 +76,8 @@ def test_a_run_that_goes_on_with_other_cores_says_so(
   monkeypatch.setenv('NPROC', '4')
   folders.open_run(config, {}).close()
   assert capsys.readouterr().err == (
-    f'note: {tmp_path} goes on under other conditions, and its numbers may be '
-    'others from here on: cores 3 before, 4 now\n'
+    f'note: {tmp_path} resumes under other conditions, so its numbers may '
+    'differ from here on: cores 3 before, 4 now\n'
   )
   monkeypatch.setenv('NPROC', '5')
   folders.open_run(dataclasses.replace(config, overwrite=True), {}).close()
