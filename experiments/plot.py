@@ -497,7 +497,7 @@ def _cells(key: Sequence[Any]) -> list[str]:
 
 
 class _Task(NamedTuple):
-  """What a run plays, and the clock of its curve."""
+  """The task of a run, and the clock of its curve."""
 
   name: str
   clock: str  # a column of its metrics

@@ -41,7 +41,7 @@ _ABSENT = '(absent)'
 
 
 class Source(NamedTuple):
-  """What one of `--runs` names.
+  """A run that `--runs` names.
 
   Attributes:
     path: the folder or the results file.

@@ -141,4 +141,6 @@ def make_agent(
     name: values if name == 'target_parameters' else getattr(config, name)
     for name in registry.SHARED
   }
-  return registry.make_agent(config.agent, network, example_obs, shared, own)
+  return registry.make_agent(
+    config.agent, network, example_obs, shared=shared, given=own
+  )

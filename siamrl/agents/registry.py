@@ -98,6 +98,7 @@ def make_agent(
   name: str,
   network: Any,
   example_obs: Any,
+  *,
   shared: Mapping[str, Any],
   given: Mapping[str, Any],
 ) -> Agent:

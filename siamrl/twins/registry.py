@@ -174,7 +174,7 @@ PARAMETERS: dict[str, Parameter] = {
   'target_paths': Parameter(
     Domain(bool, 'such as torso:soft+head:hard'),
     'A rule for each part of the network, chosen by a regular expression that '
-    'is found in the paths of its parameters, such as torso:soft+head:hard',
+    'is found in the paths of its parameters',
     str,
     traced=False,
   ),

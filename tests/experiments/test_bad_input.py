@@ -230,9 +230,11 @@ def resumed(capfd):
     assert execute_sweep(atari, arguments) == 1
     out, err = capfd.readouterr()
     assert not out
-    assert err.startswith('error: --run_dir=')
-    assert err.count('\n') == 1, err
-    return err
+    # The tests before may have started JAX with more devices than a run has.
+    *notes, error = err.splitlines()
+    assert all('resumes under other conditions' in note for note in notes), err
+    assert error.startswith('error: --run_dir='), err
+    return error
 
   return launch_here
 

@@ -15,7 +15,7 @@ from experiments.engines import host as host_engine, host_runs
 from experiments.families import q
 from experiments.suites.gym import Suite
 from siamrl import twins
-from siamrl.agents.q import AGENTS
+from siamrl.agents.registry import AGENTS
 from siamrl.losses import td
 from siamrl.replay.host import HostReplay
 from siamrl.report.run_folder import RunFolder

@@ -28,7 +28,7 @@ from experiments.engines import offline_runs
 from experiments.families import q as family
 from experiments.suites import dataset as suite, jax_native
 from siamrl import learner as learners
-from siamrl.agents import q
+from siamrl.agents import registry
 from siamrl.envs import car_on_hill
 from siamrl.replay import dataset
 from siamrl.report.checkpoint import Checkpoints
@@ -462,7 +462,7 @@ def test_every_flag_reaches_its_part(monkeypatch):
     monkeypatch.setattr(module, name, recorder)
 
   record(options, 'mlp_network')
-  record(q, 'make_q_agent')
+  record(registry, 'make_agent')
   record(learners, 'make_optimizer')
   network = {
     'head': 'dueling',
@@ -500,10 +500,11 @@ def test_every_flag_reaches_its_part(monkeypatch):
     'sizes': (3, 5),
     'bounds': None,
     'renormalize': False,
+    'torso': None,
   }
-  assert calls['make_q_agent'] == agent | {
-    'name': 'double_dqn',
-    'target_parameters': {},
+  assert calls['make_agent'] == {
+    'shared': agent | {'target_parameters': {}},
+    'given': {},
   }
   assert calls['make_optimizer'] == {
     'learning_rate': 0.125,

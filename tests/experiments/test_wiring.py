@@ -134,9 +134,9 @@ def test_agent_and_network(calls):
     renormalize=True,
     torso=None,
   )
-  (name, _, _, shared, own), _ = calls['make_agent'][0]
-  assert (name, own) == ('double_dqn', {})
-  assert shared == dict(
+  (name, *_), parts = calls['make_agent'][0]
+  assert (name, parts['given']) == ('double_dqn', {})
+  assert parts['shared'] == dict(
     target_form='double',
     target_parameters={},
     td_loss='huber',
