@@ -1,7 +1,6 @@
-"""DDPG, TD3 and SAC on continuous control.
+"""DDPG, TD3 and SAC for continuous control, with any rule of the twin.
 
-SAC on the pendulum, a whole run compiled, and what the rate of its twin does,
-with five seeds for each:
+SAC on a compiled pendulum, then four rates of TD3's twin with five seeds each:
 
   python -m experiments.control \\
       --flagfile=experiments/flagfiles/sac_pendulum.flags
@@ -9,21 +8,21 @@ with five seeds for each:
       --min_replay=1000 --random_env_steps=1000 --replay_capacity=20000 \\
       --tau=1,0.1,0.01,0.005
 
-MuJoCo's robots are stepped on the host, one run after the other, each in a
-folder inside --run_dir:
+MuJoCo's robots are stepped on the host. Their runs are done one after the
+other, each in a folder inside --run_dir:
 
   python -m experiments.control \\
       --flagfile=experiments/flagfiles/td3.flags \\
       --environment=HalfCheetah-v5,Hopper-v5 --seeds=3
 
-Actions are in [-1, 1] wherever there are noises and clips, and stretched to
-what the environment takes. Everything is kept in one folder, --run_dir: the
-flags, metrics.csv, plots, checkpoints. Ctrl-C or SIGTERM saves and stops, and
-the same command, without --overwrite, resumes.
+Policies act in [-1, 1], where noise is added and clipped; actions are then
+scaled to the bounds of the environment. All results are kept in one folder,
+--run_dir: flags, metrics.csv, plots, TensorBoard events and checkpoints. Ctrl-C
+or SIGTERM saves and stops; the same command without --overwrite resumes.
 
-The defaults are those of TD3's authors' code. Exit codes: 0 for runs that
-finished or were stopped, 2 for flags that cannot be, 1 for anything else in the
-way, 130 for a second Ctrl-C.
+The defaults are those of the TD3 authors' code. Exit codes: 0 if all runs
+finished or were stopped, 2 for invalid flags, 1 for any other error, 130 after
+a second Ctrl-C.
 """
 
 import dataclasses

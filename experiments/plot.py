@@ -1,46 +1,46 @@
-"""Draws finished or running runs, beside a published curve, or a sweep.
+"""Figures of finished or running runs, of sweeps and of the twin's panel.
 
   python -m experiments.plot --runs=runs/pong-dqn-0,runs/pong-dqn-1 \\
       --reference=experiments/results/published/dopamine_dqn.csv \\
       --output=pong
 
 writes OUTPUT.png, the mean training return over the runs with a band of one
-standard deviation, and OUTPUT.csv, a column for each folder. Runs meet by their
-clock: returns of a game are averaged over bins of a million frames (see
---bin_frames), and other runs, and games of fewer frames, have a mean where all
-that have not ended have a row. Runs that differ in no flag but
-the seed, or in where they ran, are seeds of one configuration; others have a
-line for each configuration. All are of one game, environment or data set; those
-of robots have --column=eval_return, and those on data sets any column.
+standard deviation, and OUTPUT.csv with a column for each folder. Runs that
+differ only in the seed, or in where they ran, are seeds of one configuration;
+each other configuration has a line of its own. Returns of a game are averaged
+over bins of a million frames (--bin_frames). All runs are of one game,
+environment or data set. Robots need --column=eval_return; runs on data sets
+take any column.
 
   python -m experiments.plot --runs=runs/cartpole-ablation --output=ablation
 
-The folder of a sweep holds many runs: its metrics.csv has a column `seed`. Of
---column, these are written:
+The folder of a sweep holds many runs: its metrics.csv has a column `seed`. For
+--column this writes:
 
   OUTPUT.png         a curve for each setting: the mean over seeds, with a band
                      of 95 % t intervals
-  OUTPUT-final.png   what each setting comes to: the mean over the last tenth
-                     of a run, or of the time that all runs have reached
+  OUTPUT-final.png   the result of each setting: the mean over the last tenth of
+                     a run, or of the time that all runs have reached
   OUTPUT.csv         these numbers, and the mean heights of curves (areas)
   OUTPUT-curves.csv  a row for each run and value of the clock, below the flags
 
-A rate tau stands at its matched period 2 / tau - 1, that of copies on average
-as old. Where there are more than eight settings, those that differ in --facet
-have axes of their own; --color says which option color shows.
+A setting with a rate tau is drawn at the period 2 / tau - 1, at which copies
+are as old on average. With more than eight settings, those that differ in
+--facet have axes of their own; --color names the option that color shows.
 
   python -m experiments.plot --panel=twin runs/cartpole-ablation
 
-draws the twin's panel of runs that were trained with --panel_period: its age,
-distance, drift and so on, each in a small picture of its own, with a line for
-each setting, or run if there are several, and of one alone for each layer too.
-OUTPUT is RUN/curve-panel if it is not given.
+draws the panel of runs that were trained with --panel_period: age, distance,
+drift and so on, a small picture each, with a line for each setting or run; a
+single run has a line for each layer, too. OUTPUT is RUN/curve-panel if it is
+not given.
 
   python -m experiments.plot --runs=experiments/results/twin_rate-curves.csv \\
       --output=twin_rate
 
-draws a results file again: a table such as OUTPUT-curves.csv, of a sweep or of
-one run, or a table of the lab. experiments/results/README.md has them all.
+redraws a results file, which is a table such as OUTPUT-curves.csv, of a sweep
+or of one run, or a table of the lab. experiments/results/README.md has the
+command for each.
 """
 
 from collections.abc import Sequence
@@ -105,41 +105,46 @@ class PlotConfig:
     'without a name, separated by spaces.',
     several=True,
   )
-  output: str | None = path_option(None, 'Where to write, without an ending.')
+  output: str | None = path_option(
+    None, 'Path of the files to write, without an ending.'
+  )
   panel: str | None = option(
     None,
-    'Draws what the twin did instead of returns',
+    'Panel to draw instead of returns',
     one_of(('twin',)),
   )
   reference: str | None = path_option(
     None,
-    'CSV file with the columns game and frames_millions, or environment '
-    '(without its version) and env_steps; return_mean; and return_sd. The rows '
-    'of what was played are drawn',
+    'CSV file of a published curve, with the columns game and frames_millions, '
+    'or environment (without its version) and env_steps; return_mean; and '
+    'return_sd. The rows of the same game or environment are drawn',
   )
-  reference_label: str = option('published', 'Its name in the legend.')
-  label: str = option('siamrl', 'The name of the runs in the legend.')
+  reference_label: str = option(
+    'published', 'Name of the reference in the legend.'
+  )
+  label: str = option('siamrl', 'Name of the runs in the legend.')
   bin_frames: int | None = option(
     None,
-    'Frames over which returns of a game are averaged. If not given, a '
-    'million; if a run is shorter than that, each iteration is drawn, as for '
-    'other runs.',
+    'Frames of a bin over which returns of a game are averaged; a million if '
+    'not given. Of shorter runs, and of other environments, each iteration is '
+    'drawn.',
     POSITIVE,
   )
   column: str | None = option(
     None,
-    'What is drawn: train_return if not given, or eval_return; of a sweep and '
-    'of runs on data sets any column. If not given, of representations losses '
-    'and accuracies, and of data sets the return if there is one.',
+    'Column to draw: train_return or eval_return; of a sweep or of runs on '
+    'data sets any column. If not given, it is train_return; losses and '
+    'accuracies of representations; the return of runs on data sets, if they '
+    'have one.',
   )
   facet: str | None = option(
     None,
-    'Swept options, separated by commas: their values do not share axes. If '
-    'not given, some are chosen where there are more than eight settings.',
+    'Swept options, separated by commas, whose values have axes of their own. '
+    'If not given, some are chosen where there are more than eight settings.',
   )
   color: str | None = option(
     None,
-    'Swept options, separated by commas, that color shows. If not given, the '
+    'Swept options, separated by commas, that color shows; if not given, the '
     "twin's period and rate, or its rule.",
   )
 

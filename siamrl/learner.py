@@ -614,10 +614,13 @@ def jit_regress(
     report for each dispatch.
   """
 
+  # JAX then reuses a trace that the caller has, such as that of a memory check.
+  traced = jax.jit(regress)
+
   def reduced(
     state: TrainState, batch: Transition
   ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
-    state, metrics = regress(state, batch)
+    state, metrics = traced(state, batch)
     return state, (mean_of(metrics), named(metrics, reads))
 
   def scanned(

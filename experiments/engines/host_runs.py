@@ -167,9 +167,18 @@ def _make_learner(
   """
   twin = family.twin_spec(config)
   learner = family.make_host_learner(config, suite, twin)
+
+  def needs(tried: Any) -> float:
+    if tried is config:  # whose trace is then the one of the run
+      return _nbytes(family, suite, config, learner)
+    other = suite.of(tried)
+    tried_twin = family.twin_spec(tried)
+    made = family.make_host_learner(tried, other, tried_twin)
+    return _nbytes(family, other, tried, made)
+
   memory.check(
     config,
-    functools.partial(_nbytes, family, suite),
+    needs,
     'replay_capacity',
     devices.memory_bytes(),
   )
@@ -298,10 +307,10 @@ def _replay_nbytes(config: Any, suite: Suite) -> int:
   )
 
 
-def _nbytes(family: Family, suite: Suite, config: Any) -> float:
-  """About how many bytes a run takes; `suite` may be of other options."""
-  suite = suite.of(config)
-  learner = family.make_host_learner(config, suite, family.twin_spec(config))
+def _nbytes(
+  family: Family, suite: Suite, config: Any, learner: Learner
+) -> float:
+  """About how many bytes a run takes."""
   spaces, speeds = suite.spaces, collect_options.make_schedule(config)
   batch = host.batch_shape(
     (spaces.stack, *spaces.frame_shape),
