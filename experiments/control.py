@@ -25,13 +25,12 @@ finished or were stopped, 2 for invalid flags, 1 for any other error, 130 after
 a second Ctrl-C.
 """
 
-import dataclasses
 import functools
 import sys
 from typing import NoReturn
 
 from experiments.config import executing
-from experiments.config.declaring import UsageError, refuse
+from experiments.config.declaring import UsageError
 from experiments.config.reading import Sweep
 from experiments.engines import host_runs, sweeps
 from experiments.families import Task, actor_critic
@@ -75,7 +74,14 @@ def main(sweep: Sweep) -> None:
   names = dict.fromkeys(config.environment for config in sweep.configs)
   on_host = [name for name in names if gym.is_on_host(name)]
   if len(on_host) == len(names):
-    _train_on_host(sweep)
+    make_suite = functools.partial(gym.make_suite, discrete=False)
+    host_runs.main(
+      gym.resolved(sweep),
+      actor_critic,
+      make_suite,
+      actor_critic.check,
+      ynnpack=False,
+    )
     return
   if on_host:
     raise UsageError(
@@ -83,35 +89,6 @@ def main(sweep: Sweep) -> None:
       'stepped on the host, beside environments of JAX'
     )
   sweeps.main(sweep, make_task, actor_critic.FAMILY)
-
-
-def _train_on_host(sweep: Sweep) -> None:
-  """Trains the runs of a sweep on robots, one after the other."""
-  configs = [
-    dataclasses.replace(config, environment=gym.resolve(config.environment))
-    for config in sweep.configs
-  ]
-  host_runs.main(
-    sweep._replace(configs=tuple(configs)),
-    actor_critic,
-    _make_suite,
-    actor_critic.check,
-    ynnpack=False,
-  )
-
-
-def _make_suite(config: ControlConfig) -> gym.Suite:
-  """The environments on the host that the options name."""
-  suite = gym.Suite(config)
-  if not suite.spaces.action_dim:
-    refuse(
-      config,
-      'environment',
-      'have continuous actions; those with discrete actions are for python '
-      '-m experiments.gym',
-    )
-  suite.check_episode_cap()
-  return suite
 
 
 def run() -> NoReturn:

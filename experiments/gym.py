@@ -21,6 +21,7 @@ Ctrl-C.
 """
 
 import dataclasses
+import functools
 from typing import Any, NoReturn
 
 from experiments.config import (
@@ -33,7 +34,6 @@ from experiments.config.declaring import (
   group,
   option,
   redeclared,
-  refuse,
   sizes,
 )
 from experiments.config.learning import ExplorationOptions
@@ -74,33 +74,15 @@ class GymConfig(
 
 
 def main(sweep: Sweep) -> None:
-  """Trains the runs one after the other."""
-  configs = [
-    dataclasses.replace(config, environment=gym.resolve(config.environment))
-    for config in sweep.configs
-  ]
-  sweep = sweep._replace(configs=tuple(configs))
-  host_runs.main(sweep, q, make_suite, check)
+  """Trains agents as the options say, one after the other."""
+  make_suite = functools.partial(gym.make_suite, discrete=True)
+  host_runs.main(gym.resolved(sweep), q, make_suite, check)
 
 
 def check(config: GymConfig) -> None:
   """Raises UsageError for options that do not go together."""
   collect_options.check(config)
   q.check_host(config, length='env_steps')
-
-
-def make_suite(config: GymConfig) -> gym.Suite:
-  """Makes the environments that the options name."""
-  suite = gym.Suite(config)
-  if not suite.spaces.num_actions:
-    refuse(
-      config,
-      'environment',
-      'have discrete actions; those with continuous actions are for python '
-      '-m experiments.control',
-    )
-  suite.check_episode_cap()
-  return suite
 
 
 def run() -> NoReturn:

@@ -1,5 +1,6 @@
 """Gymnasium's environments, stepped on the host."""
 
+import dataclasses
 from collections.abc import Iterator
 import contextlib
 import copy
@@ -14,6 +15,7 @@ from experiments.config.declaring import (
   refuse,
 )
 from experiments.config.learning import make_mlp
+from experiments.config.reading import Sweep
 from siamrl.augment import Augmentation
 from siamrl.envs import ale, gym, registry
 from siamrl.envs.errors import BrokenEnvironmentError
@@ -168,6 +170,44 @@ class Suite:
         return environments.reset()
       except BrokenEnvironmentError as error:
         raise RunError(f'the environment failed: {error}') from error
+
+
+def make_suite(config: Any, *, discrete: bool) -> Suite:
+  """Makes the environments that the options name.
+
+  Args:
+    config: the options.
+    discrete: whether actions must be discrete rather than continuous.
+
+  Raises:
+    UsageError: actions are of the other kind, or as `Suite` has it.
+  """
+  suite = Suite(config)
+  if bool(suite.spaces.num_actions) != discrete:
+    kind, other, launcher = 'discrete', 'continuous', 'control'
+    if not discrete:
+      kind, other, launcher = 'continuous', 'discrete', 'gym'
+    refuse(
+      config,
+      'environment',
+      f'have {kind} actions; those with {other} actions are for python -m '
+      f'experiments.{launcher}',
+    )
+  suite.check_episode_cap()
+  return suite
+
+
+def resolved(sweep: Sweep) -> Sweep:
+  """A sweep in which environments have Gymnasium's ids.
+
+  Raises:
+    UsageError: there is no such environment.
+  """
+  configs = [
+    dataclasses.replace(config, environment=resolve(config.environment))
+    for config in sweep.configs
+  ]
+  return sweep._replace(configs=tuple(configs))
 
 
 def resolve(name: str) -> str:
