@@ -38,7 +38,7 @@ SHORT = {
   '--random_env_steps=200 --batch_size=32 --eval_episodes=1',
   'gym': _HOST + '--env_steps=400 --iteration_env_steps=200 --eval_episodes=1',
   'lab': '',
-  'minatar': _STEPS + ' --replay_capacity=1000 --seeds=1',
+  'minatar': _STEPS + ' --replay_capacity=1000 --game=breakout --seeds=1',
   'offline': '--iterations=2 --target_period=20 --collect_env_steps=1000',
   'plot': '',
   'siamese': '--epochs=2 --iteration_epochs=1',

@@ -1,6 +1,7 @@
 """A file of a user's own brings a rule, an agent and a network."""
 
 import json
+import math
 
 import pytest
 
@@ -105,43 +106,29 @@ def mine(tmp_path):
 
 
 def test_a_compiled_sweep_over_an_agents_parameter(mine, tmp_path):
+  """Without modesty, and with the default width, it is DQN."""
   launch(
     mine,
     *SMALL_SWEEP,
     *OWN,
     '--modesty=0,0.5',
-    '--width=4,8',
+    '--also=--agent=dqn --td_loss=huber',
     '--panel_period=1',
     '--probe_size=8',
     f'--run_dir={tmp_path}/swept',
     launcher='experiments.classic',
   )
   swept = columns(tmp_path / 'swept')
-  assert set(zip(swept['modesty'], swept['width'], strict=True)) == {
-    (m, w) for m in (0.0, 0.5) for w in (4, 8)
+  settings = zip(swept['agent'], map(str, swept['modesty']), strict=True)
+  last = dict(zip(settings, swept['loss'], strict=True))
+  assert last.keys() == {
+    ('modest', '0.0'),
+    ('modest', '0.5'),
+    ('dqn', 'nan'),
   }
-  # What is left out has its default, and without modesty it is DQN.
-  for name, more in {
-    'mine': OWN,
-    'dqn': ('--agent=dqn', '--td_loss=huber', *OWN[1:]),
-  }.items():
-    launch(
-      mine,
-      *SMALL_SWEEP,
-      *more,
-      f'--run_dir={tmp_path}/{name}',
-      launcher='experiments.classic',
-    )
-  alone, dqn = columns(tmp_path / 'mine'), columns(tmp_path / 'dqn')
-  assert alone['loss'] == dqn['loss']
-  last = {
-    key: swept['loss'][row]
-    for row, key in enumerate(
-      zip(swept['modesty'], swept['width'], strict=True)
-    )
-  }
-  assert last[0.0, 8] == pytest.approx(alone['loss'][-1], rel=1e-4)
-  assert last[0.5, 8] > last[0.0, 8]
+  assert last['modest', '0.0'] == pytest.approx(last['dqn', 'nan'], rel=1e-4)
+  assert last['modest', '0.5'] > last['modest', '0.0']
+  assert all(map(math.isfinite, swept['panel/twin_distance']))
 
 
 def test_killed_on_the_host_it_goes_on(mine, tmp_path):
