@@ -1,4 +1,6 @@
-"""Heads: from features [B, F] to action values [B, A].
+"""Heads: from features [B, F] to action values [B, A], or [B, A, N].
+
+Of a distribution of returns a head gives N numbers for each action.
 
 A head may have a hidden layer (512 units in the Atari networks); a dueling head
 has one in each stream.
@@ -25,12 +27,20 @@ class Head(nn.Module):
     hidden: units of the hidden layer, 0 for none.
     initializer: a key of `INITIALIZERS`.
     layer_norm: whether to normalize the hidden layer before its ReLU.
+    outputs: N numbers for each action; with 1 the answer is [B, A].
   """
 
   num_actions: int
   hidden: int = 512
   initializer: str = 'lecun_normal'
   layer_norm: bool = False
+  outputs: int = 1
+
+  def _by_action(self, x: chex.Array) -> chex.Array:
+    """Maps [B, K * N] to [B, K, N], or to itself if N is 1."""
+    if self.outputs == 1:
+      return x
+    return x.reshape(x.shape[0], -1, self.outputs)
 
   def _hidden(self, features: chex.Array) -> chex.Array:
     if self.hidden:
@@ -44,47 +54,54 @@ class Head(nn.Module):
 
 
 class LinearHead(Head):
-  """A dense layer with a bias for each action."""
+  """A dense layer with a bias for each number."""
 
   @nn.compact
   def __call__(self, features: chex.Array) -> chex.Array:
     x = self._hidden(features)  # first, so that layers are named in order
-    return Dense(self.num_actions, self.initializer, name='last')(x)
+    units = self.num_actions * self.outputs
+    return self._by_action(Dense(units, self.initializer, name='last')(x))
 
 
 class SharedBiasHead(Head):
-  """A dense layer with a single bias for all actions.
+  """A dense layer with a single bias for all actions, or N of them.
 
   It is the last layer of the tuned Double DQN (van Hasselt et al. 2016,
   appendix).
+  Each of N outputs has its own bias.
   """
 
   @nn.compact
   def __call__(self, features: chex.Array) -> chex.Array:
     x = self._hidden(features)
     chosen = INITIALIZERS[self.initializer]
-    bias = self.param('last_bias', chosen.bias(x.shape[-1]), (1,))
+    bias = self.param('last_bias', chosen.bias(x.shape[-1]), (self.outputs,))
     weights = nn.Dense(
-      self.num_actions, False, kernel_init=chosen.kernel, name='last'
+      self.num_actions * self.outputs,
+      False,
+      kernel_init=chosen.kernel,
+      name='last',
     )
-    return bias + weights(x)
+    return bias + self._by_action(weights(x))
 
 
 class DuelingHead(Head):
   """A value plus centered advantages (Wang et al. 2016, eq. 9).
 
-  The features feed two streams, each with its own hidden layer.
+  The features feed two streams, each with its own hidden layer. With several
+  outputs each is such a sum, as in Rainbow (Hessel et al. 2018).
   """
 
   @nn.compact
   def __call__(self, features: chex.Array) -> chex.Array:
-    def stream(outputs: int, name: str) -> chex.Array:
+    def stream(count: int, name: str) -> chex.Array:
       x = self._hidden(features)
-      return Dense(outputs, self.initializer, name=name)(x)
+      x = Dense(count * self.outputs, self.initializer, name=name)(x)
+      return self._by_action(x)
 
     value = stream(1, 'last_value')
     advantage = stream(self.num_actions, 'last_advantage')
-    return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
+    return value + advantage - jnp.mean(advantage, axis=1, keepdims=True)
 
 
 HEADS: dict[str, type[Head]] = {
@@ -99,6 +116,7 @@ def register(name: str, head: type[Head]) -> None:
 
   The name of its output layer must begin with `last`, for rules that treat that
   layer separately.
+  For agents that learn distributions it must use `outputs`.
 
   Args:
     name: name of the head.

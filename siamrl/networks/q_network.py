@@ -1,6 +1,7 @@
 """Action-value networks: a torso and a head, chosen by name."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 from flax import linen as nn
@@ -31,6 +32,8 @@ def renormalized(features: chex.Array) -> chex.Array:
 class QNetwork(nn.Module):
   """Maps observations [B, ...] to action values float32 [B, A].
 
+  A head with N outputs for each action gives [B, A, N] instead.
+
   Attributes:
     torso: observations -> features [B, F].
     head: features -> values.
@@ -58,6 +61,7 @@ def nature_network(
   layer_norm: bool = False,
   renormalize: bool = False,
   torso: nn.Module | None = None,
+  outputs: int = 1,
 ) -> QNetwork:
   """The network of Nature DQN for 84 x 84 frames (Mnih et al. 2015).
 
@@ -70,6 +74,7 @@ def nature_network(
     layer_norm: whether to normalize each hidden layer before its ReLU.
     renormalize: whether features are `renormalized` before the head.
     torso: replaces the default torso.
+    outputs: how many numbers the head gives for each action.
 
   Raises:
     ValueError: a name is unknown.
@@ -79,7 +84,9 @@ def nature_network(
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
     torso or NatureCNN(padding, initializer, layer_norm),
-    HEADS[head](num_actions, hidden_units, initializer, layer_norm),
+    _make_head(
+      head, num_actions, hidden_units, initializer, layer_norm, outputs
+    ),
     renormalize,
   )
 
@@ -94,6 +101,7 @@ def minatar_network(
   layer_norm: bool = False,
   renormalize: bool = False,
   torso: nn.Module | None = None,
+  outputs: int = 1,
 ) -> QNetwork:
   """The network of the MinAtar paper for 10 x 10 boards (Young & Tian 2019).
 
@@ -106,6 +114,7 @@ def minatar_network(
     layer_norm: whether to normalize each hidden layer before its ReLU.
     renormalize: whether features are `renormalized` before the head.
     torso: replaces the default torso.
+    outputs: how many numbers the head gives for each action.
 
   Raises:
     ValueError: a name is unknown.
@@ -115,7 +124,9 @@ def minatar_network(
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
     torso or MinAtarCNN(initializer, padding, layer_norm),
-    HEADS[head](num_actions, hidden_units, initializer, layer_norm),
+    _make_head(
+      head, num_actions, hidden_units, initializer, layer_norm, outputs
+    ),
     renormalize,
   )
 
@@ -132,6 +143,7 @@ def mlp_network(
   layer_norm: bool = False,
   renormalize: bool = False,
   torso: nn.Module | None = None,
+  outputs: int = 1,
 ) -> QNetwork:
   """Dense layers for vector observations; the default sizes are CleanRL's.
 
@@ -144,6 +156,7 @@ def mlp_network(
     layer_norm: whether to normalize each hidden layer before its ReLU.
     renormalize: whether features are `renormalized` before the head.
     torso: replaces the default torso.
+    outputs: how many numbers the head gives for each action.
 
   Raises:
     ValueError: a name is unknown.
@@ -152,9 +165,16 @@ def mlp_network(
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
     torso or MLP(tuple(sizes), initializer, bounds, layer_norm),
-    HEADS[head](num_actions, 0, initializer),
+    _make_head(head, num_actions, 0, initializer, False, outputs),
     renormalize,
   )
+
+
+def _make_head(name: str, *fields: Any) -> nn.Module:
+  """The head of that name, with the fields of `Head` in their order."""
+  *others, outputs = fields
+  # A head of a user's own may know nothing of several outputs.
+  return HEADS[name](*others, **({} if outputs == 1 else {'outputs': outputs}))
 
 
 def _check(name: str, value: str, allowed) -> None:

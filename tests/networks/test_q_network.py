@@ -257,3 +257,64 @@ def test_what_nature_network_refuses(kwargs, message):
 def test_what_minatar_network_refuses(kwargs, message):
   with pytest.raises(ValueError, match=message):
     minatar_network(6, **kwargs)
+
+
+VECTORS = np.random.default_rng(0).normal(size=(5, 1, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize('head', ['linear', 'shared_bias', 'dueling'])
+def test_one_output_is_a_network_of_values(head):
+  plain, one = (
+    mlp_network(3, head=head, sizes=(8,), **more)
+    for more in ({}, {'outputs': 1})
+  )
+  assert plain == one
+  params = one.init(jax.random.key(0), VECTORS)
+  assert one.apply(params, VECTORS).shape == (5, 3)
+
+
+def test_outputs_of_a_linear_head_are_those_of_more_actions():
+  many, by_action = mlp_network(12), mlp_network(3, outputs=4)
+  params = many.init(jax.random.key(0), VECTORS)
+  again = by_action.init(jax.random.key(0), VECTORS)
+  jax.tree.map(np.testing.assert_array_equal, params, again)
+  np.testing.assert_array_equal(
+    by_action.apply(params, VECTORS),
+    many.apply(params, VECTORS).reshape(5, 3, 4),
+  )
+
+
+def test_each_output_has_a_bias_for_all_actions():
+  network = mlp_network(3, head='shared_bias', sizes=(8,), outputs=4)
+  params = network.init(jax.random.key(0), VECTORS)
+  bias = params['params']['head']['last_bias']
+  assert bias.shape == (4,)
+  before = network.apply(params, VECTORS)
+  params['params']['head']['last_bias'] = bias + jnp.arange(4.0)
+  shift = network.apply(params, VECTORS) - before
+  np.testing.assert_allclose(
+    shift, np.broadcast_to(np.arange(4.0), (5, 3, 4)), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('outputs', [1, 4])
+def test_advantages_are_centered_for_each_output(outputs):
+  network = mlp_network(3, head='dueling', sizes=(8,), outputs=outputs)
+  params = network.init(jax.random.key(0), VECTORS)
+  found = network.apply(params, VECTORS).reshape(5, 3, outputs)
+  params['params']['head']['last_advantage'] = jax.tree.map(
+    jnp.zeros_like, params['params']['head']['last_advantage']
+  )
+  value = network.apply(params, VECTORS).reshape(5, 3, outputs)
+  np.testing.assert_array_equal(value, np.repeat(value[:, :1], 3, 1))
+  np.testing.assert_allclose(found.mean(1), value[:, 0], atol=1e-5)
+  assert np.abs(found - value).max() > 0.01
+
+
+@pytest.mark.parametrize(
+  'network, obs', [(nature_network, FRAMES), (minatar_network, BOARDS)]
+)
+def test_other_networks_have_outputs_too(network, obs):
+  made = network(3, head='dueling', outputs=5)
+  shape = jax.eval_shape(made.init_with_output, jax.random.key(0), obs)[0].shape
+  assert shape == (len(obs), 3, 5)
