@@ -168,7 +168,8 @@ class Loss(Protocol):
   * `loss(online_params, target_params, batch, key)` learns toward the agent's
     own targets; `bootstrap=function` makes them of another function's answers.
   * `loss(..., bootstrap=None)` takes whole targets from `batch.r_t`: float32
-    [B], or [B, K] with a column for each of K networks. Only values are
+    [B], or [B, K] with a column for each of K networks, or what
+    `Distributions.taken` answers. Only values are
     learned, not an actor or latents, and the twin is ignored. Agents without
     rewards raise a ValueError.
   * `loss(..., step=gradient_steps)` learns the entries in `Agent.delayed` only
@@ -354,6 +355,22 @@ def _as_values(answer: Any, /) -> chex.Array:
   return answer
 
 
+class Distributions(NamedTuple):
+  """The functions that look at distributions of returns.
+
+  Attributes:
+    taken: (params, batch) -> the distributions of the actions taken, leaves
+      lead with [B]. The agent's `Loss` accepts them as whole targets.
+    std: answer of the agent's `Bootstrap` -> float32 [B, A] standard
+      deviations.
+    distance: two answers -> float32 [B, A] Wasserstein-1 distances.
+  """
+
+  taken: Callable[[Params, Transition], Any]
+  std: Callable[[Any], chex.Array]
+  distance: Callable[[Any, Any], chex.Array]
+
+
 class Agent(NamedTuple):
   """An agent as pure functions; it holds no arrays.
 
@@ -379,6 +396,8 @@ class Agent(NamedTuple):
     delayed: names of the entries that are learned at every `delay`-th gradient
       step only, such as TD3's actor; see `Loss`.
     delay: gradient steps from one update of these entries to the next.
+    distributions: looks at the distributions that `bootstrap` answers; None if
+      it answers values.
   """
 
   init: Init
@@ -392,6 +411,7 @@ class Agent(NamedTuple):
   twinned: tuple[str, ...] | Callable[[Params], Params] | None = None
   delayed: tuple[str, ...] = ()
   delay: int = 1
+  distributions: Distributions | None = None
 
 
 def acting_of(agent: Agent) -> Acting:

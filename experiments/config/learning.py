@@ -94,6 +94,13 @@ def network_options(config: Any) -> dict[str, Any]:
     'layer_norm': config.layer_norm,
     'renormalize': getattr(config, 'renormalize', False),
     'torso': made,
+    'outputs': registry.outputs_of(
+      config.agent,
+      {
+        name: value_of(config, name)
+        for name in registry.AGENTS[config.agent].takes
+      },
+    ),
   }
 
 
@@ -117,6 +124,17 @@ def make_mlp(config: Any, num_actions: int, bounds: Any = None) -> QNetwork:
 def read_by_agent(name: str) -> When:
   """The condition that the agent reads an argument of `registry.SHARED`."""
   return taken_by('agent', registry.AGENTS, name, kind='reads')
+
+
+# Agents with a loss of their own have one bound only.
+_BOUNDED = When(
+  lambda config: (
+    config.td_loss in ('huber', 'clipped')
+    or 'td_loss' not in registry.AGENTS[config.agent].reads
+  ),
+  'with --td_loss=huber or clipped, or an --agent with a loss of its own',
+  'td_loss',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +189,9 @@ class LearningOptions:
   error_bound: float = option(
     1.0,
     'Absolute TD error from which --td_loss=huber or clipped bounds the '
-    'gradient.',
+    'gradient; for --agent=qrdqn, the kappa of the quantile Huber loss.',
     POSITIVE,
-    when=both(
-      read_by_agent('error_bound'), given('td_loss', 'huber', 'clipped')
-    ),
+    when=both(read_by_agent('error_bound'), _BOUNDED),
   )
   batch_reduction: str = option(
     'mean',

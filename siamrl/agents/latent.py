@@ -257,10 +257,14 @@ def _looking_at_q(base: Agent) -> Agent:
       greedy=of_q(acting.greedy),
       play=of_q(acting.play),
     )
+  distributions = base.distributions
+  if distributions is not None:
+    distributions = distributions._replace(taken=of_q(distributions.taken))
   return base._replace(
     values=of_q(base.values),
     taken=None if base.taken is None else of_q(base.taken),
     acting=acting,
+    distributions=distributions,
   )
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 import functools
 import inspect
+import math
 from typing import Any, NamedTuple
 
 from siamrl import parameters
+from siamrl.agents.distributional import make_c51, make_qrdqn
 from siamrl.agents.q import OWN_FORMS, make_q_agent
-from siamrl.parameters import Parameter
+from siamrl.parameters import WHOLE, Domain, Parameter
 from siamrl.types import Agent
 
 # Arguments for which launchers have options with every agent. An agent reads
@@ -22,6 +24,16 @@ SHARED = (
 )
 
 
+# The agent's parameters by name -> numbers of its network for each action.
+Outputs = Callable[[Mapping[str, Any]], int]
+
+
+def one_output(values: Mapping[str, Any]) -> int:
+  """The outputs of a network of values: one for each action."""
+  del values
+  return 1
+
+
 class Kind(NamedTuple):
   """A kind of agent as a launcher offers it.
 
@@ -33,6 +45,8 @@ class Kind(NamedTuple):
       agent with its own targets.
     reads: names of the arguments in `SHARED` that it reads.
     takes: names of its parameters in `PARAMETERS`.
+    outputs: the agent's parameters by name -> how many numbers its network has
+      for each action.
   """
 
   make: Callable[..., Agent]
@@ -40,6 +54,7 @@ class Kind(NamedTuple):
   form: str | None
   reads: tuple[str, ...]
   takes: tuple[str, ...] = ()
+  outputs: Outputs = one_output
 
 
 AGENTS: dict[str, Kind] = {
@@ -62,6 +77,7 @@ def register(
   summary: str,
   *,
   form: str | None = None,
+  outputs: Outputs = one_output,
   **new: Parameter,
 ) -> None:
   """Adds a kind of agent to `AGENTS`.
@@ -76,6 +92,7 @@ def register(
     summary: one line for a help text.
     form: the default form of its targets, if `make` takes `target_form` and
       `target_parameters`.
+    outputs: see `Kind.outputs`.
     **new: the agent's own parameters by name.
 
   Raises:
@@ -91,7 +108,25 @@ def register(
       f'{name} must have a form of targets if and only if it takes target_form'
     )
   parameters.add('agent', name, AGENTS, takes, PARAMETERS, new)
-  AGENTS[name] = Kind(make, summary, form, reads, takes)
+  AGENTS[name] = Kind(make, summary, form, reads, takes, outputs)
+
+
+def outputs_of(name: str, given: Mapping[str, Any]) -> int:
+  """How many numbers an agent's network has for each action.
+
+  Args:
+    name: a key of `AGENTS`.
+    given: the agent's parameters by name.
+
+  Raises:
+    ValueError: the name is unknown, or a parameter is missing, superfluous or
+      outside its domain.
+  """
+  parameters.check_name('agent', name, AGENTS)
+  kind = AGENTS[name]
+  return kind.outputs(
+    parameters.check('agent', name, kind.takes, given, PARAMETERS)
+  )
 
 
 def make_agent(
@@ -106,7 +141,8 @@ def make_agent(
 
   Args:
     name: a key of `AGENTS`.
-    network: maps [B, S, ...] observations to [B, A] values.
+    network: maps [B, S, ...] observations to [B, A] values, or to [B, A, N]
+      numbers, see `outputs_of`.
     example_obs: [B, S, ...]; only its shape matters.
     shared: values by the names of `SHARED`; the agent ignores those that it
       does not read.
@@ -121,3 +157,48 @@ def make_agent(
   read = {word: shared[word] for word in kind.reads}
   takes = parameters.check('agent', name, kind.takes, given, PARAMETERS)
   return kind.make(network, example_obs, **read, **takes)
+
+
+_FINITE = Domain(math.isfinite, 'finite')
+
+register(
+  'c51',
+  make_c51,
+  'probabilities of fixed returns (Bellemare et al. 2017)',
+  form='max',
+  outputs=lambda values: values['num_atoms'],
+  num_atoms=Parameter(
+    Domain(lambda x: x >= 2 and x == int(x), 'a whole number from 2 on'),
+    'Number of returns whose probabilities are learned',
+    int,
+    traced=False,
+    default=51,
+  ),
+  v_min=Parameter(
+    _FINITE,
+    'Lowest return whose probability is learned',
+    traced=False,
+    default=-10.0,
+  ),
+  v_max=Parameter(
+    _FINITE,
+    'Highest return whose probability is learned; returns beyond count as this '
+    'one',
+    traced=False,
+    default=10.0,
+  ),
+)
+register(
+  'qrdqn',
+  make_qrdqn,
+  'quantiles of the return (Dabney et al. 2018)',
+  form='max',
+  outputs=lambda values: values['quantiles'],
+  quantiles=Parameter(
+    WHOLE,
+    'Number of quantiles of the return that are learned',
+    int,
+    traced=False,
+    default=200,
+  ),
+)

@@ -34,6 +34,7 @@ from siamrl.diagnostics.shadows import (
 from siamrl.diagnostics.targets import churn, same_key, target_drift, td_split
 from siamrl.diagnostics.values import soft_divergence
 from siamrl.learner import ClockedTwin, Learner
+from siamrl.losses import td
 from siamrl.networks.activations import Activations
 from siamrl.types import Metrics, Params, TrainState, Transition
 
@@ -225,17 +226,13 @@ class _Measuring:
       train.online_params, train.target_params, probe, same_key(train)
     )
 
-  def _without_twin(
-    self, train: TrainState
-  ) -> Callable[[Params, Any], chex.Array]:
-    """The values to bootstrap from if the online network were the twin."""
+  def _without_twin(self, train: TrainState) -> Callable[[Params, Any], Any]:
+    """The answers to bootstrap from if the network were its own twin."""
     base_agent = self.learner.base
 
-    def answer(params: Params, obs: Any) -> chex.Array:
-      return base_agent.expected(
-        base_agent.bootstrap(
-          params, twins.part(base_agent, params), obs, same_key(train)
-        )
+    def answer(params: Params, obs: Any) -> Any:
+      return base_agent.bootstrap(
+        params, twins.part(base_agent, params), obs, same_key(train)
       )
 
     lift = self.learner.clocked.twin.lift
@@ -275,8 +272,9 @@ class _Measuring:
           online, train.target_params, probe.obs_t, same_key(train)
         )
       ),
-      self._without_twin(train)(online, probe.obs_t),
+      agent.expected(self._without_twin(train)(online, probe.obs_t)),
     )
+    metrics |= self._distributions(train, beside, probe)
     # The batch counts too, since values grow where the agent is now.
     seen = jnp.concatenate([q, agent.values(online, batch.obs_tm1)])
     if self.reward_bound is not None and self.discount is not None:
@@ -288,6 +286,25 @@ class _Measuring:
       'td_split': jnp.mean(split.twin),
       'td_split_abs': jnp.mean(jnp.abs(split.twin)),
       'q_max_abs': jnp.max(jnp.abs(seen)),
+    }
+
+  def _distributions(
+    self, train: TrainState, beside: Params, probe: Transition
+  ) -> Metrics:
+    """Distributions of the actions taken, if the agent has some."""
+    seen = self.learner.agent.distributions
+    if seen is None:
+      return {}
+    answer = self._without_twin(train)
+    online = answer(train.online_params, probe.obs_tm1)
+    twin = answer(beside, probe.obs_tm1)
+
+    def mean_taken(measured: chex.Array) -> chex.Array:
+      return jnp.mean(jax.vmap(td.value_of)(measured, probe.a_tm1))
+
+    return {
+      'distribution_std': mean_taken(seen.std(online)),
+      'distribution_distance': mean_taken(seen.distance(online, twin)),
     }
 
   def _features(
@@ -353,8 +370,11 @@ def make_panel(
     the metrics of `churn`, `td_own_abs`, `td_split` and `td_split_abs` (the
     twin's part; for the form `max`, whichever is learned), `q_max_abs`,
     `soft_divergence`, `srank`, `effective_rank`, `dormant_T` for each threshold
-    T, `dormant_overlap`, and the metrics of `counterfactuals`. All use the
-    probe; `q_max_abs` and `soft_divergence` also use the batch.
+    T, `dormant_overlap`, and the metrics of `counterfactuals`. An agent that
+    learns distributions also has `distribution_std`, their mean standard
+    deviation, and `distribution_distance`, the mean Wasserstein-1 distance
+    between the online network's and its twin's, both for the actions taken. All
+    use the probe; `q_max_abs` and `soft_divergence` also use the batch.
 
     It also reports when it measured:
     - `drift_steps`, gradient steps since the last measurement, and

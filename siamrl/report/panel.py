@@ -86,6 +86,16 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
       'Functional distance',
       f'mean {word.distance} ({word.unit})',
     ),
+    one(
+      'distribution_std',
+      'Width of the distributions',
+      'mean standard deviation (return)',
+    ),
+    one(
+      'distribution_distance',
+      'Distributional distance',
+      'mean Wasserstein-1 distance of the twin (return)',
+    ),
     one('greedy_disagreement', 'Greedy disagreement', word.disagreement),
     one(
       'target_drift',

@@ -108,7 +108,8 @@ def looking_at_one(
     first: index of the first of them.
 
   Returns:
-    Fields of `Agent` by name: `values`, `taken` and `acting`.
+    Fields of `Agent` by name: `values`, `taken`, `acting` and
+    `distributions`.
   """
 
   def of_last(function: Callable) -> Callable:
@@ -122,6 +123,9 @@ def looking_at_one(
     else acting_by_turns(
       agent.acting, lambda params, index: one(params, index + first), count
     )._replace(greedy=of_last(agent.acting.greedy)),
+    'distributions': None
+    if agent.distributions is None
+    else agent.distributions._replace(taken=of_last(agent.distributions.taken)),
   }
 
 

@@ -52,7 +52,8 @@ def functional(twin_weight: chex.Numeric) -> Twin:
   loss(q_twin(s, a) - q(s, a)), with the same function of the error in both
   terms, on the batch's states and actions (Piche et al. 2022; their code,
   fr_dqn_atari_jax.py, has weight 1). Each of several networks is tied to its
-  own twin. With weight 0 it is `self_copy`.
+  own twin. Agents of distributions are tied to the twin's distributions rather
+  than its values. With weight 0 it is `self_copy`.
 
   Args:
     twin_weight: weight of the second term, >= 0.
@@ -68,6 +69,8 @@ def functional(twin_weight: chex.Numeric) -> Twin:
         'target_update', 'functional', 'needs an agent with values of actions'
       )
     taken, free = agent.taken, self_copy().lift(agent)
+    if agent.distributions is not None:
+      taken = agent.distributions.taken
 
     def term(online, target, batch, key):
       tied = batch._replace(

@@ -1,0 +1,352 @@
+"""Agents that learn distributions of returns: C51 and QR-DQN.
+
+Their network gives N numbers for each action, and `bootstrap` answers the
+twin's distributions [B, A, N]: probabilities of N atoms, or N quantiles. They
+act by the means. A target is a whole distribution: that of one action, the
+best by the twin's means (`max`), or by the online network's (`double`), scaled
+by the discount and shifted by the reward. Other forms of targets combine the
+values of several actions, or of both networks, and are refused.
+
+What the rules of the twin combine is then:
+
+* parameters, for rules such as `soft` and `proximal`; nothing changes;
+* the answers of several copies, for `averaged`: the mixture of C51's
+  distributions, but of QR-DQN's the distribution whose quantile at each
+  fraction is the mean of theirs. Both have the mean of their means;
+* the network and its twin, for `functional`: a second loss, the agent's own,
+  ties the distribution of the action taken to the twin's. C51's is least, the
+  entropy of the twin's distribution, where both are equal;
+* a network and the one before it, for `chain` and `iterated_heads`: each
+  learns the whole distribution of the other;
+* nothing, for `self` and `residual`. The gradients of `residual` flow through
+  the target's probabilities, or its quantiles.
+
+Whole targets in `r_t` (`loss(bootstrap=None)`) are returns [B], each taken for
+certain, or distributions [B, N]. So with the returns of Q(lambda) an agent
+learns the distribution of such returns, which bootstrap from means.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from siamrl.agents.q import (
+  DTYPES,
+  REDUCTIONS,
+  epsilon_greedy,
+  exploration_noise,
+)
+from siamrl.losses import distributional as losses
+from siamrl.parameters import FieldError, check_name
+from siamrl.types import (
+  Acting,
+  Agent,
+  Bootstrap,
+  Distributions,
+  Metrics,
+  Params,
+  Transition,
+)
+
+# The forms of targets that choose one action, whose distribution is learned.
+FORMS = ('max', 'double')
+
+
+class _Kind(NamedTuple):
+  """A kind of distributions, as functions of one of them.
+
+  Attributes:
+    name: of the agent.
+    size: N.
+    answer: the network's numbers [..., N] -> distributions [..., N].
+    mean: distributions [..., N] -> [...].
+    std: distributions [..., N] -> [...].
+    distance: two of them [..., N] -> [...].
+    target: (r_t, discount_t, distribution of the successor) -> that to learn.
+    certain: return [] -> its distribution, which has no width.
+    loss: (the network's numbers [N], distribution to learn) -> [].
+  """
+
+  name: str
+  size: int
+  answer: Callable[[chex.Array], chex.Array]
+  mean: Callable[[chex.Array], chex.Array]
+  std: Callable[[chex.Array], chex.Array]
+  distance: Callable[[chex.Array, chex.Array], chex.Array]
+  target: Callable[[chex.Numeric, chex.Numeric, chex.Array], chex.Array]
+  certain: Callable[[chex.Array], chex.Array]
+  loss: Callable[[chex.Array, chex.Array], chex.Array]
+
+
+def make_c51(
+  network: nn.Module,
+  example_obs: chex.Array,
+  *,
+  num_atoms: int = 51,
+  v_min: float = -10.0,
+  v_max: float = 10.0,
+  target_form: str = 'max',
+  batch_reduction: str = 'mean',
+  param_dtype: str = 'float32',
+) -> Agent:
+  """Builds C51, which learns the probabilities of fixed returns.
+
+  (Bellemare et al. 2017; the defaults are theirs.)
+
+  Args:
+    network: maps [B, S, ...] observations to [B, A, num_atoms] logits.
+    example_obs: [B, S, ...], of any content; gives `init` its shapes.
+    num_atoms: Z returns at equal distances, >= 2.
+    v_min: the lowest of them.
+    v_max: the highest of them. Returns beyond are learned as these two, so the
+      range must hold what an episode brings after discounting.
+    target_form: 'max' or 'double'.
+    batch_reduction: 'mean' or 'sum' over the batch.
+    param_dtype: of the online parameters, one of `DTYPES`.
+
+  Returns:
+    An agent whose `loss` reports, beside `loss`, for each transition [B] the
+    `q_tm1` of the action taken and `td_error_abs`, both by means: what the
+    projected target's mean is away. `targets` are means before the projection.
+
+  Raises:
+    ValueError: a name is unknown, the form has no meaning for distributions, or
+      there are not two atoms.
+  """
+  if num_atoms < 2:
+    raise FieldError('num_atoms', num_atoms, 'must be 2 or more')
+  if not v_min < v_max:
+    raise FieldError('v_min', v_min, 'must be below', ('v_max', v_max))
+  support = losses.make_support(num_atoms, v_min, v_max)
+  kind = _Kind(
+    name='c51',
+    size=num_atoms,
+    answer=jax.nn.softmax,
+    mean=lambda probs: losses.categorical_mean(probs, support),
+    std=lambda probs: losses.categorical_std(probs, support),
+    distance=lambda one, other: losses.categorical_distance(
+      one, other, support
+    ),
+    target=lambda r_t, discount_t, probs: losses.categorical_target(
+      r_t, discount_t, probs, support
+    ),
+    certain=lambda r_t: losses.project(r_t[None], jnp.ones(1), support),
+    loss=losses.categorical_loss,
+  )
+  return _make_agent(
+    network, example_obs, kind, target_form, batch_reduction, param_dtype
+  )
+
+
+def make_qrdqn(
+  network: nn.Module,
+  example_obs: chex.Array,
+  *,
+  quantiles: int = 200,
+  error_bound: float = 1.0,
+  target_form: str = 'max',
+  batch_reduction: str = 'mean',
+  param_dtype: str = 'float32',
+) -> Agent:
+  """Builds QR-DQN, which learns returns at fixed fractions.
+
+  (Dabney et al. 2018a; the defaults are theirs.)
+
+  Args:
+    network: maps [B, S, ...] observations to [B, A, quantiles] returns; of one
+      quantile, [B, A] too.
+    example_obs: [B, S, ...], of any content; gives `init` its shapes.
+    quantiles: N returns of equal probability, >= 1.
+    error_bound: kappa > 0, from which the loss of an error is linear.
+    target_form: 'max' or 'double'.
+    batch_reduction: 'mean' or 'sum' over the batch.
+    param_dtype: of the online parameters, one of `DTYPES`.
+
+  Returns:
+    An agent whose `loss` reports, beside `loss`, for each transition [B] the
+    `q_tm1` of the action taken and `td_error_abs`, both by means.
+
+  Raises:
+    ValueError: a name is unknown, the form has no meaning for distributions, or
+      a number is outside its domain.
+  """
+  if quantiles < 1:
+    raise FieldError('quantiles', quantiles, 'must be 1 or more')
+  if not error_bound > 0:
+    raise FieldError('error_bound', error_bound, 'must be positive')
+  fractions = losses.midpoints(quantiles)
+  kind = _Kind(
+    name='qrdqn',
+    size=quantiles,
+    answer=lambda returns: returns,
+    mean=lambda returns: jnp.mean(returns, -1),
+    std=lambda returns: jnp.std(returns, -1),
+    distance=losses.quantile_distance,
+    target=losses.quantile_target,
+    certain=lambda r_t: jnp.full(quantiles, r_t),
+    loss=lambda returns, target: losses.quantile_huber_loss(
+      returns, fractions, target, error_bound
+    ),
+  )
+  return _make_agent(
+    network, example_obs, kind, target_form, batch_reduction, param_dtype
+  )
+
+
+class _Network(NamedTuple):
+  """A network of distributions.
+
+  Attributes:
+    network: maps [B, S, ...] observations to [B, A, N] numbers.
+    kind: what the numbers mean.
+  """
+
+  network: nn.Module
+  kind: _Kind
+
+  def numbers(self, params: Params, obs: chex.Array) -> chex.Array:
+    """[B, A, N] numbers of each action; raises ValueError for others."""
+    found, size = self.network.apply(params, obs), self.kind.size
+    plain = size == 1 and found.ndim == 2  # values, for one quantile
+    if found.shape[2:] != (size,) and not plain:
+      raise ValueError(
+        f'the network answers {found.shape}, and {self.kind.name} needs '
+        f'{size} numbers for each action: the `outputs` of the head'
+      )
+    return found.reshape(*found.shape[:2], size)
+
+  def numbers_taken(self, params: Params, batch: Transition) -> chex.Array:
+    """[B, N] numbers of the actions taken."""
+    return jax.vmap(losses.of_action)(
+      self.numbers(params, batch.obs_tm1), batch.a_tm1
+    )
+
+  def distribution_taken(self, params: Params, batch: Transition) -> chex.Array:
+    """[B, N] distributions of the actions taken."""
+    return self.kind.answer(self.numbers_taken(params, batch))
+
+  def taken(self, params: Params, batch: Transition) -> chex.Array:
+    """[B] values of the actions taken."""
+    return self.kind.mean(self.distribution_taken(params, batch))
+
+  def values(self, params: Params, obs: chex.Array) -> chex.Array:
+    """[B, A] values: the means."""
+    return self.kind.mean(self.kind.answer(self.numbers(params, obs)))
+
+  def bootstrap(
+    self,
+    online_params: Params,
+    target_params: Params,
+    obs: chex.Array,
+    key: chex.PRNGKey,
+  ) -> chex.Array:
+    """[B, A, N] distributions of the twin."""
+    return self.kind.answer(self.numbers(target_params, obs))
+
+  def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
+    """int32 [B] actions of the largest value."""
+    return jnp.argmax(self.values(params, obs), axis=-1).astype(jnp.int32)
+
+  def act(
+    self, params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
+  ) -> chex.Array:
+    """int32 [B] actions."""
+    return epsilon_greedy(self.values(params, obs), noise, epsilon)
+
+
+def _make_agent(
+  network: nn.Module,
+  example_obs: chex.Array,
+  kind: _Kind,
+  target_form: str,
+  batch_reduction: str,
+  param_dtype: str,
+) -> Agent:
+  """Builds an agent of some kind of distributions; see `make_c51`."""
+  if target_form not in FORMS:
+    raise FieldError(
+      'target_form',
+      target_form,
+      f'must be {" or ".join(FORMS)} for',
+      ('agent', kind.name),
+      ', whose targets are the distribution of one action',
+    )
+  check_name('batch_reduction', batch_reduction, REDUCTIONS)
+  check_name('param_dtype', param_dtype, DTYPES)
+  reduce, net = REDUCTIONS[batch_reduction], _Network(network, kind)
+
+  def init(key: chex.PRNGKey) -> Params:
+    params = network.init(key, example_obs)
+    return jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
+
+  def chosen(
+    online_params: Params,
+    target_params: Params,
+    batch: Transition,
+    key: chex.PRNGKey,
+    bootstrap: Bootstrap,
+  ) -> chex.Array:
+    """[B, N] the successor's distribution, that of the action chosen."""
+    answer = bootstrap(online_params, target_params, batch.obs_t, key)
+    if target_form == 'double':
+      chooser = net.values(online_params, batch.obs_t)
+    else:
+      chooser = kind.mean(answer)
+    return jax.vmap(losses.of_action)(answer, jnp.argmax(chooser, -1))
+
+  def targets(
+    online_params: Params,
+    target_params: Params,
+    batch: Transition,
+    key: chex.PRNGKey,
+    *,
+    bootstrap: Bootstrap = net.bootstrap,
+  ) -> chex.Array:
+    v_t = kind.mean(chosen(online_params, target_params, batch, key, bootstrap))
+    return batch.r_t + batch.discount_t * v_t
+
+  def loss(
+    online_params: Params,
+    target_params: Params,
+    batch: Transition,
+    key: chex.PRNGKey,
+    *,
+    bootstrap: Bootstrap | None = net.bootstrap,
+    step: chex.Numeric | None = None,
+  ) -> tuple[chex.Array, Metrics]:
+    del step  # nothing is delayed
+    if bootstrap is not None:
+      successor = chosen(online_params, target_params, batch, key, bootstrap)
+      y = jax.vmap(kind.target)(batch.r_t, batch.discount_t, successor)
+    elif batch.r_t.ndim == 1:
+      y = jax.vmap(kind.certain)(batch.r_t)
+    else:
+      y = batch.r_t
+    numbers = net.numbers_taken(online_params, batch)
+    each = jax.vmap(kind.loss)(numbers, y)
+    if batch.weight is not None:
+      each = batch.weight * each
+    value, q_tm1 = reduce(each), kind.mean(kind.answer(numbers))
+    return value, {
+      'loss': value,
+      'q_tm1': q_tm1,
+      'td_error_abs': jnp.abs(kind.mean(y) - q_tm1),
+    }
+
+  return Agent(
+    init=init,
+    loss=loss,
+    bootstrap=net.bootstrap,
+    targets=targets,
+    values=net.values,
+    expected=kind.mean,
+    taken=net.taken,
+    acting=Acting(exploration_noise, net.act, net.greedy, play=net.act),
+    distributions=Distributions(
+      taken=net.distribution_taken, std=kind.std, distance=kind.distance
+    ),
+  )
