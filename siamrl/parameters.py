@@ -14,6 +14,7 @@ class Domain(NamedTuple):
   text: str
 
 
+FINITE = Domain(math.isfinite, 'a finite number')
 POSITIVE = Domain(lambda x: 0 < x < math.inf, 'positive and finite')
 NOT_NEGATIVE = Domain(lambda x: x >= 0, '0 or more')
 NOT_POSITIVE = Domain(lambda x: x <= 0, '0 or less')

@@ -339,6 +339,7 @@ def choice(
 
 # Bounds with better words than the domains of parameters.
 _BOUNDS = {
+  parameters.FINITE: ANYTHING,
   parameters.POSITIVE: POSITIVE,
   parameters.NOT_NEGATIVE: NOT_NEGATIVE,
   parameters.NOT_POSITIVE: NOT_POSITIVE,

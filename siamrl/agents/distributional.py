@@ -89,7 +89,7 @@ def make_c51(
   num_atoms: int = 51,
   v_min: float = -10.0,
   v_max: float = 10.0,
-  target_form: str = 'max',
+  target_form: str | None = None,
   batch_reduction: str = 'mean',
   param_dtype: str = 'float32',
 ) -> Agent:
@@ -104,7 +104,7 @@ def make_c51(
     v_min: the lowest of them.
     v_max: the highest of them. Returns beyond are learned as these two, so the
       range must hold what an episode brings after discounting.
-    target_form: 'max' or 'double'.
+    target_form: 'max' or 'double'; 'max' if None.
     batch_reduction: 'mean' or 'sum' over the batch.
     param_dtype: of the online parameters, one of `DTYPES`.
 
@@ -148,7 +148,7 @@ def make_qrdqn(
   *,
   quantiles: int = 200,
   error_bound: float = 1.0,
-  target_form: str = 'max',
+  target_form: str | None = None,
   batch_reduction: str = 'mean',
   param_dtype: str = 'float32',
 ) -> Agent:
@@ -162,7 +162,7 @@ def make_qrdqn(
     example_obs: [B, S, ...], of any content; gives `init` its shapes.
     quantiles: N returns of equal probability, >= 1.
     error_bound: kappa > 0, from which the loss of an error is linear.
-    target_form: 'max' or 'double'.
+    target_form: 'max' or 'double'; 'max' if None.
     batch_reduction: 'mean' or 'sum' over the batch.
     param_dtype: of the online parameters, one of `DTYPES`.
 
@@ -262,11 +262,12 @@ def _make_agent(
   network: nn.Module,
   example_obs: chex.Array,
   kind: _Kind,
-  target_form: str,
+  target_form: str | None,
   batch_reduction: str,
   param_dtype: str,
 ) -> Agent:
   """Builds an agent of some kind of distributions; see `make_c51`."""
+  target_form = target_form or FORMS[0]
   if target_form not in FORMS:
     raise FieldError(
       'target_form',

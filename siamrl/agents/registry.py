@@ -3,13 +3,12 @@
 from collections.abc import Callable, Mapping
 import functools
 import inspect
-import math
 from typing import Any, NamedTuple
 
 from siamrl import parameters
 from siamrl.agents.distributional import make_c51, make_qrdqn
 from siamrl.agents.q import OWN_FORMS, make_q_agent
-from siamrl.parameters import WHOLE, Domain, Parameter
+from siamrl.parameters import FINITE, WHOLE, Domain, Parameter
 from siamrl.types import Agent
 
 # Arguments for which launchers have options with every agent. An agent reads
@@ -159,8 +158,6 @@ def make_agent(
   return kind.make(network, example_obs, **read, **takes)
 
 
-_FINITE = Domain(math.isfinite, 'finite')
-
 register(
   'c51',
   make_c51,
@@ -175,13 +172,13 @@ register(
     default=51,
   ),
   v_min=Parameter(
-    _FINITE,
+    FINITE,
     'Lowest return whose probability is learned',
     traced=False,
     default=-10.0,
   ),
   v_max=Parameter(
-    _FINITE,
+    FINITE,
     'Highest return whose probability is learned; returns beyond count as this '
     'one',
     traced=False,

@@ -29,6 +29,9 @@ class Initializers(NamedTuple):
     )
 
 
+# `dopamine_uniform` is that of Dopamine's distributional agents (RainbowNetwork
+# of jax/networks.py), with a bound of 3**0.25 / fan_in**0.5.
+#
 # `torch_uniform` draws weights and biases from U(-b, b), b = fan_in**-0.5, as
 # the Lua code of Nature DQN and DQN Zoo do. Variance scaling by 1/3 over the
 # fan-in has that bound: sqrt(3 * (1/3) / fan_in).
@@ -37,6 +40,9 @@ INITIALIZERS: dict[str, Initializers] = {
   'he_normal': Initializers(nn.initializers.he_normal(), False),
   'xavier_uniform': Initializers(nn.initializers.xavier_uniform(), False),
   'orthogonal': Initializers(nn.initializers.orthogonal(), False),
+  'dopamine_uniform': Initializers(
+    nn.initializers.variance_scaling(3**-0.5, 'fan_in', 'uniform'), False
+  ),
   'torch_uniform': Initializers(
     nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), True
   ),

@@ -346,7 +346,7 @@ def test_defaults_are_the_registered_ones(name):
   'name, given, message',
   [
     ('c51', {'num_atoms': 1}, 'num_atoms=1 must be a whole number from 2 on'),
-    ('c51', {'v_max': np.inf}, 'v_max=inf must be finite'),
+    ('c51', {'v_max': np.inf}, 'v_max=inf must be a finite number'),
     ('c51', {'quantiles': 5}, "quantiles=5 has no meaning for agent='c51'"),
     ('qrdqn', {'quantiles': 0}, 'quantiles=0 must be a whole number from 1'),
     ('dqn', {'num_atoms': 51}, 'num_atoms=51 has no meaning'),

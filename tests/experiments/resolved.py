@@ -28,12 +28,13 @@ PRESETS = {
   atari: (
     *('nature_dqn', 'dqn_zoo_dqn', 'dqn_zoo_double_dqn', 'dopamine_dqn'),
     *('cleanrl_dqn_atari', 'spr_atari_100k', 'quickstart'),
+    *('dqn_zoo_c51', 'dqn_zoo_qrdqn', 'dopamine_c51'),
   ),
   classic: (
     *('cleanrl_dqn_cartpole', 'cleanrl_dqn_acrobot', 'dopamine_dqn_cartpole'),
     *('dopamine_dqn_acrobot', 'pqn_cartpole', 'quickstart_sweep'),
     *('soft_divergence', 'twin_age_cartpole', 'twin_age_catch'),
-    'twin_grid_cartpole',
+    *('twin_grid_cartpole', 'cleanrl_c51_cartpole', 'cleanrl_c51_acrobot'),
   ),
   minatar: (
     *('minatar_dqn', 'dopamine_dqn_minatar', 'pqn_minatar', 'spr_minatar'),

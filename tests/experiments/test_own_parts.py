@@ -168,7 +168,7 @@ def test_its_options_are_explained_and_refused(mine, tmp_path):
     code=2,
     launcher='experiments.gym',
   )
-  assert '--target_form=max must go with --agent=dqn or double_dqn' in told
+  assert '--target_form=max must go with --agent=dqn, double_dqn, c51' in told
 
 
 def test_the_lab_takes_a_rule(mine, tmp_path):

@@ -48,11 +48,18 @@ PARENTS = {
   'quickstart': 'dopamine_dqn',
   'cleanrl_dqn_acrobot': 'cleanrl_dqn_cartpole',
   'dopamine_dqn_acrobot': 'dopamine_dqn_cartpole',
+  'dqn_zoo_c51': 'dqn_zoo_dqn',
+  'dqn_zoo_qrdqn': 'dqn_zoo_dqn',
+  'dopamine_c51': 'dopamine_dqn',
+  'cleanrl_c51_cartpole': 'cleanrl_dqn_cartpole',
+  'cleanrl_c51_acrobot': 'cleanrl_c51_cartpole',
 }
 # Those of compiled runs; the others are Atari's.
 COMPILED: dict[str, type[q.CompiledConfig]] = {
   'cleanrl_dqn_cartpole': ClassicConfig,
   'cleanrl_dqn_acrobot': ClassicConfig,
+  'cleanrl_c51_cartpole': ClassicConfig,
+  'cleanrl_c51_acrobot': ClassicConfig,
   'dopamine_dqn_cartpole': ClassicConfig,
   'dopamine_dqn_acrobot': ClassicConfig,
   'minatar_dqn': MinAtarConfig,
@@ -118,6 +125,29 @@ DQN_ZOO_DOUBLE_DQN = DQN_ZOO_DQN | {
   'epsilon_end': 0.01,
   'eval_epsilon': 0.01,
 }
+# dqn_zoo/c51/run_atari.py.
+DQN_ZOO_C51 = DQN_ZOO_DQN | {
+  'agent': 'c51',
+  'num_atoms': 51,
+  'v_min': -10,
+  'v_max': 10,
+  'optimizer': 'adam',
+  'learning_rate': 0.00025,
+  'optimizer_eps': 0.01 / 32,
+  'max_gradient_norm': 10,
+  'epsilon_end': 0.01,
+  'eval_epsilon': 0.001,
+}
+# dqn_zoo/qrdqn/run_atari.py.
+DQN_ZOO_QRDQN = DQN_ZOO_C51 | {
+  'agent': 'qrdqn',
+  'num_atoms': None,
+  'v_min': None,
+  'v_max': None,
+  'quantiles': 201,
+  'error_bound': 1,
+  'learning_rate': 0.00005,
+}
 # dopamine/jax/agents/dqn: configs/dqn.gin, dqn_agent.py; jax/networks.py.
 DOPAMINE = NATURE | {
   'min_replay': 20_000,
@@ -136,6 +166,16 @@ DOPAMINE = NATURE | {
   'padding': 'SAME',
   'initializer': 'xavier_uniform',
   'eval_frames': 0,
+}
+# dopamine/jax/agents/rainbow: configs/c51.gin, rainbow_agent.py.
+DOPAMINE_C51 = DOPAMINE | {
+  'agent': 'c51',
+  'num_atoms': 51,
+  'v_min': -10,
+  'v_max': 10,
+  'learning_rate': 0.00025,
+  'optimizer_eps': 0.0003125,
+  'initializer': 'dopamine_uniform',
 }
 # cleanrl/dqn_atari_jax.py.
 CLEANRL = NATURE | {
@@ -224,6 +264,14 @@ CLEANRL_CARTPOLE = PLAIN | {
   'epsilon_end': 0.05,
   'epsilon_hold': 0,
   'epsilon_decay': 500_000 // 2,
+}
+# cleanrl/c51_jax.py.
+CLEANRL_C51_CARTPOLE = CLEANRL_CARTPOLE | {
+  'agent': 'c51',
+  'num_atoms': 101,
+  'v_min': -100,
+  'v_max': 100,
+  'optimizer_eps': 0.01 / 128,
 }
 # dopamine/jax/agents/dqn/configs/dqn_cartpole.gin; jax/networks.py.
 DOPAMINE_CARTPOLE = PLAIN | {
@@ -314,7 +362,10 @@ def _lines(name: str) -> list[str]:
     ('nature_dqn', NATURE, 2_500),  # 10,000 env steps
     ('dqn_zoo_dqn', DQN_ZOO_DQN, 2_500),  # 40,000 frames
     ('dqn_zoo_double_dqn', DQN_ZOO_DOUBLE_DQN, 7_500),  # 120,000 frames
+    ('dqn_zoo_c51', DQN_ZOO_C51, 2_500),  # 40,000 frames
+    ('dqn_zoo_qrdqn', DQN_ZOO_QRDQN, 2_500),  # 40,000 frames
     ('dopamine_dqn', DOPAMINE, 2_000),  # 8,000 env steps
+    ('dopamine_c51', DOPAMINE_C51, 2_000),  # 8,000 env steps
     ('cleanrl_dqn_atari', CLEANRL, 250),  # 1,000 env steps
     ('spr_atari_100k', SPR, 10_000),  # not heeded
   ],
@@ -338,6 +389,12 @@ def test_published_values(name, published, period):
     (
       'cleanrl_dqn_acrobot',
       CLEANRL_CARTPOLE | {'environment': 'acrobot'},
+      50,
+    ),
+    ('cleanrl_c51_cartpole', CLEANRL_C51_CARTPOLE, 50),  # 500 env steps
+    (
+      'cleanrl_c51_acrobot',
+      CLEANRL_C51_CARTPOLE | {'environment': 'acrobot'},
       50,
     ),
     ('dopamine_dqn_cartpole', DOPAMINE_CARTPOLE, 25),  # 100 agent steps

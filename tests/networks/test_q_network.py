@@ -213,6 +213,7 @@ def test_features_are_brought_to_the_unit_interval_row_by_row():
     ('xavier_uniform', (2 / (3136 + 512)) ** 0.5, 0.0),
     # Of 512 directions of length 1.
     ('orthogonal', 3136**-0.5, 0.0),
+    ('dopamine_uniform', 3136**-0.5 / 3**0.25, 0.0),
     # U(-b, b) with b = fan_in**-0.5 has the standard deviation b / sqrt(3).
     ('torch_uniform', 3136**-0.5 / 3**0.5, 3136**-0.5 / 3**0.5),
   ],

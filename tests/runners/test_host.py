@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from siamrl import diagnostics, learner, schedule, twins
+from siamrl.agents.distributional import make_c51, make_qrdqn
 from siamrl.agents.q import make_q_agent
 from siamrl.learner import ClockedTwin
 from siamrl.networks.q_network import mlp_network
@@ -61,12 +62,13 @@ def _network(num_actions):
 
 @functools.cache
 def _agent_of_shape(states, actions, name) -> Agent:
-  return make_q_agent(
-    _network(actions),
-    np.zeros((1, 1, states), np.float32),
-    name=name,
-    td_loss='squared',
-  )
+  obs = np.zeros((1, 1, states), np.float32)
+  network = functools.partial(mlp_network, actions, sizes=(16,), outputs=21)
+  if name == 'c51':
+    return make_c51(network(), obs, num_atoms=21, v_min=-0.5, v_max=1.5)
+  if name == 'qrdqn':
+    return make_qrdqn(network(), obs, quantiles=21, error_bound=0.1)
+  return make_q_agent(_network(actions), obs, name=name, td_loss='squared')
 
 
 def _agent(tables, name='dqn') -> Agent:
@@ -184,11 +186,10 @@ _PROBES = {
 }
 
 
-def _error(run, tables, **options):
+def _error(run, tables, name='dqn', **options):
   """The largest error of a value, after learning and before."""
   train = run.state.train if isinstance(run, Run) else run
-  apply = _network(tables.rewards.shape[1]).apply
-  q = apply(train.online_params, tables.observations)
+  q = _agent(tables, name).values(train.online_params, tables.observations)
   return np.max(np.abs(q - tables.q_values(GAMMA, **options)))
 
 
@@ -205,7 +206,7 @@ def _learn(tables, name='dqn', rule=HARD, sync=25, num_envs=1, **options):
   )
   agent = _agent(tables, name)
   untrained = _learner(agent).init(jax.random.key(0))
-  before = _error(untrained, tables)
+  before = _error(untrained, tables, name)
   return before, _train(
     config,
     tables,
@@ -235,14 +236,19 @@ def test_learns_the_values_of_a_probe(name):
     ('dqn', twins.soft(0.05), 1, False, 2),
     ('double_dqn', twins.soft(0.05), 1, True, 4),
     ('dqn', HARD, 25, True, 1),
+    ('c51', HARD, 25, False, 1),
+    ('qrdqn', twins.soft(0.05), 1, False, 2),
   ],
 )
 def test_every_kind_of_learner_learns_the_chain(
   name, rule, sync, overlapped, num_envs
 ):
   tables = probes.chain()
-  _, run = _learn(tables, name, rule, sync, num_envs, overlapped=overlapped)
-  assert _error(run, tables) < 0.1
+  before, run = _learn(
+    tables, name, rule, sync, num_envs, overlapped=overlapped
+  )
+  assert before > 0.3
+  assert _error(run, tables, name) < 0.1
 
 
 @pytest.mark.parametrize('terminates', [False, True])
