@@ -39,14 +39,21 @@ def _parameter(name: str) -> Any:
   return parameter(td.TARGET_PARAMETERS[name], read_by_form(name))
 
 
+def read_by_agent(name: str) -> When:
+  """The condition that the agent reads a parameter."""
+  return taken_by('agent', registry.AGENTS, name)
+
+
+def _parameter_of_agent(name: str) -> Any:
+  """The option of a parameter that some agents read."""
+  return parameter(registry.PARAMETERS[name], read_by_agent(name))
+
+
 def _parameters() -> Further:
   """The options of all parameters of forms and of agents."""
   return {
     **options_for(td.TARGET_PARAMETERS, read_by_form),
-    **options_for(
-      registry.PARAMETERS,
-      lambda name: taken_by('agent', registry.AGENTS, name),
-    ),
+    **options_for(registry.PARAMETERS, read_by_agent),
   }
 
 
@@ -73,6 +80,10 @@ class TargetOptions:
   soft_temperature: float | None = _parameter('soft_temperature')
   munchausen_alpha: float | None = _parameter('munchausen_alpha')
   munchausen_clip: float | None = _parameter('munchausen_clip')
+  num_atoms: int | None = _parameter_of_agent('num_atoms')
+  v_min: float | None = _parameter_of_agent('v_min')
+  v_max: float | None = _parameter_of_agent('v_max')
+  quantiles: int | None = _parameter_of_agent('quantiles')
 
 
 def parameters(config: Any) -> dict[str, Any]:

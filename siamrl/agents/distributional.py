@@ -210,7 +210,8 @@ class _Network(NamedTuple):
 
   def numbers(self, params: Params, obs: chex.Array) -> chex.Array:
     """[B, A, N] numbers of each action; raises ValueError for others."""
-    found, size = self.network.apply(params, obs), self.kind.size
+    found: Any = self.network.apply(params, obs)
+    size = self.kind.size
     plain = size == 1 and found.ndim == 2  # values, for one quantile
     if found.shape[2:] != (size,) and not plain:
       raise ValueError(

@@ -45,6 +45,8 @@ RULES = {
   for name in twins.RULES
 }
 every_agent = pytest.mark.parametrize('name', AGENTS)
+# Of rlax, about a function that it still uses.
+pytestmark = pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')
 
 
 def _batch(seed=0, size=B):

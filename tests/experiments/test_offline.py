@@ -501,6 +501,7 @@ def test_every_flag_reaches_its_part(monkeypatch):
     'bounds': None,
     'renormalize': False,
     'torso': None,
+    'outputs': 1,
   }
   assert calls['make_agent'] == {
     'shared': agent | {'target_parameters': {}},

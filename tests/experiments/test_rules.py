@@ -85,6 +85,20 @@ def _columns(sweep):
 def test_every_rule_fits_the_compiled_loop(name):
   row = _columns(_sweep(*_rule(name), '--panel_period=1', '--probe_size=8'))
   assert {'loss', 'panel/twin_age', 'panel/target_drift'} < set(row)
+  assert not {name for name in row if 'distribution' in name}
+
+
+@pytest.mark.parametrize('agent', ['c51', 'qrdqn'])
+@pytest.mark.parametrize('name', twins.RULES)
+def test_every_rule_fits_agents_of_distributions(name, agent):
+  row = _columns(
+    _sweep(
+      *_rule(name),
+      *(f'--agent={agent}', '--target_form=double'),
+      *('--panel_period=1', '--probe_size=8'),
+    )
+  )
+  assert {'panel/distribution_std', 'panel/distribution_distance'} < set(row)
 
 
 @pytest.mark.parametrize('name', ['chain', 'frozen'])
@@ -230,6 +244,14 @@ def test_rules_and_forms_in_one_sweep():
       ('--agent=double_dqn', '--target_form=max'),
       'target_form=max is not the form of agent=double_dqn',
     ),
+    (
+      ('--agent=c51', '--target_form=expected', '--expected_epsilon=0.1'),
+      'target_form=expected must be max or double for agent=c51',
+    ),
+    (('--agent=c51', '--num_atoms=1'), '--num_atoms=1 must be a whole number'),
+    (('--agent=c51', '--v_max=-10'), 'v_min=-10.0 must be below v_max=-10.0'),
+    (('--agent=qrdqn', '--quantiles=0'), '--quantiles=0 must be positive'),
+    (('--quantiles=5',), '--quantiles=5 must go with --agent=qrdqn, not dqn'),
     (
       ('--target_update=soft', '--tau=0.1', '--reset_optimizer'),
       '--reset_optimizer=true must go with --target_update=hard, periodic_soft',

@@ -133,6 +133,7 @@ def test_agent_and_network(calls):
     hidden_units=24,
     renormalize=True,
     torso=None,
+    outputs=1,
   )
   (name, *_), parts = calls['make_agent'][0]
   assert (name, parts['given']) == ('double_dqn', {})
