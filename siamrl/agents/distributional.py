@@ -1,29 +1,28 @@
 """Agents that learn distributions of returns: C51 and QR-DQN.
 
 Their network gives N numbers for each action, and `bootstrap` answers the
-twin's distributions [B, A, N]: probabilities of N atoms, or N quantiles. They
-act by the means. A target is a whole distribution: that of one action, the
-best by the twin's means (`max`), or by the online network's (`double`), scaled
-by the discount and shifted by the reward. Other forms of targets combine the
-values of several actions, or of both networks, and are refused.
+twin's distributions [B, A, N]: probabilities of N atoms, or N quantiles. The
+agents act by the means. A target is the distribution of one action, scaled by
+the discount and shifted by the reward. The action is the best by the twin's
+means (`max`) or by the online network's (`double`). Other forms of targets
+combine the values of several actions, or of both networks, and are refused.
 
-What the rules of the twin combine is then:
+The rules of the twin have these meanings for distributions:
 
-* parameters, for rules such as `soft` and `proximal`; nothing changes;
-* the answers of several copies, for `averaged`: the mixture of C51's
-  distributions, but of QR-DQN's the distribution whose quantile at each
-  fraction is the mean of theirs. Both have the mean of their means;
-* the network and its twin, for `functional`: a second loss, the agent's own,
-  ties the distribution of the action taken to the twin's. C51's is least, the
-  entropy of the twin's distribution, where both are equal;
-* a network and the one before it, for `chain` and `iterated_heads`: each
-  learns the whole distribution of the other;
-* nothing, for `self` and `residual`. The gradients of `residual` flow through
-  the target's probabilities, or its quantiles.
+* Rules that combine parameters, such as `soft` and `proximal`, do not change.
+* `averaged` combines the answers of several copies. For C51 the result is the
+  mixture of their distributions; for QR-DQN its quantile at each fraction is
+  the mean of theirs. In both cases its mean is the mean of their means.
+* `functional` ties the distribution of the action taken to the twin's by the
+  agent's own loss. For C51 this term is least where the two are equal.
+* With `chain` and `iterated_heads`, each network learns the distributions of
+  the one before it.
+* With `residual`, gradients flow through the target's probabilities or
+  quantiles.
 
-Whole targets in `r_t` (`loss(bootstrap=None)`) are returns [B], each taken for
-certain, or distributions [B, N]. So with the returns of Q(lambda) an agent
-learns the distribution of such returns, which bootstrap from means.
+Whole targets in `r_t` (`loss(bootstrap=None)`) are distributions [B, N], or
+returns [B] that are taken for certain. With the returns of Q(lambda), an agent
+therefore learns the distribution of these returns, which bootstrap from means.
 """
 
 from collections.abc import Callable
@@ -99,19 +98,19 @@ def make_c51(
 
   Args:
     network: maps [B, S, ...] observations to [B, A, num_atoms] logits.
-    example_obs: [B, S, ...], of any content; gives `init` its shapes.
+    example_obs: [B, S, ...]; gives `init` its shapes.
     num_atoms: Z returns at equal distances, >= 2.
     v_min: the lowest of them.
-    v_max: the highest of them. Returns beyond are learned as these two, so the
-      range must hold what an episode brings after discounting.
+    v_max: the highest of them. Returns outside the range are learned as its
+      ends, so it should contain the discounted returns of the task.
     target_form: 'max' or 'double'; 'max' if None.
     batch_reduction: 'mean' or 'sum' over the batch.
     param_dtype: of the online parameters, one of `DTYPES`.
 
   Returns:
-    An agent whose `loss` reports, beside `loss`, for each transition [B] the
-    `q_tm1` of the action taken and `td_error_abs`, both by means: what the
-    projected target's mean is away. `targets` are means before the projection.
+    An agent whose `loss` reports `loss`, and for each transition [B] the mean
+    `q_tm1` of the action taken and `td_error_abs`, its distance to the mean of
+    the projected target. `targets` are means before the projection.
 
   Raises:
     ValueError: a name is unknown, the form has no meaning for distributions, or
@@ -159,7 +158,7 @@ def make_qrdqn(
   Args:
     network: maps [B, S, ...] observations to [B, A, quantiles] returns; of one
       quantile, [B, A] too.
-    example_obs: [B, S, ...], of any content; gives `init` its shapes.
+    example_obs: [B, S, ...]; gives `init` its shapes.
     quantiles: N returns of equal probability, >= 1.
     error_bound: kappa > 0, from which the loss of an error is linear.
     target_form: 'max' or 'double'; 'max' if None.
@@ -167,8 +166,9 @@ def make_qrdqn(
     param_dtype: of the online parameters, one of `DTYPES`.
 
   Returns:
-    An agent whose `loss` reports, beside `loss`, for each transition [B] the
-    `q_tm1` of the action taken and `td_error_abs`, both by means.
+    An agent whose `loss` reports `loss`, and for each transition [B] the mean
+    `q_tm1` of the action taken and `td_error_abs`, its distance to the mean of
+    the target.
 
   Raises:
     ValueError: a name is unknown, the form has no meaning for distributions, or
