@@ -4,8 +4,14 @@ Their network gives N numbers for each action, and `bootstrap` answers the
 twin's distributions [B, A, N]: probabilities of N atoms, or N quantiles. The
 agents act by the means. A target is the distribution of one action, scaled by
 the discount and shifted by the reward. The action is the best by the twin's
-means (`max`) or by the online network's (`double`). Other forms of targets
-combine the values of several actions, or of both networks, and are refused.
+means (`max`), by the online network's (`double`), or by the smaller of the two
+(`minto`). Other forms of targets combine the values of several actions, or of
+several networks, and are refused.
+
+With `minto` the distribution of an action is that of the network with the
+smaller mean, whole, and the twin's if the means are equal. The mean of a target
+is therefore MINTO's target of the means. The smaller of each quantile would
+have a mean below both.
 
 The rules of the twin have these meanings for distributions:
 
@@ -52,7 +58,7 @@ from siamrl.types import (
 )
 
 # The forms of targets that choose one action, whose distribution is learned.
-FORMS = ('max', 'double')
+FORMS = ('max', 'double', 'minto')
 
 
 class _Kind(NamedTuple):
@@ -103,7 +109,7 @@ def make_c51(
     v_min: the lowest of them.
     v_max: the highest of them. Returns outside the range are learned as its
       ends, so it should contain the discounted returns of the task.
-    target_form: 'max' or 'double'; 'max' if None.
+    target_form: one of `FORMS`; 'max' if None.
     batch_reduction: 'mean' or 'sum' over the batch.
     param_dtype: of the online parameters, one of `DTYPES`.
 
@@ -161,7 +167,7 @@ def make_qrdqn(
     example_obs: [B, S, ...]; gives `init` its shapes.
     quantiles: N returns of equal probability, >= 1.
     error_bound: kappa > 0, from which the loss of an error is linear.
-    target_form: 'max' or 'double'; 'max' if None.
+    target_form: one of `FORMS`; 'max' if None.
     batch_reduction: 'mean' or 'sum' over the batch.
     param_dtype: of the online parameters, one of `DTYPES`.
 
@@ -273,7 +279,7 @@ def _make_agent(
     raise FieldError(
       'target_form',
       target_form,
-      f'must be {" or ".join(FORMS)} for',
+      f'must be one of {", ".join(FORMS)} for',
       ('agent', kind.name),
       ', whose targets are the distribution of one action',
     )
@@ -294,6 +300,12 @@ def _make_agent(
   ) -> chex.Array:
     """[B, N] the successor's distribution, that of the action chosen."""
     answer = bootstrap(online_params, target_params, batch.obs_t, key)
+    if target_form == 'minto':
+      online = jax.lax.stop_gradient(
+        kind.answer(net.numbers(online_params, batch.obs_t))
+      )
+      smaller = kind.mean(online) < kind.mean(answer)
+      answer = jnp.where(smaller[..., None], online, answer)
     if target_form == 'double':
       chooser = net.values(online_params, batch.obs_t)
     else:

@@ -27,6 +27,14 @@ def value_of(q_values: chex.Array, action: chex.Numeric) -> chex.Array:
   return jnp.sum(jnp.where(actions == action, q_values, 0.0))
 
 
+def smaller_value(q_t: chex.Array, q_t_online: chex.Array) -> chex.Array:
+  """min(q_t, q_t_online), elementwise, with the gradient of `q_t` at ties.
+
+  (`jnp.minimum` would give each of two equal values half a gradient.)
+  """
+  return jnp.where(q_t_online < q_t, q_t_online, q_t)
+
+
 class TargetInputs(NamedTuple):
   """The inputs of the target of one transition.
 
@@ -96,6 +104,18 @@ def clipped_double_target(inputs: TargetInputs) -> chex.Array:
   q_i_t.
   """
   return double_target(inputs)
+
+
+def minto_target(inputs: TargetInputs) -> chex.Array:
+  """MINTO: the largest of the smaller values of twin and online network.
+
+  r_t + discount_t * max_a min(q_t[a], q_t_online[a]) (Hendawy et al. 2025). It
+  is never above `max_target`, and equals it if both networks are equal. Where
+  the two values are equal the twin's is used, so that with a twin that is the
+  online network, gradients are those of `max_target` too.
+  """
+  smaller = smaller_value(inputs.q_t, inputs.q_t_online)
+  return inputs.r_t + inputs.discount_t * jnp.max(smaller)
 
 
 def mellowmax(q_values: chex.Array, omega: chex.Numeric) -> chex.Array:
@@ -220,6 +240,11 @@ TARGETS: dict[str, TargetForm] = {
     (),
     "the smaller of two twins' values of the first network's choice",
     networks=2,
+  ),
+  'minto': TargetForm(
+    minto_target,
+    (),
+    'the largest of the smaller values of twin and online network (MINTO)',
   ),
   'mellowmax': TargetForm(
     mellowmax_target,

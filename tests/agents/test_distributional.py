@@ -303,13 +303,61 @@ def test_what_is_refused(make, message):
 
 
 @every_agent
+def test_minto_learns_the_whole_distribution_of_the_smaller_mean(name):
+  agent, batch = MAKE[name](target_form='minto'), _batch(size=64)
+  online, target = _params(0), _params(1)
+  ours, theirs = (
+    np.asarray(agent.bootstrap(online, params, batch.obs_t, KEY))
+    for params in (online, target)
+  )
+  smaller = np.minimum(_means(name, ours), _means(name, theirs))
+  action = smaller.argmax(-1)
+  rows = np.arange(64)
+  mine = _means(name, ours)[rows, action] < _means(name, theirs)[rows, action]
+  assert 0 < mine.sum() < 64  # both networks are asked
+  # The mean of a target is MINTO's target of the means.
+  np.testing.assert_allclose(
+    agent.targets(online, target, batch, KEY),
+    batch.r_t + batch.discount_t * smaller.max(-1),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  # What is learned is the target that `max` makes of the chosen distribution.
+  chosen = np.where(mine[:, None], ours[rows, action], theirs[rows, action])
+  value, _ = agent.loss(online, target, batch, KEY)
+  given, _ = AGENTS[name].loss(
+    online,
+    target,
+    batch,
+    KEY,
+    bootstrap=lambda *_: jnp.repeat(chosen[:, None], A, axis=1),
+  )
+  np.testing.assert_allclose(value, given, rtol=1e-5)
+
+
+@every_agent
+@pytest.mark.parametrize('rule', ['self', 'residual'])
+def test_minto_of_equal_networks_is_max(name, rule):
+  online, batch = _params(0), _batch()
+
+  def gradient(form):
+    agent = twins.make_rule(rule).lift(MAKE[name](target_form=form))
+    return jax.grad(lambda params: agent.loss(params, (), batch, KEY)[0])(
+      online
+    )
+
+  minto, largest = gradient('minto'), gradient('max')
+  jax.tree.map(np.testing.assert_array_equal, minto, largest)
+
+
+@every_agent
 @pytest.mark.parametrize('form', td.TARGETS)
 def test_only_forms_that_choose_an_action_have_a_meaning(name, form):
-  if form in ('max', 'double'):
+  if form in ('max', 'double', 'minto'):
     return
   with pytest.raises(
     ValueError,
-    match=f"target_form='{form}' must be max or double for agent='{name}'",
+    match=f"target_form='{form}' must be one of max, double, minto for agent",
   ):
     MAKE[name](target_form=form)
 

@@ -88,6 +88,14 @@ def test_every_rule_fits_the_compiled_loop(name):
   assert not {name for name in row if 'distribution' in name}
 
 
+@pytest.mark.parametrize('agent', ['dqn', 'c51', 'qrdqn'])
+@pytest.mark.parametrize('name', twins.RULES)
+def test_every_rule_fits_minto(name, agent):
+  assert 'loss' in _columns(
+    _sweep(*_rule(name), f'--agent={agent}', '--target_form=minto')
+  )
+
+
 @pytest.mark.parametrize('agent', ['c51', 'qrdqn'])
 @pytest.mark.parametrize('name', twins.RULES)
 def test_every_rule_fits_agents_of_distributions(name, agent):
@@ -246,7 +254,7 @@ def test_rules_and_forms_in_one_sweep():
     ),
     (
       ('--agent=c51', '--target_form=expected', '--expected_epsilon=0.1'),
-      'target_form=expected must be max or double for agent=c51',
+      'target_form=expected must be one of max, double, minto for agent=c51',
     ),
     (('--agent=c51', '--num_atoms=1'), '--num_atoms=1 must be a whole number'),
     (('--agent=c51', '--v_max=-10'), 'v_min=-10.0 must be below v_max=-10.0'),

@@ -67,6 +67,7 @@ BY_HAND = {
   'double': (0.5 + 0.9 * 1, -1.0),
   'inverse_double': (0.5 + 0.9 * 1, -1.0),
   'clipped_double': (0.5 + 0.9 * 1, -1.0),
+  'minto': (0.5 + 0.9 * 2, -1.0),  # the smaller values are 1, 1, 2
   # log((e**2 + e**10 + e**4) / 3) / 2 = (log 22,088.453 - log 3) / 2
   'mellowmax': (0.5 + 0.9 * 4.4520990, -1.0),
   # 0.6 * 5 + 0.4 * 8 / 3
@@ -141,6 +142,35 @@ def test_clipped_double_is_no_larger_than_with_either_network(seed):
   for q_t in (inputs.q_t, other):
     single = jax.vmap(_make('double'))(inputs._replace(q_t=q_t))
     assert bool(jnp.all(clipped <= single))
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_laws_of_minto(seed):
+  inputs = _random(seed)
+  minto, largest = (
+    lambda inputs, name=name: jax.vmap(_make(name))(inputs)
+    for name in ('minto', 'max')
+  )
+  swapped = inputs._replace(q_t=inputs.q_t_online, q_t_online=inputs.q_t)
+  # It is the same of either network, and above the value of neither.
+  np.testing.assert_array_equal(minto(inputs), minto(swapped))
+  for either in (inputs, swapped):
+    assert bool(jnp.all(minto(inputs) <= largest(either)))
+  higher = inputs._replace(q_t_online=inputs.q_t + 1)
+  np.testing.assert_array_equal(minto(higher), largest(inputs))
+  # Of equal networks it is max, and so is its gradient by the twin's values.
+  equal = lambda q: inputs._replace(q_t=q, q_t_online=inputs.q_t)
+  values, gradients = zip(
+    *(
+      jax.value_and_grad(lambda q, by=by: jnp.sum(by(equal(q)) ** 2))(
+        inputs.q_t
+      )
+      for by in (minto, largest)
+    ),
+    strict=True,
+  )
+  np.testing.assert_array_equal(*values)
+  np.testing.assert_array_equal(*gradients)
 
 
 VALUES = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=6).map(
@@ -295,7 +325,7 @@ def test_every_parameter_has_a_domain_and_a_form():
       'maxx',
       {},
       "target_form='maxx' is unknown; choose from max, double, inverse_double, "
-      'clipped_double, mellowmax, expected, soft, munchausen',
+      'clipped_double, minto, mellowmax, expected, soft, munchausen',
     ),
     (
       'max',
