@@ -175,6 +175,12 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   critics: int | None = option(
     None, 'Number of critics; 2 if not given', POSITIVE, **_of('critics')
   )
+  target_form: str = option(
+    'min',
+    'Value that targets bootstrap from. min: the smallest of the twins of the '
+    'critics; minto: the smallest of the critics and their twins (MINTO)',
+    one_of(actor_critic.TARGET_FORMS),
+  )
   policy_delay: int | None = option(
     None,
     'Gradient steps of the critics to one of the actor; 2 for td3 and 1 for '

@@ -50,6 +50,8 @@ from siamrl.types import (
 )
 
 EXPLORATIONS = ('gaussian', 'ornstein_uhlenbeck')
+# The smallest value of the critics' twins, or of the critics and their twins.
+TARGET_FORMS = ('min', 'minto')
 
 
 # The domains of the agents' parameters. All may be traced but the first two,
@@ -74,6 +76,7 @@ def make_td3_agent(
   critics: int = 2,
   smoothing_std: chex.Numeric = 0.2,
   smoothing_clip: chex.Numeric = 0.5,
+  target_form: str = 'min',
   policy_delay: int = 2,
   exploration: str = 'gaussian',
   exploration_std: chex.Numeric = 0.1,
@@ -95,6 +98,8 @@ def make_td3_agent(
     smoothing_std: standard deviation of the noise on the target's action; may
       be traced. 0 draws no noise.
     smoothing_clip: bound of that noise; may be traced.
+    target_form: 'min', or 'minto' for the smaller value of each critic and its
+      twin in place of the twin's (Hendawy et al. 2025).
     policy_delay: d, gradient steps of the critics for each one of the actor.
       (The twins' delay is set by their `ClockedTwin`.)
     exploration: 'gaussian', or 'ornstein_uhlenbeck' for correlated noise.
@@ -114,6 +119,7 @@ def make_td3_agent(
     ValueError: a name is unknown, or a number is outside its domain.
   """
   check_name('exploration', exploration, EXPLORATIONS)
+  check_name('target_form', target_form, TARGET_FORMS)
   _check(
     critics=critics,
     policy_delay=policy_delay,
@@ -142,7 +148,9 @@ def make_td3_agent(
       action = jax.vmap(losses.smoothed_action, (0, 0, None, None))(
         action, noise, smoothing_std, smoothing_clip
       )
-    q_t = values_of(target_params['critic'], obs, action)
+    q_t = _target_values(
+      critic, online_params, target_params, obs, action, target_form
+    )
     return jax.vmap(losses.smallest_value)(q_t)[:, None]
 
   def policy_loss(
@@ -185,6 +193,7 @@ def make_ddpg_agent(
   critic: Critic,
   example_obs: chex.Array,
   *,
+  target_form: str = 'min',
   policy_delay: int = 1,
   exploration: str = 'ornstein_uhlenbeck',
   exploration_std: chex.Numeric = 0.2,
@@ -204,6 +213,7 @@ def make_ddpg_agent(
     example_obs,
     critics=1,
     smoothing_std=0.0,
+    target_form=target_form,
     policy_delay=policy_delay,
     exploration=exploration,
     exploration_std=exploration_std,
@@ -222,12 +232,14 @@ class _SoftPolicy:
     critic: maps [B, ...] and [B, D] to values [B].
     alpha: the temperature; None if it is learned.
     target_entropy: target entropy of a learned temperature, in nats.
+    target_form: one of `TARGET_FORMS`.
   """
 
   actor: TanhGaussianActor
   critic: Critic
   alpha: chex.Numeric | None
   target_entropy: chex.Numeric
+  target_form: str
 
   def temperature(self, params: Params) -> chex.Numeric:
     """The temperature without a gradient, for the losses of other entries."""
@@ -262,7 +274,9 @@ class _SoftPolicy:
     action, log_prob = self._sample(
       _stop(online_params['actor']), obs, self._normal(_target_key(key), obs)
     )
-    q_t = _values_of(self.critic, target_params['critic'], obs, action)
+    q_t = _target_values(
+      self.critic, online_params, target_params, obs, action, self.target_form
+    )
     v_t = jax.vmap(losses.soft_value, (0, 0, None))(
       q_t, log_prob, self.temperature(online_params)
     )
@@ -310,6 +324,7 @@ def make_sac_agent(
   critics: int = 2,
   alpha: chex.Numeric | None = None,
   target_entropy: chex.Numeric | None = None,
+  target_form: str = 'min',
   policy_delay: int = 1,
   td_loss: str = 'half_squared',
   error_bound: float = 1.0,
@@ -330,6 +345,7 @@ def make_sac_agent(
       to an unscaled reward with alpha = 1 / c.)
     target_entropy: target entropy of a learned temperature, in nats; may be
       traced. None for -D.
+    target_form: 'min' or 'minto', as in `make_td3_agent`.
     policy_delay: gradient steps of the critics for each one of the actor and
       the temperature.
     td_loss: a key of `losses.td.FORMS`.
@@ -345,6 +361,7 @@ def make_sac_agent(
     ValueError: a name is unknown, a number is outside its domain, or an entropy
       is given for a temperature that is not learned.
   """
+  check_name('target_form', target_form, TARGET_FORMS)
   learned = alpha is None
   if not learned and target_entropy is not None:
     raise FieldError(
@@ -362,7 +379,7 @@ def make_sac_agent(
     alpha=alpha,
     target_entropy=target_entropy,
   )
-  policy = _SoftPolicy(actor, critic, alpha, target_entropy)
+  policy = _SoftPolicy(actor, critic, alpha, target_entropy, target_form)
   agent = _assemble(
     actor,
     critic,
@@ -563,6 +580,22 @@ def _values_of(
   # A vmap compiles one network only, and is as fast as a loop for 2 critics of
   # 2 x 256 units and a batch of 256, inside a scan on a CPU.
   return jax.vmap(critic.apply, (0, None, None), 1)(params, obs, action)
+
+
+def _target_values(
+  critic: Critic,
+  online_params: Params,
+  target_params: Params,
+  obs: chex.Array,
+  action: chex.Array,
+  target_form: str,
+) -> chex.Array:
+  """Values [B, K] of the critics' twins, or MINTO's smaller values."""
+  q_t = _values_of(critic, target_params['critic'], obs, action)
+  if target_form == 'min':
+    return q_t
+  online = _values_of(critic, _stop(online_params['critic']), obs, action)
+  return td.smaller_value(q_t, online)
 
 
 # The key of a gradient step is split in two: for targets and for the actor.

@@ -637,6 +637,50 @@ def test_ddpg_explores_by_noise_that_lasts():
   np.testing.assert_allclose(made.normal, noise.normal, atol=1e-6)
 
 
+# MINTO.
+
+
+def test_minto_by_hand():
+  agent = _agent('td3', sizes=(), smoothing_std=0.0, target_form='minto')
+  online, target = _linear(), _linear(ACTOR + 0.3, CRITICS - 0.2)
+  a_t = np.tanh(BATCH.obs_t[:, 0] @ (ACTOR + 0.3))
+  each = [_q(c, BATCH.obs_t, a_t) for c in (CRITICS, CRITICS - 0.2)]
+  v_t = np.concatenate(each).min(axis=0)
+  assert len({int(row) for row in np.concatenate(each).argmin(axis=0)}) > 2
+  np.testing.assert_allclose(
+    agent.targets(online, target, BATCH, KEY),
+    BATCH.r_t + BATCH.discount_t * v_t,
+    rtol=1e-4,
+  )
+
+
+@pytest.mark.parametrize('name', AGENTS)
+def test_laws_of_minto(name):
+  minto, plain = _agent(name, target_form='minto'), _agent(name)
+  lower = 0
+  for seed in range(3):
+    online = _params(name, seed)
+    target = _twin(plain, _params(name, (seed + 1) % 3))
+    smaller, values = (
+      jax.jit(agent.bootstrap)(online, target, BATCH.obs_t, KEY)
+      for agent in (minto, plain)
+    )
+    assert bool(jnp.all(smaller <= values))
+    lower += int(jnp.sum(smaller < values))
+  assert 0 < lower < 3 * B  # both networks are asked
+  # Of equal networks it is the plain form, also where the twin has a gradient.
+  for rule in (twins.self_copy(), twins.residual()):
+    found = [
+      _grads(rule.lift(agent), online, ())[1] for agent in (minto, plain)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+  # The online critics learn nothing from the target's value.
+  gradient = jax.jit(
+    jax.grad(lambda p: minto.bootstrap(p, target, OBS, KEY)[0, 0])
+  )(online)
+  assert _is_zero(gradient['critic'])
+
+
 # What may be traced, and what is refused.
 
 
@@ -679,7 +723,7 @@ def test_numbers_may_be_traced():
     (
       'ddpg',
       {'critics': 2},
-      "critics=2 has no meaning for agent='ddpg', which takes policy_delay,",
+      "critics=2 has no meaning for agent='ddpg', which takes target_form,",
     ),
     ('sac', {'exploration_std': 0.1}, 'exploration_std=0.1 has no meaning'),
     ('td3', {'critics': 0}, 'critics=0 must be a whole number from 1 on'),
@@ -702,6 +746,12 @@ def test_numbers_may_be_traced():
       {'alpha': 0.2, 'target_entropy': -1.0},
       'target_entropy=-1.0 has no meaning for alpha=0.2, which is not learned',
     ),
+    (
+      'sac',
+      {'target_form': 'max'},
+      "target_form='max' is unknown; choose from min, minto",
+    ),
+    ('ddpg', {'target_form': 'max'}, "target_form='max' is unknown"),
     ('sac', {'td_loss': 'l1'}, "td_loss='l1' is unknown; choose from squared"),
     ('sac', {'error_bound': 0.0}, 'error_bound=0.0 must be positive'),
   ],

@@ -191,9 +191,10 @@ def _rule(name, given):
   )
 
 
+@pytest.mark.parametrize('form', ['min', 'minto'])
 @pytest.mark.parametrize('name', twins.RULES)
-def test_every_rule_fits_td3(name):
-  row = _columns('--agent=td3', *_rule(name, GIVEN))
+def test_every_rule_fits_td3(name, form):
+  row = _columns('--agent=td3', f'--target_form={form}', *_rule(name, GIVEN))
   assert {'critic_loss', 'actor_loss', 'train_return'} < set(row)
 
 
