@@ -59,6 +59,7 @@ RULES = (
   'soft_cosine',
   'soft_linear',
   'hard_scheduled',
+  'hard_geometric',
   'frozen',
   'self',
   'residual',

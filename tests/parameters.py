@@ -5,6 +5,7 @@ PARAMETERS = dict(
   tau_end=0.1,
   target_period=3,
   target_period_end=6,
+  target_period_growth=1.5,
   target_schedule_steps=40,
   target_sync_period=2,
   target_count=3,

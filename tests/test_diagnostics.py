@@ -243,9 +243,12 @@ def test_moves_of_rules(order):
   assert moves(by_path) == [2, 12]
 
 
-def test_moves_of_periods_that_grow():
+@pytest.mark.parametrize(
+  'twin', [twins.hard_scheduled(2, 4, 4), twins.hard_geometric(2, 1.2)]
+)
+def test_moves_of_periods_that_grow(twin):
   # The twin is 0 old where it has just been copied, and nowhere else.
-  rule = ClockedTwin(twins.hard_scheduled(2, 4, 4))
+  rule = ClockedTwin(twin)
   copies = [t for t in range(1, 30) if _moves(rule, t - 1, t)[0]]
   ages = [float(_age(rule, t)[0]) for t in range(1, 30)]
   assert copies == [t for t, age in enumerate(ages, 1) if age == 0]
@@ -584,6 +587,7 @@ SHADOWS = {
   'soft': ClockedTwin(twins.soft(0.1)),
   'averaged': ClockedTwin(twins.averaged(2), 2),
   'dated': ClockedTwin(twins.hard_scheduled(2, 4, 9)),
+  'counted': ClockedTwin(twins.hard_geometric(2, 1.5)),
   'frozen': ClockedTwin(twins.frozen(), twins.NEVER),
   'self': ClockedTwin(twins.self_copy()),
   'late': ClockedTwin(twins.hard(), 4, 3),
@@ -861,6 +865,7 @@ _RULES = {
   'hard_scheduled': dict(
     target_period=2, target_period_end=4, target_schedule_steps=9
   ),
+  'hard_geometric': dict(target_period=2, target_period_growth=1.5),
   'soft': dict(tau=0.1),
   'periodic_soft': dict(tau=0.1),
   'by_path': dict(target_paths='torso:self+head:frozen'),

@@ -918,6 +918,12 @@ def test_a_twin_that_cannot_be_made(spec, message):
     ),
     (
       TwinSpec(
+        'hard_geometric', {'target_period': 7, 'target_period_growth': 1.5}
+      ),
+      3.0,
+    ),
+    (
+      TwinSpec(
         'chain',
         {'target_count': 4, 'target_period': 9, 'target_sync_period': 2},
       ),

@@ -1,6 +1,8 @@
 """Laws that hold for the rules of the twin, and their identities."""
 
+import fractions
 import functools
+import math
 
 import chex
 import jax
@@ -399,6 +401,69 @@ def test_when_a_scheduled_period_copies(periods, steps, at):
   assert copied == expected
   if periods == (3, 3):
     assert copied[:4] == at
+
+
+def _periods(period, growth, copies):
+  """Periods of some copies, in exact numbers."""
+  growth = fractions.Fraction(growth)
+  return [
+    math.floor(period * growth**n + fractions.Fraction(1, 2))
+    for n in range(copies)
+  ]
+
+
+@pytest.mark.parametrize('growth', [1.0, 1.25, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize('period', [1, 3, 5])
+def test_when_a_geometric_period_copies(period, growth):
+  due = np.cumsum(_periods(period, growth, 200))
+  twin = twins.hard_geometric(period, growth)
+
+  def step(target, step):
+    target = twin.update(jnp.float32(step), target, step)
+    return target, twin.params(None, target)
+
+  _, held = jax.lax.scan(step, twin.init(jnp.float32(0)), jnp.arange(1, 200))
+  copied = [i for i in range(1, 200) if held[i - 1] == i]
+  assert copied == [i for i in dict.fromkeys(due.tolist()) if i < 200]
+
+
+@pytest.mark.parametrize('order', ['after', 'before'])
+def test_a_geometric_period_without_growth_is_hard(order):
+  hard = _train(twins.hard(), 3, 10, order=order)
+  grown = _train(twins.hard_geometric(3, 1.0), 1, 10, order=order)
+  for ours, theirs in zip(grown, hard, strict=True):
+    chex.assert_trees_all_equal(ours.online_params, theirs.online_params)
+    chex.assert_trees_all_equal(ours.target_params.params, theirs.target_params)
+
+
+@pytest.mark.parametrize('traced', [False, True])
+def test_geometric_periods_late_in_a_long_run(traced):
+  period = twins.geometric_period
+  if traced:
+    period = jax.jit(period)
+  # Neither large periods nor many copies lose a gradient step without growth.
+  for first in (1, 2**24 + 1, 2**31 - 1):
+    for copies in (0, 7, 2**31 - 1):
+      assert int(period(jnp.int32(copies), first, 1.0)) == first
+  # A period that grows stops growing before it overflows.
+  for growth in (1.001, 1.5, 1e30):
+    grown = period(jnp.int32(2**31 - 1), 2_500, growth)
+    assert int(grown) == 2**30 and grown.dtype == jnp.int32
+  found = [
+    int(period(jnp.int32(n), 2_500, 0.99 ** (-2 / 3))) for n in (10, 500)
+  ]
+  expected = [2_500 * 0.99 ** (-2 * n / 3) for n in (10, 500)]
+  np.testing.assert_allclose(found, expected, rtol=2e-4)
+  # At the end of what int32 counts the clock still runs.
+  twin = twins.hard_geometric(5, 1.5)
+  state = twin.init(jnp.float32(0)).replace(
+    updated_at=jnp.int32(2**31 - 20), updates=jnp.int32(2)
+  )
+  moved = [
+    int(twin.update(jnp.float32(1), state, jnp.int32(2**31 - k)).updates)
+    for k in (10, 9, 1)
+  ]
+  assert moved == [2, 3, 3]  # its period is 11
 
 
 # The online network as its own twin.

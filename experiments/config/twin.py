@@ -112,6 +112,7 @@ class TwinOptions(users.UserOptions):
   tau: float | None = _parameter('tau', common=True)
   tau_end: float | None = _parameter('tau_end')
   target_period_end: int | None = _parameter('target_period_end')
+  target_period_growth: float | None = _parameter('target_period_growth')
   target_schedule_steps: int | None = _parameter(
     'target_schedule_steps', '; all of the run if not given'
   )

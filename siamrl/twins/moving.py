@@ -194,6 +194,89 @@ def hard_scheduled(
   )
 
 
+class Counted(Dated):
+  """A twin with the time of its last update and the number of its updates.
+
+  Attributes:
+    updates: int32 [] number of updates so far.
+  """
+
+  updates: jax.Array
+
+
+# The longest period to which one grows, in gradient steps.
+LONGEST = 2**30
+
+
+def geometric_period(
+  copies: chex.Numeric,
+  target_period: chex.Numeric,
+  target_period_growth: chex.Numeric,
+) -> chex.Array:
+  """target_period * target_period_growth**copies, int32 [] gradient steps.
+
+  It is rounded to the nearest integer and stops growing at `LONGEST`. With a
+  growth of 1 it is exactly `target_period`, however large that is.
+
+  Args:
+    copies: int32 [] number of copies before this period.
+    target_period: the first period, >= 1.
+    target_period_growth: factor from one period to the next, >= 1.
+  """
+  first = jnp.asarray(target_period, jnp.int32)
+  # Only what a period exceeds the first by is subject to float32's rounding.
+  excess = first * (jnp.power(jnp.float32(target_period_growth), copies) - 1)
+  room = jnp.maximum(LONGEST - first, 0)
+  excess = jnp.floor(jnp.minimum(excess, LONGEST) + 0.5).astype(jnp.int32)
+  return first + jnp.minimum(excess, room)
+
+
+def hard_geometric(
+  target_period: chex.Numeric, target_period_growth: chex.Numeric
+) -> Twin:
+  """`hard`, with a period that grows geometrically from copy to copy.
+
+  Copy n, counted from 0, comes `geometric_period(n)` gradient steps after the
+  copy before it. For tabular Q-learning with stochastic gradient descent,
+  Weissmann et al. (2026) derive periods proportional to discount**(-2 n / 3), a
+  growth of discount**(-2 / 3). With a growth of 1 it is `periodic(
+  target_period, hard())`.
+
+  Args:
+    target_period: the first period, in gradient steps, >= 1; may be traced.
+    target_period_growth: factor from one period to the next, >= 1; may be
+      traced.
+  """
+
+  def update(
+    online: Params, target: Counted, gradient_steps: chex.Numeric
+  ) -> Counted:
+    period = geometric_period(
+      target.updates, target_period, target_period_growth
+    )
+    return jax.lax.cond(
+      gradient_steps - target.updated_at >= period,
+      lambda: Counted(
+        as_in(online, target.params),
+        jnp.asarray(gradient_steps, jnp.int32),
+        target.updates + 1,
+      ),
+      lambda: target,
+    )
+
+  def init(online: Params) -> Counted:
+    return Counted(
+      born(online), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    )
+
+  return Twin(
+    update,
+    init,
+    params=lambda online, target: target.params,
+    lift=lambda agent: viewing(agent, lambda online, target: target.params),
+  )
+
+
 def frozen() -> Twin:
   """The twin never moves: it stays the initial network."""
   return Twin(lambda online, target, gradient_steps: target, born)

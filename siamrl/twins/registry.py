@@ -1,6 +1,7 @@
 """Rules by name, with the parameters that they take."""
 
 from collections.abc import Callable, Mapping
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from siamrl.twins.moving import (
   by_path,
   frozen,
   hard,
+  hard_geometric,
   hard_scheduled,
   periodic,
   projected_soft,
@@ -76,6 +78,12 @@ RULES: dict[str, Rule] = {
     ('target_period', 'target_period_end', 'target_schedule_steps'),
     1,
     'hard, the period changing to target_period_end',
+  ),
+  'hard_geometric': Rule(
+    hard_geometric,
+    ('target_period', 'target_period_growth'),
+    1,
+    'hard, the period growing by target_period_growth at each copy',
   ),
   'frozen': Rule(frozen, (), NEVER, 'the initial network, which never moves'),
   'self': Rule(
@@ -153,6 +161,10 @@ PARAMETERS: dict[str, Parameter] = {
     'Value of target_period at the end of its schedule',
     int,
     period=True,
+  ),
+  'target_period_growth': Parameter(
+    Domain(lambda x: 1 <= x < math.inf, 'a finite number from 1 on'),
+    'Factor from one target period to the next',
   ),
   'target_schedule_steps': Parameter(
     parameters.WHOLE,

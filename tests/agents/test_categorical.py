@@ -26,6 +26,7 @@ RULES = {
         'tau_end': 0.1,
         'target_period': 2,
         'target_period_end': 4,
+        'target_period_growth': 1.5,
         'target_schedule_steps': 10,
         'target_sync_period': 1,
         'target_count': 2,

@@ -96,12 +96,13 @@ def _names(tree):
   """The first entries of a parameter tree's paths that name a part."""
   parts = {'actor', 'critic', 'log_alpha'}
   parts |= {'encoder', 'projector', 'predictor', 'statistics'}
+  clock = {'updated_at', 'updates'}
   paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(tree))
   found = set()
   for path in paths:
     words = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
-    found.add(next(word for word in words if word in parts | {'updated_at'}))
-  return found - {'updated_at'}
+    found.add(next(word for word in words if word in parts | clock))
+  return found - clock
 
 
 @functools.cache

@@ -274,6 +274,7 @@ _GIVEN = dict(
   tau_end=0.25,
   target_period=3,
   target_period_end=4,
+  target_period_growth=1.5,
   target_schedule_steps=100,
   target_count=2,
   target_sync_period=2,

@@ -234,6 +234,7 @@ RULE_PARAMETERS = {
   'tau_end': 0.01,
   'target_period': 2,
   'target_period_end': 4,
+  'target_period_growth': 1.5,
   'target_schedule_steps': 10,
   'target_sync_period': 1,
   'target_count': 3,

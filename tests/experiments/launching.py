@@ -49,6 +49,7 @@ OF_RULES = dict(
   tau=0.5,
   tau_end=0.25,
   target_period_end=40,
+  target_period_growth=1.5,
   target_schedule_steps=100,
   target_count=2,
   target_sync_period=10,

@@ -54,6 +54,7 @@ GIVEN = dict(
   tau=0.5,
   tau_end=0.25,
   target_period_end=40,
+  target_period_growth=1.5,
   target_count=2,
   target_sync_period=10,
   target_paths='encoder:soft+projector|statistics:hard',

@@ -221,8 +221,9 @@ def test_replay_and_loop(calls):
     ('proximal', 50),
     ('soft_cosine', 1),
     ('soft_linear', 1),
-    # These two count by themselves.
+    # These count by themselves.
     ('hard_scheduled', 1),
+    ('hard_geometric', 1),
     ('chain', 1),
     ('by_path', 1),
     ('residual', 1),
@@ -234,6 +235,7 @@ def test_the_period_of_every_rule(rule, sync, tmp_path):
     tau=0.5,
     tau_end=0.25,
     target_period_end=400,
+    target_period_growth=1.5,
     target_schedule_steps=100,
     target_count=2,
     target_sync_period=100,
