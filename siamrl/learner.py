@@ -13,6 +13,7 @@ import optax
 
 from siamrl import schedule, twins
 from siamrl.parameters import FieldError, check_name
+from siamrl.twins.lifting import itself
 from siamrl.types import Agent, Metrics, Params, TrainState, Transition, Twin
 
 OPTIMIZERS = (
@@ -23,6 +24,9 @@ OPTIMIZERS = (
   'rmsprop_centered',
   'rmsprop_centered_torch',
 )
+
+# The networks that may act: the online network, or its twin.
+ACT_WITH = ('online', 'target')
 
 # (state, batch) -> (state, metrics); a batch is a `Transition`, or images.
 Regress = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -333,6 +337,7 @@ class Learner(NamedTuple):
     regress: (state, batch) -> (state, metrics); takes one gradient step, and
       applies the rule if it is due.
     regress_to: like `regress`, toward whole targets, the batch's `r_t`.
+    acting_params: state -> the parameters that act and are evaluated.
   """
 
   base: Agent
@@ -343,12 +348,14 @@ class Learner(NamedTuple):
   sync: Callable[[TrainState, Metrics], TrainState]
   regress: Regress
   regress_to: Regress
+  acting_params: Callable[[TrainState], Params]
 
 
 def make_learner(
   agent: Agent,
   optimizer: optax.GradientTransformation,
   clocked: ClockedTwin,
+  act_with: str = 'online',
 ) -> Learner:
   """Builds a learner; only this function lifts an agent by a rule.
 
@@ -356,14 +363,18 @@ def make_learner(
     agent: an agent not lifted by any rule.
     optimizer: computes the updates; see `make_optimizer`.
     clocked: the rule of the twin, and when it is applied.
+    act_with: 'online', or 'target' for the twin's parameters, see
+      `Twin.params`, as in BBF (Schwarzer et al. 2023). Of `averaged` these are
+      the means of the copies' parameters; of `chain` and `iterated_heads` the
+      twins of all networks, one of which acts.
 
   Returns:
     A learner. Its `init` raises ValueError if the rule does not fit the
     parameters; `jax.eval_shape` of it tells before anything is computed.
 
   Raises:
-    ValueError: a name is unknown, the rule does not support the agent, or it
-      reads reports but moves before there are any.
+    ValueError: a name is unknown, the rule does not support the agent, it reads
+      reports but moves before there are any, or it has no twin to act with.
   """
   clocked.check()
   twin, base = clocked.twin, agent
@@ -435,7 +446,28 @@ def make_learner(
     sync=sync,
     regress=regress,
     regress_to=functools.partial(regress, bootstrap=None),
+    acting_params=_make_acting_params(agent, twin, act_with),
   )
+
+
+def _make_acting_params(
+  agent: Agent, twin: Twin, act_with: str
+) -> Callable[[TrainState], Params]:
+  """Builds the function state -> parameters to act with; see `make_learner`."""
+  check_name('act_with', act_with, ACT_WITH)
+  if act_with == 'online':
+    return lambda state: state.online_params
+  if twin.params is itself:
+    raise FieldError(
+      'act_with', act_with, 'needs a rule whose twin is a network of its own'
+    )
+
+  def acting_params(state: TrainState) -> Params:
+    online = state.online_params
+    shown = twin.params(twins.part(agent, online), state.target_params)
+    return twins.whole(agent, online, shown)
+
+  return acting_params
 
 
 def _make_init(

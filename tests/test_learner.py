@@ -645,6 +645,44 @@ def test_a_period_below_one_is_refused():
     make_learner(_linear_agent(), optax.sgd(1.0), ClockedTwin(twins.hard(), 0))
 
 
+# The network that acts.
+
+
+def test_the_online_network_acts_unless_told_otherwise():
+  made, state = _q_learner('hard', sync=2)
+  assert made.acting_params(state) is state.online_params
+
+
+@pytest.mark.parametrize('name', twins.RULES)
+def test_the_twin_acts_with_every_rule_that_has_one(name):
+  takes = twins.takes(name, _GIVEN['target_paths'])
+  twin = twins.make_rule(name, **{key: _GIVEN[key] for key in takes})
+  given = (_q_agent(), optax.adam(1e-2), ClockedTwin(twin))
+  if name in ('self', 'residual'):
+    with pytest.raises(ValueError, match="act_with='target' needs a rule"):
+      make_learner(*given, act_with='target')
+    return
+  made = make_learner(*given, act_with='target')
+  state = made.init(jax.random.key(1))
+  state = state.replace(
+    online_params=jax.tree.map(lambda x: x + 1, state.online_params)
+  )
+  acting = made.acting_params(state)
+  expected = twin.params(state.online_params, state.target_params)
+  chex.assert_trees_all_equal(acting, expected)
+  chex.assert_trees_all_equal_shapes(acting, state.online_params)
+  agent = made.agent.acting
+  noise = agent.noise(jax.random.key(2), 8)
+  actions = agent.act(acting, _batches(1).obs_tm1[0], noise, 0.0)
+  assert actions.shape == (8,)
+
+
+def test_who_acts_is_online_or_target():
+  given = (_q_agent(), optax.adam(1e-2), ClockedTwin(twins.hard()))
+  with pytest.raises(ValueError, match="act_with='both' is unknown"):
+    make_learner(*given, act_with='both')
+
+
 # The parts of a gradient step with a twin.
 
 

@@ -215,6 +215,14 @@ class ExplorationOptions:
   """The options of epsilon-greedy actions."""
 
   _acting: Any = group('Acting')
+  act_with: str = option(
+    'online',
+    'Network that acts and is evaluated: the online network, or its twin, as '
+    'in BBF',
+    one_of(learner.ACT_WITH),
+    when=not_given('target_update', 'self', 'residual'),
+    refused=True,
+  )
   epsilon_start: float = option(
     1.0, 'Chance of a random action at the start.', FRACTION, traced=True
   )

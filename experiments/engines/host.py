@@ -34,8 +34,8 @@ class Parts:
     replay: empty.
     config: the configuration of the loop.
     loop: (state, on_change=...) -> generator of the host loop's progress.
-    evaluate: (online params, iteration) -> generator that yields None while it
-      plays and returns the evaluation's columns; None for no evaluation.
+    evaluate: (learner's state, iteration) -> generator that yields None while
+      it plays and returns the evaluation's columns; None for no evaluation.
     draw: writes the curve.
     frames_per_env_step: emulator frames per env step.
     num_envs: environments stepped at once.
@@ -255,9 +255,7 @@ class _Run(running.Running):
     self, iteration: int
   ) -> Generator[Moment, None, dict[str, float]]:
     assert self._parts.evaluate is not None
-    evaluation = self._parts.evaluate(
-      self._state.train.online_params, iteration
-    )
+    evaluation = self._parts.evaluate(self._state.train, iteration)
     while True:
       try:
         next(evaluation)

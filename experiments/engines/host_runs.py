@@ -34,7 +34,7 @@ from siamrl.report.curves import plot_run
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import evaluation, host
-from siamrl.types import Environments, Params
+from siamrl.types import Environments, TrainState
 
 
 class Spaces(Protocol):
@@ -345,7 +345,7 @@ def _evaluate(
   folder: RunFolder,
   learner: Learner,
   key: jax.Array,
-  params: Params,
+  state: TrainState,
   iteration: int,
 ) -> Generator[None, None, dict[str, float]]:
   """Yields while it plays; returns the evaluation's columns."""
@@ -361,7 +361,7 @@ def _evaluate(
     result = None
     for current in evaluation.evaluate(
       host.make_act(learner.agent),
-      params,
+      learner.acting_params(state),
       environments,
       jax.random.fold_in(key, iteration),
       config.eval_epsilon,

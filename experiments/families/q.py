@@ -278,7 +278,8 @@ def make_learner(
     anneal_steps=_anneal_steps(config),
     max_gradient_norm=config.max_gradient_norm or None,
   )
-  return learner.make_learner(agent, optimizer, twin.make())
+  act_with = getattr(config, 'act_with', 'online')  # not on a data set
+  return learner.make_learner(agent, optimizer, twin.make(), act_with)
 
 
 def _anneal_steps(config: Any) -> int | None:

@@ -298,6 +298,27 @@ def test_every_rule_fits(name):
   assert {'loss', 'spr_loss', 'spr_std'} <= set(metrics)
 
 
+@pytest.mark.parametrize(
+  'name', ['hard', 'averaged', 'chain', 'hard_geometric']
+)
+def test_the_twin_of_the_values_acts(name):
+  takes = twins.takes(name, _GIVEN['target_paths'])
+  rule = twins.make_rule(name, **{key: _GIVEN[key] for key in takes})
+  clocked = learner.ClockedTwin(rule, 2, init='fresh')
+  made = learner.make_learner(_agent(), optax.sgd(0.1), clocked, 'target')
+  state = jax.jit(lambda: made.init(jax.random.key(0)))()
+  acting = made.agent.acting
+  noise = acting.noise(KEY, B)
+  params = made.acting_params(state)
+  twin = rule.params(
+    twins.part(made.agent, state.online_params), state.target_params
+  )
+  jax.tree.map(np.testing.assert_array_equal, params['q'], twin['q'])
+  obs = _batch().obs_tm1
+  found = [acting.act(p, obs, noise, 0.0) for p in (params, {'q': twin['q']})]
+  np.testing.assert_array_equal(*found)
+
+
 def test_several_copies_are_averaged_in_latents_too():
   rule = twins.averaged(2)
   agent = _agent()

@@ -51,7 +51,7 @@ def test_the_video_is_the_first_episode_of_the_evaluation(filmed, monkeypatch):
   environments.clear()
   train, *_ = Checkpoints(filmed / 'checkpoints').restore(parts.state)
   (filmed / 'second').mkdir()
-  row = _returned(parts.evaluate(train.online_params, 0))
+  row = _returned(parts.evaluate(train, 0))
   metrics = read_metrics(filmed / 'metrics.csv')
   assert row['eval_return'] == metrics['eval_return'][0]
   assert row['eval_episodes'] == 3

@@ -647,7 +647,7 @@ def test_an_environment_without_a_limit_is_cut_in_evaluations(walk, notes):
     'Walk-v0 sets no limit to its episodes: evaluations cut them after '
     '--eval_episode_env_steps=7'
   )
-  playing = parts.evaluate(parts.state.online_params, 0)
+  playing = parts.evaluate(parts.state, 0)
   with pytest.raises(StopIteration) as end:
     while True:
       next(playing)

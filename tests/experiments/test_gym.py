@@ -106,6 +106,25 @@ def test_the_table(undisturbed):
   assert (undisturbed / 'curve-panel.png').exists()
 
 
+def test_a_twin_that_acts_is_evaluated_too(tmp_path):
+  # What a frozen twin does does not depend on what is learned.
+  given = ('--target_update=frozen', '--epsilon_start=0', '--epsilon_end=0')
+  rows = {}
+  for who in ('online', 'target'):
+    for rate in (1e-6, 1.0):
+      folder = tmp_path / f'{who}-{rate}'
+      launch(
+        *(*SMALL, '--eval_episodes=2', *given, f'--run_dir={folder}'),
+        *(f'--act_with={who}', f'--learning_rate={rate}'),
+      )
+      rows[who, rate] = columns(folder)
+  for name in ('train_return', 'eval_return'):
+    values = {run: row[name] for run, row in rows.items()}
+    assert values['target', 1e-6] == values['target', 1.0]
+    assert values['online', 1e-6] != values['online', 1.0]
+  assert rows['target', 1e-6]['loss'] != rows['target', 1.0]['loss']
+
+
 def test_stopped_inside_an_iteration_it_goes_on(
   undisturbed, tmp_path, monkeypatch
 ):

@@ -120,6 +120,39 @@ def test_rules_train_beside_their_panel(name):
     assert rows[-1]['panel/twin_age'] == 20 - 5 + 5
 
 
+# A twin that is the online network, and one that stays what it was.
+_ALIKE = ('--target_update=hard', '--target_period=2')
+_FROZEN = ('--target_update=frozen', '--epsilon_start=0', '--epsilon_end=0')
+
+
+@pytest.mark.parametrize('agent', ['dqn', 'c51'])
+def test_a_twin_that_acts_is_evaluated_too(agent):
+  def rows(act_with, rate, rule):
+    return _rows(
+      _sweep(
+        *(f'--agent={agent}', f'--act_with={act_with}', *rule),
+        *('--eval_episodes=5', f'--learning_rate={rate}'),
+      )
+    )
+
+  # Moved at every gradient step, it does what the online network would do.
+  online, target = (rows(who, 0.1, _ALIKE) for who in ('online', 'target'))
+  np.testing.assert_equal(online, target)  # takes nan for nan
+  # What a frozen twin does does not depend on what is learned.
+  frozen = {
+    who: [rows(who, rate, _FROZEN) for rate in (1e-6, 1.0)]
+    for who in ('online', 'target')
+  }
+  played = {
+    who: [[(r['train_return'], r['eval_return']) for r in run] for run in runs]
+    for who, runs in frozen.items()
+  }
+  assert played['target'][0] == played['target'][1] != played['online'][1]
+  assert played['online'][0] != played['online'][1]
+  slow, fast = frozen['target']
+  assert slow[-1]['loss'] != fast[-1]['loss']
+
+
 def test_shadows_are_as_old_as_each_run_of_a_sweep():
   sweep = _sweep(
     '--target_period=4,20',
@@ -263,6 +296,15 @@ def test_rules_and_forms_in_one_sweep():
     (
       ('--target_update=soft', '--tau=0.1', '--reset_optimizer'),
       '--reset_optimizer=true must go with --target_update=hard, periodic_soft',
+    ),
+    (
+      ('--target_update=self', '--act_with=target'),
+      '--act_with=target must not be given with --target_update=self',
+    ),
+    (
+      ('--target_update=residual', '--act_with=target'),
+      '--act_with=target must not be given with --target_update=self or '
+      'residual',
     ),
     (
       ('--target_update=by_path', '--target_paths=head', '--tau=0.1'),

@@ -282,7 +282,7 @@ def test_a_budget_of_frames_for_evaluation(frames, episodes, tmp_path):
     '--eval_epsilon=1',
   )
   parts, _ = atari.build(config, RunFolder(tmp_path))
-  evaluation = parts.evaluate(parts.state.online_params, 0)
+  evaluation = parts.evaluate(parts.state, 0)
   while True:
     try:
       next(evaluation)

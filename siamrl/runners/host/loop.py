@@ -318,7 +318,7 @@ class _Loop:
     vector_steps = self._config.schedule.collect // self._environments.num_envs
     beside_first = learns and (self._config.overlapped or vector_steps == 1)
     beside_last = learns and not beside_first
-    params = self._state.train.online_params
+    params = self._learner.acting_params(self._state.train)
     if beside_first and vector_steps > 1:
       # The gradient step donates the state: later actions need their own copy.
       params = _copy(params)

@@ -236,7 +236,8 @@ class Loop:
     if config.eval_episodes:
       # A separate stream: the rounds' keys are folded with other numbers.
       key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 1), first)
-      row |= self._evaluate(setup, state.train.online_params, key)
+      acts = setup.learner.acting_params(state.train)
+      row |= self._evaluate(setup, acts, key)
       unpaid = (row[FAULT] == 0) & ~jnp.isfinite(row['eval_return'])
       row[FAULT] = jnp.where(unpaid, EVALUATION, row[FAULT])
     return state, row
@@ -451,7 +452,7 @@ class Loop:
     if acting.process is not None:
       memory, noise = acting.process.step(memory, noise)
     actions = acting.act(
-      state.train.online_params,
+      setup.learner.acting_params(state.train),
       state.obs,
       noise,
       setup.epsilon(clock * config.num_envs),
