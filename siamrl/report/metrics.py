@@ -32,11 +32,7 @@ STEP_COLUMN = 'frames'  # the x axis of events and of curves
 RUN_COLUMN = 'seed'  # tells runs of one setting apart in long form
 
 # Columns, and values of swept options, with other names in older files.
-_NEW_COLUMNS = {
-  'eval_human_normalised': 'eval_human_normalized',
-  'normalised_std': 'normalized_std',
-  'centred_rank': 'centered_rank',
-}
+_NEW_WORDS = {'normalised': 'normalized', 'centred': 'centered'}
 _NEW_VALUES = {
   'augmentation': {'colour': 'color'},
   'optimizer': {
@@ -479,7 +475,15 @@ def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _new_columns(header: list[str]) -> list[str]:
-  return [_NEW_COLUMNS.get(name, name) for name in header]
+  return list(map(_new_column, header))
+
+
+def _new_column(name: str) -> str:
+  if name.startswith('panel/'):  # it may hold the name of a user's layer
+    return name
+  for old, new in _NEW_WORDS.items():
+    name = name.replace(old, new)
+  return name
 
 
 def _load_as_written(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:

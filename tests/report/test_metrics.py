@@ -438,18 +438,24 @@ def test_events_that_cannot_be_written_cost_no_row(tmp_path):
 def test_names_of_before_are_read_and_gone_on_with(tmp_path):
   """A file keeps its header, so that the checksums of its rows hold."""
   path = tmp_path / 'metrics.csv'
-  path.write_text('frames,optimizer,normalised_std\n4,rmsprop_centred,0.5\n')
+  path.write_text(
+    'frames,optimizer,encoder_normalised_std\n4,rmsprop_centred,0.5\n'
+  )
   before = path.read_bytes()
   checksum = hashlib.sha256(before).hexdigest()
   with MetricsWriter(path) as writer:
     assert (writer.position, writer.checksum) == (1, checksum)
     assert path.read_bytes() == before
     writer.write(
-      {'frames': 8, 'optimizer': 'rmsprop_centered', 'normalized_std': 1}
+      {
+        'frames': 8,
+        'optimizer': 'rmsprop_centered',
+        'encoder_normalized_std': 1,
+      }
     )
   table = read_metrics(path)
-  assert list(table) == ['frames', 'optimizer', 'normalized_std']
+  assert list(table) == ['frames', 'optimizer', 'encoder_normalized_std']
   assert list(table['optimizer']) == ['rmsprop_centered'] * 2
-  assert list(table['normalized_std']) == [0.5, 1]
+  assert list(table['encoder_normalized_std']) == [0.5, 1]
   MetricsWriter.truncate(path, 1, checksum)
   assert path.read_bytes() == before
