@@ -152,6 +152,29 @@ def quantile_target(
   return r_t + discount_t * quantiles
 
 
+def soft_quantiles(
+  returns: chex.Array, values: chex.Array, temperature: chex.Numeric
+) -> chex.Array:
+  """sum_a pi(a) (z_j(a) - temperature * log pi(a)), M-IQN's successor.
+
+  pi = softmax(values / temperature) (Vieillard et al. 2020, appendix B). At
+  each fraction this is the mean over actions; its mean is that of
+  `td.soft_target` if the values are the means of the returns.
+
+  Args:
+    returns: [A, M] z_j(a).
+    values: [A] that make the policy.
+    temperature: > 0, in units of value.
+
+  Returns:
+    [M] quantiles.
+  """
+  chex.assert_rank([returns, values], [2, 1])
+  log_policy = jax.nn.log_softmax(values / temperature)[:, None]
+  each = returns - temperature * log_policy
+  return jnp.sum(jnp.exp(log_policy) * each, 0)
+
+
 def quantile_huber_loss(
   quantiles: chex.Array,
   fractions: chex.Array,

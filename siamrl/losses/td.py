@@ -184,6 +184,31 @@ def soft_target(
   return inputs.r_t + inputs.discount_t * value
 
 
+def munchausen_bonus(
+  action: chex.Numeric,
+  q_values: chex.Array,
+  soft_temperature: chex.Numeric,
+  munchausen_alpha: chex.Numeric,
+  munchausen_clip: chex.Numeric,
+) -> chex.Array:
+  """alpha * clip(temperature * log pi(action), clip, 0).
+
+  (Vieillard et al. 2020.)
+
+  Args:
+    action: int [].
+    q_values: [A]; pi = softmax(q_values / temperature).
+    soft_temperature: > 0, in units of value.
+    munchausen_alpha: weight of the bonus, in [0, 1].
+    munchausen_clip: least value of the bonus before it is weighted, <= 0.
+  """
+  log_policy = soft_temperature * jax.nn.log_softmax(
+    q_values / soft_temperature
+  )
+  bonus = jnp.clip(value_of(log_policy, action), munchausen_clip, 0.0)
+  return munchausen_alpha * bonus
+
+
 def munchausen_target(
   inputs: TargetInputs,
   soft_temperature: chex.Numeric,
@@ -204,11 +229,14 @@ def munchausen_target(
     munchausen_alpha: weight of the bonus, in [0, 1].
     munchausen_clip: least value of the bonus before it is weighted, <= 0.
   """
-  log_policy = soft_temperature * jax.nn.log_softmax(
-    inputs.q_tm1 / soft_temperature
+  bonus = munchausen_bonus(
+    inputs.a_tm1,
+    inputs.q_tm1,
+    soft_temperature,
+    munchausen_alpha,
+    munchausen_clip,
   )
-  bonus = jnp.clip(value_of(log_policy, inputs.a_tm1), munchausen_clip, 0.0)
-  return munchausen_alpha * bonus + soft_target(inputs, soft_temperature)
+  return bonus + soft_target(inputs, soft_temperature)
 
 
 class TargetForm(NamedTuple):

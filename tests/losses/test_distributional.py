@@ -204,6 +204,21 @@ def test_quantile_loss_is_that_of_rlax(seed, bound):
   np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_soft_quantiles_by_hand():
+  # exp(log 3) : exp(0) is a policy of 3/4 and 1/4.
+  values = _floats(0.5 * np.log(3), 0)
+  found = losses.soft_quantiles(_floats([1, 5], [-3, 9]), values, 0.5)
+  entropy = -0.75 * np.log(0.75) - 0.25 * np.log(0.25)
+  np.testing.assert_allclose(found, [0.5 * entropy, 6 + 0.5 * entropy])
+
+
+def test_soft_quantiles_have_the_mean_of_soft_values():
+  returns = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+  found = losses.soft_quantiles(returns, returns.mean(-1), 0.3)
+  expected = 0.3 * jax.nn.logsumexp(returns.mean(-1) / 0.3)
+  np.testing.assert_allclose(found.mean(), expected, rtol=1e-5)
+
+
 def test_the_quantile_loss_is_least_at_the_quantiles():
   target = jnp.arange(100.0)
   fractions = losses.midpoints(4)
