@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import dataclasses
 from typing import Any
 
+from flax import linen as nn
 import numpy as np
 
 from experiments.config.declaring import (
@@ -94,14 +95,24 @@ def network_options(config: Any) -> dict[str, Any]:
     'layer_norm': config.layer_norm,
     'renormalize': getattr(config, 'renormalize', False),
     'torso': made,
-    'outputs': registry.outputs_of(
-      config.agent,
-      {
-        name: value_of(config, name)
-        for name in registry.AGENTS[config.agent].takes
-      },
-    ),
+    'outputs': registry.outputs_of(config.agent, _of_agent(config)),
   }
+
+
+def _of_agent(config: Any) -> dict[str, Any]:
+  """The parameters of the agent, as options give them."""
+  takes = registry.AGENTS[config.agent].takes
+  return {name: value_of(config, name) for name in takes}
+
+
+def of_agent(config: Any, network: nn.Module) -> nn.Module:
+  """The network that the agent's parameters are of.
+
+  Args:
+    config: the options, those of the agent among them.
+    network: the network that the agent is made from.
+  """
+  return registry.network_of(config.agent, network, _of_agent(config))
 
 
 def make_mlp(config: Any, num_actions: int, bounds: Any = None) -> QNetwork:
@@ -189,7 +200,8 @@ class LearningOptions:
   error_bound: float = option(
     1.0,
     'Absolute TD error from which --td_loss=huber or clipped bounds the '
-    'gradient; for --agent=qrdqn, the kappa of the quantile Huber loss.',
+    'gradient; for --agent=qrdqn or iqn, the kappa of the quantile Huber '
+    'loss.',
     POSITIVE,
     when=both(read_by_agent('error_bound'), _BOUNDED),
   )

@@ -84,6 +84,10 @@ class TargetOptions:
   v_min: float | None = _parameter_of_agent('v_min')
   v_max: float | None = _parameter_of_agent('v_max')
   quantiles: int | None = _parameter_of_agent('quantiles')
+  fractions: int | None = _parameter_of_agent('fractions')
+  target_fractions: int | None = _parameter_of_agent('target_fractions')
+  acting_fractions: int | None = _parameter_of_agent('acting_fractions')
+  cosines: int | None = _parameter_of_agent('cosines')
 
 
 def parameters(config: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from experiments.config.declaring import (
 from experiments.config.fitting import FitOptions
 from experiments.config.latent import LatentOptions
 from experiments.config.learning import (
+  of_agent,
   ExplorationOptions,
   LearningOptions,
   NetworkOptions,
@@ -296,11 +297,12 @@ def _make_panel(
   discount: Any,
   age: Callable[[], Any],
 ) -> Panel | None:
+  looked_at = of_agent(config, network)
   return panel_options.make_panel(
     config,
     learner_,
     age=age,
-    network=latent_options.looked_at(config, network),
+    network=latent_options.looked_at(config, looked_at),
     discount=discount,
   )
 

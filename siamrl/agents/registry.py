@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from siamrl import parameters
 from siamrl.agents.distributional import make_c51, make_qrdqn
+from siamrl.agents.implicit import make_iqn
 from siamrl.agents.q import OWN_FORMS, make_q_agent
+from siamrl.networks.implicit import implicit_network
 from siamrl.parameters import FINITE, WHOLE, Domain, Parameter
 from siamrl.types import Agent
 
@@ -27,10 +29,20 @@ SHARED = (
 Outputs = Callable[[Mapping[str, Any]], int]
 
 
+# A launcher's network, the agent's parameters by name -> the agent's network.
+Adapted = Callable[[Any, Mapping[str, Any]], Any]
+
+
 def one_output(values: Mapping[str, Any]) -> int:
   """The outputs of a network of values: one for each action."""
   del values
   return 1
+
+
+def as_it_is(network: Any, values: Mapping[str, Any]) -> Any:
+  """The launcher's network, for agents that do not change it."""
+  del values
+  return network
 
 
 class Kind(NamedTuple):
@@ -46,6 +58,8 @@ class Kind(NamedTuple):
     takes: names of its parameters in `PARAMETERS`.
     outputs: the agent's parameters by name -> how many numbers its network has
       for each action.
+    adapted: the network that a launcher makes, the agent's parameters by name
+      -> the network that the agent's parameters are of.
   """
 
   make: Callable[..., Agent]
@@ -54,6 +68,7 @@ class Kind(NamedTuple):
   reads: tuple[str, ...]
   takes: tuple[str, ...] = ()
   outputs: Outputs = one_output
+  adapted: Adapted = as_it_is
 
 
 AGENTS: dict[str, Kind] = {
@@ -77,6 +92,7 @@ def register(
   *,
   form: str | None = None,
   outputs: Outputs = one_output,
+  adapted: Adapted = as_it_is,
   **new: Parameter,
 ) -> None:
   """Adds a kind of agent to `AGENTS`.
@@ -92,6 +108,7 @@ def register(
     form: the default form of its targets, if `make` takes `target_form` and
       `target_parameters`.
     outputs: see `Kind.outputs`.
+    adapted: see `Kind.adapted`.
     **new: the agent's own parameters by name.
 
   Raises:
@@ -107,7 +124,7 @@ def register(
       f'{name} must have a form of targets if and only if it takes target_form'
     )
   parameters.add('agent', name, AGENTS, takes, PARAMETERS, new)
-  AGENTS[name] = Kind(make, summary, form, reads, takes, outputs)
+  AGENTS[name] = Kind(make, summary, form, reads, takes, outputs, adapted)
 
 
 def outputs_of(name: str, given: Mapping[str, Any]) -> int:
@@ -125,6 +142,24 @@ def outputs_of(name: str, given: Mapping[str, Any]) -> int:
   kind = AGENTS[name]
   return kind.outputs(
     parameters.check('agent', name, kind.takes, given, PARAMETERS)
+  )
+
+
+def network_of(name: str, network: Any, given: Mapping[str, Any]) -> Any:
+  """The network that an agent's parameters are of.
+
+  Args:
+    name: a key of `AGENTS`.
+    network: the network that the agent is made from.
+    given: the agent's parameters by name.
+
+  Raises:
+    ValueError: as for `outputs_of`, or the agent refuses the network.
+  """
+  parameters.check_name('agent', name, AGENTS)
+  kind = AGENTS[name]
+  return kind.adapted(
+    network, parameters.check('agent', name, kind.takes, given, PARAMETERS)
   )
 
 
@@ -197,5 +232,41 @@ register(
     int,
     traced=False,
     default=200,
+  ),
+)
+register(
+  'iqn',
+  make_iqn,
+  'returns at fractions drawn anew (Dabney et al. 2018b)',
+  form='max',
+  adapted=lambda network, values: implicit_network(network, values['cosines']),
+  fractions=Parameter(
+    WHOLE,
+    'Number of fractions, drawn anew for each gradient step, at which returns '
+    'are learned',
+    int,
+    traced=False,
+    default=64,
+  ),
+  target_fractions=Parameter(
+    WHOLE,
+    'Number of fractions at which targets bootstrap from returns',
+    int,
+    traced=False,
+    default=64,
+  ),
+  acting_fractions=Parameter(
+    WHOLE,
+    'Number of fractions whose mean return is the value of an action',
+    int,
+    traced=False,
+    default=32,
+  ),
+  cosines=Parameter(
+    WHOLE,
+    'Number of cosines that embed a fraction of an implicit quantile network',
+    int,
+    traced=False,
+    default=64,
   ),
 )

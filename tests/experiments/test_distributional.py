@@ -1,4 +1,4 @@
-"""C51 and QR-DQN in the launchers of discrete actions."""
+"""C51, QR-DQN and IQN in the launchers of discrete actions."""
 
 import pytest
 
@@ -44,6 +44,7 @@ def test_networks_have_the_outputs_of_the_agent(cls, network):
     (('--agent=c51', '--num_atoms=7'), 7),
     (('--agent=qrdqn',), 200),
     (('--agent=qrdqn', '--quantiles=5'), 5),
+    (('--agent=iqn',), 1),
   ):
     made = network(reading.from_arguments(cls, *arguments))
     assert made.head.outputs == outputs
@@ -56,6 +57,7 @@ def test_networks_have_the_outputs_of_the_agent(cls, network):
     (('--agent=dqn', '--td_loss=huber'), False),
     (('--agent=c51',), True),
     (('--agent=qrdqn', '--td_loss=squared'), False),
+    (('--agent=iqn',), False),
   ],
 )
 def test_the_bound_of_errors_is_read_by_quantiles_too(arguments, dropped):

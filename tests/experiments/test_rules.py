@@ -96,7 +96,7 @@ def test_every_rule_fits_minto(name, agent):
   )
 
 
-@pytest.mark.parametrize('agent', ['c51', 'qrdqn'])
+@pytest.mark.parametrize('agent', ['c51', 'qrdqn', 'iqn'])
 @pytest.mark.parametrize('name', twins.RULES)
 def test_every_rule_fits_agents_of_distributions(name, agent):
   row = _columns(
@@ -107,6 +107,21 @@ def test_every_rule_fits_agents_of_distributions(name, agent):
     )
   )
   assert {'panel/distribution_std', 'panel/distribution_distance'} < set(row)
+
+
+@pytest.mark.parametrize('form', ['max', 'munchausen'])
+def test_implicit_quantiles_train_beside_their_panel(form):
+  rows = _rows(
+    _sweep(
+      *('--agent=iqn', f'--target_form={form}'),
+      *(f'--{key}={GIVEN[key]}' for key in td.TARGETS[form].takes),
+      *('--fractions=4', '--target_fractions=5', '--acting_fractions=3'),
+      *('--panel_period=1', '--probe_size=8'),
+    )
+  )
+  assert np.isfinite(rows[-1]['loss'])
+  assert rows[-1]['panel/distribution_std'] > 0
+  assert np.isfinite(rows[-1]['panel/dormant_0/head_embedding'])
 
 
 @pytest.mark.parametrize('name', ['chain', 'frozen'])
@@ -292,6 +307,13 @@ def test_rules_and_forms_in_one_sweep():
     (('--agent=c51', '--num_atoms=1'), '--num_atoms=1 must be a whole number'),
     (('--agent=c51', '--v_max=-10'), 'v_min=-10.0 must be below v_max=-10.0'),
     (('--agent=qrdqn', '--quantiles=0'), '--quantiles=0 must be positive'),
+    (
+      ('--agent=iqn', '--target_form=expected', '--expected_epsilon=0.1'),
+      'target_form=expected must be max, double, soft or munchausen for '
+      'agent=iqn',
+    ),
+    (('--agent=iqn', '--cosines=0'), '--cosines=0 must be positive'),
+    (('--fractions=5',), '--fractions=5 must go with --agent=iqn, not dqn'),
     (('--quantiles=5',), '--quantiles=5 must go with --agent=qrdqn, not dqn'),
     (
       ('--target_update=soft', '--tau=0.1', '--reset_optimizer'),

@@ -14,6 +14,7 @@ import pytest
 
 from siamrl import diagnostics, learner, schedule, twins
 from siamrl.agents.distributional import make_c51, make_qrdqn
+from siamrl.agents.implicit import make_iqn
 from siamrl.agents.q import make_q_agent
 from siamrl.learner import ClockedTwin
 from siamrl.networks.q_network import mlp_network
@@ -68,6 +69,8 @@ def _agent_of_shape(states, actions, name) -> Agent:
     return make_c51(network(), obs, num_atoms=21, v_min=-0.5, v_max=1.5)
   if name == 'qrdqn':
     return make_qrdqn(network(), obs, quantiles=21, error_bound=0.1)
+  if name == 'iqn':
+    return make_iqn(_network(actions), obs, error_bound=0.1)
   return make_q_agent(_network(actions), obs, name=name, td_loss='squared')
 
 
@@ -238,6 +241,7 @@ def test_learns_the_values_of_a_probe(name):
     ('dqn', HARD, 25, True, 1),
     ('c51', HARD, 25, False, 1),
     ('qrdqn', twins.soft(0.05), 1, False, 2),
+    ('iqn', HARD, 25, False, 1),
   ],
 )
 def test_every_kind_of_learner_learns_the_chain(
