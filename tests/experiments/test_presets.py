@@ -50,7 +50,9 @@ PARENTS = {
   'dopamine_dqn_acrobot': 'dopamine_dqn_cartpole',
   'dqn_zoo_c51': 'dqn_zoo_dqn',
   'dqn_zoo_qrdqn': 'dqn_zoo_dqn',
+  'dqn_zoo_iqn': 'dqn_zoo_dqn',
   'dopamine_c51': 'dopamine_dqn',
+  'dopamine_iqn': 'dopamine_dqn',
   'cleanrl_c51_cartpole': 'cleanrl_dqn_cartpole',
   'cleanrl_c51_acrobot': 'cleanrl_c51_cartpole',
 }
@@ -148,6 +150,16 @@ DQN_ZOO_QRDQN = DQN_ZOO_C51 | {
   'error_bound': 1,
   'learning_rate': 0.00005,
 }
+# dqn_zoo/iqn/run_atari.py, networks.py; it does not clip gradients.
+DQN_ZOO_IQN = DQN_ZOO_QRDQN | {
+  'agent': 'iqn',
+  'quantiles': None,
+  'fractions': 64,
+  'target_fractions': 64,
+  'acting_fractions': 64,
+  'cosines': 64,
+  'max_gradient_norm': 0,
+}
 # dopamine/jax/agents/dqn: configs/dqn.gin, dqn_agent.py; jax/networks.py.
 DOPAMINE = NATURE | {
   'min_replay': 20_000,
@@ -174,6 +186,18 @@ DOPAMINE_C51 = DOPAMINE | {
   'v_min': -10,
   'v_max': 10,
   'learning_rate': 0.00025,
+  'optimizer_eps': 0.0003125,
+  'initializer': 'dopamine_uniform',
+}
+# dopamine/jax/agents/implicit_quantile: configs/implicit_quantile.gin.
+DOPAMINE_IQN = DOPAMINE | {
+  'agent': 'iqn',
+  'fractions': 64,
+  'target_fractions': 64,
+  'acting_fractions': 32,
+  'cosines': 64,
+  'n_step': 3,
+  'learning_rate': 0.00005,
   'optimizer_eps': 0.0003125,
   'initializer': 'dopamine_uniform',
 }
@@ -364,8 +388,10 @@ def _lines(name: str) -> list[str]:
     ('dqn_zoo_double_dqn', DQN_ZOO_DOUBLE_DQN, 7_500),  # 120,000 frames
     ('dqn_zoo_c51', DQN_ZOO_C51, 2_500),  # 40,000 frames
     ('dqn_zoo_qrdqn', DQN_ZOO_QRDQN, 2_500),  # 40,000 frames
+    ('dqn_zoo_iqn', DQN_ZOO_IQN, 2_500),  # 40,000 frames
     ('dopamine_dqn', DOPAMINE, 2_000),  # 8,000 env steps
     ('dopamine_c51', DOPAMINE_C51, 2_000),  # 8,000 env steps
+    ('dopamine_iqn', DOPAMINE_IQN, 2_000),  # 8,000 env steps
     ('cleanrl_dqn_atari', CLEANRL, 250),  # 1,000 env steps
     ('spr_atari_100k', SPR, 10_000),  # not heeded
   ],
