@@ -4,7 +4,7 @@ import pytest
 
 from experiments import atari, classic, gym, minatar, offline
 from experiments.config import meaning, reading
-from experiments.suites import ale, dataset, jax_native
+from experiments.suites import ale, dataset, gym as gym_suite, jax_native
 
 
 def _atari(config):
@@ -20,7 +20,7 @@ def _minatar(config):
 
 
 def _gym(config):
-  return gym.make_suite(config).network(config)
+  return gym_suite.make_suite(config, discrete=True).network(config)
 
 
 def _offline(config):
