@@ -172,9 +172,10 @@ def test_learning(calls):
       max_gradient_norm=2.0,
     ),
   )
-  (_, _, clocked), _ = calls['make_learner'][0]
+  (_, _, clocked, act_with), _ = calls['make_learner'][0]
   # 6 frames are 2 env steps, 1 gradient step.
   assert clocked[1:] == (1, 0, 'before', 'fresh', True)
+  assert act_with == 'online'
 
 
 def test_replay_and_loop(calls):
