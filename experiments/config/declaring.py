@@ -172,12 +172,12 @@ def is_set(name: str, least: str = '') -> When:
   """The condition that an option is neither None, False nor zero.
 
   Args:
-    name: the name of the option.
+    name: the name of the option. A launcher without it has not set it.
     least: the least value, in words.
   """
   value = f'={least}' if least else ''
   return When(
-    lambda config: bool(getattr(config, name)), f'with --{name}{value}'
+    lambda config: bool(getattr(config, name, None)), f'with --{name}{value}'
   )
 
 

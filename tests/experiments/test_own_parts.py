@@ -131,6 +131,23 @@ def test_a_compiled_sweep_over_an_agents_parameter(mine, tmp_path):
   assert all(map(math.isfinite, swept['panel/twin_distance']))
 
 
+def test_from_a_data_set(mine, tmp_path):
+  """The launcher lacks options that other launchers' conditions look at."""
+  launch(
+    mine,
+    '--platform=cpu',
+    '--environment=chain',
+    '--collect_env_steps=400',
+    '--iterations=2',
+    '--target_period=20',
+    '--agent=modest',
+    '--network=features',
+    f'--run_dir={tmp_path}/run',
+    launcher='experiments.offline',
+  )
+  assert len(columns(tmp_path / 'run')['loss']) == 2
+
+
 def test_killed_on_the_host_it_goes_on(mine, tmp_path):
   def arguments(name):
     return (mine, *HOST, *OWN, '--modesty=0.5', f'--run_dir={tmp_path}/{name}')
