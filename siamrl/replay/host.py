@@ -169,8 +169,8 @@ class HostReplay:
 
   @property
   def nbytes(self) -> int:
-    """Bytes reserved for the slots; all are in use once the rings are full."""
-    return sum(a.nbytes for a in self._arrays())
+    """Bytes reserved; all are in use once the rings are full."""
+    return self._slots_nbytes
 
   @property
   def bytes_per_transition(self) -> float:
@@ -194,7 +194,7 @@ class HostReplay:
     rows = self._check_frames('obs', obs)
     if self._written[0]:
       self._flags[self._newest()] = _LAST
-      self._size += int(self._pending.sum())
+      self._gain(self._pending)
       self._pending[:] = 0
     self._append(self._envs, rows, 0)
 
@@ -246,8 +246,8 @@ class HostReplay:
     # which subtracts what it overwrites from the size.
     waiting = self._pending + 1
     ready = np.where(terminal | over, waiting, waiting == self.n_step)
+    self._gain(ready)
     self._pending = waiting - ready
-    self._size += int(ready.sum())
 
     self._append(self._envs, rows, self._next_age[self._ages[slots]])
     if over.any():
@@ -396,7 +396,7 @@ class HostReplay:
     begin = oldest
     if kept:
       begin = np.maximum(begin, np.asarray(kept[-1]['end']) - 1)
-    slot_nbytes = self.nbytes // self.capacity
+    slot_nbytes = self._slots_nbytes // self.capacity
     quota = max(1, _SEGMENT_NBYTES // (slot_nbytes * self.num_envs))
     # If only the same open slots remain, there is nothing new.
     if kept and np.array_equal(kept[-1]['end'], self._written):
@@ -467,6 +467,10 @@ class HostReplay:
       self._size = 0
       raise
     self._segments = [dict(s) for s in manifest['segments']]
+
+  @property
+  def _slots_nbytes(self) -> int:
+    return sum(a.nbytes for a in self._arrays())
 
   def _arrays(self) -> tuple[np.ndarray, ...]:
     """Returns the slots' arrays [N * T, ...], in a segment file's order."""
@@ -540,13 +544,27 @@ class HostReplay:
     near = (written[:, None] + self._back) % self._length
     near += self._rows[envs, None]  # [E, S]
     lost = (self._ages[near] == self._back) & (self._flags[near] & _CLOSED > 0)
-    self._size -= int(np.count_nonzero(lost))
+    self._lose(near[lost])
 
     self._frames[slots] = rows
     self._actions[slots] = self._no_action
     self._flags[slots] = _OPEN
     self._ages[slots] = ages
     self._written[envs] = written + 1
+
+  def _gain(self, count: np.ndarray) -> None:
+    """Counts new transitions, before `_pending` changes.
+
+    Args:
+      count: [N] how many of the oldest waiting slots of each environment can
+        start a transition from now on. Those that wait are the pending ones
+        and then the newest.
+    """
+    self._size += int(count.sum())
+
+  def _lose(self, index: np.ndarray) -> None:
+    """Discounts the transitions that start at flat indices [L]."""
+    self._size -= len(index)
 
   def _valid(self, index: np.ndarray) -> np.ndarray:
     """Returns which flat indices [B] can start a transition, bool [B]."""
@@ -656,7 +674,7 @@ class HostReplay:
     """Reads a segment into its slots, over those of an older one."""
     spans = list(zip(segment['begin'], segment['end'], strict=True))
     count = sum(end - begin for begin, end in spans)
-    slot_nbytes = self.nbytes // self.capacity
+    slot_nbytes = self._slots_nbytes // self.capacity
     raw = segments.read(directory, segment, count, slot_nbytes)
     runs = [
       run for env, span in enumerate(spans) for run in self._runs(env, *span)

@@ -260,8 +260,8 @@ class StatefulReplay(Protocol):
     Args:
       handle: handle of the batch. Steps of the same round may have been added
         since it was drawn, and may have replaced some of its transitions.
-      metrics: holds those that `reads` names, [B] each. They may not be finite
-        if a run diverges, which the loop detects a little later.
+      metrics: holds those that `reads` names, [B] each, all of them finite: a
+        loop ends a run in which they are not.
     """
 
   def peek(self, rng: np.random.Generator, batch_size: int) -> Transition:

@@ -97,7 +97,7 @@ def verify(directory: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
     OSError: if a segment cannot be read.
     ValueError: if one is missing, truncated or corrupt.
   """
-  for segment in manifest['segments']:
+  for segment in _listed(manifest):
     _read_packed(pathlib.Path(directory), segment)
 
 
@@ -113,12 +113,19 @@ def prune(
     directory: where the segment files are.
     *manifests: manifests from `HostReplay.save` of each state to keep.
   """
-  needed = {s['name'] for each in manifests for s in each['segments']}
+  needed = {s['name'] for each in manifests for s in _listed(each)}
   for path in pathlib.Path(directory).iterdir():
     if path.name in needed or not _NAME.fullmatch(path.name):
       continue
     if path.is_symlink() or not path.is_dir():  # a directory is not ours
       path.unlink()
+
+
+def _listed(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+  """Returns the entries of all files of a manifest."""
+  # Only a prioritized replay has a file of priorities.
+  priorities = manifest.get('priorities')
+  return manifest['segments'] + ([priorities] if priorities else [])
 
 
 def has_size(path: pathlib.Path, nbytes: int) -> bool:

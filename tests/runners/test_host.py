@@ -196,7 +196,9 @@ def _error(run, tables, name='dqn', **options):
   return np.max(np.abs(q - tables.q_values(GAMMA, **options)))
 
 
-def _learn(tables, name='dqn', rule=HARD, sync=25, num_envs=1, **options):
+def _learn(
+  tables, name='dqn', rule=HARD, sync=25, num_envs=1, replay=None, **options
+):
   config = _config(
     num_envs=num_envs,
     train_period=2,
@@ -217,7 +219,7 @@ def _learn(tables, name='dqn', rule=HARD, sync=25, num_envs=1, **options):
     rule=rule,
     sync=sync,
     num_envs=num_envs,
-    replay=_replay(tables, num_envs, 2_000 * num_envs),
+    replay=replay or _replay(tables, num_envs, 2_000 * num_envs),
   )
 
 

@@ -113,8 +113,8 @@ def train(
     While a resumed iteration is replayed, the state does not change.
 
   Raises:
-    NonFiniteError: a loss or a parameter is not finite; names the gradient
-      step. The state is then unusable.
+    NonFiniteError: a loss, a parameter or what the replay reads is not finite;
+      names the gradient step. The state is then unusable.
     EnvironmentsChangedError: fresh environments did not return to where a
       resumed run had stopped, and `on_change` is None.
   """
@@ -369,15 +369,29 @@ class _Loop:
       )
 
   def _hand_over(self) -> None:
-    """Gives the replay the last round's metrics that it reads."""
+    """Gives the replay the last round's metrics that it reads.
+
+    Raises:
+      NonFiniteError: one of them is not finite.
+    """
     (handles, reports), self._last = self._last, ([], [])
     if not self._replay.reads or not handles:
       return
     with self._timer('learning_s'):
       read = [each for report in reports for each in _separate(report)]
+    self._check_read(read)
     with self._timer('sampling_s'):
       for handle, metrics in zip(handles, read, strict=True):
         self._replay.update(handle, metrics)
+
+  def _check_read(self, read: list[Metrics]) -> None:
+    """Raises NonFiniteError for what the last gradient steps reported."""
+    first = int(self._state.train.gradient_steps) - len(read) + 1
+    for step, metrics in enumerate(read, first):
+      for name, values in metrics.items():
+        if not np.isfinite(values).all():
+          self._settle()  # names what came first, such as a loss
+          raise NonFiniteError(f'{name} is not finite at gradient step {step}')
 
   def _choose(self, params: Params) -> tuple[Any, Any]:
     """Dispatches acting on the current observations.
