@@ -58,6 +58,7 @@ RULES = (
   'periodic_soft',
   'soft_cosine',
   'soft_linear',
+  't_soft',
   'hard_scheduled',
   'hard_geometric',
   'frozen',

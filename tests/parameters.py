@@ -6,6 +6,7 @@ PARAMETERS = dict(
   target_period=3,
   target_period_end=6,
   target_period_growth=1.5,
+  degrees_of_freedom=1.5,
   target_schedule_steps=40,
   target_sync_period=2,
   target_count=3,

@@ -942,6 +942,7 @@ def test_a_twin_that_cannot_be_made(spec, message):
     # 0.75 / 0.25 steps of the rule.
     (TwinSpec('soft', {'tau': 0.25}), 3.0),
     (TwinSpec('soft_cosine', {'tau': 0.25, 'target_schedule_steps': 9}), 3.0),
+    (TwinSpec('t_soft', {'tau': 0.25, 'degrees_of_freedom': 1.0}), 3.0),
     (TwinSpec('periodic_soft', {'tau': 0.25}, 10), 34.5),
     (
       TwinSpec(

@@ -1,5 +1,6 @@
 """Maps and runs of the learner against matrices that are written by hand."""
 
+import math
 import sys
 
 import jax
@@ -372,6 +373,8 @@ def test_rules_without_a_matrix():
   assert stability.spectral_radius(boundless) == pytest.approx(
     stability.spectral_radius(_case('soft', tau=0.1)), rel=1e-12
   )
+  with pytest.raises(ValueError, match="'t_soft' is not linear"):
+    stability.matrix(_case('t_soft', tau=0.1, degrees_of_freedom=1.0))
   far = _case(
     'chain', target_count=2, target_period=100_003, target_sync_period=10
   )
@@ -387,6 +390,9 @@ def test_runs_of_rules_without_a_matrix():
   assert run.unit == 1
   assert run.growth == pytest.approx(expected, abs=1e-3)
   assert run.diverged
+  endless = dict(tau=0.3, degrees_of_freedom=math.inf)
+  (run,) = stability.run([_case('t_soft', **endless)], 3_000)
+  assert run.growth == pytest.approx(expected, abs=1e-3)
   # In the ball the twin stops growing, and with it what learns from it.
   ball = dict(tau=0.5, ridge=0.01)
   small, large = (

@@ -466,6 +466,72 @@ def test_geometric_periods_late_in_a_long_run(traced):
   assert moved == [2, 3, 3]  # its period is 11
 
 
+# Weights of a Student-t distribution.
+
+
+def _t_soft_by_hand(online, tau, dof, steps, scale=1e-8):
+  """Independent of the rule: one array in NumPy, as the equations stand."""
+  target, weight = np.zeros(online.shape[1:]), (1 - tau) / tau
+  found = []
+  for step in range(steps):
+    distance = np.mean((target - online[step]) ** 2)
+    w = (dof + 1) / (dof + distance / (scale + 1e-8))
+    target = target + w / (weight + w) * (online[step] - target)
+    rate = tau * w * dof / (dof + 1)
+    scale = (1 - rate) * scale + rate * distance
+    weight = (1 - tau) * (weight + w)
+    found.append((target, weight, scale))
+  return found
+
+
+@pytest.mark.parametrize('tau, dof', [(0.3, 1.0), (0.05, 4.5)])
+def test_t_soft_by_hand(tau, dof):
+  rng = np.random.default_rng(0)
+  # Distances near those that the first variance expects, then a jump.
+  seen = (
+    1e-4 * rng.normal(size=(30, 3, 2)) + (np.arange(30) >= 20)[:, None, None]
+  )
+  twin = twins.t_soft(tau, dof)
+  state = twin.init({'a': jnp.zeros((3, 2)), 'b': jnp.ones(4)})
+  for step, row in enumerate(_t_soft_by_hand(seen, tau, dof, 30)):
+    online = {'a': jnp.float32(seen[step]), 'b': jnp.full(4, 9.0)}
+    state = twin.update(online, state, jnp.int32(step + 1))
+    for ours, theirs in zip(
+      (state.params, state.weights, state.variances), row, strict=True
+    ):
+      np.testing.assert_allclose(ours['a'], theirs, rtol=1e-3, atol=1e-7)
+  # The jump would have moved `soft` most of the way.
+  soft = 1 - (1 - tau) ** 10
+  assert float(jnp.max(state.params['a'])) < 0.1 * soft
+
+
+def test_t_soft_with_infinite_degrees_of_freedom_is_soft():
+  ours = _train(twins.t_soft(0.3, math.inf), 1, 30)
+  theirs = _train(twins.soft(0.3), 1, 30)
+  _assert_same_online(ours, theirs)
+  chex.assert_trees_all_close(
+    ours[-1].target_params.params, theirs[-1].target_params, atol=1e-6
+  )
+
+
+def test_t_soft_settles_at_the_rate_of_soft():
+  """With constant distances all weights are equal, and the rate is tau."""
+  twin, online = twins.t_soft(0.1, 1.0), jnp.float32(0)
+  state = twin.init(online)
+  for step in range(400):
+    ahead = state.params + 0.5
+    moved = twin.update(ahead, state, jnp.int32(step + 1))
+    rate, state = (moved.params - state.params) / 0.5, moved
+  assert float(rate) == pytest.approx(0.1, rel=1e-3)
+  assert float(state.variances) == pytest.approx(0.25, rel=1e-3)
+
+
+def test_the_whole_way_is_a_copy_whatever_the_degrees_of_freedom():
+  _assert_same_online(
+    _train(twins.t_soft(1.0, 2.0), 1, 7), _train(twins.hard(), 1, 7)
+  )
+
+
 # The online network as its own twin.
 
 

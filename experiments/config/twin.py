@@ -113,6 +113,7 @@ class TwinOptions(users.UserOptions):
   tau_end: float | None = _parameter('tau_end')
   target_period_end: int | None = _parameter('target_period_end')
   target_period_growth: float | None = _parameter('target_period_growth')
+  degrees_of_freedom: float | None = _parameter('degrees_of_freedom')
   target_schedule_steps: int | None = _parameter(
     'target_schedule_steps', '; all of the run if not given'
   )

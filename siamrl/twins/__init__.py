@@ -28,6 +28,7 @@ from siamrl.twins.moving import (
   soft_cosine,
   soft_linear,
   soft_scheduled,
+  t_soft,
 )
 from siamrl.twins.registry import (
   NEVER,
@@ -80,6 +81,7 @@ __all__ = [
   'soft_cosine',
   'soft_linear',
   'soft_scheduled',
+  't_soft',
   'takes',
   'whole',
 ]

@@ -277,6 +277,104 @@ def hard_geometric(
   )
 
 
+class Weighed(struct.PyTreeNode):
+  """A twin with the weight and the spread of its past, for each parameter.
+
+  Attributes:
+    params: the twin.
+    weights: [] total weight of the past, a tree in the structure of `params`.
+    variances: [] mean square of the distances so far, likewise.
+  """
+
+  params: Params
+  weights: Params
+  variances: Params
+
+
+# The first variance, and what keeps the divisor above 0.
+_LEAST_VARIANCE = 1e-8
+
+
+def t_soft(tau: chex.Numeric, degrees_of_freedom: chex.Numeric) -> Twin:
+  """`soft`, slower where the online parameters lie unusually far away.
+
+  The twin is the mean of a Student-t distribution, estimated from the online
+  parameters of the past (Kobayashi & Ilboudo 2020). A parameter whose mean
+  squared distance from its twin is D gets the weight
+
+      w = (nu + 1) / (nu + D / variance)
+      target <- target + w / (W + w) * (online - target)
+      variance <- variance + tau * w * nu / (nu + 1) * (D - variance)
+      W <- (1 - tau) * (W + w)
+
+  with W = (1 - tau) / tau at first. These equations are those of two
+  implementations (one is iamtitouche/DeepRL, `t_soft_update` of
+  1-DQN/DQN/dqn.py), which differ in whether D is that of all parameters or, as
+  here, of each array of the tree. With infinite degrees of freedom every weight
+  is 1, and it is `soft`. The variance starts at 1e-8, so that a twin which
+  starts far away, as with fresh parameters, hardly moves at first.
+
+  Args:
+    tau: mean weight on the online parameters, in (0, 1]; 1 gives `hard()`,
+      unless it is traced.
+    degrees_of_freedom: nu, > 0; 1 in the authors' experiments. May be infinite
+      or traced.
+  """
+  if isinstance(tau, (int, float)) and tau == 1:
+    return hard()
+  inverse = 1 / degrees_of_freedom
+
+  def init(online: Params) -> Weighed:
+    params = born(online)
+
+    def filled(value: chex.Numeric) -> Params:
+      return jax.tree.map(lambda t: jnp.full((), value, t.dtype), params)
+
+    return Weighed(params, filled((1 - tau) / tau), filled(_LEAST_VARIANCE))
+
+  def update(
+    online: Params, target: Weighed, gradient_steps: chex.Numeric
+  ) -> Weighed:
+    near = as_in(online, target.params)
+    distances = jax.tree.map(
+      lambda o, t: jnp.mean(jnp.square(o - t)), near, target.params
+    )
+    weights = jax.tree.map(
+      lambda d, v: (1 + inverse) / (1 + inverse * d / (v + _LEAST_VARIANCE)),
+      distances,
+      target.variances,
+    )
+    return Weighed(
+      jax.tree.map(
+        lambda o, t, w, past: optax.incremental_update(o, t, w / (past + w)),
+        near,
+        target.params,
+        weights,
+        target.weights,
+      ),
+      jax.tree.map(
+        lambda w, past: ((1 - tau) * (past + w)).astype(past.dtype),
+        weights,
+        target.weights,
+      ),
+      jax.tree.map(
+        lambda w, v, d: (v + tau * w / (1 + inverse) * (d - v)).astype(v.dtype),
+        weights,
+        target.variances,
+        distances,
+      ),
+    )
+
+  return Twin(
+    update,
+    init,
+    params=lambda online, target: target.params,
+    lift=lambda agent: viewing(agent, lambda online, target: target.params),
+    # In the long run the mean of its weights is that of `soft`.
+    clock=soft(tau),
+  )
+
+
 def frozen() -> Twin:
   """The twin never moves: it stays the initial network."""
   return Twin(lambda online, target, gradient_steps: target, born)

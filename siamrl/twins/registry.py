@@ -21,6 +21,7 @@ from siamrl.twins.moving import (
   soft,
   soft_cosine,
   soft_linear,
+  t_soft,
 )
 from siamrl.twins.several import averaged, chain, iterated_heads
 from siamrl.twins.using import functional, proximal, residual, self_copy
@@ -72,6 +73,12 @@ RULES: dict[str, Rule] = {
     ('tau', 'tau_end', 'target_schedule_steps'),
     1,
     'soft, tau changing to tau_end',
+  ),
+  't_soft': Rule(
+    t_soft,
+    ('tau', 'degrees_of_freedom'),
+    1,
+    'soft, slower where the online network is unusually far away (t-soft)',
   ),
   'hard_scheduled': Rule(
     hard_scheduled,
@@ -165,6 +172,12 @@ PARAMETERS: dict[str, Parameter] = {
   'target_period_growth': Parameter(
     Domain(lambda x: 1 <= x < math.inf, 'a finite number from 1 on'),
     'Factor from one target period to the next',
+  ),
+  'degrees_of_freedom': Parameter(
+    Domain(lambda x: x > 0, 'positive'),
+    'Degrees of freedom of the distribution that parameters are weighed by; '
+    'with fewer, distant ones count less, and with infinitely many (inf) all '
+    'count the same',
   ),
   'target_schedule_steps': Parameter(
     parameters.WHOLE,

@@ -275,6 +275,7 @@ _GIVEN = dict(
   target_period=3,
   target_period_end=4,
   target_period_growth=1.5,
+  degrees_of_freedom=1.0,
   target_schedule_steps=100,
   target_count=2,
   target_sync_period=2,

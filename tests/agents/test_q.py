@@ -235,6 +235,7 @@ RULE_PARAMETERS = {
   'target_period': 2,
   'target_period_end': 4,
   'target_period_growth': 1.5,
+  'degrees_of_freedom': 1.0,
   'target_schedule_steps': 10,
   'target_sync_period': 1,
   'target_count': 3,

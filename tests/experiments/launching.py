@@ -50,6 +50,7 @@ OF_RULES = dict(
   tau_end=0.25,
   target_period_end=40,
   target_period_growth=1.5,
+  degrees_of_freedom=1,
   target_schedule_steps=100,
   target_count=2,
   target_sync_period=10,

@@ -55,6 +55,7 @@ GIVEN = dict(
   tau_end=0.25,
   target_period_end=40,
   target_period_growth=1.5,
+  degrees_of_freedom=1,
   target_count=2,
   target_sync_period=10,
   target_paths='encoder:soft+projector|statistics:hard',

@@ -222,6 +222,7 @@ def test_replay_and_loop(calls):
     ('proximal', 50),
     ('soft_cosine', 1),
     ('soft_linear', 1),
+    ('t_soft', 1),
     # These count by themselves.
     ('hard_scheduled', 1),
     ('hard_geometric', 1),
@@ -237,6 +238,7 @@ def test_the_period_of_every_rule(rule, sync, tmp_path):
     tau_end=0.25,
     target_period_end=400,
     target_period_growth=1.5,
+    degrees_of_freedom=1,
     target_schedule_steps=100,
     target_count=2,
     target_sync_period=100,
