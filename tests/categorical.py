@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siamrl.agents.q import epsilon_greedy, exploration_noise
+from siamrl.agents.discrete import epsilon_greedy, exploration_noise
 from siamrl.losses import td
 from siamrl.types import Acting, Agent
 

@@ -1,4 +1,6 @@
-"""Parameters of the rules of the twin, for tests over all of them."""
+"""The rules of the twin with parameters, for tests over all of them."""
+
+from siamrl import twins
 
 PARAMETERS = dict(
   tau=0.3,
@@ -15,3 +17,14 @@ PARAMETERS = dict(
   projection_radius=1e6,
   ridge=1e-3,
 )
+
+
+def taken_by(rule):
+  """Those of `PARAMETERS` that a rule takes."""
+  takes = twins.takes(rule, PARAMETERS['target_paths'])
+  return {name: PARAMETERS[name] for name in takes}
+
+
+def make_rules():
+  """All rules by name."""
+  return {name: twins.make_rule(name, **taken_by(name)) for name in twins.RULES}

@@ -33,7 +33,7 @@ from experiments.config.declaring import (
   value_of,
 )
 from siamrl import learner, parameters
-from siamrl.agents import q, registry
+from siamrl.agents import discrete, registry
 from siamrl.losses import td
 from siamrl.networks import torsos
 from siamrl.networks.heads import HEADS
@@ -208,7 +208,7 @@ class LearningOptions:
   batch_reduction: str = option(
     'mean',
     'How the losses of a batch are combined',
-    one_of(q.REDUCTIONS),
+    one_of(discrete.REDUCTIONS),
     when=any_of(
       read_by_agent('batch_reduction'), is_set('spr_steps', '1 or more')
     ),
@@ -217,7 +217,7 @@ class LearningOptions:
     'float32',
     'Type of the online parameters; the twin and the copy that the optimizer '
     'updates are float32',
-    one_of(q.DTYPES),
+    one_of(discrete.DTYPES),
     when=read_by_agent('param_dtype'),
   )
 

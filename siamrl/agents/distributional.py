@@ -39,20 +39,23 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from siamrl.agents.q import (
-  DTYPES,
-  REDUCTIONS,
+from siamrl.agents.discrete import (
+  Errors,
+  Parts,
+  as_dtype,
+  check_learning,
   epsilon_greedy,
   exploration_noise,
+  greedy_of,
+  make_loss,
 )
 from siamrl.losses import distributional as losses
-from siamrl.parameters import FieldError, check_name
+from siamrl.parameters import FieldError
 from siamrl.types import (
   Acting,
   Agent,
   Bootstrap,
   Distributions,
-  Metrics,
   Params,
   Transition,
 )
@@ -182,8 +185,7 @@ def make_qrdqn(
   """
   if quantiles < 1:
     raise FieldError('quantiles', quantiles, 'must be 1 or more')
-  if not error_bound > 0:
-    raise FieldError('error_bound', error_bound, 'must be positive')
+  check_learning(batch_reduction, param_dtype, error_bound)
   fractions = losses.midpoints(quantiles)
   kind = _Kind(
     name='qrdqn',
@@ -256,7 +258,7 @@ class _Network(NamedTuple):
 
   def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
     """int32 [B] actions of the largest value."""
-    return jnp.argmax(self.values(params, obs), axis=-1).astype(jnp.int32)
+    return greedy_of(self.values(params, obs))
 
   def act(
     self, params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
@@ -283,13 +285,12 @@ def _make_agent(
       ('agent', kind.name),
       ', whose targets are the distribution of one action',
     )
-  check_name('batch_reduction', batch_reduction, REDUCTIONS)
-  check_name('param_dtype', param_dtype, DTYPES)
-  reduce, net = REDUCTIONS[batch_reduction], _Network(network, kind)
+  check_learning(batch_reduction, param_dtype)
+  net = _Network(network, kind)
 
   def init(key: chex.PRNGKey) -> Params:
     params = network.init(key, example_obs)
-    return jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
+    return as_dtype(params, param_dtype)
 
   def chosen(
     online_params: Params,
@@ -314,46 +315,40 @@ def _make_agent(
 
   def targets(
     online_params: Params,
-    target_params: Params,
+    target_params: Any,
     batch: Transition,
     key: chex.PRNGKey,
-    *,
     bootstrap: Bootstrap = net.bootstrap,
   ) -> chex.Array:
     v_t = kind.mean(chosen(online_params, target_params, batch, key, bootstrap))
     return batch.r_t + batch.discount_t * v_t
 
-  def loss(
+  def learned(
     online_params: Params,
-    target_params: Params,
+    target_params: Any,
     batch: Transition,
     key: chex.PRNGKey,
-    *,
-    bootstrap: Bootstrap | None = net.bootstrap,
-    step: chex.Numeric | None = None,
-  ) -> tuple[chex.Array, Metrics]:
-    del step  # nothing is delayed
-    if bootstrap is not None:
-      successor = chosen(online_params, target_params, batch, key, bootstrap)
-      y = jax.vmap(kind.target)(batch.r_t, batch.discount_t, successor)
-    elif batch.r_t.ndim == 1:
-      y = jax.vmap(kind.certain)(batch.r_t)
-    else:
-      y = batch.r_t
-    numbers = net.numbers_taken(online_params, batch)
-    each = jax.vmap(kind.loss)(numbers, y)
-    if batch.weight is not None:
-      each = batch.weight * each
-    value, q_tm1 = reduce(each), kind.mean(kind.answer(numbers))
-    return value, {
-      'loss': value,
-      'q_tm1': q_tm1,
-      'td_error_abs': jnp.abs(kind.mean(y) - q_tm1),
-    }
+    bootstrap: Bootstrap,
+  ) -> chex.Array:
+    successor = chosen(online_params, target_params, batch, key, bootstrap)
+    return jax.vmap(kind.target)(batch.r_t, batch.discount_t, successor)
 
+  def given(r_t: chex.Array) -> chex.Array:
+    return jax.vmap(kind.certain)(r_t) if r_t.ndim == 1 else r_t
+
+  def errors(
+    online_params: Params, batch: Transition, y: chex.Array, key: chex.PRNGKey
+  ) -> Errors:
+    numbers = net.numbers_taken(online_params, batch)
+    q_tm1 = kind.mean(kind.answer(numbers))
+    return Errors(
+      jax.vmap(kind.loss)(numbers, y), q_tm1, jnp.abs(kind.mean(y) - q_tm1)
+    )
+
+  parts = Parts(net.bootstrap, learned, given, errors)
   return Agent(
     init=init,
-    loss=loss,
+    loss=make_loss(parts, batch_reduction),
     bootstrap=net.bootstrap,
     targets=targets,
     values=net.values,

@@ -26,21 +26,24 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from siamrl.agents.q import (
-  DTYPES,
-  REDUCTIONS,
+from siamrl.agents.discrete import (
+  Errors,
+  Parts,
+  as_dtype,
+  check_learning,
   epsilon_greedy,
   exploration_noise,
+  greedy_of,
+  make_loss,
 )
 from siamrl.losses import distributional as losses, td
 from siamrl.networks.implicit import implicit_network
-from siamrl.parameters import FieldError, check_name
+from siamrl.parameters import FieldError
 from siamrl.types import (
   Acting,
   Agent,
   Bootstrap,
   Distributions,
-  Metrics,
   Params,
   Transition,
 )
@@ -126,7 +129,7 @@ class _Network(NamedTuple):
 
   def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
     """int32 [B] actions of the largest value."""
-    return jnp.argmax(self.values(params, obs), axis=-1).astype(jnp.int32)
+    return greedy_of(self.values(params, obs))
 
   def noise(self, key: chex.PRNGKey, batch_size: int) -> Any:
     """The noise of `epsilon_greedy`, and fractions [B, K]."""
@@ -274,44 +277,18 @@ def make_iqn(
     acting_fractions=acting_fractions,
     cosines=cosines,
   )
-  if not error_bound > 0:
-    raise FieldError('error_bound', error_bound, 'must be positive')
-  check_name('batch_reduction', batch_reduction, REDUCTIONS)
-  check_name('param_dtype', param_dtype, DTYPES)
-  reduce = REDUCTIONS[batch_reduction]
+  check_learning(batch_reduction, param_dtype, error_bound)
   made = implicit_network(network, cosines)
   net = _Network(made, target_fractions, acting_fractions)
-  learned = _make_targets(net, target_form, target_parameters)
+  wanted = _make_targets(net, target_form, target_parameters)
 
   def init(key: chex.PRNGKey) -> Params:
     params = made.init(key, example_obs)
-    return jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
+    return as_dtype(params, param_dtype)
 
-  def targets(
-    online_params: Params,
-    target_params: Params,
-    batch: Transition,
-    key: chex.PRNGKey,
-    *,
-    bootstrap: Bootstrap = net.bootstrap,
-  ) -> chex.Array:
-    y = learned.make(online_params, target_params, batch, key, bootstrap)
-    return jnp.mean(y, -1)
-
-  def loss(
-    online_params: Params,
-    target_params: Params,
-    batch: Transition,
-    key: chex.PRNGKey,
-    *,
-    bootstrap: Bootstrap | None = net.bootstrap,
-    step: chex.Numeric | None = None,
-  ) -> tuple[chex.Array, Metrics]:
-    del step  # nothing is delayed
-    if bootstrap is not None:
-      y = learned.make(online_params, target_params, batch, key, bootstrap)
-    else:  # a return [B] is a distribution without width
-      y = batch.r_t.reshape(len(batch.r_t), -1)
+  def errors(
+    online_params: Params, batch: Transition, y: chex.Array, key: chex.PRNGKey
+  ) -> Errors:
     drawn = jax.random.uniform(
       jax.random.fold_in(key, _FRACTIONS), (len(y), fractions)
     )
@@ -319,19 +296,26 @@ def make_iqn(
     each = jax.vmap(losses.quantile_huber_loss, (0, 0, 0, None))(
       returns, drawn, y, error_bound
     )
-    each = each / error_bound
-    if batch.weight is not None:
-      each = batch.weight * each
-    value, q_tm1 = reduce(each), jnp.mean(returns, -1)
-    return value, {
-      'loss': value,
-      'q_tm1': q_tm1,
-      'td_error_abs': jnp.abs(jnp.mean(y, -1) - q_tm1),
-    }
+    q_tm1 = jnp.mean(returns, -1)
+    return Errors(each / error_bound, q_tm1, jnp.abs(jnp.mean(y, -1) - q_tm1))
 
+  def targets(
+    online_params: Params,
+    target_params: Any,
+    batch: Transition,
+    key: chex.PRNGKey,
+    bootstrap: Bootstrap = net.bootstrap,
+  ) -> chex.Array:
+    y = wanted.make(online_params, target_params, batch, key, bootstrap)
+    return jnp.mean(y, -1)
+
+  def given(r_t: chex.Array) -> chex.Array:
+    return r_t.reshape(len(r_t), -1)  # a return [B] has no width
+
+  parts = Parts(net.bootstrap, wanted.make, given, errors)
   return Agent(
     init=init,
-    loss=loss,
+    loss=make_loss(parts, batch_reduction),
     bootstrap=net.bootstrap,
     targets=targets,
     values=net.values,

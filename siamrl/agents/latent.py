@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from siamrl import twins
-from siamrl.agents.q import REDUCTIONS
+from siamrl.agents.discrete import REDUCTIONS
 from siamrl.augment import Augmentation
 from siamrl.losses import siamese as losses
 from siamrl.networks.latent import LatentNetworks

@@ -10,64 +10,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from siamrl.agents.discrete import (
+  Errors,
+  Parts,
+  as_dtype,
+  check_learning,
+  epsilon_greedy,
+  exploration_noise,
+  greedy_of,
+  make_loss,
+)
 from siamrl.losses import returns, td
 from siamrl.parameters import FieldError, check_name
-from siamrl.types import (
-  Acting,
-  Agent,
-  Bootstrap,
-  Metrics,
-  Params,
-  Transition,
-)
-
-REDUCTIONS: dict[str, Callable[[chex.Array], chex.Array]] = {
-  'mean': jnp.mean,
-  'sum': jnp.sum,
-}
-DTYPES = ('float32', 'bfloat16')
-
+from siamrl.types import Acting, Agent, Bootstrap, Params, Transition
 
 # The default form of each agent's targets, a key of `td.TARGETS`.
 OWN_FORMS = {'dqn': 'max', 'double_dqn': 'double'}
-
-
-def exploration_noise(
-  key: chex.PRNGKey, batch_size: int
-) -> tuple[chex.Array, chex.Array]:
-  """Draws the random numbers of `epsilon_greedy`.
-
-  Returns:
-    float32 [B] in [0, 1), which decides whether to explore, and uint32 [B],
-    which chooses the random action.
-  """
-  explore_key, action_key = jax.random.split(key)
-  return (
-    jax.random.uniform(explore_key, (batch_size,)),
-    jax.random.bits(action_key, (batch_size,), jnp.uint32),
-  )
-
-
-def epsilon_greedy(
-  q_values: chex.Array,
-  noise: tuple[chex.Array, chex.Array],
-  epsilon: chex.Numeric,
-) -> chex.Array:
-  """Acts greedily, or with probability epsilon uniformly at random.
-
-  Args:
-    q_values: [B, A]; ties go to the lowest index.
-    noise: noise from `exploration_noise`.
-    epsilon: [] or [B], in [0, 1].
-
-  Returns:
-    int32 [B] actions.
-  """
-  explore, whereto = noise
-  # The modulo is uniform to within A / 2**32.
-  anything = (whereto % q_values.shape[-1]).astype(jnp.int32)
-  greedy = jnp.argmax(q_values, axis=-1).astype(jnp.int32)
-  return jnp.where(explore < epsilon, anything, greedy)
 
 
 TRACES = ('peng', 'watkins')
@@ -153,7 +111,7 @@ class _Networks:
         name: self.network.init(key, self.example_obs)
         for name, key in zip(self.names, keys, strict=True)
       }
-    return jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
+    return as_dtype(params, self.dtype)
 
   def estimates(self, params: Params, obs: chex.Array) -> list[chex.Array]:
     """Values [B, A] of each network."""
@@ -192,7 +150,7 @@ class _Networks:
 
   def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
     """Actions int32 [B] of the largest value."""
-    return jnp.argmax(self.values(params, obs), axis=-1).astype(jnp.int32)
+    return greedy_of(self.values(params, obs))
 
   def act(
     self, params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
@@ -266,12 +224,9 @@ def make_q_agent(
   """
   chosen = _form_of(name, target_form)
   check_name('td_loss', td_loss, td.FORMS)
-  check_name('batch_reduction', batch_reduction, REDUCTIONS)
-  check_name('param_dtype', param_dtype, DTYPES)
-  if not error_bound > 0:
-    raise FieldError('error_bound', error_bound, 'must be positive')
+  check_learning(batch_reduction, param_dtype, error_bound)
   target = td.make_target(chosen, **(target_parameters or {}))
-  form, reduce = td.FORMS[td_loss], REDUCTIONS[batch_reduction]
+  form = td.FORMS[td_loss]
   networks = _Networks(
     network,
     example_obs,
@@ -281,10 +236,9 @@ def make_q_agent(
 
   def targets(
     online_params: Params,
-    target_params: Params,
+    target_params: Any,
     batch: Transition,
     key: chex.PRNGKey,
-    *,
     bootstrap: Bootstrap = networks.bootstrap,
   ) -> chex.Array:
     return jax.vmap(target)(
@@ -301,36 +255,22 @@ def make_q_agent(
       )
     )
 
-  def loss(
-    online_params: Params,
-    target_params: Params,
-    batch: Transition,
-    key: chex.PRNGKey,
-    *,
-    bootstrap: Bootstrap | None = networks.bootstrap,
-    step: chex.Numeric | None = None,
-  ) -> tuple[chex.Array, Metrics]:
-    del step  # nothing is delayed
-    if bootstrap is None:
-      y = batch.r_t
-    else:
-      y = targets(online_params, target_params, batch, key, bootstrap=bootstrap)
+  def errors(
+    online_params: Params, batch: Transition, y: chex.Array, key: chex.PRNGKey
+  ) -> Errors:
     q_a = networks.of_actions(online_params, batch)
-    errors = y.T - q_a  # [networks, B]
-    losses = jax.vmap(jax.vmap(lambda error: form(error, error_bound)))(errors)
-    losses = jnp.sum(losses, axis=0)
-    if batch.weight is not None:
-      losses = batch.weight * losses
-    value = reduce(losses)
-    return value, {
-      'loss': value,
-      'q_tm1': jnp.mean(q_a, axis=0),
-      'td_error_abs': jnp.mean(jnp.abs(errors), axis=0),
-    }
+    gaps = y.T - q_a  # [networks, B]
+    each = jax.vmap(jax.vmap(lambda gap: form(gap, error_bound)))(gaps)
+    return Errors(
+      loss=jnp.sum(each, axis=0),
+      q_tm1=jnp.mean(q_a, axis=0),
+      td_error_abs=jnp.mean(jnp.abs(gaps), axis=0),
+    )
 
+  parts = Parts(networks.bootstrap, targets, lambda r_t: r_t, errors)
   return Agent(
     init=networks.init,
-    loss=loss,
+    loss=make_loss(parts, batch_reduction),
     bootstrap=networks.bootstrap,
     targets=targets,
     values=networks.values,

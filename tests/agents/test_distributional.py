@@ -16,15 +16,15 @@ from siamrl.agents.distributional import make_c51, make_qrdqn
 from siamrl.learner import ClockedTwin, make_learner
 from siamrl.losses import distributional as losses, td
 from siamrl.networks.q_network import mlp_network
-from siamrl.types import Transition
-from tests.parameters import PARAMETERS
+from tests.agents.transitions import A, B, D, batch as _batch
+from tests.parameters import PARAMETERS, make_rules
 
 with warnings.catch_warnings():
   warnings.simplefilter('ignore')
   import rlax
 
 KEY = jax.random.key(0)
-B, A, D, N = 6, 3, 4, 5
+N = 5
 OBS = np.zeros((1, 1, D), np.float32)
 NETWORK = mlp_network(A, sizes=(8,), outputs=N)
 SUPPORT = losses.make_support(N, -1.0, 3.0)
@@ -35,30 +35,10 @@ MAKE = {
   'qrdqn': functools.partial(make_qrdqn, NETWORK, OBS, quantiles=N),
 }
 AGENTS = {name: make() for name, make in MAKE.items()}
-RULES = {
-  name: twins.make_rule(
-    name,
-    **{
-      key: PARAMETERS[key] for key in twins.takes(name, 'torso:soft+head:hard')
-    },
-  )
-  for name in twins.RULES
-}
+RULES = make_rules()
 every_agent = pytest.mark.parametrize('name', AGENTS)
 # Of rlax, about a function that it still uses.
 pytestmark = pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')
-
-
-def _batch(seed=0, size=B):
-  rng = np.random.default_rng(seed)
-  obs = lambda: rng.normal(size=(size, 1, D)).astype(np.float32)
-  return Transition(
-    obs(),
-    rng.integers(A, size=size).astype(np.int32),
-    rng.normal(size=size).astype(np.float32),
-    (0.9 * rng.integers(2, size=size)).astype(np.float32),
-    obs(),
-  )
 
 
 def _params(seed):

@@ -19,15 +19,15 @@ from siamrl.losses import distributional as losses, td
 from siamrl.networks.implicit import implicit_network
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Transition
-from tests.parameters import PARAMETERS
+from tests.agents.transitions import A, B, D, batch as _batch
+from tests.parameters import PARAMETERS, make_rules
 
 with warnings.catch_warnings():
   warnings.simplefilter('ignore')
   import rlax
 
 KEY = jax.random.key(0)
-# B transitions, A actions, N, N' and K fractions.
-B, A, D, N, M, K = 6, 3, 4, 5, 7, 3
+N, M, K = 5, 7, 3  # fractions learned, of targets, and for acting
 OBS = np.zeros((1, 1, D), np.float32)
 PLAIN = mlp_network(A, sizes=(8,))
 NETWORK = implicit_network(PLAIN, 6)
@@ -46,15 +46,7 @@ SOFT = {'soft_temperature': 0.5}
 MUNCHAUSEN = SOFT | {'munchausen_alpha': 0.9, 'munchausen_clip': -1.0}
 GIVEN = {'soft': SOFT, 'munchausen': MUNCHAUSEN}
 FORMS = ('max', 'double', 'soft', 'munchausen')
-RULES = {
-  name: twins.make_rule(
-    name,
-    **{
-      key: PARAMETERS[key] for key in twins.takes(name, 'torso:soft+head:hard')
-    },
-  )
-  for name in twins.RULES
-}
+RULES = make_rules()
 every_form = pytest.mark.parametrize('form', FORMS)
 # Of rlax, about a function that it still uses.
 pytestmark = pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')
@@ -62,18 +54,6 @@ pytestmark = pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')
 
 def _of_form(form, **changes):
   return MAKE(target_form=form, target_parameters=GIVEN.get(form), **changes)
-
-
-def _batch(seed=0, size=B):
-  rng = np.random.default_rng(seed)
-  obs = lambda: rng.normal(size=(size, 1, D)).astype(np.float32)
-  return Transition(
-    obs(),
-    rng.integers(A, size=size).astype(np.int32),
-    rng.normal(size=size).astype(np.float32),
-    (0.9 * rng.integers(2, size=size)).astype(np.float32),
-    obs(),
-  )
 
 
 def _params(seed):

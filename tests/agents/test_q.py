@@ -8,8 +8,6 @@ import pytest
 from siamrl import learner, twins
 from siamrl.agents.q import (
   TRACES,
-  epsilon_greedy,
-  exploration_noise,
   make_q_agent,
   make_returns,
 )
@@ -19,36 +17,6 @@ from siamrl.types import Transition
 
 OBS = np.zeros((1, 1, 2), np.float32)
 KEY = jax.random.key(0)
-
-
-def _act_many(q_values, epsilon, draws=20_000):
-  keys = jax.random.split(jax.random.key(0), draws)
-  noise = jax.vmap(lambda key: exploration_noise(key, len(q_values)))(keys)
-  actions = jax.vmap(lambda n: epsilon_greedy(q_values, n, epsilon))(noise)
-  return np.asarray(actions)
-
-
-def test_greedy_takes_the_best_and_the_first_of_equals():
-  q_values = jnp.array([[0.0, 2.0, 1.0], [3.0, 3.0, 0.0]])
-  noise = exploration_noise(jax.random.key(0), 2)
-  actions = epsilon_greedy(q_values, noise, 0.0)
-  assert actions.dtype == jnp.int32
-  np.testing.assert_array_equal(actions, [1, 0])
-
-
-@pytest.mark.parametrize('epsilon', [0.1, 0.5, 1.0])
-def test_frequencies_of_epsilon_greedy(epsilon):
-  actions = _act_many(jnp.array([[0.0, 1.0, 0.0, 0.0]]), epsilon)[:, 0]
-  frequency = np.bincount(actions, minlength=4) / len(actions)
-  expected = np.full(4, epsilon / 4) + np.array([0, 1 - epsilon, 0, 0])
-  # Five standard deviations of a frequency over 20,000 draws.
-  np.testing.assert_allclose(frequency, expected, atol=5 * 0.5 / 20_000**0.5)
-
-
-def test_rows_explore_independently():
-  actions = _act_many(jnp.zeros((2, 2)).at[:, 0].set(1.0), 0.5, 4_000)
-  both = np.mean((actions[:, 0] == 1) & (actions[:, 1] == 1))
-  assert both == pytest.approx(1 / 16, abs=0.02)
 
 
 def _batch(reward, discount):
