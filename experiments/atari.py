@@ -64,6 +64,7 @@ _EVALUATES = When(
 @dataclasses.dataclass(frozen=True)
 class AtariConfig(
   ExplorationOptions,
+  q.HostReplayOptions,
   LearningOptions,
   NetworkOptions,
   PanelOptions,

@@ -283,14 +283,38 @@ def atari_loop(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def replay(config: BenchmarkConfig) -> dict[str, Any]:
-  """Times a replay for a million Atari transitions, which holds 100,000."""
+  """Times a replay for a million Atari transitions, which holds 100,000.
+
+  The same for a prioritized one, whose sampling includes the update of its
+  priorities; `priorities_us` is what this and the sum tree add to a batch.
+  """
+  from siamrl.replay.host import HostReplay
+  from siamrl.replay.host_prioritized import PrioritizedHostReplay
+
+  capacity = 1_000_000 // config.num_envs * config.num_envs
+  settings: dict[str, Any] = dict(
+    capacity=capacity, frame_shape=(84, 84), num_envs=config.num_envs
+  )
+  uniform = _time_replay(config, HostReplay(**settings))
+  prioritized = _time_replay(
+    config,
+    PrioritizedHostReplay(
+      **settings, alpha=0.6, beta=lambda env_steps: 0.4 + env_steps / 1e9
+    ),
+  )
+  more = prioritized['sample_ms'] - uniform['sample_ms']
+  return (
+    uniform
+    | {f'prioritized_{name}': value for name, value in prioritized.items()}
+    | {'priorities_us': more * 1e3}
+  )
+
+
+def _time_replay(config: BenchmarkConfig, ring: Any) -> dict[str, Any]:
+  """Fills an empty replay, and draws from it."""
   import numpy as np
 
-  from siamrl.replay.host import HostReplay
-
   num_envs = config.num_envs
-  capacity = 1_000_000 // num_envs * num_envs
-  ring = HostReplay(capacity, frame_shape=(84, 84), num_envs=num_envs)
   rng = np.random.default_rng(0)
   frames = rng.integers(0, 256, (64, num_envs, 84, 84), dtype=np.uint8)
   actions = np.zeros(num_envs, np.int32)
@@ -311,7 +335,12 @@ def replay(config: BenchmarkConfig) -> dict[str, Any]:
       obs=frame,
     )
     times.append(time.perf_counter() - begun)
-  sample = functools.partial(ring.sample, rng, config.batch_size)
+
+  def sample() -> None:
+    _, handle = ring.sample(rng, config.batch_size)
+    ring.update(handle, {'td_error_abs': errors})
+
+  errors = rng.exponential(size=config.batch_size).astype(np.float32)
   sample_times = _seconds(sample, max(config.rounds, 200))
   return {
     'bytes_per_transition': ring.bytes_per_transition,

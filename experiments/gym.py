@@ -45,7 +45,11 @@ from experiments.suites import gym
 
 @dataclasses.dataclass(frozen=True)
 class GymConfig(
-  ExplorationOptions, q.QOptions, runs.HostOptions, runs.SeriesOptions
+  ExplorationOptions,
+  q.HostReplayOptions,
+  q.QOptions,
+  runs.HostOptions,
+  runs.SeriesOptions,
 ):
   """The options; their defaults are those of CleanRL's dqn.py."""
 

@@ -1,6 +1,8 @@
 """The options of runs that act and learn: their speeds, and checks."""
 
+from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from experiments.config import (
@@ -234,6 +236,24 @@ def gradient_steps(config: Any) -> int:
   """The gradient steps of the whole run, at least one."""
   learned_from = config.total_env_steps - config.min_replay
   return max(1, speeds(config).gradient_steps_of(learned_from))
+
+
+def make_importance(
+  config: Any, numbers: Mapping[str, Any]
+) -> Callable[[Any], Any]:
+  """Env steps so far -> exponent of the importance weights.
+
+  Args:
+    config: the options, with those of a replay.
+    numbers: numbers by the names of options; may be traced.
+  """
+  return functools.partial(
+    schedule.linear_epsilon,  # the same straight line, over the whole run
+    start=numbers['importance_start'],
+    end=numbers['importance_end'],
+    begin=0,
+    decay=config.total_env_steps,
+  )
 
 
 def iterations(config: CollectOptions) -> int:

@@ -29,6 +29,7 @@ from experiments.engines import (
 from siamrl.diagnostics import Panel
 from siamrl.learner import Learner, TwinSpec
 from siamrl.replay.host import HostReplay
+from siamrl.replay.host_prioritized import PrioritizedHostReplay
 from siamrl.report import panel
 from siamrl.report.curves import plot_run
 from siamrl.report.metrics import read_metrics
@@ -208,17 +209,7 @@ def build(
   init_key, act_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
   state = learner.init(init_key)
   speeds, spaces = collect_options.make_schedule(config), suite.spaces
-  replay = HostReplay(
-    config.replay_capacity,
-    frame_shape=spaces.frame_shape,
-    frame_dtype=spaces.frame_dtype,
-    num_envs=config.num_envs,
-    stack=spaces.stack,
-    n_step=config.n_step,
-    discount=config.discount,
-    action_dim=spaces.action_dim,
-    sequence_steps=family.sequence_steps(config),
-  )
+  replay = _make_replay(config, family, suite)
   loop = host.LoopConfig(
     schedule=speeds,
     total_env_steps=config.total_env_steps,
@@ -272,6 +263,34 @@ def build(
   }
 
 
+def _make_replay(config: Any, family: Family, suite: Suite) -> HostReplay:
+  """An empty replay."""
+  spaces = suite.spaces
+  settings: dict[str, Any] = {
+    'frame_shape': spaces.frame_shape,
+    'frame_dtype': spaces.frame_dtype,
+    'num_envs': config.num_envs,
+    'stack': spaces.stack,
+    'n_step': config.n_step,
+    'discount': config.discount,
+    'action_dim': spaces.action_dim,
+    'sequence_steps': family.sequence_steps(config),
+  }
+  if not _is_prioritized(config):
+    return HostReplay(config.replay_capacity, **settings)
+  return PrioritizedHostReplay(
+    config.replay_capacity,
+    alpha=config.priority_exponent,
+    beta=collect_options.make_importance(config, vars(config)),
+    **settings,
+  )
+
+
+def _is_prioritized(config: Any) -> bool:
+  """Whether transitions are drawn by priorities; not every family has any."""
+  return getattr(config, 'replay', None) == 'prioritized'
+
+
 def check_replay(config: Any, suite: Suite) -> None:
   """Raises UsageError for a replay that is too small or too large."""
   collect_options.check_min_replay(config)
@@ -299,7 +318,8 @@ def check_replay(config: Any, suite: Suite) -> None:
 
 def _replay_nbytes(config: Any, suite: Suite) -> int:
   spaces = suite.spaces
-  return HostReplay.estimate_nbytes(
+  kind = PrioritizedHostReplay if _is_prioritized(config) else HostReplay
+  return kind.estimate_nbytes(
     config.replay_capacity,
     spaces.frame_shape,
     spaces.frame_dtype,

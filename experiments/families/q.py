@@ -64,9 +64,11 @@ from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
 from siamrl.types import Agent
 
-REPLAYS = {
+_HOST_REPLAYS = {
   'uniform': 'all with the same chance',
   'prioritized': 'by its last TD error (Schaul et al. 2016)',
+}
+REPLAYS = _HOST_REPLAYS | {
   'none': 'no replay: whole epochs over what a round has collected, with '
   'returns of Q(lambda)',
 }
@@ -86,14 +88,14 @@ _PRIORITIZED = given('replay', 'prioritized')
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplayOptions:
+class HostReplayOptions:
   """The options of how transitions to learn from are drawn."""
 
   _replay: Any = group('Replay')
   replay: str = choice(
     'uniform',
     'How the transitions to learn from are drawn.',
-    REPLAYS,
+    _HOST_REPLAYS,
     value_alias={'prioritised': 'prioritized'},
   )
   priority_exponent: float = option(
@@ -116,6 +118,18 @@ class ReplayOptions:
     FRACTION,
     traced=True,
     when=_PRIORITIZED,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayOptions(HostReplayOptions):
+  """Those of compiled runs, which need no replay."""
+
+  replay: str = choice(
+    'uniform',
+    'How the transitions to learn from are drawn.',
+    REPLAYS,
+    value_alias={'prioritised': 'prioritized'},
   )
   q_lambda: float = option(
     0.0,
@@ -340,14 +354,7 @@ def make_setup(
     epsilon=_epsilon(settings),
     discount=settings['discount'],
     alpha=settings['priority_exponent'],
-    # The same straight line, over the whole run.
-    beta=functools.partial(
-      schedule.linear_epsilon,
-      start=settings['importance_start'],
-      end=settings['importance_end'],
-      begin=0,
-      decay=config.env_steps,
-    ),
+    beta=collect_options.make_importance(config, settings),
     returns=returns,
     reward_scale=settings['reward_scale'],
     panel=_make_panel(

@@ -88,6 +88,11 @@ class PrioritizedHostReplay(HostReplay):
     """As `StatefulReplay.reads`: what priorities are made of."""
     return (self._metric,)
 
+  @property
+  def priorities(self) -> np.ndarray:
+    """The priority float64 [capacity] of each slot, not to be changed."""
+    return self._tree.leaves
+
   def add(self, **step: Any) -> None:
     """As `HostReplay.add`; new transitions get the largest priority so far."""
     super().add(**step)
@@ -120,7 +125,7 @@ class PrioritizedHostReplay(HostReplay):
       )
     place = (np.arange(batch_size) + rng.random(batch_size)) / batch_size
     index = self._tree.find(place * self._tree.total)
-    priority = self._tree.leaves[index]
+    priority = self.priorities[index]
     # Size and total cancel out.
     weight = (priority.min() / priority) ** self.beta(self._env_steps)
     batch = self._gather(index)._replace(weight=weight.astype(np.float32))
@@ -152,7 +157,7 @@ class PrioritizedHostReplay(HostReplay):
       raise ValueError(f'{name} is not finite, or negative: {value}')
     priority = (value + self.epsilon) ** self.alpha
     self._largest = max(self._largest, float(priority.max()))
-    kept = self._tree.leaves[index] > 0.0
+    kept = self.priorities[index] > 0.0
     kept &= self._numbers(index) == numbers
     self._tree.set(index[kept], priority[kept])
 
@@ -160,7 +165,7 @@ class PrioritizedHostReplay(HostReplay):
     """As `HostReplay.check`; the sum tree is checked as well."""
     super().check()
     valid = self._valid(np.arange(self.capacity))
-    leaves = self._tree.leaves
+    leaves = self.priorities
     if not (np.isfinite(leaves) & (leaves >= 0.0)).all():
       raise ValueError('broken replay: a priority is not finite, or negative')
     if not np.array_equal(leaves > 0.0, valid):
@@ -175,7 +180,7 @@ class PrioritizedHostReplay(HostReplay):
     manifest = super().save(directory)
     directory = pathlib.Path(directory)
     everything = slice(0, self.capacity)
-    written = segments.write(directory, [self._tree.leaves], [everything])
+    written = segments.write(directory, [self.priorities], [everything])
     segments.sync_directory(directory)
     return manifest | {
       'priorities': written,

@@ -20,6 +20,7 @@ from experiments import atari, control
 from experiments.config import executing, reading, runs
 from experiments.engines import compiled as compiled_engine, host, sweeps
 from experiments.families import Family, actor_critic, q
+from siamrl.replay.host_prioritized import PrioritizedHostReplay
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
 from siamrl.report.progress import Progress
@@ -289,6 +290,8 @@ def host_state(parts: host.Parts, run: RunFolder) -> dict[str, Any]:
     f'replay {i}': array.tobytes()
     for i, array in enumerate(parts.replay._arrays())
   }
+  if isinstance(parts.replay, PrioritizedHostReplay):
+    replay['priorities'] = parts.replay.priorities.tobytes()
   counters = {
     name: extra['replay'][name] for name in ('written', 'pending', 'size')
   }

@@ -149,6 +149,35 @@ def test_stopped_inside_an_iteration_it_goes_on(
   assert not [x for x in expected if repr(expected[x]) != repr(found[x])]
 
 
+def test_priorities_go_on_where_a_run_was_stopped(tmp_path, monkeypatch):
+  given = (*SMALL, '--replay=prioritized', '--replay_capacity=100')
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  launch(*given, f'--run_dir={whole}')
+  original, added = HostReplay.add, []
+
+  def add(self, **arrays):
+    added.extend(arrays['action'])
+    if len(added) == 230:  # the replay is full
+      signal.raise_signal(signal.SIGTERM)
+    return original(self, **arrays)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(HostReplay, 'add', add)
+    launch(*given, f'--run_dir={stopped}')
+  assert 'again to get there' in launch(*given, f'--run_dir={stopped}')
+  assert repr(columns(stopped)) == repr(columns(whole))
+  expected, found = state_of(whole), state_of(stopped)
+  assert not [x for x in expected if repr(expected[x]) != repr(found[x])]
+  assert len(set(np.frombuffer(found['priorities']).tolist())) > 50
+
+
+def test_priorities_that_mean_nothing_are_mentioned(tmp_path):
+  output = launch(
+    *SMALL, '--priority_exponent=0.5', f'--run_dir={tmp_path / "run"}'
+  )
+  assert 'note: --priority_exponent=0.5 changes nothing here' in output
+
+
 @pytest.mark.parametrize('rule', ['self', 'projected_soft', 'by_path'])
 def test_rules_learn_where_states_are_numbers(rule, tmp_path):
   """FrozenLake has 16 states and 4 actions."""
@@ -292,9 +321,9 @@ def refused(monkeypatch, tmp_path):
     ('--eval_episode_env_steps=9', 'cuts its episodes itself, after 500 env'),
     ('--hidden_sizes=8-', '--hidden_sizes=8- must be positive numbers joined'),
     ('--target_update=soft', 'tau'),
+    ('--replay=priority', '--replay=priority must be one of uniform'),
+    ('--priority_exponent=2', '--priority_exponent=2.0 must be in [0, 1]'),
     # Of compiled runs:
-    ('--replay=prioritized', '--replay is no flag'),
-    ('--priority_exponent=0.6', '--priority_exponent is no flag'),
     ('--q_lambda=0.5', '--q_lambda is no flag'),
     ('--vectorized', '--vectorized is no flag'),
     ('--share=batch', '--share is no flag'),

@@ -42,6 +42,7 @@ PRESETS = sorted(
 PARENTS = {
   'dqn_zoo_dqn': 'nature_dqn',
   'dqn_zoo_double_dqn': 'dqn_zoo_dqn',
+  'dqn_zoo_prioritized': 'dqn_zoo_double_dqn',
   'dopamine_dqn': 'nature_dqn',
   'cleanrl_dqn_atari': 'nature_dqn',
   'spr_atari_100k': 'nature_dqn',
@@ -126,6 +127,15 @@ DQN_ZOO_DOUBLE_DQN = DQN_ZOO_DQN | {
   'head': 'shared_bias',
   'epsilon_end': 0.01,
   'eval_epsilon': 0.01,
+}
+# dqn_zoo/prioritized/run_atari.py.
+DQN_ZOO_PRIORITIZED = DQN_ZOO_DOUBLE_DQN | {
+  'replay': 'prioritized',
+  'priority_exponent': 0.6,
+  'importance_start': 0.4,
+  'importance_end': 1,
+  'learning_rate': 0.00025 / 4,
+  'optimizer_eps': (0.01 / 32**2) * (1 / 4) ** 2,
 }
 # dqn_zoo/c51/run_atari.py.
 DQN_ZOO_C51 = DQN_ZOO_DQN | {
@@ -386,6 +396,7 @@ def _lines(name: str) -> list[str]:
     ('nature_dqn', NATURE, 2_500),  # 10,000 env steps
     ('dqn_zoo_dqn', DQN_ZOO_DQN, 2_500),  # 40,000 frames
     ('dqn_zoo_double_dqn', DQN_ZOO_DOUBLE_DQN, 7_500),  # 120,000 frames
+    ('dqn_zoo_prioritized', DQN_ZOO_PRIORITIZED, 7_500),  # as Double DQN
     ('dqn_zoo_c51', DQN_ZOO_C51, 2_500),  # 40,000 frames
     ('dqn_zoo_qrdqn', DQN_ZOO_QRDQN, 2_500),  # 40,000 frames
     ('dqn_zoo_iqn', DQN_ZOO_IQN, 2_500),  # 40,000 frames

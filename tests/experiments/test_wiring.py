@@ -54,6 +54,10 @@ FLAGS = (
   '--train_period=2',
   '--min_replay=100',
   '--replay_capacity=500',
+  '--replay=prioritized',
+  '--priority_exponent=0.75',
+  '--importance_start=0.25',
+  '--importance_end=0.5',
   '--acting=overlapped',
   '--epsilon_start=0.9',
   '--epsilon_end=0.3',
@@ -92,6 +96,7 @@ def calls(monkeypatch, tmp_path):
   record(ale, 'AtariProtocol')
   record(ale, 'AtariEnvironments')
   record(host_runs, 'HostReplay')
+  record(host_runs, 'PrioritizedHostReplay')
   record(ale, 'nature_network')
   record(host_runs.host, 'LoopConfig')
   record(registry, 'make_agent')
@@ -179,9 +184,12 @@ def test_learning(calls):
 
 
 def test_replay_and_loop(calls):
-  (capacity, *_), replay = calls['HostReplay'][0]
+  (capacity, *_), replay = calls['PrioritizedHostReplay'][0]
   assert capacity == 500
+  beta = replay.pop('beta')
+  assert [beta(t) for t in (0, 400, 800)] == [0.25, 0.375, 0.5]
   assert replay == dict(
+    alpha=0.75,
     frame_shape=(84, 84),
     frame_dtype=np.uint8,
     num_envs=2,

@@ -69,7 +69,7 @@ class _Known(_Pair):
     index = np.flatnonzero(self.replay._valid(np.arange(self.replay.capacity)))
     env = index // self.length
     age = (self.replay._written[env] - 1 - index) % self.length
-    leaves = self.replay._tree.leaves[index[np.lexsort((-age, env))]]
+    leaves = self.replay.priorities[index[np.lexsort((-age, env))]]
     np.testing.assert_allclose(leaves, list(self.priorities.values()), 1e-12)
     total = sum(self.priorities.values())
     assert self.replay._tree.total == pytest.approx(total, rel=1e-12)
@@ -186,19 +186,19 @@ def test_of_a_transition_drawn_twice_the_largest_error_counts():
   batch, handle = replay.sample(np.random.default_rng(0), 3)
   assert batch.a_tm1.tolist() == [3, 3, 3]
   replay.update(handle, {'td_error_abs': np.float32([2, 7, 3])})
-  assert replay._tree.leaves[3] == pytest.approx(7)
+  assert replay.priorities[3] == pytest.approx(7)
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -1.0])
 def test_an_update_that_is_no_priority_changes_nothing(bad):
   replay = _four()
   _, handle = replay.sample(np.random.default_rng(0), 2)
-  before = replay._tree.leaves.copy()
+  before = replay.priorities.copy()
   with pytest.raises(ValueError, match='td_error_abs is not finite, or neg'):
     replay.update(handle, {'td_error_abs': np.float32([5, bad])})
   with pytest.raises(ValueError, match=r'td_error_abs is \(\): must be \(2,\)'):
     replay.update(handle, {'td_error_abs': np.float32(5)})
-  np.testing.assert_array_equal(replay._tree.leaves, before)
+  np.testing.assert_array_equal(replay.priorities, before)
   replay.check()
 
 
@@ -271,14 +271,14 @@ def test_it_goes_on_bit_for_bit_after_loading(num_envs, spare, tmp_path):
   assert left < files and manifest['priorities']['name'] in left
 
   other = _loaded(known, tmp_path, manifest)
-  np.testing.assert_array_equal(other._tree.leaves, known.replay._tree.leaves)
+  np.testing.assert_array_equal(other.priorities, known.replay.priorities)
   state, original, count = rng.bit_generator.state, known.replay, known.count
   whole = _busy(known, rng)
   rng.bit_generator.state, known.count = state, count
   known.replay = other
   resumed = _busy(known, rng)
   np.testing.assert_array_equal(whole, resumed)
-  np.testing.assert_array_equal(other._tree.leaves, original._tree.leaves)
+  np.testing.assert_array_equal(other.priorities, original.priorities)
   assert other._largest == original._largest > 1
   assert other._env_steps == original._env_steps == 120 * num_envs
 
@@ -315,7 +315,7 @@ def test_a_failed_load_leaves_it_empty(tmp_path):
   replay.load(tmp_path, manifest)
   with pytest.raises(ValueError, match='this one holds slots'):
     replay.load(tmp_path, manifest)
-  np.testing.assert_array_equal(replay._tree.leaves, known.replay._tree.leaves)
+  np.testing.assert_array_equal(replay.priorities, known.replay.priorities)
 
 
 def test_it_does_not_load_what_a_uniform_one_saved_nor_the_reverse(tmp_path):

@@ -48,7 +48,7 @@ def test_it_learns_the_values_of_the_chain():
   assert before > 0.3
   assert _error(run, tables) < 0.1
   run.replay.check()
-  assert len(set(run.replay._tree.leaves.tolist())) > 100
+  assert len(set(run.replay.priorities.tolist())) > 100
 
 
 @pytest.mark.parametrize('num_envs', [1, 3])
@@ -70,8 +70,8 @@ def test_a_run_resumes_bit_for_bit(overlapped, num_envs, tmp_path):
   whole = train(replay=fresh())
   _assert_same(whole, second._replace(rows=first.rows + second.rows))
   whole.replay.check()
-  leaves = whole.replay._tree.leaves
-  np.testing.assert_array_equal(leaves, replay._tree.leaves)
+  leaves = whole.replay.priorities
+  np.testing.assert_array_equal(leaves, replay.priorities)
   assert whole.replay._largest == replay._largest
   assert len(set(leaves.tolist())) > 10
 
