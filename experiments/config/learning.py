@@ -72,6 +72,15 @@ class NetworkOptions:
   layer_norm: bool = option(
     False, 'Normalize each hidden layer before its ReLU.'
   )
+  noisy_std: float = option(
+    0.0,
+    'Standard deviation, times the root of the fan-in, with which the noise of '
+    'dense layers begins (Fortunato et al. 2018: 0.5); 0 for layers without '
+    'noise.',
+    NOT_NEGATIVE,
+    when=not_given('head', 'shared_bias'),
+    refused=True,
+  )
 
 
 def network_options(config: Any) -> dict[str, Any]:
@@ -95,6 +104,7 @@ def network_options(config: Any) -> dict[str, Any]:
     'layer_norm': config.layer_norm,
     'renormalize': getattr(config, 'renormalize', False),
     'torso': made,
+    'noisy_std': config.noisy_std,
     'outputs': registry.outputs_of(config.agent, _of_agent(config)),
   }
 

@@ -10,15 +10,22 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
+from siamrl.networks.dense import has_noise
 from siamrl.parameters import FieldError, check_name
-from siamrl.types import Bootstrap, Loss, Metrics, Params, Transition
+from siamrl.types import Bootstrap, Loss, Metrics, Noise, Params, Transition
 
 REDUCTIONS: dict[str, Callable[[chex.Array], chex.Array]] = {
   'mean': jnp.mean,
   'sum': jnp.sum,
 }
 DTYPES = ('float32', 'bfloat16')
+
+
+# Folded into keys that are used elsewhere, too. Not 0 or 1, whose keys may be
+# those of a split.
+FRACTIONS, ONLINE, CHOOSER, TWIN, ACTING = 2, 3, 4, 5, 6
 
 
 def exploration_noise(
@@ -56,6 +63,29 @@ def epsilon_greedy(
   # The modulo is uniform to within A / 2**32.
   anything = (whereto % q_values.shape[-1]).astype(jnp.int32)
   return jnp.where(explore < epsilon, anything, greedy_of(q_values))
+
+
+class ActingNoise(NamedTuple):
+  """The random numbers of one act.
+
+  Attributes:
+    exploration: those of `epsilon_greedy`.
+    key: draws the noise of a noisy network, the same for all environments;
+      None for other networks.
+  """
+
+  exploration: tuple[chex.Array, chex.Array]
+  key: chex.PRNGKey | None
+
+
+def make_acting_noise(network: nn.Module) -> Noise:
+  """Builds the function that draws the `ActingNoise` of a network."""
+
+  def noise(key: chex.PRNGKey, batch_size: int) -> ActingNoise:
+    own = jax.random.fold_in(key, ACTING) if has_noise(network) else None
+    return ActingNoise(exploration_noise(key, batch_size), own)
+
+  return noise
 
 
 def greedy_of(q_values: chex.Array) -> chex.Array:

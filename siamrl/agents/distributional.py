@@ -40,16 +40,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from siamrl.agents.discrete import (
+  CHOOSER,
+  ONLINE,
+  TWIN,
+  ActingNoise,
   Errors,
   Parts,
   as_dtype,
   check_learning,
   epsilon_greedy,
-  exploration_noise,
   greedy_of,
+  make_acting_noise,
   make_loss,
 )
 from siamrl.losses import distributional as losses
+from siamrl.networks.dense import answer as answer_of
 from siamrl.parameters import FieldError
 from siamrl.types import (
   Acting,
@@ -216,9 +221,14 @@ class _Network(NamedTuple):
   network: nn.Module
   kind: _Kind
 
-  def numbers(self, params: Params, obs: chex.Array) -> chex.Array:
-    """[B, A, N] numbers of each action; raises ValueError for others."""
-    found: Any = self.network.apply(params, obs)
+  def numbers(
+    self, params: Params, obs: chex.Array, key: chex.PRNGKey | None = None
+  ) -> chex.Array:
+    """[B, A, N] numbers of each action; raises ValueError for others.
+
+    A key draws the noise of noisy layers.
+    """
+    found: Any = answer_of(self.network, params, obs, key=key)
     size = self.kind.size
     plain = size == 1 and found.ndim == 2  # values, for one quantile
     if found.shape[2:] != (size,) and not plain:
@@ -228,10 +238,12 @@ class _Network(NamedTuple):
       )
     return found.reshape(*found.shape[:2], size)
 
-  def numbers_taken(self, params: Params, batch: Transition) -> chex.Array:
+  def numbers_taken(
+    self, params: Params, batch: Transition, key: chex.PRNGKey | None = None
+  ) -> chex.Array:
     """[B, N] numbers of the actions taken."""
     return jax.vmap(losses.of_action)(
-      self.numbers(params, batch.obs_tm1), batch.a_tm1
+      self.numbers(params, batch.obs_tm1, key), batch.a_tm1
     )
 
   def distribution_taken(self, params: Params, batch: Transition) -> chex.Array:
@@ -242,9 +254,11 @@ class _Network(NamedTuple):
     """[B] values of the actions taken."""
     return self.kind.mean(self.distribution_taken(params, batch))
 
-  def values(self, params: Params, obs: chex.Array) -> chex.Array:
+  def values(
+    self, params: Params, obs: chex.Array, key: chex.PRNGKey | None = None
+  ) -> chex.Array:
     """[B, A] values: the means."""
-    return self.kind.mean(self.kind.answer(self.numbers(params, obs)))
+    return self.kind.mean(self.kind.answer(self.numbers(params, obs, key)))
 
   def bootstrap(
     self,
@@ -254,17 +268,23 @@ class _Network(NamedTuple):
     key: chex.PRNGKey,
   ) -> chex.Array:
     """[B, A, N] distributions of the twin."""
-    return self.kind.answer(self.numbers(target_params, obs))
+    key = jax.random.fold_in(key, TWIN)
+    return self.kind.answer(self.numbers(target_params, obs, key))
 
   def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
     """int32 [B] actions of the largest value."""
     return greedy_of(self.values(params, obs))
 
   def act(
-    self, params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
+    self,
+    params: Params,
+    obs: chex.Array,
+    noise: ActingNoise,
+    epsilon: chex.Numeric,
   ) -> chex.Array:
     """int32 [B] actions."""
-    return epsilon_greedy(self.values(params, obs), noise, epsilon)
+    q_values = self.values(params, obs, noise.key)
+    return epsilon_greedy(q_values, noise.exploration, epsilon)
 
 
 def _make_agent(
@@ -301,14 +321,15 @@ def _make_agent(
   ) -> chex.Array:
     """[B, N] the successor's distribution, that of the action chosen."""
     answer = bootstrap(online_params, target_params, batch.obs_t, key)
+    chooser_key = jax.random.fold_in(key, CHOOSER)
     if target_form == 'minto':
       online = jax.lax.stop_gradient(
-        kind.answer(net.numbers(online_params, batch.obs_t))
+        kind.answer(net.numbers(online_params, batch.obs_t, chooser_key))
       )
       smaller = kind.mean(online) < kind.mean(answer)
       answer = jnp.where(smaller[..., None], online, answer)
     if target_form == 'double':
-      chooser = net.values(online_params, batch.obs_t)
+      chooser = net.values(online_params, batch.obs_t, chooser_key)
     else:
       chooser = kind.mean(answer)
     return jax.vmap(losses.of_action)(answer, jnp.argmax(chooser, -1))
@@ -339,7 +360,9 @@ def _make_agent(
   def errors(
     online_params: Params, batch: Transition, y: chex.Array, key: chex.PRNGKey
   ) -> Errors:
-    numbers = net.numbers_taken(online_params, batch)
+    numbers = net.numbers_taken(
+      online_params, batch, jax.random.fold_in(key, ONLINE)
+    )
     q_tm1 = kind.mean(kind.answer(numbers))
     return Errors(
       jax.vmap(kind.loss)(numbers, y), q_tm1, jnp.abs(kind.mean(y) - q_tm1)
@@ -354,7 +377,9 @@ def _make_agent(
     values=net.values,
     expected=kind.mean,
     taken=net.taken,
-    acting=Acting(exploration_noise, net.act, net.greedy, play=net.act),
+    acting=Acting(
+      make_acting_noise(network), net.act, net.greedy, play=net.act
+    ),
     distributions=Distributions(
       taken=net.distribution_taken, std=kind.std, distance=kind.distance
     ),

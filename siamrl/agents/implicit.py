@@ -27,16 +27,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from siamrl.agents.discrete import (
+  CHOOSER,
+  FRACTIONS,
+  ONLINE,
+  TWIN,
   Errors,
   Parts,
   as_dtype,
   check_learning,
   epsilon_greedy,
-  exploration_noise,
   greedy_of,
+  make_acting_noise,
   make_loss,
 )
 from siamrl.losses import distributional as losses, td
+from siamrl.networks.dense import answer as answer_of
 from siamrl.networks.implicit import implicit_network
 from siamrl.parameters import FieldError
 from siamrl.types import (
@@ -50,9 +55,6 @@ from siamrl.types import (
 
 # The forms of targets: the returns of one action, or a mean over a policy.
 FORMS = ('max', 'double', 'soft', 'munchausen')
-# Folded into keys that are used elsewhere, too. Not 0 or 1, whose keys may be
-# those of a split.
-_FRACTIONS = 2
 
 
 class Answer(NamedTuple):
@@ -81,17 +83,25 @@ class _Network(NamedTuple):
   acting_fractions: int
 
   def returns(
-    self, params: Params, obs: chex.Array, fractions: chex.Array
+    self,
+    params: Params,
+    obs: chex.Array,
+    fractions: chex.Array,
+    key: chex.PRNGKey | None = None,
   ) -> chex.Array:
-    """[B, A, N] at fractions [N] or [B, N]."""
-    found: Any = self.network.apply(params, obs, fractions)
+    """[B, A, N] at fractions [N] or [B, N]; a key draws layers' noise."""
+    found: Any = answer_of(self.network, params, obs, fractions, key=key)
     return found
 
   def returns_taken(
-    self, params: Params, batch: Transition, fractions: chex.Array
+    self,
+    params: Params,
+    batch: Transition,
+    fractions: chex.Array,
+    key: chex.PRNGKey | None = None,
   ) -> chex.Array:
     """[B, N] of the actions taken, at fractions [N] or [B, N]."""
-    returns = self.returns(params, batch.obs_tm1, fractions)
+    returns = self.returns(params, batch.obs_tm1, fractions, key)
     return jax.vmap(losses.of_action)(returns, batch.a_tm1)
 
   def distribution_taken(self, params: Params, batch: Transition) -> chex.Array:
@@ -103,10 +113,12 @@ class _Network(NamedTuple):
     """[B] values of the actions taken."""
     return jnp.mean(self.distribution_taken(params, batch), -1)
 
-  def values(self, params: Params, obs: chex.Array) -> chex.Array:
+  def values(
+    self, params: Params, obs: chex.Array, key: chex.PRNGKey | None = None
+  ) -> chex.Array:
     """[B, A] values: the means at the midpoints."""
-    fractions = losses.midpoints(self.acting_fractions)
-    return jnp.mean(self.returns(params, obs, jnp.asarray(fractions)), -1)
+    fractions = jnp.asarray(losses.midpoints(self.acting_fractions))
+    return jnp.mean(self.returns(params, obs, fractions, key), -1)
 
   def bootstrap(
     self,
@@ -116,11 +128,11 @@ class _Network(NamedTuple):
     key: chex.PRNGKey,
   ) -> Answer:
     """The `Answer` of the twin."""
-    keys = jax.random.split(key)
+    keys, noise = jax.random.split(key), jax.random.fold_in(key, TWIN)
 
     def answer(key: chex.PRNGKey, count: int) -> chex.Array:
       fractions = jax.random.uniform(key, (len(obs), count))
-      return self.returns(target_params, obs, fractions)
+      return self.returns(target_params, obs, fractions, noise)
 
     return Answer(
       answer(keys[0], self.target_fractions),
@@ -132,19 +144,19 @@ class _Network(NamedTuple):
     return greedy_of(self.values(params, obs))
 
   def noise(self, key: chex.PRNGKey, batch_size: int) -> Any:
-    """The noise of `epsilon_greedy`, and fractions [B, K]."""
+    """The `ActingNoise`, and fractions [B, K]."""
     fractions = jax.random.uniform(
-      jax.random.fold_in(key, _FRACTIONS), (batch_size, self.acting_fractions)
+      jax.random.fold_in(key, FRACTIONS), (batch_size, self.acting_fractions)
     )
-    return exploration_noise(key, batch_size), fractions
+    return make_acting_noise(self.network)(key, batch_size), fractions
 
   def act(
     self, params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
   ) -> chex.Array:
     """int32 [B] actions."""
-    exploration, fractions = noise
-    values = jnp.mean(self.returns(params, obs, fractions), -1)
-    return epsilon_greedy(values, exploration, epsilon)
+    drawn, fractions = noise
+    values = jnp.mean(self.returns(params, obs, fractions, drawn.key), -1)
+    return epsilon_greedy(values, drawn.exploration, epsilon)
 
 
 class _Targets(NamedTuple):
@@ -176,11 +188,15 @@ class _Targets(NamedTuple):
         lambda a, q: td.munchausen_bonus(a, q, **self.given)
       )(batch.a_tm1, before.values)
     answer = bootstrap(online_params, target_params, batch.obs_t, key)
-    successors = self._successors(online_params, batch, answer)
+    successors = self._successors(online_params, batch, answer, key)
     return jax.vmap(losses.quantile_target)(r_t, batch.discount_t, successors)
 
   def _successors(
-    self, online_params: Params, batch: Transition, answer: Answer
+    self,
+    online_params: Params,
+    batch: Transition,
+    answer: Answer,
+    key: chex.PRNGKey,
   ) -> chex.Array:
     """[B, N'] returns to bootstrap from."""
     if self.form in ('soft', 'munchausen'):
@@ -189,7 +205,9 @@ class _Targets(NamedTuple):
       )
     chooser = answer.values
     if self.form == 'double':
-      chooser = self.net.values(online_params, batch.obs_t)
+      chooser = self.net.values(
+        online_params, batch.obs_t, jax.random.fold_in(key, CHOOSER)
+      )
     return jax.vmap(losses.of_action)(
       answer.returns, jnp.argmax(chooser, axis=-1)
     )
@@ -290,9 +308,11 @@ def make_iqn(
     online_params: Params, batch: Transition, y: chex.Array, key: chex.PRNGKey
   ) -> Errors:
     drawn = jax.random.uniform(
-      jax.random.fold_in(key, _FRACTIONS), (len(y), fractions)
+      jax.random.fold_in(key, FRACTIONS), (len(y), fractions)
     )
-    returns = net.returns_taken(online_params, batch, drawn)
+    returns = net.returns_taken(
+      online_params, batch, drawn, jax.random.fold_in(key, ONLINE)
+    )
     each = jax.vmap(losses.quantile_huber_loss, (0, 0, 0, None))(
       returns, drawn, y, error_bound
     )

@@ -11,16 +11,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from siamrl.agents.discrete import (
+  CHOOSER,
+  ONLINE,
+  TWIN,
+  ActingNoise,
   Errors,
   Parts,
   as_dtype,
   check_learning,
   epsilon_greedy,
-  exploration_noise,
   greedy_of,
+  make_acting_noise,
   make_loss,
 )
 from siamrl.losses import returns, td
+from siamrl.networks.dense import answer
 from siamrl.parameters import FieldError, check_name
 from siamrl.types import Acting, Agent, Bootstrap, Params, Transition
 
@@ -113,19 +118,31 @@ class _Networks:
       }
     return as_dtype(params, self.dtype)
 
-  def estimates(self, params: Params, obs: chex.Array) -> list[chex.Array]:
-    """Values [B, A] of each network."""
+  def estimates(
+    self, params: Params, obs: chex.Array, key: chex.PRNGKey | None = None
+  ) -> list[chex.Array]:
+    """Values [B, A] of each network; a key draws noisy layers' noise."""
     if len(self.names) == 1:
-      return [self.network.apply(params, obs)]
+      return [answer(self.network, params, obs, key=key)]
     # Not under a vmap, where convolutions are slow on a CPU.
-    return [self.network.apply(params[name], obs) for name in self.names]
+    return [
+      answer(
+        self.network,
+        params[name],
+        obs,
+        key=None if key is None else jax.random.fold_in(key, i),
+      )
+      for i, name in enumerate(self.names)
+    ]
 
-  def of_actions(self, params: Params, batch: Transition) -> chex.Array:
+  def of_actions(
+    self, params: Params, batch: Transition, key: chex.PRNGKey | None = None
+  ) -> chex.Array:
     """Values [networks, B] of the actions taken."""
     return jnp.stack(
       [
         jax.vmap(td.value_of)(q_tm1, batch.a_tm1)
-        for q_tm1 in self.estimates(params, batch.obs_tm1)
+        for q_tm1 in self.estimates(params, batch.obs_tm1, key)
       ]
     )
 
@@ -134,9 +151,11 @@ class _Networks:
     each = self.of_actions(params, batch)
     return each[0] if len(self.names) == 1 else each.T
 
-  def values(self, params: Params, obs: chex.Array) -> chex.Array:
+  def values(
+    self, params: Params, obs: chex.Array, key: chex.PRNGKey | None = None
+  ) -> chex.Array:
     """Values [B, A], the smallest of several networks."""
-    return functools.reduce(jnp.minimum, self.estimates(params, obs))
+    return functools.reduce(jnp.minimum, self.estimates(params, obs, key))
 
   def bootstrap(
     self,
@@ -146,17 +165,22 @@ class _Networks:
     key: chex.PRNGKey,
   ) -> chex.Array:
     """Values [B, A] of the twin."""
-    return self.values(target_params, obs)
+    return self.values(target_params, obs, jax.random.fold_in(key, TWIN))
 
   def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
     """Actions int32 [B] of the largest value."""
     return greedy_of(self.values(params, obs))
 
   def act(
-    self, params: Params, obs: chex.Array, noise: Any, epsilon: chex.Numeric
+    self,
+    params: Params,
+    obs: chex.Array,
+    noise: ActingNoise,
+    epsilon: chex.Numeric,
   ) -> chex.Array:
     """Chooses actions int32 [B] by the first network."""
-    return epsilon_greedy(self.estimates(params, obs)[0], noise, epsilon)
+    q_values = self.estimates(params, obs, noise.key)[0]
+    return epsilon_greedy(q_values, noise.exploration, epsilon)
 
 
 def _form_of(name: str, target_form: str | None) -> str:
@@ -249,7 +273,9 @@ def make_q_agent(
         q_t=bootstrap(online_params, target_params, batch.obs_t, key),
         # XLA drops those that the form does not read.
         q_t_online=jax.lax.stop_gradient(
-          networks.estimates(online_params, batch.obs_t)[0]
+          networks.estimates(
+            online_params, batch.obs_t, jax.random.fold_in(key, CHOOSER)
+          )[0]
         ),
         q_tm1=bootstrap(online_params, target_params, batch.obs_tm1, key),
       )
@@ -258,7 +284,9 @@ def make_q_agent(
   def errors(
     online_params: Params, batch: Transition, y: chex.Array, key: chex.PRNGKey
   ) -> Errors:
-    q_a = networks.of_actions(online_params, batch)
+    q_a = networks.of_actions(
+      online_params, batch, jax.random.fold_in(key, ONLINE)
+    )
     gaps = y.T - q_a  # [networks, B]
     each = jax.vmap(jax.vmap(lambda gap: form(gap, error_bound)))(gaps)
     return Errors(
@@ -276,6 +304,9 @@ def make_q_agent(
     values=networks.values,
     taken=networks.taken,
     acting=Acting(
-      exploration_noise, networks.act, networks.greedy, play=networks.act
+      make_acting_noise(network),
+      networks.act,
+      networks.greedy,
+      play=networks.act,
     ),
   )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from siamrl.networks.activations import rectified, sow_features
 from siamrl.networks.initializers import INITIALIZERS
-from siamrl.networks.torsos import Dense
+from siamrl.networks.dense import make_dense
 from siamrl.parameters import FieldError
 
 
@@ -28,6 +28,7 @@ class Head(nn.Module):
     initializer: a key of `INITIALIZERS`.
     layer_norm: whether to normalize the hidden layer before its ReLU.
     outputs: N numbers for each action; with 1 the answer is [B, A].
+    noisy_std: see `NoisyDense`; 0 for layers without noise.
   """
 
   num_actions: int
@@ -35,6 +36,10 @@ class Head(nn.Module):
   initializer: str = 'lecun_normal'
   layer_norm: bool = False
   outputs: int = 1
+  noisy_std: float = 0.0
+
+  def _dense(self, units: int, name: str | None = None) -> nn.Module:
+    return make_dense(units, self.initializer, self.noisy_std, name)
 
   def _by_action(self, x: chex.Array) -> chex.Array:
     """Maps [B, K * N] to [B, K, N], or to itself if N is 1."""
@@ -45,9 +50,7 @@ class Head(nn.Module):
   def _hidden(self, features: chex.Array) -> chex.Array:
     if self.hidden:
       features = rectified(
-        Dense(self.hidden, self.initializer),
-        features,
-        layer_norm=self.layer_norm,
+        self._dense(self.hidden), features, layer_norm=self.layer_norm
       )
     sow_features(self, features)
     return features
@@ -60,7 +63,7 @@ class LinearHead(Head):
   def __call__(self, features: chex.Array) -> chex.Array:
     x = self._hidden(features)  # first, so that layers are named in order
     units = self.num_actions * self.outputs
-    return self._by_action(Dense(units, self.initializer, name='last')(x))
+    return self._by_action(self._dense(units, 'last')(x))
 
 
 class SharedBiasHead(Head):
@@ -73,6 +76,10 @@ class SharedBiasHead(Head):
 
   @nn.compact
   def __call__(self, features: chex.Array) -> chex.Array:
+    if self.noisy_std:
+      raise FieldError(
+        'noisy_std', self.noisy_std, 'must be 0 for', ('head', 'shared_bias')
+      )
     x = self._hidden(features)
     chosen = INITIALIZERS[self.initializer]
     bias = self.param('last_bias', chosen.bias(x.shape[-1]), (self.outputs,))
@@ -96,7 +103,7 @@ class DuelingHead(Head):
   def __call__(self, features: chex.Array) -> chex.Array:
     def stream(count: int, name: str) -> chex.Array:
       x = self._hidden(features)
-      x = Dense(count * self.outputs, self.initializer, name=name)(x)
+      x = self._dense(count * self.outputs, name)(x)
       return self._by_action(x)
 
     value = stream(1, 'last_value')
@@ -116,7 +123,8 @@ def register(name: str, head: type[Head]) -> None:
 
   The name of its output layer must begin with `last`, for rules that treat that
   layer separately.
-  For agents that learn distributions it must use `outputs`.
+  For agents that learn distributions it must use `outputs`, and for noisy
+  layers `noisy_std`.
 
   Args:
     name: name of the head.

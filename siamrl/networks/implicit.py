@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from siamrl.networks.activations import rectified
 from siamrl.networks.q_network import renormalized
-from siamrl.networks.torsos import Dense
+from siamrl.networks.dense import Dense, has_noise
 from siamrl.parameters import FieldError
 
 
@@ -34,6 +34,11 @@ class ImplicitQuantileNetwork(nn.Module):
   head: nn.Module
   renormalize: bool = False
   cosines: int = 64
+
+  @property
+  def noisy(self) -> bool:
+    """Whether the torso or the head has noise, see `NoisyDense`."""
+    return any(has_noise(part) for part in (self.torso, self.head))
 
   @nn.compact
   def __call__(

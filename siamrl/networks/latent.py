@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from siamrl.networks.conv import Conv
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.q_network import QNetwork, renormalized
-from siamrl.networks.torsos import Dense
+from siamrl.networks.dense import Dense, make_dense
 from siamrl.parameters import FieldError, check_name
 from siamrl.types import Params
 
@@ -168,7 +168,8 @@ class LatentNetworks(NamedTuple):
     flat, layers = latents.reshape(len(latents), -1), params['projector']
     if self.projector is not None:
       return self.projector.apply({'params': layers}, flat)
-    dense = Dense(self.network.head.hidden)
+    head = self.network.head
+    dense = make_dense(head.hidden, head.initializer, head.noisy_std)
     streams: list[Any] = [
       dense.apply({'params': layers[name]}, flat) for name in sorted(layers)
     ]
@@ -197,7 +198,7 @@ def hidden_layers(head_params: Params) -> Params:
   return {
     name: layer
     for name, layer in head_params.items()
-    if name.startswith('Dense_')
+    if name.startswith(('Dense_', 'NoisyDense_'))
   }
 
 

@@ -7,6 +7,7 @@ import chex
 from flax import linen as nn
 import jax.numpy as jnp
 
+from siamrl.networks.dense import has_noise
 from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.torsos import MLP, MinAtarCNN, NatureCNN
@@ -44,6 +45,11 @@ class QNetwork(nn.Module):
   head: nn.Module
   renormalize: bool = False
 
+  @property
+  def noisy(self) -> bool:
+    """Whether some layers have noise, see `NoisyDense`."""
+    return any(has_noise(part) for part in (self.torso, self.head))
+
   def __call__(self, obs: chex.Array) -> chex.Array:
     features = self.torso(obs)
     if self.renormalize:
@@ -62,6 +68,7 @@ def nature_network(
   renormalize: bool = False,
   torso: nn.Module | None = None,
   outputs: int = 1,
+  noisy_std: float = 0.0,
 ) -> QNetwork:
   """The network of Nature DQN for 84 x 84 frames (Mnih et al. 2015).
 
@@ -75,6 +82,7 @@ def nature_network(
     renormalize: whether features are `renormalized` before the head.
     torso: replaces the default torso.
     outputs: how many numbers the head gives for each action.
+    noisy_std: noise of the dense layers, see `NoisyDense`; 0 for none.
 
   Raises:
     ValueError: a name is unknown.
@@ -85,7 +93,13 @@ def nature_network(
   return QNetwork(
     torso or NatureCNN(padding, initializer, layer_norm),
     _make_head(
-      head, num_actions, hidden_units, initializer, layer_norm, outputs
+      head,
+      num_actions,
+      hidden_units,
+      initializer,
+      layer_norm,
+      outputs=outputs,
+      noisy_std=noisy_std,
     ),
     renormalize,
   )
@@ -102,6 +116,7 @@ def minatar_network(
   renormalize: bool = False,
   torso: nn.Module | None = None,
   outputs: int = 1,
+  noisy_std: float = 0.0,
 ) -> QNetwork:
   """The network of the MinAtar paper for 10 x 10 boards (Young & Tian 2019).
 
@@ -115,6 +130,7 @@ def minatar_network(
     renormalize: whether features are `renormalized` before the head.
     torso: replaces the default torso.
     outputs: how many numbers the head gives for each action.
+    noisy_std: noise of the dense layers, see `NoisyDense`; 0 for none.
 
   Raises:
     ValueError: a name is unknown.
@@ -125,7 +141,13 @@ def minatar_network(
   return QNetwork(
     torso or MinAtarCNN(initializer, padding, layer_norm),
     _make_head(
-      head, num_actions, hidden_units, initializer, layer_norm, outputs
+      head,
+      num_actions,
+      hidden_units,
+      initializer,
+      layer_norm,
+      outputs=outputs,
+      noisy_std=noisy_std,
     ),
     renormalize,
   )
@@ -144,6 +166,7 @@ def mlp_network(
   renormalize: bool = False,
   torso: nn.Module | None = None,
   outputs: int = 1,
+  noisy_std: float = 0.0,
 ) -> QNetwork:
   """Dense layers for vector observations; the default sizes are CleanRL's.
 
@@ -157,6 +180,7 @@ def mlp_network(
     renormalize: whether features are `renormalized` before the head.
     torso: replaces the default torso.
     outputs: how many numbers the head gives for each action.
+    noisy_std: noise of the dense layers, see `NoisyDense`; 0 for none.
 
   Raises:
     ValueError: a name is unknown.
@@ -164,17 +188,29 @@ def mlp_network(
   _check('head', head, HEADS)
   _check('initializer', initializer, INITIALIZERS)
   return QNetwork(
-    torso or MLP(tuple(sizes), initializer, bounds, layer_norm),
-    _make_head(head, num_actions, 0, initializer, False, outputs),
+    torso or MLP(tuple(sizes), initializer, bounds, layer_norm, noisy_std),
+    _make_head(
+      head,
+      num_actions,
+      0,
+      initializer,
+      False,
+      outputs=outputs,
+      noisy_std=noisy_std,
+    ),
     renormalize,
   )
 
 
-def _make_head(name: str, *fields: Any) -> nn.Module:
+def _make_head(
+  name: str, *fields: Any, outputs: int, noisy_std: float
+) -> nn.Module:
   """The head of that name, with the fields of `Head` in their order."""
-  *others, outputs = fields
-  # A head of a user's own may know nothing of several outputs.
-  return HEADS[name](*others, **({} if outputs == 1 else {'outputs': outputs}))
+  # A head of a user's own may know nothing of several outputs, or of noise.
+  more: dict[str, Any] = {} if outputs == 1 else {'outputs': outputs}
+  if noisy_std:
+    more['noisy_std'] = noisy_std
+  return HEADS[name](*fields, **more)
 
 
 def _check(name: str, value: str, allowed) -> None:

@@ -9,25 +9,10 @@ from flax import linen as nn
 
 from siamrl.networks.activations import rectified
 from siamrl.networks.conv import Conv
+from siamrl.networks.dense import make_dense
 from siamrl import parameters
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.parameters import Parameter
-
-
-class Dense(nn.Module):
-  """A dense layer with both initializers chosen by one name."""
-
-  features: int
-  initializer: str = 'lecun_normal'
-
-  @nn.compact
-  def __call__(self, x: chex.Array) -> chex.Array:
-    chosen = INITIALIZERS[self.initializer]
-    return nn.Dense(
-      self.features,
-      kernel_init=chosen.kernel,
-      bias_init=chosen.bias(x.shape[-1]),
-    )(x)
 
 
 class NatureCNN(nn.Module):
@@ -116,6 +101,7 @@ class MLP(nn.Module):
     bounds: (lowest, highest) value of each number of the observation, or of all
       of them, which are mapped to -1 and 1; None for no scaling.
     layer_norm: whether to normalize each layer before its ReLU.
+    noisy_std: see `NoisyDense`; 0 for layers without noise.
   """
 
   sizes: Sequence[int] = (120, 84)
@@ -124,6 +110,7 @@ class MLP(nn.Module):
     tuple[Sequence[float], Sequence[float]] | tuple[float, float] | None
   ) = None
   layer_norm: bool = False
+  noisy_std: float = 0.0
 
   @nn.compact
   def __call__(self, obs: chex.Array) -> chex.Array:
@@ -133,9 +120,8 @@ class MLP(nn.Module):
       low, high = (jnp.asarray(bound, jnp.float32) for bound in self.bounds)
       x = 2 * (x - low) / (high - low) - 1
     for size in self.sizes:
-      x = rectified(
-        Dense(size, self.initializer), x, layer_norm=self.layer_norm
-      )
+      layer = make_dense(size, self.initializer, self.noisy_std)
+      x = rectified(layer, x, layer_norm=self.layer_norm)
     return x
 
 

@@ -468,6 +468,7 @@ def test_every_flag_reaches_its_part(monkeypatch):
     'head': 'dueling',
     'initializer': 'xavier_uniform',
     'layer_norm': True,
+    'noisy_std': 0.375,
   }
   agent = {
     'target_form': 'double',

@@ -28,6 +28,7 @@ FLAGS = (
   '--padding=SAME',
   '--initializer=xavier_uniform',
   '--layer_norm',
+  '--noisy_std=0.375',
   '--hidden_units=24',
   '--renormalize',
   '--spr_steps=3',
@@ -139,6 +140,7 @@ def test_agent_and_network(calls):
     renormalize=True,
     torso=None,
     outputs=1,
+    noisy_std=0.375,
   )
   (name, *_), parts = calls['make_agent'][0]
   assert (name, parts['given']) == ('double_dqn', {})
