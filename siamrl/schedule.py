@@ -10,6 +10,7 @@ steps exactly g // sync updates have happened.
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -17,6 +18,21 @@ from siamrl.parameters import FieldError, check_name
 from siamrl.types import Schedule
 
 UNITS = ('frames', 'env_steps', 'gradient_steps')
+
+# The most env steps that a run can count, see `counted`.
+MOST_ENV_STEPS = 2**32 - 1
+
+
+def counted(number: chex.Numeric) -> jax.Array:
+  """A number of env steps, or of steps of all environments, as uint32.
+
+  Compiled programs have no wider integers. An int32 that has grown beyond its
+  largest value is read as what it has counted.
+
+  Args:
+    number: from 0 to `MOST_ENV_STEPS`, or an int32 of the same bits.
+  """
+  return jnp.asarray(number, jnp.uint32)
 
 
 def to_gradient_steps(
@@ -121,15 +137,19 @@ def linear_epsilon(
   Returns a number, or an array if any argument is one.
 
   Args:
-    env_steps: env steps taken so far.
+    env_steps: env steps taken so far; an array as for `counted`.
     start: value until `begin` env steps.
     end: value from `begin + decay` env steps on.
     begin: env steps before the decay.
     decay: env steps that the decay lasts, >= 1.
   """
-  fraction = (env_steps - begin) / decay
-  if isinstance(fraction, jax.Array):
-    fraction = jnp.clip(fraction, 0.0, 1.0)
+  if any(isinstance(each, jax.Array) for each in (env_steps, begin, decay)):
+    env_steps, begin = counted(env_steps), counted(begin)
+    # Exact, as float32 holds no odd number above 2**24; and never below 0.
+    passed = env_steps - jnp.minimum(env_steps, begin)
+    fraction = jnp.minimum(
+      passed.astype(jnp.float32) / jnp.asarray(decay, jnp.float32), 1.0
+    )
   else:
-    fraction = min(max(fraction, 0.0), 1.0)
+    fraction = min(max((env_steps - begin) / decay, 0.0), 1.0)
   return start + fraction * (end - start)

@@ -40,7 +40,12 @@ class CollectOptions(PanelOptions, TwinOptions):
 
   _length: Any = group('Length of the run')
   env_steps: int = option(
-    500_000, 'Env steps of each run.', POSITIVE, single=True, common=True
+    500_000,
+    'Env steps of each run.',
+    POSITIVE,
+    single=True,
+    most=INT64,  # checked with the gradient steps
+    common=True,
   )
   iteration_env_steps: int = option(
     10_000,

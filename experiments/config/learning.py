@@ -39,6 +39,7 @@ from siamrl.networks import torsos
 from siamrl.networks.heads import HEADS
 from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.q_network import QNetwork, mlp_network
+from siamrl.schedule import MOST_ENV_STEPS
 
 
 # The condition that the launcher makes the layers before the head.
@@ -289,8 +290,12 @@ def check_learns(
     gradient_steps: for `env_steps`, including the warm-up, which the clock of
       the twin may count.
   """
-  if env_steps > INT32:
-    refuse(config, length, f'be of at most {INT32} env steps, not {env_steps}')
+  if env_steps > MOST_ENV_STEPS:
+    refuse(
+      config,
+      length,
+      f'be of at most {MOST_ENV_STEPS} env steps, not {env_steps}',
+    )
   latest = env_steps - round_env_steps
   if config.min_replay > latest:
     refuse(

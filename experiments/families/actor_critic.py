@@ -52,6 +52,7 @@ from siamrl.learner import Learner, TwinSpec
 from siamrl.losses import td
 from siamrl.networks import policies
 from siamrl.runners import scan
+from siamrl.schedule import counted
 from siamrl.types import Agent, JaxEnvironment
 
 _SIZES = sizes('400-300')
@@ -533,7 +534,8 @@ def make_loop(config: ControlConfig, task: Task) -> scan.Loop:
 def at_random(env_steps: Any, random_env_steps: Any) -> Any:
   """The chance of a random action: first 1, then 0."""
   if isinstance(env_steps, jax.Array):
-    return jnp.where(env_steps < random_env_steps, 1.0, 0.0)
+    early = counted(env_steps) < counted(random_env_steps)
+    return jnp.where(early, 1.0, 0.0)
   return 1.0 if env_steps < random_env_steps else 0.0
 
 

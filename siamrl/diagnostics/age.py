@@ -11,6 +11,9 @@ from siamrl.diagnostics.distances import leaves_by_layer
 from siamrl.learner import ClockedTwin, make_move
 from siamrl.types import Params
 
+# Gradient steps by which ages above 2**24 grow at once.
+_GRAIN = 256
+
 
 class Clock(NamedTuple):
   """A clock that tells the age of a twin's content, in gradient steps.
@@ -48,7 +51,8 @@ def make_clock(rule: ClockedTwin) -> Clock:
   networks; there each entry of a parameter's leading axis has its own age.
 
   Ages are kept rather than dates, since float32 has no tenths next to a date of
-  10**7 gradient steps. Integers that a twin keeps do not age.
+  10**7 gradient steps. Those above 2**24 are right to within 256 gradient
+  steps. Integers that a twin keeps do not age.
 
   Args:
     rule: the rule and its clock. It must take weighted means of past
@@ -75,10 +79,16 @@ def make_clock(rule: ClockedTwin) -> Clock:
       online_params,
     )
 
-  def older(ages: Any) -> Any:
-    return jax.tree.map(
-      lambda leaf: leaf + jnp.issubdtype(leaf.dtype, jnp.floating), ages
-    )
+  def older(ages: Any, taken: chex.Numeric) -> Any:
+    # Above 2**24, where adding 1 changes no float32, ages grow by _GRAIN.
+    rest = jnp.where((taken + 1) % _GRAIN == 0, float(_GRAIN), 0.0)
+
+    def each(leaf: jax.Array) -> jax.Array:
+      if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+      return leaf + jnp.where(leaf < 2.0**24, 1.0, rest).astype(leaf.dtype)
+
+    return jax.tree.map(each, ages)
 
   def moves(
     online_params: Params, ages: Any, before: chex.Numeric, after: chex.Numeric
@@ -90,10 +100,10 @@ def make_clock(rule: ClockedTwin) -> Clock:
     ) -> tuple[Any, chex.Array, chex.Array]:
       ages, count, last = carry
       if rule.order == 'after':
-        ages = older(ages)
+        ages = older(ages, taken)
       ages, moved = _moved(ages, move(zeros, ages, taken + 1, None)[1])
       if rule.order == 'before':
-        ages = older(ages)
+        ages = older(ages, taken)
       return ages, count + moved, jnp.where(moved, taken + 1, last)
 
     first = jnp.asarray(before, jnp.int32)

@@ -34,6 +34,7 @@ from siamrl import types
 from siamrl.parameters import FieldError
 from siamrl.replay import arrays, finite
 from siamrl.replay.protocol import Relabel, Sampling
+from siamrl.schedule import counted
 
 # How a step ended; 0 where the episode went on.
 _TERMINATED, _TRUNCATED = 1, 2
@@ -58,10 +59,10 @@ class ReplayState(NamedTuple):
 class DeviceReplay:
   """A uniform `PureReplay` in device memory, of a `ReplayState`.
 
-  The clock t, an int32, counts the steps that all N environments have taken
-  together. It must stay below 2**31 - 1: beyond that it is negative, and reads
+  The clock t, a uint32, counts the steps that all N environments have taken
+  together. It must stay below 2**32 - 1: beyond that it begins anew, and reads
   and writes are undefined, without an error. With 1,000 environments that is
-  after 2 * 10**12 env steps.
+  after 4 * 10**12 env steps.
 
   Attributes:
     obs_shape: shape of one observation.
@@ -194,7 +195,7 @@ class DeviceReplay:
 
     Args:
       state: the replay at clock t.
-      t: int32 [] steps done before this one.
+      t: uint32 [] steps done before this one.
       action: integer [N], of magnitude below 2**29; or float [N, D], stored
         exactly as float32.
       reward: [N] of the step.
@@ -213,7 +214,7 @@ class DeviceReplay:
       ValueError: if an argument has the wrong shape, or an action or an
         observation the wrong dtype.
     """
-    t, action = jnp.asarray(t, jnp.int32), jnp.asarray(action)
+    t, action = counted(t), jnp.asarray(action)
     each = (self.num_envs,)
     for name, value, shape in (
       ('action', action, each + (self.action_dim,) * (self.action_dim > 0)),
@@ -243,8 +244,8 @@ class DeviceReplay:
     if self.action_dim:
       step = jnp.concatenate([step, _bits(action)], axis=1)
     return ReplayState(
-      obs=arrays.write(ring, next_rows, (t + 1) % self._rows * self.num_envs),
-      steps=arrays.write(state.steps, step, t % self._rows * self.num_envs),
+      obs=arrays.write(ring, next_rows, self._row(t + 1) * self.num_envs),
+      steps=arrays.write(state.steps, step, self._row(t) * self.num_envs),
     )
 
   def size(self, t: chex.Numeric) -> jax.Array:
@@ -253,8 +254,9 @@ class DeviceReplay:
     Each environment's step of clock c can be drawn from clock c + n_step on,
     however soon its episode ended, until `capacity` newer ones can.
     """
-    t = jnp.asarray(t, jnp.int32)
-    return jnp.clip(t + 1 - self.n_step, 0, self.starts) * self.num_envs
+    begun = counted(t) + 1
+    whole = begun - jnp.minimum(begun, self.n_step)  # never below 0
+    return jnp.minimum(whole, self.starts).astype(jnp.int32) * self.num_envs
 
   @property
   def reads(self) -> tuple[str, ...]:
@@ -320,7 +322,7 @@ class DeviceReplay:
 
     Args:
       state: the replay at clock t.
-      t: int32 [] steps done.
+      t: uint32 [] steps done.
       bits: uint32 [B] random.
       discount: float [] per env step.
 
@@ -343,17 +345,16 @@ class DeviceReplay:
     The step of clock c in environment i has index
     c % (capacity / N) * N + i while it can be drawn.
     """
-    t = jnp.asarray(t, jnp.int32)
-    rows, envs = self._rows, self.num_envs
+    t, envs = counted(t), self.num_envs
     position = index // envs
     env = index - position * envs
     # The newest clock that may begin a transition, and that of each index.
     newest = t - self.n_step
-    clock = newest - lax.rem(newest - position, jnp.int32(self.starts))
+    clock = newest - (newest - counted(position)) % self.starts
 
     reach = max(self.n_step, self.sequence_steps)
-    window = clock[:, None] + jnp.arange(reach, dtype=jnp.int32)
-    window = window % rows * envs + env[:, None]  # [B, n or K]
+    window = clock[:, None] + jnp.arange(reach, dtype=jnp.uint32)
+    window = self._row(window) * envs + env[:, None]  # [B, n or K]
     steps = arrays.read(state.steps, window)  # [B, n or K, 2 or 2 + D]
     ends = steps[..., 0] & 3
     rewards = _float(steps[..., 1])
@@ -370,10 +371,10 @@ class DeviceReplay:
       end = jnp.where(over, ends[:, k], end)
     discount_t = jnp.where(end == _TERMINATED, 0.0, discount_t)
 
-    final = clock + final  # the clock of the last step that counts
+    final = clock + counted(final)  # the clock of the last step that counts
     # A terminated episode's last observation is never used, so it is not
     # stored: the one before stands in for it.
-    row = (final + (end != _TERMINATED)) % rows
+    row = self._row(final + (end != _TERMINATED))
     if self.max_episode_steps is not None:
       row = jnp.where(end == _TRUNCATED, self._further_row(final), row)
     return types.Transition(
@@ -426,14 +427,14 @@ class DeviceReplay:
 
     Args:
       state: the replay at clock t.
-      t: int32 [] steps done.
-      clock: int32 [B] of the first step, which is done.
+      t: uint32 [] steps done.
+      clock: uint32 [B] of the first step, which is done.
       env: int32 [B].
       steps: int32 [B, K or more, 2 or 2 + D], entries of the steps from there
         on; those not yet done are meaningless.
     """
     steps = steps[:, : self.sequence_steps]
-    number = jnp.arange(self.sequence_steps, dtype=jnp.int32)
+    number = jnp.arange(self.sequence_steps, dtype=jnp.uint32)
     ends = steps[..., 0] & 3
     over = ends > 0
     mask = (
@@ -442,9 +443,10 @@ class DeviceReplay:
       & (jnp.cumsum(over, 1) - over == 0)  # no end before
     )
     # Steps from the first observation to that of each entry.
-    ahead = jnp.minimum(number + 1, jnp.sum(mask, 1, keepdims=True))  # [B, K]
-    last = jnp.maximum(ahead - 1, 0)  # the step that led there
-    row = (clock[:, None] + ahead) % self._rows
+    counting = jnp.sum(mask, 1, keepdims=True, dtype=jnp.uint32)
+    ahead = jnp.minimum(number + 1, counting)  # [B, K]
+    last = jnp.maximum(ahead, 1) - 1  # the step that led there
+    row = self._row(clock[:, None] + ahead)
     if self.max_episode_steps is not None:
       # If no step counts, the first one terminated, so nothing was cut.
       cut = jnp.take_along_axis(ends, last, 1) == _TRUNCATED
@@ -479,7 +481,11 @@ class DeviceReplay:
     """Returns the row for the final observations of the steps of `clock`."""
     assert self.max_episode_steps is not None
     block = clock // self.max_episode_steps
-    return self._rows + block % self._further_rows
+    return self._rows + (block % self._further_rows).astype(jnp.int32)
+
+  def _row(self, clock: jax.Array) -> jax.Array:
+    """Returns the row for the observations and steps of `clock`, int32."""
+    return (clock % self._rows).astype(jnp.int32)
 
   def _encode(self, name: str, obs: chex.Array) -> jax.Array:
     """Encodes observations [N, ...] as stored rows [N, D]."""

@@ -13,6 +13,7 @@ from siamrl.parameters import FieldError
 from siamrl.replay import arrays
 from siamrl.replay.device import DeviceReplay, ReplayState, refuse_relabel
 from siamrl.replay.protocol import Relabel, Sampling
+from siamrl.schedule import counted
 
 # Children per node of the sum tree: of 4, 8, 16, 32 the fastest on a CPU.
 _FAN_OUT = 8
@@ -99,13 +100,14 @@ class PrioritizedReplay:
     self, state: PrioritizedState, t: chex.Numeric, **step: chex.Array
   ) -> PrioritizedState:
     """As `DeviceReplay.add`; new transitions get `max_priority`."""
-    t = jnp.asarray(t, jnp.int32)
+    t = counted(t)
     ring = self.replay.add(state.ring, t, **step)
     # The steps of this clock are now complete, and take the leaves of those
     # that can no longer be drawn. At first there are none: leaves stay 0.
     clock = t + 1 - self.replay.n_step
-    first = clock % self.replay.starts * self.replay.num_envs
-    value = jnp.where(clock >= 0, state.max_priority, 0.0)
+    first = (clock % self.replay.starts).astype(jnp.int32)
+    first *= self.replay.num_envs
+    value = jnp.where(t + 1 >= self.replay.n_step, state.max_priority, 0.0)
     # A single leaf is written twice: XLA turns a single entry into a slice,
     # fuses it into whatever reads the level next, and then copies the level.
     count = max(self.replay.num_envs, 2)
@@ -167,7 +169,7 @@ class PrioritizedReplay:
     Args:
       source: the replay at clock t; its own priorities are not read.
       moving: the priorities.
-      t: int32 [] steps done.
+      t: uint32 [] steps done.
       draw: uint32 [B] random.
       sampling: the exponents, and the discount.
 

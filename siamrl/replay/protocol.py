@@ -76,7 +76,7 @@ class PureReplay(Protocol):
 
     Args:
       state: the replay at clock t.
-      t: int32 [] steps done before this one.
+      t: uint32 [] steps done before this one.
       action: integer [N], or float [N, D].
       reward: [N] of the step.
       terminated: bool [N] whether no value lies beyond this step.
@@ -101,7 +101,7 @@ class PureReplay(Protocol):
 
     Args:
       state: the replay at clock t.
-      t: int32 [] steps done.
+      t: uint32 [] steps done.
       bits: uint32 [K, B] random.
       sampling: the numbers to draw with.
       relabel: computes other returns from transitions in order; None to leave
@@ -134,7 +134,7 @@ class PureReplay(Protocol):
     Args:
       source: data as returned by `begin`.
       moving: the current part of the state that learning changes.
-      t: int32 [] steps done.
+      t: uint32 [] steps done.
       draw: one entry of the draws that `begin` returned.
       sampling: the numbers to draw with.
 
@@ -172,7 +172,7 @@ class PureReplay(Protocol):
 
     Args:
       state: the replay at clock t.
-      t: int32 [] steps done.
+      t: uint32 [] steps done.
       bits: uint32 [B] random.
       discount: float [] per env step.
     """

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from siamrl.replay import finite
 from siamrl.replay.protocol import Relabel, Sampling
+from siamrl.schedule import counted
 from siamrl.types import Transition
 
 
@@ -119,7 +120,7 @@ class Rollout:
     obs: chex.Array,
   ) -> RolloutState:
     """As `PureReplay.add`; rounds begin where t is a multiple of T."""
-    at = t % self.steps
+    at = (counted(t) % self.steps).astype(jnp.int32)
     return RolloutState(
       current=obs,
       obs_tm1=state.obs_tm1.at[at].set(state.current),
@@ -160,7 +161,7 @@ class Rollout:
 
     Args:
       state: at clock t.
-      t: int32 [] steps done, a multiple of T.
+      t: uint32 [] steps done, a multiple of T.
       bits: uint32 [K, B] random, with K * B a multiple of `size`.
       sampling: the discount is read.
       relabel: computes other returns from the round's transitions
@@ -219,7 +220,7 @@ class Rollout:
 
     Args:
       state: at clock t.
-      t: int32 [] steps done, a multiple of T.
+      t: uint32 [] steps done, a multiple of T.
       bits: uint32 [B] random.
       discount: per env step.
     """

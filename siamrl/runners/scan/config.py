@@ -22,7 +22,8 @@ class Setup(NamedTuple):
   Attributes:
     learner: acts and learns. The metrics of its loss must include those that
       the replay reads, one for each transition [B].
-    epsilon: env steps taken so far, int32 [] -> probability of a random action.
+    epsilon: env steps taken so far, uint32 [] -> probability of a random
+      action.
     discount: per env step.
     alpha: exponent of the priorities, for a prioritized replay.
     beta: env steps taken so far -> exponent of the importance weights, for a

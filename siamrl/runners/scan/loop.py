@@ -27,6 +27,7 @@ from siamrl.runners.scan.rows import (
 )
 from siamrl.runners.scan.state import RunState
 from siamrl.runners.sums import Sum
+from siamrl.schedule import counted
 from siamrl.types import (
   Agent,
   JaxEnvironment,
@@ -195,7 +196,7 @@ class Loop:
           state,
           measured,
           iteration,
-          (start + pause) * config.vector_steps,
+          counted(start + pause) * config.vector_steps,
           here & (number == 0),
         )
         return (state, sums), measured
@@ -217,7 +218,7 @@ class Loop:
       ((state, sums), measured),
       first + jnp.arange(0, config.rounds, size),
     )
-    env_steps = (first + config.rounds) * config.schedule.collect
+    env_steps = counted(first + config.rounds) * config.schedule.collect
     taken = state.train.gradient_steps - before
     row = summary(setup, sums, env_steps, taken)
     row |= {
@@ -302,7 +303,7 @@ class Loop:
       state: state of the run.
       measured: its metrics so far in this iteration.
       iteration: number of the iteration.
-      clock: vector steps so far.
+      clock: uint32 [] vector steps so far.
       here: whether this is the point of the iteration to measure at.
     """
     config, panel = self.config, setup.panel
@@ -394,7 +395,7 @@ class Loop:
     """Collects, then learns if `learns`."""
     config = self.config
     state, sums = carry
-    clock = number * config.vector_steps  # vector steps so far
+    clock = counted(number) * config.vector_steps  # vector steps so far
 
     def collect(carry, inputs):
       step, drawn = inputs
@@ -402,7 +403,9 @@ class Loop:
 
     drawn = (draws.noise, draws.step_key, draws.fresh)
     (state, sums), _ = _scan(
-      collect, (state, sums), (jnp.arange(config.vector_steps), drawn)
+      collect,
+      (state, sums),
+      (jnp.arange(config.vector_steps, dtype=jnp.uint32), drawn),
     )
     if not learns:
       return state, sums
@@ -496,7 +499,7 @@ class Loop:
 
   def _sampling(self, setup: Setup, clock: chex.Numeric) -> Sampling:
     """Returns the numbers to draw batches with at a clock, in vector steps."""
-    beta = setup.beta(clock * self.config.num_envs)
+    beta = setup.beta(counted(clock) * self.config.num_envs)
     return Sampling(setup.discount, setup.alpha, beta)
 
   def _relabel(self, setup: Setup, train: TrainState) -> Relabel | None:
