@@ -24,6 +24,7 @@ import dataclasses
 from typing import Any, NoReturn
 
 from experiments.config import learning, executing
+from experiments.config.churn import ChurnOptions
 from experiments.config.collecting import CollectOptions
 from experiments.config.declaring import (
   FRACTION,
@@ -69,6 +70,7 @@ class AtariConfig(
   NetworkOptions,
   PanelOptions,
   LatentOptions,
+  ChurnOptions,
   TargetOptions,
   TwinOptions,
   HostOptions,

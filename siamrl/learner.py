@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from siamrl import schedule, twins
+from siamrl import churn, schedule, twins
 from siamrl.parameters import FieldError, check_name
 from siamrl.twins.lifting import itself
 from siamrl.types import Agent, Metrics, Params, TrainState, Transition, Twin
@@ -356,6 +356,7 @@ def make_learner(
   optimizer: optax.GradientTransformation,
   clocked: ClockedTwin,
   act_with: str = 'online',
+  churn_weight: float = 0.0,
 ) -> Learner:
   """Builds a learner; only this function lifts an agent by a rule.
 
@@ -367,6 +368,9 @@ def make_learner(
       `Twin.params`, as in BBF (Schwarzer et al. 2023). Of `averaged` these are
       the means of the copies' parameters; of `chain` and `iterated_heads` the
       twins of all networks, one of which acts.
+    churn_weight: weight of the churn term, see `siamrl.churn`. If it is not 0,
+      gradient steps take batches of twice the size, whose second half is the
+      reference.
 
   Returns:
     A learner. Its `init` raises ValueError if the rule does not fit the
@@ -384,8 +388,13 @@ def make_learner(
       clocked.order,
       "must be 'after' for a rule that reads a gradient step's report",
     )
+  if churn_weight and twin.shift is not None:
+    raise FieldError(
+      'churn_weight', churn_weight, 'must be 0 for a rule that shifts networks'
+    )
   agent = twin.lift(base)
-  descend = _make_descend(agent, optimizer, twin)
+  init = _make_init(agent, optimizer, clocked)
+  descend = _make_descend(agent, optimizer, twin, churn_weight)
   move = make_move(clocked, agent)
   move_now = make_move(ClockedTwin(twin), agent)
 
@@ -441,7 +450,7 @@ def make_learner(
     base=base,
     agent=agent,
     clocked=clocked,
-    init=_make_init(agent, optimizer, clocked),
+    init=churn.remembering(init) if churn_weight else init,
     descend=descend,
     sync=sync,
     regress=regress,
@@ -493,7 +502,10 @@ def _make_init(
 
 
 def _make_descend(
-  agent: Agent, optimizer: optax.GradientTransformation, twin: Twin
+  agent: Agent,
+  optimizer: optax.GradientTransformation,
+  twin: Twin,
+  churn_weight: float,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Builds a gradient step that leaves the twin alone.
 
@@ -503,6 +515,7 @@ def _make_descend(
     agent: the lifted agent.
     optimizer: computes the updates.
     twin: the rule, which may pull the online parameters.
+    churn_weight: as in `make_learner`.
   """
   updating = optax.with_extra_args_support(optimizer)
 
@@ -514,7 +527,12 @@ def _make_descend(
     loss_key = jax.random.fold_in(state.key, state.gradient_steps)
     if agent.delayed:
       variant |= {'step': state.gradient_steps}
-    grads, metrics = jax.grad(agent.loss, has_aux=True)(
+    loss, before = agent.loss, state.previous_params
+    if churn_weight:
+      batch, reference = churn.halves(batch)
+      loss = churn.loss(agent, churn_weight, before, reference)
+      before = online_params
+    grads, metrics = jax.grad(loss, has_aux=True)(
       online_params, state.target_params, batch, loss_key, **variant
     )
     updates, opt_state = updating.update(
@@ -530,6 +548,7 @@ def _make_descend(
       online_params=optax.apply_updates(online_params, updates),
       opt_state=opt_state,
       gradient_steps=state.gradient_steps + 1,
+      previous_params=before,
     ), metrics
 
   return descend

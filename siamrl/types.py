@@ -85,6 +85,8 @@ class TrainState(struct.PyTreeNode):
     opt_state: the optimizer's state.
     gradient_steps: int32 [] optimizer steps applied so far.
     key: random key; each gradient step folds its number into it.
+    previous_params: the online parameters before the last gradient step, for
+      learners with a churn term; else None.
   """
 
   online_params: Params
@@ -92,6 +94,7 @@ class TrainState(struct.PyTreeNode):
   opt_state: optax.OptState
   gradient_steps: jax.Array
   key: jax.Array
+  previous_params: Params | None = None
 
 
 # The functions of an agent. Arguments are passed by position, except for those

@@ -17,6 +17,7 @@ FLOORS = {
   'siamrl.twins': 1,
   'siamrl.losses': 1,
   'siamrl.rewards': 1,
+  'siamrl.churn': 1,
   'siamrl.augment': 1,
   'siamrl.networks': 2,
   'siamrl.agents': 3,

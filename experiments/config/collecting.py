@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from experiments.config import (
+  churn as churn_options,
   learning,
   panel as panel_options,
   twin as twin_options,
@@ -167,11 +168,11 @@ def check_replay(config: CollectOptions) -> None:
       unready=config.n_step * config.num_envs,
     )
   check_min_replay(config)
-  if config.replay_capacity < config.batch_size:
+  if config.replay_capacity < churn_options.drawn(config):
     refuse(
       config,
       'replay_capacity',
-      f'be at least --batch_size={config.batch_size}',
+      f'be at least {churn_options.drawn_text(config)}',
     )
   if config.replay_capacity % config.num_envs:
     refuse(
@@ -203,12 +204,13 @@ def make_schedule(config: Any) -> Schedule:
 def check_min_replay(config: Any) -> None:
   """Raises UsageError if the first gradient step lacks transitions."""
   # Before it, n transitions of each environment are not yet whole.
-  needed = config.batch_size + config.num_envs * config.n_step
+  drawn = churn_options.drawn(config)
+  needed = drawn + config.num_envs * config.n_step
   if config.min_replay < needed:
     refuse(
       config,
       'min_replay',
-      f'be at least {needed}: --batch_size={config.batch_size}, and '
+      f'be at least {needed}: {churn_options.drawn_text(config)}, and '
       f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
     )
 
@@ -273,7 +275,7 @@ def make_config(config: CollectOptions) -> scan.ScanConfig:
     num_envs=config.num_envs,
     iteration_env_steps=config.iteration_env_steps,
     warmup_env_steps=config.min_replay,
-    batch_size=config.batch_size,
+    batch_size=churn_options.drawn(config),
     reward_clip=config.reward_clip or None,
     eval_episodes=config.eval_episodes,
     eval_epsilon=config.eval_epsilon,

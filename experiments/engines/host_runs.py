@@ -14,7 +14,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from experiments.config import collecting as collect_options
+from experiments.config import (
+  churn as churn_options,
+  collecting as collect_options,
+)
 from experiments.config.declaring import refuse, usage_errors
 from experiments.config.meaning import check_lists, check_meant, say_idle
 from experiments.config.reading import Sweep
@@ -215,7 +218,7 @@ def build(
     total_env_steps=config.total_env_steps,
     iteration_env_steps=config.iteration_env_steps,
     warmup_env_steps=config.min_replay,
-    batch_size=config.batch_size,
+    batch_size=churn_options.drawn(config),
     epsilon=family.make_epsilon(config),
     reward_clip=config.reward_clip or None,
     **suite.loop_options,
@@ -297,12 +300,12 @@ def check_replay(config: Any, suite: Suite) -> None:
   # In the worst case every other slot ends an episode, and no transition starts
   # in the oldest and newest few slots of each environment.
   unready = config.num_envs * (config.n_step + suite.spaces.stack)
-  least = 2 * (config.batch_size + unready)
+  least = 2 * (churn_options.drawn(config) + unready)
   if config.replay_capacity < least:
     refuse(
       config,
       'replay_capacity',
-      f'be at least {least}: room for --batch_size={config.batch_size}, and '
+      f'be at least {least}: room for {churn_options.drawn_text(config)}, and '
       f'--n_step={config.n_step} for each of --num_envs={config.num_envs}',
     )
   if config.replay_capacity % config.num_envs:
@@ -336,7 +339,7 @@ def _nbytes(
     (spaces.stack, *spaces.frame_shape),
     spaces.frame_dtype,
     spaces.action_dim,
-    config.batch_size,
+    churn_options.drawn(config),
     family.sequence_steps(config),
   )
   state = jax.eval_shape(learner.init, jax.random.key(0))
@@ -350,7 +353,8 @@ def _nbytes(
     + 64 * config.eval_episodes
   )
   if config.panel_period:
-    needed += config.probe_size / config.batch_size * memory.nbytes(batch)
+    drawn = churn_options.drawn(config)
+    needed += config.probe_size / drawn * memory.nbytes(batch)
     # The values expected in an evaluation, and five records of it.
     needed += 6 * memory.kept_nbytes(
       suite.eval_quota.get('env_steps', 0), max(suite.eval_envs, 1), numbers=1

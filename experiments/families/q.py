@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import (
+  churn as churn_options,
   collecting as collect_options,
   latent as latent_options,
   panel as panel_options,
@@ -79,7 +80,12 @@ _NO_WHOLE_TARGETS = ('residual', 'chain', 'iterated_heads')
 
 @dataclasses.dataclass(frozen=True)
 class QOptions(
-  LearningOptions, NetworkOptions, LatentOptions, TargetOptions, CollectOptions
+  LearningOptions,
+  NetworkOptions,
+  LatentOptions,
+  churn_options.ChurnOptions,
+  TargetOptions,
+  CollectOptions,
 ):
   """The options; a launcher adds its environment, and defaults of its own."""
 
@@ -293,8 +299,12 @@ def make_learner(
     anneal_steps=_anneal_steps(config),
     max_gradient_norm=config.max_gradient_norm or None,
   )
-  act_with = getattr(config, 'act_with', 'online')  # not on a data set
-  return learner.make_learner(agent, optimizer, twin.make(), act_with)
+  # Neither acting nor a second batch is on a data set.
+  act_with = getattr(config, 'act_with', 'online')
+  churn_weight = getattr(config, 'churn_weight', 0.0)
+  return learner.make_learner(
+    agent, optimizer, twin.make(), act_with, churn_weight
+  )
 
 
 def _anneal_steps(config: Any) -> int | None:

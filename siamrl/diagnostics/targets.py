@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from siamrl.churn import halves
 from siamrl.diagnostics.distances import disagreement
 from siamrl.learner import Learner
 from siamrl.types import Metrics, TrainState, Transition
@@ -93,6 +94,8 @@ def churn(
   """
   agent = learner.agent
   stepped, _ = learner.regress(train, batch)
+  if train.previous_params is not None:  # half of it is for reference
+    batch, _ = halves(batch)
 
   def targets_of(state: TrainState, data: Any) -> chex.Array:
     return agent.targets(

@@ -88,6 +88,17 @@ def test_every_rule_fits_the_compiled_loop(name):
   assert not {name for name in row if 'distribution' in name}
 
 
+@pytest.mark.parametrize('agent', ['dqn', 'c51', 'qrdqn', 'iqn'])
+def test_the_churn_term_fits_every_agent(agent):
+  row = _columns(
+    _sweep(
+      *(f'--agent={agent}', '--churn_weight=0.5'),
+      *('--panel_period=1', '--probe_size=8'),
+    )
+  )
+  assert {'churn_term', 'panel/target_churn_train'} <= set(row)
+
+
 @pytest.mark.parametrize('agent', ['dqn', 'c51', 'qrdqn'])
 @pytest.mark.parametrize('name', twins.RULES)
 def test_every_rule_fits_minto(name, agent):
@@ -294,6 +305,20 @@ def test_rules_and_forms_in_one_sweep():
     (
       ('--mellowmax_omega=2',),
       '--mellowmax_omega=2.0 must go with --target_form=mellowmax',
+    ),
+    (
+      _rule('chain') + ('--churn_weight=1',),
+      '--churn_weight=1.0 must not be given with --target_update=chain or '
+      'iterated_heads',
+    ),
+    (
+      ('--replay=prioritized', '--churn_weight=1'),
+      '--churn_weight=1.0 must go with --replay=uniform, not prioritized',
+    ),
+    (
+      ('--min_replay=8', '--churn_weight=1'),
+      '--min_replay=8 must be at least 10: --batch_size=4 and as many for '
+      '--churn_weight',
     ),
     (('--target_form=soft',), 'target_form=soft needs soft_temperature'),
     (

@@ -52,6 +52,7 @@ FLAGS = (
   '--batch_reduction=mean',
   '--param_dtype=bfloat16',
   '--batch_size=8',
+  '--churn_weight=0.25',
   '--train_period=2',
   '--min_replay=100',
   '--replay_capacity=500',
@@ -179,10 +180,11 @@ def test_learning(calls):
       max_gradient_norm=2.0,
     ),
   )
-  (_, _, clocked, act_with), _ = calls['make_learner'][0]
+  (_, _, clocked, act_with, churn_weight), _ = calls['make_learner'][0]
   # 6 frames are 2 env steps, 1 gradient step.
   assert clocked[1:] == (1, 0, 'before', 'fresh', True)
   assert act_with == 'online'
+  assert churn_weight == 0.25
 
 
 def test_replay_and_loop(calls):
@@ -211,7 +213,7 @@ def test_replay_and_loop(calls):
     total_env_steps=800,
     iteration_env_steps=400,
     warmup_env_steps=100,
-    batch_size=8,
+    batch_size=16,  # half of it for reference
     reward_clip=2.5,
     life_loss_terminates=False,
     overlapped=True,
