@@ -646,6 +646,38 @@ class Report(NamedTuple):
   read: Metrics
 
 
+def regress_programs(
+  regress: Regress, reads: Sequence[str] = ()
+) -> tuple[Any, Any]:
+  """Jits one gradient step, and several in a loop.
+
+  Args:
+    regress: takes one gradient step.
+    reads: names of the metrics to report in full, besides the means of all.
+
+  Returns:
+    (one, many), both (state, batch) -> (state, (means, read)), which donate the
+    state; the batches of `many` and what it reports lead with [K].
+  """
+
+  # JAX then reuses a trace that the caller has, such as that of a memory check.
+  traced = jax.jit(regress)
+
+  def reduced(
+    state: TrainState, batch: Transition
+  ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
+    state, metrics = traced(state, batch)
+    return state, (mean_of(metrics), named(metrics, reads))
+
+  def scanned(
+    state: TrainState, batches: Transition
+  ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
+    return jax.lax.scan(reduced, state, batches)
+
+  one = jax.jit(reduced, donate_argnums=0)
+  return one, jax.jit(scanned, donate_argnums=0)
+
+
 def jit_regress(
   regress: Regress, reads: Sequence[str] = ()
 ) -> Callable[
@@ -664,23 +696,7 @@ def jit_regress(
     (state, batches) -> (state, reports), which donates the state and has one
     report for each dispatch.
   """
-
-  # JAX then reuses a trace that the caller has, such as that of a memory check.
-  traced = jax.jit(regress)
-
-  def reduced(
-    state: TrainState, batch: Transition
-  ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
-    state, metrics = traced(state, batch)
-    return state, (mean_of(metrics), named(metrics, reads))
-
-  def scanned(
-    state: TrainState, batches: Transition
-  ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
-    return jax.lax.scan(reduced, state, batches)
-
-  one = jax.jit(reduced, donate_argnums=0)
-  many = jax.jit(scanned, donate_argnums=0)
+  one, many = regress_programs(regress, reads)
 
   def steps(
     state: TrainState, batches: Sequence[Transition]

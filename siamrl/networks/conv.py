@@ -12,7 +12,8 @@ differently:
 Inside a compiled loop (`lax.scan`) all convolutions are slow on XLA:CPU,
 forward passes included; there each pass is one matrix product with patches.
 
-Other platforms use plain convolutions and their ordinary gradients.
+Other platforms use plain convolutions and their ordinary gradients. A program
+gets those of the platform that it is lowered for, wherever it is traced.
 """
 
 import functools
@@ -151,7 +152,11 @@ class Conv(nn.Module):
       x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     elif self.padding != 'VALID':
       raise FieldError('padding', self.padding, 'is neither VALID nor SAME')
-    conv = _conv
-    if jax.default_backend() == 'cpu' and k % s == 0:
-      conv = _conv_by_patches if self.inside_loop else _cpu_conv
-    return conv(x, kernel, s) + bias
+    conv = functools.partial(_conv, stride=s)
+    if k % s:
+      return conv(x, kernel) + bias
+    of_cpu = _conv_by_patches if self.inside_loop else _cpu_conv
+    y = lax.platform_dependent(
+      x, kernel, cpu=lambda x, kernel: of_cpu(x, kernel, s), default=conv
+    )
+    return y + bias

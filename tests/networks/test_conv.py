@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -94,14 +95,26 @@ def test_equals_flax_in_a_scan_under_vmap_over_runs(inside_loop):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of the CPU only')
-@pytest.mark.parametrize('inside_loop', [False, True])
-def test_in_a_loop_the_cpu_never_convolves(inside_loop):
-  conv = Conv(16, 3, inside_loop=inside_loop)
+def _convolutions(network, platform):
+  """Convolutions in `_walk`, lowered for a platform."""
   boards = jnp.ones((5, 2, 10, 10, 4))
-  params = conv.init(jax.random.key(0), boards[0])
-  program = str(jax.make_jaxpr(functools.partial(_walk, conv))(params, boards))
-  assert ('conv_general_dilated' in program) != inside_loop
+  params = jax.eval_shape(network.init, jax.random.key(0), boards[0])
+  walk = jax.jit(jax.vmap(functools.partial(_walk, network), (0, None)))
+  runs = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), params
+  )
+  exported = jax.export.export(walk, platforms=[platform])(runs, boards)
+  return exported.mlir_module().count('stablehlo.convolution')
+
+
+@pytest.mark.parametrize('inside_loop', [False, True])
+def test_in_a_loop_only_the_cpu_never_convolves(inside_loop):
+  ours = Conv(16, 3, inside_loop=inside_loop)
+  oracle = nn.Conv(16, (3, 3), padding='VALID')
+  assert (_convolutions(ours, 'cpu') > 0) != inside_loop
+  for platform in ('cuda', 'rocm', 'tpu'):
+    found = _convolutions(ours, platform)
+    assert found == _convolutions(oracle, platform) > 0
 
 
 def test_unknown_padding():
