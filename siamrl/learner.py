@@ -14,7 +14,15 @@ import optax
 from siamrl import churn, schedule, twins
 from siamrl.parameters import FieldError, check_name
 from siamrl.twins.lifting import itself
-from siamrl.types import Agent, Metrics, Params, TrainState, Transition, Twin
+from siamrl.types import (
+  TRANSITION_LOSS,
+  Agent,
+  Metrics,
+  Params,
+  TrainState,
+  Transition,
+  Twin,
+)
 
 OPTIMIZERS = (
   'adam',
@@ -608,8 +616,13 @@ def target_updates(learner: Learner, state: TrainState) -> Any:
 
 
 def mean_of(metrics: Metrics) -> Metrics:
-  """Averages the metrics of a gradient step over its transitions, to []."""
-  return jax.tree.map(jnp.mean, metrics)
+  """Averages the metrics of a gradient step over its transitions, to [].
+
+  `transition_loss` is left out: it is for replays, and its weighted mean is
+  `loss`.
+  """
+  averaged = {k: v for k, v in metrics.items() if k != TRANSITION_LOSS}
+  return jax.tree.map(jnp.mean, averaged)
 
 
 def named(metrics: Metrics, names: Sequence[str]) -> Metrics:
@@ -636,7 +649,7 @@ class Report(NamedTuple):
 
   Attributes:
     steps: K, the number of gradient steps.
-    means: mean of each metric over the batch, [], or [K] if K > 1.
+    means: means of metrics over the batch as in `mean_of`, [], or [K] if K > 1.
     read: the metrics that were asked for by name, as the loss reports them;
       with a leading [K] if K > 1.
   """

@@ -160,6 +160,12 @@ class Expected(Protocol):
     """
 
 
+# The metric that a loss may report of each transition, its loss without its
+# weight. Only replays read it, by its name: rows have the mean of the weighted
+# losses as `loss`.
+TRANSITION_LOSS = 'transition_loss'
+
+
 class Loss(Protocol):
   """The function that an agent minimizes.
 
@@ -204,7 +210,8 @@ class Loss(Protocol):
 
     Returns:
       The loss [], and metrics by name, each [], or [B] if every transition has
-      one.
+      one. A prioritized replay reads `td_error_abs` [B] or `transition_loss`
+      [B], both at least 0.
     """
 
 
@@ -382,7 +389,10 @@ class Agent(NamedTuple):
 
   Attributes:
     init: draws the parameters.
-    loss: computes the loss to differentiate.
+    loss: computes the loss to differentiate. Agents that learn values report
+      for each transition `td_error_abs`, the absolute TD error; those of
+      discrete actions report `transition_loss`, too, its loss without its
+      weight, of which rows have no mean.
     bootstrap: answers observations; targets are made of its answers.
     targets: computes the numbers that the agent learns toward.
     values: computes the values by which the agent acts.

@@ -210,13 +210,18 @@ def test_metrics_of_transitions_are_averaged_by_those_who_want_it():
   assert each['td_error_abs'].shape == (8,)
   assert each['loss'].shape == ()
   metrics = learner.mean_of(each)
-  assert metrics.keys() == each.keys()
+  # Losses of transitions are for replays, and need no mean.
+  assert each.keys() - metrics.keys() == {'transition_loss'}
   assert metrics['td_error_abs'].shape == metrics['loss'].shape == ()
   mean = float(np.mean(each['td_error_abs']))
   assert float(metrics['td_error_abs']) == pytest.approx(mean)
   _, (report,) = learner.jit_regress(made.regress)(state, [batch])
   assert report.means['td_error_abs'].shape == () and not report.read
   assert float(report.means['td_error_abs']) == pytest.approx(mean, rel=1e-5)
+  assert report.means.keys() == metrics.keys()
+  steps = learner.jit_regress(made.regress, ('transition_loss',))
+  _, (report,) = steps(made.init(jax.random.key(0)), [batch])
+  assert report.read['transition_loss'].shape == (8,)
 
 
 def test_a_metric_that_is_read_must_be_reported():

@@ -30,7 +30,11 @@ from siamrl.diagnostics import STRIDE
 from siamrl.learner import TwinSpec
 from siamrl.replay.device import DeviceReplay
 from siamrl.runners import scan
-from siamrl.types import JaxEnvironment, Schedule
+from siamrl.types import TRANSITION_LOSS, JaxEnvironment, Schedule
+
+
+# The metric of each transition that its priority is made of, by --priority.
+PRIORITY_METRICS = {'td_error': 'td_error_abs', 'loss': TRANSITION_LOSS}
 
 
 @dataclasses.dataclass(frozen=True)

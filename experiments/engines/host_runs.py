@@ -285,6 +285,7 @@ def _make_replay(config: Any, family: Family, suite: Suite) -> HostReplay:
     config.replay_capacity,
     alpha=config.priority_exponent,
     beta=collect_options.make_importance(config, vars(config)),
+    metric=collect_options.PRIORITY_METRICS[config.priority],
     **settings,
   )
 

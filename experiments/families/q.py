@@ -67,7 +67,7 @@ from siamrl.types import Agent
 
 _HOST_REPLAYS = {
   'uniform': 'all with the same chance',
-  'prioritized': 'by its last TD error (Schaul et al. 2016)',
+  'prioritized': 'by its --priority (Schaul et al. 2016)',
 }
 REPLAYS = _HOST_REPLAYS | {
   'none': 'no replay: whole epochs over what a round has collected, with '
@@ -104,9 +104,22 @@ class HostReplayOptions:
     _HOST_REPLAYS,
     value_alias={'prioritised': 'prioritized'},
   )
+  # DQN Zoo's Rainbow has loss with the exponent 0.5, and cuts losses at 100. So
+  # has Dopamine's: its priority is the root of the loss, and its exponent 1.
+  priority: str = choice(
+    'td_error',
+    'The number that the priority of a transition is made of, from the last '
+    'gradient step on it.',
+    {
+      'td_error': 'the absolute TD error; of distributions, of their means',
+      'loss': 'its loss, such as the cross-entropy of c51 (Rainbow)',
+    },
+    when=_PRIORITIZED,
+    refused=True,
+  )
   priority_exponent: float = option(
     0.6,
-    'Exponent of the TD errors in priorities; 0 is uniform.',
+    'Exponent of --priority; 0 is uniform.',
     FRACTION,
     traced=True,
     when=_PRIORITIZED,
@@ -413,7 +426,10 @@ def _make_replay(config: CompiledConfig, task: Task) -> Any:
   replay = collect_options.make_replay(
     config, environment, packed=task.packed, sequence_steps=config.spr_steps
   )
-  return PrioritizedReplay(replay) if config.replay == 'prioritized' else replay
+  if config.replay != 'prioritized':
+    return replay
+  metric = collect_options.PRIORITY_METRICS[config.priority]
+  return PrioritizedReplay(replay, metric=metric)
 
 
 FAMILY = Family(

@@ -14,7 +14,15 @@ from flax import linen as nn
 
 from siamrl.networks.dense import has_noise
 from siamrl.parameters import FieldError, check_name
-from siamrl.types import Bootstrap, Loss, Metrics, Noise, Params, Transition
+from siamrl.types import (
+  TRANSITION_LOSS,
+  Bootstrap,
+  Loss,
+  Metrics,
+  Noise,
+  Params,
+  Transition,
+)
 
 REDUCTIONS: dict[str, Callable[[chex.Array], chex.Array]] = {
   'mean': jnp.mean,
@@ -149,8 +157,9 @@ def make_loss(parts: Parts, batch_reduction: str) -> Loss:
     batch_reduction: a key of `REDUCTIONS`.
 
   Returns:
-    A loss, which reports `loss` [], `q_tm1` [B] and `td_error_abs` [B]. If the
-    batch has weights, they multiply the losses of its transitions.
+    A loss, which reports `loss` [], `q_tm1` [B], `td_error_abs` [B] and
+    `transition_loss` [B]. If the batch has weights, they multiply the losses of
+    its transitions, but not what `transition_loss` reports.
   """
   reduce = REDUCTIONS[batch_reduction]
 
@@ -168,14 +177,14 @@ def make_loss(parts: Parts, batch_reduction: str) -> Loss:
       y = parts.given(batch.r_t)
     else:
       y = parts.learned(online_params, target_params, batch, key, bootstrap)
-    each, q_tm1, td_error_abs = parts.errors(online_params, batch, y, key)
-    if batch.weight is not None:
-      each = batch.weight * each
+    plain, q_tm1, td_error_abs = parts.errors(online_params, batch, y, key)
+    each = plain if batch.weight is None else batch.weight * plain
     value = reduce(each)
     return value, {
       'loss': value,
       'q_tm1': q_tm1,
       'td_error_abs': td_error_abs,
+      TRANSITION_LOSS: plain,
     }
 
   return loss

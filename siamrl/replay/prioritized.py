@@ -59,10 +59,13 @@ class PrioritizedReplay:
   Attributes:
     replay: the description of the ring.
     epsilon: added to |TD error|, so that every transition can be drawn again.
+    metric: name of the metric [B], at least 0, that takes the place of
+      |TD error|.
   """
 
   replay: DeviceReplay
   epsilon: float = 1e-6
+  metric: str = 'td_error_abs'
 
   def __post_init__(self) -> None:
     """Checks the settings.
@@ -126,8 +129,8 @@ class PrioritizedReplay:
 
   @property
   def reads(self) -> tuple[str, ...]:
-    """As `PureReplay.reads`: the size of each TD error."""
-    return ('td_error_abs',)
+    """As `PureReplay.reads`: what priorities are made of."""
+    return (self.metric,)
 
   def begin(
     self,
@@ -205,18 +208,18 @@ class PrioritizedReplay:
     Args:
       moving: the priorities.
       handle: int32 [B] indices; among duplicates the largest error counts.
-      metrics: holds `td_error_abs` [B]. After one that is not finite, all
-        later batches of this run are meaningless.
+      metrics: holds `metric` [B]. After one that is not finite, all later
+        batches of this run are meaningless.
       sampling: `alpha` is the exponent of the priorities.
 
     Raises:
-      ValueError: there is not exactly one TD error per transition.
+      ValueError: there is not exactly one error per transition.
     """
-    error = metrics['td_error_abs']
+    error = metrics[self.metric]
     if error.shape != handle.shape:
       raise ValueError(
-        f'td_error_abs is {error.shape}: must be {handle.shape}, one for each '
-        'transition'
+        f'{self.metric} is {error.shape}: must be {handle.shape}, one for '
+        'each transition'
       )
     priority = (error.astype(jnp.float32) + self.epsilon) ** sampling.alpha
     # A plain write does not define which of several values stays.

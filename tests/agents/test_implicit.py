@@ -263,6 +263,9 @@ def test_weights_and_reductions():
   each = [loss('sum', jnp.eye(B)[i]) for i in range(B)]
   assert loss('sum', None) == pytest.approx(sum(each), rel=1e-5)
   assert loss('mean', None) == pytest.approx(sum(each) / B, rel=1e-5)
+  batch = batch._replace(weight=np.arange(B))  # counts for the sum only
+  _, metrics = AGENT.loss(online, target, batch, KEY)
+  assert metrics['transition_loss'] == pytest.approx(each, rel=1e-5)
 
 
 def test_whole_targets():

@@ -70,6 +70,9 @@ def test_loss_of_known_values(name, reduction, scale):
     scale * np.sum([0.5, 3.0] * errors**2), rel=1e-6
   )
   assert weighted['td_error_abs'] == pytest.approx(metrics['td_error_abs'])
+  # The squared error of each, whatever its weight and the reduction.
+  for reported in (metrics, weighted):
+    assert reported['transition_loss'] == pytest.approx(errors**2, rel=1e-6)
 
 
 FORM_PARAMETERS = {

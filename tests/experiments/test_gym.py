@@ -322,6 +322,7 @@ def refused(monkeypatch, tmp_path):
     ('--hidden_sizes=8-', '--hidden_sizes=8- must be positive numbers joined'),
     ('--target_update=soft', 'tau'),
     ('--replay=priority', '--replay=priority must be one of uniform'),
+    ('--priority=loss', 'must go with --replay=prioritized, not uniform'),
     ('--priority_exponent=2', '--priority_exponent=2.0 must be in [0, 1]'),
     # Of compiled runs:
     ('--q_lambda=0.5', '--q_lambda is no flag'),

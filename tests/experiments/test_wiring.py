@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from experiments import atari
+from experiments import atari, classic
 from experiments.config import latent as latent_options, reading
 from experiments.engines import host_runs
+from experiments.families import q
 from experiments.suites import ale
 from siamrl import augment, learner, twins
 from siamrl.agents import latent, registry
@@ -57,6 +58,7 @@ FLAGS = (
   '--min_replay=100',
   '--replay_capacity=500',
   '--replay=prioritized',
+  '--priority=loss',
   '--priority_exponent=0.75',
   '--importance_start=0.25',
   '--importance_end=0.5',
@@ -194,6 +196,7 @@ def test_replay_and_loop(calls):
   assert [beta(t) for t in (0, 400, 800)] == [0.25, 0.375, 0.5]
   assert replay == dict(
     alpha=0.75,
+    metric='transition_loss',
     frame_shape=(84, 84),
     frame_dtype=np.uint8,
     num_envs=2,
@@ -218,6 +221,14 @@ def test_replay_and_loop(calls):
     life_loss_terminates=False,
     overlapped=True,
   )
+
+
+def test_the_priorities_of_compiled_runs():
+  config = reading.from_arguments(
+    classic.ClassicConfig, '--replay=prioritized', '--priority=loss'
+  )
+  replay = q.make_loop(config, classic.make_task(config)).replay
+  assert replay.reads == ('transition_loss',)
 
 
 @pytest.mark.parametrize(

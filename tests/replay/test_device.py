@@ -767,6 +767,20 @@ def test_of_equal_indices_the_largest_error_counts():
   np.testing.assert_allclose(state.sums[0], [[5, 2, 3, 5]], rtol=1e-5)
 
 
+def test_priorities_may_be_made_of_another_metric():
+  ring = _prioritized(4).replay
+  replay = PrioritizedReplay(ring, metric='transition_loss')
+  assert replay.reads == ('transition_loss',)
+  state, _ = _with_leaves(_prioritized(4), [5.0, 5.0, 5.0, 5.0])
+  moving = replay.update(
+    replay.moving(state),
+    jnp.array([1, 3]),
+    {'td_error_abs': jnp.ones(2), 'transition_loss': jnp.array([4.0, 9.0])},
+    Sampling(0.5, 0.5),
+  )
+  np.testing.assert_allclose(moving.sums[0], [[5, 2, 5, 3]], rtol=1e-5)
+
+
 def test_a_mean_of_the_errors_is_no_error_of_each():
   replay = _prioritized(4)
   state, _ = _with_leaves(replay, [5.0, 5.0, 5.0, 5.0])

@@ -102,10 +102,10 @@ def test_priorities_belong_to_the_transitions(num_envs, stack, n_step, spare):
   assert known.largest > 1
 
 
-def _four(alpha=1.0, beta=lambda env_steps: 0.5, capacity=16):
+def _four(alpha=1.0, beta=lambda env_steps: 0.5, **settings):
   """A replay of four transitions, numbered by their actions."""
   replay = PrioritizedHostReplay(
-    capacity, alpha=alpha, beta=beta, frame_shape=(2,), stack=1
+    16, alpha=alpha, beta=beta, frame_shape=(2,), stack=1, **settings
   )
   replay.start(_frames([0]))
   for number in range(4):
@@ -178,6 +178,16 @@ def test_one_draw_falls_into_each_stratum():
   for _ in range(50):
     actions = replay.sample(rng, 4)[0].a_tm1
     assert actions[0] in (0, 1) and actions[1:].tolist() == [2, 3, 3]
+
+
+def test_priorities_may_be_made_of_another_metric():
+  replay = _four(alpha=0.5, metric='transition_loss')
+  assert replay.reads == ('transition_loss',)
+  _, handle = replay.sample(np.random.default_rng(0), 4)
+  losses = np.float32([4, 9, 16, 25])
+  both = {'td_error_abs': np.ones(4), 'transition_loss': losses}
+  replay.update(handle, both)
+  np.testing.assert_allclose(replay.priorities[:4], [2, 3, 4, 5], 1e-6)
 
 
 def test_of_a_transition_drawn_twice_the_largest_error_counts():

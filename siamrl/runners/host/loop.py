@@ -17,6 +17,7 @@ from siamrl.learner import (
   Regress,
   Report,
   jit_regress,
+  mean_of,
   target_updates,
 )
 from siamrl.parameters import FieldError
@@ -539,7 +540,7 @@ def _metric_names(
     sequence_steps,
   )
   _, metrics = jax.eval_shape(regress, train_state, batch)
-  return sorted(metrics)
+  return sorted(jax.eval_shape(mean_of, metrics))
 
 
 def _crc(obs: np.ndarray) -> int:
