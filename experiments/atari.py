@@ -34,6 +34,7 @@ from experiments.config.declaring import (
   When,
   choice,
   group,
+  not_given,
   one_of,
   option,
   redeclared,
@@ -65,7 +66,7 @@ _EVALUATES = When(
 @dataclasses.dataclass(frozen=True)
 class AtariConfig(
   ExplorationOptions,
-  q.HostReplayOptions,
+  q.ReplayOptions,
   LearningOptions,
   NetworkOptions,
   PanelOptions,
@@ -152,7 +153,9 @@ class AtariConfig(
 
   _collecting: Any = group('Collecting and learning')
   discount: float = redeclared(CollectOptions, 'discount')
-  n_step: int = redeclared(CollectOptions, 'n_step')
+  n_step: int = redeclared(
+    CollectOptions, 'n_step', when=not_given('replay', 'none'), refused=True
+  )
   reward_clip: float = redeclared(CollectOptions, 'reward_clip', 1.0)
   augmentation: str = choice(
     'none', 'Augmentation of the frames learned from.', AUGMENTATIONS
@@ -166,6 +169,7 @@ class AtariConfig(
     'Transitions in the replay; each takes 7.1 kB of memory as it fills.',
     POSITIVE,
     most=INT64,  # the memory ends sooner
+    when=not_given('replay', 'none'),
   )
   acting: str = option(
     'exact',
@@ -173,6 +177,8 @@ class AtariConfig(
     'last env step of a round. overlapped: those of one round before; it '
     'works during the first',
     one_of(('exact', 'overlapped')),
+    when=not_given('replay', 'none'),
+    refused=True,
   )
   _evaluation: Any = group('Evaluation, after each iteration')
   eval_frames: int = option(

@@ -32,6 +32,7 @@ from experiments.config import (
 )
 from experiments.config.declaring import (
   group,
+  not_given,
   option,
   redeclared,
   sizes,
@@ -46,13 +47,19 @@ from experiments.suites import gym
 @dataclasses.dataclass(frozen=True)
 class GymConfig(
   ExplorationOptions,
-  q.HostReplayOptions,
+  q.ReplayOptions,
   q.QOptions,
   runs.HostOptions,
   runs.SeriesOptions,
 ):
   """The options; their defaults are those of CleanRL's dqn.py."""
 
+  n_step: int = redeclared(
+    q.QOptions, 'n_step', when=not_given('replay', 'none'), refused=True
+  )
+  replay_capacity: int = redeclared(
+    q.QOptions, 'replay_capacity', when=not_given('replay', 'none')
+  )
   num_envs: int = redeclared(q.QOptions, 'num_envs', 1)
   eval_episodes: int = redeclared(q.QOptions, 'eval_episodes', 10)
   eval_episode_env_steps: int = redeclared(

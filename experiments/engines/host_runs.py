@@ -33,11 +33,13 @@ from siamrl.diagnostics import Panel
 from siamrl.learner import Learner, TwinSpec
 from siamrl.replay.host import HostReplay
 from siamrl.replay.host_prioritized import PrioritizedHostReplay
+from siamrl.replay.rollout import HostRollout
 from siamrl.report import panel
 from siamrl.report.curves import plot_run
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import evaluation, host
+from siamrl.runners.returns import Returns
 from siamrl.types import Environments, TrainState
 
 
@@ -155,6 +157,9 @@ class Family(Protocol):
   ) -> Panel | None:
     """The panel that measures the twin, if the options ask for one."""
 
+  def make_host_returns(self, config: Any, learner: Learner) -> Returns | None:
+    """The whole targets of a round; None if a replay draws batches."""
+
   def make_epsilon(self, config: Any) -> Callable[[int], float]:
     """Env steps so far -> chance of a random action."""
 
@@ -183,7 +188,7 @@ def _make_learner(
   memory.check(
     config,
     needs,
-    'replay_capacity',
+    'train_period' if _keeps_rounds(config) else 'replay_capacity',
     devices.memory_bytes(),
   )
   panel_ = family.make_host_panel(config, suite, learner, twin)
@@ -244,6 +249,7 @@ def build(
       make_environments=suite.make,
       seed=config.seed,
       act_key=act_key,
+      returns=family.make_host_returns(config, learner),
       watch=watch,
     ),
     evaluate=functools.partial(
@@ -274,9 +280,13 @@ def _make_replay(config: Any, family: Family, suite: Suite) -> HostReplay:
     'frame_dtype': spaces.frame_dtype,
     'num_envs': config.num_envs,
     'stack': spaces.stack,
-    'n_step': config.n_step,
     'discount': config.discount,
     'action_dim': spaces.action_dim,
+  }
+  if _keeps_rounds(config):
+    return HostRollout(_round_steps(config), **settings)
+  settings |= {
+    'n_step': config.n_step,
     'sequence_steps': family.sequence_steps(config),
   }
   if not _is_prioritized(config):
@@ -295,8 +305,20 @@ def _is_prioritized(config: Any) -> bool:
   return getattr(config, 'replay', None) == 'prioritized'
 
 
+def _keeps_rounds(config: Any) -> bool:
+  """Whether each round is learned from in whole epochs, without a replay."""
+  return getattr(config, 'replay', None) == 'none'
+
+
+def _round_steps(config: Any) -> int:
+  """Steps of all environments in a round."""
+  return collect_options.make_schedule(config).collect // config.num_envs
+
+
 def check_replay(config: Any, suite: Suite) -> None:
   """Raises UsageError for a replay that is too small or too large."""
+  if _keeps_rounds(config):
+    return
   collect_options.check_min_replay(config)
   # In the worst case every other slot ends an episode, and no transition starts
   # in the oldest and newest few slots of each environment.
@@ -323,8 +345,13 @@ def check_replay(config: Any, suite: Suite) -> None:
 def _replay_nbytes(config: Any, suite: Suite) -> int:
   spaces = suite.spaces
   kind = PrioritizedHostReplay if _is_prioritized(config) else HostReplay
+  capacity = config.replay_capacity
+  if _keeps_rounds(config):
+    capacity = HostRollout.capacity_for(
+      _round_steps(config), num_envs=config.num_envs, stack=spaces.stack
+    )
   return kind.estimate_nbytes(
-    config.replay_capacity,
+    capacity,
     spaces.frame_shape,
     spaces.frame_dtype,
     spaces.action_dim,
@@ -335,7 +362,7 @@ def _nbytes(
   family: Family, suite: Suite, config: Any, learner: Learner
 ) -> float:
   """About how many bytes a run takes."""
-  spaces, speeds = suite.spaces, collect_options.make_schedule(config)
+  spaces = suite.spaces
   batch = host.batch_shape(
     (spaces.stack, *spaces.frame_shape),
     spaces.frame_dtype,
@@ -347,7 +374,7 @@ def _nbytes(
   iteration = min(config.iteration_env_steps, config.total_env_steps)
   numbers = max(spaces.action_dim, 1)
   needed = (
-    memory.learning_nbytes(learner.regress, state, batch, speeds)
+    _learning_nbytes(family, config, learner, state, batch)
     + _replay_nbytes(config, suite)
     + (config.num_envs + suite.eval_envs) * suite.environment_nbytes
     + memory.kept_nbytes(iteration, config.num_envs, numbers)
@@ -361,6 +388,31 @@ def _nbytes(
       suite.eval_quota.get('env_steps', 0), max(suite.eval_envs, 1), numbers=1
     )
   return needed
+
+
+def _learning_nbytes(
+  family: Family, config: Any, learner: Learner, state: Any, batch: Any
+) -> float:
+  """About how many bytes the gradient steps of a round take.
+
+  Args:
+    family: the family of agents.
+    config: the options.
+    learner: the learner.
+    state: shapes of its state.
+    batch: shapes of a batch.
+  """
+  speeds = collect_options.make_schedule(config)
+  returns = family.make_host_returns(config, learner)
+  if returns is None:
+    return memory.learning_nbytes(learner.regress, state, batch, speeds)
+  lead = _round_steps(config), config.num_envs
+  sequence = host.round_shape(batch, *lead)
+  bits = jax.ShapeDtypeStruct((speeds.regress, config.batch_size), np.uint32)
+  # On the host, too, before it is transferred.
+  return memory.nbytes(sequence) + memory.peak_nbytes(
+    host.make_epochs(learner, returns), state, sequence, bits
+  )
 
 
 def _evaluate(

@@ -594,6 +594,11 @@ def make_host_panel(
   return _make_panel(config, learner_, np.float32(config.discount), age)
 
 
+def make_host_returns(config: ControlConfig, learner_: Learner) -> None:
+  """The whole targets of a round: none, a replay draws batches."""
+  del config, learner_
+
+
 def make_epsilon(config: ControlConfig) -> Callable[[int], float]:
   """Env steps so far -> chance of a random action."""
   return functools.partial(at_random, random_env_steps=config.random_env_steps)

@@ -63,13 +63,12 @@ from siamrl.networks.q_network import QNetwork
 from siamrl.replay.prioritized import PrioritizedReplay
 from siamrl.replay.rollout import Rollout
 from siamrl.runners import scan
+from siamrl.runners.returns import Returns
 from siamrl.types import Agent
 
-_HOST_REPLAYS = {
+REPLAYS = {
   'uniform': 'all with the same chance',
   'prioritized': 'by its --priority (Schaul et al. 2016)',
-}
-REPLAYS = _HOST_REPLAYS | {
   'none': 'no replay: whole epochs over what a round has collected, with '
   'returns of Q(lambda)',
 }
@@ -94,14 +93,14 @@ _PRIORITIZED = given('replay', 'prioritized')
 
 
 @dataclasses.dataclass(frozen=True)
-class HostReplayOptions:
+class ReplayOptions:
   """The options of how transitions to learn from are drawn."""
 
   _replay: Any = group('Replay')
   replay: str = choice(
     'uniform',
     'How the transitions to learn from are drawn.',
-    _HOST_REPLAYS,
+    REPLAYS,
     value_alias={'prioritised': 'prioritized'},
   )
   # DQN Zoo's Rainbow has loss with the exponent 0.5, and cuts losses at 100. So
@@ -137,18 +136,6 @@ class HostReplayOptions:
     FRACTION,
     traced=True,
     when=_PRIORITIZED,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class ReplayOptions(HostReplayOptions):
-  """Those of compiled runs, which need no replay."""
-
-  replay: str = choice(
-    'uniform',
-    'How the transitions to learn from are drawn.',
-    REPLAYS,
-    value_alias={'prioritised': 'prioritized'},
   )
   q_lambda: float = option(
     0.0,
@@ -190,18 +177,23 @@ def check(config: CompiledConfig) -> None:
   if config.reset_optimizer and config.anneal_learning_rate:
     refuse(config, 'anneal_learning_rate', 'be false with --reset_optimizer')
   if config.replay == 'none':
-    _check_rollout(config)
+    _check_rollout(config, config.iteration_env_steps)
     return
   collect_options.check_replay(config)
 
 
-def _check_rollout(config: CompiledConfig) -> None:
-  """Raises UsageError for options that do not go with --replay=none."""
+def _check_rollout(config: Any, iteration_env_steps: int) -> None:
+  """Raises UsageError for options that do not go with --replay=none.
+
+  Args:
+    config: the options, with those of `ReplayOptions`.
+    iteration_env_steps: env steps of the first iteration.
+  """
   speeds_ = make_schedule(config)
   with usage_errors():
     panel_options.check(
       config,
-      iteration_env_steps=config.iteration_env_steps,
+      iteration_env_steps=iteration_env_steps,
       capacity=speeds_.collect,  # only the last round is kept
       unready=0,
     )
@@ -367,18 +359,13 @@ def make_setup(
   )
   twin = twin_options.traced(twin_spec(config), settings)
   learner_ = make_learner(config, agent, twin, settings)
-  returns = None
-  if config.replay == 'none':
-    returns = q.make_returns(
-      learner_.agent, settings['q_lambda'], config.q_trace
-    )
   return scan.Setup(
     learner=learner_,
     epsilon=_epsilon(settings),
     discount=settings['discount'],
     alpha=settings['priority_exponent'],
     beta=collect_options.make_importance(config, settings),
-    returns=returns,
+    returns=_make_returns(config, learner_, settings),
     reward_scale=settings['reward_scale'],
     panel=_make_panel(
       config,
@@ -391,6 +378,15 @@ def make_setup(
     if 'optimal_obs' in settings
     else None,
   )
+
+
+def _make_returns(
+  config: Any, learner_: Learner, numbers: Mapping[str, Any]
+) -> Returns | None:
+  """The whole targets of a round, with --replay=none."""
+  if config.replay != 'none':
+    return None
+  return q.make_returns(learner_.agent, numbers['q_lambda'], config.q_trace)
 
 
 def _epsilon(numbers: Mapping[str, Any]) -> Callable[[Any], Any]:
@@ -472,6 +468,11 @@ def make_host_panel(
   )
 
 
+def make_host_returns(config: Any, learner_: Learner) -> Returns | None:
+  """The whole targets of a round; None if batches are drawn from a replay."""
+  return _make_returns(config, learner_, vars(config))
+
+
 def make_epsilon(config: Any) -> Callable[[int], float]:
   """Env steps so far -> chance of a random action."""
   return _epsilon(vars(config))
@@ -491,13 +492,28 @@ def check_host(config: Any, *, length: str) -> None:
   """
   if config.reset_optimizer and config.anneal_learning_rate:
     refuse(config, 'anneal_learning_rate', 'be false with --reset_optimizer')
+  iteration = min(config.iteration_env_steps, config.total_env_steps)
   with usage_errors():
     latent_options.check(config)
+  if config.replay == 'none':
+    _check_rollout(config, iteration)
+  else:
+    _check_host_replay(config, iteration)
+  check_learns(
+    config,
+    length=length,
+    env_steps=config.total_env_steps,
+    round_env_steps=max(config.num_envs, config.train_period),
+    gradient_steps=speeds(config).gradient_steps_of(config.total_env_steps),
+  )
+
+
+def _check_host_replay(config: Any, iteration_env_steps: int) -> None:
+  """Raises UsageError for a replay that does not go with other options."""
+  with usage_errors():
     panel_options.check(
       config,
-      iteration_env_steps=min(
-        config.iteration_env_steps, config.total_env_steps
-      ),
+      iteration_env_steps=iteration_env_steps,
       capacity=config.replay_capacity,
       unready=config.n_step * config.num_envs,
     )
@@ -508,13 +524,6 @@ def check_host(config: Any, *, length: str) -> None:
       f'be at least {config.min_replay}: room for what --min_replay='
       f'{config.min_replay} collects',
     )
-  check_learns(
-    config,
-    length=length,
-    env_steps=config.total_env_steps,
-    round_env_steps=max(config.num_envs, config.train_period),
-    gradient_steps=speeds(config).gradient_steps_of(config.total_env_steps),
-  )
 
 
 # Runs on a data set, like those of the host loop without acting.

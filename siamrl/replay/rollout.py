@@ -8,7 +8,7 @@ discarded.
 from collections.abc import Mapping
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from siamrl.replay import finite
+from siamrl.replay.host import HostReplay
 from siamrl.replay.protocol import Relabel, Sampling
 from siamrl.schedule import counted
 from siamrl.types import Transition
@@ -53,7 +54,7 @@ class Sequence(NamedTuple):
   """
 
   transitions: Transition
-  ended: jax.Array
+  ended: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,13 +169,10 @@ class Rollout:
         [T, N, ...]; None to leave them unchanged.
 
     Returns:
-      The transitions [T * N, ...], and those of each draw as in `shuffle`.
+      As `whole_epochs`.
     """
     del t
-    steps, ended = self.sequence(state, sampling.discount)
-    if relabel is not None:
-      steps = relabel(steps, ended)
-    return _flat(steps), self.shuffle(bits)
+    return whole_epochs(self.sequence(state, sampling.discount), bits, relabel)
 
   def moving(self, state: RolloutState) -> tuple[()]:
     """As `PureReplay.moving`: nothing."""
@@ -229,20 +227,104 @@ class Rollout:
     rows = (bits % self.size).astype(jnp.int32)
     return jax.tree.map(lambda x: x[rows], _flat(steps))
 
-  def shuffle(self, bits: chex.Array) -> jax.Array:
-    """Shuffles the transitions of whole epochs into batches.
 
-    Args:
-      bits: uint32 [K, B] random, with K * B a multiple of `size`.
+def whole_epochs(
+  sequence: Sequence, bits: chex.Array, relabel: Relabel | None = None
+) -> tuple[Transition, jax.Array]:
+  """Prepares the gradient steps of whole epochs over a round.
 
-    Returns:
-      int32 [K, B] indices; each epoch holds every transition once.
-    """
-    epochs = math.prod(bits.shape) // self.size
-    order = jnp.argsort(bits.reshape(epochs, self.size), axis=1)
-    return order.astype(jnp.int32).reshape(bits.shape)
+  Args:
+    sequence: a round of T steps of N environments.
+    bits: uint32 [K, B] random, with K * B a multiple of T * N.
+    relabel: computes other returns from the round's transitions; None to leave
+      them unchanged.
+
+  Returns:
+    The transitions [T * N, ...], and int32 [K, B] those of each gradient step,
+    shuffled so that each epoch holds every transition once.
+  """
+  steps, ended = sequence
+  if relabel is not None:
+    steps = relabel(steps, ended)
+  epochs = math.prod(bits.shape) // ended.size
+  order = jnp.argsort(bits.reshape(epochs, ended.size), axis=1)
+  return _flat(steps), order.astype(jnp.int32).reshape(bits.shape)
 
 
 def _flat(steps: Transition) -> Transition:
   """Flattens transitions [T, N, ...] to [T * N, ...]."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
+
+
+class HostRollout(HostReplay):
+  """A `StatefulReplay` of the last T steps of N environments.
+
+  Between two rounds, `sequence` returns the one that has just ended. Its frames
+  are stored once, as in `HostReplay`; the ring of each environment has room for
+  a round in which every step ends an episode.
+
+  Attributes:
+    steps: T, steps of all environments in a round.
+  """
+
+  def __init__(self, steps: int, *, num_envs: int, stack: int, **others: Any):
+    """Reserves memory for the rings.
+
+    Args:
+      steps: T, at least 1.
+      num_envs: N.
+      stack: S, frames in an observation.
+      **others: further arguments of `HostReplay`, except for `n_step`.
+    """
+    super().__init__(
+      self.capacity_for(steps, num_envs=num_envs, stack=stack),
+      num_envs=num_envs,
+      stack=stack,
+      n_step=1,
+      **others,
+    )
+    self.steps = steps
+
+  @staticmethod
+  def capacity_for(steps: int, *, num_envs: int, stack: int) -> int:
+    """Returns the slots in all rings together."""
+    # Each step takes a slot, and another one if it ends an episode. The frames
+    # of the first stack may be older, and the newest slot is still open.
+    return num_envs * (2 * steps + stack)
+
+  def sequence(self) -> Sequence:
+    """Returns the round that has just ended, of NumPy arrays.
+
+    Raises:
+      ValueError: an environment has taken fewer than T steps.
+    """
+    index, ended = self._round()
+    flat = self._gather(index.ravel())
+    return Sequence(
+      jax.tree.map(lambda x: x.reshape(*index.shape, *x.shape[1:]), flat), ended
+    )
+
+  def peek(self, rng: np.random.Generator, batch_size: int) -> Transition:
+    """As `StatefulReplay.peek`, of the last round."""
+    index, _ = self._round()
+    return self._gather(
+      index.ravel()[rng.integers(index.size, size=batch_size)]
+    )
+
+  def _round(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the slots of the last T steps, and which ended an episode.
+
+    Returns:
+      Flat indices [T, N] in the order of time, and bool [T, N].
+    """
+    back = np.arange(self._length)  # 0 is the open slot
+    slots = (self._written[:, None] - 1 - back) % self._length
+    slots += self._rows[:, None]
+    taken = self._valid(slots.ravel()).reshape(slots.shape)
+    if np.any(taken.sum(1) < self.steps):
+      raise ValueError(f'no environment may have fewer than {self.steps} steps')
+    newest = np.argsort(~taken, axis=1, kind='stable')[:, : self.steps]
+    newest = newest[:, ::-1]
+    # Where an episode ended, its last observation has a slot of its own.
+    ended = ~np.take_along_axis(taken, newest - 1, 1) & (newest > 1)
+    return np.take_along_axis(slots, newest, 1).T, ended.T

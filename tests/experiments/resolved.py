@@ -29,7 +29,7 @@ PRESETS = {
     *('nature_dqn', 'dqn_zoo_dqn', 'dqn_zoo_double_dqn', 'dopamine_dqn'),
     *('cleanrl_dqn_atari', 'spr_atari_100k', 'quickstart'),
     *('dqn_zoo_c51', 'dqn_zoo_qrdqn', 'dqn_zoo_iqn', 'dopamine_c51'),
-    *('dopamine_iqn', 'dqn_zoo_prioritized'),
+    *('dopamine_iqn', 'dqn_zoo_prioritized', 'pqn_atari'),
   ),
   classic: (
     *('cleanrl_dqn_cartpole', 'cleanrl_dqn_acrobot', 'dopamine_dqn_cartpole'),

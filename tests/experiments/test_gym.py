@@ -48,6 +48,17 @@ WATCHED = (
   '--probe_size=8',
   '--shadows=self',
 )
+# Rounds of 20 env steps, each learned from in 4 epochs of 2 batches.
+WITHOUT_REPLAY = (
+  *SMALL,
+  '--replay=none',
+  '--num_envs=4',
+  '--train_period=20',
+  '--train_steps=8',
+  '--batch_size=10',
+  '--min_replay=0',
+  '--target_update=self',
+)
 GIVEN = OF_RULES | OF_FORMS
 
 
@@ -324,8 +335,8 @@ def refused(monkeypatch, tmp_path):
     ('--replay=priority', '--replay=priority must be one of uniform'),
     ('--priority=loss', 'must go with --replay=prioritized, not uniform'),
     ('--priority_exponent=2', '--priority_exponent=2.0 must be in [0, 1]'),
+    ('--q_lambda=0.5', '--q_lambda=0.5 must go with --replay=none'),
     # Of compiled runs:
-    ('--q_lambda=0.5', '--q_lambda is no flag'),
     ('--vectorized', '--vectorized is no flag'),
     ('--share=batch', '--share is no flag'),
     ('--coordinator=localhost:1234', '--coordinator is no flag'),
@@ -334,6 +345,60 @@ def refused(monkeypatch, tmp_path):
 )
 def test_options(refused, argument, message):
   assert message in refused(*SMALL, argument)
+
+
+@pytest.mark.parametrize(
+  'argument, message',
+  [
+    ('--batch_size=12', '--batch_size=12 must make whole epochs of the 20 env'),
+    ('--n_step=2', '--n_step=2 must not be given with --replay=none'),
+    ('--spr_steps=2', '--spr_steps=2 must be 0 for --replay=none'),
+    ('--target_update=residual', 'must not be residual, chain'),
+    (
+      '--panel_period=1',
+      '--probe_size=256 must be at most 20, the transitions that there are',
+    ),
+    ('--q_trace=sarsa', '--q_trace=sarsa must be one of peng, watkins'),
+    ('--q_lambda=1.5', '--q_lambda=1.5 must be in [0, 1]'),
+  ],
+)
+def test_what_does_not_go_without_a_replay(refused, argument, message):
+  assert message in refused(*WITHOUT_REPLAY, argument)
+
+
+def test_without_a_replay_there_is_room_for_a_round_only(accepted):
+  parts = accepted(*WITHOUT_REPLAY)
+  # Of 5 steps of 4 environments; each may end an episode.
+  assert parts.replay.capacity == 4 * (2 * 5 + 1)
+
+
+def test_without_a_replay_it_goes_on_where_it_was_stopped(
+  tmp_path, monkeypatch
+):
+  given = (*WITHOUT_REPLAY, '--env_steps=200', '--eval_episodes=2')
+  whole, folder = tmp_path / 'whole', tmp_path / 'run'
+  launch(*given, f'--run_dir={whole}')
+  rows = columns(whole)
+  assert rows['gradient_steps'] == [40, 80]
+  assert rows['eval_episodes'] == [2, 2]
+  assert np.isfinite(rows['loss']).all()
+
+  original, added = HostReplay.add, []
+
+  def add(self, **arrays):
+    added.extend(arrays['action'])
+    if len(added) == 140:
+      signal.raise_signal(signal.SIGTERM)
+    return original(self, **arrays)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(HostReplay, 'add', add)
+    output = launch(*given, f'--run_dir={folder}')
+  assert 'stopping: writing a checkpoint' in output
+  assert 'again to get there' in launch(*given, f'--run_dir={folder}')
+  assert repr(columns(folder)) == repr(rows)
+  expected, found = state_of(whole), state_of(folder)
+  assert not [x for x in expected if repr(expected[x]) != repr(found[x])]
 
 
 def test_a_replay_holds_what_is_collected_first(accepted):

@@ -265,6 +265,41 @@ SPR = NATURE | {
   'eval_episodes': 100,
   'eval_epsilon': 0.001,
 }
+# mttga/purejaxql: config/alg/pqn_atari.yaml, pqn_atari.py; EnvPool's defaults.
+# A round is of 128 emulators and 32 steps, learned from in 2 epochs of 32
+# minibatches.
+PQN_ATARI = NATURE | {
+  'game': 'pong',
+  'frames': 4 * 128 * 32 * 12_200,  # of 5e7 agent steps
+  'num_envs': 128,
+  'train_period': 128 * 32,
+  'train_steps': 2 * 32,
+  'batch_size': 128 * 32 // 32,
+  'min_replay': 0,
+  'iteration_frames': 4 * 128 * 32 * 61,
+  'replay': 'none',
+  'q_lambda': 0.65,
+  'q_trace': 'peng',
+  'target_update': 'self',
+  'optimizer': 'radam',
+  'learning_rate': 0.00025,
+  'optimizer_eps': 1e-8,  # optax's default
+  'anneal_learning_rate': False,
+  'max_gradient_norm': 10,
+  'td_loss': 'half_squared',
+  'batch_reduction': 'mean',
+  'epsilon_end': 0.001,
+  'epsilon_hold': 0,
+  'epsilon_decay': 50_000_000 // 10,
+  'fire_on_reset': True,
+  'initializer': 'he_normal',
+  'layer_norm': True,
+  'hidden_units': 512,
+  'eval_frames': 0,
+  'eval_episodes': 8,
+  'eval_envs': 8,
+  'eval_epsilon': 0,
+}
 # What all of the compiled presets are.
 PLAIN = {
   'num_envs': 1,
@@ -419,6 +454,12 @@ def test_published_values(name, published, period):
   )
 
 
+def test_published_values_without_a_replay():
+  config = _read('pqn_atari')
+  found = {field: getattr(config, field) for field in PQN_ATARI}
+  assert found == PQN_ATARI
+
+
 @pytest.mark.parametrize(
   'name, published, period',
   [
@@ -557,7 +598,7 @@ def test_what_every_preset_comes_to_is_stated():
 
 
 def test_every_preset_is_known_here():
-  known = {'nature_dqn', *PARENTS, *COMPILED}
+  known = {'nature_dqn', 'pqn_atari', *PARENTS, *COMPILED}
   on_disk = (ROOT / FOLDER).glob('*.flags')
   found = {path.stem for path in on_disk} - set(GRIDS)
   found = {n for n in found if not n.startswith(('lab_', 'fqi_'))}

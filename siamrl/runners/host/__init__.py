@@ -15,6 +15,10 @@ gradient steps, in one of two orders. Neither depends on timing:
   round's first step during the gradient steps. If a round is one step of each
   parallel environment, both orders are the same.
 
+Without a replay, a round is learned from in whole epochs, toward targets from
+before them. Its gradient steps need all of its outcomes, so that emulators and
+learner take turns.
+
 In either order, a replay that reads the metrics of gradient steps gets them
 between two rounds, after waiting for the gradient steps of the previous one. So
 the results of a run do not depend on where it is stopped and resumed.
@@ -27,8 +31,9 @@ can be stopped and resumed between any two rounds.
 """
 
 from siamrl.runners.errors import NonFiniteError
-from siamrl.runners.host.batches import batch_shape
+from siamrl.runners.host.batches import batch_shape, round_shape
 from siamrl.runners.host.config import LoopConfig
+from siamrl.runners.host.epochs import make_epochs
 from siamrl.runners.host.evaluating import (
   make_act,
   make_values,
@@ -52,7 +57,9 @@ __all__ = [
   'batch_shape',
   'environment_seed',
   'make_act',
+  'make_epochs',
   'make_values',
   'overestimation',
+  'round_shape',
   'train',
 ]

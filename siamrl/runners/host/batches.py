@@ -1,10 +1,11 @@
-"""Shapes of batches, known before any transition is stored."""
+"""Shapes of batches and rounds, known before any transition is stored."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from siamrl.replay.rollout import Sequence
 from siamrl.types import Future, Transition
 
 
@@ -46,3 +47,18 @@ def batch_shape(
     if sequence_steps
     else None,
   )
+
+
+def round_shape(batch: Transition, steps: int, num_envs: int) -> Sequence:
+  """Returns the shapes and types of a round.
+
+  Args:
+    batch: those of a batch, see `batch_shape`.
+    steps: T.
+    num_envs: N.
+  """
+  lead = (steps, num_envs)
+  transitions = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype), batch
+  )
+  return Sequence(transitions, jax.ShapeDtypeStruct(lead, bool))

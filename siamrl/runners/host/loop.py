@@ -22,13 +22,16 @@ from siamrl.learner import (
 )
 from siamrl.parameters import FieldError
 from siamrl.replay.protocol import StatefulReplay
+from siamrl.replay.rollout import HostRollout
 from siamrl.runners import evaluation
 from siamrl.runners.errors import NonFiniteError
 from siamrl.runners.host import seeding
 from siamrl.runners.host.batches import batch_shape
 from siamrl.runners.host.config import LoopConfig
+from siamrl.runners.host.epochs import Epochs, jit_epochs
 from siamrl.runners.host.state import LoopState, Statistics
 from siamrl.runners.host.watching import Seen, Watch
+from siamrl.runners.returns import Returns
 from siamrl.types import (
   Agent,
   Environments,
@@ -88,6 +91,7 @@ def train(
   make_environments: Callable[[int], Environments],
   seed: int,
   act_key: jax.Array,
+  returns: Returns | None = None,
   watch: Watch | None = None,
   on_change: Callable[[], None] | None = None,
 ) -> Iterator[Progress]:
@@ -101,6 +105,9 @@ def train(
     make_environments: seed -> fresh environments.
     seed: seed of the run; seeds the environments of each iteration.
     act_key: random key for exploration, folded with the env step.
+    returns: computes whole targets of a round, which the replay, a
+      `HostRollout`, keeps in order; its gradient steps are whole epochs. None
+      to learn from batches that the replay draws.
     watch: the twin's panel. It is evaluated at a different point of each
       iteration, as a twin whose period divides it would always be just copied.
     on_change: called if a resumed run does not return to where it had stopped,
@@ -119,7 +126,7 @@ def train(
     EnvironmentsChangedError: fresh environments did not return to where a
       resumed run had stopped, and `on_change` is None.
   """
-  loop = _Loop(config, state, replay, learner, act_key, seed, watch)
+  loop = _Loop(config, state, replay, learner, act_key, seed, returns, watch)
   while state.env_steps < config.total_env_steps:
     make = functools.partial(
       make_environments,
@@ -171,6 +178,7 @@ class _Loop:
     learner: Learner,
     act_key: jax.Array,
     seed: int,
+    returns: Returns | None,
     watch: Watch | None,
   ):
     self._seed, self._watch = seed, watch
@@ -181,6 +189,10 @@ class _Loop:
     self._learner, self._act_key = learner, act_key
     self._act = _make_explore(learner.agent)
     self._learn = jit_regress(learner.regress, replay.reads)
+    self._epochs: Epochs | None = None
+    if returns is not None:
+      _check_rollout(config, replay)
+      self._epochs = jit_epochs(learner, returns)
     # Reports of the rounds since `_settle`, which may still be computing.
     self._reports: list[Report] = []
     # Handles and reports of the last round, until `_hand_over`.
@@ -225,8 +237,9 @@ class _Loop:
         'ignore their seed?'
       )
     # An iteration that learns nothing must have the same columns as others.
+    learner = self._learner
     for name in _metric_names(
-      self._learner.regress,
+      learner.regress if self._epochs is None else learner.regress_to,
       state.train,
       environments,
       config.batch_size,
@@ -317,8 +330,9 @@ class _Loop:
     """Collects `collect` env steps and takes `regress` gradient steps."""
     self._hand_over()
     vector_steps = self._config.schedule.collect // self._environments.num_envs
-    beside_first = learns and (self._config.overlapped or vector_steps == 1)
-    beside_last = learns and not beside_first
+    beside = learns and self._epochs is None
+    beside_first = beside and (self._config.overlapped or vector_steps == 1)
+    beside_last = beside and not beside_first
     params = self._learner.acting_params(self._state.train)
     if beside_first and vector_steps > 1:
       # The gradient step donates the state: later actions need their own copy.
@@ -338,6 +352,8 @@ class _Loop:
       if beside_last and not to_go:
         self._regress(self._sample())
       self._recv()
+    if learns and not beside:
+      self._regress_epochs()
 
   def _settle(self) -> None:
     """Brings the metrics of the rounds since the last call to the host.
@@ -488,8 +504,28 @@ class _Loop:
       state.train, reports = self._learn(
         state.train, [batch for batch, _ in drawn]
       )
-    self._reports += reports
     self._last = [handle for _, handle in drawn], reports
+    self._learned(reports)
+
+  def _regress_epochs(self) -> None:
+    """Dispatches whole epochs over the round without waiting for them."""
+    config, state, rollout = self._config, self._state, self._replay
+    assert self._epochs is not None and isinstance(rollout, HostRollout)
+    with self._timer('sampling_s'):
+      sequence = rollout.sequence()
+      bits = state.rng.integers(
+        2**32,
+        size=(config.schedule.regress, config.batch_size),
+        dtype=np.uint32,
+      )
+    with self._timer('learning_s'):
+      state.train, reports = self._epochs(state.train, sequence, bits)
+    self._learned(reports)
+
+  def _learned(self, reports: list[Report]) -> None:
+    """Notes the gradient steps of a round, which may still be computing."""
+    state = self._state
+    self._reports += reports
     if self._watch is not None and self._watch.panel.follows:
       assert state.seen is not None
       panel = self._follow_panel(state.seen.panel, state.train)
@@ -510,6 +546,17 @@ class _Timer:
 
   def __exit__(self, *exc) -> None:
     self._seconds[self._name] += time.perf_counter() - self._start
+
+
+def _check_rollout(config: LoopConfig, replay: StatefulReplay) -> None:
+  """Raises ValueError for a replay or an order that does not fit epochs."""
+  if not isinstance(replay, HostRollout):
+    raise ValueError('returns need a replay that keeps rounds, a HostRollout')
+  size, collect = replay.steps * replay.num_envs, config.schedule.collect
+  if size != collect:
+    raise FieldError('collect', collect, f'must be the round of {size} steps')
+  if config.overlapped:
+    raise FieldError('overlapped', True, 'has no meaning for whole epochs')
 
 
 def _separate(report: Report) -> list[Metrics]:

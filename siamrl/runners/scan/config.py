@@ -10,6 +10,7 @@ import jax
 from siamrl import diagnostics
 from siamrl.learner import Learner
 from siamrl.parameters import FieldError
+from siamrl.runners.returns import Returns
 from siamrl.types import Schedule
 
 # The settings of runs: any pytree of arrays, each leaf with one row per run.
@@ -28,10 +29,9 @@ class Setup(NamedTuple):
     alpha: exponent of the priorities, for a prioritized replay.
     beta: env steps taken so far -> exponent of the importance weights, for a
       prioritized replay.
-    returns: (online_params, target_params, transitions [T, N, ...], ended
-      [T, N], key) -> complete targets [T, N], for a replay that keeps a round
-      in order. They are computed once per round, and `learner.regress_to`
-      learns from them. None to learn from transitions.
+    returns: computes whole targets, for a replay that keeps a round in order.
+      It is called once per round, and `learner.regress_to` learns from the
+      targets. None to learn from transitions.
     reward_scale: rewards are multiplied by it before they are clipped and
       stored; reported returns never are.
     panel: measures the twin, or None.
@@ -44,7 +44,7 @@ class Setup(NamedTuple):
   discount: chex.Numeric
   alpha: chex.Numeric = 0.0
   beta: Callable[[chex.Numeric], chex.Numeric] = lambda env_steps: 1.0
-  returns: Callable[..., jax.Array] | None = None
+  returns: Returns | None = None
   reward_scale: chex.Numeric = 1.0
   panel: diagnostics.Panel | None = None
   optimal: tuple[jax.Array, jax.Array] | None = None

@@ -14,6 +14,7 @@ from siamrl.learner import mean_of, named, target_updates
 from siamrl.replay.protocol import PureReplay, Relabel, Sampling
 from siamrl.runners import evaluation
 from siamrl.runners import sums as running_sums
+from siamrl.runners.returns import make_relabel
 from siamrl.runners.scan.config import ScanConfig, Settings, Setup
 from siamrl.runners.scan.rows import (
   EARLY_CUT,
@@ -504,18 +505,9 @@ class Loop:
 
   def _relabel(self, setup: Setup, train: TrainState) -> Relabel | None:
     """Returns the function that computes a round's targets, or None."""
-    returns = setup.returns
-    if returns is None:
+    if setup.returns is None:
       return None
-
-    def relabel(steps: Transition, ended: jax.Array) -> Transition:
-      key = jax.random.fold_in(train.key, train.gradient_steps)
-      targets = returns(
-        train.online_params, train.target_params, steps, ended, key
-      )
-      return steps._replace(r_t=targets, discount_t=jnp.zeros_like(targets))
-
-    return relabel
+    return make_relabel(setup.returns, train)
 
   def _learned(self, setup: Setup, reward: jax.Array) -> jax.Array:
     """Scales and clips rewards for learning."""
