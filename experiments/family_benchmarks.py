@@ -1,4 +1,4 @@
-"""Benchmarks of actor-critics and Siamese agents, for `benchmark`."""
+"""Benchmarks of PQN, actor-critics and Siamese agents, for `benchmark`."""
 
 from collections.abc import Callable, Sequence
 import pathlib
@@ -160,6 +160,106 @@ def _mujoco() -> str | None:
   return gym.mujoco_version()
 
 
+def pqn_loop(rounds: int) -> dict[str, Any]:
+  """Times PQN on Breakout in the host loop, each round beside its floor.
+
+  In a round 8 emulators take 32 steps each, followed by 4 epochs of 4
+  minibatches of 64 transitions. The floor adds up the same steps of emulators
+  alone (`emulating_s`), as many actions of the network alone (`acting_s`), and
+  as many gradient steps on a batch in the device's memory (`learning_s`); it
+  leaves out the targets, the replay and all transfers. Seconds are medians.
+  """
+  import jax
+  import numpy as np
+
+  from experiments import atari
+  from siamrl.report.run_folder import RunFolder
+  from siamrl.runners import host
+  from siamrl.types import Transition
+
+  num_envs, steps, batch_size, gradient_steps = 8, 32, 64, 16
+  collect = num_envs * steps
+  frames = 4 * collect * (rounds + 2)
+  config = reading.from_arguments(
+    atari.AtariConfig,
+    f'--flagfile={_FOLDER}/pqn_atari.flags',
+    '--game=breakout',
+    f'--num_envs={num_envs}',
+    f'--train_period={collect}',
+    f'--train_steps={gradient_steps}',
+    f'--batch_size={batch_size}',
+    f'--frames={frames}',
+    f'--iteration_frames={frames}',
+    '--eval_episodes=0',
+  )
+  parts, _ = atari.build(config, RunFolder(pathlib.Path()))
+  loop: Any = parts.loop
+  learner = loop.keywords['learner']
+  state = host.LoopState.start(parts.state, seed=0, num_envs=num_envs)
+  progress = loop(state)
+
+  def collect_and_learn() -> None:
+    next(progress)
+    jax.block_until_ready(state.train)
+
+  environments = loop.keywords['make_environments'](0)
+  obs, rng = environments.reset(), np.random.default_rng(0)
+
+  def emulate() -> None:
+    nonlocal obs
+    for _ in range(steps):
+      actions = rng.integers(environments.num_actions, size=num_envs)
+      environments.send(actions.astype(np.int32))
+      obs = environments.recv().obs
+
+  act, key = host.make_act(learner.agent), jax.random.key(0)
+  train = learner.init(key)
+
+  def choose() -> None:
+    params = learner.acting_params(train)
+    for step in range(steps):
+      np.asarray(act(params, obs, key, np.uint32(step), np.float32(0.1)))
+
+  shape = (batch_size, *obs.shape[1:])
+  batch = jax.device_put(
+    Transition(
+      rng.integers(256, size=shape, dtype=np.uint8),
+      rng.integers(4, size=batch_size).astype(np.int32),
+      rng.normal(size=batch_size).astype(np.float32),
+      np.zeros(batch_size, np.float32),
+      rng.integers(256, size=shape, dtype=np.uint8),
+    )
+  )
+  regress = jax.jit(learner.regress_to, donate_argnums=0)
+
+  def learn() -> None:
+    nonlocal train
+    for _ in range(gradient_steps):
+      train, _ = regress(train, batch)
+    jax.block_until_ready(train)
+
+  turns = {
+    'round_s': collect_and_learn,
+    'emulating_s': emulate,
+    'acting_s': choose,
+    'learning_s': learn,
+  }
+  # The first turn compiles.
+  times = [{n: _time(f) for n, f in turns.items()} for _ in range(rounds + 1)]
+  environments.close()
+  progress.close()
+  medians = {
+    name: statistics.median(each[name] for each in times[1:]) for name in turns
+  }
+  floor_s = sum(medians.values()) - medians['round_s']
+  return {
+    'env_steps_per_s': collect / medians['round_s'],
+    'env_steps_per_s_max': collect / min(each['round_s'] for each in times[1:]),
+    'floor_env_steps_per_s': collect / floor_s,
+    'of_floor': floor_s / medians['round_s'],
+  } | medians
+
+
 def siamese_step(rounds: int) -> dict[str, Any]:
   """Times a gradient step of SimSiam on digits, compiled, on one core.
 
@@ -224,6 +324,7 @@ def siamese_step(rounds: int) -> dict[str, Any]:
 BENCHMARKS = {
   'control_scan': control_scan,
   'control_loop': control_loop,
+  'pqn_loop': pqn_loop,
   'siamese_step': siamese_step,
 }
 ON_ONE_CORE = ('control_scan', 'siamese_step')
