@@ -75,9 +75,16 @@ def _of_host(family: Any, config: Any, suite: Any) -> Programs:
     family.sequence_steps(config),
   )
   yield 'init', jax.jit(learner.init), (key,)
-  one, many = regress_programs(learner.regress)
-  yield 'one', one, (state, batch)
-  yield 'many', many, (state, _stacked(batch, 2))
+  returns = family.make_host_returns(config, learner)
+  if returns is None:
+    one, many = regress_programs(learner.regress)
+    yield 'one', one, (state, batch)
+    yield 'many', many, (state, _stacked(batch, 2))
+  else:
+    sequence = host.round_shape(batch, steps=3, num_envs=2)
+    bits = jax.ShapeDtypeStruct((6, config.batch_size), np.uint32)
+    epochs = jax.jit(host.make_epochs(learner, returns))
+    yield 'epochs', epochs, (state, sequence, bits)
   obs = jax.ShapeDtypeStruct(
     (2, spaces.stack, *spaces.frame_shape), spaces.frame_dtype
   )
@@ -209,6 +216,7 @@ PROGRAMS = {
   'gym': lambda _: _gym(*_PANEL),
   'atari': lambda _: _atari(*_PANEL),
   'atari_c51': lambda _: _atari('--agent=c51', '--spr_steps=2'),
+  'atari_pqn': lambda _: _atari('--replay=none', '--q_trace=watkins'),
   'atari_qrdqn': lambda _: _atari('--agent=qrdqn'),
   'offline': lambda _: _offline(),
   'siamese': lambda folder: _siamese(folder, '--encoder=small_cnn'),
@@ -232,6 +240,7 @@ SLOW = (
   'control_td3',
   'control_host',
   'atari_c51',
+  'atari_pqn',
   'atari_qrdqn',
   'siamese_byol',
 )
