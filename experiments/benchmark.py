@@ -21,7 +21,12 @@ import tempfile
 import time
 from typing import Any
 
-from experiments import atari, family_benchmarks, scan_benchmarks
+from experiments import (
+  accelerator_benchmark,
+  atari,
+  family_benchmarks,
+  scan_benchmarks,
+)
 from experiments.config import declaring, executing, reading
 from experiments.config.declaring import POSITIVE, option
 from experiments.engines import devices
@@ -55,6 +60,7 @@ class BenchmarkConfig:
         'ring_scan',
         'ale_xla',
         'diagnostics',
+        'accelerator',
         *family_benchmarks.BENCHMARKS,
       )
     ),
@@ -109,6 +115,9 @@ def main(config: BenchmarkConfig) -> None:
       'ring_scan': lambda config: scan_benchmarks.ring_scan(config.rounds),
       'ale_xla': lambda config: scan_benchmarks.ale_xla(config.rounds),
       'diagnostics': lambda config: scan_benchmarks.diagnostics(config.rounds),
+      'accelerator': lambda config: accelerator_benchmark.accelerator(
+        config.rounds
+      ),
       **{
         name: functools.partial(_of_rounds, function)
         for name, function in family_benchmarks.BENCHMARKS.items()

@@ -26,6 +26,7 @@ class Timed:
     compile_s: seconds of tracing and compiling.
     before: iterations before the timing.
     seconds: the duration of each timed iteration.
+    group: the program and its runs, if it is one of a sweep.
   """
 
   advance: Callable[[], None]
@@ -35,6 +36,7 @@ class Timed:
   compile_s: float
   before: int = 0
   seconds: list[float] = dataclasses.field(default_factory=list)
+  group: Any = None
 
   def time_one(self) -> None:
     """Times an iteration."""
@@ -99,6 +101,7 @@ def build(
     gradient_steps=len(group.runs) * config.rounds * config.schedule.regress,
     rounds=config.rounds,
     compile_s=compile_s,
+    group=group,
   )
   while iteration * config.iteration_env_steps <= config.warmup_env_steps:
     step()

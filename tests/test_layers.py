@@ -45,6 +45,7 @@ FLOORS = {
   'experiments.offline': 11,
   'experiments.siamese': 11,
   'experiments.lab': 11,
+  'experiments.accelerator_benchmark': 12,
   'experiments.benchmark': 12,
   'experiments.calibrate': 12,
   'experiments.family_benchmarks': 12,

@@ -5,7 +5,12 @@ import json
 import jax
 import pytest
 
-from experiments import benchmark, classic, scan_benchmarks
+from experiments import (
+  accelerator_benchmark,
+  benchmark,
+  classic,
+  scan_benchmarks,
+)
 from experiments.config import executing
 
 # Seconds of an iteration of 10,000 and of 1,000 env steps, and of measuring.
@@ -73,6 +78,41 @@ def test_the_panels_cost(costs_are_known, capsys):
       assert result[f'{name}_share'] == pytest.approx(share + between, abs=1e-4)
       assert result[f'{name}_compile_s'] > result[f'{loop}_compile_s']
   assert len(result) == 2 + 2 * (2 + 2 * 4)
+
+
+def test_a_budget_leaves_out_what_may_exceed_it(monkeypatch):
+  clock = _Clock()
+  monkeypatch.setattr(accelerator_benchmark, 'time', clock)
+  budget = accelerator_benchmark.Budget(10.0)
+
+  def measure(seconds):
+    clock.now += seconds
+    return seconds
+
+  def fail():
+    clock.now += 0.5
+    raise RuntimeError('no memory\nmore lines')
+
+  assert budget.take('first', lambda: measure(3.0)) == 3
+  assert budget.take('broken', fail) is None
+  assert budget.take('second', lambda: measure(3.0)) == 3
+  assert budget.take('third', lambda: measure(3.0)) == 3
+  assert budget.take('last', lambda: measure(0.1)) is None  # it may take 3
+  assert budget.spent == 9.5
+  assert budget.left_out == {
+    'broken': 'failed: no memory',
+    'last': 'left out: 10 s were spent',
+  }
+
+
+def test_the_least_time_of_a_gradient_step():
+  ceilings = accelerator_benchmark.Ceilings(
+    {'float32': 1e12}, bandwidth=1e11, launch_s=1e-5, answer_s=2e-5
+  )
+  step = accelerator_benchmark.Step(1e-3, 64, 1e7, 1e6, 0.125)
+  assert step.floors(ceilings) == pytest.approx(
+    {'flop': 6.4e-4, 'bytes': 6.4e-4, 'launch': 1.25e-6}
+  )
 
 
 @pytest.mark.slow
