@@ -25,6 +25,11 @@ def taken_by(rule):
   return {name: PARAMETERS[name] for name in takes}
 
 
-def make_rules():
-  """All rules by name."""
-  return {name: twins.make_rule(name, **taken_by(name)) for name in twins.RULES}
+# Rules that refuse agents which learn other things than values of actions.
+OF_VALUES = ('gradient_chain',)
+
+
+def make_rules(but=()):
+  """All rules by name, but for some."""
+  names = [name for name in twins.RULES if name not in but]
+  return {name: twins.make_rule(name, **taken_by(name)) for name in names}

@@ -145,7 +145,12 @@ def test_a_state_can_be_donated():
 
 
 @pytest.mark.parametrize(
-  'rule', [twins.chain(2, 4, 2), twins.iterated_heads(2)]
+  'rule',
+  [
+    twins.chain(2, 4, 2),
+    twins.gradient_chain(2, 0.0),
+    twins.iterated_heads(2),
+  ],
 )
 def test_rules_that_shift_networks_are_refused(rule):
   with pytest.raises(ValueError, match='churn_weight=1.0 must be 0 for a rule'):

@@ -873,6 +873,7 @@ _RULES = {
   'averaged': dict(target_count=2),
   'chain': dict(target_count=2, target_period=4, target_sync_period=2),
   'iterated_heads': dict(target_count=2),
+  'gradient_chain': dict(target_count=2, ridge=0.01),
   'functional': dict(twin_weight=0.5),
   'proximal': dict(twin_weight=0.1),
   'projected_soft': dict(tau=0.1, projection_radius=100.0, ridge=0.01),
@@ -895,7 +896,7 @@ def test_the_panel_fits_every_rule(name):
   rule = ClockedTwin(twin, twins.RULES[name].period or 3)
   made, state = _run(rule)
   # Few shadows: each is compiled.
-  several = name in ('chain', 'iterated_heads')
+  several = name in ('chain', 'gradient_chain', 'iterated_heads')
   shadows = {} if several else {'self': SHADOWS['self']}
   panel = _panel(made, shadows=shadows)
   seen = panel.init(state, PROBE)

@@ -360,6 +360,20 @@ def test_a_long_period_is_an_exact_fit():
   assert stability.spectral_radius(case) == pytest.approx(_radius(fit))
 
 
+def test_gradients_through_targets_converge_where_a_chain_diverges():
+  def radius(rule, sync, **given):
+    return stability.spectral_radius(_case(rule, sync, **given))
+
+  assert radius('hard', 3) > 1.03
+  assert radius('iterated_heads', 3, target_count=5) > 1.07
+  assert radius('gradient_chain', 3, target_count=5, ridge=0.0) < 0.995
+  # One network learns as ever, whatever its correction learns.
+  for sync in (3, 10):
+    assert radius(
+      'gradient_chain', sync, target_count=1, ridge=0.1
+    ) == pytest.approx(radius('hard', sync), rel=1e-9)
+
+
 def test_rules_without_a_matrix():
   with pytest.raises(ValueError, match="target_update='soft_cosine' changes"):
     stability.spectral_radius(

@@ -115,7 +115,8 @@ def test_every_rule_keeps_structure_shapes_and_dtypes(name):
 @pytest.mark.parametrize('name', ALL_RULES)
 def test_equal_twins_stay_equal(name):
   twin, _, online = _pair(name)
-  if name in ('chain', 'iterated_heads'):  # of equal networks, then
+  # Of equal networks, then.
+  if name in ('chain', 'gradient_chain', 'iterated_heads'):
     online = jax.tree.map(lambda x: jnp.zeros_like(x) + 0.25, online)
   target = twin.init(online)
   chex.assert_trees_all_close(twin.params(online, target), online, rtol=1e-6)
@@ -869,6 +870,84 @@ def test_one_iterated_head_is_a_twin_of_the_last_layer():
     chex.assert_trees_all_close(
       jax.tree.map(lambda x: x[0], found['head']),
       theirs.target_params['params']['head'],
+      atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+  'td_loss, factor', [('half_squared', 1), ('squared', 2)]
+)
+def test_the_gradient_of_a_gradient_chain_by_its_formula(td_loss, factor):
+  agent = _base(td_loss=td_loss)
+  twin = twins.gradient_chain(3, 0.5)
+  lifted, batch = twin.lift(agent), _batch()
+  online = lifted.init(jax.random.key(3))
+  stop = jax.lax.stop_gradient
+
+  def formula(online):
+    at = lambda name, k: jax.tree.map(lambda leaf: leaf[k], online[name])
+    total = 0.25 * optax.tree.norm(online['corrections'], squared=True)
+    for k in (1, 2, 3):
+      q = agent.taken(at('networks', k), batch)
+      v_t = agent.values(at('networks', k - 1), batch.obs_t).max(-1)
+      y = batch.r_t + batch.discount_t * v_t
+      z = agent.taken(at('corrections', k - 1), batch)
+      parts = -q * stop(y - q) + z * stop(z - (y - q))
+      parts += y * stop(z) if k > 1 else 0
+      total += factor * jnp.mean(parts)
+    return total
+
+  ours = jax.grad(lambda p: lifted.loss(p, (), batch, KEY)[0])(online)
+  chex.assert_trees_all_close(
+    ours, jax.grad(formula)(online), rtol=1e-4, atol=1e-6
+  )
+  for leaf in jax.tree.leaves(ours['networks']):
+    assert not jnp.any(leaf[0])
+    # Through its target alone network 1 would not learn the same.
+    assert jnp.any(leaf[1])
+
+
+def test_a_gradient_chain_of_one_is_hard():
+  made = make_learner(
+    _base(), optax.sgd(0.1), ClockedTwin(twins.gradient_chain(1, 0.0), 3)
+  )
+  state, regress = made.init(jax.random.key(0)), jax.jit(made.regress)
+  first, second = (
+    jax.tree.map(lambda leaf, k=k: leaf[k], state.online_params['networks'])
+    for k in (0, 1)
+  )
+  plain = make_learner(_base(), optax.sgd(0.1), ClockedTwin(twins.hard(), 3))
+  other, plainly = plain.init(jax.random.key(0)), jax.jit(plain.regress)
+  other = other.replace(online_params=second, target_params=first)
+  for step in range(7):
+    state, _ = regress(state, _batch(step))
+    other, _ = plainly(other, _batch(step))
+    expected = jax.tree.map(
+      lambda t, o: jnp.stack([t, o]), other.target_params, other.online_params
+    )
+    chex.assert_trees_all_close(
+      state.online_params['networks'], expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_without_corrections_a_gradient_chain_learns_like_its_heads_alone():
+  """Zero corrections have no part in what the networks learn."""
+  agent, batch = _base(), _batch()
+  lifted = twins.gradient_chain(3, 0.0).lift(agent)
+  online = lifted.init(jax.random.key(3))
+  online['corrections'] = jax.tree.map(jnp.zeros_like, online['corrections'])
+  ours = jax.grad(lambda p: lifted.loss(p, (), batch, KEY)[0])(online)
+  for k in (1, 2, 3):
+    now, before = (
+      jax.tree.map(lambda leaf, at=at: leaf[at], online['networks'])
+      for at in (k, k - 1)
+    )
+    of_first = lambda p, t: agent.loss(p, t, batch, KEY)[0]
+    expected = jax.grad(of_first)(now, before)
+    chex.assert_trees_all_close(
+      jax.tree.map(lambda leaf, k=k: leaf[k], ours['networks']),
+      expected,
+      rtol=1e-4,
       atol=1e-6,
     )
 

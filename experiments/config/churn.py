@@ -14,7 +14,7 @@ from experiments.config.declaring import (
 
 _CAN_COMPARE = both(
   # These rules put other networks in place of those that learned.
-  not_given('target_update', 'chain', 'iterated_heads'),
+  not_given('target_update', 'chain', 'gradient_chain', 'iterated_heads'),
   given('replay', 'uniform'),
 )
 

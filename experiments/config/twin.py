@@ -130,7 +130,9 @@ class TwinOptions(users.UserOptions):
     'Initial parameters of the twin. equal: those of the online network; '
     'fresh: drawn anew',
     one_of(learner.TARGET_INITS),
-    when=not_given('target_update', 'self', 'residual', 'iterated_heads'),
+    when=not_given(
+      'target_update', 'self', 'residual', 'gradient_chain', 'iterated_heads'
+    ),
     refused=True,
   )
   target_order: str = option(

@@ -74,7 +74,7 @@ REPLAYS = {
 }
 
 # Rules whose targets are not just numbers.
-_NO_WHOLE_TARGETS = ('residual', 'chain', 'iterated_heads')
+_NO_WHOLE_TARGETS = ('residual', 'chain', 'gradient_chain', 'iterated_heads')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ from siamrl.twins.registry import (
   register,
   takes,
 )
-from siamrl.twins.several import averaged, chain, iterated_heads
+from siamrl.twins.several import averaged, chain, gradient_chain, iterated_heads
 from siamrl.twins.trees import born, copy, part, whole
 from siamrl.twins.using import functional, proximal, residual, self_copy
 
@@ -62,6 +62,7 @@ __all__ = [
   'frozen',
   'functional',
   'geometric_period',
+  'gradient_chain',
   'hard',
   'hard_geometric',
   'hard_scheduled',

@@ -23,7 +23,7 @@ from siamrl.twins.moving import (
   soft_linear,
   t_soft,
 )
-from siamrl.twins.several import averaged, chain, iterated_heads
+from siamrl.twins.several import averaged, chain, gradient_chain, iterated_heads
 from siamrl.twins.using import functional, proximal, residual, self_copy
 from siamrl.types import Twin
 
@@ -117,6 +117,13 @@ RULES: dict[str, Rule] = {
     1,
     'target_count networks, each learning from the one before (i-QN)',
   ),
+  'gradient_chain': Rule(
+    gradient_chain,
+    ('target_count', 'ridge'),
+    None,
+    'target_count networks in a chain that learn from and for each other '
+    '(Gi-TD)',
+  ),
   'iterated_heads': Rule(
     iterated_heads,
     ('target_count',),
@@ -192,7 +199,8 @@ PARAMETERS: dict[str, Parameter] = {
   ),
   'target_count': Parameter(
     parameters.WHOLE,
-    'Number of copies (averaged), networks (chain) or heads (iterated_heads)',
+    'Number of copies (averaged), networks (chain, gradient_chain) or '
+    'heads (iterated_heads)',
     int,
     traced=False,
   ),
@@ -212,7 +220,9 @@ PARAMETERS: dict[str, Parameter] = {
     parameters.POSITIVE, "Radius of the ball that holds the twin's parameters"
   ),
   'ridge': Parameter(
-    parameters.NOT_NEGATIVE, 'Weight of the ridge penalty in the loss'
+    parameters.NOT_NEGATIVE,
+    'Weight of the ridge penalty in the loss, on all parameters '
+    '(projected_soft) or those of the corrections (gradient_chain)',
   ),
 }
 

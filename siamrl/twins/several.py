@@ -8,6 +8,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from siamrl.parameters import FieldError
 from siamrl.twins.lifting import (
@@ -248,4 +249,143 @@ def iterated_heads(target_count: int) -> Twin:
         is_leaf=lambda node: isinstance(node, tuple),
       )
     ),
+  )
+
+
+def gradient_chain(target_count: int, ridge: chex.Numeric) -> Twin:
+  """K networks in a chain, whose targets are learned too (Vincent et al. 2026).
+
+  In gradient iterated TD learning, network k learns from network k - 1 as it
+  is, not from a copy, and network k - 1 also learns to make the TD error
+  delta_k of network k small: it descends y_k * z_k, where the correction z_k is
+  a network that regresses on delta_k. With half the squared TD error, the loss
+  is the sum over k of
+
+      -q_k sg(delta_k) + y_k sg(z_k) + z_k sg(z_k - delta_k)
+
+  (theovincent/Gi-DQN, slimdqn/algorithms/gidqn.py); other losses of the agent
+  bound delta_k and z_k as they bound the TD error. Network 0 does not learn. At
+  every sync network k takes the parameters of network k + 1, with its
+  correction, and the last network stays. One of the networks 1 to K, drawn
+  uniformly, acts in each env step. As in that code the networks are initialized
+  differently, and the optimizer's state does not shift. Its corrections have
+  weight decay outside of the gradient; here it is a penalty, which is the same
+  for plain gradient descent. With K = 1 it is `hard`.
+
+  Args:
+    target_count: K, >= 1.
+    ridge: weight of the penalty ridge / 2 * ||corrections||**2, >= 0.
+
+  Returns:
+    A rule whose `lift` raises ValueError for agents other than those of values
+    of discrete actions.
+  """
+
+  def before_each(networks: Params) -> Params:
+    return jax.tree.map(
+      lambda leaf: jnp.concatenate([leaf[:1], leaf[:-1]]), networks
+    )
+
+  return Twin(
+    stays,
+    nothing,
+    # The twin of each network is the one that it learns from.
+    params=lambda online, target: {
+      'networks': before_each(online['networks']),
+      'corrections': online['corrections'],
+    },
+    lift=lambda agent: _for_each_other(agent, target_count, ridge),
+    shift=lambda online, gradient_steps: jax.tree.map(
+      lambda leaf: jnp.concatenate([leaf[1:], leaf[-1:]]), online
+    ),
+    # Network 0 is as old as the last shift; everything else is new.
+    clock=hard()._replace(
+      params=lambda online, target: {
+        'networks': jax.tree.map(
+          lambda o, t: jnp.concatenate([t[:2], o[2:]]),
+          online['networks'],
+          target['networks'],
+        ),
+        'corrections': online['corrections'],
+      }
+    ),
+  )
+
+
+def _for_each_other(
+  agent: Agent, target_count: int, ridge: chex.Numeric
+) -> Agent:
+  """The agent as `gradient_chain` lifts it."""
+  values_alone = not (agent.twinned or agent.delayed or agent.distributions)
+  if agent.taken is None or not values_alone:
+    raise FieldError(
+      'target_update',
+      'gradient_chain',
+      'needs an agent that learns values of discrete actions, and only them',
+    )
+  taken = agent.taken
+
+  def one(params: Params, index: chex.Numeric) -> Params:
+    return jax.tree.map(lambda leaf: leaf[index], params['networks'])
+
+  def cut(tree: Params, rows: slice) -> Params:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+  def init(key: chex.PRNGKey) -> Params:
+    drawn = jax.vmap(agent.init)(jax.random.split(key, 2 * target_count + 1))
+    first, rest = slice(target_count + 1), slice(target_count + 1, None)
+    return {'networks': cut(drawn, first), 'corrections': cut(drawn, rest)}
+
+  def correct(online, before, correction, batch, key, kwargs):
+    """The loss of a correction, and the one that it gives `before`."""
+    y = agent.targets(stop(online), before, batch, key, **kwargs)
+    q, z = taken(online, batch), taken(stop(correction), batch)
+    y = y if q.ndim == 1 else y[:, None]
+    batch = batch._replace(discount_t=jnp.zeros_like(batch.discount_t))
+
+    def toward(params, r_t):
+      return agent.loss(
+        params, before, batch._replace(r_t=r_t), key, bootstrap=None
+      )[0]
+
+    fit = toward(correction, jax.lax.stop_gradient(y - q))
+    # The value z + z + y - sg(y) is off by z, which is the weight of y.
+    weighted = toward(stop(correction), 2 * z + y - jax.lax.stop_gradient(y))
+    return fit, weighted
+
+  def loss(online, target, batch, key, **kwargs):
+    networks = online['networks']
+    learning, before = cut(networks, slice(1, None)), cut(networks, slice(-1))
+    losses, metrics = jax.vmap(
+      functools.partial(agent.loss, **kwargs), (0, 0, None, None)
+    )(learning, stop(before), batch, key)
+    value, metrics = together(losses, metrics)
+    if kwargs.get('bootstrap', agent.bootstrap) is None:
+      return value, metrics
+    kwargs.pop('step', None)
+    fits, weighted = jax.vmap(
+      functools.partial(correct, kwargs=kwargs), (0, 0, 0, None, None)
+    )(learning, before, online['corrections'], batch, key)
+    # Nothing learns through network 0.
+    added = jnp.sum(fits) + jnp.sum(weighted[1:])
+    added += ridge / 2 * optax.tree.norm(online['corrections'], squared=True)
+    return value + added, metrics | {
+      'loss': value + added,
+      'twin_term': added,
+    }
+
+  def last(online: Params) -> tuple[Params, Params]:
+    return one(online, -1), stop(one(online, -2))
+
+  return agent._replace(
+    init=init,
+    loss=loss,
+    bootstrap=lambda online, target, obs, key: agent.bootstrap(
+      *last(online), obs, key
+    ),
+    targets=lambda online, target, batch, key, **kwargs: agent.targets(
+      *last(online), batch, key, **kwargs
+    ),
+    # Network 0 neither learns nor acts.
+    **looking_at_one(agent, one, target_count, first=1),
   )

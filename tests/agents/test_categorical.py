@@ -11,6 +11,7 @@ from siamrl import diagnostics, twins
 from siamrl.agents.q import TRACES, make_returns
 from siamrl.learner import ClockedTwin, make_learner
 from siamrl.types import Transition
+from tests.parameters import OF_VALUES
 from tests.categorical import make_categorical_agent
 
 KEY = jax.random.key(0)
@@ -40,6 +41,7 @@ RULES = {
     },
   )
   for name in twins.RULES
+  if name not in OF_VALUES
 }
 
 

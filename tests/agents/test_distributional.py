@@ -17,7 +17,7 @@ from siamrl.learner import ClockedTwin, make_learner
 from siamrl.losses import distributional as losses, td
 from siamrl.networks.q_network import mlp_network
 from tests.agents.transitions import A, B, D, batch as _batch
-from tests.parameters import PARAMETERS, make_rules
+from tests.parameters import OF_VALUES, PARAMETERS, make_rules
 
 with warnings.catch_warnings():
   warnings.simplefilter('ignore')
@@ -35,7 +35,7 @@ MAKE = {
   'qrdqn': functools.partial(make_qrdqn, NETWORK, OBS, quantiles=N),
 }
 AGENTS = {name: make() for name, make in MAKE.items()}
-RULES = make_rules()
+RULES = make_rules(but=OF_VALUES)
 every_agent = pytest.mark.parametrize('name', AGENTS)
 # Of rlax, about a function that it still uses.
 pytestmark = pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')

@@ -37,6 +37,7 @@ FAMILIES = list(TWINNED)
 # Rules that ask for what a family does not have.
 REFUSED = {
   ('siamese', 'functional'): 'needs an agent with values of actions',
+  **{(family, 'gradient_chain'): 'needs an agent' for family in FAMILIES},
   ('siamese', 'iterated_heads'): 'needs a network with a part named last',
 }
 # Rules that keep no parameters.

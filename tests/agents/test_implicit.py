@@ -20,7 +20,7 @@ from siamrl.networks.implicit import implicit_network
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Transition
 from tests.agents.transitions import A, B, D, batch as _batch
-from tests.parameters import PARAMETERS, make_rules
+from tests.parameters import OF_VALUES, PARAMETERS, make_rules
 
 with warnings.catch_warnings():
   warnings.simplefilter('ignore')
@@ -46,7 +46,7 @@ SOFT = {'soft_temperature': 0.5}
 MUNCHAUSEN = SOFT | {'munchausen_alpha': 0.9, 'munchausen_clip': -1.0}
 GIVEN = {'soft': SOFT, 'munchausen': MUNCHAUSEN}
 FORMS = ('max', 'double', 'soft', 'munchausen')
-RULES = make_rules()
+RULES = make_rules(but=OF_VALUES)
 every_form = pytest.mark.parametrize('form', FORMS)
 # Of rlax, about a function that it still uses.
 pytestmark = pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')

@@ -242,6 +242,7 @@ def test_the_priorities_of_compiled_runs():
     ('averaged', 50),
     ('functional', 50),
     ('iterated_heads', 50),
+    ('gradient_chain', 50),
     ('proximal', 50),
     ('soft_cosine', 1),
     ('soft_linear', 1),
