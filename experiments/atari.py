@@ -53,6 +53,7 @@ from experiments.config.twin import TwinOptions
 from experiments.engines import host, host_runs
 from experiments.families import q
 from experiments.suites import ale
+from experiments.config.resets import ResetOptions
 from experiments.suites.ale import AUGMENTATIONS, MOST_EMULATORS
 from siamrl.report.run_folder import RunFolder
 
@@ -72,6 +73,7 @@ class AtariConfig(
   PanelOptions,
   LatentOptions,
   ChurnOptions,
+  ResetOptions,
   TargetOptions,
   TwinOptions,
   HostOptions,

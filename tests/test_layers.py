@@ -27,6 +27,7 @@ FLOORS = {
   'siamrl.self_prediction': 4,
   'siamrl.collapse': 4,
   'siamrl.probing': 4,
+  'siamrl.resets': 5,
   'siamrl.replay': 5,
   'siamrl.envs': 5,
   'siamrl.images': 5,

@@ -18,6 +18,7 @@ from experiments.config.declaring import (
   usage_errors,
 )
 from experiments.config.learning import LearningOptions
+from experiments.config.resets import ResetOptions
 from experiments.config.runs import RunOptions
 from experiments.config.twin import HAS_PERIOD, TwinOptions
 from siamrl.learner import TwinSpec
@@ -35,7 +36,7 @@ _ANNEAL = {
 
 
 @dataclasses.dataclass(frozen=True)
-class FitOptions(LearningOptions, TwinOptions, RunOptions):
+class FitOptions(LearningOptions, ResetOptions, TwinOptions, RunOptions):
   """The options; their defaults follow no paper."""
 
   target_period: int = redeclared(

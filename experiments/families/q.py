@@ -18,6 +18,7 @@ from experiments.config import (
   collecting as collect_options,
   latent as latent_options,
   panel as panel_options,
+  resets as reset_options,
   runs,
   targets as target_options,
   twin as twin_options,
@@ -83,6 +84,7 @@ class QOptions(
   NetworkOptions,
   LatentOptions,
   churn_options.ChurnOptions,
+  reset_options.ResetOptions,
   TargetOptions,
   CollectOptions,
 ):
@@ -307,9 +309,10 @@ def make_learner(
   # Neither acting nor a second batch is on a data set.
   act_with = getattr(config, 'act_with', 'online')
   churn_weight = getattr(config, 'churn_weight', 0.0)
-  return learner.make_learner(
+  made = learner.make_learner(
     agent, optimizer, twin.make(), act_with, churn_weight
   )
+  return reset_options.with_resets(config, made, optimizer)
 
 
 def _anneal_steps(config: Any) -> int | None:
