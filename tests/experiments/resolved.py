@@ -30,6 +30,8 @@ PRESETS = {
     *('cleanrl_dqn_atari', 'spr_atari_100k', 'quickstart'),
     *('dqn_zoo_c51', 'dqn_zoo_qrdqn', 'dqn_zoo_iqn', 'dopamine_c51'),
     *('dopamine_iqn', 'dqn_zoo_prioritized', 'pqn_atari'),
+    *('dqn_zoo_rainbow', 'dopamine_rainbow', 'dopamine_quantile'),
+    'der_atari_100k',
   ),
   classic: (
     *('cleanrl_dqn_cartpole', 'cleanrl_dqn_acrobot', 'dopamine_dqn_cartpole'),

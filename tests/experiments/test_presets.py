@@ -54,6 +54,10 @@ PARENTS = {
   'dqn_zoo_iqn': 'dqn_zoo_dqn',
   'dopamine_c51': 'dopamine_dqn',
   'dopamine_iqn': 'dopamine_dqn',
+  'dqn_zoo_rainbow': 'dqn_zoo_c51',
+  'dopamine_rainbow': 'dopamine_c51',
+  'dopamine_quantile': 'dopamine_rainbow',
+  'der_atari_100k': 'dopamine_rainbow',
   'cleanrl_c51_cartpole': 'cleanrl_dqn_cartpole',
   'cleanrl_c51_acrobot': 'cleanrl_c51_cartpole',
 }
@@ -412,6 +416,71 @@ def _at_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)  # parents are named from there
 
 
+# Quan & Ostrovski (2020), dqn_zoo/rainbow/run_atari.py; its table of
+# differences from C51.
+DQN_ZOO_RAINBOW = DQN_ZOO_C51 | {
+  'target_form': 'double',
+  'head': 'dueling',
+  'n_step': 3,
+  'noisy_std': 0.1,
+  'epsilon_start': 0,
+  'epsilon_end': 0,
+  'eval_epsilon': 0,
+  'replay': 'prioritized',
+  'priority': 'loss',
+  'priority_exponent': 0.5,
+  'importance_start': 0.4,
+  'importance_end': 1,
+  'min_replay': 20_000,  # 0.02 of the capacity
+  'learning_rate': 0.00025 / 4,
+  'optimizer_eps': 0.005 / 32,
+}
+# Castro et al. (2018), configs/rainbow.gin; priorities and weights are in
+# rainbow_agent.py.
+DOPAMINE_RAINBOW = DOPAMINE_C51 | {
+  'n_step': 3,
+  'replay': 'prioritized',
+  'priority': 'loss',
+  'priority_exponent': 0.5,
+  'importance_start': 0.5,
+  'importance_end': 0.5,
+  'learning_rate': 0.0000625,
+  'optimizer_eps': 0.00015,
+}
+DOPAMINE_QUANTILE = {
+  name: value
+  for name, value in DOPAMINE_RAINBOW.items()
+  if name not in ('num_atoms', 'v_min', 'v_max')
+} | {
+  'agent': 'qrdqn',
+  'quantiles': 200,
+  'error_bound': 1,
+  'importance_start': 0,
+  'importance_end': 0,
+  'learning_rate': 0.00005,
+  'optimizer_eps': 0.0003125,
+}
+# labs/atari_100k/configs/DER.gin; the noise is in networks.py.
+DER = DOPAMINE_RAINBOW | {
+  'frames': 400_000,
+  'iteration_frames': 400_000,
+  'replay_capacity': 120_000,
+  'min_replay': 1_600,
+  'train_period': 1,
+  'sticky_action_probability': 0,
+  'life_loss_terminates': True,
+  'target_form': 'double',
+  'head': 'dueling',
+  'noisy_std': 0.1,
+  'initializer': 'torch_uniform',
+  'epsilon_start': 0,
+  'epsilon_end': 0,
+  'n_step': 10,
+  'learning_rate': 0.0001,
+  'eval_episodes': 100,
+}
+
+
 def _read(name: str, *arguments: str) -> Any:
   return reading.from_arguments(
     COMPILED.get(name, AtariConfig),
@@ -438,6 +507,10 @@ def _lines(name: str) -> list[str]:
     ('dopamine_dqn', DOPAMINE, 2_000),  # 8,000 env steps
     ('dopamine_c51', DOPAMINE_C51, 2_000),  # 8,000 env steps
     ('dopamine_iqn', DOPAMINE_IQN, 2_000),  # 8,000 env steps
+    ('dqn_zoo_rainbow', DQN_ZOO_RAINBOW, 2_000),  # 32,000 frames
+    ('dopamine_rainbow', DOPAMINE_RAINBOW, 2_000),  # 8,000 env steps
+    ('dopamine_quantile', DOPAMINE_QUANTILE, 2_000),  # 8,000 env steps
+    ('der_atari_100k', DER, 2_000),
     ('cleanrl_dqn_atari', CLEANRL, 250),  # 1,000 env steps
     ('spr_atari_100k', SPR, 10_000),  # not heeded
   ],
