@@ -55,7 +55,11 @@ setuptools.setup(
     include=['siamrl', 'siamrl.*', 'experiments', 'experiments.*']
   ),
   package_data={
-    'experiments': ['flagfiles/*.flags', 'results/published/*'],
+    'experiments': [
+      'flagfiles/*.flags',
+      'results/published/*',
+      'studies/*.toml',
+    ],
     'siamrl': ['py.typed'],
   },
   install_requires=[

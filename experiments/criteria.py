@@ -44,6 +44,15 @@ siamese_frames, too:
     without a stop-gradient they collapse. Neither costs return. After Schwarzer
     et al. (2021).
 
+The studies of experiments.table have arms; --runs is their OUTPUT-curves.csv:
+  minatar_table: agents that learn more than DQN on MinAtar, at the settings of
+    Obando-Ceron & Castro (2021).
+  twin_distributions: the gap between DQN with its twin and without is wider
+    than those of C51 and QR-DQN; MINTO and other twins are no worse than hard.
+  cleanrl_classic: C51 and PQN reach the returns that CleanRL publishes.
+  lunar_lander: DQN and QR-DQN reach the returns that RL Baselines3 Zoo
+    publishes, and the better one solves LunarLander.
+
 Exit codes: 0 whether or not claims are met, 2 for invalid flags, 1 for any
 other error.
 """
@@ -64,7 +73,7 @@ from experiments.config.declaring import (
   path_option,
 )
 from experiments.config.executing import run
-from experiments.studies import reinforcement, siamese
+from experiments.studies import agents, reinforcement, siamese
 from experiments.studies.claims import Claim
 from siamrl.report.metrics import RUN_COLUMN, Table, read_metrics
 from siamrl.report.results import read_results
@@ -101,6 +110,10 @@ STUDIES = {
     reinforcement.twin_rate, ('q_tm1', 'panel/overestimation', 'train_return')
   ),
   'spr_minatar': Study(reinforcement.spr_minatar, ('spr_std', 'train_return')),
+  'minatar_table': Study(agents.minatar_table, ('train_return',)),
+  'twin_distributions': Study(agents.twin_distributions, ('train_return',)),
+  'cleanrl_classic': Study(agents.cleanrl_classic, ('train_return',)),
+  'lunar_lander': Study(agents.lunar_lander, ('eval_return',)),
 }
 
 

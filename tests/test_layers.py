@@ -51,6 +51,7 @@ FLOORS = {
   'experiments.calibrate': 12,
   'experiments.family_benchmarks': 12,
   'experiments.scan_benchmarks': 12,
+  'experiments.table': 12,
   'experiments': 10,
 }
 # Floors whose parts do not know each other.

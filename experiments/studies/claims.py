@@ -39,6 +39,11 @@ class Setting(NamedTuple):
     x, y = by_run(self.table, 'env_steps', column, 'seed')
     return statistics.area_under_curve(x, y)
 
+  def final(self, column: str) -> np.ndarray:
+    """Mean of each run's last tenth, [runs]."""
+    x, y = by_run(self.table, 'env_steps', column, 'seed')
+    return statistics.final_mean(x, y)
+
   def values(self, column: str) -> np.ndarray:
     """[runs, T]."""
     return by_run(self.table, 'env_steps', column, 'seed')[1]
@@ -101,6 +106,21 @@ def exceeds(
 def exceeds_in_each_run(text: str, more: np.ndarray, less: np.ndarray) -> Claim:
   """The claim that one measure of runs [runs] exceeds another of the same."""
   return _above_zero(text, *statistics.over_runs(more - less))
+
+
+def exceeds_number(
+  text: str, runs: np.ndarray, number: float, *, candidates: int = 1
+) -> Claim:
+  """The claim that runs [runs] exceed a number on average.
+
+  Args:
+    text: the claim.
+    runs: a value of each run.
+    number: the number.
+    candidates: the number of settings of which `runs` is the best.
+  """
+  level = 1 - 0.05 / candidates
+  return _above_zero(text, *statistics.over_runs(runs - number, level=level))
 
 
 def _above_zero(text: str, point: Any, low: Any, high: Any) -> Claim:

@@ -13,7 +13,16 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import atari, classic, control, lab, minatar, offline, siamese
+from experiments import (
+  atari,
+  classic,
+  control,
+  gym,
+  lab,
+  minatar,
+  offline,
+  siamese,
+)
 from experiments.config import reading
 from experiments.config.meaning import dropped
 from experiments.engines import sweeps
@@ -38,11 +47,18 @@ PRESETS = {
     *('dopamine_dqn_acrobot', 'pqn_cartpole', 'quickstart_sweep'),
     *('soft_divergence', 'twin_age_cartpole', 'twin_age_catch'),
     *('twin_grid_cartpole', 'cleanrl_c51_cartpole', 'cleanrl_c51_acrobot'),
+    *('cleanrl_pqn_cartpole', 'cleanrl_pqn_acrobot'),
   ),
   minatar: (
     *('minatar_dqn', 'dopamine_dqn_minatar', 'pqn_minatar', 'spr_minatar'),
-    *('target_free_gap', 'twin_minatar'),
+    *('target_free_gap', 'twin_minatar', 'minatar_table_dqn'),
+    *('minatar_table_double', 'minatar_table_prioritized'),
+    *('minatar_table_n_step', 'minatar_table_c51', 'minatar_table_qrdqn'),
+    *('minatar_table_iqn', 'minatar_table_rainbow', 'minatar_table_m_iqn'),
+    *('minatar_table_pqn', 'twin_distributions_dqn'),
+    *('twin_distributions_c51', 'twin_distributions_qrdqn'),
   ),
+  gym: ('zoo_dqn_lunar_lander', 'zoo_qrdqn_lunar_lander'),
   control: (
     *('td3', 'td3_paper', 'sac', 'sac_hard', 'ddpg', 'cleanrl_ddpg'),
     *('cleanrl_td3', 'cleanrl_sac', 'td3_pendulum', 'sac_pendulum'),
@@ -61,6 +77,7 @@ _OPTIONS = {
   atari: atari.AtariConfig,
   classic: classic.ClassicConfig,
   minatar: minatar.MinAtarConfig,
+  gym: gym.GymConfig,
   control: actor_critic.ControlConfig,
   offline: offline.OfflineConfig,
   lab: lab.LabConfig,

@@ -11,6 +11,7 @@ from experiments.atari import AtariConfig
 from experiments.classic import ClassicConfig
 from experiments.config import collecting as collect_options, reading
 from experiments.families import actor_critic, q
+from experiments.gym import GymConfig, check
 from experiments.minatar import MinAtarConfig
 from siamrl.schedule import to_gradient_steps
 from tests.experiments import resolved
@@ -31,11 +32,25 @@ GRIDS = (
   'siamese_accuracy',
   'siamese_frames',
   'twin_rate',
+  'minatar_table_dqn',
+  'minatar_table_double',
+  'minatar_table_prioritized',
+  'minatar_table_n_step',
+  'minatar_table_c51',
+  'minatar_table_qrdqn',
+  'minatar_table_iqn',
+  'minatar_table_rainbow',
+  'minatar_table_m_iqn',
+  'minatar_table_pqn',
+  'twin_distributions_dqn',
+  'twin_distributions_c51',
+  'twin_distributions_qrdqn',
 )
+GYM = ('zoo_dqn_lunar_lander', 'zoo_qrdqn_lunar_lander')
 PRESETS = sorted(
   path.stem
   for path in (ROOT / FOLDER).glob('*.flags')
-  if path.stem not in GRIDS
+  if path.stem not in (*GRIDS, *GYM)
   and not path.stem.startswith(('lab_', 'fqi_', 'td3', 'sac', 'ddpg'))
   and path.stem not in ('cleanrl_ddpg', 'cleanrl_td3', 'cleanrl_sac')
 )
@@ -60,6 +75,7 @@ PARENTS = {
   'der_atari_100k': 'dopamine_rainbow',
   'cleanrl_c51_cartpole': 'cleanrl_dqn_cartpole',
   'cleanrl_c51_acrobot': 'cleanrl_c51_cartpole',
+  'cleanrl_pqn_acrobot': 'cleanrl_pqn_cartpole',
 }
 # Those of compiled runs; the others are Atari's.
 COMPILED: dict[str, type[q.CompiledConfig]] = {
@@ -67,6 +83,8 @@ COMPILED: dict[str, type[q.CompiledConfig]] = {
   'cleanrl_dqn_acrobot': ClassicConfig,
   'cleanrl_c51_cartpole': ClassicConfig,
   'cleanrl_c51_acrobot': ClassicConfig,
+  'cleanrl_pqn_cartpole': ClassicConfig,
+  'cleanrl_pqn_acrobot': ClassicConfig,
   'dopamine_dqn_cartpole': ClassicConfig,
   'dopamine_dqn_acrobot': ClassicConfig,
   'minatar_dqn': MinAtarConfig,
@@ -346,6 +364,82 @@ CLEANRL_C51_CARTPOLE = CLEANRL_CARTPOLE | {
   'v_max': 100,
   'optimizer_eps': 0.01 / 128,
 }
+# cleanrl/pqn.py: rounds of 4 environments and 128 steps, learned from in 4
+# epochs of 4 minibatches.
+CLEANRL_PQN_CARTPOLE = {
+  'environment': 'cartpole',
+  'env_steps': 500_000 // (4 * 128) * (4 * 128),
+  'num_envs': 4,
+  'train_period': 4 * 128,
+  'train_steps': 4 * 4,
+  'batch_size': 4 * 128 // 4,
+  'min_replay': 0,
+  'replay': 'none',
+  'q_lambda': 0.65,
+  'q_trace': 'peng',
+  'target_update': 'self',
+  'hidden_sizes': '120-84',
+  'layer_norm': True,
+  'initializer': 'orthogonal',
+  'discount': 0.99,
+  'reward_scale': 1,
+  'reward_clip': 0,
+  'optimizer': 'radam',
+  'learning_rate': 2.5e-4,
+  'optimizer_eps': 1e-8,  # PyTorch's default
+  'anneal_learning_rate': True,
+  'max_gradient_norm': 10,
+  'td_loss': 'squared',
+  'batch_reduction': 'mean',
+  'epsilon_start': 1,
+  'epsilon_end': 0.05,
+  'epsilon_hold': 0,
+  'epsilon_decay': 500_000 // 2,
+}
+# DLR-RM/rl-baselines3-zoo: hyperparams/dqn.yml; stable_baselines3/dqn/dqn.py.
+ZOO_DQN = PLAIN | {
+  'environment': 'LunarLander-v3',
+  'env_steps': 100_000,
+  'hidden_sizes': '256-256',
+  'initializer': 'torch_uniform',
+  'target_period': 250,
+  'target_period_unit': 'env_steps',
+  'optimizer': 'adam',
+  'learning_rate': 6.3e-4,
+  'optimizer_eps': 1e-8,  # PyTorch's default
+  'anneal_learning_rate': False,
+  'max_gradient_norm': 10,
+  'td_loss': 'huber',  # smooth_l1_loss
+  'error_bound': 1,
+  'replay_capacity': 50_000,
+  'batch_size': 128,
+  'train_period': 4,
+  'train_steps': 4,
+  'epsilon_start': 1,
+  'epsilon_end': 0.1,
+  'epsilon_hold': 0,
+  'epsilon_decay': 12_000,
+  'eval_epsilon': 0,
+}
+# The same: hyperparams/qrdqn.yml; sb3_contrib/qrdqn/qrdqn.py.
+ZOO_QRDQN = ZOO_DQN | {
+  'env_steps': 100_000 // 256 * 256,
+  'agent': 'qrdqn',
+  'quantiles': 170,
+  'discount': 0.995,
+  'target_period': 256,
+  'target_period_unit': 'gradient_steps',
+  'learning_rate': 1.5e-3,
+  'optimizer_eps': 0.01 / 128,
+  'anneal_learning_rate': True,
+  'max_gradient_norm': 0,
+  'replay_capacity': 100_000,
+  'min_replay': 10_000,
+  'train_period': 256,
+  'train_steps': 256,
+  'epsilon_end': 0.18,
+  'epsilon_decay': 24_000,
+}
 # dopamine/jax/agents/dqn/configs/dqn_cartpole.gin; jax/networks.py.
 DOPAMINE_CARTPOLE = PLAIN | {
   'environment': 'cartpole_v0',
@@ -534,6 +628,26 @@ def test_published_values_without_a_replay():
 
 
 @pytest.mark.parametrize(
+  'name', ['cleanrl_pqn_cartpole', 'cleanrl_pqn_acrobot']
+)
+def test_published_values_of_cleanrl_pqn(name):
+  config = _read(name)
+  published = CLEANRL_PQN_CARTPOLE | {'environment': name.split('_')[-1]}
+  assert {field: getattr(config, field) for field in published} == published
+
+
+@pytest.mark.parametrize(
+  'name, published', list(zip(GYM, (ZOO_DQN, ZOO_QRDQN), strict=True))
+)
+def test_published_values_of_gymnasium(name, published):
+  config = reading.from_arguments(
+    GymConfig, f'--flagfile={FOLDER / name}.flags'
+  )
+  assert {field: getattr(config, field) for field in published} == published
+  check(config)
+
+
+@pytest.mark.parametrize(
   'name, published, period',
   [
     ('cleanrl_dqn_cartpole', CLEANRL_CARTPOLE, 50),  # 500 env steps
@@ -675,7 +789,7 @@ def test_every_preset_is_known_here():
   on_disk = (ROOT / FOLDER).glob('*.flags')
   found = {path.stem for path in on_disk} - set(GRIDS)
   found = {n for n in found if not n.startswith(('lab_', 'fqi_'))}
-  assert found == known | set(CONTROL)
+  assert found == known | set(CONTROL) | set(GYM)
 
 
 @pytest.mark.parametrize('name', PARENTS)
