@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from siamrl import churn, schedule, twins
+from siamrl.obgd import obgd
 from siamrl.parameters import FieldError, check_name
 from siamrl.twins.lifting import itself
 from siamrl.types import (
@@ -31,6 +32,7 @@ OPTIMIZERS = (
   'rmsprop',
   'rmsprop_centered',
   'rmsprop_centered_torch',
+  'obgd',
 )
 
 # The networks that may act: the online network, or its twin.
@@ -48,6 +50,7 @@ def make_optimizer(
   decay: float = 0.95,
   anneal_steps: chex.Numeric | None = None,
   max_gradient_norm: float | None = None,
+  kappa: chex.Numeric = 2.0,
 ) -> optax.GradientTransformation:
   """Builds one of the optimizers of the DQN literature.
 
@@ -56,7 +59,8 @@ def make_optimizer(
   Args:
     name: one of `OPTIMIZERS`. 'rmsprop_centered' divides by the root of an
       estimated *variance*, as Mnih et al. (2015) do; 'rmsprop_centered_torch'
-      is the same with `eps` where PyTorch adds it.
+      is the same with `eps` where PyTorch adds it. 'obgd' is `obgd`, without
+      `anneal_steps`.
     learning_rate: step size.
     eps: constant that keeps the divisor above 0. Adam and PyTorch's RMSProp add
       it to the root, the other kinds of RMSProp inside the root; 'sgd' ignores
@@ -66,6 +70,7 @@ def make_optimizer(
       None to keep it constant.
     max_gradient_norm: gradients are clipped to this global norm; None for no
       limit.
+    kappa: see `obgd`.
 
   Raises:
     ValueError: the name is unknown.
@@ -82,6 +87,8 @@ def make_optimizer(
     optimizer = optax.radam(rate, eps=eps)
   elif name == 'sgd':
     optimizer = optax.sgd(rate)
+  elif name == 'obgd':
+    optimizer = obgd(learning_rate, kappa)
   elif name == 'rmsprop':
     optimizer = optax.rmsprop(rate, decay=decay, eps=eps)
   else:
@@ -504,6 +511,7 @@ def _make_init(
       opt_state=optimizer.init(online_params),
       gradient_steps=jnp.zeros((), jnp.int32),
       key=state_key,
+      traces=agent.traces and agent.traces.init(online_params),
     )
 
   return init
@@ -540,14 +548,21 @@ def _make_descend(
       batch, reference = churn.halves(batch)
       loss = churn.loss(agent, churn_weight, before, reference)
       before = online_params
-    grads, metrics = jax.grad(loss, has_aux=True)(
-      online_params, state.target_params, batch, loss_key, **variant
-    )
+    given, memory = (online_params, state.target_params), state.traces
+    if agent.traces is None:
+      grads, metrics = jax.grad(loss, has_aux=True)(
+        *given, batch, loss_key, **variant
+      )
+    else:
+      grads, memory, metrics = agent.traces.step(
+        agent, *given, memory, batch, loss_key, **variant
+      )
     updates, opt_state = updating.update(
       grads,
       state.opt_state,
       online_params,
       gradient_steps=state.gradient_steps,
+      metrics=metrics,
     )
     if twin.pull is not None:
       pulled = twin.pull(twins.part(agent, online_params), state.target_params)
@@ -557,6 +572,7 @@ def _make_descend(
       opt_state=opt_state,
       gradient_steps=state.gradient_steps + 1,
       previous_params=before,
+      traces=memory,
     ), metrics
 
   return descend

@@ -63,6 +63,8 @@ class Transition(NamedTuple):
       replay; None for 1.
     future: the K env steps that begin with the transition, for agents that look
       further ahead than n rewards; None if not asked for.
+    ended: bool [B] whether the episode ended there, terminated or truncated,
+      for agents that learn from transitions in order; None if not asked for.
   """
 
   obs_tm1: Any
@@ -72,6 +74,7 @@ class Transition(NamedTuple):
   obs_t: Any
   weight: Any = None
   future: Future | None = None
+  ended: Any = None
 
 
 class TrainState(struct.PyTreeNode):
@@ -87,6 +90,7 @@ class TrainState(struct.PyTreeNode):
     key: random key; each gradient step folds its number into it.
     previous_params: the online parameters before the last gradient step, for
       learners with a churn term; else None.
+    traces: the memory of `Agent.traces`; None for agents without.
   """
 
   online_params: Params
@@ -95,6 +99,7 @@ class TrainState(struct.PyTreeNode):
   gradient_steps: jax.Array
   key: jax.Array
   previous_params: Params | None = None
+  traces: Any = None
 
 
 # The functions of an agent. Arguments are passed by position, except for those
@@ -381,6 +386,24 @@ class Distributions(NamedTuple):
   distance: Callable[[Any, Any], chex.Array]
 
 
+class Traces(NamedTuple):
+  """The gradients of an agent that learns from transitions in order.
+
+  Each transition is learned from once, and what it leaves behind, such as
+  eligibility traces, is a memory that later gradients are made of.
+
+  Attributes:
+    init: online_params -> memory.
+    step: (agent, online_params, target_params, memory, batch, key) -> (descent,
+      memory, metrics). The agent is the one with these traces, lifted by the
+      rule; the batch holds one transition, which follows that of the step
+      before; an optimizer takes the descent for a gradient.
+  """
+
+  init: Callable[[Params], Any]
+  step: Callable[..., tuple[Params, Any, Metrics]]
+
+
 class Agent(NamedTuple):
   """An agent as pure functions; it holds no arrays.
 
@@ -411,6 +434,8 @@ class Agent(NamedTuple):
     delay: gradient steps from one update of these entries to the next.
     distributions: looks at the distributions that `bootstrap` answers; None if
       it answers values.
+    traces: computes the gradients in place of those of `loss`, for agents that
+      learn from transitions in order; else None.
   """
 
   init: Init
@@ -425,6 +450,7 @@ class Agent(NamedTuple):
   delayed: tuple[str, ...] = ()
   delay: int = 1
   distributions: Distributions | None = None
+  traces: Traces | None = None
 
 
 def acting_of(agent: Agent) -> Acting:

@@ -18,6 +18,7 @@ FLOORS = {
   'siamrl.losses': 1,
   'siamrl.rewards': 1,
   'siamrl.churn': 1,
+  'siamrl.obgd': 1,
   'siamrl.augment': 1,
   'siamrl.networks': 2,
   'siamrl.agents': 3,

@@ -333,7 +333,9 @@ def test_centered_rmsprop_of_gradients_that_stay_the_same(name):
 @pytest.mark.parametrize('name', learner.OPTIMIZERS)
 def test_weights_in_bfloat16_learn_as_their_copy_in_float32(name):
   """Steps that are less than a weight can change by add up."""
-  optimizer = learner.make_optimizer(name, learning_rate=3e-5, eps=1e-3)
+  optimizer = optax.with_extra_args_support(
+    learner.make_optimizer(name, learning_rate=3e-5, eps=1e-3)
+  )
   start = {'w': jnp.ones(64, jnp.bfloat16), 'b': jnp.full(3, -0.5)}
   grads = {
     'w': jnp.linspace(-1, 1, 64, dtype=jnp.bfloat16),
@@ -343,7 +345,9 @@ def test_weights_in_bfloat16_learn_as_their_copy_in_float32(name):
   def step(carry, scale):
     params, state = carry
     scaled = jax.tree.map(lambda g: (scale * g).astype(g.dtype), grads)
-    updates, state = optimizer.update(scaled, state, params)
+    updates, state = optimizer.update(
+      scaled, state, params, metrics={'td_error': jnp.ones(1)}
+    )
     return (optax.apply_updates(params, updates), state), None
 
   scales = 1 + 0.5 * jnp.sin(jnp.arange(2_000.0))

@@ -28,6 +28,7 @@ from experiments.config.declaring import (
   one_of,
   option,
   options_for,
+  parameter,
   refuse,
   taken_by,
   value_of,
@@ -46,11 +47,14 @@ from siamrl.schedule import MOST_ENV_STEPS
 DEFAULT_NETWORK = given('network', 'default')
 
 
+def _taken(name: str) -> When:
+  """The condition that the network takes a parameter."""
+  return taken_by('network', torsos.TORSOS, name)
+
+
 def _parameters() -> Further:
   """The options of all parameters of networks."""
-  return options_for(
-    torsos.PARAMETERS, lambda name: taken_by('network', torsos.TORSOS, name)
-  )
+  return options_for(torsos.PARAMETERS, _taken)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,9 @@ class NetworkOptions:
       {'default': 'the layers that the other options describe'}
       | {name: torso.summary for name, torso in torsos.TORSOS.items()}
     ),
+  )
+  stream_units: int | None = parameter(
+    torsos.PARAMETERS['stream_units'], _taken('stream_units')
   )
   head: str = option('linear', 'Last layers of the network', one_of(HEADS))
   initializer: str = option(
@@ -182,7 +189,7 @@ class LearningOptions:
     'for Adam, RAdam and rmsprop_centered_torch.',
     POSITIVE,
     traced=True,
-    when=not_given('optimizer', 'sgd'),
+    when=not_given('optimizer', 'sgd', 'obgd'),
   )
   rmsprop_decay: float = option(
     0.95,
@@ -193,14 +200,27 @@ class LearningOptions:
       'with an --optimizer whose name begins with rmsprop',
     ),
   )
+  obgd_kappa: float = option(
+    2.0,
+    'Kappa of ObGD: the larger, the smaller are steps that may overshoot.',
+    POSITIVE,
+    traced=True,
+    when=given('optimizer', 'obgd'),
+    refused=True,
+  )
   anneal_learning_rate: bool = option(
-    False, 'Let the step size fall linearly to 0 over the run.'
+    False,
+    'Let the step size fall linearly to 0 over the run.',
+    when=not_given('optimizer', 'obgd'),
+    refused=True,
   )
   max_gradient_norm: float = option(
     0.0,
     'Norm to which gradients are clipped, of all parameters together; 0 for '
     'no clipping.',
     NOT_NEGATIVE,
+    when=not_given('optimizer', 'obgd'),
+    refused=True,
   )
   td_loss: str = option(
     'squared',

@@ -88,6 +88,8 @@ class TargetOptions:
   target_fractions: int | None = _parameter_of_agent('target_fractions')
   acting_fractions: int | None = _parameter_of_agent('acting_fractions')
   cosines: int | None = _parameter_of_agent('cosines')
+  trace_lambda: float | None = _parameter_of_agent('trace_lambda')
+  reward_scaling: str | None = _parameter_of_agent('reward_scaling')
 
 
 def parameters(config: Any) -> dict[str, Any]:

@@ -404,7 +404,7 @@ def _learning_nbytes(
   """
   speeds = collect_options.make_schedule(config)
   returns = family.make_host_returns(config, learner)
-  if returns is None:
+  if not _keeps_rounds(config):
     return memory.learning_nbytes(learner.regress, state, batch, speeds)
   lead = _round_steps(config), config.num_envs
   sequence = host.round_shape(batch, *lead)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from experiments.config import fitting, targets as target_options
+from experiments.config import fitting, streams, targets as target_options
 from experiments.config.declaring import UsageError, usage_errors
 from experiments.config.meaning import check_meant, say_idle
 from experiments.engines import (
@@ -60,6 +60,7 @@ def check(config: Any) -> None:
   """Raises UsageError for options that do not go together."""
   check_meant([config])
   fitting.check(config)
+  streams.check(config, acts=False)
   with usage_errors():
     target_options.parameters(config)
 

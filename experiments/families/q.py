@@ -20,6 +20,7 @@ from experiments.config import (
   panel as panel_options,
   resets as reset_options,
   runs,
+  streams,
   targets as target_options,
   twin as twin_options,
 )
@@ -31,6 +32,7 @@ from experiments.config.collecting import (
 )
 from experiments.config.declaring import (
   FRACTION,
+  both,
   choice,
   given,
   group,
@@ -144,7 +146,7 @@ class ReplayOptions:
     'Lambda of Q(lambda), the weight of longer returns.',
     FRACTION,
     traced=True,
-    when=given('replay', 'none'),
+    when=both(given('replay', 'none'), streams.LEARNS_ROUNDS),
     refused=True,
   )
   q_trace: str = option(
@@ -152,7 +154,7 @@ class ReplayOptions:
     'Variant of Q(lambda); watkins ends a return at an action that was not '
     'greedy',
     one_of(q.TRACES),
-    when=given('replay', 'none'),
+    when=both(given('replay', 'none'), streams.LEARNS_ROUNDS),
   )
 
 
@@ -173,6 +175,7 @@ class CompiledConfig(
 def check(config: CompiledConfig) -> None:
   """Raises UsageError for options that do not go together."""
   collect_options.check(config)
+  streams.check(config)
   with usage_errors():
     target_options.parameters(config)
     latent_options.check(config)
@@ -305,6 +308,7 @@ def make_learner(
     decay=config.rmsprop_decay,
     anneal_steps=_anneal_steps(config),
     max_gradient_norm=config.max_gradient_norm or None,
+    kappa=numbers['obgd_kappa'],
   )
   # Neither acting nor a second batch is on a data set.
   act_with = getattr(config, 'act_with', 'online')
@@ -387,7 +391,7 @@ def _make_returns(
   config: Any, learner_: Learner, numbers: Mapping[str, Any]
 ) -> Returns | None:
   """The whole targets of a round, with --replay=none."""
-  if config.replay != 'none':
+  if config.replay != 'none' or learner_.agent.traces is not None:
     return None
   return q.make_returns(learner_.agent, numbers['q_lambda'], config.q_trace)
 
@@ -495,6 +499,7 @@ def check_host(config: Any, *, length: str) -> None:
   """
   if config.reset_optimizer and config.anneal_learning_rate:
     refuse(config, 'anneal_learning_rate', 'be false with --reset_optimizer')
+  streams.check(config)
   iteration = min(config.iteration_env_steps, config.total_env_steps)
   with usage_errors():
     latent_options.check(config)

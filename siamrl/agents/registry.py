@@ -9,8 +9,9 @@ from siamrl import parameters
 from siamrl.agents.distributional import make_c51, make_qrdqn
 from siamrl.agents.implicit import make_iqn
 from siamrl.agents.q import OWN_FORMS, make_q_agent
+from siamrl.agents.streams import REWARD_SCALINGS, make_stream_q
 from siamrl.networks.implicit import implicit_network
-from siamrl.parameters import FINITE, WHOLE, Domain, Parameter
+from siamrl.parameters import FINITE, FRACTION, WHOLE, Domain, Parameter
 from siamrl.types import Agent
 
 # Arguments for which launchers have options with every agent. An agent reads
@@ -60,6 +61,8 @@ class Kind(NamedTuple):
       for each action.
     adapted: the network that a launcher makes, the agent's parameters by name
       -> the network that the agent's parameters are of.
+    streams: names of the optimizers that it goes with, if it learns from each
+      transition once, in order (`Agent.traces`); () for other agents.
   """
 
   make: Callable[..., Agent]
@@ -69,6 +72,7 @@ class Kind(NamedTuple):
   takes: tuple[str, ...] = ()
   outputs: Outputs = one_output
   adapted: Adapted = as_it_is
+  streams: tuple[str, ...] = ()
 
 
 AGENTS: dict[str, Kind] = {
@@ -93,6 +97,7 @@ def register(
   form: str | None = None,
   outputs: Outputs = one_output,
   adapted: Adapted = as_it_is,
+  streams: tuple[str, ...] = (),
   **new: Parameter,
 ) -> None:
   """Adds a kind of agent to `AGENTS`.
@@ -109,6 +114,7 @@ def register(
       `target_parameters`.
     outputs: see `Kind.outputs`.
     adapted: see `Kind.adapted`.
+    streams: see `Kind.streams`.
     **new: the agent's own parameters by name.
 
   Raises:
@@ -124,7 +130,9 @@ def register(
       f'{name} must have a form of targets if and only if it takes target_form'
     )
   parameters.add('agent', name, AGENTS, takes, PARAMETERS, new)
-  AGENTS[name] = Kind(make, summary, form, reads, takes, outputs, adapted)
+  AGENTS[name] = Kind(
+    make, summary, form, reads, takes, outputs, adapted, streams
+  )
 
 
 def outputs_of(name: str, given: Mapping[str, Any]) -> int:
@@ -268,5 +276,24 @@ register(
     int,
     traced=False,
     default=64,
+  ),
+)
+register(
+  'stream_q',
+  make_stream_q,
+  'Q(lambda) from each transition once, by traces (Elsayed et al. 2024)',
+  streams=('obgd', 'sgd'),
+  trace_lambda=Parameter(
+    FRACTION, 'Lambda by which traces decay, beside the discount', default=0.8
+  ),
+  reward_scaling=Parameter(
+    Domain(
+      lambda x: x in REWARD_SCALINGS, f'one of {", ".join(REWARD_SCALINGS)}'
+    ),
+    'Divisor of rewards for learning: std, the running standard deviation of '
+    'discounted sums of rewards; or none',
+    str,
+    traced=False,
+    default='std',
   ),
 )

@@ -54,6 +54,30 @@ def rectified(
   return y
 
 
+def normalized_leaky(layer: nn.Module, x: chex.Array) -> chex.Array:
+  """leaky_relu(layer(x)), normalized before and sown like `rectified`.
+
+  All numbers of a layer's output are normalized together, without a scale or
+  bias, and the slope below 0 is 0.01 (Elsayed et al. 2024; stream_q_minatar.py
+  of mohmdelsayed/streaming-drl).
+
+  Args:
+    layer: as in `rectified`.
+    x: its input.
+  """
+  y = layer(x)
+  y = nn.LayerNorm(
+    epsilon=1e-5,
+    use_bias=False,
+    use_scale=False,
+    reduction_axes=tuple(range(1, y.ndim)),
+    use_fast_variance=False,
+  )(y)
+  y = nn.leaky_relu(y, 0.01)
+  layer.sow(_COLLECTION, _LAYER, y)
+  return y
+
+
 def sow_features(head: nn.Module, x: chex.Array) -> None:
   """Sows the features [B, D] that enter a last layer of `head`."""
   head.sow(_COLLECTION, _FEATURES, x)

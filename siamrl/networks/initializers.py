@@ -1,10 +1,13 @@
 """Initializers of layers, by name."""
 
+import math
 from typing import NamedTuple
 
+import chex
 import jax
 from flax import linen as nn
 from flax.typing import Initializer
+import jax.numpy as jnp
 
 
 class Initializers(NamedTuple):
@@ -29,6 +32,29 @@ class Initializers(NamedTuple):
     )
 
 
+def sparse(sparsity: float) -> Initializer:
+  """Draws from U(-b, b), b = fan_in**-0.5, and sets a share of inputs to 0.
+
+  Each output unit has its own ceil(sparsity * fan_in) weights of 0 (Elsayed et
+  al. 2024, algorithm 1; sparse_init.py of mohmdelsayed/streaming-drl).
+  """
+
+  def init(
+    key: chex.PRNGKey, shape: tuple[int, ...], dtype=float
+  ) -> chex.Array:
+    weights_key, zeros_key = jax.random.split(key)
+    fan_in = math.prod(shape[:-1])
+    bound, zeros = fan_in**-0.5, math.ceil(sparsity * fan_in)
+    weights = jax.random.uniform(
+      weights_key, (fan_in, shape[-1]), dtype, -bound, bound
+    )
+    places = jnp.argsort(jax.random.uniform(zeros_key, weights.shape), axis=0)
+    ranks = jnp.argsort(places, axis=0)
+    return jnp.where(ranks < zeros, 0, weights).reshape(shape)
+
+  return init
+
+
 # `dopamine_uniform` is that of Dopamine's distributional agents (RainbowNetwork
 # of jax/networks.py), with a bound of 3**0.25 / fan_in**0.5.
 #
@@ -46,4 +72,5 @@ INITIALIZERS: dict[str, Initializers] = {
   'torch_uniform': Initializers(
     nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), True
   ),
+  'sparse': Initializers(sparse(0.9), False),
 }

@@ -7,12 +7,12 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from siamrl.networks.activations import rectified
+from siamrl.networks.activations import normalized_leaky, rectified
 from siamrl.networks.conv import Conv
-from siamrl.networks.dense import make_dense
+from siamrl.networks.dense import Dense, make_dense
 from siamrl import parameters
 from siamrl.networks.initializers import INITIALIZERS
-from siamrl.parameters import Parameter
+from siamrl.parameters import WHOLE, FieldError, Parameter
 
 
 class NatureCNN(nn.Module):
@@ -125,6 +125,40 @@ class MLP(nn.Module):
     return x
 
 
+class StreamTorso(nn.Module):
+  """The hidden layers of Elsayed et al. (2024), for boards and vectors.
+
+  They are those of stream_q_minatar.py and stream_q.py in
+  mohmdelsayed/streaming-drl, with sparse weights: on boards a convolution of 16
+  channels and a dense layer, on vectors two dense layers.
+
+  Attributes:
+    stream_units: units of the dense layers; the source has 128 on boards, 32 on
+      vectors.
+  """
+
+  stream_units: int = 128
+
+  @nn.compact
+  def __call__(self, obs: chex.Array) -> chex.Array:
+    """Maps boards [B, H, W, C] or others [B, ...] to [B, stream_units].
+
+    Raises:
+      FieldError: the observations are frames.
+    """
+    x, chosen = obs.astype(jnp.float32), INITIALIZERS['sparse']
+    dense_layers = 2
+    if x.ndim == 4:
+      if min(x.shape[2:]) > 32:
+        raise FieldError('network', 'stream', 'must not be given for frames')
+      layer = Conv(16, 3, inside_loop=True, kernel_init=chosen.kernel)
+      x, dense_layers = normalized_leaky(layer, x), 1
+    x = x.reshape(x.shape[0], -1)
+    for _ in range(dense_layers):
+      x = normalized_leaky(Dense(self.stream_units, 'sparse'), x)
+    return x
+
+
 class Torso(NamedTuple):
   """A torso as a launcher offers it.
 
@@ -170,3 +204,14 @@ def register(
   new = {key: about._replace(traced=False) for key, about in new.items()}
   parameters.add('network', name, TORSOS, takes, PARAMETERS, new)
   TORSOS[name] = Torso(make, takes, summary)
+
+
+register(
+  'stream',
+  StreamTorso,
+  'sparse layers for boards or vectors, normalized before leaky ReLUs (Elsayed '
+  'et al. 2024); use with --hidden_units=0',
+  stream_units=Parameter(
+    WHOLE, 'Units of the dense layers of --network=stream', int, default=128
+  ),
+)

@@ -244,7 +244,9 @@ def whole_epochs(
     shuffled so that each epoch holds every transition once.
   """
   steps, ended = sequence
-  if relabel is not None:
+  if relabel is None:
+    steps = steps._replace(ended=ended)
+  else:
     steps = relabel(steps, ended)
   epochs = math.prod(bits.shape) // ended.size
   order = jnp.argsort(bits.reshape(epochs, ended.size), axis=1)

@@ -63,6 +63,15 @@ GIVEN = OF_RULES | OF_FORMS
 
 
 launch = functools.partial(sweep_here, gym)
+# A gradient step for each env step, in order.
+STREAM = (
+  '--optimizer=sgd',
+  '--replay=none',
+  '--target_update=self',
+  '--num_envs=1',
+  '--train_period=1',
+  '--batch_size=1',
+)
 
 
 def state_of(folder):
@@ -289,7 +298,10 @@ def test_every_form_of_target_is_accepted(name, accepted):
 
 @pytest.mark.parametrize('name', AGENTS)
 def test_every_agent_is_accepted(name, accepted):
-  parts = accepted(f'--agent={name}', '--layer_norm', '--head=dueling')
+  in_order = STREAM if AGENTS[name].streams else ()
+  parts = accepted(
+    f'--agent={name}', '--layer_norm', '--head=dueling', *in_order
+  )
   assert parts.replay.sequence_steps == 0
 
 

@@ -514,6 +514,7 @@ def test_every_flag_reaches_its_part(monkeypatch):
     'decay': 0.375,
     'anneal_steps': 600,
     'max_gradient_norm': 2,
+    'kappa': 2,
   }
   twin = fitting.twin_spec(config)
   assert learner.clocked[1:] == twin[2:] == (200, 0, 'after', 'fresh', False)

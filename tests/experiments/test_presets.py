@@ -91,6 +91,7 @@ COMPILED: dict[str, type[q.CompiledConfig]] = {
   'dopamine_dqn_minatar': MinAtarConfig,
   'pqn_cartpole': ClassicConfig,
   'pqn_minatar': MinAtarConfig,
+  'stream_q_minatar': MinAtarConfig,
 }
 
 # Mnih et al. (2015), Methods and Extended Data Table 1, and its Lua code
@@ -503,6 +504,30 @@ DOPAMINE_MINATAR = PLAIN | {
   'epsilon_hold': 1_000,
   'epsilon_decay': 250_000,
 }
+# mohmdelsayed/streaming-drl: stream_q_minatar.py, optim.py, sparse_init.py.
+STREAM_Q_MINATAR = PLAIN | {
+  'env_steps': 5_000_000,
+  'agent': 'stream_q',
+  'trace_lambda': 0.8,
+  'reward_scaling': 'std',
+  'target_update': 'self',
+  'replay': 'none',
+  'train_period': 1,
+  'train_steps': 1,
+  'batch_size': 1,
+  'min_replay': 0,
+  'optimizer': 'obgd',
+  'learning_rate': 1.0,
+  'obgd_kappa': 2.0,
+  'epsilon_start': 1,
+  'epsilon_end': 0.01,
+  'epsilon_hold': 0,
+  'epsilon_decay': 5_000_000 // 5,
+  'network': 'stream',
+  'stream_units': 128,
+  'hidden_units': 0,
+  'initializer': 'sparse',
+}
 
 
 @pytest.fixture(autouse=True)
@@ -621,10 +646,14 @@ def test_published_values(name, published, period):
   )
 
 
-def test_published_values_without_a_replay():
-  config = _read('pqn_atari')
-  found = {field: getattr(config, field) for field in PQN_ATARI}
-  assert found == PQN_ATARI
+@pytest.mark.parametrize(
+  'name, published',
+  [('pqn_atari', PQN_ATARI), ('stream_q_minatar', STREAM_Q_MINATAR)],
+)
+def test_published_values_without_a_replay(name, published):
+  config = _read(name)
+  found = {field: getattr(config, field) for field in published}
+  assert found == published
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ def test_learning(calls):
       # 700 env steps after the warm-up, a gradient step every 2.
       anneal_steps=350,
       max_gradient_norm=2.0,
+      kappa=2.0,
     ),
   )
   (_, _, clocked, act_with, churn_weight), _ = calls['make_learner'][0]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from siamrl.networks import torsos
+from siamrl.networks.initializers import INITIALIZERS
 from siamrl.networks.q_network import (
   minatar_network,
   mlp_network,
@@ -319,3 +321,42 @@ def test_other_networks_have_outputs_too(network, obs):
   made = network(3, head='dueling', outputs=5)
   shape = jax.eval_shape(made.init_with_output, jax.random.key(0), obs)[0].shape
   assert shape == (len(obs), 3, 5)
+
+
+@pytest.mark.parametrize('shape', [(25, 7), (3, 3, 4, 6)])
+def test_sparse_weights(shape):
+  """Each output has ceil(0.9 * fan_in) weights of 0, of its own."""
+  draw = INITIALIZERS['sparse'].kernel
+  weights = np.asarray(draw(jax.random.key(0), shape, jnp.float32))
+  flat = weights.reshape(-1, shape[-1])
+  fan_in = len(flat)
+  assert np.all((flat == 0).sum(0) == np.ceil(0.9 * fan_in))
+  assert len({tuple(column) for column in (flat != 0).T}) > 1
+  rest = flat[flat != 0]
+  assert np.abs(rest).max() <= fan_in**-0.5
+  assert rest.std() == pytest.approx((3 * fan_in) ** -0.5, rel=0.3)
+
+
+def _normalized_leaky(x):
+  x = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+  return np.where(x > 0, x, 0.01 * x)
+
+
+def test_the_layers_of_streams():
+  rng = np.random.default_rng(0)
+  torso = torsos.StreamTorso(stream_units=5)
+  obs = rng.random((2, 6)).astype(np.float32)
+  params = torso.init(jax.random.key(0), obs)
+  # Biases are 0 at the start.
+  one, two = (
+    np.asarray(params['params'][f'Dense_{i}']['Dense_0']['kernel'])
+    for i in range(2)
+  )
+  for row, found in zip(obs, torso.apply(params, obs), strict=True):
+    expected = _normalized_leaky(_normalized_leaky(row @ one) @ two)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+  boards = rng.random((2, 10, 10, 4)) < 0.5
+  params = torso.init(jax.random.key(0), boards)
+  assert params['params']['Dense_0']['Dense_0']['kernel'].shape == (1_024, 5)
+  with pytest.raises(ValueError, match="network='stream' must not be given"):
+    torso.init(jax.random.key(0), np.zeros((1, 4, 84, 84), np.uint8))

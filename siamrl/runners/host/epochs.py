@@ -22,7 +22,7 @@ class _Parts(NamedTuple):
 
   Attributes:
     begin: (state, sequence, bits) -> (source, order), as `whole_epochs`, with
-      whole targets.
+      whole targets if there are any.
     step: (state, source, rows) -> (state, means of the metrics).
   """
 
@@ -30,14 +30,15 @@ class _Parts(NamedTuple):
   step: Callable[..., tuple[TrainState, Metrics]]
 
 
-def _parts(learner: Learner, returns: Returns) -> _Parts:
+def _parts(learner: Learner, returns: Returns | None) -> _Parts:
   # JAX then reuses a trace that the caller has, such as that of a memory check.
-  traced = jax.jit(learner.regress_to)
+  traced = jax.jit(learner.regress if returns is None else learner.regress_to)
 
   def begin(
     state: TrainState, sequence: Sequence, bits: chex.Array
   ) -> tuple[Transition, jax.Array]:
-    return whole_epochs(sequence, bits, make_relabel(returns, state))
+    relabel = None if returns is None else make_relabel(returns, state)
+    return whole_epochs(sequence, bits, relabel)
 
   def step(
     state: TrainState, source: Transition, rows: chex.Array
@@ -50,13 +51,15 @@ def _parts(learner: Learner, returns: Returns) -> _Parts:
 
 
 def make_epochs(
-  learner: Learner, returns: Returns
+  learner: Learner, returns: Returns | None
 ) -> Callable[[TrainState, Sequence, chex.Array], tuple[TrainState, Metrics]]:
   """Builds the gradient steps of a round, a pure function.
 
   Args:
-    learner: takes the gradient steps, by its `regress_to`.
-    returns: computes the targets of a round, before the gradient steps.
+    learner: takes the gradient steps, by its `regress_to`, or without `returns`
+      by its `regress`.
+    returns: computes the targets of a round, before the gradient steps; None to
+      learn from its transitions.
 
   Returns:
     (state, sequence, bits) -> (state, means of each metric [K]); the bits
@@ -75,7 +78,7 @@ def make_epochs(
   return epochs
 
 
-def jit_epochs(learner: Learner, returns: Returns) -> Epochs:
+def jit_epochs(learner: Learner, returns: Returns | None) -> Epochs:
   """Jits the gradient steps of a round, which is transferred once.
 
   On an accelerator they are one program. On a CPU each is a dispatch of its

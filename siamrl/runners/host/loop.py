@@ -107,7 +107,8 @@ def train(
     act_key: random key for exploration, folded with the env step.
     returns: computes whole targets of a round, which the replay, a
       `HostRollout`, keeps in order; its gradient steps are whole epochs. None
-      to learn from batches that the replay draws.
+      to learn from transitions: those of such a round, or batches that another
+      replay draws.
     watch: the twin's panel. It is evaluated at a different point of each
       iteration, as a twin whose period divides it would always be just copied.
     on_change: called if a resumed run does not return to where it had stopped,
@@ -190,7 +191,10 @@ class _Loop:
     self._act = _make_explore(learner.agent)
     self._learn = jit_regress(learner.regress, replay.reads)
     self._epochs: Epochs | None = None
-    if returns is not None:
+    self._regress_of_rows = (
+      learner.regress if returns is None else learner.regress_to
+    )
+    if returns is not None or isinstance(replay, HostRollout):
       _check_rollout(config, replay)
       self._epochs = jit_epochs(learner, returns)
     # Reports of the rounds since `_settle`, which may still be computing.
@@ -237,9 +241,8 @@ class _Loop:
         'ignore their seed?'
       )
     # An iteration that learns nothing must have the same columns as others.
-    learner = self._learner
     for name in _metric_names(
-      learner.regress if self._epochs is None else learner.regress_to,
+      self._regress_of_rows,
       state.train,
       environments,
       config.batch_size,
