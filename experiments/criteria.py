@@ -4,8 +4,8 @@
 
 reads the metrics of a sweep and says whether each claim is met, MISSED, or OPEN
 for want of numbers. --runs is the folder of the sweep, or a results file such
-as experiments/results/twin_age_cartpole-curves.csv. An unfinished sweep is
-judged by its results so far.
+as experiments/results/twin_age_cartpole-curves.csv; several are joined by
+commas. An unfinished sweep is judged by its results so far.
 
 A claim that A exceeds B is met if Welch's 95 % interval of the difference of
 means over seeds lies above 0, within each task. If A and B are equal, with 3 to
@@ -43,6 +43,10 @@ siamese_frames, too:
     targets come from a twin, itself behind a stop-gradient or a slow one;
     without a stop-gradient they collapse. Neither costs return. After Schwarzer
     et al. (2021).
+  crossq_pendulum: CrossQ, which has no twin, holds a return of -200 on the
+    pendulum after fewer env steps than SAC with its twin; --runs names both,
+    such as runs/crossq_pendulum,experiments/results/sac_pendulum-curves.csv.
+    After Bhatt et al. (2024).
 
 The studies of experiments.table have arms; --runs is their OUTPUT-curves.csv:
   minatar_table: agents that learn more than DQN on MinAtar, at the settings of
@@ -114,6 +118,7 @@ STUDIES = {
   'twin_distributions': Study(agents.twin_distributions, ('train_return',)),
   'cleanrl_classic': Study(agents.cleanrl_classic, ('train_return',)),
   'lunar_lander': Study(agents.lunar_lander, ('eval_return',)),
+  'crossq_pendulum': Study(reinforcement.crossq_pendulum, ('eval_return',)),
 }
 
 
@@ -124,7 +129,10 @@ class CriteriaConfig:
   _study: Any = group('The study')
   study: str = option('twin_age', 'Study to check', one_of(STUDIES))
   runs: str = path_option(
-    '', 'Folder of a sweep, or a results file with a row per run and time'
+    '',
+    'Folders of sweeps, and results files with a row per run and time, '
+    'separated by commas',
+    several=True,
   )
 
 
@@ -136,7 +144,9 @@ def main(config: CriteriaConfig) -> None:
     )
   notes: list[str] = []
   try:
-    table = _read(pathlib.Path(config.runs), notes)
+    table = _joined(
+      [_read(pathlib.Path(path), notes) for path in config.runs.split(',')]
+    )
     claims = _judge(STUDIES[config.study], table, notes)
   except FileNotFoundError as error:
     raise RunError(
@@ -152,13 +162,19 @@ def main(config: CriteriaConfig) -> None:
     print(f'{verdicts[claim.met]}: {claim.text}: {claim.seen}')
 
 
+def _joined(tables: list[Table]) -> Table:
+  """The rows of several tables, with the columns that all of them have."""
+  names = [name for name in tables[0] if all(name in t for t in tables)]
+  return {name: np.concatenate([t[name] for t in tables]) for name in names}
+
+
 def _read(path: pathlib.Path, notes: list[str]) -> Table:
-  """Reads the rows of runs; notes if runs are not finished."""
+  """Reads the rows of runs and their agent; notes if runs are not finished."""
   if not path.is_dir():
-    table = read_results(path).table
+    table, flags = read_results(path)
   else:
     folder = RunFolder(path)
-    table = read_metrics(folder.metrics)
+    table, flags = read_metrics(folder.metrics), folder.read_flags() or {}
     rows, all_rows = len(next(iter(table.values()), ())), folder.rows()
     if all_rows is not None and rows < all_rows:
       notes.append(f'not finished: {rows:,} of {all_rows:,} rows')
@@ -167,6 +183,8 @@ def _read(path: pathlib.Path, notes: list[str]) -> Table:
       f'no column {RUN_COLUMN!r}: a row must be of one run, as in '
       'OUTPUT-curves.csv of experiments.plot'
     )
+  if 'agent' in flags and 'agent' not in table:
+    table = table | {'agent': np.full(len(table[RUN_COLUMN]), flags['agent'])}
   return table
 
 

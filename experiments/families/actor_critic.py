@@ -1,4 +1,4 @@
-"""DDPG, TD3 and SAC: options, and the agents and learners that they make."""
+"""DDPG, TD3, SAC and CrossQ: options, and the learners that they make."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -20,15 +20,18 @@ from experiments.config import (
 )
 from experiments.config.collecting import CollectOptions
 from experiments.config.declaring import (
+  DECAY,
   NOT_NEGATIVE,
   POSITIVE,
   RATE,
   When,
   both,
   choice,
+  either,
   given,
   group,
   is_set,
+  not_given,
   not_set,
   one_of,
   option,
@@ -45,7 +48,7 @@ from experiments.config.meaning import traced
 from experiments.config.twin import TwinOptions
 from experiments.families import Family, Task
 from siamrl import learner
-from siamrl.agents import actor_critic
+from siamrl.agents import actor_critic, crossq
 from siamrl.diagnostics import Panel
 from siamrl.envs import registry
 from siamrl.learner import Learner, TwinSpec
@@ -184,8 +187,8 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   )
   policy_delay: int | None = option(
     None,
-    'Gradient steps of the critics to one of the actor; 2 for td3 and 1 for '
-    'ddpg and sac if not given',
+    'Gradient steps of the critics to one of the actor; 2 for td3, 3 for '
+    'crossq and 1 for ddpg and sac if not given',
     POSITIVE,
     when=_LEARNS_POLICY,
     refused=read_by_agent('policy_delay'),
@@ -227,9 +230,26 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   actor_sizes: str = option('256-256', "Units of the actor's layers", _SIZES)
   critic_sizes: str = option('256-256', "Units of the critics' layers", _SIZES)
   action_layer: int = option(
-    0, 'Hidden layer of the critics that the action enters.', NOT_NEGATIVE
+    0,
+    'Hidden layer of the critics that the action enters.',
+    NOT_NEGATIVE,
+    when=not_given('agent', 'crossq'),
+    refused=True,
   )
   layer_norm: bool = redeclared(NetworkOptions, 'layer_norm')
+  norm_momentum: float = option(
+    crossq.MOMENTUM,
+    'Weight of the past in the running averages of batch normalization.',
+    DECAY,
+    **_of('renorm_warmup'),
+  )
+  renorm_warmup: int | None = option(
+    None,
+    'Gradient steps of a network before its batch normalization is corrected '
+    'toward the running averages; 100,000 if not given',
+    NOT_NEGATIVE,
+    **_of('renorm_warmup'),
+  )
   initializer: str = redeclared(NetworkOptions, 'initializer')
   last_bound: float | None = option(
     None,
@@ -272,6 +292,12 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   optimizer_eps: float = redeclared(
     LearningOptions, 'optimizer_eps', help="Adam's epsilon.", when=None
   )
+  adam_b1: float = option(
+    0.9,
+    "Decay rate of Adam's mean gradients of actor and critics; that of the "
+    'temperature is 0.9.',
+    DECAY,
+  )
   critic_weight_decay: float = option(
     0.0,
     "Weight of half the critics' squared parameters in the loss.",
@@ -280,8 +306,8 @@ class ControlConfig(CollectOptions, runs.HostOptions, runs.SweepOptions):
   )
   td_loss: str | None = option(
     None,
-    'Loss of a TD error; half_squared for sac and squared for ddpg and td3 '
-    'if not given',
+    'Loss of a TD error; half_squared for sac and crossq and squared for ddpg '
+    'and td3 if not given',
     one_of(td.FORMS),
   )
   error_bound: float = redeclared(
@@ -335,9 +361,22 @@ def agent_options(config: ControlConfig) -> dict[str, Any]:
   }
 
 
+# Rules whose term or sum of losses would move the running averages of batch
+# normalization, or whose term has no next states.
+_NOT_WITH_STATISTICS = ('functional', 'projected_soft', 'iterated_heads')
+
+
 def check(config: ControlConfig) -> None:
   """Raises UsageError for options that do not go together."""
   collect_options.check(config)
+  normalized = actor_critic.AGENTS[config.agent].batch_norm
+  if normalized and config.target_update in _NOT_WITH_STATISTICS:
+    refuse(
+      config,
+      'target_update',
+      f'not be {either(_NOT_WITH_STATISTICS)} with --agent={config.agent}, '
+      'whose networks have batch normalization',
+    )
   collect_options.check_replay(config)
   if not config.log_std_low < config.log_std_high:
     refuse(
@@ -383,14 +422,16 @@ def make_agent(
   """
   given = agent_options(config)
   given |= {name: settings[name] for name in given if name in settings}
+  algorithm = actor_critic.AGENTS[config.agent]
   shared: dict[str, Any] = dict(
     initializer=config.initializer,
     layer_norm=config.layer_norm,
     last_bound=config.last_bound,
     bounds=bounds,
+    batch_norm=algorithm.batch_norm,
   )
   more: dict[str, Any] = {}
-  kind = actor_critic.AGENTS[config.agent].actor
+  kind = algorithm.actor
   if kind is policies.TanhGaussianActor:
     more = dict(
       log_std_bounds=(config.log_std_low, config.log_std_high),
@@ -424,7 +465,9 @@ def make_optimizer(
 
   def adam(entry: str) -> optax.GradientTransformation:
     return optax.adam(
-      settings[f'{entry}_learning_rate'], eps=settings['optimizer_eps']
+      settings[f'{entry}_learning_rate'],
+      b1=0.9 if entry == 'alpha' else config.adam_b1,
+      eps=settings['optimizer_eps'],
     )
 
   optimizers = {
@@ -440,6 +483,10 @@ def make_optimizer(
     optimizers['log_alpha'] = (
       optax.set_to_zero() if config.fixed_policy else adam('alpha')
     )
+  averaging = crossq.statistics_optimizers(config.norm_momentum)
+  optimizers |= {name: averaging[name] for name in averaging if name in entries}
+  if config.fixed_policy and 'actor_statistics' in entries:
+    optimizers['actor_statistics'] = optax.set_to_zero()
   return learner.make_optimizers(agent, optimizers)
 
 

@@ -1,4 +1,4 @@
-"""DDPG, TD3 and SAC: an actor and its critics as pure functions.
+"""DDPG, TD3 and SAC, and all agents with an actor and its critics by name.
 
 The parameters are a dict of 'actor', 'critic', whose leaves lead with [K] for
 K critics, and 'log_alpha' if SAC learns its temperature. The loss is the sum of
@@ -8,23 +8,25 @@ stop-gradient, so one `jax.grad` gives every entry the gradient of its own loss.
 Unlike in most code, actor and critics take their gradient steps simultaneously,
 so the actor climbs the critics as they were before their step, as in Acme. In
 the authors' code of TD3 and in CleanRL the critics go first.
+
+CrossQ has a file of its own, `crossq`.
 """
 
 from collections.abc import Callable
 import dataclasses
 import functools
 import inspect
-import math
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from siamrl import parameters
+from siamrl.agents import assembling
+from siamrl.agents.assembling import TARGET_FORMS, Temperature, acting_by
+from siamrl.agents.crossq import make_crossq_agent
 from siamrl.agents.noise import (
   ActionNoise,
-  action_noise,
   mixed_with_random,
   ornstein_uhlenbeck,
 )
@@ -36,36 +38,11 @@ from siamrl.networks.policies import (
   DeterministicActor,
   TanhGaussianActor,
 )
-from siamrl.parameters import Domain, FieldError, check_name
-from siamrl.types import (
-  Act,
-  Acting,
-  Agent,
-  Bootstrap,
-  Greedy,
-  Metrics,
-  NoiseProcess,
-  Params,
-  Transition,
-)
+from siamrl.parameters import FieldError, check_name
+from siamrl.twins.trees import stop
+from siamrl.types import Agent, Metrics, Params
 
 EXPLORATIONS = ('gaussian', 'ornstein_uhlenbeck')
-# The smallest value of the critics' twins, or of the critics and their twins.
-TARGET_FORMS = ('min', 'minto')
-
-
-# The domains of the agents' parameters. All may be traced but the first two,
-# which shape arrays and programs.
-PARAMETERS: dict[str, Domain] = {
-  'critics': parameters.WHOLE,
-  'policy_delay': parameters.WHOLE,
-  'exploration_std': parameters.NOT_NEGATIVE,
-  'exploration_theta': parameters.RATE,
-  'smoothing_std': parameters.NOT_NEGATIVE,
-  'smoothing_clip': parameters.NOT_NEGATIVE,
-  'alpha': parameters.NOT_NEGATIVE,
-  'target_entropy': Domain(math.isfinite, 'finite'),
-}
 
 
 def make_td3_agent(
@@ -113,14 +90,14 @@ def make_td3_agent(
       one TD error.
 
   Returns:
-    An agent; `_assemble` lists the metrics of its loss.
+    An agent; `assembling.assemble` lists the metrics of its loss.
 
   Raises:
     ValueError: a name is unknown, or a number is outside its domain.
   """
   check_name('exploration', exploration, EXPLORATIONS)
   check_name('target_form', target_form, TARGET_FORMS)
-  _check(
+  assembling.check(
     critics=critics,
     policy_delay=policy_delay,
     smoothing_std=smoothing_std,
@@ -142,9 +119,9 @@ def make_td3_agent(
   ) -> chex.Array:
     # If the target is the online network itself, the actor must not learn to
     # reduce the critics' errors.
-    action = greedy(_stop(target_params), obs)
+    action = greedy(stop(target_params), obs)
     if smooths:
-      noise = jax.random.normal(_target_key(key), action.shape)
+      noise = jax.random.normal(assembling.target_key(key), action.shape)
       action = jax.vmap(losses.smoothed_action, (0, 0, None, None))(
         action, noise, smoothing_std, smoothing_clip
       )
@@ -173,16 +150,14 @@ def make_td3_agent(
   process = None
   if exploration == 'ornstein_uhlenbeck':
     process = ornstein_uhlenbeck(actor.action_dim, exploration_theta)
-  return _assemble(
-    actor,
-    critic,
-    example_obs,
-    critics=critics,
+  return assembling.assemble(
+    init=_init(actor, critic, example_obs, critics),
+    values_of=lambda params, *inputs: values_of(params['critic'], *inputs),
     delayed=('actor',),
     policy_delay=policy_delay,
     td_loss=td_loss,
     error_bound=error_bound,
-    acting=_acting(actor, greedy, act, process),
+    acting=acting_by(actor, greedy, act, process),
     bootstrap=bootstrap,
     policy_loss=policy_loss,
   )
@@ -230,22 +205,14 @@ class _SoftPolicy:
   Attributes:
     actor: maps [B, ...] to mean and log_std [B, D].
     critic: maps [B, ...] and [B, D] to values [B].
-    alpha: the temperature; None if it is learned.
-    target_entropy: target entropy of a learned temperature, in nats.
+    temperature: the temperature of the entropy.
     target_form: one of `TARGET_FORMS`.
   """
 
   actor: TanhGaussianActor
   critic: Critic
-  alpha: chex.Numeric | None
-  target_entropy: chex.Numeric
+  temperature: Temperature
   target_form: str
-
-  def temperature(self, params: Params) -> chex.Numeric:
-    """The temperature without a gradient, for the losses of other entries."""
-    if self.alpha is not None:
-      return self.alpha
-    return jnp.exp(jax.lax.stop_gradient(params['log_alpha']))
 
   def greedy(self, params: Params, obs: chex.Array) -> chex.Array:
     """The tanh of the mean, actions [B, D]."""
@@ -272,13 +239,15 @@ class _SoftPolicy:
   ) -> chex.Array:
     """Soft values [B, 1] of the actor's samples, by the critics' twins."""
     action, log_prob = self._sample(
-      _stop(online_params['actor']), obs, self._normal(_target_key(key), obs)
+      stop(online_params['actor']),
+      obs,
+      self._normal(assembling.target_key(key), obs),
     )
     q_t = _target_values(
       self.critic, online_params, target_params, obs, action, self.target_form
     )
     v_t = jax.vmap(losses.soft_value, (0, 0, None))(
-      q_t, log_prob, self.temperature(online_params)
+      q_t, log_prob, self.temperature.value(online_params)
     )
     return v_t[:, None]
 
@@ -289,21 +258,8 @@ class _SoftPolicy:
     action, log_prob = self._sample(
       online_params['actor'], obs, self._normal(key, obs)
     )
-    q_tm1 = _values_of(self.critic, _stop(online_params['critic']), obs, action)
-    loss = actor_loss = jnp.mean(
-      jax.vmap(losses.soft_policy_loss, (0, 0, None))(
-        q_tm1, log_prob, self.temperature(online_params)
-      )
-    )
-    if self.alpha is None:
-      loss += jnp.mean(
-        jax.vmap(losses.temperature_loss, (None, 0, None))(
-          online_params['log_alpha'],
-          jax.lax.stop_gradient(log_prob),
-          self.target_entropy,
-        )
-      )
-    return loss, {'actor_loss': actor_loss, 'entropy': -jnp.mean(log_prob)}
+    q_tm1 = _values_of(self.critic, stop(online_params['critic']), obs, action)
+    return self.temperature.policy_loss(online_params, q_tm1, log_prob)
 
   def _sample(
     self, actor_params: Params, obs: chex.Array, noise: chex.Array
@@ -353,224 +309,50 @@ def make_sac_agent(
       one TD error.
 
   Returns:
-    An agent; `_assemble` lists the metrics of its loss. It also reports
-    `entropy`, the mean of -log pi(a|s) in nats, and `alpha`, the temperature
-    used in this gradient step.
+    An agent; `assembling.assemble` lists the metrics of its loss. It also
+    reports `entropy`, the mean of -log pi(a|s) in nats, and `alpha`, the
+    temperature used in this gradient step.
 
   Raises:
     ValueError: a name is unknown, a number is outside its domain, or an entropy
       is given for a temperature that is not learned.
   """
   check_name('target_form', target_form, TARGET_FORMS)
-  learned = alpha is None
-  if not learned and target_entropy is not None:
-    raise FieldError(
-      'target_entropy',
-      target_entropy,
-      'has no meaning for',
-      ('alpha', alpha),
-      ', which is not learned',
-    )
-  if target_entropy is None:
-    target_entropy = -float(actor.action_dim)
-  _check(
-    critics=critics,
-    policy_delay=policy_delay,
-    alpha=alpha,
-    target_entropy=target_entropy,
-  )
-  policy = _SoftPolicy(actor, critic, alpha, target_entropy, target_form)
-  agent = _assemble(
-    actor,
-    critic,
-    example_obs,
-    critics=critics,
-    delayed=('actor', 'log_alpha') if learned else ('actor',),
+  assembling.check(critics=critics, policy_delay=policy_delay)
+  temperature = assembling.temperature_of(actor, alpha, target_entropy)
+  policy = _SoftPolicy(actor, critic, temperature, target_form)
+  agent = assembling.assemble(
+    init=_init(actor, critic, example_obs, critics),
+    values_of=lambda params, *inputs: _values_of(
+      critic, params['critic'], *inputs
+    ),
+    delayed=('actor', 'log_alpha') if temperature.learned else ('actor',),
     policy_delay=policy_delay,
     td_loss=td_loss,
     error_bound=error_bound,
-    acting=_acting(actor, policy.greedy, policy.act),
+    acting=acting_by(actor, policy.greedy, policy.act),
     bootstrap=policy.bootstrap,
     policy_loss=policy.loss,
   )
-
-  def init(key: chex.PRNGKey) -> Params:
-    params = agent.init(key)
-    return params | {'log_alpha': jnp.zeros(())} if learned else params
-
-  def loss(online_params: Params, *args, **kwargs):
-    value, metrics = agent.loss(online_params, *args, **kwargs)
-    now = jnp.asarray(policy.temperature(online_params), jnp.float32)
-    return value, metrics | {'alpha': now}
-
-  return agent._replace(init=init, loss=loss, twinned=('critic',))
+  return temperature.reported(agent)._replace(twinned=('critic',))
 
 
-def _acting(
-  actor: Actor, greedy: Greedy, act: Act, process: NoiseProcess | None = None
-) -> Acting:
-  """Acting with an agent's noise; evaluations use its greedy actions."""
-
-  def play(
-    params: Params, obs: chex.Array, noise: ActionNoise, epsilon: chex.Numeric
-  ) -> chex.Array:
-    return mixed_with_random(greedy(params, obs), noise, epsilon)
-
-  return Acting(
-    noise=lambda key, batch_size: action_noise(
-      key, batch_size, actor.action_dim
-    ),
-    act=act,
-    greedy=greedy,
-    play=play,
-    process=process,
-  )
-
-
-def _assemble(
-  actor: Actor,
-  critic: Critic,
-  example_obs: chex.Array,
-  *,
-  critics: int,
-  delayed: tuple[str, ...],
-  policy_delay: int,
-  td_loss: str,
-  error_bound: float,
-  acting: Acting,
-  bootstrap: Bootstrap,
-  policy_loss: Callable[..., tuple[chex.Array, Metrics]],
-) -> Agent:
-  """Assembles an agent from its parts.
-
-  Args:
-    actor: the actor's network.
-    critic: the critics' network.
-    example_obs: [B, ...].
-    critics: K.
-    delayed: entries of the parameters that are learned at every
-      `policy_delay`-th gradient step only.
-    policy_delay: d, in gradient steps.
-    td_loss: a key of `losses.td.FORMS`.
-    error_bound: bound for 'huber' and 'clipped'.
-    acting: the agent's acting functions; see `_acting`.
-    bootstrap: the agent's bootstrap. Its gradients must not reach the `delayed`
-      entries.
-    policy_loss: (online_params, obs, key) -> the loss of only the `delayed`
-      entries, and metrics [].
-
-  Returns:
-    An agent whose `loss` reports `loss`, the sum to minimize; `critic_loss`,
-    the loss of all critics; for each transition [B] the `q_tm1` of the action
-    taken and `td_error_abs`, means over the critics; and the metrics of
-    `policy_loss`. These are 0 if the actor is not due, and multiplied by d if
-    it is, so that their means over gradient steps are right (in the mean of
-    `loss` the policy's part counts 1 / d). Weights multiply the critics' losses
-    only.
-  """
-  check_name('td_loss', td_loss, td.FORMS)
-  if not error_bound > 0:
-    raise FieldError('error_bound', error_bound, 'must be positive')
-  form = lambda error: td.FORMS[td_loss](error, error_bound)
-  values_of = functools.partial(_values_of, critic)
+def _init(
+  actor: Actor, critic: Critic, example_obs: chex.Array, critics: int
+) -> Callable[[chex.PRNGKey], Params]:
+  """The function that draws an actor and its critics."""
 
   def init(key: chex.PRNGKey) -> Params:
     actor_key, critic_key = jax.random.split(key)
     action = jnp.zeros((example_obs.shape[0], actor.action_dim))
-    born = jax.vmap(lambda key: critic.init(key, example_obs, action))
     return {
       'actor': actor.init(actor_key, example_obs),
-      'critic': born(jax.random.split(critic_key, critics)),
+      'critic': assembling.first_critics(
+        critic, critic_key, critics, example_obs, action
+      ),
     }
 
-  def values(params: Params, obs: chex.Array) -> chex.Array:
-    q_values = values_of(params['critic'], obs, acting.greedy(params, obs))
-    return jax.vmap(losses.smallest_value)(q_values)[:, None]
-
-  def taken(params: Params, batch: Transition) -> chex.Array:
-    return values_of(params['critic'], batch.obs_tm1, batch.a_tm1)
-
-  def targets(
-    online_params: Params,
-    target_params: Params,
-    batch: Transition,
-    key: chex.PRNGKey,
-    *,
-    bootstrap: Bootstrap = bootstrap,
-  ) -> chex.Array:
-    v_t = bootstrap(online_params, target_params, batch.obs_t, key)[:, 0]
-    return batch.r_t + batch.discount_t * v_t
-
-  def loss(
-    online_params: Params,
-    target_params: Params,
-    batch: Transition,
-    key: chex.PRNGKey,
-    *,
-    bootstrap: Bootstrap | None = bootstrap,
-    step: chex.Numeric | None = None,
-  ) -> tuple[chex.Array, Metrics]:
-    if bootstrap is None:
-      y = batch.r_t
-    else:
-      y = targets(online_params, target_params, batch, key, bootstrap=bootstrap)
-    q_tm1 = values_of(online_params['critic'], batch.obs_tm1, batch.a_tm1)
-    errors = (y if y.ndim > 1 else y[:, None]) - q_tm1  # [B, K]
-    each = jax.vmap(lambda errors: losses.critics_loss(errors, form))(errors)
-    if batch.weight is not None:
-      each = batch.weight * each
-    value = critic_loss = jnp.mean(each)
-    metrics = {
-      'critic_loss': critic_loss,
-      'q_tm1': jnp.mean(q_tm1, axis=1),
-      'td_error_abs': jnp.mean(jnp.abs(errors), axis=1),
-    }
-    if bootstrap is not None:
-      due = functools.partial(
-        policy_loss, online_params, batch.obs_tm1, _policy_key(key)
-      )
-      added, more = _every(policy_delay, step, due)
-      value += added
-      metrics |= more
-    return value, metrics | {'loss': value}
-
-  return Agent(
-    init=init,
-    loss=loss,
-    bootstrap=bootstrap,
-    targets=targets,
-    values=values,
-    taken=taken,
-    acting=acting,
-    twinned=('actor', 'critic'),
-    delayed=delayed if policy_delay > 1 else (),
-    delay=policy_delay,
-  )
-
-
-def _every(
-  delay: int,
-  step: chex.Numeric | None,
-  due: Callable[[], tuple[chex.Array, Metrics]],
-) -> tuple[chex.Array, Metrics]:
-  """A loss that counts at every `delay`-th gradient step, and is 0 otherwise.
-
-  Args:
-    delay: gradient steps, and the factor of the metrics when the loss is due.
-    step: gradient steps taken before this one; None if the loss is always due.
-    due: returns the loss and its metrics.
-  """
-  if step is None or delay == 1:
-    return due()
-
-  def often() -> tuple[chex.Array, Metrics]:
-    value, metrics = due()
-    return value, jax.tree.map(lambda x: delay * x, metrics)
-
-  nothing = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(often)
-  )
-  return jax.lax.cond((step + 1) % delay == 0, often, lambda: nothing)
+  return init
 
 
 def _values_of(
@@ -594,32 +376,8 @@ def _target_values(
   q_t = _values_of(critic, target_params['critic'], obs, action)
   if target_form == 'min':
     return q_t
-  online = _values_of(critic, _stop(online_params['critic']), obs, action)
+  online = _values_of(critic, stop(online_params['critic']), obs, action)
   return td.smaller_value(q_t, online)
-
-
-# The key of a gradient step is split in two: for targets and for the actor.
-
-
-def _target_key(key: chex.PRNGKey) -> chex.PRNGKey:
-  return jax.random.split(key)[0]
-
-
-def _policy_key(key: chex.PRNGKey) -> chex.PRNGKey:
-  return jax.random.split(key)[1]
-
-
-def _stop(params: Params) -> Params:
-  return jax.tree.map(jax.lax.stop_gradient, params)
-
-
-def _check(**given: chex.Numeric | None) -> None:
-  """Raises ValueError if a number is outside its domain."""
-  for name, value in given.items():
-    if value is None or isinstance(value, jax.core.Tracer):
-      continue
-    if not PARAMETERS[name].holds(value):
-      raise FieldError(name, value, f'must be {PARAMETERS[name].text}')
 
 
 class Algorithm(NamedTuple):
@@ -629,11 +387,13 @@ class Algorithm(NamedTuple):
     make: (actor, critic, example_obs, **options) -> Agent.
     actor: class of the network that acts.
     summary: phrase for a help text.
+    batch_norm: the `batch_norm` of its networks.
   """
 
   make: Callable[..., Agent]
   actor: type[Actor]
   summary: str
+  batch_norm: bool = False
 
   @property
   def takes(self) -> tuple[str, ...]:
@@ -656,6 +416,12 @@ AGENTS: dict[str, Algorithm] = {
     TanhGaussianActor,
     'a stochastic actor that is rewarded for its entropy',
   ),
+  'crossq': Algorithm(
+    make_crossq_agent,
+    TanhGaussianActor,
+    'sac with batch normalization, made for --target_update=self',
+    batch_norm=True,
+  ),
 }
 
 
@@ -676,8 +442,9 @@ def make_actor_critic(
     **options: keywords of the agent's own builder; None counts as not given.
 
   Raises:
-    ValueError: the name is unknown, the actor has another class, an option is
-      not for this agent, or its builder refuses one.
+    ValueError: the name is unknown, the actor has another class, the networks
+      have another `batch_norm`, an option is not for this agent, or its builder
+      refuses one.
   """
   check_name('agent', name, AGENTS)
   algorithm = AGENTS[name]
@@ -687,6 +454,13 @@ def make_actor_critic(
       name,
       f'needs a {algorithm.actor.__name__}, not a {type(actor).__name__}',
     )
+  for network in (actor, critic):
+    if network.batch_norm != algorithm.batch_norm:
+      raise FieldError(
+        'agent',
+        name,
+        f'needs networks with batch_norm={algorithm.batch_norm}',
+      )
   given = {key: value for key, value in options.items() if value is not None}
   for key, value in given.items():
     if key not in algorithm.takes:

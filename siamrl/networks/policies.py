@@ -2,6 +2,9 @@
 
 Output layers are named `last`, by which rules that give a twin to the last
 layer alone find them.
+
+Networks with batch normalization are called with two more arguments, those of
+`BatchRenorm`, which others ignore.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +16,7 @@ import jax.numpy as jnp
 
 from siamrl.networks.activations import sow_features
 from siamrl.networks.initializers import INITIALIZERS
+from siamrl.networks.renorm import NormalizedMLP
 from siamrl.networks.torsos import MLP
 from siamrl.parameters import FieldError, check_name
 
@@ -33,6 +37,8 @@ class Network(nn.Module):
       for pixels, so that first actions and values are near 0.
     bounds: (lowest, highest) value of an observation's numbers, such as (0,
       255) for pixels, which are mapped to -1 and 1; None for no scaling.
+    batch_norm: whether to renormalize the input and each hidden layer after its
+      ReLU by the batch, as CrossQ does.
   """
 
   sizes: Sequence[int] = (256, 256)
@@ -40,6 +46,7 @@ class Network(nn.Module):
   layer_norm: bool = False
   last_bound: float | None = None
   bounds: tuple[float, float] | None = None
+  batch_norm: bool = False
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -53,11 +60,21 @@ class Network(nn.Module):
     sizes: Sequence[int],
     name: str = 'torso',
     bounds: tuple[float, float] | None = None,
+    normalizing: tuple[bool, chex.Numeric] | None = None,
   ) -> chex.Array:
-    """Flattens all but the batch axis, and adds hidden layers."""
-    return MLP(
-      tuple(sizes), self.initializer, bounds, self.layer_norm, name=name
-    )(x)
+    """Flattens all but the batch axis, and adds hidden layers.
+
+    Args:
+      x: [B, ...].
+      sizes: units of each layer.
+      name: name of the layers together.
+      bounds: as the attribute.
+      normalizing: arguments of `BatchRenorm`, for layers with it.
+    """
+    options = (tuple(sizes), self.initializer, bounds, self.layer_norm)
+    if self.batch_norm and normalizing is not None:
+      return NormalizedMLP(*options, name=name)(x, *normalizing)
+    return MLP(*options, name=name)(x)
 
   def _last(self, features: chex.Array, outputs: int) -> chex.Array:
     sow_features(self, features)
@@ -96,14 +113,28 @@ class Critic(Network):
         self.action_layer,
         f'must be in [0, {len(self.sizes)}] with sizes={tuple(self.sizes)}',
       )
+    if self.batch_norm and self.action_layer:
+      raise FieldError(
+        'action_layer', self.action_layer, 'must be 0 with batch_norm=True'
+      )
 
   @nn.compact
-  def __call__(self, obs: chex.Array, action: chex.Array) -> chex.Array:
+  def __call__(
+    self,
+    obs: chex.Array,
+    action: chex.Array,
+    training: bool = False,
+    warmed_up: chex.Numeric = False,
+  ) -> chex.Array:
     x = self._hidden(
       obs, self.sizes[: self.action_layer], 'obs_torso', self.bounds
     )
     x = jnp.concatenate([x, action], axis=-1)
-    x = self._hidden(x, self.sizes[self.action_layer :])
+    x = self._hidden(
+      x,
+      self.sizes[self.action_layer :],
+      normalizing=(training, warmed_up),
+    )
     return self._last(x, 1)[:, 0]
 
 
@@ -124,8 +155,18 @@ class DeterministicActor(Actor):
   """
 
   @nn.compact
-  def __call__(self, obs: chex.Array) -> chex.Array:
-    x = self._hidden(obs, self.sizes, bounds=self.bounds)
+  def __call__(
+    self,
+    obs: chex.Array,
+    training: bool = False,
+    warmed_up: chex.Numeric = False,
+  ) -> chex.Array:
+    x = self._hidden(
+      obs,
+      self.sizes,
+      bounds=self.bounds,
+      normalizing=(training, warmed_up),
+    )
     return jnp.tanh(self._last(x, self.action_dim))
 
 
@@ -161,8 +202,18 @@ class TanhGaussianActor(Actor):
       )
 
   @nn.compact
-  def __call__(self, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
+  def __call__(
+    self,
+    obs: chex.Array,
+    training: bool = False,
+    warmed_up: chex.Numeric = False,
+  ) -> tuple[chex.Array, chex.Array]:
     """Maps [B, ...] to mean and log_std, float32 [B, D], before the tanh."""
-    x = self._hidden(obs, self.sizes, bounds=self.bounds)
+    x = self._hidden(
+      obs,
+      self.sizes,
+      bounds=self.bounds,
+      normalizing=(training, warmed_up),
+    )
     mean, log_std = jnp.split(self._last(x, 2 * self.action_dim), 2, axis=-1)
     return mean, SQUASHES[self.log_std_squash](log_std, *self.log_std_bounds)
