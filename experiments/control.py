@@ -1,4 +1,4 @@
-"""DDPG, TD3 and SAC for continuous control, with any rule of the twin.
+"""DDPG, TD3, SAC and CrossQ for continuous control, with rules of the twin.
 
 SAC on a compiled pendulum, then four rates of TD3's twin with five seeds each:
 
@@ -14,6 +14,10 @@ other, each in a folder inside --run_dir:
   python -m experiments.control \\
       --flagfile=experiments/flagfiles/td3.flags \\
       --environment=HalfCheetah-v5,Hopper-v5 --seeds=3
+
+CrossQ has batch normalization, which makes up for a twin: its presets have
+--target_update=self. Other rules give it one, but for functional,
+projected_soft, iterated_heads and gradient_chain, which do not fit.
 
 Policies act in [-1, 1], where noise is added and clipped; actions are then
 scaled to the bounds of the environment. All results are kept in one folder,

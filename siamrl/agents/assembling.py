@@ -1,6 +1,7 @@
 """Parts that the agents with an actor and its critics share."""
 
 from collections.abc import Callable
+import functools
 import math
 from typing import NamedTuple, TypeAlias
 
@@ -271,9 +272,8 @@ def assemble(
       y = batch.r_t
     else:
       y = targets(online_params, target_params, batch, key, bootstrap=bootstrap)
-    added = None
     if learning is None:
-      q_tm1 = taken(online_params, batch)
+      q_tm1, added = taken(online_params, batch), None
     else:
       q_tm1, added = learning(online_params, batch, key)
     errors = (y if y.ndim > 1 else y[:, None]) - q_tm1  # [B, K]
@@ -289,7 +289,9 @@ def assemble(
       'td_error_abs': jnp.mean(jnp.abs(errors), axis=1),
     }
     if bootstrap is not None:
-      due = lambda: policy_loss(online_params, batch.obs_tm1, policy_key(key))
+      due = functools.partial(
+        policy_loss, online_params, batch.obs_tm1, policy_key(key)
+      )
       added, more = _every(policy_delay, step, due)
       value += added
       metrics |= more

@@ -13,13 +13,12 @@ import pytest
 from siamrl import twins
 from siamrl.agents.actor_critic import (
   AGENTS,
-  action_noise,
   make_actor_critic,
   make_ddpg_agent,
   make_sac_agent,
   make_td3_agent,
-  ornstein_uhlenbeck,
 )
+from siamrl.agents.noise import action_noise, ornstein_uhlenbeck
 from siamrl.networks.policies import (
   Critic,
   DeterministicActor,
@@ -719,7 +718,7 @@ def test_numbers_may_be_traced():
 @pytest.mark.parametrize(
   'name, options, message',
   [
-    ('td4', {}, "agent='td4' is unknown; choose from ddpg, td3, sac"),
+    ('td4', {}, "agent='td4' is unknown; choose from ddpg, td3, sac, cr"),
     (
       'ddpg',
       {'critics': 2},

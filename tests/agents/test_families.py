@@ -69,11 +69,12 @@ def _base(family):
       predictor_units=8,
     )
     return make_siamese_agent(networks, IMAGES, augment=_shaken).agent
-  kind = {'td3': DeterministicActor, 'sac': TanhGaussianActor}[family]
+  kind = DeterministicActor if family == 'td3' else TanhGaussianActor
+  batch_norm = family == 'crossq'
   return make_actor_critic(
     family,
-    kind(sizes=(4,), action_dim=2),
-    Critic(sizes=(4,)),
+    kind(sizes=(4,), action_dim=2, batch_norm=batch_norm),
+    Critic(sizes=(4,), batch_norm=batch_norm),
     TRANSITIONS.obs_tm1,
   )
 
@@ -174,7 +175,7 @@ def _distance(one, other):
   return float(optax.tree.norm(optax.tree.sub(one, other)))
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', [*FAMILIES, 'crossq'])
 def test_self_is_hard_at_every_gradient_step(family):
   """And neither the gradient through the twin nor another twin's."""
   equal, other, itself, residual = _gradients(family)
@@ -190,6 +191,14 @@ def test_no_gradient_reaches_the_actor_by_way_of_the_twin(family):
   """Also where the twin is the online network with its gradient."""
   equal, _, _, residual = _gradients(family)
   chex.assert_trees_all_close(residual['actor'], equal['actor'], atol=1e-6)
+  assert _distance(residual['critic'], equal['critic']) > 1e-3
+
+
+def test_no_gradient_reaches_crossq_statistics_by_way_of_the_twin():
+  equal, other, _, residual = _gradients('crossq')
+  for name in ('actor', 'actor_statistics', 'critic_statistics', 'steps'):
+    chex.assert_trees_all_close(residual[name], equal[name], atol=1e-6)
+    chex.assert_trees_all_close(other[name], equal[name], atol=1e-6)
   assert _distance(residual['critic'], equal['critic']) > 1e-3
 
 

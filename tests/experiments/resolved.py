@@ -63,7 +63,7 @@ PRESETS = {
   control: (
     *('td3', 'td3_paper', 'sac', 'sac_hard', 'ddpg', 'cleanrl_ddpg'),
     *('cleanrl_td3', 'cleanrl_sac', 'td3_pendulum', 'sac_pendulum'),
-    'twin_rate',
+    *('twin_rate', 'crossq', 'crossq_pendulum'),
   ),
   offline: ('fqi_car_on_hill', 'fqi_chain'),
   lab: (

@@ -222,6 +222,44 @@ def test_rules_that_stack_networks_fit_sac(name):
   assert 'panel/soft_divergence' not in row
 
 
+@pytest.mark.parametrize('name', ['self', 'by_path'])
+def test_rules_fit_crossq(name):
+  """Statistics have a twin beside the critics' weights."""
+  row = _columns(
+    '--agent=crossq',
+    *_rule(name, _CRITIC_ONLY),
+    '--panel_period=1',
+    '--probe_size=8',
+    '--eval_episodes=2',
+  )
+  assert {'entropy', 'eval_return', 'panel/overestimation'} < set(row)
+  assert 'panel/twin_age/critic_statistics/torso' in row
+
+
+@pytest.mark.slow
+def test_crossq_resumes_where_it_was(tmp_path):
+  """From a state that was stopped between iterations."""
+  arguments = ('--agent=crossq', '--target_update=self')
+  whole, halved = tmp_path / 'whole', tmp_path / 'halved'
+  small = (*SMALL, *arguments)
+  sweep_here(control, *small, f'--run_dir={whole}')
+  original = MetricsWriter.write_rows
+
+  def write(self, *args):
+    original(self, *args)
+    signal.raise_signal(signal.SIGTERM)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(MetricsWriter, 'write_rows', write)
+    sweep_here(control, *small, f'--run_dir={halved}')
+  assert 'resuming' in sweep_here(control, *small, f'--run_dir={halved}')
+  assert repr(columns(whole)) == repr(columns(halved))
+  expected, found = (sweep_state(control, at) for at in (whole, halved))
+  names = [name for name in expected if 'statistics' in name]
+  assert len(names) > 8
+  assert not [name for name in expected if expected[name] != found[name]]
+
+
 def test_the_panel_has_shadows_and_a_bound():
   row = _columns(
     '--agent=ddpg',
@@ -468,7 +506,34 @@ _ON_HOST = '--environment=gymnasium:Pendulum-v1'
     ),
     (('--eval_environment=pendlum',), "no environment 'pendlum'"),
     (('--agent=ddpg', '--alpha=0.1'), '--alpha=0.1 must go with --agent=sac'),
-    (('--agent=ddpg', '--critics=2'), 'must go with --agent=td3 or sac, not d'),
+    (
+      ('--agent=sac', '--renorm_warmup=9'),
+      '--renorm_warmup=9 must go with --agent=crossq',
+    ),
+    (
+      ('--agent=td3', '--norm_momentum=0.9'),
+      '--norm_momentum=0.9 must go with --agent=crossq',
+    ),
+    (('--adam_b1=1',), '--adam_b1=1.0 must be in [0, 1)'),
+    (
+      ('--agent=crossq', '--action_layer=1', '--critic_sizes=8-8'),
+      '--action_layer=1 must not be given with --agent=crossq',
+    ),
+    *(
+      (
+        ('--agent=crossq', f'--target_update={name}', *more),
+        f'--target_update={name} must not be functional, projected_soft or '
+        'iterated_heads with --agent=crossq',
+      )
+      for name, more in {
+        'functional': ('--twin_weight=0.5',),
+        'iterated_heads': ('--target_count=2',),
+      }.items()
+    ),
+    (
+      ('--agent=ddpg', '--critics=2'),
+      'must go with --agent=td3, sac or crossq',
+    ),
     (('--agent=sac', '--exploration_std=1'), 'go with --agent=ddpg or td3'),
     (('--agent=td3', '--log_std_low=-5'), '--log_std_low=-5.0 must go with'),
     (('--exploration_theta=0.5',), 'go with --exploration=ornstein_uhlenbeck'),

@@ -432,6 +432,7 @@ def test_every_study_has_a_sweep_that_can_be_run(study, monkeypatch):
     'siamese_collapse': (siamese.SiameseConfig, siamese.FAMILY),
     'siamese_accuracy': (siamese.SiameseConfig, siamese.FAMILY),
     'twin_rate': (control.ControlConfig, actor_critic.FAMILY),
+    'crossq_pendulum': (control.ControlConfig, actor_critic.FAMILY),
   }.get(study, (classic.ClassicConfig, q.FAMILY))
   paths = list(FLAGFILES.glob(f'{study}*.flags'))
   assert paths
@@ -544,6 +545,39 @@ def test_measures_of_the_same_runs_are_compared_within_them(tmp_path):
   table = _rows(tmp_path, points, columns, clock='gradient_steps')
   claims = siamese_claims.siamese_accuracy(table)
   assert _verdicts(claims) == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+  'first, verdict', [(3, True), (7, False), (None, None)]
+)
+def test_crossq_pendulum(tmp_path, first, verdict):
+  """Of runs of 10 evaluations and of 20, only the first 10 count."""
+
+  def rows(agent, times, low):
+    return _rows(
+      tmp_path / agent,
+      [{'agent': agent}],
+      {'eval_return': lambda point, seed, t: -900 if low(seed, t) else -150},
+      times=times,
+    )
+
+  # SAC holds from 7 on with 4 seeds and from 8 on with one, and fails later.
+  sac = rows('sac', 20, lambda seed, t: t < 7 + (seed == 2) or t == 15)
+  # It was good before, by chance.
+  ours = rows(
+    'crossq', 10, lambda seed, t: t == 5 and first == 7 or t < (first or 0)
+  )
+  if first is None:
+    ours['eval_return'] = np.full(len(ours['seed']), np.nan)
+  if first == 7:
+    late = ours['env_steps'] == 600
+    ours['eval_return'] = np.where(late, -900.0, ours['eval_return'])
+  (claim,) = reinforcement.crossq_pendulum(criteria._joined([ours, sac]))
+  assert claim.met is verdict
+  if verdict:
+    assert '(720 against 300)' in claim.text
+  with pytest.raises(ValueError, match='no run with agent=sac'):
+    reinforcement.crossq_pendulum(ours)
 
 
 def test_the_command(tmp_path, capsys):

@@ -51,7 +51,7 @@ PRESETS = sorted(
   path.stem
   for path in (ROOT / FOLDER).glob('*.flags')
   if path.stem not in (*GRIDS, *GYM)
-  and not path.stem.startswith(('lab_', 'fqi_', 'td3', 'sac', 'ddpg'))
+  and not path.stem.startswith(('lab_', 'fqi_', 'td3', 'sac', 'ddpg', 'crossq'))
   and path.stem not in ('cleanrl_ddpg', 'cleanrl_td3', 'cleanrl_sac')
 )
 PARENTS = {
@@ -771,6 +771,29 @@ CONTROL: dict[str, dict[str, Any]] = {
   ),
   'td3_pendulum': dict(env_steps=20_000),
   'sac_pendulum': dict(env_steps=20_000),
+  # adityab/CrossQ (train.py; sbx/sac/policies.py), with Flax's initializer.
+  'crossq': dict(
+    target_update='self',
+    batch_size=256,
+    discount=0.99,
+    min_replay=5_000,
+    random_env_steps=5_000,
+    policy_delay=3,
+    critic_sizes='2048-2048',
+    actor_sizes='256-256',
+    initializer='lecun_normal',
+    norm_momentum=0.99,
+    renorm_warmup=100_000,
+    adam_b1=0.5,
+    actor_learning_rate=1e-3,
+    critic_learning_rate=1e-3,
+    alpha_learning_rate=1e-3,
+    alpha=None,
+    td_loss=None,
+  ),
+  'crossq_pendulum': dict(
+    env_steps=10_000, critic_sizes='256-256', policy_delay=3, adam_b1=0.5
+  ),
 }
 # Gradient steps from one target update to the next.
 CONTROL_SYNC = {
