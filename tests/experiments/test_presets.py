@@ -9,7 +9,11 @@ import pytest
 
 from experiments.atari import AtariConfig
 from experiments.classic import ClassicConfig
-from experiments.config import collecting as collect_options, reading
+from experiments.config import (
+  collecting as collect_options,
+  meaning,
+  reading,
+)
 from experiments.families import actor_critic, q
 from experiments.gym import GymConfig, check
 from experiments.minatar import MinAtarConfig
@@ -71,7 +75,7 @@ PARENTS = {
   'dopamine_iqn': 'dopamine_dqn',
   'dqn_zoo_rainbow': 'dqn_zoo_c51',
   'dopamine_rainbow': 'dopamine_c51',
-  'dopamine_quantile': 'dopamine_rainbow',
+  'dopamine_quantile': 'dopamine_dqn',
   'der_atari_100k': 'dopamine_rainbow',
   'cleanrl_c51_cartpole': 'cleanrl_dqn_cartpole',
   'cleanrl_c51_acrobot': 'cleanrl_c51_cartpole',
@@ -858,6 +862,7 @@ def test_a_preset_cites_its_source_and_can_be_run(name):
   text = (ROOT / FOLDER / f'{name}.flags').read_text()
   assert text.startswith('# ')
   config = _read(name)
+  meaning.check_meant([config])
   if name in COMPILED:
     q.check(config)
     return
