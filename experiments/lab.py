@@ -72,7 +72,7 @@ from experiments.config.declaring import (
   usage_errors,
   value_of,
 )
-from experiments.config.meaning import check_lists, check_meant, say_idle
+from experiments.config.meaning import check_lists, check_meant, say_notes
 from experiments.config.reading import Sweep
 from experiments.config.twin import TwinOptions
 from experiments.engines import devices, folders, running
@@ -216,7 +216,7 @@ def main(sweep: Sweep) -> None:
     study = _study_of(sweep)
     cases = [study.make_case(config) for config in sweep.configs]
     check_lists(sweep)
-    say_idle(sweep.configs)
+    say_notes(sweep.configs)
     first = sweep.configs[0]
     devices.configure(first.platform)
     folder = None if first.run_dir is None else _open(sweep)

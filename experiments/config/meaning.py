@@ -125,7 +125,19 @@ def check_lists(sweep: Any) -> None:
       )
 
 
-def say_idle(configs: Sequence[Any]) -> None:
+def say_notes(configs: Sequence[Any]) -> None:
+  """Prints notes on runs that are about to start, each once.
+
+  They are on options that change nothing, and on those that the record's own
+  `notes` doubt.
+  """
+  _say_idle(configs)
+  texts = [text for c in configs for text in getattr(c, 'notes', list)()]
+  for text in dict.fromkeys(texts):
+    print(f'note: {text}', file=sys.stderr)
+
+
+def _say_idle(configs: Sequence[Any]) -> None:
   """Says which options were given values that change nothing in any run.
 
   They are no errors: a later flag may have replaced what a flag file set them

@@ -91,6 +91,26 @@ class TargetOptions:
   trace_lambda: float | None = _parameter_of_agent('trace_lambda')
   reward_scaling: str | None = _parameter_of_agent('reward_scaling')
 
+  def notes(self) -> list[str]:
+    """Doubts about the options: a range of returns that is far too narrow.
+
+    C51's range of 10 at rewards of 1 and a discount of 0.99, a tenth of the
+    largest return, is not narrow.
+    """
+    config: Any = self  # launchers bring the options of rewards
+    takes = registry.AGENTS[self.agent].takes
+    if 'v_max' not in takes or config.discount == 1 or not config.reward_clip:
+      return []
+    v_max = value_of(config, 'v_max')
+    largest = config.reward_clip / (1 - config.discount)
+    if v_max > 0.099 * largest:
+      return []
+    return [
+      f'--v_max={v_max:g} is far below the largest return, {largest:g}, of '
+      f'--reward_clip={config.reward_clip:g} and --discount={config.discount:g}'
+      '; larger returns are learned as --v_max'
+    ]
+
 
 def parameters(config: Any) -> dict[str, Any]:
   """The parameters of the form, and of the agent.

@@ -19,7 +19,7 @@ from experiments.config import (
   collecting as collect_options,
 )
 from experiments.config.declaring import refuse, usage_errors
-from experiments.config.meaning import check_lists, check_meant, say_idle
+from experiments.config.meaning import check_lists, check_meant, say_notes
 from experiments.config.reading import Sweep
 from experiments.engines import (
   devices,
@@ -534,7 +534,7 @@ def _train(
     if suite.name not in noted:
       folders.say(list(suite.notes()))
     if not noted:
-      say_idle(sweep.configs)
+      say_notes(sweep.configs)
     noted.add(suite.name)
     with folders.open_run(config, derived) as folder:
       return engine.run(folder, parts, stop)

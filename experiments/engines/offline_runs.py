@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.config import fitting, streams, targets as target_options
 from experiments.config.declaring import UsageError, usage_errors
-from experiments.config.meaning import check_meant, say_idle
+from experiments.config.meaning import check_meant, say_notes
 from experiments.engines import (
   devices,
   folders,
@@ -89,7 +89,7 @@ def _train(config: Any, family: Family, stop: devices.StopRequest) -> None:
     'collect_env_steps',
     devices.memory_bytes(),
   )
-  say_idle([config])
+  say_notes([config])
   with folders.open_run(config, derived) as folder:
     engine.run(folder, make_run(config, family, task, given), stop)
 

@@ -22,7 +22,7 @@ from experiments.config.declaring import UsageError, refuse, usage_errors
 from experiments.config.meaning import (
   check_lists,
   check_meant,
-  say_idle,
+  say_notes,
   traced,
 )
 from experiments.config.reading import Sweep
@@ -94,7 +94,7 @@ def _train(
     )
     groups = list(make_groups(sweep, tasks, family))
     _check_peaks(groups, first, platform, vectorized, program_of)
-  say_idle(sweep.configs)
+  say_notes(sweep.configs)
   for note in dict.fromkeys(
     note for task in tasks.values() for note in getattr(task, 'notes', ())
   ):

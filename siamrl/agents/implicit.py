@@ -12,8 +12,11 @@ only source.
   distributions of `functional` are deterministic: they use the midpoints of
   `acting_fractions` equal parts of [0, 1].
 
-With the form `munchausen` it is M-IQN (Vieillard et al. 2020, arXiv
-2007.14430). Rules of the twin mean the same as for QR-DQN, see
+With the form `minto` the returns of an action are those of the network that
+gives it the smaller value, at the same fractions. With `munchausen` it is M-IQN
+(Vieillard et al. 2020, arXiv 2007.14430).
+
+Rules of the twin mean the same as for QR-DQN, see
 `siamrl.agents.distributional`; copies that `averaged` combines answer at the
 same fractions.
 """
@@ -54,7 +57,7 @@ from siamrl.types import (
 )
 
 # The forms of targets: the returns of one action, or a mean over a policy.
-FORMS = ('max', 'double', 'soft', 'munchausen')
+FORMS = ('max', 'double', 'soft', 'munchausen', 'minto')
 
 
 class Answer(NamedTuple):
@@ -203,6 +206,12 @@ class _Targets(NamedTuple):
       return jax.vmap(losses.soft_quantiles, (0, 0, None))(
         *answer, self.given['soft_temperature']
       )
+    if self.form == 'minto':
+      # At the fractions of the twin, since the key is the same.
+      online = self.net.bootstrap(
+        online_params, online_params, batch.obs_t, key
+      )
+      answer = _smaller(jax.lax.stop_gradient(online), answer)
     chooser = answer.values
     if self.form == 'double':
       chooser = self.net.values(
@@ -211,6 +220,15 @@ class _Targets(NamedTuple):
     return jax.vmap(losses.of_action)(
       answer.returns, jnp.argmax(chooser, axis=-1)
     )
+
+
+def _smaller(one: Answer, other: Answer) -> Answer:
+  """The answer with the smaller value for each action, else the other's."""
+  is_smaller = one.values < other.values
+  return Answer(
+    jnp.where(is_smaller[..., None], one.returns, other.returns),
+    jnp.minimum(one.values, other.values),
+  )
 
 
 def _make_targets(

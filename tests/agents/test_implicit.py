@@ -45,7 +45,7 @@ AGENT = MAKE()
 SOFT = {'soft_temperature': 0.5}
 MUNCHAUSEN = SOFT | {'munchausen_alpha': 0.9, 'munchausen_clip': -1.0}
 GIVEN = {'soft': SOFT, 'munchausen': MUNCHAUSEN}
-FORMS = ('max', 'double', 'soft', 'munchausen')
+FORMS = ('max', 'double', 'soft', 'munchausen', 'minto')
 RULES = make_rules(but=OF_VALUES)
 every_form = pytest.mark.parametrize('form', FORMS)
 # Of rlax, about a function that it still uses.
@@ -71,7 +71,12 @@ def _expected_targets(form, online, target, batch, key):
     z, q, bonus = np.array(answer.returns[i]), np.array(answer.values[i]), 0.0
     if form == 'double':
       q = np.array(AGENT.values(online, batch.obs_t)[i])
-    if form in ('max', 'double'):
+    if form == 'minto':
+      other = AGENT.bootstrap(online, online, batch.obs_t, key)
+      for a in range(A):
+        if other.values[i, a] < q[a]:
+          z[a], q[a] = other.returns[i, a], other.values[i, a]
+    if form in ('max', 'double', 'minto'):
       successor = z[q.argmax()]
     else:
       tau = SOFT['soft_temperature']
@@ -401,7 +406,7 @@ def test_what_is_refused(changes, message):
 @pytest.mark.parametrize('form', sorted(set(td.TARGETS) - set(FORMS)))
 def test_forms_without_a_meaning(form):
   with pytest.raises(
-    ValueError, match=f"target_form='{form}' must be max, double, soft or mun"
+    ValueError, match=f"target_form='{form}' must be max, double, soft, mun"
   ):
     MAKE(target_form=form)
 

@@ -64,3 +64,21 @@ def test_the_bound_of_errors_is_read_by_quantiles_too(arguments, dropped):
   config = reading.from_arguments(classic.ClassicConfig, *arguments)
   assert ('error_bound' in meaning.dropped(config)) == dropped
   assert ('td_loss' in meaning.dropped(config)) == (config.agent != 'dqn')
+
+
+@pytest.mark.parametrize(
+  'arguments, noted',
+  [
+    (['--agent=c51', '--v_max=5'], True),
+    (['--agent=c51'], False),  # 10 of 100
+    (['--agent=c51', '--discount=0.999'], True),  # 10 of 1,000
+    (['--agent=c51', '--v_max=5', '--reward_clip=0'], False),
+    (['--agent=c51', '--v_max=5', '--discount=1'], False),
+    (['--agent=qrdqn', '--discount=0.999'], False),
+  ],
+)
+def test_a_range_far_below_the_largest_return_is_noted(arguments, noted):
+  config = reading.from_arguments(
+    classic.ClassicConfig, '--reward_clip=1', *arguments
+  )
+  assert bool(config.notes()) == noted

@@ -23,7 +23,7 @@ from experiments.config.meaning import (
   check_lists,
   check_meant,
   dropped,
-  say_idle,
+  say_notes,
   traced,
 )
 from experiments.families import actor_critic, q, siamese as family
@@ -80,7 +80,7 @@ def _sweep(*arguments: str, cls: type = Base) -> reading.Sweep:
   ],
 )
 def test_what_means_nothing_is_said(arguments, note, capsys):
-  say_idle(_sweep(*arguments).configs)
+  say_notes(_sweep(*arguments).configs)
   assert capsys.readouterr().err == (f'note: {note}\n' if note else '')
 
 
