@@ -90,6 +90,8 @@ class TargetOptions:
   cosines: int | None = _parameter_of_agent('cosines')
   trace_lambda: float | None = _parameter_of_agent('trace_lambda')
   reward_scaling: str | None = _parameter_of_agent('reward_scaling')
+  correction_rate: float | None = _parameter_of_agent('correction_rate')
+  correction_decay: float | None = _parameter_of_agent('correction_decay')
 
   def notes(self) -> list[str]:
     """Doubts about the options: a range of returns that is far too narrow.

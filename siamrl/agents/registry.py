@@ -9,9 +9,22 @@ from siamrl import parameters
 from siamrl.agents.distributional import make_c51, make_qrdqn
 from siamrl.agents.implicit import make_iqn
 from siamrl.agents.q import OWN_FORMS, make_q_agent
-from siamrl.agents.streams import REWARD_SCALINGS, make_stream_q
+from siamrl.agents.streams import (
+  REWARD_SCALINGS,
+  corrected_network,
+  make_qrc,
+  make_stream_q,
+)
 from siamrl.networks.implicit import implicit_network
-from siamrl.parameters import FINITE, FRACTION, WHOLE, Domain, Parameter
+from siamrl.parameters import (
+  FINITE,
+  FRACTION,
+  NOT_NEGATIVE,
+  POSITIVE,
+  WHOLE,
+  Domain,
+  Parameter,
+)
 from siamrl.types import Agent
 
 # Arguments for which launchers have options with every agent. An agent reads
@@ -295,5 +308,23 @@ register(
     str,
     traced=False,
     default='std',
+  ),
+)
+register(
+  'qrc',
+  make_qrc,
+  'gradient Q(lambda) with a second network, by traces (Elelimy et al. 2025)',
+  adapted=lambda network, values: corrected_network(network),
+  streams=('sgd',),
+  correction_rate=Parameter(
+    POSITIVE,
+    'Step size of the network that corrects gradients, as a factor of the '
+    'learning rate',
+    default=0.1,
+  ),
+  correction_decay=Parameter(
+    NOT_NEGATIVE,
+    'Regularization of the network that corrects gradients, the beta of QRC',
+    default=1.0,
   ),
 )

@@ -1,5 +1,6 @@
 """Agents that learn from each transition once, in order, without a replay."""
 
+import copy
 from typing import Any, NamedTuple
 
 import chex
@@ -196,4 +197,139 @@ def make_stream_q(
     return descent, StreamMemory(after, rewards), _report(td_error, q_tm1)
 
   agent = make_q_agent(network, example_obs, td_loss='half_squared')
+  return agent._replace(traces=Traces(init, step))
+
+
+class CorrectedNetwork(nn.Module):
+  """A network of values, and one like it that estimates their TD errors.
+
+  Attributes:
+    network: observations -> values, the answer of the whole.
+    correction: observations -> expected TD errors of the actions.
+  """
+
+  network: nn.Module
+  correction: nn.Module
+
+  def __call__(self, obs: chex.Array) -> chex.Array:
+    """Maps observations [B, ...] to values [B, A]."""
+    if self.is_initializing():
+      self.correction(obs)
+    return self.network(obs)
+
+  def errors(self, obs: chex.Array) -> chex.Array:
+    """Maps observations [B, ...] to expected TD errors [B, A]."""
+    return self.correction(obs)
+
+
+def corrected_network(network: nn.Module) -> CorrectedNetwork:
+  """The network of `make_qrc`, from one of values."""
+  # A deep copy, as a layer that two networks have in common is one layer.
+  return CorrectedNetwork(network, copy.deepcopy(network))
+
+
+class CorrectedTraces(NamedTuple):
+  """The traces of QRC(lambda), decayed for the next transition.
+
+  Attributes:
+    gradients: of q and of h, whose parameters are disjoint.
+    error: float32 [] of the values of h.
+  """
+
+  gradients: Params
+  error: jax.Array
+
+
+def make_qrc(
+  network: nn.Module,
+  example_obs: chex.Array,
+  *,
+  trace_lambda: chex.Numeric = 0.8,
+  reward_scaling: str = 'std',
+  correction_rate: chex.Numeric = 0.1,
+  correction_decay: chex.Numeric = 1.0,
+) -> Agent:
+  """Builds QRC(lambda) in its backward view (Elelimy et al. 2025).
+
+  arXiv:2507.09087; qrc.py of esraaelelimy/gtd_algos, which names its equations
+  26 to 28. A second network h(s, a) learns the expected TD error. q descends by
+
+    -(delta * z_q - h * grad q - z_h * grad delta),
+
+  where delta's gradient includes that of its bootstrap, and h by
+
+    -rate * (delta * z_g - h * grad h - decay * params of h).
+
+  The traces z_q of grad q, z_h of h and z_g of grad h decay and are cut as in
+  `make_stream_q`. There is no twin: `grad delta` takes its place.
+
+  Args:
+    network: maps [B, S, ...] observations to [B, A] values; h is another one.
+    example_obs: [B, S, ...]; only its shape matters.
+    trace_lambda: lambda in [0, 1]; may be traced.
+    reward_scaling: as in `make_stream_q`.
+    correction_rate: step size of h, as a factor of that of q; may be traced.
+    correction_decay: beta, the regularization of h; may be traced.
+
+  Raises:
+    ValueError: a name is unknown, or the network has noise.
+  """
+  check_name('reward_scaling', reward_scaling, REWARD_SCALINGS)
+  _refuse_noise(network)
+  both = corrected_network(network)
+
+  def init(params: Params) -> StreamMemory:
+    scale = ReturnScale.new() if reward_scaling == 'std' else None
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return StreamMemory(CorrectedTraces(zeros, jnp.zeros(())), scale)
+
+  def step(
+    agent: Agent,
+    online_params: Params,
+    target_params: Any,
+    memory: StreamMemory,
+    batch: Transition,
+    key: chex.PRNGKey,
+  ) -> tuple[Params, StreamMemory, Metrics]:
+    del target_params, key  # there is no twin
+    assert agent.taken is not None
+    taken, traces = agent.taken, memory.traces
+    batch, rewards, kept = _look(
+      agent, online_params, memory, batch, trace_lambda
+    )
+
+    def estimates(params: Params) -> tuple[jax.Array, tuple[Any, Any]]:
+      q = taken(params, batch)[0]
+      errors: Any = both.apply(params, batch.obs_tm1, method=both.errors)
+      h = errors[0, batch.a_tm1[0]]
+      return q + h, (q, h)
+
+    def error(params: Params) -> jax.Array:
+      best = jnp.max(agent.values(params, batch.obs_t), axis=-1)
+      y = batch.r_t + batch.discount_t * best
+      return (y - taken(params, batch))[0]
+
+    gradient, (q_tm1, h) = jax.grad(estimates, has_aux=True)(online_params)
+    delta, of_delta = jax.value_and_grad(error)(online_params)
+    z = jax.tree.map(jnp.add, traces.gradients, gradient)
+    z_h = traces.error + h
+    ascent = jax.tree.map(
+      lambda trace, now, of_delta: delta * trace - h * now - z_h * of_delta,
+      z,
+      gradient,
+      of_delta,
+    )['params']
+    of_h = jax.tree.map(
+      lambda leaf, weight: correction_rate * (leaf - correction_decay * weight),
+      ascent['correction'],
+      online_params['params']['correction'],
+    )
+    descent = jax.tree.map(jnp.negative, ascent | {'correction': of_h})
+    after = CorrectedTraces(
+      jax.tree.map(lambda leaf: kept * leaf, z), kept * z_h
+    )
+    memory = StreamMemory(after, rewards)
+    return {'params': descent}, memory, _report(delta, q_tm1)
+
+  agent = make_q_agent(both, example_obs, td_loss='half_squared')
   return agent._replace(traces=Traces(init, step))

@@ -9,7 +9,7 @@ import pytest
 
 from siamrl import twins
 from siamrl.agents.q import make_q_agent
-from siamrl.agents.streams import ReturnScale, make_stream_q
+from siamrl.agents.streams import ReturnScale, make_qrc, make_stream_q
 from siamrl.learner import ClockedTwin, make_learner
 from siamrl.networks.q_network import mlp_network
 from siamrl.obgd import obgd
@@ -219,3 +219,72 @@ def test_what_it_cannot_learn_from():
   learner = make_learner(plain, obgd(1.0), SELF)
   with pytest.raises(ValueError, match='td_error'):
     learner.regress(learner.init(KEY), one)
+
+
+def test_qrc_in_numpy():
+  """Equations 26 to 28 on linear functions, through cuts."""
+  rate, beta, lambda_, size, actions = 0.05, 0.5, 0.8, 4, 3
+  agent = make_qrc(
+    _linear(actions),
+    np.zeros((1, size), np.float32),
+    trace_lambda=lambda_,
+    reward_scaling='none',
+    correction_rate=0.3,
+    correction_decay=beta,
+  )
+  learner = make_learner(agent, optax.sgd(rate), SELF)
+  state, regress = learner.init(KEY), jax.jit(learner.regress)
+  w, theta, z_w, z_theta = np.zeros((4, size, actions))
+  z_h = 0.0
+  for step in _stream(40, size, actions):
+    x, y, a = step.obs_tm1[0], step.obs_t[0], step.a_tm1[0]
+    discount, best = step.discount_t[0], np.argmax(y @ w)
+    delta = step.r_t[0] + discount * (y @ w)[best] - (x @ w)[a]
+    cut = step.ended[0] or a != np.argmax(x @ w)
+    h = (x @ theta)[a]
+    of_q, of_delta = np.zeros((2, size, actions))
+    of_q[:, a] = x
+    of_delta[:, best] += discount * y
+    of_delta[:, a] -= x
+    z_h, z_w, z_theta = z_h + h, z_w + of_q, z_theta + of_q
+    w = w + rate * (delta * z_w - h * of_q - z_h * of_delta)
+    theta = theta + 0.3 * rate * (delta * z_theta - h * of_q - beta * theta)
+    keep = 0 if cut else 0.9 * lambda_
+    z_h, z_w, z_theta = keep * z_h, keep * z_w, keep * z_theta
+    state, metrics = regress(state, step)
+    np.testing.assert_allclose(metrics['td_error'][0], delta, rtol=1e-3)
+  params = state.online_params['params']
+  assert np.abs(theta).max() > 0.01
+  np.testing.assert_allclose(params['network']['kernel'], w, rtol=1e-3)
+  np.testing.assert_allclose(params['correction']['kernel'], theta, rtol=1e-3)
+
+
+def test_qrc_converges_where_q_learning_diverges():
+  """From a state of value w to one of 2w (Tsitsiklis & Van Roy 1996)."""
+  network = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.ones)
+  obs, step = np.zeros((1, 1), np.float32), _one([1.0], 0, 0, [2.0], 0.95)
+
+  def learned(agent):
+    learner = make_learner(agent, optax.sgd(0.05), SELF)
+    state, _ = jax.lax.scan(
+      lambda state, _: (learner.regress(state, step)[0], None),
+      learner.init(KEY),
+      length=1_000,
+    )
+    return float(agent.values(state.online_params, np.ones((1, 1)))[0, 0])
+
+  assert learned(make_stream_q(network, obs, trace_lambda=0.0)) > 1e6
+  corrected = make_qrc(
+    network, obs, trace_lambda=0.0, correction_rate=1.0, correction_decay=0.5
+  )
+  assert abs(learned(corrected)) < 1e-3
+
+
+def test_the_two_networks_of_qrc_share_nothing():
+  obs = np.zeros((1, 4), np.float32)
+  params = make_qrc(mlp_network(3, sizes=(5,)), obs).init(KEY)['params']
+  one, other = params['network'], params['correction']
+  shapes = [jax.tree.map(np.shape, each) for each in (one, other)]
+  assert shapes[0] == shapes[1]
+  kernels = [each['head']['last']['Dense_0']['kernel'] for each in (one, other)]
+  assert not np.array_equal(*kernels)

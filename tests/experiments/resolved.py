@@ -57,7 +57,7 @@ PRESETS = {
     *('minatar_table_iqn', 'minatar_table_rainbow', 'minatar_table_m_iqn'),
     *('minatar_table_pqn', 'twin_distributions_dqn'),
     *('twin_distributions_c51', 'twin_distributions_qrdqn'),
-    'stream_q_minatar',
+    *('stream_q_minatar', 'qrc_minatar'),
   ),
   gym: ('zoo_dqn_lunar_lander', 'zoo_qrdqn_lunar_lander'),
   control: (

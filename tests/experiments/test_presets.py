@@ -96,6 +96,7 @@ COMPILED: dict[str, type[q.CompiledConfig]] = {
   'pqn_cartpole': ClassicConfig,
   'pqn_minatar': MinAtarConfig,
   'stream_q_minatar': MinAtarConfig,
+  'qrc_minatar': MinAtarConfig,
 }
 
 # Mnih et al. (2015), Methods and Extended Data Table 1, and its Lua code
@@ -533,6 +534,15 @@ STREAM_Q_MINATAR = PLAIN | {
   'initializer': 'sparse',
 }
 
+# esraaelelimy/gtd_algos: minatar_qrclambda.yaml, qrc.py, value_networks.py.
+QRC_MINATAR = STREAM_Q_MINATAR | {
+  'agent': 'qrc',
+  'correction_rate': 0.1,
+  'correction_decay': 1.0,
+  'optimizer': 'sgd',
+  'learning_rate': 1e-4,
+}
+
 
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
@@ -652,7 +662,11 @@ def test_published_values(name, published, period):
 
 @pytest.mark.parametrize(
   'name, published',
-  [('pqn_atari', PQN_ATARI), ('stream_q_minatar', STREAM_Q_MINATAR)],
+  [
+    ('pqn_atari', PQN_ATARI),
+    ('stream_q_minatar', STREAM_Q_MINATAR),
+    ('qrc_minatar', QRC_MINATAR),
+  ],
 )
 def test_published_values_without_a_replay(name, published):
   config = _read(name)

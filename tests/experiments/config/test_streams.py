@@ -51,6 +51,8 @@ def _check(*arguments, cls=classic.ClassicConfig):
     (['--anneal_learning_rate'], 'must not be given with --optimizer=obgd'),
     (['--reward_scaling=max'], '--reward_scaling=max must be one of std, none'),
     (['--trace_lambda=2'], '--trace_lambda=2.0 must be in'),
+    (['--agent=qrc'], '--optimizer=obgd must be sgd for --agent=qrc'),
+    (['--correction_rate=1'], '--correction_rate=1.0 must go with --agent=qrc'),
     (['--agent=dqn'], '--optimizer=obgd must go with --agent=stream_q'),
   ],
 )
