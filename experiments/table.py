@@ -23,7 +23,7 @@ such as DQN's. With --only_report, --run_dir may be OUTPUT-curves.csv, of which
 `python -m experiments.plot` draws learning curves.
 
 Studies:
-  minatar_table: ten agents of values on MinAtar.
+  minatar_table: eleven agents of values on MinAtar.
   twin_distributions: five twins of DQN, C51 and QR-DQN on MinAtar.
   cleanrl_classic: C51 and PQN on CartPole and Acrobot, as in CleanRL.
   lunar_lander: DQN and QR-DQN on LunarLander, as in RL Baselines3 Zoo.

@@ -79,7 +79,7 @@ def is_finished(path: pathlib.Path) -> bool:
 
 
 def _length(folder: RunFolder) -> np.ndarray:
-  return next(iter(read_results(folder.path).table.values()))
+  return next(iter(read_results(folder.path).table.values()), np.empty(0))
 
 
 def write_curves(
@@ -104,7 +104,7 @@ def write_curves(
   for arm in study.arms:
     of_arm: list[dict[str, Any]] = []
     for folder in folders_of(run_dir / arm):
-      if not folder.metrics.exists():
+      if not folder.metrics.exists() or not len(_length(folder)):
         continue
       read = read_results(folder.path)
       flags.append(read.flags)

@@ -55,7 +55,7 @@ PRESETS = {
     *('minatar_table_double', 'minatar_table_prioritized'),
     *('minatar_table_n_step', 'minatar_table_c51', 'minatar_table_qrdqn'),
     *('minatar_table_iqn', 'minatar_table_rainbow', 'minatar_table_m_iqn'),
-    *('minatar_table_pqn', 'twin_distributions_dqn'),
+    *('minatar_table_pqn', 'minatar_table_stream_q', 'twin_distributions_dqn'),
     *('twin_distributions_c51', 'twin_distributions_qrdqn'),
     *('stream_q_minatar', 'qrc_minatar'),
   ),

@@ -98,7 +98,7 @@ def test_arms_of_the_table_differ_from_dqn_as_named():
   assert dqn.configs[0].env_steps == 1_000_000
   assert dqn.configs[0].protocol == 'paper'
   study = arms.read_study('minatar_table')
-  assert set(study.arms) == {'dqn', 'pqn', *ARMS}
+  assert set(study.arms) == {'dqn', 'pqn', 'stream_q', *ARMS}
   for arm, expected in ARMS.items():
     sweep = _sweep(f'minatar_table_{arm}')
     assert sweep.axes == dqn.axes
@@ -109,6 +109,18 @@ def test_arms_of_the_table_differ_from_dqn_as_named():
         if value != getattr(base, name)
       }
       assert found == expected, arm
+
+
+def test_stream_q_of_the_table_differs_from_its_source_as_named():
+  ours = _sweep('minatar_table_stream_q')
+  source = _sweep('stream_q_minatar').configs[0]
+  assert ours.axes == _sweep('minatar_table_dqn').axes
+  config = ours.configs[0]
+  differing = {n for n, v in vars(config).items() if v != getattr(source, n)}
+  assert differing == {
+    *('seeds', 'env_steps', 'iteration_env_steps', 'epsilon_decay'),
+  }
+  assert config.epsilon_decay / 1e6 == source.epsilon_decay / 5e6
 
 
 def test_pqn_of_the_table_differs_from_its_source_as_named():
@@ -304,6 +316,29 @@ def test_the_table_by_hand(toy, tmp_path, monkeypatch):
   )
   again = (tmp_path / 'again-table.csv').read_text()
   assert again == (toy / 'toy-table.csv').read_text()
+
+
+def test_runs_of_the_host_have_folders_of_their_own(toy):
+  study = arms.read_study('toy')
+  for seed, rows in ((0, '100,1\n200,3\n'), (1, '100,2\n'), (2, None)):
+    folder = toy / 'plain' / f'seed={seed}'
+    folder.mkdir(parents=True)
+    (folder / 'flags.txt').write_text(
+      '# siamrl run folder; python ... --flagfile=<this file> runs it again\n'
+      f'--environment=catch\n--seed={seed}\n'
+    )
+    # The last run has begun, and has no rows yet.
+    text = '' if rows is None else 'env_steps,train_return\n' + rows
+    (folder / 'metrics.csv').write_text(text)
+  missing = arms.write_curves(toy / 'curves.csv', study, toy)
+  assert missing == ['broken', 'double']
+  read = read_results(toy / 'curves.csv')
+  assert list(read.table) == [
+    *('arm', 'environment', 'seed', 'env_steps', 'train_return')
+  ]
+  assert read.table['seed'].tolist() == [0, 0, 1]
+  assert read.table['train_return'].tolist() == [1, 3, 2]
+  assert not arms.is_finished(toy / 'broken')
 
 
 def test_jobs_have_their_share_of_the_cores(toy, tmp_path, monkeypatch):
