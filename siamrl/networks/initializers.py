@@ -36,7 +36,7 @@ def sparse(sparsity: float) -> Initializer:
   """Draws from U(-b, b), b = fan_in**-0.5, and sets a share of inputs to 0.
 
   Each output unit has its own ceil(sparsity * fan_in) weights of 0 (Elsayed et
-  al. 2024, algorithm 1; sparse_init.py of mohmdelsayed/streaming-drl).
+  al. 2024; sparse_init.py of mohmdelsayed/streaming-drl).
   """
 
   def init(
