@@ -480,17 +480,20 @@ _SHIPPED = {
   ('siamese_accuracy', 'siamese_accuracy-longer'): [False, None, False, None],
   ('twin_rate', 'twin_rate'): [None, False, True],
   ('spr_minatar', 'spr_minatar'): [True] * 4,
+  ('crossq_pendulum', 'crossq_pendulum'): [True],
 }
 
 
 @pytest.mark.parametrize('study, name', _SHIPPED)
 def test_shipped_results_are_judged_as_published(study, name, capsys):
-  path = RESULTS / f'{name}-curves.csv'
+  paths = [RESULTS / f'{name}-curves.csv']
+  if study == 'crossq_pendulum':
+    paths.append(RESULTS / 'sac_pendulum-curves.csv')
   code = executing.execute(
     criteria.CriteriaConfig,
     '',
     criteria.main,
-    [f'--study={study}', f'--runs={path}'],
+    [f'--study={study}', f'--runs={",".join(map(str, paths))}'],
   )
   assert code == 0
   words = [line.split(':')[0] for line in capsys.readouterr().out.splitlines()]
