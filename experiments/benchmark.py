@@ -35,9 +35,16 @@ from experiments.config.startup import PLATFORMS
 _ON_ONE_CORE = (
   'minatar_scan',
   'ring_scan',
+  'c51_scan',
   'diagnostics',
   *family_benchmarks.ON_ONE_CORE,
 )
+
+# The flags of atari_loop's agents.
+_AGENTS: dict[str, tuple[str, ...]] = {
+  'dqn': (),
+  'c51': ('--agent=c51', '--replay=prioritized', '--priority=loss'),
+}
 
 _QUICKSTART = '--flagfile=experiments/flagfiles/quickstart.flags'
 
@@ -58,6 +65,7 @@ class BenchmarkConfig:
         'cartpole_scan',
         'minatar_scan',
         'ring_scan',
+        'c51_scan',
         'ale_xla',
         'diagnostics',
         'accelerator',
@@ -79,6 +87,11 @@ class BenchmarkConfig:
   )
   acting: str = option(
     'exact', 'How atari_loop acts', declaring.one_of(('exact', 'overlapped'))
+  )
+  agent: str = option(
+    'dqn',
+    'Agent of atari_loop; c51 learns from a prioritized replay',
+    declaring.one_of(tuple(_AGENTS)),
   )
   platform: str | None = option(
     None,
@@ -112,6 +125,7 @@ def main(config: BenchmarkConfig) -> None:
       'minatar_scan': lambda config: scan_benchmarks.minatar_scan(
         config.rounds
       ),
+      'c51_scan': lambda config: scan_benchmarks.c51_scan(config.rounds),
       'ring_scan': lambda config: scan_benchmarks.ring_scan(config.rounds),
       'ale_xla': lambda config: scan_benchmarks.ale_xla(config.rounds),
       'diagnostics': lambda config: scan_benchmarks.diagnostics(config.rounds),
@@ -260,6 +274,7 @@ def atari_loop(config: BenchmarkConfig) -> dict[str, Any]:
     f'--acting={config.acting}',
     f'--padding={config.padding}',
     f'--batch_size={config.batch_size}',
+    *_AGENTS[config.agent],
     '--epsilon_start=0.01',
     '--min_replay=1000',
     '--replay_capacity=100000',
@@ -287,6 +302,7 @@ def atari_loop(config: BenchmarkConfig) -> dict[str, Any]:
   return {
     'env_steps_per_s': statistics.median(rates),
     'env_steps_per_s_max': max(rates),
+    'gradient_steps_per_s': statistics.median(rates) / options.train_period,
     'blocks': len(rates),
   } | {name: spent[name] - before[name] for name in host.TIMERS}
 

@@ -246,9 +246,7 @@ def minatar_scan(rounds: int) -> dict[str, Any]:
   additions at the speed of those products.
   """
   from flax import linen as nn
-  import jax
   import jax.numpy as jnp
-  import numpy as np
 
   from experiments import minatar
   from siamrl.networks.heads import HEADS
@@ -276,19 +274,10 @@ def minatar_scan(rounds: int) -> dict[str, Any]:
     '--env_steps=1000000',
   )
   ours, flax = breakout(), breakout(network=flax_network)
-  size = 1_024
-  matrix = jnp.asarray(
-    np.random.default_rng(0).normal(size=(size, size)), jnp.float32
-  )
-  product = jax.jit(jnp.matmul)
-  sgemm = Timed(
-    lambda: jax.block_until_ready(product(matrix, matrix)), 1, 0, 1, 0.0
-  )
-  sgemm.time_one()
-  sgemm.seconds.clear()
+  sgemm = _sgemm()
   in_turns([ours, flax, sgemm, sgemm], rounds)
   gflop = minatar_gflop(batch_size=32, channels=4, num_actions=6)
-  speed = 2 * size**3 / 1e9 / min(sgemm.seconds)
+  speed = _SGEMM_GFLOP / min(sgemm.seconds)
   floor_us = gflop / speed * 1e6
   return {
     'env_steps_per_s': 1e6 / ours.best_us,
@@ -304,16 +293,86 @@ def minatar_scan(rounds: int) -> dict[str, Any]:
   }
 
 
+_SGEMM_SIZE = 1_024
+_SGEMM_GFLOP = 2 * _SGEMM_SIZE**3 / 1e9
+
+
+def _sgemm() -> Timed:
+  """A large matrix product of `_SGEMM_GFLOP`, to time in turns with others."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  shape = (_SGEMM_SIZE, _SGEMM_SIZE)
+  matrix = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+  product = jax.jit(jnp.matmul)
+  timed = Timed(
+    lambda: jax.block_until_ready(product(matrix, matrix)), 1, 0, 1, 0.0
+  )
+  timed.time_one()
+  timed.seconds.clear()
+  return timed
+
+
+def c51_scan(rounds: int) -> dict[str, Any]:
+  """Times CleanRL's C51 on CartPole with 10 environments, on one core.
+
+  It has batches of 128, a gradient step per 10 env steps, a network 120-84 and
+  101 atoms. It takes turns with DQN in the same loop, which has the products of
+  values only, and with large matrix products. `floor_us` is the time of a
+  round's multiplications and additions at the speed of those products.
+  """
+  c51 = _cartpole(
+    '--agent=c51', '--num_atoms=101', '--v_min=-100', '--v_max=100'
+  )
+  dqn, sgemm = _cartpole(), _sgemm()
+  in_turns([c51, dqn, sgemm, sgemm], rounds)
+  speed = _SGEMM_GFLOP / min(sgemm.seconds)
+  gflop = mlp_gflop((4, 120, 84, 2 * 101), batch_size=128, acted=10)
+  floor_us = gflop / speed * 1e6
+  return {
+    'env_steps_per_s': c51.env_steps / min(c51.seconds),
+    'round_us': c51.best_us,
+    'dqn_round_us': dqn.best_us,
+    'gflop': gflop,
+    'sgemm_gflops': speed,
+    'floor_us': floor_us,
+    'times_floor': c51.best_us / floor_us,
+    'compile_s': c51.compile_s,
+    'cores': devices.cores(),
+  }
+
+
+def mlp_gflop(sizes: Sequence[int], *, batch_size: int, acted: int) -> float:
+  """GFLOP of a gradient step of dense layers and of acting, in products.
+
+  Args:
+    sizes: of the observation, of each hidden layer, and of the output.
+    batch_size: transitions per gradient step.
+    acted: observations acted upon per gradient step.
+  """
+  return _products(
+    [a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True)],
+    batch_size,
+    acted,
+  )
+
+
 def minatar_gflop(*, batch_size: int, channels: int, num_actions: int) -> float:
-  """GFLOP of a gradient step and of acting once, in matrix products.
+  """GFLOP of a gradient step and of acting once, in matrix products."""
+  layers = [8 * 8 * 16 * 3 * 3 * channels, 1_024 * 128, 128 * num_actions]
+  return _products(layers, batch_size, 1)
+
+
+def _products(layers: Sequence[int], batch_size: int, acted: int) -> float:
+  """GFLOP of layers given by their multiplications for an observation.
 
   Each layer has a forward pass for both twins, a gradient of its kernel and,
   except for the first layer, a gradient of its input.
   """
-  layers = [8 * 8 * 16 * 3 * 3 * channels, 1_024 * 128, 128 * num_actions]
   forward = sum(layers)
   step = 2 * forward + forward + sum(layers[1:])
-  return 2 * (batch_size * step + forward) / 1e9
+  return 2 * (batch_size * step + acted * forward) / 1e9
 
 
 def ale_xla(rounds: int) -> dict[str, Any]:

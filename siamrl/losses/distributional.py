@@ -9,6 +9,8 @@ vmaps. No function stops a gradient. A distribution is either
   distribution (QR-DQN; Dabney et al. 2018a, arXiv 1710.10044).
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -54,8 +56,35 @@ def project(
   low, high, count = support[0], support[-1], support.shape[0]
   # Algorithm 1's b_j: the place of each return among the atoms, from 0 on.
   places = (jnp.clip(returns, low, high) - low) * ((count - 1) / (high - low))
+  return jax.lax.platform_dependent(
+    places,
+    probs,
+    cpu=functools.partial(_scattered, count=count),
+    default=functools.partial(_summed, count=count),
+  )
+
+
+def _summed(places: chex.Array, probs: chex.Array, *, count: int) -> chex.Array:
+  """The sum over all pairs of a return and an atom, in a fixed order."""
   share = jnp.clip(1 - jnp.abs(places - jnp.arange(count)[:, None]), 0, 1)
   return jnp.sum(share * probs, -1)
+
+
+def _scattered(
+  places: chex.Array, probs: chex.Array, *, count: int
+) -> chex.Array:
+  """The same from the two atoms beside each return.
+
+  It is several times faster in a loop on a CPU, where scatters run in order. On
+  a GPU they do not, so that sums would differ from run to run.
+  """
+  lower = jnp.floor(places)
+  share = places - lower
+  # A place that is NaN has no integer, but its share makes the result NaN.
+  atom = jnp.clip(lower.astype(jnp.int32), 0, count - 1)
+  result = jnp.zeros(count + 1, probs.dtype)
+  result = result.at[atom].add(probs * (1 - share))
+  return result.at[atom + 1].add(probs * share)[:count]
 
 
 def categorical_target(

@@ -227,3 +227,25 @@ def test_the_quantile_loss_is_least_at_the_quantiles():
     quantiles = jnp.quantile(target, fractions) + offset
     found = slope(quantiles, fractions, target, 1e-3)
     assert (np.sign(found) == sign).all()
+
+
+def test_both_ways_to_project_agree():
+  """On a CPU probabilities are scattered, elsewhere summed over all pairs."""
+  rng = np.random.default_rng(3)
+  for count in (2, 51):
+    places = rng.uniform(0, count - 1, 40).astype(np.float32)
+    places[:3] = 0, count - 1, count // 2
+    probs = rng.dirichlet(np.ones(40)).astype(np.float32)
+    np.testing.assert_allclose(
+      losses._scattered(places, probs, count=count),
+      losses._summed(places, probs, count=count),
+      atol=1e-6,
+    )
+
+
+def test_what_is_not_finite_shows():
+  support = losses.make_support(5, -1.0, 1.0)
+  probs = np.full(2, 0.5, np.float32)
+  bad = np.array([np.nan, 0.0], np.float32)
+  assert np.isnan(losses.project(bad, probs, support)).any()
+  assert np.isnan(losses.project(probs, bad, support)).any()
