@@ -100,20 +100,33 @@ def test_the_churn_term_fits_every_agent(agent):
   assert {'churn_term', 'panel/target_churn_train'} <= set(row)
 
 
-@pytest.mark.parametrize('agent', ['dqn', 'c51', 'qrdqn'])
-@pytest.mark.parametrize('name', twins.RULES)
+# Rules of each kind: copies, parts, several copies, and a term in the loss.
+_OF_EACH_KIND = ('hard', 'by_path', 'averaged', 'functional')
+
+
+def _pairs(first, *others):
+  """All rules with an agent, and some with others; the rest is slow."""
+
+  def pair(name, agent):
+    fast = agent == first or name in _OF_EACH_KIND
+    return pytest.param(name, agent, marks=() if fast else pytest.mark.slow)
+
+  return [
+    pair(name, agent)
+    for name in twins.RULES
+    for agent in (first, *others)
+    if agent == 'dqn' or name not in OF_VALUES
+  ]
+
+
+@pytest.mark.parametrize('name, agent', _pairs('dqn', 'c51', 'qrdqn'))
 def test_every_rule_fits_minto(name, agent):
-  if agent != 'dqn' and name in OF_VALUES:
-    pytest.skip('refused')
   assert 'loss' in _columns(
     _sweep(*_rule(name), f'--agent={agent}', '--target_form=minto')
   )
 
 
-@pytest.mark.parametrize('agent', ['c51', 'qrdqn', 'iqn'])
-@pytest.mark.parametrize(
-  'name', [name for name in twins.RULES if name not in OF_VALUES]
-)
+@pytest.mark.parametrize('name, agent', _pairs('c51', 'qrdqn', 'iqn'))
 def test_every_rule_fits_agents_of_distributions(name, agent):
   row = _columns(
     _sweep(
@@ -125,7 +138,9 @@ def test_every_rule_fits_agents_of_distributions(name, agent):
   assert {'panel/distribution_std', 'panel/distribution_distance'} < set(row)
 
 
-@pytest.mark.parametrize('form', ['max', 'munchausen'])
+@pytest.mark.parametrize(
+  'form', ['max', pytest.param('munchausen', marks=pytest.mark.slow)]
+)
 def test_implicit_quantiles_train_beside_their_panel(form):
   rows = _rows(
     _sweep(
@@ -156,7 +171,9 @@ _ALIKE = ('--target_update=hard', '--target_period=2')
 _FROZEN = ('--target_update=frozen', '--epsilon_start=0', '--epsilon_end=0')
 
 
-@pytest.mark.parametrize('agent', ['dqn', 'c51'])
+@pytest.mark.parametrize(
+  'agent', ['dqn', pytest.param('c51', marks=pytest.mark.slow)]
+)
 def test_a_twin_that_acts_is_evaluated_too(agent):
   def rows(act_with, rate, rule):
     return _rows(
@@ -344,7 +361,7 @@ def test_rules_and_forms_in_one_sweep():
     (('--agent=qrdqn', '--quantiles=0'), '--quantiles=0 must be positive'),
     (
       ('--agent=iqn', '--target_form=expected', '--expected_epsilon=0.1'),
-      'target_form=expected must be max, double, soft or munchausen for '
+      'target_form=expected must be max, double, soft, munchausen or minto for '
       'agent=iqn',
     ),
     (('--agent=iqn', '--cosines=0'), '--cosines=0 must be positive'),

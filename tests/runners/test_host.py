@@ -243,7 +243,7 @@ def test_learns_the_values_of_a_probe(name):
     ('dqn', HARD, 25, True, 1),
     ('c51', HARD, 25, False, 1),
     ('qrdqn', twins.soft(0.05), 1, False, 2),
-    ('iqn', HARD, 25, False, 1),
+    pytest.param('iqn', HARD, 25, False, 1, marks=pytest.mark.slow),
   ],
 )
 def test_every_kind_of_learner_learns_the_chain(
