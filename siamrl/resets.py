@@ -55,7 +55,7 @@ class Resets(NamedTuple):
     check_name('reset_twin', self.twin, TWINS)
     if isinstance(self.period, int) and self.period < 1:
       raise FieldError('reset_period', self.period, 'must be 1 or more')
-    if isinstance(self.shrink, float) and not 0 <= self.shrink <= 1:
+    if isinstance(self.shrink, (int, float)) and not 0 <= self.shrink <= 1:
       raise FieldError('reset_shrink', self.shrink, 'must be in [0, 1]')
 
 

@@ -129,6 +129,20 @@ def test_twin_and_network_are_reset_to_different_weights():
   assert (kernels[0] != kernels[1]).all()
 
 
+def test_a_reset_is_no_churn():
+  """The network before the next gradient step is the one that was reset."""
+  plain = make_learner(
+    AGENT, OPTIMIZER, ClockedTwin(twins.hard(), 2), churn_weight=1.0
+  )
+  resetting = with_resets(plain, OPTIMIZER, Resets(3))
+  regress = jax.jit(resetting.regress, donate_argnums=0)
+  state, terms = resetting.init(KEY), []
+  for step in range(5):
+    state, metrics = regress(state, batch(step, 12))
+    terms.append(float(metrics['churn_term']))
+  assert [term == 0 for term in terms] == [True, False, False, True, False]
+
+
 def test_settings_may_be_traced():
   plain = make_learner(AGENT, optax.sgd(0.1), ClockedTwin(twins.hard(), 2))
   state = plain.init(KEY)
@@ -150,7 +164,7 @@ def test_settings_may_be_traced():
 
 
 @pytest.mark.parametrize(
-  'wrong', [{'period': 0}, {'period': 1, 'shrink': 1.5}, {'twin': 'lost'}]
+  'wrong', [{'period': 0}, {'shrink': 1.5}, {'shrink': 2}, {'twin': 'lost'}]
 )
 def test_bad_settings(wrong):
   with pytest.raises((FieldError, ValueError), match='reset'):

@@ -94,7 +94,7 @@ def test_online_network_and_twin_have_their_own_noise(name):
 
 
 def test_loss_of_double_dqn_with_three_draws():
-  """Eq. 14 of Fortunato et al. (2018): three draws of noise, by Flax alone."""
+  """Online network, twin and chooser have noise of their own, by Flax alone."""
   agent, network = _agent('double_dqn'), _network('double_dqn')
   online, target, steps = (
     agent.init(KEY),
