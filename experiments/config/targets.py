@@ -88,6 +88,7 @@ class TargetOptions:
   target_fractions: int | None = _parameter_of_agent('target_fractions')
   acting_fractions: int | None = _parameter_of_agent('acting_fractions')
   cosines: int | None = _parameter_of_agent('cosines')
+  fractions_per: str | None = _parameter_of_agent('fractions_per')
   trace_lambda: float | None = _parameter_of_agent('trace_lambda')
   reward_scaling: str | None = _parameter_of_agent('reward_scaling')
   correction_rate: float | None = _parameter_of_agent('correction_rate')

@@ -3,8 +3,8 @@
 IQN (Dabney et al. 2018b, arXiv 1806.06923) learns the return at any fraction of
 its distribution. Each gradient step draws fractions for the returns to learn,
 others for the targets, and others again for the values by which the twin
-chooses the successor's action. The key of the loss, or of `bootstrap`, is their
-only source.
+chooses the successor's action, each for every transition, or for the whole
+batch. The key of the loss, or of `bootstrap`, is their only source.
 
 * Acting draws fractions for each env step and observation, as the published
   code does; they are part of the noise.
@@ -21,7 +21,7 @@ Rules of the twin mean the same as for QR-DQN, see
 same fractions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -46,7 +46,7 @@ from siamrl.agents.discrete import (
 from siamrl.losses import distributional as losses, td
 from siamrl.networks.dense import answer as answer_of
 from siamrl.networks.implicit import implicit_network
-from siamrl.parameters import FieldError
+from siamrl.parameters import FieldError, check_name
 from siamrl.types import (
   Acting,
   Agent,
@@ -58,6 +58,11 @@ from siamrl.types import (
 
 # The forms of targets: the returns of one action, or a mean over a policy.
 FORMS = ('max', 'double', 'soft', 'munchausen', 'minto')
+# What fractions are drawn for: the shape of N of them for B transitions.
+DRAWS: dict[str, Callable[[int, int], tuple[int, ...]]] = {
+  'transition': lambda b, n: (b, n),
+  'batch': lambda b, n: (n,),
+}
 
 
 class Answer(NamedTuple):
@@ -79,11 +84,13 @@ class _Network(NamedTuple):
     network: (observations [B, S, ...], fractions) -> returns [B, A, N].
     target_fractions: N'.
     acting_fractions: K.
+    draw: a value of `DRAWS`.
   """
 
   network: nn.Module
   target_fractions: int
   acting_fractions: int
+  draw: Callable[[int, int], tuple[int, ...]]
 
   def returns(
     self,
@@ -134,7 +141,7 @@ class _Network(NamedTuple):
     keys, noise = jax.random.split(key), jax.random.fold_in(key, TWIN)
 
     def answer(key: chex.PRNGKey, count: int) -> chex.Array:
-      fractions = jax.random.uniform(key, (len(obs), count))
+      fractions = jax.random.uniform(key, self.draw(len(obs), count))
       return self.returns(target_params, obs, fractions, noise)
 
     return Answer(
@@ -273,6 +280,7 @@ def make_iqn(
   target_fractions: int = 64,
   acting_fractions: int = 32,
   cosines: int = 64,
+  fractions_per: str = 'transition',
   target_form: str | None = None,
   target_parameters: Mapping[str, chex.Numeric] | None = None,
   error_bound: float = 1.0,
@@ -290,6 +298,9 @@ def make_iqn(
     target_fractions: N', drawn for the targets, >= 1.
     acting_fractions: K, of the values that actions are chosen by, >= 1.
     cosines: number of cosines that embed a fraction, >= 1.
+    fractions_per: 'transition' if each draws fractions of its own for learning,
+      or 'batch' if all share them, whose embedding then takes 1 / B of the
+      time.
     target_form: one of `FORMS`; 'max' if None. 'munchausen' gives M-IQN.
     target_parameters: parameters of the form by name, see
       `losses.td.make_target`; may be traced.
@@ -314,8 +325,10 @@ def make_iqn(
     cosines=cosines,
   )
   check_learning(batch_reduction, param_dtype, error_bound)
+  check_name('fractions_per', fractions_per, DRAWS)
+  draw = DRAWS[fractions_per]
   made = implicit_network(network, cosines)
-  net = _Network(made, target_fractions, acting_fractions)
+  net = _Network(made, target_fractions, acting_fractions, draw)
   wanted = _make_targets(net, target_form, target_parameters)
 
   def init(key: chex.PRNGKey) -> Params:
@@ -326,13 +339,13 @@ def make_iqn(
     online_params: Params, batch: Transition, y: chex.Array, key: chex.PRNGKey
   ) -> Errors:
     drawn = jax.random.uniform(
-      jax.random.fold_in(key, FRACTIONS), (len(y), fractions)
+      jax.random.fold_in(key, FRACTIONS), draw(len(y), fractions)
     )
     returns = net.returns_taken(
       online_params, batch, drawn, jax.random.fold_in(key, ONLINE)
     )
     each = jax.vmap(losses.quantile_huber_loss, (0, 0, 0, None))(
-      returns, drawn, y, error_bound
+      returns, jnp.broadcast_to(drawn, returns.shape), y, error_bound
     )
     q_tm1 = jnp.mean(returns, -1)
     return Errors(each / error_bound, q_tm1, jnp.abs(jnp.mean(y, -1) - q_tm1))

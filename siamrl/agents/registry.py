@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from siamrl import parameters
 from siamrl.agents.distributional import make_c51, make_qrdqn
-from siamrl.agents.implicit import make_iqn
+from siamrl.agents.implicit import DRAWS, make_iqn
 from siamrl.agents.q import OWN_FORMS, make_q_agent
 from siamrl.agents.streams import (
   REWARD_SCALINGS,
@@ -289,6 +289,14 @@ register(
     int,
     traced=False,
     default=64,
+  ),
+  fractions_per=Parameter(
+    Domain(lambda x: x in DRAWS, f'one of {", ".join(DRAWS)}'),
+    'What fractions are drawn for in learning: each transition, or the whole '
+    'batch, which takes less time',
+    str,
+    traced=False,
+    default='transition',
   ),
 )
 register(

@@ -62,17 +62,17 @@ def _params(seed):
   return jax.tree.map(lambda leaf: 3 * leaf, params)
 
 
-def _expected_targets(form, online, target, batch, key):
+def _expected_targets(form, online, target, batch, key, agent=AGENT):
   """Targets [B, N'] of an agent's own answers, in NumPy."""
-  answer = AGENT.bootstrap(online, target, batch.obs_t, key)
-  before = AGENT.bootstrap(online, target, batch.obs_tm1, key)
+  answer = agent.bootstrap(online, target, batch.obs_t, key)
+  before = agent.bootstrap(online, target, batch.obs_tm1, key)
   rows = []
   for i in range(B):
     z, q, bonus = np.array(answer.returns[i]), np.array(answer.values[i]), 0.0
     if form == 'double':
-      q = np.array(AGENT.values(online, batch.obs_t)[i])
+      q = np.array(agent.values(online, batch.obs_t)[i])
     if form == 'minto':
-      other = AGENT.bootstrap(online, online, batch.obs_t, key)
+      other = agent.bootstrap(online, online, batch.obs_t, key)
       for a in range(A):
         if other.values[i, a] < q[a]:
           z[a], q[a] = other.returns[i, a], other.values[i, a]
@@ -93,12 +93,16 @@ def _expected_targets(form, online, target, batch, key):
 
 
 @every_form
-@pytest.mark.parametrize('bound', [1.0, 0.3])
-def test_losses_and_gradients_are_those_of_rlax(form, bound):
-  agent, batch = _of_form(form, error_bound=bound), _batch()
-  online, target = _params(0), _params(1)
-  y = _expected_targets(form, online, target, batch, KEY)
-  drawn = jax.random.uniform(jax.random.fold_in(KEY, 2), (B, N))
+@pytest.mark.parametrize(
+  'bound, per, shape',
+  [(1.0, 'transition', (B, N)), (0.3, 'transition', (B, N)), (1.0, 'batch', N)],
+)
+def test_losses_and_gradients_are_those_of_rlax(form, bound, per, shape):
+  agent = _of_form(form, error_bound=bound, fractions_per=per)
+  batch, online, target = _batch(), _params(0), _params(1)
+  y = _expected_targets(form, online, target, batch, KEY, agent)
+  drawn = jax.random.uniform(jax.random.fold_in(KEY, 2), shape)
+  drawn = jnp.broadcast_to(drawn, (B, N))
 
   def expected(online):
     returns = NETWORK.apply(online, batch.obs_tm1, drawn)
@@ -323,6 +327,17 @@ def test_every_rule_bootstraps_from_returns(rule, form):
     rtol=1e-4,
     atol=1e-5,
   )
+
+
+def test_a_batch_may_share_its_fractions():
+  obs = jnp.repeat(_batch(9).obs_t[:1], B, 0)
+  own, shared = (
+    MAKE(fractions_per=per).bootstrap(None, _params(0), obs, KEY).returns
+    for per in ('transition', 'batch')
+  )
+  assert np.ptp(own, 0).max() > 1e-3
+  np.testing.assert_allclose(shared, jnp.repeat(shared[:1], B, 0), rtol=1e-6)
+  assert np.ptp(shared, -1).max() > 1e-3
 
 
 def test_averaged_returns_are_at_the_same_fractions():

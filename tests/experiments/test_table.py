@@ -67,7 +67,8 @@ ARMS = {
     agent='iqn',
     fractions=8,
     target_fractions=8,
-    acting_fractions=32,
+    acting_fractions=8,
+    fractions_per='batch',
     cosines=64,
     learning_rate=1e-4,
   ),
@@ -95,7 +96,7 @@ ARMS['rainbow'] = ARMS['c51'] | dict(
 def test_arms_of_the_table_differ_from_dqn_as_named():
   dqn = _sweep('minatar_table_dqn')
   assert dqn.axes == {'game': ('breakout', 'asterix', 'space_invaders')}
-  assert dqn.configs[0].env_steps == 1_000_000
+  assert dqn.configs[0].env_steps == 250_000
   assert dqn.configs[0].protocol == 'paper'
   study = arms.read_study('minatar_table')
   assert set(study.arms) == {'dqn', 'pqn', 'stream_q', *ARMS}
@@ -120,7 +121,7 @@ def test_stream_q_of_the_table_differs_from_its_source_as_named():
   assert differing == {
     *('seeds', 'env_steps', 'iteration_env_steps', 'epsilon_decay'),
   }
-  assert config.epsilon_decay / 1e6 == source.epsilon_decay / 5e6
+  assert config.epsilon_decay / 250_000 == source.epsilon_decay / 5e6
 
 
 def test_pqn_of_the_table_differs_from_its_source_as_named():
@@ -133,9 +134,9 @@ def test_pqn_of_the_table_differs_from_its_source_as_named():
     *('protocol', 'seeds', 'env_steps', 'iteration_env_steps'),
     'epsilon_decay',
   }
-  assert config.env_steps == 245 * 4096
+  assert config.env_steps == 61 * 4096
   assert config.env_steps % config.iteration_env_steps == 0
-  assert config.epsilon_decay / 1e6 == source.epsilon_decay / 1e7
+  assert config.epsilon_decay / 250_000 == source.epsilon_decay / 1e7
 
 
 @pytest.mark.parametrize('arm', ['dqn', 'c51', 'qrdqn'])
@@ -171,16 +172,16 @@ def test_growing_periods_are_as_long_on_average():
   steps = (config.env_steps - config.min_replay) // config.train_period
   periods = np.asarray(
     jax.vmap(twins.geometric_period, (0, None, None))(
-      np.arange(251), config.target_period, growth
+      np.arange(63), config.target_period, growth
     )
   )
   ends = np.cumsum(periods)
-  assert ends[249] <= steps < ends[250]  # 250 copies
-  assert ends[249] / 250 == pytest.approx(997, abs=0.5)
-  assert periods[249] == 2_047
+  assert ends[61] <= steps < ends[62]  # 62 copies
+  assert ends[61] / 62 == pytest.approx(1_003, abs=0.5)
+  assert periods[61] == 1_222
   # Of each period the twin is half as old on average.
-  age = np.sum(np.square(periods[:250])) / 2 / ends[249]
-  assert age == pytest.approx(610, abs=1)
+  age = np.sum(np.square(periods[:62])) / 2 / ends[61]
+  assert age == pytest.approx(509, abs=0.5)
 
 
 # A study of the launcher of small environments, and runs of two iterations.

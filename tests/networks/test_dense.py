@@ -40,13 +40,21 @@ def test_moments_of_a_layer():
   assert abs(np.corrcoef(found.T)[0, 1]) < 0.02
 
 
-def test_noise_is_the_same_for_all_rows():
+@pytest.mark.parametrize('rows', [2, 5])
+def test_noise_is_the_same_for_all_rows(rows):
   layer = NoisyDense(2)
-  x = jnp.ones((5, 3))
+  x = jnp.ones((rows, 3))
   params = layer.init(jax.random.key(0), x)
   found = _answers(layer, params, x, 2)
-  np.testing.assert_array_equal(found, found[:, :1].repeat(5, 1))
+  np.testing.assert_array_equal(found, found[:, :1].repeat(rows, 1))
   assert (found[0] != found[1]).all()
+
+
+def test_few_rows_have_the_noise_of_many():
+  layer, x = NoisyDense(4), jax.random.normal(jax.random.key(2), (6, 3))
+  params = layer.init(jax.random.key(0), x)
+  few, many = (_answers(layer, params, part, 3) for part in (x[:2], x))
+  np.testing.assert_allclose(few, many[:, :2], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('head', ['linear', 'dueling'])
