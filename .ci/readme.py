@@ -25,6 +25,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 VENV = 'python3 -m venv .venv'
 LAUNCH = '.venv/bin/python -m experiments.'
 LIMIT_S = 600  # of one command
+# Options of XLA that compile in about half the time, as in tests/conftest.py.
+COMPILE_FAST = (
+  '--xla_backend_optimization_level=0 '
+  '--xla_llvm_disable_expensive_passes=true '
+  '--xla_cpu_use_fusion_emitters=false'
+)
 # Flags that cut a run down to seconds, yet let it learn, evaluate and draw. The
 # numbers of frames are divisible by what is played between two gradient steps.
 _HOST = '--min_replay=200 --replay_capacity=1000 '
@@ -74,7 +80,7 @@ def environments(readme: str) -> list[Environment]:
 
   A launcher is started in the environment of its section's install line, or,
   where there is none, in that of the first command. In an environment whose
-  install line nothing follows, each launcher of the first one is started once.
+  install line nothing follows, the first command of the first one is started.
   """
   installs: dict[str, str] = {}  # of a section
   commands = collections.defaultdict[str, list[str]](list)
@@ -94,9 +100,8 @@ def environments(readme: str) -> list[Environment]:
     commands[install or installs.get(section, first)] += [
       part for part in parts if LAUNCH in part
     ]
-  of_each = {_launcher(command): command for command in commands[first]}
   return [
-    Environment(install, tuple(found or of_each.values()))
+    Environment(install, tuple(found or commands[first][:1]))
     for install, found in commands.items()
   ]
 
@@ -123,13 +128,25 @@ def stages(commands: tuple[str, ...]) -> list[list[str]]:
   ]
 
 
-def _run(command: str, folder: pathlib.Path) -> str:
+def variables(install: str) -> dict[str, str]:
+  """Of the shell, for launchers in the environment of an install line.
+
+  The newest JAX, which no lock holds back, may not know the same options of
+  XLA. It compiles as users have it.
+  """
+  return {'XLA_FLAGS': COMPILE_FAST} if '-c .ci/lock.txt' in install else {}
+
+
+def _run(
+  command: str, folder: pathlib.Path, environment: dict[str, str]
+) -> str:
   """Runs a command; returns what it printed if it failed, and else nothing."""
   begun = time.monotonic()
   try:
     done = subprocess.run(
       ['bash', '-euo', 'pipefail', '-c', command],
       cwd=folder,
+      env=os.environ | environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -149,11 +166,12 @@ def _try(environment: Environment, folder: pathlib.Path) -> list[str]:
   """Makes an environment and starts its launchers; returns what failed."""
   ignored = shutil.ignore_patterns('.git', '.venv', '.*_cache', 'runs')
   shutil.copytree(ROOT, folder, ignore=ignored)
-  made = _run(f'{environment.install} && .venv/bin/pip check', folder)
+  shell = variables(environment.install)
+  made = _run(f'{environment.install} && .venv/bin/pip check', folder, shell)
   failures = [made] if made else []
   if not made:
     for stage in stages(environment.commands):
-      failures += filter(None, [_run(command, folder) for command in stage])
+      failures += filter(None, [_run(c, folder, shell) for c in stage])
   shutil.rmtree(folder)  # an environment takes a gigabyte
   return failures
 

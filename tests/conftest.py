@@ -14,7 +14,7 @@ _CACHE = tempfile.mkdtemp(prefix='siamrl-tests-')
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 devices.add_xla_flags((*devices.CPU_XLA_FLAGS, *devices.YNNPACK_XLA_FLAGS))
 # What is drawn must not go wrong here.
 running.DRAWING_ERRORS = ()

@@ -42,6 +42,7 @@ SMALL = (
   '--epsilon_decay=300',
   '--target_period=100',
   '--eval_frames=0',
+  '--hidden_units=8',  # without the compiler's optimizations products are slow
 )
 
 

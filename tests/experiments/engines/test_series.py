@@ -184,10 +184,10 @@ def test_what_is_refused_is_refused_before_the_first_run(tmp_path, monkeypatch):
 def test_a_run_of_a_sweep_is_a_run_like_any_other(tmp_path):
   arguments = (*SMALL, '--frames=800', '--iteration_frames=800')
   folder = tmp_path / 'sweep'
-  output = launch(*arguments, '--seeds=2', f'--run_dir={folder}')
+  output = sweep_here(atari, *arguments, '--seeds=2', f'--run_dir={folder}')
   assert f'2 of 2 runs are finished in {folder}' in output
   alone = tmp_path / 'alone'
-  launch(*arguments, '--seed=1', f'--run_dir={alone}')
+  sweep_here(atari, *arguments, '--seed=1', f'--run_dir={alone}')
   assert repr(columns(alone)) == repr(columns(folder / 'seed=1'))
   assert RunFolder(alone).read_flags().keys() == (
     RunFolder(folder / 'seed=1').read_flags().keys()
