@@ -443,6 +443,7 @@ def test_defaults_are_the_registered_ones():
   assert registry.network_of('dqn', PLAIN, {}) is PLAIN
 
 
+@pytest.mark.slow
 def test_a_gamble_is_learned_as_a_gamble():
   """One step, 1 or -1 at even odds: the mean 0 alone does not tell."""
   agent = make_iqn(PLAIN, OBS, error_bound=0.01)

@@ -417,9 +417,11 @@ def test_a_replay_holds_what_is_collected_first(accepted):
   accepted('--replay_capacity=50')
 
 
-def test_several_runs_have_a_folder_each(undisturbed, tmp_path):
-  folder = tmp_path / 'runs'
-  arguments = (*WATCHED, '--learning_rate=0.00025,0.01', '--seeds=2')
+def test_several_runs_have_a_folder_each(tmp_path):
+  folder, alone = tmp_path / 'runs', tmp_path / 'alone'
+  short = (*SMALL, '--env_steps=100')
+  launch(*short, '--learning_rate=0.00025', f'--run_dir={alone}')
+  arguments = (*short, '--learning_rate=0.00025,0.01', '--seeds=2')
   output = launch(*arguments, f'--run_dir={folder}')
   assert f'4 of 4 runs are finished in {folder}' in output
   names = [
@@ -430,7 +432,7 @@ def test_several_runs_have_a_folder_each(undisturbed, tmp_path):
   assert sorted(path.name for path in folder.iterdir()) == sorted(names)
   tables = [repr(columns(folder / name)) for name in names]
   assert len(set(tables)) == 4
-  assert tables[0] == repr(columns(undisturbed))
+  assert tables[0] == repr(columns(alone))
 
 
 def test_a_package_that_is_missing(refused, monkeypatch):

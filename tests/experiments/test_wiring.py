@@ -238,23 +238,29 @@ def test_the_priorities_of_compiled_runs():
     ('hard', 50),
     ('periodic_soft', 50),
     ('soft', 1),
-    ('self', 1),
     ('frozen', twins.NEVER),
     ('averaged', 50),
-    ('functional', 50),
-    ('iterated_heads', 50),
-    ('gradient_chain', 50),
-    ('proximal', 50),
-    ('soft_cosine', 1),
-    ('soft_linear', 1),
-    ('t_soft', 1),
     # These count by themselves.
     ('hard_scheduled', 1),
-    ('hard_geometric', 1),
-    ('chain', 1),
     ('by_path', 1),
-    ('residual', 1),
-    ('projected_soft', 1),
+    # What else there is of these kinds.
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ('self', 1),
+        ('functional', 50),
+        ('iterated_heads', 50),
+        ('gradient_chain', 50),
+        ('proximal', 50),
+        ('soft_cosine', 1),
+        ('soft_linear', 1),
+        ('t_soft', 1),
+        ('hard_geometric', 1),
+        ('chain', 1),
+        ('residual', 1),
+        ('projected_soft', 1),
+      )
+    ),
   ],
 )
 def test_the_period_of_every_rule(rule, sync, tmp_path):
