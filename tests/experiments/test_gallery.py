@@ -9,31 +9,53 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import plot
+from experiments import plot, table
 from experiments.config import executing, reading
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'experiments' / 'results'
 PAGE = (RESULTS / 'README.md').read_text(encoding='utf-8')
+
+DRAWERS = {
+  'plot': (plot.PlotConfig, plot.main, {'listed': 'runs'}),
+  'table': (table.TableConfig, table.main, {}),
+}
+# What each drawer is asked, by the beginning of its figures' names.
 COMMANDS = {
-  pathlib.Path(match[1]).name: shlex.split(line)[3:]
+  pathlib.Path(match[2]).name + ('-table' * (match[1] == 'table')): (
+    match[1],
+    shlex.split(line)[3:],
+  )
   for line in PAGE.splitlines()
-  if line.startswith('python -m experiments.plot')
-  and (match := re.search(r'--output=(\S+)', line))
+  if (
+    match := re.match(
+      r'python -m experiments\.(plot|table) .*--output=(\S+)', line
+    )
+  )
 }
 # One of each kind: a sweep in panes, rows, representations, runs beside a
-# published curve, a map of the lab.
+# published curve, a map of the lab, a table.
 QUICK = [
   'twin_rate',
   'target_free_gap',
   'siamese_frames',
   'pong_dopamine_dqn',
   'lab_random',
+  'cleanrl_classic-table',
 ]
 
 
 def _config(name):
-  return reading.from_arguments(plot.PlotConfig, *COMMANDS[name], listed='runs')
+  drawer, arguments = COMMANDS[name]
+  options, _, more = DRAWERS[drawer]
+  return reading.from_arguments(options, *arguments, **more)
+
+
+def _read_by(name):
+  config = _config(name)
+  return (
+    [config.run_dir] if 'run_dir' in vars(config) else config.runs.split(',')
+  )
 
 
 def _drawn_by(name):
@@ -52,9 +74,7 @@ def test_the_page_shows_every_figure_and_draws_it():
 
 def test_every_table_is_drawn_or_written_by_a_command():
   read = {
-    pathlib.Path(path).name
-    for name in COMMANDS
-    for path in _config(name).runs.split(',')
+    pathlib.Path(path).name for name in COMMANDS for path in _read_by(name)
   }
   written = {f'{name}.csv' for name in COMMANDS}
   for path in RESULTS.glob('*.csv'):
@@ -71,13 +91,15 @@ def test_files_are_small():
 def _check(name, tmp_path, monkeypatch):
   """Runs a command elsewhere and compares what it draws with what is here."""
   monkeypatch.chdir(ROOT)
+  drawer, arguments = COMMANDS[name]
   arguments = [
-    f'--output={tmp_path / name}' if a.startswith('--output=') else a
-    for a in COMMANDS[name]
+    f'--output={tmp_path / pathlib.Path(a).name}'
+    if a.startswith('--output=')
+    else a
+    for a in arguments
   ]
-  assert not executing.execute(
-    plot.PlotConfig, '', plot.main, arguments, listed='runs'
-  )
+  options, main, more = DRAWERS[drawer]
+  assert not executing.execute(options, '', main, arguments, **more)
   drawn = {path.name for path in tmp_path.glob('*.png')}
   assert drawn == {
     path.name for path in RESULTS.glob('*.png') if _drawn_by(path.name) == name
@@ -94,9 +116,9 @@ def _check(name, tmp_path, monkeypatch):
       )
     # Letters may differ between versions of Matplotlib; lines may not.
     assert np.mean(np.abs(new_pixels - old_pixels) > 32) < 0.01, figure
-  table = tmp_path / f'{name}.csv'
-  if table.exists():
-    assert _cells(table) == _cells(RESULTS / table.name)
+  written = tmp_path / f'{name}.csv'
+  if written.exists():
+    assert _cells(written) == _cells(RESULTS / written.name)
 
 
 def _cells(path):
