@@ -82,6 +82,9 @@ class BenchmarkConfig:
     'VALID', 'Padding of the convolutions', declaring.one_of(('VALID', 'SAME'))
   )
   seeds: int = option(1, 'Runs of cartpole_scan.', POSITIVE)
+  all_cores: bool = option(
+    False, 'Use all processor cores where a benchmark otherwise uses one.'
+  )
   num_envs: int = option(
     1, 'Emulators of atari_loop and replay', POSITIVE, most=1_024
   )
@@ -106,9 +109,8 @@ def main(config: BenchmarkConfig) -> None:
   if config.benchmark == 'startup':
     result = startup(config)
   else:
-    if config.benchmark in _ON_ONE_CORE or (
-      config.benchmark == 'cartpole_scan' and config.seeds == 1
-    ):
+    alone = config.benchmark == 'cartpole_scan' and config.seeds == 1
+    if (config.benchmark in _ON_ONE_CORE or alone) and not config.all_cores:
       _use_one_core()
     platform = devices.configure(
       config.platform,

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments import scan_benchmarks
 from experiments.config import reading
+from experiments.engines import devices
 from experiments.families import actor_critic
 
 _FOLDER = 'experiments/flagfiles'
@@ -62,7 +63,7 @@ def _time(function: Callable[[], Any]) -> float:
 
 
 def control_scan(rounds: int) -> dict[str, Any]:
-  """Times SAC on the pendulum, compiled, on one core.
+  """Times SAC on the pendulum, compiled, on one core or all.
 
   It has batches of 256, two layers of 256 units, one environment and a gradient
   step per env step. `floor_us` is the time of its matrix products at `gflops`,
@@ -96,6 +97,7 @@ def control_scan(rounds: int) -> dict[str, Any]:
     'gflops': gflops,
     'floor_us': gflop / gflops * 1e6,
     'compile_s': timed.compile_s,
+    'cores': devices.cores(),
   }
 
 
