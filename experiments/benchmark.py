@@ -139,7 +139,8 @@ def main(config: BenchmarkConfig) -> None:
         for name, function in family_benchmarks.BENCHMARKS.items()
       },
     }
-    result = {'platform': platform} | benchmarks[config.benchmark](config)
+    found = benchmarks[config.benchmark](config)
+    result = {'platform': platform, 'cores': devices.cores()} | found
   print(
     json.dumps(
       {'benchmark': config.benchmark}

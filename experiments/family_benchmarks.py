@@ -8,7 +8,6 @@ from typing import Any
 
 from experiments import scan_benchmarks
 from experiments.config import reading
-from experiments.engines import devices
 from experiments.families import actor_critic
 
 _FOLDER = 'experiments/flagfiles'
@@ -63,7 +62,7 @@ def _time(function: Callable[[], Any]) -> float:
 
 
 def control_scan(rounds: int) -> dict[str, Any]:
-  """Times SAC on the pendulum, compiled, on one core or all.
+  """Times SAC on the pendulum, compiled.
 
   It has batches of 256, two layers of 256 units, one environment and a gradient
   step per env step. `floor_us` is the time of its matrix products at `gflops`,
@@ -97,7 +96,6 @@ def control_scan(rounds: int) -> dict[str, Any]:
     'gflops': gflops,
     'floor_us': gflop / gflops * 1e6,
     'compile_s': timed.compile_s,
-    'cores': devices.cores(),
   }
 
 
@@ -263,7 +261,7 @@ def pqn_loop(rounds: int) -> dict[str, Any]:
 
 
 def siamese_step(rounds: int) -> dict[str, Any]:
-  """Times a gradient step of SimSiam on digits, compiled, on one core.
+  """Times a gradient step of SimSiam on digits, compiled.
 
   It has batches of 256 images, an encoder of three layers of 256 units and two
   augmented views. `floor_us` is the time of its matrix products at `gflops`,

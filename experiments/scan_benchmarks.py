@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from experiments.config.reading import sweep_from_arguments
-from experiments.engines import compiled as compiled_engine, devices, sweeps
+from experiments.engines import compiled as compiled_engine, sweeps
 from experiments.families import Family, Task, q
 
 _FOLDER = 'experiments/flagfiles'
@@ -289,7 +289,6 @@ def minatar_scan(rounds: int) -> dict[str, Any]:
     'floor_us': floor_us,
     'times_floor': ours.best_us / floor_us,
     'compile_s': ours.compile_s,
-    'cores': devices.cores(),
   }
 
 
@@ -315,7 +314,7 @@ def _sgemm() -> Timed:
 
 
 def c51_scan(rounds: int) -> dict[str, Any]:
-  """Times CleanRL's C51 on CartPole with 10 environments, on one core.
+  """Times CleanRL's C51 on CartPole with 10 environments.
 
   It has batches of 128, a gradient step per 10 env steps, a network 120-84 and
   101 atoms. It takes turns with DQN in the same loop, which has the products of
@@ -339,7 +338,6 @@ def c51_scan(rounds: int) -> dict[str, Any]:
     'floor_us': floor_us,
     'times_floor': c51.best_us / floor_us,
     'compile_s': c51.compile_s,
-    'cores': devices.cores(),
   }
 
 
