@@ -12,6 +12,7 @@ from experiments import (
   scan_benchmarks,
 )
 from experiments.config import executing
+from experiments.engines import devices
 
 # Seconds of an iteration of 10,000 and of 1,000 env steps, and of measuring.
 _PLAIN, _MEASUREMENT = {10_000: 0.2, 1_000: 1.0}, 0.02
@@ -68,6 +69,7 @@ def test_the_panels_cost(costs_are_known, capsys):
   )
   result = json.loads(capsys.readouterr().out)
   assert result['benchmark'] == 'diagnostics'
+  assert result['cores'] == devices.cores()
   for loop, run_s in (('cartpole', 0.2), ('minatar', 10.0)):
     assert result[f'{loop}_run_s'] == pytest.approx(run_s)
     share = _MEASUREMENT / run_s
@@ -77,7 +79,8 @@ def test_the_panels_cost(costs_are_known, capsys):
       assert result[f'{name}_between_share'] == pytest.approx(between, abs=1e-6)
       assert result[f'{name}_share'] == pytest.approx(share + between, abs=1e-4)
       assert result[f'{name}_compile_s'] > result[f'{loop}_compile_s']
-  assert len(result) == 2 + 2 * (2 + 2 * 4)
+  # Its name, the platform and the cores, then what is known of each loop.
+  assert len(result) == 3 + 2 * (2 + 2 * 4)
 
 
 def test_a_budget_leaves_out_what_may_exceed_it(monkeypatch):
