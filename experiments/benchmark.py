@@ -21,12 +21,8 @@ import tempfile
 import time
 from typing import Any
 
-from experiments import (
-  accelerator_benchmark,
-  atari,
-  family_benchmarks,
-  scan_benchmarks,
-)
+from experiments import atari
+from experiments.benchmarks import accelerators, families, scans
 from experiments.config import declaring, executing, reading
 from experiments.config.declaring import POSITIVE, option
 from experiments.engines import devices
@@ -37,7 +33,7 @@ _ON_ONE_CORE = (
   'ring_scan',
   'c51_scan',
   'diagnostics',
-  *family_benchmarks.ON_ONE_CORE,
+  *families.ON_ONE_CORE,
 )
 
 # The flags of atari_loop's agents.
@@ -69,7 +65,7 @@ class BenchmarkConfig:
         'ale_xla',
         'diagnostics',
         'accelerator',
-        *family_benchmarks.BENCHMARKS,
+        *families.BENCHMARKS,
       )
     ),
   )
@@ -115,28 +111,24 @@ def main(config: BenchmarkConfig) -> None:
     platform = devices.configure(
       config.platform,
       cpu_devices=min(devices.cores(), config.seeds),
-      ynnpack=config.benchmark not in family_benchmarks.WITHOUT_YNNPACK,
+      ynnpack=config.benchmark not in families.WITHOUT_YNNPACK,
     )
     benchmarks: dict[str, Callable[[Any], dict[str, Any]]] = {
       'learn_step': learn_step,
       'atari_loop': atari_loop,
       'replay': replay,
-      'cartpole_scan': lambda config: scan_benchmarks.cartpole_scan(
+      'cartpole_scan': lambda config: scans.cartpole_scan(
         config.rounds, config.seeds
       ),
-      'minatar_scan': lambda config: scan_benchmarks.minatar_scan(
-        config.rounds
-      ),
-      'c51_scan': lambda config: scan_benchmarks.c51_scan(config.rounds),
-      'ring_scan': lambda config: scan_benchmarks.ring_scan(config.rounds),
-      'ale_xla': lambda config: scan_benchmarks.ale_xla(config.rounds),
-      'diagnostics': lambda config: scan_benchmarks.diagnostics(config.rounds),
-      'accelerator': lambda config: accelerator_benchmark.accelerator(
-        config.rounds
-      ),
+      'minatar_scan': lambda config: scans.minatar_scan(config.rounds),
+      'c51_scan': lambda config: scans.c51_scan(config.rounds),
+      'ring_scan': lambda config: scans.ring_scan(config.rounds),
+      'ale_xla': lambda config: scans.ale_xla(config.rounds),
+      'diagnostics': lambda config: scans.diagnostics(config.rounds),
+      'accelerator': lambda config: accelerators.accelerator(config.rounds),
       **{
         name: functools.partial(_of_rounds, function)
-        for name, function in family_benchmarks.BENCHMARKS.items()
+        for name, function in families.BENCHMARKS.items()
       },
     }
     found = benchmarks[config.benchmark](config)

@@ -47,11 +47,9 @@ FLOORS = {
   'experiments.offline': 11,
   'experiments.siamese': 11,
   'experiments.lab': 11,
-  'experiments.accelerator_benchmark': 12,
+  'experiments.benchmarks': 12,
   'experiments.benchmark': 12,
   'experiments.calibrate': 12,
-  'experiments.family_benchmarks': 12,
-  'experiments.scan_benchmarks': 12,
   'experiments.table': 12,
   'experiments': 10,
 }

@@ -5,12 +5,8 @@ import json
 import jax
 import pytest
 
-from experiments import (
-  accelerator_benchmark,
-  benchmark,
-  classic,
-  scan_benchmarks,
-)
+from experiments import benchmark, classic
+from experiments.benchmarks import accelerators, scans
 from experiments.config import executing
 from experiments.engines import devices
 
@@ -32,7 +28,7 @@ class _Clock:
 def costs_are_known(monkeypatch):
   """Replaces compiled loops by ones whose costs are known."""
   clock = _Clock()
-  monkeypatch.setattr(scan_benchmarks, 'time', clock)
+  monkeypatch.setattr(scans, 'time', clock)
   monkeypatch.setattr(benchmark, '_use_one_core', lambda: None)
   caches = jax.config.jax_enable_compilation_cache
 
@@ -53,11 +49,11 @@ def costs_are_known(monkeypatch):
       clock.now += between * plain + measures * _MEASUREMENT
       taken += 1
 
-    return scan_benchmarks.Timed(
+    return scans.Timed(
       advance, size, size, size, compile_s=1.0 + len(given), before=taken
     )
 
-  monkeypatch.setattr(scan_benchmarks, 'build', build)
+  monkeypatch.setattr(scans, 'build', build)
   yield
   jax.config.update('jax_enable_compilation_cache', caches)
 
@@ -85,8 +81,8 @@ def test_the_panels_cost(costs_are_known, capsys):
 
 def test_a_budget_leaves_out_what_may_exceed_it(monkeypatch):
   clock = _Clock()
-  monkeypatch.setattr(accelerator_benchmark, 'time', clock)
-  budget = accelerator_benchmark.Budget(10.0)
+  monkeypatch.setattr(accelerators, 'time', clock)
+  budget = accelerators.Budget(10.0)
 
   def measure(seconds):
     clock.now += seconds
@@ -109,10 +105,10 @@ def test_a_budget_leaves_out_what_may_exceed_it(monkeypatch):
 
 
 def test_the_least_time_of_a_gradient_step():
-  ceilings = accelerator_benchmark.Ceilings(
+  ceilings = accelerators.Ceilings(
     {'float32': 1e12}, bandwidth=1e11, launch_s=1e-5, answer_s=2e-5
   )
-  step = accelerator_benchmark.Step(1e-3, 64, 1e7, 1e6, 0.125)
+  step = accelerators.Step(1e-3, 64, 1e7, 1e6, 0.125)
   assert step.floors(ceilings) == pytest.approx(
     {'flop': 6.4e-4, 'bytes': 6.4e-4, 'launch': 1.25e-6}
   )
@@ -121,7 +117,7 @@ def test_the_least_time_of_a_gradient_step():
 @pytest.mark.slow
 def test_the_panels_cost_of_compiled_runs():
   def build(*arguments):
-    return scan_benchmarks.build(
+    return scans.build(
       classic.ClassicConfig,
       classic.make_task,
       '--environment=catch',
@@ -130,7 +126,7 @@ def test_the_panels_cost_of_compiled_runs():
       *arguments,
     )
 
-  costs = scan_benchmarks._panel_cost(build, 1)
+  costs = scans._panel_cost(build, 1)
   assert len(costs) == 2 + 2 * 4
   # A measurement is more work, though perhaps not for long.
   assert costs['run_s'] > 0

@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import Any
 
-from experiments import scan_benchmarks
+from experiments.benchmarks import scans
 from experiments.config import reading
 from experiments.families import actor_critic
 
@@ -70,7 +70,7 @@ def control_scan(rounds: int) -> dict[str, Any]:
   """
   from experiments import control
 
-  timed = scan_benchmarks.build(
+  timed = scans.build(
     control.ControlConfig,
     control.make_task,
     f'--flagfile={_FOLDER}/sac_pendulum.flags',
@@ -82,7 +82,7 @@ def control_scan(rounds: int) -> dict[str, Any]:
   product()
   times = []
   for _ in range(rounds):
-    scan_benchmarks.in_turns([timed], 1)
+    scans.in_turns([timed], 1)
     times.append(_time(product))
   median = statistics.median(timed.seconds)
   gflop = sac_flop(3, 1, 256, 256) / 1e9

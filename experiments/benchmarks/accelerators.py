@@ -15,7 +15,7 @@ import statistics
 import time
 from typing import Any
 
-from experiments import scan_benchmarks
+from experiments.benchmarks import scans
 from experiments.families import actor_critic
 
 BUDGET_S = {'cpu': 90.0, 'accelerator': 450.0}
@@ -346,16 +346,14 @@ def time_frames(name: str, sizes: Sizes, dispatch: int, rounds: int) -> Step:
   return Step(seconds, 1, flop, nbytes, 1 / dispatch)
 
 
-def _time_sweep(
-  build: Callable[[], scan_benchmarks.Timed], rounds: int
-) -> Step:
+def _time_sweep(build: Callable[[], scans.Timed], rounds: int) -> Step:
   """Times iterations of a compiled loop that has begun to learn."""
   import jax
 
   from siamrl.runners import host
 
   timed = build()
-  scan_benchmarks.in_turns([timed], rounds)
+  scans.in_turns([timed], rounds)
   group = timed.group
   loop, settings = group.loop, group.runs[0].settings
   environment, config = loop.environment, loop.config
@@ -394,9 +392,7 @@ def _sweeps(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Any]]]:
   from experiments import classic, control, minatar
 
   def make(runs: int, more: Sequence[str], *known: Any, **family: Any):
-    return lambda: scan_benchmarks.build(
-      *known, f'--seeds={runs}', *more, **family
-    )
+    return lambda: scans.build(*known, f'--seeds={runs}', *more, **family)
 
   of_cartpole, of_minatar, of_sac = sizes.flags
   for runs in sizes.cartpole:

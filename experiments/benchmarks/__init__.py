@@ -1,0 +1,1 @@
+"""Parts of experiments.benchmark, by what they time."""
