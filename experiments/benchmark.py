@@ -58,6 +58,7 @@ class BenchmarkConfig:
         'atari_loop',
         'replay',
         'startup',
+        'load',
         'cartpole_scan',
         'minatar_scan',
         'ring_scan',
@@ -117,6 +118,7 @@ def main(config: BenchmarkConfig) -> None:
       'learn_step': learn_step,
       'atari_loop': atari_loop,
       'replay': replay,
+      'load': load,
       'cartpole_scan': lambda config: scans.cartpole_scan(
         config.rounds, config.seeds
       ),
@@ -367,6 +369,51 @@ def _time_replay(config: BenchmarkConfig, ring: Any) -> dict[str, Any]:
     'sample_ms': statistics.median(sample_times) * 1e3,
     'add_us': statistics.median(times) * 1e6,
     'transitions': ring.size,
+  }
+
+
+def load(config: BenchmarkConfig) -> dict[str, Any]:
+  """Times loading 1,000 folders of runs of 100 rows each as a data frame.
+
+  `peak_mb` is the peak memory of the whole process.
+  """
+  import resource
+
+  from siamrl.report.loading import load as load_runs
+  from siamrl.report.metrics import MetricsWriter
+  from siamrl.report.run_folder import RunFolder, open_run_folder
+
+  options = reading.as_flags(reading.from_arguments(atari.AtariConfig))
+  names = [f'metric_{number}' for number in range(15)]
+  with tempfile.TemporaryDirectory() as top:
+    first, _ = open_run_folder(pathlib.Path(top, 'seed=0'), options, {})
+    with first, MetricsWriter(first.metrics) as writer:
+      writer.write_rows(
+        [
+          {'iteration': i, 'frames': 1_000 * i}
+          | {name: (i + 1) / (n + 3) for n, name in enumerate(names)}
+          for i in range(100)
+        ]
+      )
+    flags, rows = first.flags.read_text(), first.metrics.read_text()
+    for seed in range(1, 1_000):
+      folder = RunFolder(pathlib.Path(top, f'seed={seed}'))
+      folder.path.mkdir()
+      folder.flags.write_text(
+        flags.replace('--seed=0\n', f'--seed={seed}\n').replace(
+          '--tau=', f'--tau={1 / (1 + seed % 10)}\n--was='
+        )
+      )
+      folder.metrics.write_text(rows)
+    times = _seconds(lambda: load_runs(top), min(config.rounds, 3))
+    frame = load_runs(top)
+  # Linux counts kilobytes, macOS bytes.
+  unit = 1e6 if sys.platform == 'darwin' else 1e3
+  return {
+    'load_s': statistics.median(times),
+    'rows': len(frame['seed']),
+    'columns': len(list(frame)),
+    'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
   }
 
 

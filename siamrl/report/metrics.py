@@ -241,7 +241,11 @@ def read_metrics(path: str | os.PathLike[str]) -> Table:
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such file')
-  header, rows = _load(path)
+  return as_table(*_load(path))
+
+
+def as_table(header: list[str], rows: list[list[str]]) -> Table:
+  """Returns columns as arrays; see `read_metrics`."""
   is_text = _text_columns(header, rows)
   columns = {}
   for index, name in enumerate(header):
@@ -431,7 +435,7 @@ def _cell(value: Cell, column: str, is_text: dict[str, bool]) -> str:
     raise ValueError(f'the column {column!r} holds {kind}, not {value!r}')
   if not isinstance(value, str):
     return repr(_number(value))
-  if _is_number(value) or value.splitlines() != [value]:
+  if is_number(value) or value.splitlines() != [value]:
     raise ValueError(
       f'the column {column!r} holds {value!r}, which would not read back as '
       'text'
@@ -439,7 +443,8 @@ def _cell(value: Cell, column: str, is_text: dict[str, bool]) -> str:
   return value
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+  """Returns whether a cell holds a number rather than text."""
   try:
     float(text)
   except ValueError:
@@ -465,7 +470,13 @@ def _load(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
 
   Names that have changed since the file was written are updated.
   """
-  header, rows = _load_as_written(path)
+  return with_new_names(*_load_as_written(path))
+
+
+def with_new_names(
+  header: list[str], rows: list[list[str]]
+) -> tuple[list[str], list[list[str]]]:
+  """Updates names and values, the latter in place."""
   for index, name in enumerate(header):
     new = _NEW_VALUES.get(name, {})
     if new:
@@ -522,7 +533,7 @@ def _first_damaged(header: list[str], rows: list[list[str]]) -> int | None:
   is_text = _text_columns(header, rows)
   for name, cells in zip(header, zip(*rows, strict=True), strict=False):
     text = is_text.get(name, False)
-    bad = {c for c in set(cells) if c and _is_number(c) == text}
+    bad = {c for c in set(cells) if c and is_number(c) == text}
     if bad:
       found.append(next(i for i, cell in enumerate(cells) if cell in bad))
   return min(found, default=None)
@@ -534,7 +545,7 @@ def _text_columns(header: list[str], rows: list[list[str]]) -> dict[str, bool]:
   for row in rows:
     for name, cell in zip(header, row, strict=False):
       if cell and name not in is_text:
-        is_text[name] = not _is_number(cell)
+        is_text[name] = not is_number(cell)
     if len(is_text) == len(header):
       break
   return is_text

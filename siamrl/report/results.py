@@ -60,7 +60,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     if flags is None:
       raise ValueError(f'{path}: not the folder of a run')
     return Results(read_metrics(folder.metrics), flags)
-  return Results(read_metrics(path), _read_flags(path))
+  return Results(read_metrics(path), read_file_flags(path))
 
 
 def write_results(
@@ -91,7 +91,8 @@ def write_results(
   write_atomically(pathlib.Path(path), content.getvalue().encode('utf-8'))
 
 
-def _read_flags(path: pathlib.Path) -> dict[str, str]:
+def read_file_flags(path: pathlib.Path) -> dict[str, str]:
+  """Reads the flags above the table of a results file."""
   flags: dict[str, str] = {}
   with path.open(encoding='utf-8', errors='replace') as file:
     for line in file:
