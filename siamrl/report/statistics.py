@@ -319,7 +319,7 @@ def _percentiles(
   results = []
   for start in range(0, repetitions, chunk):
     count = min(chunk, repetitions - start)
-    indices = _draw(random, [group.shape[:2] for group in groups], count)
+    indices = draw(random, [group.shape[:2] for group in groups], count)
     values = [
       statistic(group[rows, np.arange(group.shape[1])], (1, 2))
       for group, rows in zip(groups, indices, strict=True)
@@ -330,7 +330,7 @@ def _percentiles(
   return low, high
 
 
-def _draw(
+def draw(
   random: np.random.RandomState, shapes: Sequence[tuple[int, ...]], count: int
 ) -> list[np.ndarray]:
   """Draws runs for each task, [count, runs, tasks] for each group.
