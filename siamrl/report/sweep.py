@@ -118,8 +118,8 @@ def draw(
       _draw_panel(f'{path}-panel.png', part, flags, by, about, look)
     if not by:
       continue
-    shown, position, label = _places(
-      part, by, _single(part, flags), look.periodic
+    shown, position, label = places(
+      part, by, single(part, flags), look.periodic
     )
     reached, time = up_to_common_end(part, x, by)
     plot_final(
@@ -268,11 +268,11 @@ def _draw_panel(
     color=color,
     title=title,
     x_label=x.replace('_', ' '),
-    bound=_bound(_single(table, flags)),
+    bound=_bound(single(table, flags)),
   )
 
 
-def _single(table: Table, flags: Mapping[str, str]) -> dict[str, str]:
+def single(table: Table, flags: Mapping[str, str]) -> dict[str, str]:
   """Returns the flags that have the same value in all runs."""
   # A part of the sweep may have its own values.
   return {
@@ -297,7 +297,7 @@ def _words(column: str) -> str:
   return named.replace('_', ' ')
 
 
-def _places(
+def places(
   table: Table,
   by: Sequence[str],
   flags: Mapping[str, str],

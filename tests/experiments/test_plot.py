@@ -9,6 +9,7 @@ from PIL import Image
 from experiments import plot
 from siamrl.report import sweep as sweep_figures
 from experiments.config import executing
+from experiments.figures import runs as run_figures
 from siamrl.report import drawing, panel
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import open_run_folder
@@ -114,7 +115,7 @@ def test_robots_by_env_steps_beside_what_was_published(tmp_path, monkeypatch):
   def draw(path, series, references, **words):
     drawn.update(words, series=series, references=references)
 
-  monkeypatch.setattr(plot, 'plot_curve', draw)
+  monkeypatch.setattr(run_figures, 'plot_curve', draw)
   assert not _plot(
     f'--runs={one},{two}',
     f'--output={tmp_path}/curve',
@@ -174,7 +175,7 @@ def test_runs_on_data_sets(tmp_path, monkeypatch, capsys):
   def draw(path, series, references, **words):
     drawn.update(words, series=series)
 
-  monkeypatch.setattr(plot, 'plot_curve', draw)
+  monkeypatch.setattr(run_figures, 'plot_curve', draw)
   output = f'--output={tmp_path}/curve'
   for column, label, ends in [
     ((), 'grid return', [0.3, 0.6]),

@@ -10,6 +10,7 @@ import pytest
 from experiments import plot
 from siamrl.report import averages
 from experiments.config import executing
+from experiments.figures import runs as run_figures
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import open_run_folder
 
@@ -48,7 +49,7 @@ def drawn(monkeypatch):
   def draw(path, series, references, **words):
     asked.update(words, series=series)
 
-  monkeypatch.setattr(plot, 'plot_curve', draw)
+  monkeypatch.setattr(run_figures, 'plot_curve', draw)
   return asked
 
 

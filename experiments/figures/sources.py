@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -188,3 +188,27 @@ def differences(sources: Sequence[Source]) -> list[str]:
   known = [_identity(source.flags) for source in sources]
   names = list(dict.fromkeys([*_FOREMOST, *sorted(set().union(*known))]))
   return [n for n in names if len({k.get(n) for k in known}) > 1]
+
+
+def names(found: Sequence[Source]) -> list[str]:
+  """The names of runs; folders of one name are told apart by their paths."""
+  short = [source.name for source in found]
+  if len(set(short)) < len(short):
+    short = [str(source.path) for source in found]
+  return short
+
+
+def only(config: Any, found: Sequence[Source], what: str) -> Source:
+  """The one source that there may be of a sweep or of the lab."""
+  if len(found) > 1:
+    raise UsageError(
+      f'--runs={config.runs} must be one folder where it is of {what}'
+    )
+  return found[0]
+
+
+def refuse(config: Any, what: str, *options: str) -> None:
+  """Raises UsageError for options that mean nothing to these runs."""
+  for name in options:
+    if getattr(config, name) is not None:
+      raise UsageError(f'--{name} must not be given for runs {what}')

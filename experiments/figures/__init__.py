@@ -1,0 +1,1 @@
+"""Figures of runs: what is read, what is compared, and what is drawn."""

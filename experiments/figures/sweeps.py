@@ -1,0 +1,207 @@
+"""Figures and tables of sweeps: curves, final results, the twin's panel."""
+
+from collections.abc import Sequence
+import csv
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments.config.declaring import RunError, UsageError
+from experiments.figures import sources
+from experiments.figures.sources import Source
+from siamrl import twins
+from siamrl.report import panel, sweep as sweep_figures
+from siamrl.report.arrangement import MOST_LINES
+from siamrl.report.metrics import (
+  RUN_COLUMN,
+  Table,
+  by_run,
+  group_rows,
+  last_rows,
+)
+from siamrl.report.results import write_results
+from siamrl.report.run_folder import write_atomically
+from siamrl.report.statistics import area_under_curve, final_mean, over_runs
+
+
+def is_sweep(source: Source) -> bool:
+  """Whether there are many runs, or could be: a results file may be of one."""
+  if RUN_COLUMN not in source.table:
+    return False
+  return source.is_folder or RUN_COLUMN not in source.flags
+
+
+def draw(config: Any, source: Source) -> None:
+  """Draws the settings of a folder in long form, or of a results file."""
+  if config.reference is not None:
+    raise UsageError('--reference must not be given for a sweep')
+  table = newest(source)
+  x = sweep_figures.clock_of(table)
+  numbers = [n for n, values in table.items() if values.dtype.kind != 'U']
+  column = config.column or sweep_figures.headline(table)
+  if column not in numbers:
+    raise UsageError(f'--column={column} must be one of {", ".join(numbers)}')
+  if config.column is not None and not np.isfinite(table[column]).any():
+    raise UsageError(
+      f'--column={column} must have numbers, and has none in {source.path}'
+    )
+  swept = sweep_figures.swept(table, source.flags)
+  look = _look(config, swept)
+  _write_settings(config, table, x, column, swept)
+  if source.is_folder:
+    _write_curves(config, source, table, x, swept)
+  sweep_figures.draw(
+    table,
+    source.flags,
+    str(config.output),
+    column=config.column,
+    title=source.name,
+    look=look,
+  )
+
+
+def _write_settings(
+  config: Any, table: Table, x: str, column: str, swept: list[str]
+) -> None:
+  """A row for each setting: its estimates, and the ends of their intervals."""
+  table, time = sweep_figures.up_to_common_end(table, x, swept)
+  text = io.StringIO()
+  if time:
+    print(f'not all runs are equally long: {time}{x} of each count at the end')
+    text.write(f'# of {time}{x}\n')
+  writer = csv.writer(text, lineterminator='\n')
+  names = [f'{n}{e}' for n in ('final', 'area') for e in ('', '_low', '_high')]
+  writer.writerow([*swept, 'seeds', *names])
+  for key, group in group_rows(table, swept).items():
+    clock, values = by_run(group, x, column)
+    numbers = [
+      number
+      for summary in (final_mean, area_under_curve)
+      for number in over_runs(summary(clock, values))
+    ]
+    writer.writerow([*_cells(key), len(values), *(f'{n:.6g}' for n in numbers)])
+  write_atomically(
+    pathlib.Path(f'{config.output}.csv'), text.getvalue().encode()
+  )
+
+
+def _write_curves(
+  config: Any, source: Source, table: Table, x: str, swept: list[str]
+) -> None:
+  """A results file: a row for each run and value of the clock."""
+  columns = sweep_figures.drawn_columns(table, config.column)
+  rows = [
+    [*_cells(key), f'{time}', *(f'{value:.6g}' for value in values)]
+    for key, run_ in group_rows(table, [*swept, RUN_COLUMN]).items()
+    for time, *values in zip(
+      run_[x].tolist(), *(run_[name] for name in columns), strict=True
+    )
+  ]
+  flags_ = {
+    name: value
+    for name, value in source.flags.items()
+    if name not in (*swept, *sources.OF_RUNS)
+  }
+  write_results(
+    f'{config.output}-curves.csv',
+    rows,
+    [*swept, RUN_COLUMN, x, *columns],
+    flags_,
+  )
+
+
+def _cells(key: Sequence[Any]) -> list[str]:
+  """A setting for a CSV file."""
+  return [
+    f'{value:.10g}' if isinstance(value, (int, float)) else value or ''
+    for value in key
+  ]
+
+
+def _look(config: Any, swept: Sequence[str]) -> sweep_figures.Look:
+  """How settings are told apart, as the options say."""
+  names: dict[str, list[str] | None] = {}
+  for option_ in ('facet', 'color'):
+    text = getattr(config, option_)
+    names[option_] = None if text is None else text.split(',')
+    for name in names[option_] or ():
+      if name not in swept:
+        raise UsageError(
+          f'--{option_}={text} must be of what is swept: '
+          f'{", ".join(swept) or "nothing"}'
+        )
+  return sweep_figures.Look(
+    names['facet'], names['color'] or (), twins.with_period()
+  )
+
+
+def draw_panel(config: Any, found: Sequence[Source]) -> None:
+  """Draws what the twin did in a run, in several, or in a sweep."""
+  if config.reference is not None:
+    raise UsageError('--reference must not be given for the panel')
+  for source in found:
+    if not panel.is_measured(source.table):
+      raise RunError(
+        f'{source.path} has no measurements of the twin: train with '
+        '--panel_period=1 to have them'
+      )
+  if any(RUN_COLUMN in source.table for source in found):
+    sources.only(config, found, 'a sweep')
+  if len(found) == 1:
+    source = found[0]
+    swept = sweep_figures.swept(source.table, source.flags)
+    sweep_figures.draw_panel(
+      newest(source),
+      source.flags,
+      str(config.output),
+      title=source.name,
+      look=_look(config, swept),
+    )
+    return
+  sources.refuse(config, 'but those of sweeps', 'facet', 'color')
+  if len(found) > MOST_LINES:
+    raise UsageError(
+      f'--runs={config.runs} must be at most {MOST_LINES} runs, which can be '
+      f'told apart, not {len(found)}'
+    )
+  clocks = {sweep_figures.clock_of(source.table) for source in found}
+  if len(clocks) > 1:
+    raise UsageError(
+      f'--runs={config.runs} must have one clock, not '
+      f'{" and ".join(sorted(clocks))}'
+    )
+  (x,) = clocks
+  panel.plot_panel(
+    f'{config.output}.png',
+    _together(found),
+    x=x,
+    by=['run'],
+    x_label=x.replace('_', ' '),
+  )
+
+
+def newest(source: Source) -> Table:
+  """The rows of a run or a sweep, each the last that was written."""
+  x = sweep_figures.clock_of(source.table)
+  by = sweep_figures.swept(source.table, source.flags)
+  seed = [RUN_COLUMN] if RUN_COLUMN in source.table else []
+  return last_rows(source.table, [*by, *seed, x])
+
+
+def _together(found: Sequence[Source]) -> Table:
+  """The rows of several runs, with the name of each in a column `run`."""
+  tables = [newest(source) for source in found]
+  lengths = [len(next(iter(table.values()))) for table in tables]
+  names = dict.fromkeys(name for table in tables for name in table)
+  together = {
+    name: np.concatenate(
+      [
+        table.get(name, np.full(length, np.nan))
+        for table, length in zip(tables, lengths, strict=True)
+      ]
+    )
+    for name in names
+  }
+  return together | {'run': np.repeat(sources.names(found), lengths)}
