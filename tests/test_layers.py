@@ -50,7 +50,10 @@ FLOORS = {
   'experiments.benchmarks': 12,
   'experiments.benchmark': 12,
   'experiments.calibrate': 12,
-  'experiments.table': 12,
+  'experiments.launchers': 12,
+  'experiments.status': 13,
+  'experiments.sweep': 13,
+  'experiments.table': 13,
   'experiments': 10,
 }
 # Floors whose parts do not know each other.

@@ -268,6 +268,7 @@ def build(
   return parts, {
     'schedule': speeds._asdict() | {'sync': twin.sync, 'offset': twin.offset},
     'parameters': sum(x.size for x in jax.tree.leaves(state.online_params)),
+    'rows': -(-config.total_env_steps // config.iteration_env_steps),
     **suite.derived,
   }
 

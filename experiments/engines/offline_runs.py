@@ -152,6 +152,7 @@ def _describe(
     'parameters': sum(
       math.prod(x.shape) for x in jax.tree.leaves(state.online_params)
     ),
+    'rows': config.rows,
     'transitions': config.env_steps if given is None else given.size,
   }
 

@@ -77,7 +77,7 @@ def split(sweep: Sweep, names: Iterable[str]) -> list[Run]:
     point = sweep.points[index]
     swept = {name: given[name] for name in point if point[name] is not None}
     for seed in seeds:
-      name = _folder_name(swept | {'seed': str(seed)})
+      name = folder_name(swept | {'seed': str(seed)})
       alone = dataclasses.replace(
         config,
         run_dir=str(pathlib.Path(run_dir, name)),
@@ -89,7 +89,7 @@ def split(sweep: Sweep, names: Iterable[str]) -> list[Run]:
   return list(runs.values())
 
 
-def _folder_name(swept: Mapping[str, str]) -> str:
+def folder_name(swept: Mapping[str, str]) -> str:
   """The name of a run's folder, valid in every file system.
 
   Args:

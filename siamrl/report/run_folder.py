@@ -16,7 +16,8 @@ import pathlib
 import platform
 import shutil
 import stat
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Self
 
 from siamrl.parameters import FieldError
@@ -26,6 +27,8 @@ from siamrl.parameters import FieldError
 _MARK = '# siamrl run folder; python ... --flagfile=<this file> runs it again'
 _LOCK = '.lock'
 _TEMPORARY = '.tmp'
+# Waits of a process that finds the lock taken.
+_TRIES, _TRY_S = 5, 0.02
 
 # Distributions whose versions can change a run's results.
 _DISTRIBUTIONS = (
@@ -146,10 +149,26 @@ class RunFolder:
   def rows(self) -> int | None:
     """Rows of the metrics after the run has finished; None if not recorded."""
     try:
-      rows = _read_json(self.config)['derived']['rows']
+      rows = read_json(self.config)['derived']['rows']
     except (OSError, ValueError, LookupError, TypeError):
       return None
     return rows if type(rows) is int else None
+
+  def in_use(self) -> bool:
+    """Whether a process holds the lock, as far as this machine can tell."""
+    try:
+      descriptor = os.open(self.path / _LOCK, os.O_RDONLY)
+    except OSError:
+      return False
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return True
+    except OSError:  # a file system without locks
+      return False
+    finally:
+      os.close(descriptor)
+    return False
 
   def close(self) -> None:
     """Releases the lock, if this object holds it; may be called twice."""
@@ -344,11 +363,26 @@ def _check_ours(folder: RunFolder) -> None:
     )
 
 
+@contextlib.contextmanager
+def lock_folder(path: pathlib.Path) -> Iterator[None]:
+  """Locks a folder that is not a run's, such as one of many runs.
+
+  Raises:
+    RunFolderError: another process has locked it.
+    OSError: it cannot be written.
+  """
+  descriptor = _lock(path / _LOCK)
+  try:
+    yield
+  finally:
+    os.close(descriptor)
+
+
 def _lock(path: pathlib.Path) -> int:
   """Locks a file for this process; returns the descriptor that holds it."""
   descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
   try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _acquire(descriptor)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f'{platform.node()} {os.getpid()}\n'.encode(), 0)
   except BlockingIOError as error:
@@ -362,6 +396,20 @@ def _lock(path: pathlib.Path) -> int:
     os.close(descriptor)
     raise
   return descriptor
+
+
+def _acquire(descriptor: int) -> None:
+  """Takes a lock, even if `in_use` of another process holds it for a moment.
+
+  Raises:
+    BlockingIOError: a process holds it for longer.
+  """
+  for _ in range(_TRIES):
+    with contextlib.suppress(BlockingIOError):
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return
+    time.sleep(_TRY_S)
+  fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _check_flags(
@@ -419,7 +467,7 @@ def _record_config(
   """
   if ignore is not None and folder.config.exists():
     try:
-      names = _differences(_read_json(folder.config), json.loads(text))
+      names = _differences(read_json(folder.config), json.loads(text))
       names = [name for name in names if name not in ignore]
     except (OSError, ValueError):
       folder.notes.append(f'{folder.config}: damaged, and rewritten')
@@ -434,20 +482,23 @@ def _record_config(
 
 
 def _differences(found: Any, expected: Any, prefix: str = '') -> list[str]:
-  """Returns the names at which two JSON objects differ: 'derived.rows'."""
+  """Returns the names at which two JSON objects differ: 'derived.rows'.
+
+  Names that only the expected one has are of a newer version.
+  """
   if not (isinstance(found, dict) and isinstance(expected, dict)):
     return [] if found == expected else [prefix.rstrip('.') or 'all']
   return [
     name
-    for key in sorted(found.keys() | expected.keys())
+    for key in sorted(found)
     for name in _differences(
       found.get(key), expected.get(key), f'{prefix}{key}.'
     )
   ]
 
 
-def _read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file.
+def read_json(path: pathlib.Path) -> Any:
+  """Reads a JSON file whole, see `read_file`.
 
   Raises:
     OSError: if it cannot be read.
@@ -462,7 +513,7 @@ def _read_json(path: pathlib.Path) -> Any:
 def _record_versions(folder: RunFolder) -> None:
   """Appends this start to the list of versions.json."""
   try:
-    records = _read_json(folder.versions)
+    records = read_json(folder.versions)
   except FileNotFoundError:
     records = []
   except ValueError as error:

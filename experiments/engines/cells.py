@@ -1,0 +1,203 @@
+"""Cells of a sweep: what each process of it computes.
+
+A cell is one command line of a launcher, with a run folder of its own that is
+named after its values. Where a launcher compiles, runs that differ only in
+numbers, and the seeds, share a cell; elsewhere each run has its own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+from typing import Any, NamedTuple
+
+from experiments.config import users
+from experiments.config.declaring import (
+  RunError,
+  UsageError,
+  as_text,
+  complete,
+  options_of,
+)
+from experiments.config.meaning import dropped, traced
+from experiments.config.reading import sweep_from_arguments
+from experiments.config.sweep_files import SweepFile
+from experiments.engines.folders import WHERE
+from experiments.engines.series import folder_name
+
+# Options that do not tell whether two cells are the same runs.
+_ASIDE = frozenset({*WHERE, 'also', 'seed', 'seeds'})
+
+
+class Cell(NamedTuple):
+  """A cell.
+
+  Attributes:
+    name: its folder, relative to that of the sweep.
+    arguments: the arguments of the launcher, without --run_dir.
+    point: its arm, its values of axes and its seed, as text.
+    options: every option that is not at its default, with its value or list.
+  """
+
+  name: str
+  arguments: tuple[str, ...]
+  point: dict[str, str]
+  options: dict[str, str]
+
+
+def make_cells(
+  file: SweepFile, cls: type, compiles: Callable[[Any], bool]
+) -> list[Cell]:
+  """The cells of a sweep, in the order of its file.
+
+  Args:
+    file: the sweep file.
+    cls: the launcher's record of options.
+    compiles: such a record -> whether a process computes many runs at once.
+
+  Raises:
+    UsageError: an axis is no option of the launcher, a value is not allowed,
+      or two cells are the same runs.
+  """
+  cells: list[Cell] = []
+  used: set[str] = set()
+  for arm, extra in file.arms.items():
+    try:
+      cells += _of_arm(file, arm, extra, cls, compiles, used)
+    except (UsageError, RunError) as error:
+      place = f', arm {arm}' if arm else ''
+      raise type(error)(f'--sweep={file.path}{place}: {error}') from error
+  for name in file.axes:
+    if name not in used:
+      raise UsageError(
+        f'--sweep={file.path}: [axes] {name} means nothing to these runs'
+      )
+  seen: dict[tuple[tuple[str, str], ...], str] = {}
+  for cell in cells:
+    key = tuple(sorted(cell.options.items()))
+    if key in seen:
+      raise UsageError(
+        f'--sweep={file.path}: {seen[key]} and {cell.name} are the same runs'
+      )
+    seen[key] = cell.name
+  return cells
+
+
+def _of_arm(
+  file: SweepFile,
+  arm: str,
+  extra: Sequence[str],
+  cls: type,
+  compiles: Callable[[Any], bool],
+  used: set[str],
+) -> Iterator[Cell]:
+  """The cells of an arm; adds to `used` the axes that mean something."""
+  base = [*file.flags, *extra]
+  users.load(base)
+  names = _check_axes(file, complete(cls))
+  lists = [f'--{name}={",".join(file.axes[name])}' for name in file.axes]
+  configs = sweep_from_arguments(cls, *base, *lists).configs
+  together = all(map(compiles, configs))
+  shared = set(traced(type(configs[0]))) - set(file.split) if together else ()
+  groups: dict[tuple[tuple[str, str], ...], list[Any]] = {}
+  for config in configs:
+    idle = set(dropped(config))
+    meant = [name for name in file.axes if name not in idle]
+    used.update(meant)
+    key = tuple(
+      (name, as_text(getattr(config, name)))
+      for name in meant
+      if name not in shared
+    )
+    groups.setdefault(key, []).append(config)
+  of_arm = {'arm': arm} if arm else {}
+  seeds = _seeds(file, configs[0], names, together)
+  for key, members in groups.items():
+    for seed, arguments in seeds.items():
+      values = dict(key) | seed_point(seed)
+      name = folder_name(values) if values else ''
+      own = [f'--{axis}={value}' for axis, value in key]
+      yield Cell(
+        name='/'.join(filter(None, (arm, name))) or 'all',
+        arguments=(*base, *own, *_lists(file, shared, members), *arguments),
+        point=of_arm | values,
+        options=_options(members, seed, arguments),
+      )
+
+
+def seed_point(seed: int | None) -> dict[str, str]:
+  """The seed as an entry of a cell's values, if it has one of its own."""
+  return {} if seed is None else {'seed': str(seed)}
+
+
+def _check_axes(file: SweepFile, cls: type) -> list[str]:
+  """Raises UsageError unless all axes are options that may be swept."""
+  about = {field.name: field for field, _ in options_of(cls)}
+  for name in file.axes:
+    field = about.get(name)
+    if field is None:
+      close = difflib.get_close_matches(name, about, cutoff=0.5)
+      hint = f'; the closest are {", ".join(close)}' if close else ''
+      raise UsageError(
+        f'[axes] {name} is no flag of experiments.{file.launcher}{hint}'
+      )
+    if field.metadata['single']:
+      instead = '; "seeds" has their number' if name == 'seed' else ''
+      raise UsageError(f'[axes] {name} takes one value for all runs{instead}')
+  return list(about)
+
+
+def _lists(
+  file: SweepFile, shared: Any, members: Sequence[Any]
+) -> Iterator[str]:
+  """The arguments of axes that a cell computes all values of."""
+  for name in file.axes:
+    if name in shared:
+      meant = [each for each in members if name not in dropped(each)]
+      values = dict.fromkeys(as_text(getattr(each, name)) for each in meant)
+      if values:
+        yield f'--{name}={",".join(values)}'
+
+
+def _seeds(
+  file: SweepFile, config: Any, names: Sequence[str], together: bool
+) -> dict[int | None, list[str]]:
+  """Seed of a cell, None if it has them all -> arguments."""
+  if file.seeds is None:
+    return {None: []}
+  if 'seed' not in names:
+    raise UsageError(f'seeds = {file.seeds}: these runs have no seed')
+  if together and 'seeds' in names and 'seed' not in file.split:
+    return {None: [f'--seeds={file.seeds}']}
+  alone = ['--seeds=1'] if 'seeds' in names else []
+  return {
+    seed: [f'--seed={seed}', *alone]
+    for seed in range(config.seed, config.seed + file.seeds)
+  }
+
+
+def _options(
+  members: Sequence[Any], seed: int | None, arguments: Sequence[str]
+) -> dict[str, str]:
+  """The options of a cell that are not at their defaults."""
+  result = {}
+  for field, _ in options_of(type(members[0])):
+    if field.name in _ASIDE:
+      continue
+    values = dict.fromkeys(getattr(each, field.name) for each in members)
+    if list(values) != [field.default]:
+      result[field.name] = ','.join(map(as_text, values))
+  given = dict(text.removeprefix('--').split('=', 1) for text in arguments)
+  first = members[0]
+  for name in ('seed', 'seeds'):
+    if hasattr(first, name):
+      result[name] = given.get(name, as_text(getattr(first, name)))
+  return result
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+  """Differences between two cells of one name, a few words each."""
+  return [
+    f'--{name}: {before.get(name, "(default)")} in the folder, '
+    f'{now.get(name, "(default)")} now'
+    for name in sorted(before.keys() | now.keys())
+    if before.get(name) != now.get(name)
+  ]

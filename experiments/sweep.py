@@ -1,0 +1,255 @@
+"""Runs a sweep over processes, on this machine or on a cluster.
+
+  python -m experiments.sweep --sweep=periods.toml --dry_run
+  python -m experiments.sweep --sweep=periods.toml --run_dir=runs/periods
+
+A sweep file names a launcher, its flags, axes and seeds:
+
+  launcher = "minatar"
+  flagfile = "minatar_dqn"
+  seeds = 5
+
+  [axes]
+  game = ["breakout", "asterix"]
+  target_period = [100, 1000, 10000]
+
+Every combination is run with every seed. Runs that differ only in numbers stay
+one compiled program, in one process; other combinations, and the seeds of
+environments that are stepped on the host, are cells of their own. `[arms]` has
+named texts of flags, each of which gets all combinations. `split` lists axes,
+or "seed", that get cells of their own even where runs compile. `cores`, `gpus`
+and `memory_gb` are what each cell may use: one core if not given. A run should
+be resumed with as many cores as before, or its numbers may differ.
+
+Each cell is a run folder in --run_dir, named after its values, beside a .log of
+what it prints and a .json of how it ended. The same command goes on: cells that
+are done are skipped, those that were cut resume, and those that failed are
+tried again. Cells may be added to the file; a cell with other options than in
+the folder is refused. Ctrl-C or SIGTERM saves and stops. `python -m
+experiments.status RUN_DIR` shows how far it is.
+
+--dry_run lists the cells, runs the first one that is not done for a while in a
+temporary folder, and says how long all of them will take, and how much memory.
+
+Exit codes: 0 if all cells are done or were stopped, 2 for invalid flags or
+files, 1 if a cell failed or for any other error, 130 after a second Ctrl-C.
+"""
+
+import collections
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+from experiments import launchers
+from experiments.config import sweep_files
+from experiments.config.declaring import (
+  NOT_NEGATIVE,
+  POSITIVE,
+  RunError,
+  UsageError,
+  group,
+  one_of,
+  option,
+  path_option,
+)
+from experiments.config.executing import run
+from experiments.config.sweep_files import SweepFile
+from experiments.engines import pools
+from experiments.engines.cells import Cell, make_cells
+from experiments.engines.devices import StopRequest
+from experiments.engines.driving import Driver, Resources
+from experiments.engines.pools.local import LocalPool
+from experiments.engines.sweep_folders import State, SweepFolder
+from siamrl.report import glances
+from siamrl.report.run_folder import RunFolder
+
+_PROBE_S = 120.0
+_POLL_S = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+  """The options."""
+
+  _sweep: Any = group('The sweep')
+  sweep: str | None = path_option(None, 'Sweep file, TOML.')
+  run_dir: str | None = path_option(
+    None, "Folder of all results; runs/ and the file's name if not given."
+  )
+  dry_run: bool = option(
+    False, 'List the cells, estimate time and memory, and run nothing else.'
+  )
+  _pool: Any = group('What runs the cells')
+  launcher: str = option(
+    'local',
+    'Pool of processes. local: this machine',
+    one_of(('local',)),
+  )
+  jobs: int | None = option(
+    None,
+    'Most cells at a time on this machine; as many as its cores (and GPUs) '
+    'allow if not given.',
+    POSITIVE,
+  )
+  retries: int = option(
+    2,
+    'Further attempts at a cell that failed without getting any further; one '
+    'with invalid flags is not tried again.',
+    NOT_NEGATIVE,
+  )
+
+
+def main(config: SweepConfig) -> None:
+  """Runs the sweep."""
+  if config.sweep is None:
+    raise UsageError('--sweep must be given: a sweep file')
+  file = sweep_files.read(pathlib.Path(config.sweep), launchers.NAMES)
+  cells = make_cells(
+    file,
+    launchers.options_of(file.launcher),
+    functools.partial(launchers.compiles, file.launcher),
+  )
+  folder = SweepFolder(config.run_dir or f'runs/{file.path.stem}')
+  if config.dry_run:
+    _dry_run(file, cells, folder, config)
+    return
+  pool = _make_pool(config, file)
+  resources = Resources(file.cores, file.gpus, file.memory_gb)
+  with StopRequest() as stop, folder.driven(file.launcher, cells) as gone:
+    print(_counts(cells, folder))
+    if gone:
+      print(
+        f'note: {len(gone)} cells in {folder.path} are not in the file any '
+        f'more and stay as they are: {", ".join(gone[:3])}'
+        + (' ...' if len(gone) > 3 else '')
+      )
+    sys.stdout.flush()
+    driver = Driver(
+      folder, file.launcher, cells, resources, retries=config.retries
+    )
+    driver.run(pool, stop)
+    print(_counts(cells, folder))
+    if stop:
+      print('stopped; the same command goes on', file=sys.stderr)
+    elif driver.failed:
+      raise RunError(
+        f'{len(driver.failed)} of {len(cells)} cells failed: '
+        f'{"; ".join(driver.failed)}. Each has a .log in {folder.path}; the '
+        'same command tries them again'
+      )
+
+
+def _make_pool(config: SweepConfig, file: SweepFile) -> pools.Pool:
+  """The pool that the options ask for."""
+  return LocalPool(config.jobs, cores=file.cores, gpus=file.gpus)
+
+
+def _counts(cells: Sequence[Cell], folder: SweepFolder) -> str:
+  """How many cells are in each state, as a line."""
+  states = collections.Counter(folder.state(cell.name) for cell in cells)
+  parts = [f'{states[state]} {state}' for state in State if states[state]]
+  return f'{len(cells)} cells in {folder.path}: {", ".join(parts)}'
+
+
+class Estimate(NamedTuple):
+  """Needs of a cell, judged by its first rows.
+
+  Attributes:
+    seconds: the whole cell; infinite if it had no rows in that time.
+    peak_bytes: most memory so far.
+  """
+
+  seconds: float
+  peak_bytes: int
+
+
+def _dry_run(
+  file: SweepFile, cells: Sequence[Cell], folder: SweepFolder, config: Any
+) -> None:
+  """Lists the cells, and estimates what those that are left take."""
+  states = {cell.name: folder.state(cell.name) for cell in cells}
+  for cell in cells:
+    print(f'{states[cell.name]:9}  {cell.name}')
+  print(_counts(cells, folder), flush=True)
+  left = [cell for cell in cells if states[cell.name] != State.DONE]
+  if not left:
+    return
+  found = _probe(file, left[0])
+  pool = LocalPool(config.jobs, cores=file.cores, gpus=file.gpus)
+  at_a_time = min(len(pool.shares), len(left))
+  gigabytes = found.peak_bytes / 1e9
+  print(
+    f'memory: {gigabytes:.1f} GB for {left[0].name}, so far; about '
+    f'{gigabytes * at_a_time:.1f} GB for {at_a_time} at a time'
+  )
+  if math.isinf(found.seconds):
+    print(
+      f'time: {left[0].name} had no row of metrics within {_PROBE_S:.0f} s, so '
+      'nothing is known'
+    )
+    return
+  rounds = -(-len(left) // at_a_time)
+  print(
+    f'time: about {_words(found.seconds)} for {left[0].name}; if all cells '
+    f'take as long, {_words(found.seconds * rounds)} for {len(left)} cells, '
+    f'{at_a_time} at a time'
+  )
+
+
+def _probe(file: SweepFile, cell: Cell) -> Estimate:
+  """Runs a cell for its first rows, at most two minutes, and measures it."""
+  with tempfile.TemporaryDirectory(prefix='siamrl-') as temporary:
+    folder = RunFolder(pathlib.Path(temporary, 'cell'))
+    command = (
+      *(sys.executable, '-m', f'experiments.{file.launcher}'),
+      *(*cell.arguments, f'--run_dir={folder.path}'),
+    )
+    log = pathlib.Path(temporary, 'log')
+    job = pools.Job(cell.name, command, str(folder.path), str(log))
+    slot = LocalPool(1, cores=file.cores, gpus=file.gpus).shares[0]
+    began = time.monotonic()
+    process = pools.start(job, on=slot.cores)
+    seen: list[tuple[float, int]] = []  # seconds and rows
+    ended = None
+    while ended is None:
+      seconds = time.monotonic() - began
+      rows = glances.rows_of(folder)
+      if rows > (seen[-1][1] if seen else 0):
+        seen.append((seconds, rows))
+      if len(seen) >= 3 or seconds > _PROBE_S:
+        process.terminate()
+      time.sleep(_POLL_S)
+      ended = pools.ended(process, wait=False)
+    code, peak_bytes = ended
+    if code not in (0, -15):
+      lines = log.read_text(encoding='utf-8', errors='replace').splitlines()
+      raise RunError(f'{cell.name} failed: {"; ".join(lines[-5:])}')
+    all_rows = folder.rows() or 1
+  if not seen:
+    return Estimate(math.inf, peak_bytes)
+  (first_s, first), (last_s, last) = seen[0], seen[-1]
+  row_s = first_s / first
+  if last > first:
+    row_s = (last_s - first_s) / (last - first)
+  return Estimate(first_s + row_s * (all_rows - first), peak_bytes)
+
+
+def _words(seconds: float) -> str:
+  """A duration as one says it."""
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  if seconds < 90 * 60:
+    return f'{seconds / 60:.0f} minutes'
+  if seconds < 48 * 3600:
+    return f'{seconds / 3600:.1f} hours'
+  return f'{seconds / 86400:.1f} days'
+
+
+if __name__ == '__main__':
+  run(SweepConfig, __doc__, main)

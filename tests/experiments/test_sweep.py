@@ -1,0 +1,210 @@
+"""Sweep files, the cells that they make, and how they are refused."""
+
+import functools
+import pathlib
+
+import pytest
+
+from experiments import launchers, sweep
+from experiments.config import executing, sweep_files
+from experiments.config.declaring import UsageError
+from experiments.engines.cells import make_cells
+from experiments.engines.sweep_folders import State, SweepFolder
+
+
+def _cells(tmp_path, text):
+  path = tmp_path / 'sweep.toml'
+  path.write_text(text)
+  file = sweep_files.read(path, launchers.NAMES)
+  return make_cells(
+    file,
+    launchers.options_of(file.launcher),
+    functools.partial(launchers.compiles, file.launcher),
+  )
+
+
+def _refused(tmp_path, text):
+  with pytest.raises(UsageError) as error:
+    _cells(tmp_path, text)
+  message = str(error.value)
+  assert message.startswith(f'--sweep={tmp_path / "sweep.toml"}')
+  assert '\n' not in message
+  return message
+
+
+def test_every_launcher_has_its_options():
+  for name in launchers.NAMES:
+    assert launchers.options_of(name).__name__.endswith('Config')
+  folder = pathlib.Path(launchers.__file__).parent
+  runs = {
+    path.stem
+    for path in folder.glob('*.py')
+    if 'def run() ->' in path.read_text()
+  }
+  assert runs == set(launchers.NAMES)
+
+
+def test_numbers_and_seeds_share_a_cell_where_runs_compile(tmp_path):
+  cells = _cells(
+    tmp_path,
+    'launcher = "classic"\nseeds = 3\n[axes]\n'
+    'tau = [0.1, 1e-3]\ntarget_update = ["soft", "self"]\n',
+  )
+  assert [cell.name for cell in cells] == [
+    'target_update=soft',
+    'target_update=self',
+  ]
+  soft, alone = cells
+  assert soft.arguments == (
+    '--target_update=soft',
+    '--tau=0.1,0.001',
+    '--seeds=3',
+  )
+  # A rule without a rate is one setting, whatever the axis says.
+  assert alone.arguments == ('--target_update=self', '--seeds=3')
+  assert soft.point == {'target_update': 'soft'}
+  assert soft.options['tau'] == '0.1,0.001' and 'tau' not in alone.options
+
+
+def test_split_gives_values_and_seeds_cells_of_their_own(tmp_path):
+  cells = _cells(
+    tmp_path,
+    'launcher = "classic"\nflags = "--target_update=soft --seed=5"\n'
+    'seeds = 2\nsplit = ["seed"]\n[axes]\ntau = [0.1, 0.2]\n',
+  )
+  assert [cell.name for cell in cells] == ['seed=5', 'seed=6']
+  assert cells[1].arguments[2:] == ('--tau=0.1,0.2', '--seed=6', '--seeds=1')
+  assert cells[1].options['seed'] == '6'
+
+
+def test_runs_of_the_host_have_a_cell_each(tmp_path):
+  cells = _cells(
+    tmp_path,
+    'launcher = "control"\nflags = "--agent=sac"\nseeds = 2\n[axes]\n'
+    'environment = ["HalfCheetah-v5", "Hopper-v5"]\ntau = [0.1, 0.2]\n',
+  )
+  assert len(cells) == 8
+  assert cells[1].name == 'environment=HalfCheetah-v5,tau=0.1,seed=1'
+  assert cells[1].point == {
+    'environment': 'HalfCheetah-v5',
+    'tau': '0.1',
+    'seed': '1',
+  }
+
+
+def test_arms_have_folders_of_their_own(tmp_path):
+  cells = _cells(
+    tmp_path,
+    'launcher = "offline"\nseeds = 2\n[arms]\n'
+    'fitted = "--flagfile=fqi_chain"\nchain = "--flagfile=fqi_car_on_hill"\n',
+  )
+  assert [cell.name for cell in cells] == [
+    *('fitted/seed=0', 'fitted/seed=1', 'chain/seed=0', 'chain/seed=1'),
+  ]
+  assert cells[0].point == {'arm': 'fitted', 'seed': '0'}
+
+
+def test_a_flag_file_beside_the_sweep_file_is_found(tmp_path):
+  (tmp_path / 'mine.flags').write_text('--tau=0.5\n--target_update=soft\n')
+  (cell,) = _cells(tmp_path, 'launcher = "classic"\nflagfile = "mine.flags"\n')
+  assert cell.name == 'all' and cell.options['tau'] == '0.5'
+
+
+CLASSIC = 'launcher = "classic"\n'
+
+
+@pytest.mark.parametrize(
+  'text,words',
+  [
+    ('launcher = ', 'must be a TOML file'),
+    ('seeds = 3', 'launcher = (absent) must be one of atari, classic'),
+    ('launcher = "clasic"', 'must be one of atari, classic'),
+    (CLASSIC + 'sed = 3', "unknown entry 'sed'; the closest are seeds"),
+    (CLASSIC + 'seeds = 0', 'seeds = 0 must be a whole number of at least 1'),
+    (CLASSIC + 'cores = "all"', 'cores = all must be a whole number'),
+    (CLASSIC + 'memory_gb = 0', 'memory_gb = 0 must be positive'),
+    (CLASSIC + 'split = ["tau"]', "split = ['tau'] must be a list of seed"),
+    (CLASSIC + 'flags = 3', 'flags = 3 must be text with flags'),
+    (CLASSIC + 'flags = "--tua=1"', '--tua is no flag; the closest are --tau'),
+    (CLASSIC + '[arms]\n"a/b" = ""', "'a/b' must be the name of a folder"),
+    (CLASSIC + '[axes]\ntau = 0.1', 'tau = 0.1 must be a list of values'),
+    (CLASSIC + '[axes]\ntau = [1, 1]', 'tau = [1, 1] holds a value twice'),
+    (CLASSIC + '[axes]\ntua = [1]', 'tua is no flag of experiments.classic; '),
+    (CLASSIC + '[axes]\nseed = [1]', '"seeds" has their number'),
+    (CLASSIC + '[axes]\nplatform = ["cpu"]', 'takes one value for all runs'),
+    (CLASSIC + '[axes]\ntau = [2, 3]', '--tau=2.0 must be in (0, 1]'),
+    (CLASSIC + '[axes]\ntau = [0.1, 0.2]', 'tau means nothing to these runs'),
+    (
+      CLASSIC + '[arms]\na = ""\nb = "--tau=0.1"\nc = "--seed=0"',
+      'a and c are the same runs',
+    ),
+  ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path, text, words):
+  assert words in _refused(tmp_path, text)
+
+
+def test_closest_names_of_an_axis(tmp_path):
+  message = _refused(tmp_path, CLASSIC + '[axes]\ntaget_period = [1]\n')
+  assert 'the closest are target_period' in message
+
+
+def _drive(folder, cells):
+  with folder.driven('classic', cells) as gone:
+    return gone
+
+
+def test_cells_may_be_added_and_not_changed(tmp_path):
+  folder = SweepFolder(tmp_path / 'runs')
+  text = CLASSIC + 'flags = "--target_update=soft"\n[axes]\n'
+  game = text + 'environment = ["catch"]\n'
+  assert _drive(folder, _cells(tmp_path, game)) == []
+  more = game.replace('"catch"', '"cartpole", "catch"')
+  assert _drive(folder, _cells(tmp_path, more)) == []
+  assert list(folder.cells()) == ['environment=catch', 'environment=cartpole']
+  # One that the file has no more stays, and is said.
+  assert _drive(folder, _cells(tmp_path, game)) == ['environment=cartpole']
+  with pytest.raises(UsageError) as error:
+    _drive(folder, _cells(tmp_path, more.replace('soft"', 'soft --tau=0.5"')))
+  assert '2 of these cells with other options' in str(error.value)
+  assert '--tau: (default) in the folder, 0.5 now' in str(error.value)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / 'thesis.tex').write_text('')
+  with pytest.raises(UsageError, match=r"holds 'thesis\.tex'"):
+    _drive(SweepFolder(tmp_path), [])
+
+
+def test_two_drivers_do_not_share_a_folder(tmp_path):
+  folder = SweepFolder(tmp_path / 'runs')
+  with (
+    folder.driven('classic', []),
+    pytest.raises(Exception, match='in use by another process'),
+    folder.driven('classic', []),
+  ):
+    pass
+  assert not folder.is_driven()
+
+
+def test_a_machine_without_the_cores_is_refused(tmp_path, capsys):
+  path = tmp_path / 'sweep.toml'
+  path.write_text(CLASSIC + 'cores = 4096\n')
+  code = executing.execute(
+    sweep.SweepConfig, '', sweep.main, [f'--sweep={path}']
+  )
+  assert code == 2
+  assert 'cores = 4096 must be at most' in capsys.readouterr().err
+
+
+def test_a_cell_that_has_begun_is_cut(tmp_path):
+  folder = SweepFolder(tmp_path / 'runs')
+  (cell,) = _cells(tmp_path, CLASSIC)
+  _drive(folder, [cell])
+  assert folder.state('all') == State.WAITING
+  run = folder.run('all')
+  run.path.mkdir()
+  run.flags.write_text(
+    '# siamrl run folder; python ... --flagfile=<this file> runs it again\n'
+  )
+  assert folder.state('all') == State.CUT
