@@ -40,9 +40,9 @@ SHORT = {
   '--eval_episodes=1 --frame_cap=400',
   'benchmark': '--rounds=1 --steps=2',
   'classic': _STEPS,
-  'compare': '',
   'control': _HOST + '--env_steps=400 --iteration_env_steps=200 '
   '--random_env_steps=200 --batch_size=32 --eval_episodes=1',
+  'export': '',
   'gym': _HOST + '--env_steps=400 --iteration_env_steps=200 --eval_episodes=1',
   'lab': '',
   'minatar': _STEPS + ' --replay_capacity=1000 --game=breakout --seeds=1',
@@ -50,6 +50,8 @@ SHORT = {
   'plot': '',
   'siamese': '--epochs=2 --iteration_epochs=1',
 }
+# Tools that read run folders.
+READING = ('export', 'plot')
 
 
 class Environment(NamedTuple):
@@ -112,12 +114,12 @@ def _launcher(command: str) -> str:
 
 
 def stages(commands: tuple[str, ...]) -> list[list[str]]:
-  """Shortened commands, those that draw what others have run after these.
+  """Shortened commands, those that read what others have run after these.
 
-  What is drawn may be two seeds of one run, of which the README starts one.
+  What is read may be two seeds of one run, of which the README starts one.
   """
-  drawing = [c for c in commands if _launcher(c) == 'plot']
-  running = [c for c in commands if _launcher(c) != 'plot']
+  drawing = [c for c in commands if _launcher(c) in READING]
+  running = [c for c in commands if _launcher(c) not in READING]
   started = ' '.join(running)
   for run in re.findall(r'runs/[\w-]+', ' '.join(drawing)):
     if f'={run}' not in started and not run.endswith('-0'):

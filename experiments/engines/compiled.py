@@ -461,7 +461,7 @@ class _Runs(running.Running):
       counts['target_updates'] = row.pop('target_updates')
       if self._columns:
         row = {name: row.get(name) for name in self._columns}
-      rows.append({**_cells(each.point), 'seed': each.seed, **counts, **row})
+      rows.append({**cells(each.point), 'seed': each.seed, **counts, **row})
     self._write_rows(rows)
     headline = [row[group.loop.headline] for row in rows]
     finite = [value for value in headline if math.isfinite(value)]
@@ -557,7 +557,7 @@ def _finite(params: Any) -> jax.Array:
   return jnp.stack(each).all(axis=0)
 
 
-def _cells(point: Mapping[str, Any]) -> dict[str, Any]:
+def cells(point: Mapping[str, Any]) -> dict[str, Any]:
   """A point as metrics hold it, with true and false as in flags.
 
   A text that is a number, such as the size of a single hidden layer, is put in

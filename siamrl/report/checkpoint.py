@@ -257,6 +257,71 @@ class Checkpoints:
       ) from error
     return learner, extra, step
 
+  def read_part(
+    self, choose: Callable[[Any], Any]
+  ) -> tuple[Any, dict[str, Any], int, list[str]] | None:
+    """Reads a part of the newest intact checkpoint; changes nothing.
+
+    Any process may call it, also while another one writes.
+
+    Args:
+      choose: (tree with a description of each array) -> the part to read: the
+        same nested dicts, without some keys.
+
+    Returns:
+      (part, extra, step, notes), or None if there is no checkpoint. The part
+      has NumPy arrays in place of descriptions; the notes are lines about newer
+      checkpoints that are damaged.
+
+    Raises:
+      CheckpointError: if no checkpoint is intact.
+      LookupError: if `choose` does not find what it wants.
+    """
+    notes: list[str] = []
+    for step in reversed(self._steps()):
+      try:
+        extra = self._read_extra(step)
+        return self._read_chosen(step, choose), extra, step, notes
+      except CheckpointError as error:
+        notes.append(str(error))
+    if notes:
+      raise CheckpointError(notes[0])
+    return None
+
+  def _read_chosen(self, step: int, choose: Callable[[Any], Any]) -> Any:
+    path = self._directory / str(step)
+    with _quiet(), _alone():
+      import orbax.checkpoint as ocp
+
+      handler = ocp.PyTreeCheckpointHandler()
+      with ocp.Checkpointer(handler) as checkpointer:
+        try:
+          found: Any = checkpointer.metadata(path / 'learner')
+          tree = getattr(found, 'item_metadata', found).tree
+        except Exception as error:
+          raise CheckpointError(
+            f'{path}: not a readable checkpoint: {_line(error)}'
+          ) from error
+        part = jax.tree.map(
+          lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+          choose(tree),
+        )
+        try:
+          return checkpointer.restore(
+            path / 'learner',
+            args=ocp.args.PyTreeRestore(
+              item=part,
+              restore_args=jax.tree.map(
+                lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), part
+              ),
+              partial_restore=True,
+            ),
+          )
+        except Exception as error:
+          raise CheckpointError(
+            f'{path}: not a readable checkpoint: {_line(error)}'
+          ) from error
+
   def _write(self, step: int, learner: Any, extra: dict[str, Any]) -> None:
     if jax.process_count() > 1:
       learner = jax.tree.map(_to_host, learner)

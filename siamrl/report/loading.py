@@ -58,7 +58,12 @@ class _Source(NamedTuple):
     return len(next(iter(self.table.values())))
 
 
-def load(folders: _Path | Iterable[_Path], *, frame: str | None = None) -> Any:
+def load(
+  folders: _Path | Iterable[_Path],
+  *,
+  frame: str | None = None,
+  flags: Sequence[str] = (),
+) -> Any:
   """Loads runs as one data frame with a row for each run and iteration.
 
   Its columns are, in this order: what varies over the runs, which are swept
@@ -81,6 +86,7 @@ def load(folders: _Path | Iterable[_Path], *, frame: str | None = None) -> Any:
       down.
     frame: 'pandas' for a data frame of pandas; 'numpy' for a dict of [R] arrays
       by column; None for pandas where it is installed.
+    flags: flags to have as columns even if they are the same in all runs.
 
   Returns:
     The data frame, or the dict.
@@ -101,7 +107,8 @@ def load(folders: _Path | Iterable[_Path], *, frame: str | None = None) -> Any:
     except ImportError:
       if frame == 'pandas':
         raise
-  columns = _join(_read_all([pathlib.Path(folder) for folder in folders]))
+  sources = _read_all([pathlib.Path(folder) for folder in folders])
+  columns = _join(sources, flags)
   if pandas is None:
     return columns
   return pandas.DataFrame(
@@ -194,11 +201,12 @@ def _read(path: pathlib.Path) -> _Source | None:
   return _Source(path, table, flags or {}, swept)
 
 
-def _join(sources: Sequence[_Source]) -> Table:
-  """Joins the rows of all sources."""
+def _join(sources: Sequence[_Source], flags: Sequence[str]) -> Table:
+  """Joins the rows of all sources; see `load`."""
   sizes = [source.rows for source in sources]
   settings = dict.fromkeys(name for s in sources for name in s.swept)
   settings |= dict.fromkeys(_differing(sources, settings))
+  settings |= dict.fromkeys(flags)
   measured = dict.fromkeys(
     name
     for source in sources

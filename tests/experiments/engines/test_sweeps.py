@@ -263,7 +263,7 @@ def test_the_rows_that_there_will_be(undisturbed):
 def test_options_as_the_table_has_them():
   point = {'hidden_sizes': '8', 'tau': None, 'agent': 'dqn', 'batch_size': 1}
   cells = point | {'hidden_sizes': '[8]', 'layer_norm': 'true'}
-  assert compiled_engine._cells(point | {'layer_norm': True}) == cells
+  assert compiled_engine.cells(point | {'layer_norm': True}) == cells
 
 
 def test_no_episode_that_has_ended(undisturbed, tmp_path):
