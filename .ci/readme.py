@@ -40,6 +40,7 @@ SHORT = {
   '--eval_episodes=1 --frame_cap=400',
   'benchmark': '--rounds=1 --steps=2',
   'classic': _STEPS,
+  'compare': '',
   'control': _HOST + '--env_steps=400 --iteration_env_steps=200 '
   '--random_env_steps=200 --batch_size=32 --eval_episodes=1',
   'export': '',

@@ -81,9 +81,10 @@ class PlotConfig:
   )
   reference: str | None = path_option(
     None,
-    'CSV file of a published curve, with the columns game and frames_millions, '
-    'or environment (without its version) and env_steps; return_mean; and '
-    'return_sd. The rows of the same game or environment are drawn',
+    'Published curves: a name that experiments.compare --list shows, or a CSV '
+    'file with the columns game and frames_millions, or environment (of any '
+    'version) and env_steps; return_mean; and return_sd. The rows of the same '
+    'game or environment are drawn, with a line for each agent',
   )
   reference_label: str = option(
     'published', 'Name of the reference in the legend.'

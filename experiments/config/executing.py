@@ -11,14 +11,15 @@ from siamrl.report import streams
 
 # Characters of an error message; what is longer is cut in the middle.
 _MOST_CHARACTERS = 2_000
-
+# The exit code of a tool whose criterion is not met.
+MISSED = 3
 
 _SHORT_HELP = {'--help', '-help', '-h'}
 _FULL_HELP = {'--helpfull', '-helpfull', '--help=all', '-help=all'}
 
 
 def run(
-  cls: type, intro: str, main: Callable[[Any], None], **how: Any
+  cls: type, intro: str, main: Callable[[Any], int | None], **how: Any
 ) -> NoReturn:
   """Runs the command line and exits; see `execute`."""
   streams.install()
@@ -31,7 +32,7 @@ def run(
 def execute(
   cls: type,
   intro: str,
-  main: Callable[[Any], None],
+  main: Callable[[Any], int | None],
   arguments: Sequence[str],
   *,
   lists: bool = False,
@@ -44,41 +45,44 @@ def execute(
   Args:
     cls: a frozen dataclass of options.
     intro: the first paragraphs of the help text.
-    main: the launcher.
+    main: the launcher. It may return an exit code, such as `MISSED`.
     arguments: the command line.
     lists: whether options take lists, and `main` a sweep.
     listed: see `from_arguments`.
 
   Returns:
-    The exit code: 0 after success or --help, 2 after a usage error, 1 after any
+    The exit code: that of `main`, or 0; 2 after a usage error, 1 after any
     other error, 130 if Ctrl-C ended it at once.
   """
 
-  def answer() -> None:
+  def answer() -> int | None:
     users.load(arguments)
     full = bool(_FULL_HELP & set(arguments))
     if full or _SHORT_HELP & set(arguments):
       print(help_text(cls, intro, lists=lists, full=full))
-    elif lists:
-      main(reading.sweep_from_arguments(cls, *arguments))
-    else:
-      main(reading.from_arguments(cls, *arguments, listed=listed))
+      return None
+    if lists:
+      return main(reading.sweep_from_arguments(cls, *arguments))
+    return main(reading.from_arguments(cls, *arguments, listed=listed))
 
   return exit_code(answer)
 
 
-def exit_code(main: Callable[[], None]) -> int:
-  """Calls a function; prints its error and returns the exit code."""
+def exit_code(main: Callable[[], Any]) -> int:
+  """Calls a function; prints its error and returns the exit code.
+
+  A whole number that the function returns is the code.
+  """
   try:
     startup.end()
-    main()
+    code = main()
   except UsageError as error:
     return _failed(2, error)
   except RunError as error:
     return _failed(1, error)
   except KeyboardInterrupt:
     return _failed(130, 'interrupted')
-  return 0
+  return code if isinstance(code, int) else 0
 
 
 def _failed(code: int, error: Any) -> int:

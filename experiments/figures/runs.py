@@ -4,16 +4,15 @@ from collections.abc import Sequence
 import csv
 import io
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.config import flag_files
 from experiments.config.declaring import RunError, UsageError
 from experiments.figures import sources
 from experiments.figures.sources import Source
-from siamrl.report import averages
+from experiments.studies import published as published_files
+from siamrl.report import averages, published
 from siamrl.report.arrangement import MOST_LINES
 from siamrl.report.curves import Curve, plot_curve
 from siamrl.report.drawing import count_note
@@ -209,37 +208,20 @@ def _references(config: Any, task: Task, last: int) -> list[Curve]:
   """The published curve as far as the runs go; one point more if there is."""
   if config.reference is None:
     return []
-  try:
-    lines = flag_files.find(config.reference).read_text(encoding='utf-8')
-  except OSError as error:
-    raise UsageError(
-      f'--reference={config.reference} cannot be read: {error.strerror}'
-    ) from error
-  if task.is_game:
-    kind, name = 'game', task.name.replace('_', '')
-    clock, unit = 'frames_millions', 1e6
-  else:
-    # Versions differ in what few curves show; the file says which it is of.
-    kind, name = 'environment', re.sub(r'^gymnasium:|-v\d+$', '', task.name)
-    clock, unit = 'env_steps', 1.0
-  rows = [
-    row
-    for row in csv.DictReader(
-      line for line in lines.splitlines() if not line.startswith('#')
-    )
-    if row.get(kind) == name
-  ]
+  source = published_files.find('reference', config.reference)
+  kind = 'game' if task.is_game else 'environment'
+  # Versions differ in what few curves show; the file says which it is of.
+  rows = source.of_task(kind, task.name)
   if not rows:
     raise UsageError(
-      f'--reference={config.reference} must hold the {kind} {name}'
+      f'--reference={config.reference} must hold the {kind} {task.name}'
     )
-  x = np.array([unit * float(row[clock]) for row in rows])
-  shown = np.arange(len(rows)) <= np.searchsorted(x, last)
-  mean, spread = (
-    np.array([float(row[name]) for row in rows])
-    for name in ('return_mean', 'return_sd')
-  )
-  return [Curve(config.reference_label, x[shown], mean[shown], spread[shown])]
+  if source.clock != task.clock:
+    raise UsageError(
+      f'--reference={config.reference} must count {task.clock}, not '
+      f'{source.clock}'
+    )
+  return published.curves(source, rows, config.reference_label, last)
 
 
 def _write_csv(

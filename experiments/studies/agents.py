@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.studies import published as published_files
 from experiments.studies.claims import (
   Claim,
   exceeds,
@@ -12,41 +13,52 @@ from experiments.studies.claims import (
   no_worse,
   settings_of,
 )
+from siamrl.report import published
 from siamrl.report.metrics import Table
 
 
-class Published(NamedTuple):
+class Reference(NamedTuple):
   """A published return.
 
   Attributes:
     mean: mean over runs.
-    std: their standard deviation.
+    runs: as many numbers as there were runs, with their mean and deviation, for
+      Welch's interval.
     margin: how far below it a mean may be and still count as reached.
   """
 
   mean: float
-  std: float
+  runs: np.ndarray
   margin: float
 
-  @property
-  def runs(self) -> np.ndarray:
-    """Three runs of this mean and sample standard deviation, for Welch's t."""
-    return self.mean + self.std * np.array([-1.0, 0.0, 1.0])
 
-
-# Of three seeds each: CleanRL, docs/rl-algorithms/c51.md (c51_jax.py) and
-# pqn.md. An episode of CartPole has at most 500 steps, and one of DQN on
-# Acrobot some 90; the margins are a twentieth of the one and a tenth of the
-# other.
-CLEANRL = {
-  ('c51', 'cartpole'): Published(491.07, 9.70, 25.0),
-  ('c51', 'acrobot'): Published(-86.74, 2.19, 9.0),
-  ('pqn', 'cartpole'): Published(495.13, 6.89, 25.0),
-  ('pqn', 'acrobot'): Published(-95.63, 5.73, 9.0),
-}
-# Of one run each on LunarLander-v2: DLR-RM/rl-baselines3-zoo, benchmark.md.
-ZOO = {'dqn': 154.382, 'qrdqn': 70.236}
+# An episode of CartPole has at most 500 steps, and one of DQN on Acrobot some
+# 90; the margins are a twentieth of the one and a tenth of the other.
+_MARGINS = {'cartpole': 25.0, 'acrobot': 9.0}
+_CLEANRL_AGENTS = {'c51': 'C51 (jax)', 'pqn': 'PQN (torch)'}
+_ZOO_AGENTS = {'dqn': 'DQN', 'qrdqn': 'QR-DQN'}
 SOLVED = 200.0  # what Gymnasium's documentation considers a solution
+
+
+def cleanrl() -> dict[tuple[str, str], Reference]:
+  """CleanRL's returns by arm and environment."""
+  source = published_files.shipped('cleanrl_classic')
+  found = {}
+  for arm, agent in _CLEANRL_AGENTS.items():
+    for environment, margin in _MARGINS.items():
+      row = source.row(agent, 'environment', environment)
+      runs = published.stand_ins(row.mean, source.sample_sd(row), row.seeds)
+      found[arm, environment] = Reference(row.mean, runs, margin)
+  return found
+
+
+def zoo() -> dict[str, float]:
+  """The returns of RL Baselines3 Zoo's single runs on LunarLander by arm."""
+  source = published_files.shipped('sb3_zoo')
+  return {
+    arm: source.row(agent, 'environment', 'LunarLander').mean
+    for arm, agent in _ZOO_AGENTS.items()
+  }
 
 
 def minatar_table(table: Table) -> list[Claim]:
@@ -180,16 +192,16 @@ def cleanrl_classic(table: Table) -> list[Claim]:
     for s in settings_of(table, 'arm', 'environment')
   }
   claims = []
-  for (arm, environment), published in CLEANRL.items():
+  for (arm, environment), reference in cleanrl().items():
     runs = _known(found, arm, environment)
     about = f'{arm} on {environment}'
-    bound = published.mean - published.margin
+    bound = reference.mean - reference.margin
     claims += [
       no_worse(
         f'{about} ({np.mean(runs):.4g}) is not shown to be below '
-        f"CleanRL's {published.mean:g}",
+        f"CleanRL's {reference.mean:g}",
         [runs],
-        [published.runs],
+        [reference.runs],
       ),
       exceeds_number(f'{about} exceeds {bound:g}', runs, bound),
     ]
@@ -208,7 +220,8 @@ def lunar_lander(table: Table) -> list[Claim]:
     tuple(s.point.values()): s.final('eval_return')
     for s in settings_of(table, 'arm')
   }
-  runs = {arm: _known(found, arm) for arm in ZOO}
+  references = zoo()
+  runs = {arm: _known(found, arm) for arm in references}
   best = max(runs, key=lambda arm: np.mean(runs[arm]))
   return [
     *(
@@ -218,7 +231,7 @@ def lunar_lander(table: Table) -> list[Claim]:
         runs[arm],
         number,
       )
-      for arm, number in ZOO.items()
+      for arm, number in references.items()
     ),
     exceeds_number(
       f'the better one, {best}, exceeds {SOLVED:g}',
