@@ -16,10 +16,10 @@ over the episodes of an iteration, or over the end of a run. Shorter runs are
 compared as far as they go. Runs that differ only in the seed, or in where they
 ran, are seeds of one setting.
 
---runs takes folders of runs and of sweeps, and results files such as
-experiments/results/cleanrl_classic-curves.csv. --list shows all sources, their
-protocols and what they hold; --against takes a CSV file of your own, too, whose
-columns experiments/results/published/README.md explains.
+--runs takes folders of runs and of sweeps, folders that hold some, and results
+files such as experiments/results/cleanrl_classic-curves.csv. --list shows all
+sources, their protocols and what they hold; --against takes a CSV file of your
+own, too, whose columns experiments/results/published/README.md explains.
 
 --output=OUTPUT writes:
 
@@ -69,7 +69,7 @@ from siamrl.report.curves import RETURN_COLUMNS, Curve, plot_curve
 from siamrl.report.drawing import can_draw
 from siamrl.report.metrics import RUN_COLUMN, Table, group_rows, last_rows
 from siamrl.report.published import Comparison, Published, Row
-from siamrl.report.run_folder import write_atomically
+from siamrl.report.run_folder import RunFolder, write_atomically
 from siamrl.report.sweep import swept
 
 _CRITERIA = ('no_worse', 'within')
@@ -83,8 +83,8 @@ class CompareConfig:
 
   runs: str | None = path_option(
     None,
-    'Run folders, folders of sweeps and results files, separated by commas; or '
-    'without a name, separated by spaces.',
+    'Run folders, folders that hold some, and results files, separated by '
+    'commas; or without a name, separated by spaces.',
     several=True,
   )
   against: str | None = option(
@@ -209,7 +209,12 @@ def _checked(config: CompareConfig) -> Published:
 def _settings(config: CompareConfig) -> list[Setting]:
   """All runs by their configuration."""
   found: dict[tuple, Setting] = {}
-  for source in sources.read_sources(str(config.runs)):
+  names = [
+    str(folder)
+    for name in str(config.runs).split(',')
+    for folder in _folders(pathlib.Path(name)) or [pathlib.Path(name)]
+  ]
+  for source in sources.read_sources(','.join(names)):
     for flags, table in _runs(source):
       kind = next((name for name in _TASKS if name in flags), None)
       if kind is None:
@@ -225,6 +230,16 @@ def _settings(config: CompareConfig) -> list[Setting]:
       setting = found.setdefault(key, Setting(kind, flags[kind], known, []))
       setting.runs.append(table)
   return list(found.values())
+
+
+def _folders(path: pathlib.Path, depth: int = 3) -> list[pathlib.Path]:
+  """The run folders that a folder is or holds, down to some depth."""
+  if RunFolder(path).metrics.is_file():
+    return [path]
+  if not depth or not path.is_dir():
+    return []
+  inside = (_folders(each, depth - 1) for each in sorted(path.iterdir()))
+  return [folder for found in inside for folder in found]
 
 
 def _runs(source: Source) -> Iterator[tuple[dict[str, str], Table]]:
@@ -374,13 +389,11 @@ def _words(settings: Sequence[Setting]) -> list[str]:
 
 def _title(source: Published) -> str:
   about = source.about
-  if not about:
-    return source.name
-  commits = re.sub(r'(\w{7})\w+', r'\1', about['commit'])
-  return (
-    f'{source.name}: {about["title"]}; {about["citation"]}; '
-    f'{about["repository"]} @ {commits}; {about["license"]}'
-  )
+  parts = [str(about[n]) for n in ('title', 'citation') if n in about]
+  if 'repository' in about:
+    commit = re.sub(r'(\w{7})\w+', r'\1', str(about.get('commit', '')))
+    parts.append(f'{about["repository"]} @ {commit}')
+  return f'{source.name}: {"; ".join([*parts, str(about.get("license", ""))])}'
 
 
 def _listed(source: Published) -> list[str]:
@@ -452,7 +465,8 @@ def _told(source: Published, pair: Pair) -> list[str]:
       f'{source.window:,.0f} {source.clock}'
     )
   lines += [f'  {note}' for note in about.get('notes', ())]
-  last = max(r.time for r in source.rows if r.agent == pair.agent)
+  theirs = source.of_task(pair.setting.kind, pair.setting.task)
+  last = max(row.time for row in theirs if row.agent == pair.agent)
   if pair.end < last:
     lines.append(
       f'  our runs end at {pair.end:,.0f} {source.clock}, the published ones '

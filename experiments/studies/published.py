@@ -49,4 +49,4 @@ def find(option: str, name: str) -> Published:
       f'--{option}={name} cannot be read: {error.strerror}'
     ) from error
   except ValueError as error:
-    raise RunError(f'--{option}={error}') from error
+    raise RunError(f'--{option}={name}: {error}') from error

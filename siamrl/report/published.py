@@ -27,6 +27,8 @@ _CLOCKS = {'frames_millions': ('frames', 1e6), 'env_steps': ('env_steps', 1.0)}
 _KINDS = ('game', 'environment')
 VERSION = 'environment_version'
 COLUMN = 'column'
+# Values that agents are told apart by, where runs do not record them.
+_DEFAULTS = {'replay': 'uniform', 'n_step': '1'}
 # Flags that say nothing about a return that was measured during training.
 _OF_EVALUATION = ('eval_epsilon',)
 
@@ -81,9 +83,13 @@ class Published(NamedTuple):
     return float(self.about.get('window', 0))
 
   def of_task(self, kind: str, task: str) -> list[Row]:
-    """The rows of a game or an environment, whatever spelling or version."""
+    """The rows of a game or an environment, whatever spelling or version.
+
+    They ascend in time.
+    """
     name = plain(task)
-    return [r for r in self.rows if r.kind == kind and plain(r.task) == name]
+    found = [r for r in self.rows if r.kind == kind and plain(r.task) == name]
+    return sorted(found, key=lambda row: row.time)
 
   def row(self, agent: str, kind: str, task: str) -> Row:
     """The last row of an agent in a task; raises ValueError without one."""
@@ -96,8 +102,8 @@ class Published(NamedTuple):
     """The agents that runs with some flags may be of.
 
     Args:
-      flags: by name. An absent one rules no agent out, but `agent` or `arm`
-        must be there.
+      flags: by name. An absent `replay` or `n_step` counts as its default.
+        Other absent flags rule no agent out; `agent` or `arm` must be there.
     """
     return [
       agent
@@ -181,7 +187,10 @@ def read(path: str | os.PathLike[str]) -> Published:
   described = path.with_suffix('.toml')
   about: dict[str, Any] = {}
   if described.is_file():
-    about = tomllib.loads(described.read_text(encoding='utf-8'))
+    try:
+      about = tomllib.loads(described.read_text(encoding='utf-8'))
+    except ValueError as error:
+      raise ValueError(f'{described.name}: {error}') from error
   lines = [line for line in text.splitlines() if not line.startswith('#')]
   cells = csv.DictReader(lines)
   header = cells.fieldnames or []
@@ -194,7 +203,7 @@ def read(path: str | os.PathLike[str]) -> Published:
     or (set(_KINDS).isdisjoint(header))
   ):
     raise ValueError(
-      f'{path} must have the columns game or environment, frames_millions or '
+      'it must have the columns game or environment, frames_millions or '
       'env_steps, and return_mean'
     )
   unit, scale = _CLOCKS[clock]
@@ -205,19 +214,22 @@ def read(path: str | os.PathLike[str]) -> Published:
     try:
       if kind is None:
         raise ValueError('no game or environment')
+      mean, time = float(row['return_mean']), float(row[clock])
+      if not (math.isfinite(mean) and math.isfinite(time)):
+        raise ValueError(f'{mean} at {time} must be finite')
       rows.append(
         Row(
           agent=row.get('agent') or alone,
           kind=kind,
           task=row[kind],
-          time=scale * float(row[clock]),
-          mean=float(row['return_mean']),
+          time=scale * time,
+          mean=mean,
           sd=float(row.get('return_sd') or 'nan'),
           seeds=int(row.get('seeds') or about.get('seeds', 0)),
         )
       )
     except (TypeError, ValueError) as error:
-      raise ValueError(f'{path}, row {number}: {error}') from error
+      raise ValueError(f'row {number}: {error}') from error
   return Published(path.stem, about, unit, rows)
 
 
@@ -371,6 +383,7 @@ def _fits(known: Mapping[str, Any], flags: Mapping[str, str]) -> bool:
   """Whether flags have the known values, as far as they are there."""
   if not any(name in flags for name in ('agent', 'arm') if name in known):
     return False
+  flags = _DEFAULTS | dict(flags)
   return all(
     name not in flags or _same(flags[name], _text(value))
     for name, value in known.items()

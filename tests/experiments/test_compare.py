@@ -9,6 +9,7 @@ from experiments.config import declaring, executing
 from experiments.figures import runs as runs_figures
 from experiments.studies import published as files
 from siamrl.report.results import write_results
+from siamrl.report.run_folder import _MARK
 
 ATARI = {
   'game': 'pong',
@@ -199,6 +200,37 @@ def test_settings_of_a_sweep(tmp_path, capsys):
   assert 'has no counterpart of agent=iqn in pong; --agent takes C51' in said
   assert _compare(str(path), '--against=dopamine_cnn', '--agent=IQN') == 0
   assert 'agent=dqn beside IQN' in capsys.readouterr().out
+
+
+def test_seeds_in_folders_of_one_folder(tmp_path, capsys):
+  """A sweep on the host has a folder for each run."""
+  for seed in range(3):
+    folder = tmp_path / f'runs/dqn-{seed}'
+    folder.mkdir(parents=True)
+    flags = ATARI | {'seed': str(seed), 'run_dir': str(folder)}
+    lines = ''.join(f'--{name}={value}\n' for name, value in flags.items())
+    (folder / 'flags.txt').write_text(f'{_MARK}\n{lines}')
+    (folder / 'metrics.csv').write_text(
+      f'frames,train_return\n1000000,{seed - 20}\n'
+    )
+  assert _compare(str(tmp_path / 'runs'), '--against=dopamine_dqn') == 0
+  said = capsys.readouterr().out
+  assert 'seeds: 3 and 5' in said
+  assert '-19 (' in said
+
+
+def test_a_source_of_ones_own(pong, tmp_path, capsys):
+  """Rows may come in any order, and no description is needed."""
+  path = tmp_path / 'own.csv'
+  rows = ['pong,2,-18,1,3', 'pong,1,-20,1,3']
+  path.write_text(
+    '\n'.join(['game,frames_millions,return_mean,return_sd,seeds', *rows])
+  )
+  assert _compare(pong, f'--against={path}', '--criterion=no_worse') == 0
+  said = capsys.readouterr().out
+  assert 'the source does not say: its protocol' in said
+  assert said.splitlines()[-1].startswith('met: pong, dqn beside')
+  assert 'at 2,000,000' in said
 
 
 @pytest.mark.parametrize(

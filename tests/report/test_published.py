@@ -101,7 +101,7 @@ frame_skip = 1
 [agents.DQN]
 match = [{agent = "dqn", n_step = 1}, {arm = "plain"}]
 [agents.C51]
-match = []
+match = [{agent = "c51", n_step = 3, head = "dueling"}]
 protocol = {sticky_action_probability = 0}
 """
 KNOWN = {
@@ -165,9 +165,10 @@ def test_versions_of_environments_differ(tmp_path):
     ({'agent': 'dqn', 'n_step': '1'}, ['DQN']),
     ({'agent': 'dqn'}, ['DQN']),
     ({'agent': 'dqn', 'n_step': '3'}, []),
+    ({'agent': 'c51'}, []),
+    ({'agent': 'c51', 'n_step': '3'}, ['C51']),
     ({'arm': 'plain', 'n_step': '3'}, ['DQN']),
     ({'n_step': '1'}, []),
-    ({'agent': 'c51'}, []),
   ],
 )
 def test_agents_are_found_by_their_flags(tmp_path, flags, agents):
@@ -196,12 +197,18 @@ def test_spelling_and_versions_of_tasks_are_ignored(tmp_path, task, found):
     ('game,return_mean\npong,1\n', 'must have the columns'),
     ('game,env_steps,return_mean\npong,1,x\n', 'row 1: could not convert'),
     ('game,env_steps,return_mean\npong\n', 'row 1'),
+    ('game,env_steps,return_mean\npong,1,nan\n', 'row 1: nan at 1'),
     ('game,env_steps,return_mean\n,1,2\n', 'row 1: no game or environment'),
   ],
 )
 def test_damaged_files_are_refused(tmp_path, rows, message):
   with pytest.raises(ValueError, match=message):
     _source(tmp_path, rows)
+
+
+def test_a_damaged_description_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='source.toml: '):
+    _source(tmp_path, GAME, 'sd = ')
 
 
 def test_curves_end_one_point_after_the_runs(tmp_path):
