@@ -49,6 +49,7 @@ SHORT = {
   'minatar': _STEPS + ' --replay_capacity=1000 --game=breakout --seeds=1',
   'offline': '--iterations=2 --target_period=20 --collect_env_steps=1000',
   'plot': '',
+  'reproduce': '',
   'siamese': '--epochs=2 --iteration_epochs=1',
 }
 # Tools that read run folders.

@@ -38,6 +38,7 @@ files, 1 if a cell failed or for any other error, 130 after a second Ctrl-C.
 import collections
 from collections.abc import Sequence
 import dataclasses
+import fnmatch
 import functools
 import math
 import pathlib
@@ -74,17 +75,9 @@ _POLL_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepConfig:
-  """The options."""
+class PoolOptions:
+  """The options of what runs the cells of a sweep."""
 
-  _sweep: Any = group('The sweep')
-  sweep: str | None = path_option(None, 'Sweep file, TOML.')
-  run_dir: str | None = path_option(
-    None, "Folder of all results; runs/ and the file's name if not given."
-  )
-  dry_run: bool = option(
-    False, 'List the cells, estimate time and memory, and run nothing else.'
-  )
   _pool: Any = group('What runs the cells')
   launcher: str = option(
     'local',
@@ -103,6 +96,25 @@ class SweepConfig:
     'with invalid flags is not tried again.',
     NOT_NEGATIVE,
   )
+  only: str | None = option(
+    None,
+    'Patterns of the names of cells to run, separated by semicolons, such as '
+    '"dqn/*;c51/*"; all if not given.',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig(PoolOptions):
+  """The options."""
+
+  _sweep: Any = group('The sweep')
+  sweep: str | None = path_option(None, 'Sweep file, TOML.')
+  run_dir: str | None = path_option(
+    None, "Folder of all results; runs/ and the file's name if not given."
+  )
+  dry_run: bool = option(
+    False, 'List the cells, estimate time and memory, and run nothing else.'
+  )
 
 
 def main(config: SweepConfig) -> None:
@@ -110,16 +122,66 @@ def main(config: SweepConfig) -> None:
   if config.sweep is None:
     raise UsageError('--sweep must be given: a sweep file')
   file = sweep_files.read(pathlib.Path(config.sweep), launchers.NAMES)
-  cells = make_cells(
+  folder = SweepFolder(config.run_dir or f'runs/{file.path.stem}')
+  if config.dry_run:
+    cells = chosen(config, cells_of(file))
+    _dry_run(file, cells, folder, config.jobs)
+    return
+  failed = run_cells(config, file, folder)
+  if failed:
+    raise failure(failed, folder)
+
+
+def cells_of(file: SweepFile) -> list[Cell]:
+  """The cells of a sweep file."""
+  return make_cells(
     file,
     launchers.options_of(file.launcher),
     functools.partial(launchers.compiles, file.launcher),
   )
-  folder = SweepFolder(config.run_dir or f'runs/{file.path.stem}')
-  if config.dry_run:
-    _dry_run(file, cells, folder, config)
-    return
-  pool = _make_pool(config, file)
+
+
+def chosen(config: PoolOptions, cells: Sequence[Cell]) -> list[Cell]:
+  """The cells that --only chooses.
+
+  Raises:
+    UsageError: a pattern chooses none.
+  """
+  if config.only is None:
+    return list(cells)
+  patterns = [text.strip() for text in config.only.split(';')]
+  names: set[str] = set()
+  for pattern in patterns:
+    found = fnmatch.filter([cell.name for cell in cells], pattern)
+    if not found:
+      raise UsageError(
+        f'--only={pattern} must match the name of a cell, such as '
+        f'{cells[0].name}'
+      )
+    names.update(found)
+  return [cell for cell in cells if cell.name in names]
+
+
+def run_cells(
+  config: PoolOptions, file: SweepFile, folder: SweepFolder
+) -> list[str] | None:
+  """Runs the cells that are not done.
+
+  Args:
+    config: the pool, and which cells.
+    file: the sweep file.
+    folder: the folder of the sweep.
+
+  Returns:
+    The names of cells that failed; None if it was asked to stop.
+
+  Raises:
+    UsageError: the file, the folder or an option cannot be used.
+    RunError: another driver uses the folder, or it cannot be written.
+  """
+  cells = cells_of(file)
+  mine = chosen(config, cells)
+  pool = make_pool(config, file)
   resources = Resources(file.cores, file.gpus, file.memory_gb)
   with StopRequest() as stop, folder.driven(file.launcher, cells) as gone:
     print(_counts(cells, folder))
@@ -131,21 +193,26 @@ def main(config: SweepConfig) -> None:
       )
     sys.stdout.flush()
     driver = Driver(
-      folder, file.launcher, cells, resources, retries=config.retries
+      folder, file.launcher, mine, resources, retries=config.retries
     )
     driver.run(pool, stop)
     print(_counts(cells, folder))
     if stop:
       print('stopped; the same command goes on', file=sys.stderr)
-    elif driver.failed:
-      raise RunError(
-        f'{len(driver.failed)} of {len(cells)} cells failed: '
-        f'{"; ".join(driver.failed)}. Each has a .log in {folder.path}; the '
-        'same command tries them again'
-      )
+      return None
+    return driver.failed
 
 
-def _make_pool(config: SweepConfig, file: SweepFile) -> pools.Pool:
+def failure(failed: Sequence[str], folder: SweepFolder) -> RunError:
+  """The error of cells that failed."""
+  cells = f'{len(failed)} {"cells" if len(failed) > 1 else "cell"}'
+  return RunError(
+    f'{cells} failed: {"; ".join(failed)}. Each has a .log in {folder.path}; '
+    'the same command tries again'
+  )
+
+
+def make_pool(config: PoolOptions, file: SweepFile) -> pools.Pool:
   """The pool that the options ask for."""
   return LocalPool(config.jobs, cores=file.cores, gpus=file.gpus)
 
@@ -170,7 +237,10 @@ class Estimate(NamedTuple):
 
 
 def _dry_run(
-  file: SweepFile, cells: Sequence[Cell], folder: SweepFolder, config: Any
+  file: SweepFile,
+  cells: Sequence[Cell],
+  folder: SweepFolder,
+  jobs: int | None,
 ) -> None:
   """Lists the cells, and estimates what those that are left take."""
   states = {cell.name: folder.state(cell.name) for cell in cells}
@@ -181,7 +251,7 @@ def _dry_run(
   if not left:
     return
   found = _probe(file, left[0])
-  pool = LocalPool(config.jobs, cores=file.cores, gpus=file.gpus)
+  pool = LocalPool(jobs, cores=file.cores, gpus=file.gpus)
   at_a_time = min(len(pool.shares), len(left))
   gigabytes = found.peak_bytes / 1e9
   print(

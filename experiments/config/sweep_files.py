@@ -65,7 +65,15 @@ class SweepFile(NamedTuple):
 
 
 # Entries that only reports read.
-ABOUT = ('baseline', 'cost', 'measure', 'question', 'source')
+ABOUT = (
+  'baseline',
+  'columns',
+  'cost',
+  'criteria',
+  'figures',
+  'question',
+  'source',
+)
 _KEYS = (
   *('launcher', 'flagfile', 'flags', 'arms', 'axes', 'seeds', 'split'),
   *('cores', 'gpus', 'memory_gb'),

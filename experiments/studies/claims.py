@@ -1,6 +1,6 @@
 """Claims about runs, and the comparisons that decide them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,3 +162,14 @@ def known_mean(values: np.ndarray) -> np.ndarray:
   known = np.isfinite(values)
   with np.errstate(invalid='ignore'):
     return np.where(known, values, 0).sum(1) / known.sum(1)
+
+
+def known(found: Mapping[tuple, np.ndarray], *key: str) -> np.ndarray:
+  """The values of a setting, [runs].
+
+  Raises:
+    ValueError: there is no such setting.
+  """
+  if key not in found:
+    raise ValueError(f'no run with {", ".join(key)}')
+  return found[key]

@@ -1,32 +1,29 @@
-"""Studies of several arms: what their arms are, and how they are run."""
+"""Studies: their files, what their arms are, and how they are run."""
 
 import csv
-import importlib
 import pathlib
-import signal
-import subprocess
 import sys
-import time
-import tomllib
+import types
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import criteria, table
+from experiments import plot, reproduce, sweep
 from experiments.config import collecting, executing, reading
-from experiments.families import q
+from experiments.config.declaring import RunError
+from experiments.engines import driving
+from experiments.engines.cells import Cell
+from experiments.engines.sweep_folders import SweepFolder
 from experiments.minatar import MinAtarConfig
-from experiments.studies import arms
+from experiments.studies import study as studies
+from experiments.studies.claims import Claim
 from siamrl import twins
 from siamrl.report.results import read_results
-from tests.experiments.resolved import LAUNCHERS, _OPTIONS
 
 ROOT = pathlib.Path(__file__).parents[2]
-OPTIONS = {
-  of.__name__.removeprefix('experiments.'): cls for of, cls in _OPTIONS.items()
-}
+RESULTS = ROOT / 'experiments' / 'results'
 
 
 @pytest.fixture(autouse=True)
@@ -38,20 +35,22 @@ def _sweep(name):
   return reading.sweep_from_arguments(MinAtarConfig, f'--flagfile={name}')
 
 
-@pytest.mark.parametrize('name', arms.names())
-def test_arms_can_be_run(name):
-  study = arms.read_study(name)
-  importlib.import_module(f'experiments.{study.launcher}')
-  assert name in criteria.STUDIES
-  assert criteria.STUDIES[name].columns == (study.measure,)
-  for arm, arguments in study.arms.items():
-    sweep = reading.sweep_from_arguments(OPTIONS[study.launcher], *arguments)
-    assert sweep.configs[0].seeds >= 5, arm
-    (preset,) = (a.split('=')[1] for a in arguments if 'flagfile' in a)
-    assert LAUNCHERS[preset].__name__ == f'experiments.{study.launcher}'
-    for config in sweep.configs:
-      if study.launcher != 'gym':
-        q.check(config)
+@pytest.mark.parametrize('name', studies.names())
+def test_a_study_can_be_run_and_judged(name):
+  study = studies.read_study(name)
+  criteria = study.judge()
+  assert set(criteria.columns) <= set(study.columns)
+  assert len(study.question) > 20 and 'core hour' in study.cost
+  cells = sweep.cells_of(study.sweep)
+  assert {cell.point.get('arm', '') for cell in cells} == set(study.sweep.arms)
+  if study.criteria is not None:  # intervals need seeds
+    seeds = sum(int(cell.options.get('seeds', '1')) for cell in cells)
+    assert seeds / len(study.sweep.arms) >= 5
+  for ending, arguments in study.figures.items():
+    reading.from_arguments(plot.PlotConfig, *arguments, listed='runs')
+    png = RESULTS / f'{name}{ending}.png'
+    published = {path.name for path in RESULTS.glob(f'{name}{ending}*.png')}
+    assert not studies.is_published(name) or published, png
 
 
 # Revisiting Rainbow's code and the papers; the flag files name the lines.
@@ -98,8 +97,8 @@ def test_arms_of_the_table_differ_from_dqn_as_named():
   assert dqn.axes == {'game': ('breakout', 'asterix', 'space_invaders')}
   assert dqn.configs[0].env_steps == 250_000
   assert dqn.configs[0].protocol == 'paper'
-  study = arms.read_study('minatar_table')
-  assert set(study.arms) == {'dqn', 'pqn', 'stream_q', *ARMS}
+  study = studies.read_study('minatar_table')
+  assert set(study.sweep.arms) == {'dqn', 'pqn', 'stream_q', *ARMS}
   for arm, expected in ARMS.items():
     sweep = _sweep(f'minatar_table_{arm}')
     assert sweep.axes == dqn.axes
@@ -184,56 +183,28 @@ def test_growing_periods_are_as_long_on_average():
   assert age == pytest.approx(509, abs=0.5)
 
 
-# A study of the launcher of small environments, and runs of two iterations.
+# A study of the launcher of small environments, whose runs a script stands for.
 STUDY = """
-launcher = "classic"
-measure = "train_return"
+question = "Is this a study?"
+cost = "0 core hours"
+columns = ["train_return"]
 baseline = {arm = "plain"}
+criteria = "toy_criteria"
+launcher = "classic"
 
 [arms]
 plain = "--environment=catch,cartpole"
-broken = "--environment=catch --batch_size=0"
+broken = "--environment=catch --n_step=2"
 double = "--environment=catch,cartpole --target_form=double"
+
+[figures]
+"" = ""
 """
-SMALL = (
-  '--platform=cpu --env_steps=400 --iteration_env_steps=200 --num_envs=2 '
-  '--train_period=2 --batch_size=8 --min_replay=50 --replay_capacity=200 '
-  '--hidden_sizes=8 --epsilon_decay=100 --target_period=4 --seeds=2'
-)
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-  """The folder of studies that holds one, named toy."""
-  folder = tmp_path / 'studies'
-  folder.mkdir()
-  (folder / 'toy.toml').write_text(STUDY)
-  monkeypatch.setattr(arms, '_FOLDER', folder)
-  return tmp_path / 'runs'
-
-
-def _main(run_dir, **options):
-  table.main(table.TableConfig(study='toy', run_dir=str(run_dir), **options))
-
-
-def _stand_in(monkeypatch, tmp_path, body):
-  """Has arms run a script in place of a launcher."""
-  script = tmp_path / 'launcher.py'
-  script.write_text(
-    'import pathlib, sys, time\n'
-    "(run_dir,) = (a[10:] for a in sys.argv if a.startswith('--run_dir='))\n"
-    'path = pathlib.Path(run_dir)\n' + body
-  )
-  start = table._start
-
-  def started(command, *rest):
-    return start([sys.executable, str(script), *command[3:]], *rest)
-
-  monkeypatch.setattr(table, '_start', started)
-
-
 # Rows of a sweep over two tasks with two seeds; `broken` fails.
 ROWS = """
+import pathlib, sys
+(run_dir,) = (a[10:] for a in sys.argv if a.startswith('--run_dir='))
+path = pathlib.Path(run_dir)
 if path.name == 'broken':
   print('one')
   print('the last words')
@@ -256,28 +227,53 @@ with (path / 'starts').open('a') as file:
 """
 
 
-def test_arms_run_and_a_failed_one_does_not_stop_others(
-  toy, tmp_path, monkeypatch, capsys
-):
-  _stand_in(monkeypatch, tmp_path, ROWS)
-  with pytest.raises(table.RunError, match='1 of 3 arms failed.*broken'):
-    _main(toy)
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+  """The folder of the runs of a study named toy."""
+  folder = tmp_path / 'studies'
+  folder.mkdir()
+  (folder / 'toy.toml').write_text(STUDY)
+  monkeypatch.setattr(studies, '_FOLDER', folder)
+  script = tmp_path / 'launcher.py'
+  script.write_text(ROWS)
+  job = driving.Driver._job
+
+  def _job(driver, name):
+    made = job(driver, name)
+    command = (sys.executable, str(script), *made.command[3:])
+    return made._replace(command=command)
+
+  monkeypatch.setattr(driving.Driver, '_job', _job)
+  claims = [Claim('one', True, '1'), Claim('two', None, '2')]
+  judge = types.SimpleNamespace(
+    COLUMNS=('train_return',), judge=lambda table: claims
+  )
+  monkeypatch.setitem(sys.modules, 'experiments.studies.toy_criteria', judge)
+  return tmp_path / 'runs'
+
+
+def _main(run_dir, **options):
+  return reproduce.main(
+    reproduce.ReproduceConfig(study='toy', run_dir=str(run_dir), **options)
+  )
+
+
+def test_arms_run_and_a_failed_one_does_not_stop_others(toy, capsys):
+  with pytest.raises(RunError, match='1 cell failed: broken'):
+    _main(toy, retries=0)
   said = capsys.readouterr().out
   assert 'the last words' in said and 'exit code 3' in said
-  assert 'broken has no rows yet' in said
-  # Finished arms are skipped; the failed one is tried again.
-  with pytest.raises(table.RunError):
-    _main(toy)
-  assert 'double: finished before' in capsys.readouterr().out
+  # The others are drawn and judged even so.
+  assert 'met: one: 1' in said and 'OPEN: two: 2' in said
+  assert (toy / 'toy.csv').exists() and (toy / 'toy-table.png').exists()
+  with pytest.raises(RunError):
+    _main(toy, retries=0)
+  assert '3 cells' in capsys.readouterr().out
   assert (toy / 'double' / 'starts').read_text().count('started') == 1
-  # An arm with other arguments begins, so that its launcher can object.
-  _main(toy, arms='double', flags='--discount=0.5')
-  assert (toy / 'double' / 'starts').read_text().count('started') == 2
 
 
-def test_the_table_by_hand(toy, tmp_path, monkeypatch):
-  _stand_in(monkeypatch, tmp_path, ROWS)
-  _main(toy, arms='plain,double')
+def test_the_table_by_hand(toy, tmp_path):
+  assert _main(toy, only='plain;double') is None
   with (toy / 'toy-table.csv').open() as file:
     rows = list(csv.DictReader(r for r in file if not r.startswith('#')))
   found = {(row['arm'], row['environment']): row for row in rows}
@@ -307,125 +303,88 @@ def test_the_table_by_hand(toy, tmp_path, monkeypatch):
   assert list(read.table) == [
     *('arm', 'environment', 'seed', 'env_steps', 'train_return')
   ]
-  table.main(
-    table.TableConfig(
-      study='toy',
-      run_dir=str(curves),
-      only_report=True,
-      output=str(tmp_path / 'again'),
+  reproduce.main(
+    reproduce.ReproduceConfig(
+      study='toy', runs=str(curves), output=str(tmp_path / 'again')
     )
   )
   again = (tmp_path / 'again-table.csv').read_text()
   assert again == (toy / 'toy-table.csv').read_text()
+  # So does the folder of the sweep.
+  table = studies._read(studies.read_study('toy'), toy, [])
+  assert table['train_return'].tolist() == read.table['train_return'].tolist()
 
 
 def test_runs_of_the_host_have_folders_of_their_own(toy):
-  study = arms.read_study('toy')
+  study, folder = studies.read_study('toy'), SweepFolder(toy)
+  points = [{'arm': 'plain', 'tau': '0.5', 'seed': str(s)} for s in range(3)]
+  cells = [Cell(f'plain/seed={p["seed"]}', (), p, {}) for p in points]
+  with folder.driven('gym', cells):
+    pass
   for seed, rows in ((0, '100,1\n200,3\n'), (1, '100,2\n'), (2, None)):
-    folder = toy / 'plain' / f'seed={seed}'
-    folder.mkdir(parents=True)
-    (folder / 'flags.txt').write_text(
+    path = toy / 'plain' / f'seed={seed}'
+    path.mkdir(parents=True)
+    (path / 'flags.txt').write_text(
       '# siamrl run folder; python ... --flagfile=<this file> runs it again\n'
-      f'--environment=catch\n--seed={seed}\n'
+      f'--environment=catch\n--tau=0.5\n--seed={seed}\n'
     )
     # The last run has begun, and has no rows yet.
     text = '' if rows is None else 'env_steps,train_return\n' + rows
-    (folder / 'metrics.csv').write_text(text)
-  missing = arms.write_curves(toy / 'curves.csv', study, toy)
-  assert missing == ['broken', 'double']
+    (path / 'metrics.csv').write_text(text)
+  studies.write_curves(toy / 'curves.csv', study, folder)
   read = read_results(toy / 'curves.csv')
   assert list(read.table) == [
-    *('arm', 'environment', 'seed', 'env_steps', 'train_return')
+    *('arm', 'tau', 'environment', 'seed', 'env_steps', 'train_return')
   ]
   assert read.table['seed'].tolist() == [0, 0, 1]
   assert read.table['train_return'].tolist() == [1, 3, 2]
-  assert not arms.is_finished(toy / 'broken')
+  assert read.table['tau'].tolist() == [0.5] * 3
 
 
-def test_jobs_have_their_share_of_the_cores(toy, tmp_path, monkeypatch):
-  if table.devices.cores() < 2:
-    pytest.skip('one core')
-  _stand_in(
-    monkeypatch,
-    tmp_path,
-    ROWS.replace("'started'", "len(__import__('os').sched_getaffinity(0))"),
+def test_a_missed_criterion_has_an_exit_code(toy, monkeypatch, capsys):
+  claims = [Claim('one', False, '1')]
+  module = types.SimpleNamespace(
+    COLUMNS=('train_return',), judge=lambda table: claims
   )
-  before = table.devices.cores()
-  _main(toy, arms='plain,double', jobs=2)
-  assert table.devices.cores() == before
-  found = [int((toy / n / 'starts').read_text()) for n in ('plain', 'double')]
-  assert sum(found) == before and min(found) >= 1
-
-
-def test_a_stop_reaches_the_arm_and_nothing_else_begins(toy, tmp_path):
-  """SIGTERM is passed on once, and the arm that it stops is not finished."""
-  (toy.parent / 'main.py').write_text(
-    'import pathlib, sys\n'
-    'from experiments import table\n'
-    'from experiments.studies import arms\n'
-    f'arms._FOLDER = pathlib.Path({str(toy.parent / "studies")!r})\n'
-    'start = table._start\n'
-    'table._start = lambda command, *rest: start(\n'
-    f'  [sys.executable, {str(tmp_path / "launcher.py")!r}, *command[3:]],\n'
-    '  *rest)\n'
-    f'table.main(table.TableConfig(study="toy", run_dir={str(toy)!r}))\n'
-  )
-  (tmp_path / 'launcher.py').write_text(
-    'import pathlib, signal, sys, time\n'
-    "(run_dir,) = (a[10:] for a in sys.argv if a.startswith('--run_dir='))\n"
-    'path = pathlib.Path(run_dir)\n'
-    'path.mkdir()\n'
-    'def stop(*_):\n'
-    "  (path / 'stopped').write_text('')\n"
-    '  sys.exit(0)\n'
-    'signal.signal(signal.SIGTERM, stop)\n'
-    "(path / 'ready').write_text('')\n"
-    'time.sleep(60)\n'
-  )
-  process = subprocess.Popen(
-    [sys.executable, str(toy.parent / 'main.py')],
-    env={'PYTHONPATH': str(ROOT), 'PATH': '/usr/bin:/bin'},
-  )
-  ready = toy / 'plain' / 'ready'
-  deadline = time.monotonic() + 60
-  while not ready.exists() and time.monotonic() < deadline:
-    time.sleep(0.05)
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(60) == 0
-  assert (toy / 'plain' / 'stopped').exists()
-  assert not (toy / 'plain.done').exists()
-  assert not (toy / 'broken').exists()
+  monkeypatch.setitem(sys.modules, 'experiments.studies.toy_criteria', module)
+  assert _main(toy, only='plain') == executing.MISSED
+  assert 'MISSED: one: 1' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    ([], '--run_dir must be given'),
-    (['--run_dir=x', '--arms=dqn,dqm'], '--arms=dqn,dqm must be of dqn'),
-    (['--run_dir=x', '--jobs=1000'], '--jobs=1000 must be at most'),
-    (['--study=none'], '--study=none must be one of cleanrl_classic'),
-    (['--run_dir=nowhere', '--only_report'], 'holds no rows of --study='),
+    ([], '--study must be given, or --list'),
+    (['--study=none'], '--study=none must be one of acrobot_cleanrl_dqn'),
+    (
+      ['--study=minatar_table', '--only=dqm'],
+      '--only=dqm must match the name of a cell, such as dqn',
+    ),
+    (
+      ['--study=minatar_table', '--run_dir=x', '--jobs=1000'],
+      '--jobs=1000 must be at most',
+    ),
+    (
+      ['--study=minatar_table', '--runs=nowhere'],
+      '--runs=nowhere holds no metrics.csv, nor is it a results file',
+    ),
   ],
 )
 def test_bad_input(arguments, message, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  code = executing.execute(table.TableConfig, '', table.main, arguments)
+  code = executing.execute(
+    reproduce.ReproduceConfig, '', reproduce.main, arguments
+  )
   assert code in (1, 2)
   assert message in capsys.readouterr().err
   assert not (tmp_path / 'x').exists()
 
 
-@pytest.mark.slow
-def test_real_launchers_run_resume_and_are_judged(toy, capsys):
-  _main(toy, arms='plain,double', flags=SMALL)
-  _main(toy, arms='plain,double', flags=SMALL)
-  assert capsys.readouterr().out.count('finished before') == 2
-  read = read_results(toy / 'toy-curves.csv')
-  assert len(read.table['seed']) == 2 * 2 * 2 * 2
-  assert read.flags['hidden_sizes'] == '8'
-
-
-def test_help_names_every_study():
-  for name in arms.names():
-    assert f'  {name}: ' in table.__doc__
-    tomllib.loads((arms._FOLDER / f'{name}.toml').read_text())
+def test_the_list_names_every_study(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert reproduce.main(reproduce.ReproduceConfig(list=True)) is None
+  said = capsys.readouterr().out
+  for name in studies.names():
+    study = studies.read_study(name)
+    assert f'\n{name}: experiments.{study.sweep.launcher}; ' in '\n' + said
+  assert 'core hours; published' in said and '; not published' in said

@@ -1,0 +1,269 @@
+"""Studies: their files, and the rows of their runs.
+
+A study is `experiments/studies/NAME.toml`, a sweep file that also says what it
+asks, what it costs, and which columns and figures it needs. Its criteria are in
+`experiments/studies/CRITERIA.py`, which has COLUMNS and `judge`; several
+studies may share them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib
+import pathlib
+import shlex
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import launchers
+from experiments.config import sweep_files
+from experiments.config.declaring import RunError
+from experiments.config.sweep_files import SweepFile
+from experiments.engines.folders import WHERE
+from experiments.engines.sweep_folders import SweepFolder, folders_of
+from experiments.studies.claims import Claim
+from siamrl.report.metrics import (
+  RUN_COLUMN,
+  Table,
+  group_rows,
+  last_rows,
+  read_metrics,
+)
+from siamrl.report.results import Results, read_results, write_results
+from siamrl.report.run_folder import RunFolder
+from siamrl.report.sweep import clock_of, swept
+
+_FOLDER = pathlib.Path(__file__).parent
+ARM_COLUMN = 'arm'
+# Columns that name the task, of which a launcher has one.
+TASK_COLUMNS = ('game', 'environment')
+
+
+class Study(NamedTuple):
+  """A study.
+
+  Attributes:
+    name: its name.
+    sweep: its runs.
+    question: the question that it asks.
+    source: where it comes from; '' for no publication.
+    cost: what all runs take on a CPU, in words.
+    columns: the columns of metrics.csv that it keeps. Settings are compared by
+      the first.
+    baseline: columns and their values, which tell the setting whose mean is 1
+      in each task; empty for none.
+    figures: arguments of `experiments.plot` by what its output ends in.
+    criteria: the module of its criteria; None if it has none.
+  """
+
+  name: str
+  sweep: SweepFile
+  question: str
+  source: str
+  cost: str
+  columns: tuple[str, ...]
+  baseline: dict[str, Any]
+  figures: dict[str, list[str]]
+  criteria: str | None
+
+  def judge(self) -> 'Criteria':
+    """The criteria; those of a study without any make no claims."""
+    if self.criteria is None:
+      return Criteria((), lambda table: [])
+    module = importlib.import_module(f'experiments.studies.{self.criteria}')
+    return Criteria(module.COLUMNS, module.judge)
+
+
+class Criteria(NamedTuple):
+  """The criteria of a study.
+
+  Attributes:
+    columns: the measures that claims are about.
+    judge: table -> claims; raises ValueError if it lacks a column or a setting.
+  """
+
+  columns: tuple[str, ...]
+  judge: Callable[[Table], list[Claim]]
+
+
+def names() -> list[str]:
+  """Returns the names of all studies."""
+  return sorted(path.stem for path in _FOLDER.glob('*.toml'))
+
+
+def read_study(name: str) -> Study:
+  """Reads the file of a study."""
+  file = sweep_files.read(_FOLDER / f'{name}.toml', launchers.NAMES)
+  about = file.about
+  return Study(
+    name=name,
+    sweep=file,
+    question=about['question'],
+    source=about.get('source', ''),
+    cost=about['cost'],
+    columns=tuple(about['columns']),
+    baseline=about.get('baseline', {}),
+    figures={k: shlex.split(text) for k, text in about['figures'].items()},
+    criteria=about.get('criteria'),
+  )
+
+
+def is_published(name: str) -> bool:
+  """Whether the rows of a study are kept in experiments/results."""
+  return (_FOLDER.parent / 'results' / f'{name}-curves.csv').is_file()
+
+
+def write_curves(path: pathlib.Path, study: Study, folder: SweepFolder) -> None:
+  """Writes the rows of all cells into a results file.
+
+  Args:
+    path: the file.
+    study: the study.
+    folder: the folder of its sweep.
+
+  Raises:
+    ValueError: a file of metrics is damaged, or there are no rows at all.
+    RunError: the folder is no sweep's.
+  """
+  rows: list[dict[str, Any]] = []
+  flags: list[dict[str, str]] = []
+  for name, cell in folder.cells().items():
+    for run in folders_of(folder.run(name).path):
+      try:
+        read = read_results(run.path)
+      except FileNotFoundError:
+        continue
+      flags.append(read.flags)
+      rows += _rows(read, cell['point'], study)
+  if not rows:
+    raise ValueError('no cell has rows of metrics')
+  columns = _columns(rows, len(study.columns))
+  shared = {
+    name: value
+    for name, value in flags[0].items()
+    if all(other.get(name) == value for other in flags)
+    and name not in (*columns, *WHERE, 'seeds', 'also')
+  }
+  write_results(
+    path,
+    [[_cell(row.get(n)) for n in columns] for row in rows],
+    columns,
+    shared,
+  )
+
+
+def _rows(
+  read: Results, point: Mapping[str, str], study: Study
+) -> Iterator[dict[str, Any]]:
+  """The rows of a run folder, with the columns that tell runs apart."""
+  table, flags = read
+  if not table or not len(next(iter(table.values()))):
+    return
+  if RUN_COLUMN not in table:  # the folder of one run
+    length = len(next(iter(table.values())))
+    table = table | {RUN_COLUMN: np.full(length, int(flags[RUN_COLUMN]))}
+    by: list[str] = []
+  else:
+    by = swept(table, flags)
+  x = clock_of(table)
+  if study.columns[0] not in table:
+    raise ValueError(f'no column {study.columns[0]!r}')
+  known = {k: v for k, v in point.items() if k not in (*by, RUN_COLUMN)}
+  if ARM_COLUMN in known:
+    tasks = [n for n in TASK_COLUMNS if n in flags and n not in (*by, *known)]
+    known |= {name: flags[name] for name in tasks}
+  for key, run in group_rows(
+    last_rows(table, [*by, RUN_COLUMN, x]), [*by, RUN_COLUMN]
+  ).items():
+    of_run = dict(zip([*by, RUN_COLUMN], key, strict=True))
+    unknown = np.full(len(run[x]), np.nan)
+    values = [run.get(name, unknown) for name in study.columns]
+    for time, *cells in zip(run[x].tolist(), *values, strict=True):
+      measured = dict(zip(study.columns, map(float, cells), strict=True))
+      yield known | of_run | {x: time} | measured
+
+
+def _columns(rows: Sequence[dict[str, Any]], measures: int) -> list[str]:
+  """The columns of all rows: settings, the seed, the clock and measures."""
+  last = list(rows[0])[-(measures + 2) :]
+  found = dict.fromkeys(name for row in rows for name in row)
+  return [*(name for name in found if name not in last), *last]
+
+
+def _cell(value: Any) -> str:
+  """The text of a cell; numbers have seven digits, or more if whole."""
+  if value is None:
+    return ''
+  if isinstance(value, float):
+    return f'{value:.10g}' if value.is_integer() else f'{value:.7g}'
+  return str(value)
+
+
+def judge(
+  study: Study, paths: Sequence[pathlib.Path], notes: list[str]
+) -> list[Claim]:
+  """Judges a study by the rows of some folders and results files.
+
+  Args:
+    study: the study.
+    paths: folders of sweeps, and results files.
+    notes: gets lines about what is missing.
+
+  Raises:
+    FileNotFoundError: a folder has no metrics, or there is no such file.
+    ValueError: the rows are not of such a study.
+  """
+  criteria = study.judge()
+  table = _joined([_read(study, path, notes) for path in paths])
+  missing = [name for name in criteria.columns if name not in table]
+  if criteria.columns and len(missing) == len(criteria.columns):
+    raise ValueError(f'no column {", ".join(missing)}')
+  if missing:
+    notes.append(f'no column {", ".join(missing)}: claims about it are open')
+  unknown = np.full(len(table[RUN_COLUMN]), np.nan)
+  return criteria.judge(table | dict.fromkeys(missing, unknown))
+
+
+def _joined(tables: Sequence[Table]) -> Table:
+  """The rows of several tables, with the columns that all of them have."""
+  names_ = [name for name in tables[0] if all(name in t for t in tables)]
+  return {name: np.concatenate([t[name] for t in tables]) for name in names_}
+
+
+def _read(study: Study, path: pathlib.Path, notes: list[str]) -> Table:
+  """Reads the rows of runs and their agent; notes if runs are not finished."""
+  if not path.is_dir():
+    table, flags = read_results(path)
+  elif (sweep := sweep_folder(path)) is not None:
+    table, flags = _gathered(study, sweep)
+  else:
+    folder = RunFolder(path)
+    table, flags = read_metrics(folder.metrics), folder.read_flags() or {}
+    rows, all_rows = len(next(iter(table.values()), ())), folder.rows()
+    if all_rows is not None and rows < all_rows:
+      notes.append(f'not finished: {rows:,} of {all_rows:,} rows')
+  if RUN_COLUMN not in table:
+    raise ValueError(
+      f'no column {RUN_COLUMN!r}: a row must be of one run, as in '
+      'OUTPUT-curves.csv of experiments.plot'
+    )
+  if 'agent' in flags and 'agent' not in table:
+    table = table | {'agent': np.full(len(table[RUN_COLUMN]), flags['agent'])}
+  return table
+
+
+def _gathered(study: Study, folder: SweepFolder) -> Results:
+  """The rows of a sweep's cells so far."""
+  with tempfile.TemporaryDirectory() as temporary:
+    path = pathlib.Path(temporary, 'curves.csv')
+    write_curves(path, study, folder)
+    return read_results(path)
+
+
+def sweep_folder(path: pathlib.Path) -> SweepFolder | None:
+  """The folder of a sweep, if that is what a path is."""
+  folder = SweepFolder(path)
+  try:
+    return folder if folder.is_one() and folder.cells() else None
+  except RunError:
+    return None
