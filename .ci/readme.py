@@ -43,6 +43,7 @@ SHORT = {
   'compare': '',
   'control': _HOST + '--env_steps=400 --iteration_env_steps=200 '
   '--random_env_steps=200 --batch_size=32 --eval_episodes=1',
+  'enjoy': '--frames=100',
   'export': '',
   'gym': _HOST + '--env_steps=400 --iteration_env_steps=200 --eval_episodes=1',
   'lab': '',
@@ -53,7 +54,7 @@ SHORT = {
   'siamese': '--epochs=2 --iteration_epochs=1',
 }
 # Tools that read run folders.
-READING = ('export', 'plot')
+READING = ('enjoy', 'export', 'plot')
 
 
 class Environment(NamedTuple):

@@ -114,13 +114,31 @@ class Suite:
       'eval_frames': result.env_steps * self.frames_per_env_step,
     }
 
-  def film(self, seed: int) -> '_Film | None':
+  def film(self, seed: int) -> 'Film | None':
     """The recorder of an evaluation's first episode, with --video."""
     if not self._config.video:
       return None
     emulators = self._environments(seed, self._config.eval_envs, color=True)
-    # At the speed of play, or the fastest of a GIF.
-    return _Film(emulators, fps=min(60 / self.frames_per_env_step, 50))
+    return Film(emulators, fps=self.fps)
+
+  @property
+  def fps(self) -> float:
+    """Frames per second of a recording: of play, or the most of a GIF."""
+    return min(60 / self.frames_per_env_step, 50)
+
+  def make_film(self, seed: int, most: int) -> 'Film':
+    """The recorder of all episodes that one emulator plays from a seed.
+
+    Args:
+      seed: the seed of the emulator that plays.
+      most: frames after which recording ends.
+    """
+    emulators = self._environments(seed, 1, color=True)
+    return Film(emulators, self.fps, episodes=None, most=most)
+
+  def make_alone(self, seed: int) -> AtariEnvironments:
+    """One emulator as in evaluations."""
+    return self._environments(seed, 1)
 
   def notes(self) -> tuple[str, ...]:
     """No notes."""
@@ -185,34 +203,55 @@ def check(config: Any) -> None:
     raise RunError(str(error)) from error
 
 
-class _Film:
-  """Records the first episode of the first emulator, in color.
+class Film:
+  """Records episodes of the first emulator, in color.
 
   A second set of emulators with the same seed, fed the same actions, plays the
   same episodes; the one that the agent sees is gray and small.
+
+  Attributes:
+    frames: uint8 [H, W, 3] each, so far.
   """
 
-  _MOST = 1_800  # frames; two minutes of play at 4 emulator frames a step
+  def __init__(
+    self,
+    environments: AtariEnvironments,
+    fps: float,
+    *,
+    episodes: int | None = 1,
+    most: int = 1_800,
+  ):
+    """Starts the emulators.
 
-  def __init__(self, environments: AtariEnvironments, fps: float):
+    Args:
+      environments: in color; they are closed with the recorder.
+      fps: frames per second.
+      episodes: episodes to record; None for all.
+      most: frames after which recording ends: two minutes of play at 4 emulator
+        frames a step.
+    """
     self._environments, self._fps = environments, fps
-    self._frames = [environments.reset()[0, -1]]
-    self._running = True
+    self._to_come, self._most = episodes, most
+    self.frames = [environments.reset()[0, -1]]
 
   def watch(self, actions: np.ndarray) -> None:
     """Steps the emulators by one action each."""
-    if not self._running:
+    if self._to_come == 0 or len(self.frames) >= self._most:
       return
     self._environments.send(actions)
     step = self._environments.recv()
-    self._frames.append(step.final_obs[0, -1])
-    ended = step.terminated[0] or step.truncated[0]
-    self._running = not ended and len(self._frames) < self._MOST
+    self.frames.append(step.final_obs[0, -1])
+    if not (step.terminated[0] or step.truncated[0]):
+      return
+    if self._to_come is None:
+      self.frames.append(step.obs[0, -1])
+    else:
+      self._to_come -= 1
 
   def write(self, path: pathlib.Path) -> None:
     """Writes the recording as a GIF."""
     path.parent.mkdir(exist_ok=True)
-    write_gif(path, np.stack(self._frames), fps=self._fps)
+    write_gif(path, np.stack(self.frames), fps=self._fps)
 
   def close(self) -> None:
     """Closes the emulators."""

@@ -1,7 +1,7 @@
 """Gymnasium's environments, stepped on the host."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import copy
 from typing import Any
@@ -77,13 +77,17 @@ class Suite:
     return {'episodes': episodes} if episodes else {}
 
   def _environments(
-    self, seed: int, num_envs: int, max_episode_steps: int | None = None
+    self,
+    seed: int,
+    num_envs: int,
+    max_episode_steps: int | None = None,
+    see: Callable[[Any], None] | None = None,
   ) -> GymnasiumEnvironments:
     """Environments, with errors that name the flag."""
     name = self._config.environment
     with option_errors('environment', name):
       return GymnasiumEnvironments(
-        name, num_envs, seed=seed, max_episode_steps=max_episode_steps
+        name, num_envs, seed=seed, max_episode_steps=max_episode_steps, see=see
       )
 
   def make(self, seed: int) -> GymnasiumEnvironments:
@@ -94,6 +98,12 @@ class Suite:
     """Environments to evaluate in; episodes without a limit are cut."""
     cap = self._config.eval_episode_env_steps
     return self._environments(seed, self.eval_envs, cap)
+
+  def make_seen(
+    self, seed: int, see: Callable[[Any], None] | None
+  ) -> GymnasiumEnvironments:
+    """One environment as in evaluations, whose pictures are shown to `see`."""
+    return self._environments(seed, 1, self._config.eval_episode_env_steps, see)
 
   def columns(self, result: evaluation.Evaluation) -> dict[str, float]:
     """The columns of metrics.csv for an evaluation."""

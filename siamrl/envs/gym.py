@@ -4,6 +4,7 @@ MuJoCo's need the optional package `mujoco`, which is imported only when one is
 made. Its results depend on its version, so runs record `mujoco_version`.
 """
 
+from collections.abc import Callable
 import importlib.metadata
 import logging
 import math
@@ -167,8 +168,8 @@ def _split(env_id: str) -> tuple[str, int | None]:
   return match[1], int(match[2])
 
 
-def _make(env_id: str) -> gymnasium.Env:
-  """Makes one environment.
+def _make(env_id: str, **options: Any) -> gymnasium.Env:
+  """Makes one environment, with options for its constructor.
 
   Raises:
     ImportError: a package that it needs is not installed, cannot be imported,
@@ -181,7 +182,7 @@ def _make(env_id: str) -> gymnasium.Env:
       _log_mujoco(env_id)
     if spec is not None and str(spec.entry_point).startswith(_BOX2D):
       import_optional('Box2D', f'{env_id} needs Box2D', 'box2d')
-    return gymnasium.make(env_id, disable_env_checker=True)
+    return gymnasium.make(env_id, disable_env_checker=True, **options)
   except OptionalImportError as error:
     raise type(error)(f'{error}{_newer(env_id)}') from error
   except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
@@ -265,6 +266,7 @@ class GymnasiumEnvironments:
     *,
     seed: int,
     max_episode_steps: int | None = None,
+    see: Callable[[Any], None] | None = None,
   ):
     """Makes the environments.
 
@@ -275,6 +277,9 @@ class GymnasiumEnvironments:
       seed: an integer >= 0 that determines all episodes.
       max_episode_steps: env steps after which episodes are truncated if the
         environment was registered without a limit; None for never.
+      see: called with a picture of the first environment, uint8 [H, W, 3],
+        after each reset and step; or, once, with the error that drawing raised.
+        None to draw nothing. Episodes are the same with and without it.
 
     Raises:
       ValueError: there is no such environment, its spaces are not supported, or
@@ -288,8 +293,9 @@ class GymnasiumEnvironments:
     env_id = resolve_gymnasium(env_id)
     self._envs: list[_Environment] = []
     try:
-      for _ in range(num_envs):
-        self._envs.append(_Environment(env_id, max_episode_steps))
+      for number in range(num_envs):
+        seen = see if number == 0 else None
+        self._envs.append(_Environment(env_id, max_episode_steps, seen))
         self._envs[-1].check_like(self._envs[0])
     except BaseException:
       self.close()
@@ -405,12 +411,18 @@ class _Environment:
     frame_dtype: type of the returned observations.
   """
 
-  def __init__(self, env_id: str, max_episode_steps: int | None):
+  def __init__(
+    self,
+    env_id: str,
+    max_episode_steps: int | None,
+    see: Callable[[Any], None] | None = None,
+  ):
     self._id = env_id
     # Env steps of the running episode.
     self._steps = 0
+    self._see = see
     try:
-      self._env = _flat(_make(env_id))
+      self._env = _flat(self._make_drawn() if see else _make(env_id))
       space: Any = self._env.observation_space
       actions: Any = self._env.action_space
     except (ImportError, ValueError):
@@ -449,6 +461,7 @@ class _Environment:
       self._fail(
         f'reset returned {_count(answer)} in place of (observation, info)'
       )
+    self._draw()
     return self._frame(answer[0])
 
   def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
@@ -461,12 +474,47 @@ class _Environment:
         'terminated, truncated, info)'
       )
     obs, reward, terminated, truncated, _ = answer
+    self._draw()
     return (
       self._frame(obs),
       self._reward(reward),
       self._end('terminated', terminated),
       self._end('truncated', truncated),
     )
+
+  def _make_drawn(self) -> gymnasium.Env:
+    """Makes an environment that draws, or one that does not if it cannot."""
+    env = _make(self._id)
+    if 'rgb_array' not in (env.metadata.get('render_modes') or ()):
+      self._show(ValueError(f'{self._id} draws no pictures'))
+      return env
+    try:
+      drawn = _make(self._id, render_mode='rgb_array')
+    except Exception as error:
+      self._show(error)
+      return env
+    env.close()
+    return drawn
+
+  def _draw(self) -> None:
+    """Shows a picture; after an error nothing more is drawn."""
+    if self._see is None:
+      return
+    try:
+      picture: Any = np.asarray(self._env.render(), np.uint8)
+      if picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f'render returned an array {list(picture.shape)}')
+    except Exception as error:
+      picture = error
+    self._show(picture)
+
+  def _show(self, picture: Any) -> None:
+    """Shows a picture, or an error that is the last that is shown."""
+    assert self._see is not None
+    see = self._see
+    if isinstance(picture, Exception):
+      self._see = None
+    see(picture)
 
   def close(self) -> None:
     """Frees the environment; errors in doing so are only logged."""

@@ -60,6 +60,33 @@ def planes():
     del gymnasium.registry[env_id]
 
 
+def test_pictures_change_no_episode():
+  pictures = []
+  ends = []
+  for see in (None, pictures.append):
+    envs = gym.GymnasiumEnvironments('CartPole-v1', 2, seed=5, see=see)
+    envs.reset()
+    for _ in range(30):
+      envs.send(np.ones(2, np.int32))
+      step = envs.recv()
+    ends.append(step.obs)
+    envs.close()
+  np.testing.assert_array_equal(*ends)
+  # Of the first environment, with one more at each reset.
+  assert len(pictures) > 31
+  assert {picture.shape for picture in pictures} == {(400, 600, 3)}
+
+
+def test_an_environment_without_pictures_says_so_once(planes):
+  shown = []
+  envs = gym.GymnasiumEnvironments('Plane-v0', 2, seed=0, see=shown.append)
+  envs.reset()
+  for _ in range(4):
+    envs.send(np.zeros((2, 2), np.float32))
+    envs.recv()
+  assert [str(error) for error in shown] == ['Plane-v0 draws no pictures']
+
+
 def test_equals_single_environments():
   """Episode for episode, from the same seeds, the last observation included."""
   envs = gym.GymnasiumEnvironments('CartPole-v1', 2, seed=5)

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from siamrl.report.video import write_gif
+from siamrl.report.video import write_gif, write_mp4
 
 image_module = pytest.importorskip('PIL.Image')
 
@@ -82,3 +82,23 @@ def test_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'PIL', None)
   with pytest.raises(ImportError, match=r'pip install siamrl\[plots\]'):
     write_gif(tmp_path / 'a.gif', np.zeros((2, 4, 4), np.uint8), fps=10)
+
+
+def test_an_mp4_has_its_frames_in_even_sides(tmp_path):
+  ffmpeg = pytest.importorskip('imageio_ffmpeg')
+  frames = np.zeros((12, 33, 20, 3), np.uint8)
+  frames[6:, ..., 0] = 255  # black, then red
+  write_mp4(tmp_path / 'a.mp4', frames, fps=10)
+  reader = ffmpeg.read_frames(str(tmp_path / 'a.mp4'))
+  about = next(reader)
+  assert about['size'] == (20, 34)
+  assert about['fps'] == 10
+  shape = (34, 20, 3)
+  read = [np.frombuffer(each, np.uint8).reshape(shape) for each in reader]
+  assert len(read) == 12
+  assert read[0].max() < 40
+  assert read[-1][..., 0].min() > 200
+  assert read[-1][..., 1:].max() < 60
+  assert [path.name for path in tmp_path.iterdir()] == ['a.mp4']
+  with pytest.raises(ValueError, match='frames must be'):
+    write_mp4(tmp_path / 'b.mp4', frames[:0], fps=10)
