@@ -46,6 +46,10 @@ _COUNTS = Bound(
 )
 
 
+# The coverage that is meant of 95 % intervals of 10 runs, in 1,000 studies.
+MEANT = (0.93, 0.97)
+
+
 @dataclasses.dataclass(frozen=True)
 class CalibrateConfig:
   """The options."""
@@ -66,10 +70,26 @@ def _print_table(head: list[str], rows: Iterator[list[Any]]) -> None:
   print()
 
 
+def _verdict(runs: int, parts: dict[str, float]) -> str:
+  """A line on the intervals that figures have, of some number of runs."""
+  shown = '; '.join(
+    f'{kind}: {100 * part:.1f} %' for kind, part in parts.items()
+  )
+  low, high = MEANT
+  outside = [kind for kind, part in parts.items() if not low <= part <= high]
+  words = f'outside of it: {", ".join(outside)}' if outside else 'all within it'
+  return (
+    f'Figures of {runs} normal runs cover {shown} '
+    f'({100 * low:.0f} to {100 * high:.0f} % is meant of 10; {words}).'
+  )
+
+
 def main(config: CalibrateConfig) -> None:
   """Prints the tables."""
   counts = [int(part) for part in config.runs.split('+')]
   known = {name: standard(draw, config.seed) for name, draw in KINDS.items()}
+
+  normal: dict[int, dict[str, float]] = {}
 
   def covered() -> Iterator[list[Any]]:
     for name, (draw, population) in known.items():
@@ -77,6 +97,8 @@ def main(config: CalibrateConfig) -> None:
         found = coverage(
           draw, population, runs, config.repetitions, config.seed
         )
+        if name == 'normal':
+          normal[runs] = found
         yield [name, runs, *(f'{100 * part:.1f}' for part in found.values())]
 
   def rejected() -> Iterator[list[Any]]:
@@ -97,6 +119,9 @@ def main(config: CalibrateConfig) -> None:
     *('IQM, t', 'IQM, percentile', f'{TASKS} tasks, percentile'),
   ]
   _print_table(['scores', 'runs', *kinds], covered())
+  drawn = ('mean, t', 'IQM, t', f'{TASKS} tasks, percentile')
+  for runs, parts in normal.items():
+    print(f'{_verdict(runs, {kind: parts[kind] for kind in drawn})}\n')
   print(f'Each: {", ".join(CASES)}.\n')
   _print_table(['scores', 'runs', *TESTS], rejected())
 

@@ -41,23 +41,44 @@ not given.
 redraws a results file, which is a table such as OUTPUT-curves.csv, of a sweep
 or of one run, or a table of the lab. experiments/results/README.md has the
 command for each.
+
+  python -m experiments.plot --runs=runs/dqn,runs/c51 --kind=aggregates \\
+      --output=agents
+
+compares any folders and files in one figure, OUTPUT-KIND.png. All kinds but the
+first two write their numbers into OUTPUT-KIND.csv:
+
+  curves       a line for each setting; a figure for each task (OUTPUT.png)
+  final        its results: the mean over the last tenth of the runs
+  heatmap      these of two swept options, as a grid
+  aggregates   median, interquartile mean, mean and optimality gap over tasks
+  profiles     the fraction of runs that score above each threshold
+  improvement  how likely a run of one setting exceeds one of another
+  efficiency   the interquartile mean over steps, and over wall time where it
+               was measured (OUTPUT-efficiency-time.png)
+
+Runs of unequal length count as far as all have come, and runs with unequal rows
+are interpolated; the figure says so, and where protocols differ. --vector=pdf
+writes a PDF file beside each PNG file.
 """
 
 import dataclasses
 import pathlib
 
+from experiments.config import meaning
 from experiments.config.declaring import (
   POSITIVE,
   RunError,
   UsageError,
+  given,
   one_of,
   option,
   path_option,
 )
 from experiments.config.executing import run
-from experiments.figures import runs as run_figures, sources, sweeps
+from experiments.figures import kinds, runs as run_figures, sources, sweeps
 from experiments.figures.sources import Source
-from siamrl.report import lab as lab_figures, sweep as sweep_figures
+from siamrl.report import drawing, lab as lab_figures, sweep as sweep_figures
 from siamrl.report.run_folder import RunFolder
 
 
@@ -114,12 +135,34 @@ class PlotConfig:
     'Swept options, separated by commas, that color shows; if not given, the '
     "twin's period and rate, or its rule.",
   )
+  kind: str | None = option(
+    None,
+    'Kind of figure, of any folders and files together; if not given, curves, '
+    'and the final results of sweeps.',
+    one_of(kinds.KINDS),
+  )
+  normalize: str | None = option(
+    None,
+    'Scale that puts the scores of several tasks together. human: 0 for random '
+    'play and 1 for a human tester (Atari); range: 0 and 1 for the worst and '
+    'the best run of each task here; none. If not given, human where it is '
+    'known, range for several tasks, none for one.',
+    one_of(kinds.NORMALIZATIONS),
+    when=given('kind', 'aggregates', 'profiles', 'efficiency'),
+    refused=True,
+  )
+  vector: str | None = option(
+    None,
+    'Format of a vector graphic to write beside each PNG file',
+    one_of(drawing.VECTORS),
+  )
 
 
 def main(config: PlotConfig) -> None:
   """Draws as the options say."""
   try:
-    _plot(config)
+    with drawing.also_as(config.vector):
+      _plot(config)
   except OSError as error:
     raise RunError(f'--runs={config.runs}: {error}') from error
   except ImportError as error:
@@ -127,6 +170,7 @@ def main(config: PlotConfig) -> None:
 
 
 def _plot(config: PlotConfig) -> None:
+  meaning.check_meant([config])
   if config.runs is None:
     raise UsageError('--runs must be given')
   found = sources.read_sources(config.runs)
@@ -147,7 +191,10 @@ def _plot(config: PlotConfig) -> None:
     raise UsageError(
       f'--output={config.output} must lie in a folder that exists'
     )
-  if config.panel is not None:
+  if config.kind is not None:
+    sources.refuse(config, 'with --kind', 'panel', 'reference', 'bin_frames')
+    kinds.draw(config, found)
+  elif config.panel is not None:
     sweeps.draw_panel(config, found)
   elif any(lab_figures.is_lab(source.table) for source in found):
     _plot_lab(config, sources.only(config, found, 'the lab'))

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 import csv
 import io
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.config.declaring import RunError, UsageError
-from experiments.figures import sources
+from experiments.figures import protocols, sources
 from experiments.figures.sources import Source
 from experiments.studies import published as published_files
 from siamrl.report import averages, published
@@ -73,6 +74,8 @@ def draw(config: Any, found: Sequence[Source]) -> None:
   if config.reference is not None and not task.acts:
     raise UsageError('--reference must not be given for runs on data sets')
   column = _column(config, task, found[0])
+  for note in protocols.differences(found, column):
+    print(f'warning: {note}', file=sys.stderr)
   size = config.bin_frames or _default_bin(task, found)
   curves = [
     _rows(source, task.clock, column)

@@ -178,6 +178,7 @@ def plot_sweep(
   x_label: str | None = None,
   y_label: str | None = None,
   statistic: statistics.Statistic = statistics.mean,
+  notes: Sequence[str] = (),
 ) -> None:
   """Draws a line for each setting of a sweep into a PNG file.
 
@@ -201,6 +202,7 @@ def plot_sweep(
       column's name.
     y_label: label of the vertical axis; by default the column's name.
     statistic: statistic over the runs.
+    notes: what else a reader must know, above the legend.
 
   Raises:
     ImportError: if Matplotlib is not installed.
@@ -234,16 +236,15 @@ def plot_sweep(
     figure.suptitle(literal(title), x=0.01, ha='left')
     figure.supxlabel(x_label or x, fontsize='medium')
     figure.supylabel(y_label or y, fontsize='medium')
-    notes = [drawing.count_note(*curve) for curve in curves]
-    names = drawing.pane_legend(arrangement, points, notes)
+    counts = [drawing.count_note(*curve) for curve in curves]
+    names = drawing.pane_legend(arrangement, points, counts)
   else:
     grid[0].set_title(literal(title), loc='left')
     grid[0].set_xlabel(x_label or x)
     grid[0].set_ylabel(y_label or y)
     names = drawing.lines_of(grid[0])
-  drawing.side_legend(
-    figure, names, '\n'.join(filter(None, [explanation, arrangement.key]))
-  )
+  words = [explanation, *_wrapped(notes), arrangement.key]
+  drawing.side_legend(figure, names, '\n'.join(filter(None, words)))
   drawing.save(figure, path)
 
 
@@ -263,6 +264,7 @@ def plot_final(
   x_label: str = '',
   y_label: str | None = None,
   statistic: statistics.Statistic = statistics.mean,
+  notes: Sequence[str] = (),
 ) -> None:
   """Draws the final results of a sweep's settings against a swept value.
 
@@ -287,6 +289,7 @@ def plot_final(
     y_label: label of the vertical axis, with the kind of summary; by default
       the names of the column and the summary.
     statistic: statistic over the runs.
+    notes: what else a reader must know, above the legend.
 
   Raises:
     ImportError: if Matplotlib is not installed.
@@ -318,8 +321,11 @@ def plot_final(
     or len(names) > MOST_LINES
     or len(levels) > _MOST_LEVELS
   ):
-    _plot_rows(path, points, estimates, color, title, y_label, explanation)
+    _plot_rows(
+      path, points, estimates, color, title, y_label, [explanation, *notes]
+    )
     return
+  explanation = '\n'.join([explanation, *_wrapped(notes)])
   figure, axes = _figure()
   for line, places in drawn.items():
     number = names.index(line)
@@ -356,6 +362,10 @@ def plot_final(
   drawing.save(figure, path)
 
 
+def _wrapped(notes: Sequence[str], letters: int = 28) -> list[str]:
+  return [line for note in notes for line in textwrap.wrap(note, letters)]
+
+
 def _plot_rows(
   path: str | os.PathLike[str],
   points: Sequence[Point],
@@ -363,7 +373,7 @@ def _plot_rows(
   color: Sequence[str],
   title: str,
   label: str,
-  explanation: str,
+  notes: Sequence[str],
 ) -> None:
   """Draws a row for each setting: an estimate and its interval."""
   asked = [name for name in color if all(p[name] is not None for p in points)]
@@ -387,7 +397,7 @@ def _plot_rows(
   )
   axes.set_ylim(len(points) - 0.5, -0.5)
   axes.set_title(literal(title), loc='left')
-  words = [label, *textwrap.wrap(explanation, 60)]
+  words = [label, *_wrapped(notes, 60)]
   if asked and 1 < len(shown) <= len(COLORS):
     words.append(f'color: {", ".join(asked)}')
   axes.set_xlabel('\n'.join(words))

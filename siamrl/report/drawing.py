@@ -1,9 +1,12 @@
 """Common parts of figures: styles, lines with bands, legends, files."""
 
+import contextlib
+import contextvars
 import io
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from siamrl.report.arrangement import Arrangement, Point
 from siamrl.report.run_folder import write_atomically
 
 GRAY = '#777777'  # of references
+COLUMN = 3.3  # inches, the width of a column of a paper
+_LETTERS = 62  # of small text that fit into it
 
 # (y, low, high), [T] each, as `statistics.over_runs` has them.
 Estimate = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -117,7 +122,14 @@ def logarithmic(axes: Any, lowest: float) -> None:
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-  """Writes a PNG file of at most 256 colors, which is replaced atomically."""
+  """Writes a PNG file of at most 256 colors, which is replaced atomically.
+
+  Inside `also_as`, a file of that format is written beside it.
+
+  Args:
+    figure: what to write.
+    path: path of the PNG file.
+  """
   from PIL import Image  # Matplotlib needs it too
 
   content = io.BytesIO()
@@ -129,6 +141,99 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
   content = io.BytesIO()
   image.save(content, format='png', optimize=True)
   write_atomically(pathlib.Path(path), content.getvalue())
+  kind = _VECTOR.get()
+  if kind is not None:
+    content = io.BytesIO()
+    # Without the time, so that equal figures are equal files.
+    when = {'pdf': 'CreationDate', 'svg': 'Date'}[kind]
+    with _settings({'svg.hashsalt': 'siamrl', 'pdf.fonttype': 42}):
+      figure.savefig(content, format=kind, metadata={when: None})
+    path = pathlib.Path(path).with_suffix(f'.{kind}')
+    write_atomically(path, content.getvalue())
+
+
+# The format of a second file of each figure, of the calls inside `also_as`.
+_VECTOR: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+  'vector', default=None
+)
+VECTORS = ('pdf', 'svg')
+
+
+@contextlib.contextmanager
+def also_as(kind: str | None) -> Iterator[None]:
+  """Lets `save` write each figure as a vector graphic, too.
+
+  Args:
+    kind: one of `VECTORS`, which is also the suffix; None for none.
+  """
+  token = _VECTOR.set(kind)
+  try:
+    yield
+  finally:
+    _VECTOR.reset(token)
+
+
+def _settings(values: Any) -> Any:
+  _figures()
+  import matplotlib
+
+  return matplotlib.rc_context(values)
+
+
+def small_text() -> Any:
+  """Returns a context with text for figures as wide as a column of a paper."""
+  return _settings(
+    {
+      'font.size': 7,
+      'axes.titlesize': 7.5,
+      'axes.linewidth': 0.6,
+      'xtick.major.width': 0.6,
+      'ytick.major.width': 0.6,
+      'figure.dpi': 240,
+    }
+  )
+
+
+def new_column(height: float) -> Any:
+  """Returns an empty figure as wide as a column; needs `small_text`."""
+  return _figures().Figure(figsize=(COLUMN, height), layout='constrained')
+
+
+def caption(
+  figure: Any, text: str, labels: Mapping[str, Any] | None = None
+) -> None:
+  """Adds a legend and a text below the axes, and makes the figure higher.
+
+  Args:
+    figure: figure as high as its axes should be.
+    text: explanation of lines, bands and what else a reader must know.
+    labels: drawn artists by name; None for no legend.
+  """
+  labels = labels or {}
+  lines = [
+    part
+    for line in text.replace(' %', '\xa0%').splitlines()
+    for part in textwrap.wrap(line, _LETTERS) or ['']
+  ]
+  longest = max(map(len, labels), default=0)
+  columns = max(1, min(len(labels), _LETTERS // (longest + 8)))
+  rows = -(-len(labels) // columns)
+  width, height = figure.get_size_inches()
+  figure.set_size_inches(width, height + 0.14 * (len(lines) + rows) + 0.1)
+  # The longest names are cut rather than be drawn beyond the figure.
+  figure.legend(
+    list(labels.values()),
+    [textwrap.shorten(n, _LETTERS - 6, placeholder='...') for n in labels],
+    loc='outside lower left',
+    title='\n'.join(lines),
+    alignment='left',
+    frameon=False,
+    fontsize='medium',
+    title_fontsize='medium',
+    handlelength=2.2,
+    ncols=columns,
+    columnspacing=1.2,
+  )
 
 
 def explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
@@ -140,10 +245,34 @@ def explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
   """
   most = max(runs, default=0)
   if most < 2:
-    return '1 seed'
+    return '1 seed: no interval'
   name = 'IQM' if statistic is statistics.iqm else statistic.__name__
-  count = str(most) if len(runs) == 1 else f'{min(runs)} to {most}'
-  return f'{name} of {count} seeds;\nt intervals, 95 % where\nseeds are normal'
+  words = (
+    f'{name} of {_count(runs)};\nt intervals, 95 % where\nseeds are normal'
+  )
+  covered = statistics.coverage(name, min(n for n in runs if n > 1))
+  return words + (f',\n{covered} % where skewed' if covered else '')
+
+
+def bootstrapped(name: str, runs: set[int]) -> str:
+  """Returns the explanation of an aggregate over tasks with its intervals.
+
+  Args:
+    name: name of the aggregate.
+    runs: the numbers of runs per task.
+  """
+  if max(runs) < 2:
+    return f'{name} of 1 seed per task: no interval'
+  words = f'{name} of {_count(runs)} per task; 95 % stratified bootstrap'
+  covered = statistics.coverage('tasks', min(n for n in runs if n > 1))
+  few = f', which covers a mean in {covered} % of cases' if covered else ''
+  alone = '; 1 seed has no interval' if min(runs) < 2 else ''
+  return words + few + alone
+
+
+def _count(runs: set[int]) -> str:
+  most = max(runs)
+  return f'{most} seeds' if len(runs) == 1 else f'{min(runs)} to {most} seeds'
 
 
 def count_note(clock: np.ndarray, values: np.ndarray) -> str:

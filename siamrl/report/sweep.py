@@ -112,7 +112,7 @@ def draw(
         color=color,
         title=about,
         x_label=clock,
-        y_label=_words(column),
+        y_label=words(column),
       )
     if whole and panel.is_measured(part):
       _draw_panel(f'{path}-panel.png', part, flags, by, about, look)
@@ -134,7 +134,7 @@ def draw(
       or [name for name in _TWIN_NAMES if name in by][:1],
       title=about,
       x_label=label,
-      y_label=f'{_words(column)}, last 10 % of {time}{clock}',
+      y_label=f'{words(column)}, last 10 % of {time}{clock}',
     )
 
 
@@ -290,7 +290,7 @@ def _bound(flags: Mapping[str, str]) -> float | None:
     return None
 
 
-def _words(column: str) -> str:
+def words(column: str) -> str:
   """Returns a column's label: 'training return' for train_return."""
   named = representation.HEADLINES.get(column, column)
   named = named.replace('train_', 'training_').replace('eval_', 'evaluation_')
@@ -325,10 +325,10 @@ def places(
   if not numeric:
     return [], lambda point: None, ''
   if 'target_period' in numeric:
-    label = f'target period ({_words(unit)})'
+    label = f'target period ({words(unit)})'
     return ['target_period'], lambda point: point['target_period'], label
   name = numeric[0]
-  return [name], lambda point: point[name], _words(name)
+  return [name], lambda point: point[name], words(name)
 
 
 def _gradient_steps(unit: str, flags: Mapping[str, str]) -> float | None:

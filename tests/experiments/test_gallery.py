@@ -22,16 +22,21 @@ DRAWERS = {
 }
 # What each drawer is asked, by the beginning of its figures' names.
 COMMANDS = {
-  pathlib.Path(match[2]).name: (match[1], shlex.split(line)[3:])
+  pathlib.Path(match[3]).name + (f'-{match[2]}' if match[2] else ''): (
+    match[1],
+    shlex.split(line)[3:],
+  )
   for line in PAGE.splitlines()
   if (
     match := re.match(
-      r'python -m experiments\.(plot|reproduce) .*--output=(\S+)', line
+      r'python -m experiments\.(plot|reproduce) .*?(?:--kind=(\w+) )?'
+      r'--output=(\S+)',
+      line,
     )
   )
 }
 # One of each kind: a sweep in panes, rows, representations, runs beside a
-# published curve, a map of the lab, a study.
+# published curve, a map of the lab, a study, aggregates.
 QUICK = [
   'twin_rate',
   'target_free_gap',
@@ -39,6 +44,7 @@ QUICK = [
   'pong_dopamine_dqn',
   'lab_random',
   'cleanrl_classic',
+  'target_free_gap-aggregates',
 ]
 
 

@@ -17,6 +17,14 @@ def test_what_normal_runs_give():
   assert found['mean, t'] == found['IQM, t']  # of three runs they are the same
 
 
+def test_intervals_of_ten_runs_cover_as_they_should():
+  draw, population = calibration.standard(calibration.KINDS['normal'], 0)
+  found = calibration.coverage(draw, population, 10, 1_000, 0)
+  low, high = calibrate.MEANT
+  for kind in ('mean, t', 'IQM, t', '26 tasks, percentile'):
+    assert low <= found[kind] <= high, kind
+
+
 def test_what_tests_say():
   draw, _ = calibration.standard(calibration.KINDS['normal'], 0)
   found = calibration.rejections(draw, 3, 1_000, 0)
@@ -63,6 +71,9 @@ def test_the_command(capsys):
   )
   assert execute('--repetitions=20', '--runs=2+3') == 0
   lines = capsys.readouterr().out.splitlines()
+  assert [line[:19] for line in lines if line.startswith('Figures')] == [
+    f'Figures of {runs} normal' for runs in (2, 3)
+  ]
   assert sum(line.startswith('| skewed | 3 |') for line in lines) == 2
   for wrong in ('--runs=1', '--runs=3,5', '--repetitions=0', '--runs='):
     assert execute(wrong) == 2

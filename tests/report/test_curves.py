@@ -176,7 +176,7 @@ def test_a_sweep_of_one_seed_or_without_axes(tmp_path, drawn):
   assert not drawn().collections
   assert [len(line.get_xdata()) for line in drawn().lines] == [2, 0]
   title = drawn().figure.legends[0].get_title().get_text()
-  assert title == '1 seed\ncolor: period'
+  assert title == '1 seed: no interval\ncolor: period'
   seeds = [[0, 0], [0, 0], [0, 0], [4, 8]]
   _sweep(tmp_path / 'b.png', _table(hard_1=seeds), by=(), statistic=mean)
   (line,) = drawn().lines

@@ -111,7 +111,7 @@ def test_of_one_run_layers_and_parts_are_lines(tmp_path, drawn):
   ]
   assert colors[1].items() <= colors[0].items()
   (legend,) = figure.legends
-  assert legend.get_title().get_text() == '1 seed'
+  assert legend.get_title().get_text() == '1 seed: no interval'
   assert [text.get_text() for text in legend.get_texts()] == [
     'whole network',
     'torso/Conv_0',

@@ -1,0 +1,607 @@
+"""Figures by kind, of several run folders, sweeps and results files."""
+
+from collections.abc import Callable, Mapping, Sequence
+import csv
+import io
+import itertools
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+
+from experiments.config.declaring import UsageError, refuse
+from experiments.figures import together
+from experiments.figures.sources import Source
+from experiments.figures.together import Study
+from siamrl import twins
+from siamrl.report import (
+  aggregates,
+  comparisons,
+  drawing,
+  statistics,
+  sweep as sweep_figures,
+)
+from siamrl.report.aggregates import Estimate
+from siamrl.report.arrangement import MOST_LINES, in_words
+from siamrl.report.curves import plot_final, plot_sweep
+from siamrl.report.human_normalized import human_normalized
+from siamrl.report.run_folder import write_atomically
+
+NORMALIZATIONS = ('human', 'range', 'none')
+# The kinds that have panes and a choice of colors.
+_LOOKS = {'facet': ('curves',), 'color': ('curves', 'final')}
+_MOST_PAIRS = 10  # beyond which settings are compared with the first one only
+_MOST_ROWS = 24
+_THRESHOLDS = 101
+# Axes of wall time: the unit and its seconds, from the smallest.
+_UNITS = (('s', 1.0), ('min', 60.0), ('h', 3600.0), ('days', 86400.0))
+
+
+def draw(config: Any, found: Sequence[Source]) -> None:
+  """Draws the figure of --kind.
+
+  Args:
+    config: options of `experiments.plot`.
+    found: folders and files.
+
+  Raises:
+    UsageError: if they cannot be drawn so.
+  """
+  for name in ('facet', 'color'):
+    if config.kind not in _LOOKS[name] and getattr(config, name) is not None:
+      kinds = ' or '.join(f'--kind={kind}' for kind in _LOOKS[name])
+      refuse(config, name, f'go with {kinds}')
+  study = together.read(config, found)
+  for note in study.notes:
+    print(f'warning: {note}', file=sys.stderr)
+  _BY_KIND[config.kind](config, study)
+
+
+def _curves(config: Any, study: Study) -> None:
+  """A line for each setting, in a figure for each task."""
+  for path, title, part in _by_task(config, study):
+    table, by, notes = together.long_table(part)
+    facet, color = _look(config, by)
+    plot_sweep(
+      f'{path}.png',
+      table,
+      x=study.x,
+      y=study.y,
+      by=by,
+      facet=facet,
+      color=color,
+      title=title,
+      x_label=_words(study.x),
+      y_label=sweep_figures.words(study.y),
+      notes=[*study.notes, *notes],
+    )
+
+
+def _final(config: Any, study: Study) -> None:
+  """The final score of each setting, in a figure for each task."""
+  scores, note = together.final_scores(study)
+  for path, title, part in _by_task(config, study):
+    table, by, _ = together.long_table(part)
+    shown, position, label = sweep_figures.places(
+      table, by, part.flags, twins.with_period()
+    )
+    plot_final(
+      f'{path}-final.png',
+      _score_table(part, study, scores),
+      x='end',
+      y=study.y,
+      by=by,
+      position=position,
+      lines=[name for name in by if name not in shown],
+      color=_look(config, by)[1],
+      title=title,
+      x_label=label,
+      y_label=f'{sweep_figures.words(study.y)}, {_last(note)}',
+      notes=[*study.notes, note],
+    )
+
+
+def _heatmap(config: Any, study: Study) -> None:
+  """A grid of two swept options, in a figure for each task."""
+  scores, note = together.final_scores(study)
+  for path, title, part in _by_task(config, study):
+    table, by, _ = together.long_table(part)
+    shown, position, label = sweep_figures.places(
+      table, by, part.flags, twins.with_period()
+    )
+    if not shown:
+      counts = {n: len({p[n] for p in part.settings}) for n in by}
+      across = max(counts, key=lambda n: counts[n])
+      shown, position, label = [across], _value_of(across), _words(across)
+    down = [n for n in by if n not in shown]
+    places = [_rounded(position(point)) for point in part.settings]
+    lines = [tuple(p[n] for n in down) for p in part.settings]
+    columns = _ordered(places)
+    rows = _ordered(lines)
+    if len(columns) < 2 or len(rows) < 2:
+      raise UsageError(
+        f'--kind=heatmap must have two swept options, and --runs={config.runs} '
+        f'has {", ".join(by) or "none"}'
+      )
+    if len(set(zip(lines, places, strict=True))) < len(places):
+      raise UsageError(
+        f'--kind=heatmap must have one setting at each place of {label}'
+      )
+    if len(rows) > _MOST_ROWS or len(columns) > _MOST_ROWS:
+      raise UsageError(
+        f'--kind=heatmap must have at most {_MOST_ROWS} rows and columns, not '
+        f'{len(rows)} and {len(columns)}'
+      )
+    task = part.tasks[0]
+    numbers = [
+      scores[study.settings.index(point), task] for point in part.settings
+    ]
+    estimates = {
+      (rows.index(line), columns.index(place)): statistics.over_runs(number)
+      for line, place, number in zip(lines, places, numbers, strict=True)
+    }
+    comparisons.plot_heatmap(
+      f'{path}-heatmap.png',
+      [
+        _tick(row[0])
+        if len(down) == 1
+        else in_words(dict(zip(down, row, strict=True)))
+        for row in rows
+      ],
+      [_tick(place) for place in columns],
+      estimates,
+      x_label=label,
+      y_label=', '.join(map(_words, down)),
+      color_label=sweep_figures.words(study.y),
+      title=title,
+      explanation=_caption(
+        _explained('mean', True, {len(n) for n in numbers}),
+        f'score: {_last(note)}',
+        note,
+        *study.notes,
+      ),
+    )
+    _write(
+      f'{path}-heatmap.csv',
+      [*by, 'seeds'],
+      [
+        (
+          ['' if v is None else v for v in point.values()] + [len(number)],
+          estimates[rows.index(line), columns.index(place)],
+        )
+        for point, number, line, place in zip(
+          part.settings, numbers, lines, places, strict=True
+        )
+      ],
+      [f'score: {_last(note)}', *([note] if note else []), *study.notes],
+    )
+
+
+def _aggregates(config: Any, study: Study) -> None:
+  """Aggregates of each setting over all tasks."""
+  scores, label, notes = _scores(config, study)
+  one, scaled = len(study.tasks) == 1, label != ''
+  kinds: dict[str, statistics.Statistic] = {
+    'median': aggregates.median,
+    'IQM': statistics.iqm,
+    'mean': statistics.mean,
+    'optimality gap': aggregates.optimality_gap,
+  }
+  if len(study.tasks) < 3:
+    del kinds['median']  # it is the mean
+  if not scaled:
+    del kinds['optimality gap']
+  found = {
+    kind: {name: _estimate(each, statistic) for name, each in scores.items()}
+    for kind, statistic in kinds.items()
+  }
+  runs = {len(each) for each in scores.values()}
+  comparisons.plot_aggregates(
+    f'{config.output}-aggregates.png',
+    found,
+    label=label or sweep_figures.words(study.y),
+    title=_title(study),
+    explanation=_caption(
+      _explained('aggregates', one, runs),
+      'optimality gap: lower is better' * scaled,
+      *notes,
+    ),
+  )
+  _write(
+    f'{config.output}-aggregates.csv',
+    ['setting', 'seeds', 'tasks', 'aggregate'],
+    [
+      ([name, len(scores[name]), len(study.tasks), kind], estimate)
+      for kind, estimates in found.items()
+      for name, estimate in estimates.items()
+    ],
+    notes,
+  )
+
+
+def _profiles(config: Any, study: Study) -> None:
+  """The fraction of runs that score above each threshold."""
+  scores, label, notes = _scores(config, study)
+  pooled = np.concatenate([each.ravel() for each in scores.values()])
+  thresholds = np.linspace(
+    min(0.0, pooled.min()) if label else pooled.min(),
+    pooled.max(),
+    _THRESHOLDS,
+  )
+  found = {
+    name: (thresholds, aggregates.performance_profile(each, thresholds))
+    for name, each in scores.items()
+  }
+  comparisons.plot_lines(
+    f'{config.output}-profiles.png',
+    found,
+    x_label=f'{label or sweep_figures.words(study.y)} $\\tau$',
+    y_label='fraction of runs above $\\tau$',
+    title=_title(study),
+    explanation=_caption(
+      _explained('runs', False, {len(each) for each in scores.values()}),
+      *notes,
+    ),
+    fractions=True,
+  )
+  _write(
+    f'{config.output}-profiles.csv',
+    ['setting', 'threshold'],
+    [
+      ([name, f'{x:.6g}'], [end[i] for end in ends])
+      for name, (points, ends) in found.items()
+      for i, x in enumerate(points)
+    ],
+    notes,
+  )
+
+
+def _improvement(config: Any, study: Study) -> None:
+  """How likely a run of one setting exceeds a run of another."""
+  scores, _, notes = _scores(config, study, scaled=False)
+  names = list(scores)
+  if len(names) < 2:
+    raise UsageError(
+      f'--kind=improvement must have two settings, and --runs={config.runs} '
+      f'has {len(names)}'
+    )
+  pairs = list(itertools.combinations(names, 2))
+  pairs = [(later, first) for first, later in pairs]
+  if len(pairs) > _MOST_PAIRS:
+    pairs = [(name, names[0]) for name in names[1:]]
+  found = {
+    (a, b): aggregates.probability_of_improvement(scores[a], scores[b])
+    for a, b in pairs
+  }
+  comparisons.plot_improvement(
+    f'{config.output}-improvement.png',
+    found,
+    title=_title(study),
+    explanation=_caption(
+      'P(A > B): probability that a run of A exceeds a run of B',
+      _explained('pairs', False, {len(each) for each in scores.values()}),
+      *notes,
+    ),
+  )
+  _write(
+    f'{config.output}-improvement.csv',
+    ['setting', 'other'],
+    [([a, b], estimate) for (a, b), estimate in found.items()],
+    notes,
+  )
+
+
+def _efficiency(config: Any, study: Study) -> None:
+  """The aggregate over tasks, over steps, and over wall time if measured."""
+  clocks: dict[str, tuple[str, float, Callable]] = {
+    '': (_words(study.x), 1.0, lambda run: run.x)
+  }
+  runs = [run for each in study.runs.values() for run in each]
+  if all(run.seconds is not None for run in runs):
+    longest = max(run.seconds[-1] for run in runs if run.seconds is not None)
+    unit, size = next(
+      (u for u in reversed(_UNITS) if longest >= 2 * u[1]), _UNITS[0]
+    )
+    clocks['-time'] = (f'wall time ({unit})', size, lambda run: run.seconds)
+  else:
+    print('not over wall time: not all runs have columns that end in _s')
+  # All curves of a task are on one scale, that of the final scores.
+  scale, label, notes = _scale(config, study)
+  for suffix, (x_label, size, clock) in clocks.items():
+    found, counts = {}, set()
+    said: list[str] = []
+    for number, name in _complete(study, said):
+      curves = [study.runs[number, task] for task in study.tasks]
+      few = min(map(len, curves))
+      points = aggregates.common_points(
+        [clock(run) for each in curves for run in each]
+      )
+      if not len(points):
+        said.append(f'{name}: its runs share no {x_label}')
+        continue
+      heights = np.stack(
+        [
+          [
+            scale(task, aggregates.at_points(clock(run), run.y, points))
+            for run in each[:few]
+          ]
+          for task, each in zip(study.tasks, curves, strict=True)
+        ],
+        axis=1,
+      )
+      known = np.isfinite(heights).all(axis=(0, 1))
+      found[name] = (
+        points[known] / size,
+        _estimate(heights[..., known], statistics.iqm),
+      )
+      counts.add(few)
+    if not found:
+      raise UsageError(f'--runs={config.runs} must share some {x_label}')
+    _check_lines(config, found)
+    if suffix:
+      said.append('wall time: that of the machines which made these runs')
+    if len({run.x[-1] for run in runs}) > 1:
+      said.append('runs of unequal length: a line ends with its shortest run')
+    one = len(study.tasks) == 1
+    comparisons.plot_lines(
+      f'{config.output}-efficiency{suffix}.png',
+      found,
+      x_label=x_label,
+      y_label=f'IQM of {label or sweep_figures.words(study.y)}',
+      title=_title(study),
+      explanation=_caption(_explained('IQM', one, counts), *notes, *said),
+    )
+    _write(
+      f'{config.output}-efficiency{suffix}.csv',
+      ['setting', x_label],
+      [
+        ([name, f'{x:.10g}'], [end[i] for end in ends])
+        for name, (points, ends) in found.items()
+        for i, x in enumerate(points)
+      ],
+      [*notes, *said],
+    )
+
+
+_BY_KIND: dict[str, Callable[[Any, Study], None]] = {
+  'curves': _curves,
+  'final': _final,
+  'heatmap': _heatmap,
+  'aggregates': _aggregates,
+  'profiles': _profiles,
+  'improvement': _improvement,
+  'efficiency': _efficiency,
+}
+KINDS = tuple(_BY_KIND)
+
+
+def _by_task(config: Any, study: Study):
+  """Yields (path without suffix, title, runs) for each task."""
+  for task in study.tasks:
+    apart = f'-{task.replace("/", "-")}' if len(study.tasks) > 1 else ''
+    yield f'{config.output}{apart}', task, study.of_task(task)
+
+
+def _look(
+  config: Any, by: Sequence[str]
+) -> tuple[list[str] | None, Sequence[str]]:
+  """The options of panes and of color, as asked for."""
+  asked: dict[str, list[str] | None] = {}
+  for name in ('facet', 'color'):
+    text = getattr(config, name)
+    asked[name] = None if text is None else text.split(',')
+    for option in asked[name] or ():
+      if option not in by:
+        raise UsageError(
+          f'--{name}={text} must be of what is swept: '
+          f'{", ".join(by) or "nothing"}'
+        )
+  return asked['facet'], asked['color'] or ()
+
+
+def _score_table(
+  part: Study, study: Study, scores: Mapping[tuple[int, str], np.ndarray]
+) -> dict[str, np.ndarray]:
+  """The scores of one task in long form, at the end of a clock."""
+  (task,) = part.tasks
+  ends = {
+    key: [
+      together.Run(np.ones(1), np.array([score]), None)
+      for score in scores[study.settings.index(part.settings[key[0]]), task]
+    ]
+    for key in part.runs
+  }
+  table, _, _ = together.long_table(part._replace(runs=ends, x='end'))
+  return table
+
+
+def _scores(
+  config: Any, study: Study, *, scaled: bool = True
+) -> tuple[dict[str, np.ndarray], str, list[str]]:
+  """Returns [runs, tasks] by setting, the label of their scale, and notes."""
+  finals, note = together.final_scores(study)
+  scale, label, notes = (
+    _scale(config, study) if scaled else (lambda _, s: s, '', study.notes)
+  )
+  notes = [*notes, *([note] if note else [])]
+  scores: dict[str, np.ndarray] = {}
+  for number, name in _complete(study, notes):
+    few = min(len(finals[number, task]) for task in study.tasks)
+    scores[name] = np.stack(
+      [scale(task, finals[number, task][:few]) for task in study.tasks],
+      axis=1,
+    )
+    if not np.isfinite(scores[name]).all():
+      notes.append(f'left out, since a run has no score: {name}')
+      del scores[name]
+  if not scores:
+    raise UsageError(
+      f'--runs={config.runs} must have a setting with runs of all tasks: '
+      f'{", ".join(study.tasks)}'
+    )
+  _check_lines(config, scores)
+  return scores, label, list(dict.fromkeys(notes))
+
+
+def _check_lines(config: Any, found: Mapping[str, Any]) -> None:
+  if len(found) > MOST_LINES and config.kind != 'improvement':
+    raise UsageError(
+      f'--kind={config.kind} must have at most {MOST_LINES} settings, which '
+      f'can be told apart, not {len(found)}'
+    )
+
+
+def _complete(study: Study, notes: list[str]) -> list[tuple[int, str]]:
+  """The settings that have runs of all tasks; notes tell of the others."""
+  kept = []
+  for number, name in enumerate(study.names()):
+    counts = {len(study.runs.get((number, task), ())) for task in study.tasks}
+    if 0 in counts:
+      notes.append(f'left out, without runs of all tasks: {name}')
+      continue
+    if len(counts) > 1:
+      notes.append(f'{name}: {min(counts)} of its seeds on each task')
+    kept.append((number, name))
+  return kept
+
+
+def _scale(
+  config: Any, study: Study
+) -> tuple[Callable[[str, np.ndarray], np.ndarray], str, list[str]]:
+  """Returns (task, scores) -> scores on one scale, its label, and notes."""
+  how = config.normalize
+  human = study.is_atari and not any(
+    np.isnan(human_normalized(task, 0.0)) for task in study.tasks
+  )
+  if how is None:
+    how = 'human' if human else 'range' if len(study.tasks) > 1 else 'none'
+  if how == 'human':
+    if not human:
+      raise UsageError(
+        '--normalize=human must be of Atari games with known scores, not '
+        f'{", ".join(study.tasks)}'
+      )
+    return _human, 'human-normalized score', study.notes
+  if how == 'none':
+    if len(study.tasks) > 1:
+      raise UsageError(
+        '--normalize=none must be of one task, since returns of '
+        f'{", ".join(study.tasks)} have no common unit'
+      )
+    return lambda task, scores: scores, '', study.notes
+  curves = config.kind == 'efficiency'
+  finals, _ = together.final_scores(study)
+  ends = {}
+  for task in study.tasks:
+    known = np.concatenate(
+      [
+        run.y
+        for key, runs in study.runs.items()
+        if key[1] == task
+        for run in runs
+      ]
+      if curves
+      else [scores for key, scores in finals.items() if key[1] == task]
+    )
+    low, high = np.nanmin(known), np.nanmax(known)
+    ends[task] = (low, (high - low) or 1.0)
+  said = ', '.join(
+    f'{task} {low:.4g} to {low + width:.4g}'
+    for task, (low, width) in ends.items()
+  )
+  what = 'lowest and highest return' if curves else 'worst and best run'
+  note = f'scaled score: 0 and 1 are the {what} here ({said})'
+  return (
+    lambda task, scores: (scores - ends[task][0]) / ends[task][1],
+    'scaled score',
+    [*study.notes, note],
+  )
+
+
+def _human(task: str, scores: np.ndarray) -> np.ndarray:
+  zero, one = (human_normalized(task, score) for score in (0.0, 1.0))
+  return zero + (one - zero) * scores
+
+
+def _estimate(scores: np.ndarray, statistic: statistics.Statistic) -> Estimate:
+  """An aggregate: of one task with t intervals, of more with a bootstrap."""
+  if scores.shape[1] > 1:
+    return aggregates.aggregate(scores, statistic)
+  if statistic is aggregates.optimality_gap:
+    middle, low, high = statistics.over_runs(np.minimum(scores[:, 0], 1))
+    return 1 - middle, 1 - high, 1 - low
+  return statistics.over_runs(scores[:, 0], statistic)
+
+
+def _explained(what: str, one_task: bool, runs: set[int]) -> str:
+  """The words of a caption on the intervals of `what`."""
+  if not one_task:
+    return drawing.bootstrapped(what, runs)
+  statistic = statistics.iqm if what == 'IQM' else statistics.mean
+  words = ' '.join(drawing.explanation(statistic, runs).split())
+  return words.replace('mean of', f'{what} of', 1)
+
+
+def _caption(*parts: str) -> str:
+  return '\n'.join(filter(None, parts))
+
+
+def _title(study: Study) -> str:
+  if len(study.tasks) < 4:
+    return ', '.join(study.tasks)
+  return f'{len(study.tasks)} tasks'
+
+
+def _last(note: str) -> str:
+  return 'last 10 % of the common time' if note else 'last 10 % of the runs'
+
+
+def _ordered(values: Sequence[Any]) -> list[Any]:
+  """Values in order: numbers by size, texts as they occur, None at the end."""
+  distinct = list(dict.fromkeys(values))
+  try:
+    return sorted(
+      distinct, key=lambda v: (v is None, v if v is not None else 0)
+    )
+  except TypeError:
+    return distinct
+
+
+def _rounded(place: Any) -> Any:
+  """A place to four digits, as a rate and the period that it matches meet."""
+  if isinstance(place, (int, float)):
+    return float(f'{place:.4g}')
+  return place
+
+
+def _tick(place: Any) -> str:
+  if place is None:
+    return 'none'
+  return f'{place:.4g}' if isinstance(place, (int, float)) else str(place)
+
+
+def _value_of(name: str) -> Callable[[Mapping[str, Any]], Any]:
+  return lambda point: point[name]
+
+
+def _words(column: str) -> str:
+  return column.replace('_', ' ')
+
+
+def _write(
+  path: str,
+  columns: Sequence[str],
+  rows: Sequence[tuple[Sequence[Any], Sequence[Any]]],
+  notes: Sequence[str],
+) -> None:
+  """Writes the numbers of a figure, below its notes."""
+  text = io.StringIO()
+  text.writelines(f'# {" ".join(note.split())}\n' for note in notes)
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow([*columns, 'estimate', 'low', 'high'])
+  writer.writerows(
+    [*names, *(f'{float(number):.6g}' for number in numbers)]
+    for names, numbers in rows
+  )
+  write_atomically(pathlib.Path(path), text.getvalue().encode())
