@@ -88,8 +88,8 @@ class PlotConfig:
 
   runs: str | None = path_option(
     None,
-    'Run folders and results files, separated by commas; or after the flags, '
-    'without a name, separated by spaces.',
+    'Folders of runs or sweeps, and results files, separated by commas; or '
+    'after the flags, without a name, separated by spaces.',
     several=True,
   )
   output: str | None = path_option(

@@ -122,7 +122,7 @@ def _heatmap(config: Any, study: Study) -> None:
     if len(columns) < 2 or len(rows) < 2:
       raise UsageError(
         f'--kind=heatmap must have two swept options, and --runs={config.runs} '
-        f'has {", ".join(by) or "none"}'
+        f'has {", ".join(n for n in by if n != together.LABEL) or "none"}'
       )
     if len(set(zip(lines, places, strict=True))) < len(places):
       raise UsageError(

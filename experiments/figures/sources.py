@@ -38,6 +38,7 @@ _FOREMOST = (
   'target_form',
 )
 _ABSENT = '(absent)'
+_DEPTH = 3  # of folders inside that of a sweep
 
 
 class Source(NamedTuple):
@@ -62,13 +63,18 @@ def read_sources(names: str) -> list[Source]:
   """Reads all of `--runs`.
 
   Args:
-    names: folders and results files, with commas between them.
+    names: folders and results files, with commas between them. A folder that
+      is not that of a run stands for the runs inside it.
 
   Raises:
     UsageError: one of them is neither, or a run is there twice.
     RunError: there are no rows yet, or a file is damaged.
   """
-  paths = [_folder_of(pathlib.Path(name)) for name in names.split(',')]
+  paths = [
+    folder
+    for name in names.split(',')
+    for folder in _inside(_folder_of(pathlib.Path(name)))
+  ]
   seen: dict[tuple[int, int], pathlib.Path] = {}
   for path in paths:
     if not path.exists() or (
@@ -97,6 +103,19 @@ def _folder_of(path: pathlib.Path) -> pathlib.Path:
   ):
     return path.parent
   return path
+
+
+def _inside(path: pathlib.Path) -> list[pathlib.Path]:
+  """The folders of runs in the folder of a sweep on the host, or the path."""
+  if not path.is_dir() or RunFolder(path).read_flags() is not None:
+    return [path]
+  flags_ = RunFolder(path).flags.name
+  found = [
+    file.parent
+    for depth in range(1, _DEPTH + 1)
+    for file in sorted(path.glob('*/' * depth + flags_))
+  ]
+  return found or [path]
 
 
 def _refuse_twice(names: str, one: pathlib.Path, other: pathlib.Path) -> None:

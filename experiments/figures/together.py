@@ -4,7 +4,7 @@ A setting is what runs differ in, but for the task and the seed: the swept
 options of sweeps, and the flags or the names of the folders and files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import os
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from siamrl.report.metrics import (
 )
 
 TASKS = ('game', 'environment')
-_LABEL = 'runs'  # the option that tells folders and files apart
+LABEL = 'runs'  # the option that tells folders and files apart
 _END = 0.1  # scores are means over this part of the runs
 
 
@@ -117,7 +117,7 @@ def read(config: Any, found: Sequence[Source]) -> Study:
     seed = [RUN_COLUMN] if RUN_COLUMN in table else []
     for key, rows in group_rows(table, [*by, *seed]).items():
       values = dict(zip([*by, *seed], key, strict=True))
-      point = {_LABEL: label} if any(labels) else {}
+      point = {LABEL: label} if any(labels) else {}
       point |= {n: values.get(n, _constant(source, n)) for n in axes}
       task = next((str(values[n]) for n in TASKS if n in values), None)
       task = task or _task(source)
@@ -211,19 +211,28 @@ def _labels(found: Sequence[Source], axes: set[str]) -> list[str]:
   ]
   groups = sources.configurations(bare)
   names = sources.names(found)
-  # A results file has some flags only, so that its name says more.
-  clear = all(source.is_folder for source in found)
-  if not clear and any(
-    _overlap([found[m] for m in g]) for g in groups.values()
-  ):
+  # A results file has some flags only, and the folder of a sweep is named by
+  # who made it, so that their names say more.
+  clear = all(s.is_folder and RUN_COLUMN not in s.table for s in found)
+  if any(_overlap([found[m] for m in g]) for g in groups.values()):
     return names
   labels = [''] * len(found)
   if len(groups) == 1:
     return labels
-  for words, members in groups.items():
+  for words, members in zip(_brief(groups), groups.values(), strict=True):
     for member in members:
       labels[member] = words if clear else _shared([names[m] for m in members])
   return labels
+
+
+def _brief(configurations: Iterable[str]) -> list[str]:
+  """Words without the flags that a run lacks, if they stay different."""
+  every = list(configurations)
+  brief = [
+    ', '.join(p for p in words.split(', ') if not p.endswith('=(absent)'))
+    for words in every
+  ]
+  return brief if len(set(brief)) == len(every) and all(brief) else every
 
 
 def _overlap(found: Sequence[Source]) -> bool:

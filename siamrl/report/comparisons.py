@@ -6,6 +6,7 @@ aggregates over steps or wall time.
 """
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from siamrl.report.arrangement import COLORS, DASHES, literal
 
 _ROW = 0.17  # inches
 _ABREAST = 2  # panes
+_LETTERS = 26  # of a name beside panes
 
 
 def plot_aggregates(
@@ -48,18 +50,24 @@ def plot_aggregates(
     grid = figure.subplots(
       down, min(_ABREAST, len(found)), sharey=True, squeeze=False
     ).ravel()
+    # Long names would leave no room for the panes; they go below.
+    below = max(map(len, names)) > _LETTERS
     for axes, (about, estimates) in zip(grid, found.items(), strict=False):
-      _tidy_rows(axes, list(names))
+      _tidy_rows(axes, [''] * len(names) if below else names)
       for row, estimate in enumerate(estimates.values()):
         _bar(axes, row, estimate, COLORS[row % len(COLORS)])
       axes.set_title(about, loc='left')
       axes.locator_params(axis='x', nbins=4)
     for axes in grid[len(found) :]:
       axes.remove()
+    labels = {}
+    if below:
+      colors = [COLORS[row % len(COLORS)] for row in range(len(names))]
+      labels = dict(zip(names, map(drawing.swatch, colors), strict=True))
     figure.suptitle(literal(title), x=0.01, ha='left', fontsize=8)
     for axes in grid[: len(found)][-_ABREAST:]:
       axes.set_xlabel(label)
-    drawing.caption(figure, explanation)
+    drawing.caption(figure, explanation, labels)
     drawing.save(figure, path)
 
 
@@ -83,9 +91,14 @@ def plot_improvement(
     OSError: if the file cannot be written.
   """
   with drawing.small_text():
-    figure = drawing.new_column(0.7 + 1.5 * _ROW * len(found))
+    names = [
+      '\n'.join(textwrap.wrap(a, _LETTERS) + textwrap.wrap(f'> {b}', _LETTERS))
+      for a, b in found
+    ]
+    lines = max(name.count('\n') for name in names) + 1
+    figure = drawing.new_column(0.7 + 0.75 * lines * _ROW * len(found))
     axes = figure.subplots()
-    _tidy_rows(axes, [f'{a}\n> {b}' for a, b in found])
+    _tidy_rows(axes, names)
     for row, estimate in enumerate(found.values()):
       _bar(axes, row, estimate, COLORS[0])
     axes.axvline(0.5, color=drawing.GRAY, linestyle='--', linewidth=0.8)

@@ -199,6 +199,14 @@ def new_column(height: float) -> Any:
   return _figures().Figure(figsize=(COLUMN, height), layout='constrained')
 
 
+def swatch(color: str) -> Any:
+  """Returns the patch of a legend, in the color of bars."""
+  _figures()
+  from matplotlib.patches import Patch
+
+  return Patch(color=color, alpha=0.55, linewidth=0)
+
+
 def caption(
   figure: Any, text: str, labels: Mapping[str, Any] | None = None
 ) -> None:

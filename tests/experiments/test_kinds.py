@@ -239,9 +239,10 @@ def test_no_time_and_one_seed(tmp_path, asked, capsys):
 
 def test_folders_and_protocols(tmp_path, asked, capsys):
   """Agents in folders of their own, with seeds, scored where all have been."""
+  (tmp_path / 'sweep').mkdir()
   folders = [
     _folder(
-      tmp_path / f'{agent}{seed}',
+      tmp_path / 'sweep' / f'{agent}{seed}',
       seed,
       [5, 10, 20][:rows],
       [1 + seed, 2 + seed, 9][:rows],
@@ -266,8 +267,10 @@ def test_folders_and_protocols(tmp_path, asked, capsys):
   ]
   for said in ('--frame_skip is 1, 2', 'scored on the first 10 env steps'):
     assert said in words['explanation']
-  assert not _plot(*folders, '--kind=curves', '--column=eval_return', out)
-  assert not _plot(*folders, '--kind=final', '--column=eval_return', out)
+  # The folder around them stands for all.
+  for kind in ('curves', 'final'):
+    arguments = (f'--kind={kind}', '--column=eval_return', out)
+    assert not _plot(f'{tmp_path}/sweep', *arguments)
   assert _figure(tmp_path / 'out.png') and _figure(tmp_path / 'out-final.png')
 
 
