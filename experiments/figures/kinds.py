@@ -112,7 +112,7 @@ def _heatmap(config: Any, study: Study) -> None:
     )
     if not shown:
       counts = {n: len({p[n] for p in part.settings}) for n in by}
-      across = max(counts, key=lambda n: counts[n])
+      across = max(counts, key=lambda n: counts[n], default='')
       shown, position, label = [across], _value_of(across), _words(across)
     down = [n for n in by if n not in shown]
     places = [_rounded(position(point)) for point in part.settings]
@@ -582,7 +582,7 @@ def _tick(place: Any) -> str:
 
 
 def _value_of(name: str) -> Callable[[Mapping[str, Any]], Any]:
-  return lambda point: point[name]
+  return lambda point: point.get(name)
 
 
 def _words(column: str) -> str:

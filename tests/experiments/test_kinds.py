@@ -327,7 +327,8 @@ def test_what_it_refuses(study, tmp_path, capsys):
     ((study, '--normalize=none'), 'have no common unit'),
     ((study, '--reference=x'), '--reference must not be given for runs with'),
     ((lone, '--kind=improvement', '--column=eval_return'), 'two settings'),
-    ((many, '--kind=heatmap'), '--kind=heatmap must have two swept options'),
+    ((many, '--kind=heatmap'), 'must have two swept options, and --runs='),
+    ((lone, '--kind=heatmap', '--column=eval_return'), 'lone.csv has none'),
     ((study, '--kind=curves', '--normalize=range'), '--normalize'),
     (
       (study, '--kind=curves', '--color=tau'),
