@@ -86,11 +86,23 @@ def _conv_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """`_conv` with gradients that are fast on the CPU (reverse mode only)."""
-  return _conv(x, kernel, stride)
+  return _apart(_conv(x, kernel, stride))
+
+
+def _apart(y: jax.Array) -> jax.Array:
+  """Keeps a convolution out of kernels of later reductions.
+
+  Where nothing else reads its result, YNNPACK takes a convolution that ends in
+  a reduction, such as the softmax over C51's atoms, into one kernel with it,
+  and is then several times slower at the convolution. It has no selection, so
+  one that changes nothing keeps the two apart. (An `optimization_barrier` is
+  gone before kernels are formed.)
+  """
+  return jnp.where(jnp.isnan(y), jnp.nan, y)
 
 
 def _cpu_conv_fwd(x, kernel, stride):
-  return _conv(x, kernel, stride), (x, kernel)
+  return _apart(_conv(x, kernel, stride)), (x, kernel)
 
 
 def _cpu_conv_bwd(stride, residuals, g):

@@ -120,3 +120,9 @@ def test_in_a_loop_only_the_cpu_never_convolves(inside_loop):
 def test_unknown_padding():
   with pytest.raises(ValueError, match="padding='FULL'"):
     Conv(1, 1, padding='FULL').init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+
+
+def test_what_keeps_kernels_apart_changes_nothing():
+  y = jnp.array([1.5, -0.0, jnp.inf, -jnp.inf, jnp.nan, 1e-45])
+  np.testing.assert_array_equal(conv._apart(y), y)
+  assert jnp.signbit(conv._apart(y)[1])
