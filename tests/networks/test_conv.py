@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from siamrl.networks import conv
 from siamrl.networks.conv import Conv
 
 
