@@ -33,6 +33,8 @@ _EXTRAS = {
     'pyarrow>=17',
     'safetensors>=0.5',
   ],
+  # Pages about runs, whose curves Vega-Lite draws.
+  'report': ['jinja2>=3.1', 'vl-convert-python>=1.8'],
   'track': ['tensorboardX>=2.6.2'],
   'dev': [
     'distrax>=0.1.5',
@@ -67,7 +69,7 @@ setuptools.setup(
       'results/published/*',
       'studies/*.toml',
     ],
-    'siamrl': ['py.typed'],
+    'siamrl': ['py.typed', 'report/page.html'],
   },
   install_requires=[
     'absl-py>=2.1',

@@ -237,7 +237,8 @@ def _time(seconds: float | None) -> str:
   return f'{minutes // 60}:{minutes % 60:02}'
 
 
-def _summary(lines: Sequence[Line]) -> str:
+def states_in_words(lines: Sequence[Line]) -> str:
+  """How many cells there are of each state."""
   parts = [f'{n} {state}' for state, n in _states(lines).items() if n]
   return f'{len(lines)} cells: {", ".join(parts)}'
 
@@ -257,7 +258,7 @@ def words(lines: Sequence[Line]) -> Iterator[str]:
   for row in table:
     padded = (t.ljust(w) for t, w in zip(row, widths, strict=True))
     yield '  '.join(padded).rstrip()
-  yield _summary(lines)
+  yield states_in_words(lines)
   yield from _failures(lines)
 
 
@@ -274,7 +275,7 @@ def _refresh(paths: Sequence[str], period_s: float) -> None:
       table.add_column(heading, overflow='fold')
     for line in lines:
       table.add_row(*_cells(line, several))
-    return Group(table, _summary(lines), *_failures(lines))
+    return Group(table, states_in_words(lines), *_failures(lines))
 
   lines = look(paths)
   with Live(view(lines), auto_refresh=False) as live:

@@ -56,6 +56,7 @@ FLOORS = {
   'experiments.status': 13,
   'experiments.stored': 13,
   'experiments.sweep': 13,
+  'experiments.report': 14,
   'experiments.reproduce': 14,
   'experiments.studies.published': 10,
   'experiments.studies': 13,

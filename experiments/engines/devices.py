@@ -17,6 +17,7 @@ import jax
 from experiments.config import startup
 from experiments.config.declaring import RunError, UsageError
 from siamrl.memory import memory_bytes as memory_bytes
+from siamrl.report import checkout
 
 
 # The fastest options on a CPU, see BUILD_NOTES.md.
@@ -63,6 +64,7 @@ def configure(
       or change what is computed.
   """
   check_environment()
+  checkout.ask()  # it answers while programs are built
   if platform == 'cpu' or not any(map(importlib.util.find_spec, _ACCELERATORS)):
     add_xla_flags(CPU_XLA_FLAGS)
     add_xla_flags(YNNPACK_XLA_FLAGS if ynnpack else NO_YNNPACK_XLA_FLAGS)

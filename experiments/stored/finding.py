@@ -3,7 +3,7 @@
 Folders are only read, without their lock, and runs may be going on.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -117,13 +117,7 @@ def _read_sweep(
 ) -> tuple[str, reading.Sweep]:
   """Finds the launcher whose options these are, and its runs."""
   users.load([f'--{name}={flags[name]}' for name in flags if name == _USER])
-  names = set(_options(folder) or flags)
-  unlike: dict[str, tuple[int, int]] = {}
-  for launcher in _LAUNCHERS:
-    kind = complete(launchers.options_of(launcher))
-    known = {field.name for field, _ in options_of(kind)}
-    unlike[launcher] = len(names - known), len(known - names)
-  launcher = min(unlike, key=lambda name: unlike[name])
+  launcher = launcher_of(known_options(folder) or flags)
   kind = launchers.options_of(launcher)
   try:
     current = reading.now(complete(kind), flags)
@@ -136,7 +130,17 @@ def _read_sweep(
 _USER = 'user_file'
 
 
-def _options(folder: RunFolder) -> set[str]:
+def launcher_of(names: Iterable[str]) -> str:
+  """The launcher whose options are most like those that a run knew of."""
+  given, unlike = set(names), {}
+  for launcher in _LAUNCHERS:
+    kind = complete(launchers.options_of(launcher))
+    known = {field.name for field, _ in options_of(kind)}
+    unlike[launcher] = len(given - known), len(known - given)
+  return min(unlike, key=lambda name: unlike[name])
+
+
+def known_options(folder: RunFolder) -> set[str]:
   """Returns the options that the run knew of; none if they are unreadable."""
   try:
     return set(json.loads(read_file(folder.config))) - {'derived'}

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Self
 
 from siamrl.parameters import FieldError
+from siamrl.report import checkout
 
 # The first line of flags.txt, which marks a run folder. absl reads it as a
 # comment.
@@ -299,7 +300,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
 
 def versions() -> dict[str, Any]:
-  """Returns versions and devices, which a run's results may depend on."""
+  """Returns versions, devices and commit: results may depend on them."""
   import jax  # starts the backend, so not on import
 
   now = datetime.datetime.now().astimezone()
@@ -316,6 +317,9 @@ def versions() -> dict[str, Any]:
   for name in _DISTRIBUTIONS:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       record[name] = importlib.metadata.version(name)
+  commit = checkout.commit()
+  if commit is not None:
+    record['commit'] = commit
   return record
 
 
