@@ -35,6 +35,9 @@ _EXTRAS = {
   ],
   # Pages about runs, whose curves Vega-Lite draws.
   'report': ['jinja2>=3.1', 'vl-convert-python>=1.8'],
+  # Sweeps on clusters.
+  'ray': ['ray>=2.60,<3'],
+  'slurm': ['submitit>=1.5.4,<2'],
   'track': ['tensorboardX>=2.6.2'],
   'dev': [
     'distrax>=0.1.5',

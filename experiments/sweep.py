@@ -28,6 +28,16 @@ tried again. Cells may be added to the file; a cell with other options than in
 the folder is refused. Ctrl-C or SIGTERM saves and stops. `python -m
 experiments.status RUN_DIR` shows how far it is.
 
+--launcher says what runs the cells. With ray they are tasks of a Ray cluster
+(--ray_address), or of one on this machine; its nodes are found by `cores`,
+`gpus` and `memory_gb`, and a cell whose node is lost resumes on another. With
+slurm they are elements of a job array, and a cell that runs out of its time is
+saved and queued again. All machines must share the folder of the sweep and the
+installation. If the process that drives the sweep is killed, cells on Ray save
+and stop, those on SLURM go on; the same command takes them over.
+
+  python -m experiments.sweep --sweep=periods.toml --launcher=slurm --jobs=50
+
 --dry_run lists the cells, runs the first one that is not done for a while in a
 temporary folder, and says how long all of them will take, and how much memory.
 
@@ -42,6 +52,7 @@ import fnmatch
 import functools
 import math
 import pathlib
+import re
 import sys
 import tempfile
 import time
@@ -54,18 +65,23 @@ from experiments.config.declaring import (
   POSITIVE,
   RunError,
   UsageError,
+  given,
   group,
   one_of,
   option,
   path_option,
+  refuse,
 )
 from experiments.config.executing import run
+from experiments.config.meaning import check_meant
 from experiments.config.sweep_files import SweepFile
 from experiments.engines import pools
 from experiments.engines.cells import Cell, make_cells
 from experiments.engines.devices import StopRequest
-from experiments.engines.driving import Driver, Resources
+from experiments.engines.driving import Driver
 from experiments.engines.pools.local import LocalPool
+from experiments.engines.pools.ray import RayPool
+from experiments.engines.pools.slurm import SlurmOptions, SlurmPool
 from experiments.engines.sweep_folders import State, SweepFolder
 from siamrl.report import glances
 from siamrl.report.run_folder import RunFolder
@@ -81,13 +97,14 @@ class PoolOptions:
   _pool: Any = group('What runs the cells')
   launcher: str = option(
     'local',
-    'Pool of processes. local: this machine',
-    one_of(('local',)),
+    'Pool of processes. local: this machine. ray: a Ray cluster. slurm: job '
+    'arrays of a SLURM cluster, to which this machine can submit',
+    one_of(('local', 'ray', 'slurm')),
   )
   jobs: int | None = option(
     None,
-    'Most cells at a time on this machine; as many as its cores (and GPUs) '
-    'allow if not given.',
+    'Most cells at a time (with slurm, of each job array); as many as there is '
+    'room for if not given.',
     POSITIVE,
   )
   retries: int = option(
@@ -100,6 +117,48 @@ class PoolOptions:
     None,
     'Patterns of the names of cells to run, separated by semicolons, such as '
     '"dqn/*;c51/*"; all if not given.',
+  )
+  ray_address: str | None = option(
+    None,
+    'Ray cluster to join, such as HOST:6379, or auto for the one on this '
+    'machine; if not given, one is started here for the sweep.',
+    when=given('launcher', 'ray'),
+    refused=True,
+  )
+  slurm_partition: str | None = option(
+    None,
+    "Partition of SLURM; the cluster's default if not given.",
+    when=given('launcher', 'slurm'),
+    refused=True,
+  )
+  slurm_timeout_min: int = option(
+    60,
+    'Time limit of a job of SLURM, in minutes. A cell that takes longer is '
+    'saved and queued again.',
+    POSITIVE,
+    when=given('launcher', 'slurm'),
+    refused=True,
+  )
+  slurm_signal_s: int = option(
+    90,
+    'Seconds before the time limit at which a cell begins to save, which must '
+    'suffice for it.',
+    POSITIVE,
+    when=given('launcher', 'slurm'),
+    refused=True,
+  )
+  slurm_setup: str | None = option(
+    None,
+    'Shell command to run on a node before a cell, such as "module load cuda".',
+    when=given('launcher', 'slurm'),
+    refused=True,
+  )
+  slurm_options: str | None = option(
+    None,
+    'Further options of sbatch without their hyphens, separated by spaces, '
+    'such as "account=vision qos=long".',
+    when=given('launcher', 'slurm'),
+    refused=True,
   )
 
 
@@ -125,7 +184,7 @@ def main(config: SweepConfig) -> None:
   folder = SweepFolder(config.run_dir or f'runs/{file.path.stem}')
   if config.dry_run:
     cells = chosen(config, cells_of(file))
-    _dry_run(file, cells, folder, config.jobs)
+    _dry_run(file, cells, folder, config)
     return
   failed = run_cells(config, file, folder)
   if failed:
@@ -181,8 +240,7 @@ def run_cells(
   """
   cells = cells_of(file)
   mine = chosen(config, cells)
-  pool = make_pool(config, file)
-  resources = Resources(file.cores, file.gpus, file.memory_gb)
+  pool = make_pool(config, file, folder)
   with StopRequest() as stop, folder.driven(file.launcher, cells) as gone:
     print(_counts(cells, folder))
     if gone:
@@ -193,7 +251,7 @@ def run_cells(
       )
     sys.stdout.flush()
     driver = Driver(
-      folder, file.launcher, mine, resources, retries=config.retries
+      folder, file.launcher, mine, _needs(file), retries=config.retries
     )
     driver.run(pool, stop)
     print(_counts(cells, folder))
@@ -212,9 +270,51 @@ def failure(failed: Sequence[str], folder: SweepFolder) -> RunError:
   )
 
 
-def make_pool(config: PoolOptions, file: SweepFile) -> pools.Pool:
-  """The pool that the options ask for."""
-  return LocalPool(config.jobs, cores=file.cores, gpus=file.gpus)
+def make_pool(
+  config: PoolOptions, file: SweepFile, folder: SweepFolder
+) -> pools.Pool:
+  """The pool that the options ask for.
+
+  Raises:
+    UsageError: an option means nothing to it, or it lacks what cells need.
+    RunError: it cannot be used on this machine.
+  """
+  check_meant([config])
+  if config.launcher == 'local':
+    return LocalPool(config.jobs, cores=file.cores, gpus=file.gpus)
+  if config.launcher == 'ray':
+    return RayPool(
+      folder.path, config.jobs, config.ray_address, needs=_needs(file)
+    )
+  if config.slurm_signal_s >= config.slurm_timeout_min * 60:
+    refuse(config, 'slurm_signal_s', 'be less than --slurm_timeout_min')
+  options = SlurmOptions(
+    partition=config.slurm_partition,
+    timeout_min=config.slurm_timeout_min,
+    signal_s=config.slurm_signal_s,
+    setup=(config.slurm_setup,) if config.slurm_setup else (),
+    sbatch=_sbatch(config),
+  )
+  return SlurmPool(folder.path, config.jobs, options, needs=_needs(file))
+
+
+def _needs(file: SweepFile) -> pools.Resources:
+  return pools.Resources(file.cores, file.gpus, file.memory_gb)
+
+
+def _sbatch(config: PoolOptions) -> dict[str, str]:
+  """The further options of sbatch by name."""
+  found = {}
+  for text in (config.slurm_options or '').split():
+    name, equals, value = text.partition('=')
+    if not equals or not re.fullmatch(r'[a-z][a-z-]*', name) or not value:
+      refuse(
+        config,
+        'slurm_options',
+        'be NAME=VALUE, separated by spaces, such as "account=vision qos=long"',
+      )
+    found[name] = value
+  return found
 
 
 def _counts(cells: Sequence[Cell], folder: SweepFolder) -> str:
@@ -240,7 +340,7 @@ def _dry_run(
   file: SweepFile,
   cells: Sequence[Cell],
   folder: SweepFolder,
-  jobs: int | None,
+  config: PoolOptions,
 ) -> None:
   """Lists the cells, and estimates what those that are left take."""
   states = {cell.name: folder.state(cell.name) for cell in cells}
@@ -250,9 +350,10 @@ def _dry_run(
   left = [cell for cell in cells if states[cell.name] != State.DONE]
   if not left:
     return
+  pool = make_pool(config, file, folder)
+  at_a_time = min(pool.at_a_time or len(left), len(left))
+  pool.close()
   found = _probe(file, left[0])
-  pool = LocalPool(jobs, cores=file.cores, gpus=file.gpus)
-  at_a_time = min(len(pool.shares), len(left))
   gigabytes = found.peak_bytes / 1e9
   print(
     f'memory: {gigabytes:.1f} GB for {left[0].name}, so far; about '

@@ -3,25 +3,16 @@
 from collections.abc import Callable, Sequence
 import sys
 import time
-from typing import NamedTuple
 
 from experiments.engines.cells import Cell
 from experiments.engines.devices import StopRequest
-from experiments.engines.pools import Began, Ended, Job, Pool
+from experiments.engines.pools import Began, Ended, Job, Pool, Resources
 from experiments.engines.sweep_folders import Record, State, SweepFolder
 from siamrl.report import glances
 
 _POLL_S = 0.1
 _LAST_LINES = 5
 _USAGE_ERROR = 2  # the exit code of a command line that no retry can mend
-
-
-class Resources(NamedTuple):
-  """Resources that each process may use, see `pools.Job`."""
-
-  cores: int = 1
-  gpus: int = 0
-  memory_gb: float | None = None
 
 
 class Driver:
@@ -103,7 +94,7 @@ class Driver:
       f'--run_dir={folder}',
     )
     return Job(
-      name, command, folder, str(self._folder.log(name)), *self._resources
+      name, command, folder, str(self._folder.log(name)), self._resources
     )
 
   def _begun(self, event: Began) -> None:

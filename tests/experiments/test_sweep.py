@@ -6,9 +6,11 @@ import pathlib
 import pytest
 
 from experiments import launchers, sweep
-from experiments.config import executing, sweep_files
+from experiments.config import executing, reading, sweep_files
 from experiments.config.declaring import UsageError
 from experiments.engines.cells import make_cells
+from experiments.engines.pools import Resources
+from experiments.engines.pools.slurm import SlurmOptions
 from experiments.engines.sweep_folders import State, SweepFolder
 
 
@@ -208,3 +210,62 @@ def test_a_cell_that_has_begun_is_cut(tmp_path):
     '# siamrl run folder; python ... --flagfile=<this file> runs it again\n'
   )
   assert folder.state('all') == State.CUT
+
+
+def _pool_of(tmp_path, monkeypatch, *flags):
+  """The arguments with which a command line makes a pool."""
+  for name in ('RayPool', 'SlurmPool'):
+    monkeypatch.setattr(sweep, name, lambda *a, **more: (*a, more['needs']))
+  path = tmp_path / 'sweep.toml'
+  path.write_text('launcher = "lab"\ncores = 2\ngpus = 1\nmemory_gb = 1.5\n')
+  file = sweep_files.read(path, launchers.NAMES)
+  config = reading.from_arguments(sweep.SweepConfig, *flags)
+  return sweep.make_pool(config, file, SweepFolder(tmp_path))
+
+
+def test_options_of_clusters_reach_their_pools(tmp_path, monkeypatch):
+  needs = Resources(2, 1, 1.5)
+  found = _pool_of(
+    *(tmp_path, monkeypatch, '--launcher=ray', '--ray_address=head:6379'),
+    '--jobs=3',
+  )
+  assert found == (tmp_path, 3, 'head:6379', needs)
+  found = _pool_of(
+    *(tmp_path, monkeypatch, '--launcher=slurm', '--slurm_partition=gpu'),
+    *('--slurm_timeout_min=240', '--slurm_signal_s=120'),
+    *('--slurm_setup=module load cuda', '--slurm_options=account=rl qos=long'),
+  )
+  options = SlurmOptions(
+    *('gpu', 240, 120, ('module load cuda',)), {'account': 'rl', 'qos': 'long'}
+  )
+  assert found == (tmp_path, None, options, needs)
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (
+      ['--slurm_partition=gpu'],
+      '--slurm_partition=gpu must go with --launcher=slurm, not local',
+    ),
+    (
+      ['--launcher=slurm', '--ray_address=auto'],
+      '--ray_address=auto must go with --launcher=ray, not slurm',
+    ),
+    (
+      ['--launcher=slurm', '--slurm_timeout_min=1'],
+      '--slurm_signal_s=90 must be less than --slurm_timeout_min',
+    ),
+    (
+      ['--launcher=slurm', '--slurm_options=--qos=long'],
+      '--slurm_options=--qos=long must be NAME=VALUE, separated by spaces, '
+      'such as "account=vision qos=long"',
+    ),
+  ],
+)
+def test_options_of_another_pool_are_refused(
+  tmp_path, monkeypatch, flags, message
+):
+  with pytest.raises(UsageError) as error:
+    _pool_of(tmp_path, monkeypatch, *flags)
+  assert str(error.value) == message

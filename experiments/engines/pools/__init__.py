@@ -1,6 +1,6 @@
 """Pools of processes, on one machine or on many, which run cells of a sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import os
 import pathlib
 import signal
@@ -9,7 +9,24 @@ import sys
 import time
 from typing import NamedTuple, Protocol
 
+from experiments.engines.pools import pinning
+
 _GUARD = pathlib.Path(__file__).with_name('guard.py')
+_POLL_S = 0.1
+
+
+class Resources(NamedTuple):
+  """Resources that each process may use.
+
+  Attributes:
+    cores: processor cores.
+    gpus: GPUs.
+    memory_gb: memory to set aside on a cluster; None for its default.
+  """
+
+  cores: int = 1
+  gpus: int = 0
+  memory_gb: float | None = None
 
 
 class Job(NamedTuple):
@@ -20,22 +37,18 @@ class Job(NamedTuple):
     command: the command line of a launcher.
     folder: its run folder, which no other process may be using.
     log: the file that gets what it prints.
-    cores: processor cores that it may use.
-    gpus: GPUs that it may use.
-    memory_gb: memory to set aside for it on a cluster; None for the default.
+    needs: what it may use.
   """
 
   name: str
   command: tuple[str, ...]
   folder: str
   log: str
-  cores: int = 1
-  gpus: int = 0
-  memory_gb: float | None = None
+  needs: Resources = Resources()
 
 
 class Began(NamedTuple):
-  """The event that a job has begun.
+  """The event that a job has begun, or begun again on another machine.
 
   Attributes:
     name: the name of its cell.
@@ -65,7 +78,13 @@ class Ended(NamedTuple):
 
 
 class Pool(Protocol):
-  """A pool of processes that runs jobs; one thread uses it."""
+  """A pool of processes that runs jobs; one thread uses it.
+
+  Attributes:
+    at_a_time: jobs that it can run at a time now; None if it cannot tell.
+  """
+
+  at_a_time: int | None
 
   def submit(self, jobs: Sequence[Job]) -> None:
     """Queues jobs."""
@@ -81,7 +100,13 @@ class Pool(Protocol):
 
 
 def start(
-  job: Job, *, on: Sequence[int] | None = None, gpus: str | None = None
+  job: Job,
+  *,
+  on: Sequence[int] | None = None,
+  gpus: str | None = None,
+  environment: Mapping[str, str | None] | None = None,
+  keep: Sequence[int] = (),
+  between: bool = False,
 ) -> subprocess.Popen:
   """Starts the process of a job.
 
@@ -93,17 +118,23 @@ def start(
     job: the job.
     on: processor cores to hold it to; None for those of this process.
     gpus: numbers of the GPUs that it sees, separated by commas; None for all.
+    environment: variables to set, or to remove where the value is None.
+    keep: file descriptors that stay open in it.
+    between: whether a process stands between, so that one that kills all
+      processes started by this one still lets the job save.
   """
-  environment = dict(os.environ)
+  changed: dict[str, str | None] = dict(environment or {})
   if gpus is not None:
-    environment['CUDA_VISIBLE_DEVICES'] = gpus
+    changed['CUDA_VISIBLE_DEVICES'] = gpus
   if on is not None and not hasattr(os, 'sched_setaffinity'):
-    environment['NPROC'] = str(len(on))  # which XLA reads
+    changed['NPROC'] = str(len(on))  # which XLA reads
+  variables = {k: v for k, v in os.environ.items() if k not in changed}
+  variables |= {k: v for k, v in changed.items() if v is not None}
   pathlib.Path(job.log).parent.mkdir(parents=True, exist_ok=True)
   with open(job.log, 'ab') as log:
     return subprocess.Popen(
       [
-        *(sys.executable, str(_GUARD), str(os.getpid())),
+        *(sys.executable, str(_GUARD), str(os.getpid()), str(int(between))),
         ','.join(map(str, on or ())) or '-',
         job.folder,
         *job.command,
@@ -112,7 +143,8 @@ def start(
       stdout=log,
       stderr=subprocess.STDOUT,
       start_new_session=True,
-      env=environment,
+      env=variables,
+      pass_fds=keep,
     )
 
 
@@ -136,19 +168,56 @@ def ended(process: subprocess.Popen, *, wait: bool) -> tuple[int, int] | None:
   return code, usage.ru_maxrss * unit
 
 
-def run(job: Job) -> Ended:
-  """Runs a job to its end; a SIGTERM to this process is passed on to it.
+def run(
+  job: Job,
+  *,
+  environment: Mapping[str, str | None] | None = None,
+  started: Callable[[subprocess.Popen], None] | None = None,
+  between: bool = False,
+) -> Ended:
+  """Runs a job to its end; SIGTERM and SIGINT are passed on as SIGTERM.
 
-  It may be called in another process, on another machine. The folder of the run
-  and the working directory must be the same there.
+  It may be called in another process, on another machine, in the main thread
+  there. The folder of the run and the working directory must be the same. The
+  job is held to as many cores as it may use, which no other job has here.
+
+  Args:
+    job: the job.
+    environment: see `start`.
+    started: is called with the process.
+    between: see `start`.
   """
   began = time.monotonic()
-  process = start(job)
-  before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+  process: subprocess.Popen | None = None
+  asked = False
+
+  def ask(*_: object) -> None:
+    nonlocal asked
+    asked = True
+    if process is not None:
+      process.terminate()
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  before = {number: signal.signal(number, ask) for number in numbers}
   try:
-    found = ended(process, wait=True)
+    with pinning.taken(job.needs.cores) as share:
+      process = start(
+        job,
+        on=share.cores,
+        environment=environment,
+        keep=share.locks,
+        between=between,
+      )
+      if started is not None:
+        started(process)
+      if asked:
+        process.terminate()
+      while (found := ended(process, wait=False)) is None:
+        # A signal may be only pretended, as Ray does, and then interrupts no
+        # call of the system; so this must not wait for longer.
+        time.sleep(_POLL_S)
   finally:
-    signal.signal(signal.SIGTERM, before)
-  assert found is not None
+    for number, handler in before.items():
+      signal.signal(number, handler)
   code, peak_bytes = found
   return Ended(job.name, code, time.monotonic() - began, peak_bytes)

@@ -1,8 +1,9 @@
-"""A process that becomes a launcher: guard.py PARENT CORES FOLDER COMMAND...
+"""A process that becomes a launcher: guard.py PARENT BETWEEN CORES FOLDER ...
 
 It holds itself to processor cores, asks the kernel for a SIGTERM when its
-parent ends, waits until no other process uses the run folder, and then executes
-the command. It imports the standard library only, to begin at once.
+parent ends, ignores the warnings of batch systems, waits until no other process
+uses the run folder, and then executes the command. It imports the standard
+library only, to begin at once.
 """
 
 import ctypes
@@ -49,10 +50,35 @@ def _wait(folder: str) -> None:
       os.close(descriptor)
 
 
+def _stand_between() -> None:
+  """Goes on in a child, and waits here for its end.
+
+  Ray kills the processes that its workers have started, when they end. Here it
+  kills this one, and the child is asked to save and stop.
+  """
+  mine = os.getpid()
+  child = os.fork()
+  if not child:
+    _follow(mine)
+    return
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
+  code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(mine, -code)
+  os._exit(code)
+
+
 def main() -> None:
   """Becomes the command."""
-  parent, cores, folder, *command = sys.argv[1:]
+  parent, between, cores, folder, *command = sys.argv[1:]
+  # SLURM warns all processes of a job by one of them, whose default is to end.
+  for number in (signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)
   _follow(int(parent))
+  if between == '1':
+    _stand_between()
   if cores != '-' and hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, map(int, cores.split(',')))
   _wait(folder)

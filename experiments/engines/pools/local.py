@@ -8,8 +8,14 @@ import time
 from typing import NamedTuple
 
 from experiments.config.declaring import UsageError
-from experiments.engines import devices
-from experiments.engines.pools import Began, Ended, Job, ended, start
+from experiments.engines.pools import (
+  Began,
+  Ended,
+  Job,
+  ended,
+  pinning,
+  start,
+)
 
 
 class Share(NamedTuple):
@@ -30,6 +36,7 @@ class LocalPool:
 
   Attributes:
     shares: what each of the jobs of one time has to itself.
+    at_a_time: their number.
   """
 
   def __init__(self, number: int | None, *, cores: int, gpus: int):
@@ -44,6 +51,7 @@ class LocalPool:
       UsageError: the machine does not have as many.
     """
     self.shares = _divide(number, cores, gpus)
+    self.at_a_time: int | None = len(self.shares)
     self._free = list(self.shares)
     self._queue: collections.deque[Job] = collections.deque()
     self._running: dict[str, _Running] = {}
@@ -88,7 +96,7 @@ class LocalPool:
 
 def _divide(number: int | None, cores: int, gpus: int) -> list[Share]:
   """The shares of this machine."""
-  mine = _cores()
+  mine = pinning.cores()
   if cores > len(mine):
     raise UsageError(
       f'cores = {cores} must be at most {len(mine)}, the cores of this machine'
@@ -114,13 +122,6 @@ def _divide(number: int | None, cores: int, gpus: int) -> list[Share]:
     )
     for i in range(number or most)
   ]
-
-
-def _cores() -> list[int]:
-  """The processor cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return sorted(os.sched_getaffinity(0))
-  return list(range(devices.cores()))
 
 
 def _gpus() -> list[str]:

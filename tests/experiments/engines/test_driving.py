@@ -7,19 +7,17 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
 
 from experiments.engines import driving, pools
 from experiments.engines.cells import Cell
-from experiments.engines.driving import Driver, Resources
+from experiments.engines.driving import Driver
+from experiments.engines.pools import Resources
 from experiments.engines.pools.local import LocalPool
 from experiments.engines.sweep_folders import State, SweepFolder
-
-ROOT = pathlib.Path(__file__).parents[3]
-MARK = '# siamrl run folder; python ... --flagfile=<this file> runs it again\n'
+from tests.experiments.engines import small_cells
 
 
 class _Pool:
@@ -45,7 +43,7 @@ class _Pool:
   def _end(self, job, rows, code):
     run = self.folder.run(job.name)
     run.path.mkdir(parents=True, exist_ok=True)
-    run.flags.write_text(MARK)
+    run.flags.write_text(small_cells.MARK)
     run.config.write_text('{"derived": {"rows": 4}}')
     run.metrics.write_text('x\n' + '0\n' * rows)
     pathlib.Path(job.log).write_text('first\nlast\n')
@@ -119,104 +117,12 @@ def test_done_cells_are_skipped_and_failed_ones_tried_afresh(tmp_path):
   assert folder.record('b').attempts == 1
 
 
-# A launcher in small: it locks its folder, adds a row every few milliseconds,
-# stops at SIGTERM, and goes on from the rows that are there.
-_LAUNCHER = """
-  import fcntl, os, signal, sys, time
-  folder, rows = sys.argv[1], int(sys.argv[2])
-  os.makedirs(folder, exist_ok=True)
-  lock = os.open(folder + '/.lock', os.O_RDWR | os.O_CREAT)
-  fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  os.pwrite(lock, b'here %d ' % os.getpid(), 0)
-  open(folder + '/flags.txt', 'w').write(MARK)
-  open(folder + '/config.json', 'w').write('{"derived": {"rows": %d}}' % rows)
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-  path = folder + '/metrics.csv'
-  if not os.path.exists(path):
-    open(path, 'w').write('x\\n')
-  lines = open(path).read().splitlines()
-  with open(path, 'a') as file:
-    for row in range(len(lines) - 1, rows):
-      time.sleep(0.02)
-      file.write('%d\\n' % (row * row))
-      file.flush()
-  open(folder + '/ends', 'a').write('end\\n')
-"""
-
-_DRIVER = """
-  import sys
-  from experiments.engines import driving
-  from experiments.engines.cells import Cell
-  from experiments.engines.devices import StopRequest
-  from experiments.engines.pools.local import LocalPool
-  from experiments.engines.sweep_folders import SweepFolder
-
-  driving.Driver._job = lambda self, name: driving.Job(
-    name,
-    (sys.executable, sys.argv[2], str(self._folder.run(name).path), '20'),
-    str(self._folder.run(name).path),
-    str(self._folder.log(name)),
-  )
-  folder = SweepFolder(sys.argv[1])
-  cells = [Cell('cell%d' % i, (), {}, {'i': str(i)}) for i in range(20)]
-  with StopRequest() as stop, folder.driven('classic', cells):
-    driver = driving.Driver(
-      folder, 'classic', cells, driving.Resources(), retries=2
-    )
-    driver.run(LocalPool(None, cores=1, gpus=0), stop)
-    sys.exit(bool(driver.failed))
-"""
-
-
-def _script(tmp_path, name, text):
-  path = tmp_path / name
-  path.write_text(f'MARK = {MARK!r}\n' + textwrap.dedent(text))
-  return path
-
-
-def _kill_one(folder, rng):
-  """Kills the process of a cell that is in flight; returns whether it did."""
-  found = [
-    path
-    for path in folder.path.glob('cell*/.lock')
-    if folder.state(path.parent.name) == State.IN_FLIGHT
-  ]
-  if not found:
-    return False
-  number = int(rng.choice(found).read_text().split()[1])
-  os.kill(number, signal.SIGKILL)
-  return True
-
-
 def test_killed_workers_and_a_killed_driver_lose_nothing(tmp_path):
-  launcher = _script(tmp_path, 'launcher.py', _LAUNCHER)
-  driver = _script(tmp_path, 'driver.py', _DRIVER)
-  folder = SweepFolder(tmp_path / 'runs')
-  command = [sys.executable, str(driver), str(folder.path), str(launcher)]
-  environment = os.environ | {'PYTHONPATH': str(ROOT)}
-  rng, killed = random.Random(0), 0
-  process = subprocess.Popen(command, env=environment)
-  deadline = time.monotonic() + 100
-  while time.monotonic() < deadline and process.poll() is None:
-    time.sleep(0.25)
-    if killed < 5 and _kill_one(folder, rng):
-      killed += 1
-      if killed == 3:
-        process.kill()
-        process.wait()
-        process = subprocess.Popen(command, env=environment)
-  assert process.wait(timeout=100) == 0
-  assert killed == 5
-  rows = ''.join(['x\n', *(f'{row * row}\n' for row in range(20))])
-  for i in range(20):
-    run = folder.run(f'cell{i}').path
-    assert folder.state(f'cell{i}') == State.DONE
-    assert (run / 'metrics.csv').read_text() == rows
-    assert (run / 'ends').read_text() == 'end\n'  # each exactly once
+  small_cells.check_survives_kills(tmp_path, 'LocalPool(None, cores=1, gpus=0)')
 
 
 def test_a_stop_reaches_the_cells(tmp_path):
-  launcher = _script(tmp_path, 'launcher.py', _LAUNCHER)
+  launcher = small_cells.write_launcher(tmp_path)
   pool = LocalPool(1, cores=1, gpus=0)
   command = (sys.executable, str(launcher))
   folders = [str(tmp_path / name) for name in ('a', 'b')]
@@ -275,7 +181,7 @@ def test_a_killed_sweep_of_real_runs_ends_bit_for_bit(tmp_path):
         *(sys.executable, '-m', 'experiments.sweep', f'--sweep={file}'),
         f'--run_dir={tmp_path / name}',
       ],
-      cwd=ROOT,
+      cwd=small_cells.ROOT,
     )
 
   assert start('undisturbed').wait() == 0
