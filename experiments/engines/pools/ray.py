@@ -25,6 +25,8 @@ from siamrl.optional import import_optional
 # Losses of a node or a worker after which Ray starts a task again by itself.
 _LOSSES = 3
 _CHECK_S = 120.0
+# Seconds between two questions to the board, which take some time of a core.
+_BOARD_S = 1.0
 _MARK = '.ray'
 _OBJECTS_BYTES = 100_000_000  # events are small
 # Prefixes of the environment variables that a job gets from the driver.
@@ -139,6 +141,7 @@ class RayPool:
     self._queue: collections.deque[Job] = collections.deque()
     self._running: dict[Any, str] = {}  # by reference to their results
     self._began: dict[str, float] = {}
+    self._asked = -math.inf
     self._place: _Place | None = None
     self._connect(address)
     try:
@@ -178,6 +181,9 @@ class RayPool:
       list(self._running), num_returns=len(self._running), timeout=0
     )
     events: list[Began | Ended] = []
+    if not done and time.monotonic() - self._asked < _BOARD_S:
+      return events
+    self._asked = time.monotonic()
     for event in self._ray.get(self._board.take.remote()):
       if event.name in self._running.values():
         self._began[event.name] = time.monotonic()

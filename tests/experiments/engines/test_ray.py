@@ -109,6 +109,7 @@ def fake(monkeypatch):
   """A cluster of one node; its tasks end as the test says."""
   ray = _Ray({'CPU': 4.0, 'GPU': 1.0, 'memory': 8e9})
   monkeypatch.setattr(pool_ray, 'import_optional', lambda *_: ray)
+  monkeypatch.setattr(pool_ray, '_BOARD_S', 0.0)
   return ray
 
 
