@@ -101,6 +101,29 @@ def greedy_of(q_values: chex.Array) -> chex.Array:
   return jnp.argmax(q_values, axis=-1).astype(jnp.int32)
 
 
+def one_by_one(
+  loss: Callable[..., chex.Array], *batch: chex.Array
+) -> chex.Array:
+  """Maps a loss of one transition over a batch, as `jax.vmap` does.
+
+  On a CPU the transitions are taken one after the other, so that the N x M
+  errors of one pair of distributions stay in a cache. With those of the whole
+  batch at once, 200 quantiles take twenty times as long.
+
+  Args:
+    loss: takes one entry of each array.
+    *batch: arrays [B, ...].
+
+  Returns:
+    [B, ...].
+  """
+  return jax.lax.platform_dependent(
+    *batch,
+    cpu=lambda *arrays: jax.lax.map(lambda each: loss(*each), arrays),
+    default=jax.vmap(loss),
+  )
+
+
 def as_dtype(params: Params, dtype: str) -> Params:
   """The parameters in a type of `DTYPES`."""
   return jax.tree.map(lambda leaf: leaf.astype(dtype), params)

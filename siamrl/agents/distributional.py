@@ -32,6 +32,7 @@ therefore learns the distribution of these returns, which bootstrap from means.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -52,6 +53,7 @@ from siamrl.agents.discrete import (
   greedy_of,
   make_acting_noise,
   make_loss,
+  one_by_one,
 )
 from siamrl.losses import distributional as losses
 from siamrl.networks.dense import answer as answer_of
@@ -81,7 +83,8 @@ class _Kind(NamedTuple):
     distance: two of them [..., N] -> [...].
     target: (r_t, discount_t, distribution of the successor) -> that to learn.
     certain: return [] -> its distribution, which has no width.
-    loss: (the network's numbers [N], distribution to learn) -> [].
+    losses: (the network's numbers [B, N], distributions to learn [B, N]) ->
+      [B].
   """
 
   name: str
@@ -92,7 +95,7 @@ class _Kind(NamedTuple):
   distance: Callable[[chex.Array, chex.Array], chex.Array]
   target: Callable[[chex.Numeric, chex.Numeric, chex.Array], chex.Array]
   certain: Callable[[chex.Array], chex.Array]
-  loss: Callable[[chex.Array, chex.Array], chex.Array]
+  losses: Callable[[chex.Array, chex.Array], chex.Array]
 
 
 def make_c51(
@@ -148,7 +151,7 @@ def make_c51(
       r_t, discount_t, probs, support
     ),
     certain=lambda r_t: losses.project(r_t[None], jnp.ones(1), support),
-    loss=losses.categorical_loss,
+    losses=jax.vmap(losses.categorical_loss),
   )
   return _make_agent(
     network, example_obs, kind, target_form, batch_reduction, param_dtype
@@ -201,8 +204,11 @@ def make_qrdqn(
     distance=losses.quantile_distance,
     target=losses.quantile_target,
     certain=lambda r_t: jnp.full(quantiles, r_t),
-    loss=lambda returns, target: losses.quantile_huber_loss(
-      returns, fractions, target, error_bound
+    losses=functools.partial(
+      one_by_one,
+      lambda returns, target: losses.quantile_huber_loss(
+        returns, fractions, target, error_bound
+      ),
     ),
   )
   return _make_agent(
@@ -364,9 +370,7 @@ def _make_agent(
       online_params, batch, jax.random.fold_in(key, ONLINE)
     )
     q_tm1 = kind.mean(kind.answer(numbers))
-    return Errors(
-      jax.vmap(kind.loss)(numbers, y), q_tm1, jnp.abs(kind.mean(y) - q_tm1)
-    )
+    return Errors(kind.losses(numbers, y), q_tm1, jnp.abs(kind.mean(y) - q_tm1))
 
   parts = Parts(net.bootstrap, learned, given, errors)
   return Agent(

@@ -21,6 +21,7 @@ Rules of the twin mean the same as for QR-DQN, see
 same fractions.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ from siamrl.agents.discrete import (
   greedy_of,
   make_acting_noise,
   make_loss,
+  one_by_one,
 )
 from siamrl.losses import distributional as losses, td
 from siamrl.networks.dense import answer as answer_of
@@ -344,8 +346,11 @@ def make_iqn(
     returns = net.returns_taken(
       online_params, batch, drawn, jax.random.fold_in(key, ONLINE)
     )
-    each = jax.vmap(losses.quantile_huber_loss, (0, 0, 0, None))(
-      returns, jnp.broadcast_to(drawn, returns.shape), y, error_bound
+    each = one_by_one(
+      functools.partial(losses.quantile_huber_loss, error_bound=error_bound),
+      returns,
+      jnp.broadcast_to(drawn, returns.shape),
+      y,
     )
     q_tm1 = jnp.mean(returns, -1)
     return Errors(each / error_bound, q_tm1, jnp.abs(jnp.mean(y, -1) - q_tm1))

@@ -208,12 +208,13 @@ def quantile_huber_loss(
   quantiles: chex.Array,
   fractions: chex.Array,
   target: chex.Array,
-  error_bound: float = 1.0,
+  error_bound: chex.Numeric = 1.0,
 ) -> chex.Array:
   """sum_i mean_j |tau_i - 1[u_ij < 0]| huber(u_ij), u_ij = y_j - theta_i.
 
   (Dabney et al. 2018a, eq. 10 and algorithm 1.) IQN's loss is this one divided
-  by the bound (Dabney et al. 2018b, arXiv 1806.06923, eq. 3).
+  by the bound (Dabney et al. 2018b, arXiv 1806.06923, eq. 3). Gradients flow to
+  the quantiles and the target, in closed form, and not to the fractions.
 
   Args:
     quantiles: [N] theta_i.
@@ -223,9 +224,38 @@ def quantile_huber_loss(
   """
   chex.assert_rank([quantiles, fractions, target], 1)
   chex.assert_equal_shape([quantiles, fractions])
-  errors = target - quantiles[:, None]  # [N, M]
-  weights = jnp.abs(fractions[:, None] - (errors < 0))
+  return _quantile_huber(quantiles, fractions, target, error_bound)
+
+
+def _weighted(
+  quantiles: chex.Array, fractions: chex.Array, target: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+  """[N, M] errors u_ij, and their weights |tau_i - 1[u_ij < 0]|."""
+  errors = target - quantiles[:, None]
+  return errors, jnp.abs(fractions[:, None] - (errors < 0))
+
+
+@jax.custom_jvp
+def _quantile_huber(quantiles, fractions, target, error_bound):
+  errors, weights = _weighted(quantiles, fractions, target)
   return jnp.sum(jnp.mean(weights * td.huber(errors, error_bound), -1))
+
+
+def _pulls(quantiles, fractions, target, error_bound):
+  """[N, M] derivatives of the loss by the errors, times M."""
+  errors, weights = _weighted(quantiles, fractions, target)
+  return weights * jnp.clip(errors, -error_bound, error_bound)
+
+
+# Ordinary derivatives keep several [N, M] arrays of each transition.
+_quantile_huber.defjvps(
+  lambda tangent, _, *args: -jnp.dot(jnp.mean(_pulls(*args), -1), tangent),
+  None,
+  lambda tangent, _, *args: jnp.dot(
+    jnp.sum(_pulls(*args), 0) / args[2].shape[0], tangent
+  ),
+  None,
+)
 
 
 def quantile_distance(one: chex.Array, other: chex.Array) -> chex.Array:

@@ -1,11 +1,17 @@
-"""Epsilon-greedy actions."""
+"""Epsilon-greedy actions, and losses of a batch."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siamrl.agents.discrete import epsilon_greedy, exploration_noise
+from siamrl.agents.discrete import (
+  epsilon_greedy,
+  exploration_noise,
+  one_by_one,
+)
 
 
 def _act_many(q_values, epsilon, draws=20_000):
@@ -36,3 +42,21 @@ def test_rows_explore_independently():
   actions = _act_many(jnp.zeros((2, 2)).at[:, 0].set(1.0), 0.5, 4_000)
   both = np.mean((actions[:, 0] == 1) & (actions[:, 1] == 1))
   assert both == pytest.approx(1 / 16, abs=0.02)
+
+
+def test_one_by_one_is_a_map_over_the_batch():
+  rng = np.random.default_rng(0)
+  one, other = rng.normal(size=(2, 5, 3)).astype(np.float32)
+
+  def loss(a, b):
+    return jnp.sum(a * jnp.sin(b))
+
+  def total(f):
+    return lambda a, b: jnp.sum(f(a, b) * jnp.arange(5))
+
+  ours = functools.partial(one_by_one, loss)
+  np.testing.assert_allclose(ours(one, other), jax.vmap(loss)(one, other), 1e-5)
+  gradients = [
+    jax.grad(total(f), (0, 1))(one, other) for f in (ours, jax.vmap(loss))
+  ]
+  jax.tree.map(np.testing.assert_allclose, *gradients)

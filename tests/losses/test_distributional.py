@@ -252,3 +252,38 @@ def test_what_is_not_finite_shows():
   bad = np.array([np.nan, 0.0], np.float32)
   assert np.isnan(losses.project(bad, probs, support)).any()
   assert np.isnan(losses.project(probs, bad, support)).any()
+
+
+@pytest.mark.parametrize('bound', [0.5, 1.0, 3.0])
+def test_gradients_of_the_quantile_loss_are_those_of_its_equation(bound):
+  """The closed forms against derivatives of the equation itself."""
+  rng = np.random.default_rng(0)
+  quantiles, target = rng.normal(size=5) * 2, rng.normal(size=7) * 2
+  fractions = rng.uniform(size=5)
+
+  def equation(quantiles, target):
+    total = 0.0
+    for theta, tau in zip(quantiles, fractions, strict=True):
+      for y in target:
+        u = y - theta
+        small = 0.5 * u**2
+        large = bound * (jnp.abs(u) - 0.5 * bound)
+        huber = jnp.where(jnp.abs(u) <= bound, small, large)
+        total += jnp.abs(tau - (u < 0)) * huber / len(target)
+    return total
+
+  def ours(quantiles, target):
+    return losses.quantile_huber_loss(
+      quantiles, jnp.asarray(fractions), target, bound
+    )
+
+  values, gradients = zip(
+    *(
+      jax.value_and_grad(f, (0, 1))(jnp.asarray(quantiles), jnp.asarray(target))
+      for f in (ours, equation)
+    ),
+    strict=True,
+  )
+  np.testing.assert_allclose(*values, rtol=1e-5)
+  for one, other in zip(*gradients, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
