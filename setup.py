@@ -39,6 +39,7 @@ _EXTRAS = {
   'ray': ['ray>=2.60,<3'],
   'slurm': ['submitit>=1.5.4,<2'],
   'track': ['tensorboardX>=2.6.2'],
+  'wandb': ['wandb>=0.31'],
   'dev': [
     'distrax>=0.1.5',
     'hypothesis>=6.100',

@@ -13,10 +13,12 @@ from experiments.config.declaring import (
   group,
   one_of,
   option,
+  option_errors,
   path_option,
 )
 from experiments.config.reading import also
 from experiments.config.startup import PLATFORMS
+from siamrl.report import tracking
 
 _ADDRESS = Bound(
   lambda text: (
@@ -59,6 +61,21 @@ class RunOptions:
     one_of(PLATFORMS),
     single=True,
   )
+  track: str | None = option(
+    None,
+    'Where rows go beside metrics.csv: none; tensorboard, with events of each '
+    'run of a sweep; or wandb (Weights & Biases), which writes to the folder '
+    'if there is no account. If not given, TensorBoard has the events of '
+    'single runs, if tensorboardX is installed.',
+    one_of(tracking.KINDS),
+    single=True,
+  )
+
+
+def check_track(config: Any) -> None:
+  """Raises RunError if the package that --track needs is not installed."""
+  with option_errors('track', config.track):
+    tracking.check(config.track)
 
 
 @dataclasses.dataclass(frozen=True)

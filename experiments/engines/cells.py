@@ -21,7 +21,7 @@ from experiments.config.meaning import dropped, traced
 from experiments.config.reading import sweep_from_arguments
 from experiments.config.sweep_files import SweepFile
 from experiments.engines.folders import WHERE
-from experiments.engines.series import folder_name
+from siamrl.report.run_folder import folder_name
 
 # Options that do not tell whether two cells are the same runs.
 _ASIDE = frozenset({*WHERE, 'also', 'seed', 'seeds'})

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 import time
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +27,7 @@ from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import concatenate
 from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
+from siamrl.report.tracking import Track
 from siamrl.runners import scan
 from siamrl.runners.errors import NonFiniteError
 
@@ -189,6 +189,7 @@ class Options:
     num_processes: processes that share the runs.
     process_id: the number of this process.
     draw: (folder) -> None; draws the metrics.
+    track: the way to track the runs.
   """
 
   run_dir: str
@@ -199,6 +200,7 @@ class Options:
   num_processes: int
   process_id: int
   draw: Callable[[RunFolder], None]
+  track: Track = Track()
 
 
 def run(
@@ -312,14 +314,17 @@ class _Runs(running.Running):
       stop: true once the user wants the runs to stop.
     """
     super().__init__(
-      folder, stop, checkpoint_period_s=options.checkpoint_period_s
+      folder,
+      stop,
+      checkpoint_period_s=options.checkpoint_period_s,
+      track=options.track,
     )
     self._groups, self._everywhere = groups, everywhere
     self._options = options
     loop = everywhere[0].loop
     self.step_column, self._unit = loop.clock, _in_words(loop.clock)
     # Whether there is only one run in all processes.
-    self._alone = len(everywhere) == 1 and len(everywhere[0].runs) == 1
+    self.alone = len(everywhere) == 1 and len(everywhere[0].runs) == 1
     self._diverged: set[tuple[int, int]] = set()
     # The current program, and how many of its iterations are done.
     self._index, self._iteration = 0, 0
@@ -347,10 +352,6 @@ class _Runs(running.Running):
   @property
   def at(self) -> str:
     return f'after {self._done:,} {self._unit}'
-
-  @property
-  def _events(self) -> pathlib.Path | None:
-    return self._folder.events if self._alone else None
 
   def find(self) -> dict[str, Any] | None:
     for index in reversed(range(len(self._groups))):
@@ -498,9 +499,9 @@ class _Runs(running.Running):
       raise BrokenEnvironmentError(fault)
     if not wrong and not fault:
       return
-    if self._alone and fault:
+    if self.alone and fault:
       raise BrokenEnvironmentError(f'{fault}, in iteration {iteration}')
-    if self._alone:
+    if self.alone:
       raise NonFiniteError(
         f'{wrong} in iteration {iteration}, which ended after '
         f'{row["gradient_steps"]} gradient steps'

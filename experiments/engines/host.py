@@ -13,6 +13,7 @@ from siamrl.replay import segments
 from siamrl.replay.host import HostReplay
 from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
+from siamrl.report.tracking import Track
 from siamrl.runners import host
 from siamrl.types import TrainState
 
@@ -45,6 +46,7 @@ class Parts:
     unit: the name of a frame in messages.
     fresh_environments: whether a run resumes in fresh environments if the old
       ones do not return to where it had stopped.
+    track: the way to track the run.
   """
 
   state: TrainState
@@ -60,6 +62,7 @@ class Parts:
   checkpoint_period_s: float
   unit: str = 'frame'
   fresh_environments: bool = False
+  track: Track = Track()
 
   @property
   def frames(self) -> int:
@@ -97,7 +100,10 @@ class _Run(running.Running):
     self, folder: RunFolder, parts: Parts, stop: devices.StopRequest
   ):
     super().__init__(
-      folder, stop, checkpoint_period_s=parts.checkpoint_period_s
+      folder,
+      stop,
+      checkpoint_period_s=parts.checkpoint_period_s,
+      track=parts.track,
     )
     self._parts = parts
     self._state = host.LoopState.start(

@@ -6,6 +6,7 @@ the same for all.
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import time
@@ -21,6 +22,7 @@ from experiments.config import (
 from experiments.config.declaring import refuse, usage_errors
 from experiments.config.meaning import check_lists, check_meant, say_notes
 from experiments.config.reading import Sweep
+from experiments.config.runs import check_track
 from experiments.engines import (
   devices,
   folders,
@@ -38,6 +40,7 @@ from siamrl.report import panel
 from siamrl.report.curves import plot_run
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
+from siamrl.report.tracking import Track
 from siamrl.runners import evaluation, host
 from siamrl.runners.returns import Returns
 from siamrl.types import Environments, TrainState
@@ -264,6 +267,7 @@ def build(
     checkpoint_period_s=config.checkpoint_period_s,
     unit=suite.unit,
     fresh_environments=config.fresh_environments,
+    track=Track(config.track),
   )
   return parts, {
     'schedule': speeds._asdict() | {'sync': twin.sync, 'offset': twin.offset},
@@ -504,6 +508,7 @@ def main(
   """
   configs = sweep.configs
   check_meant(configs)
+  check_track(configs[0])
   for config in configs:
     check(config)
   check_lists(sweep)
@@ -527,11 +532,16 @@ def _train(
 ) -> None:
   """Trains the runs that `main` has checked, with a suite per combination."""
   noted: set[str] = set()
+  runs = series.split(sweep, [s.name for s in suites])
 
   def train(run: series.Run) -> bool:
     config, suite = run.config, suites[run.combination]
     with usage_errors():
       parts, derived = build(config, family, suite, RunFolder(config.run_dir))
+    if len(runs) > 1:
+      path = pathlib.Path(config.run_dir).resolve()
+      track = parts.track._replace(group=path.parent.name, name=path.name)
+      parts = dataclasses.replace(parts, track=track)
     if suite.name not in noted:
       folders.say(list(suite.notes()))
     if not noted:
@@ -540,4 +550,4 @@ def _train(
     with folders.open_run(config, derived) as folder:
       return engine.run(folder, parts, stop)
 
-  series.run(series.split(sweep, [s.name for s in suites]), train, stop)
+  series.run(runs, train, stop)

@@ -15,6 +15,7 @@ from experiments.engines.running import Moment
 from siamrl.replay.dataset import Dataset
 from siamrl.report.progress import COMPILING, MAIN, Progress
 from siamrl.report.run_folder import RunFolder
+from siamrl.report.tracking import Track
 from siamrl.runners import offline
 from siamrl.types import Params, TrainState
 
@@ -46,6 +47,7 @@ class Options:
       raises RunError if it cannot be read.
     make_parts: the data set -> the parts of the run.
     draw: (folder) -> None; draws the metrics.
+    track: the way to track the run.
   """
 
   environment: str
@@ -55,6 +57,7 @@ class Options:
   make_data: Callable[[RunFolder, bool], Dataset]
   make_parts: Callable[[Dataset], Parts]
   draw: Callable[[RunFolder], None]
+  track: Track = Track()
 
 
 def run(folder: RunFolder, options: Options, stop: devices.StopRequest) -> None:
@@ -90,7 +93,10 @@ class _Run(running.Running):
     self, folder: RunFolder, options: Options, stop: devices.StopRequest
   ):
     super().__init__(
-      folder, stop, checkpoint_period_s=options.checkpoint_period_s
+      folder,
+      stop,
+      checkpoint_period_s=options.checkpoint_period_s,
+      track=options.track,
     )
     self._options = options
     self._iteration = 0  # iterations that are done

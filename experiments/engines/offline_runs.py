@@ -16,6 +16,7 @@ import numpy as np
 from experiments.config import fitting, streams, targets as target_options
 from experiments.config.declaring import UsageError, usage_errors
 from experiments.config.meaning import check_meant, say_notes
+from experiments.config.runs import check_track
 from experiments.engines import (
   devices,
   folders,
@@ -32,6 +33,7 @@ from siamrl.replay.dataset import Dataset
 from siamrl.report.curves import Curve, plot_curve
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
+from siamrl.report.tracking import Track
 from siamrl.runners import host, offline
 from siamrl.types import TrainState
 
@@ -59,6 +61,7 @@ def main(config: Any, family: Family) -> None:
 def check(config: Any) -> None:
   """Raises UsageError for options that do not go together."""
   check_meant([config])
+  check_track(config)
   fitting.check(config)
   streams.check(config, acts=False)
   with usage_errors():
@@ -221,6 +224,7 @@ def make_run(
     make_data=make_data,
     make_parts=make_parts,
     draw=functools.partial(_draw, config),
+    track=Track(config.track),
   )
 
 

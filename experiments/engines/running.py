@@ -17,11 +17,13 @@ from typing import Any
 import jax
 
 from experiments.engines import devices, folders
-from siamrl.report import drawing
+from experiments.engines.sweep_folders import SweepFolder
+from siamrl.report import drawing, tracking
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import STEP_COLUMN, MetricsWriter
 from siamrl.report.progress import Progress
 from siamrl.report.run_folder import RunFolder
+from siamrl.report.tracking import Track, Tracker
 
 
 @functools.cache
@@ -90,6 +92,7 @@ class Running(abc.ABC):
   """
 
   step_column = STEP_COLUMN  # the x axis of events
+  alone = True  # whether the folder is that of a single run
 
   def __init__(
     self,
@@ -97,6 +100,7 @@ class Running(abc.ABC):
     stop: devices.StopRequest,
     *,
     checkpoint_period_s: float,
+    track: Track,
   ):
     """Prepares the run; reads nothing yet.
 
@@ -104,8 +108,10 @@ class Running(abc.ABC):
       folder: the run's folder, opened and locked.
       stop: true once the user wants the run to stop.
       checkpoint_period_s: seconds between checkpoints, approximately.
+      track: the way to track it.
     """
-    self._folder, self._stop = folder, stop
+    self._folder, self._stop, self._track = folder, stop, track
+    self._tracker: Tracker | None = None
     self._checkpoint_period_s = checkpoint_period_s
     self._checkpoints = Checkpoints(folder.checkpoints)
     self._shown = True  # no rows
@@ -170,8 +176,10 @@ class Running(abc.ABC):
         with folders.checkpoint_errors(folder):
           rows, checksum = facts['rows'], facts.get('rows_sha256')
           self.stand(facts)
+      sent = self._last_steps()
       with folders.edited_errors():
         MetricsWriter.truncate(folder.metrics, rows, checksum)
+      self._steps = sent if self._track.kind == 'wandb' else self._last_steps()
       self._shown = not rows
       if self.finished:
         folders.say_notes(folder)
@@ -188,9 +196,16 @@ class Running(abc.ABC):
       self._writer = MetricsWriter(
         folder.metrics, self._events, step_column=self.step_column
       )
+    self._tracker = tracking.open_tracker(
+      _placed(self._track, folder.path.resolve()),
+      folder,
+      self.step_column,
+      self._steps,
+      alone=self.alone,
+    )
     self._saved_at = time.monotonic()
     folders.say_notes(folder)
-    with contextlib.closing(self._writer), self._progress:
+    with contextlib.closing(self._writer), self._tracked(), self._progress:
       for moment in self.train():
         saved = moment is Moment.SAME
         due = moment is Moment.DUE or self.finished
@@ -208,8 +223,28 @@ class Running(abc.ABC):
 
   @property
   def _events(self) -> pathlib.Path | None:
-    """The folder of events; None if rows are of several runs."""
-    return self._folder.events
+    """The folder of events; None if none are wanted of a single run."""
+    kinds = (None, 'tensorboard')
+    wanted = self.alone and self._track.kind in kinds
+    return self._folder.events if wanted else None
+
+  def _last_steps(self) -> dict[str, float]:
+    """The last step of each run in the folder, if something is tracked."""
+    if self._track.kind in (None, 'none'):
+      return {}
+    return tracking.last_steps(
+      self._folder.metrics, self.step_column, alone=self.alone
+    )
+
+  @contextlib.contextmanager
+  def _tracked(self) -> Iterator[None]:
+    """Closes the tracker in the end, and says what it has to say."""
+    try:
+      yield
+    finally:
+      if self._tracker is not None:
+        self._tracker.close()
+        folders.say(self._tracker.take_messages())
 
   def _announce(self, at: str = '', more: str = '') -> None:
     """Says that a run begins, or where it resumes.
@@ -225,8 +260,11 @@ class Running(abc.ABC):
     self._progress.message(f'{text}{more}')
 
   def _write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows to the metrics and, if possible, to the events."""
+    """Writes rows to the metrics and, if possible, elsewhere."""
     self._writer.write_rows(rows)
+    if self._tracker is not None:
+      self._tracker.write(rows)
+      folders.say(self._tracker.take_messages())
     self._shown = False
     error = self._writer.events_error
     if error is not None:
@@ -249,3 +287,13 @@ class Running(abc.ABC):
     facts |= folders.written(self._writer)
     self._checkpoints.save(step, arrays, facts)
     self._saved_at = time.monotonic()
+
+
+def _placed(track: Track, path: pathlib.Path) -> Track:
+  """Adds the sweep whose folder a run lies in."""
+  for parent in path.parents[:3]:
+    if SweepFolder(parent).is_one():
+      return track._replace(
+        group=parent.name, name=str(path.relative_to(parent))
+      )
+  return track

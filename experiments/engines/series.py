@@ -6,12 +6,10 @@ subfolder, named after its values of the swept options, such as
 `tau=0.1,seed=0`, which is like the folder of a single run.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import gc
-import hashlib
 import pathlib
-import re
 import sys
 from typing import Any, NamedTuple
 
@@ -21,11 +19,9 @@ from experiments.config.declaring import RunError, UsageError, refuse
 from experiments.config.executing import say_error
 from experiments.config.reading import Sweep, as_flags
 from experiments.engines import devices, folders
-from siamrl.report.run_folder import RunFolder
+from siamrl.report.run_folder import RunFolder, folder_name
 
 _MOST_RUNS = 10_000
-# Of a folder's name; file systems allow 255 bytes.
-_MOST_CHARACTERS = 200
 
 
 class Run(NamedTuple):
@@ -87,19 +83,6 @@ def split(sweep: Sweep, names: Iterable[str]) -> list[Run]:
       )
       runs.setdefault(name, Run(alone, index))
   return list(runs.values())
-
-
-def folder_name(swept: Mapping[str, str]) -> str:
-  """The name of a run's folder, valid in every file system.
-
-  Args:
-    swept: values of the swept options, and the seed, as flags have them.
-  """
-  text = ','.join(f'{name}={value}' for name, value in swept.items())
-  name = re.sub(r'[^A-Za-z0-9_.,=+-]', '_', text)[:_MOST_CHARACTERS]
-  if name == text:
-    return name
-  return f'{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
 
 def run(

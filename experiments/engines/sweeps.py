@@ -26,7 +26,7 @@ from experiments.config.meaning import (
   traced,
 )
 from experiments.config.reading import Sweep
-from experiments.config.runs import SweepOptions
+from experiments.config.runs import SweepOptions, check_track
 from experiments.engines import (
   compiled,
   devices,
@@ -38,6 +38,7 @@ from experiments.engines import (
 from experiments.families import Family
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
+from siamrl.report.tracking import Track
 
 # Options that may differ between a sweep and its resumption.
 WHERE = (*folders.WHERE, 'coordinator', 'process_id')
@@ -64,6 +65,7 @@ def _train(
 ) -> None:
   first = sweep.configs[0]
   _check_processes(first)
+  check_track(first)
   check_meant(sweep.configs)
   for config in sweep.configs:
     _check(config)
@@ -119,6 +121,7 @@ def _train(
       num_processes=first.num_processes,
       process_id=first.process_id,
       draw=functools.partial(_draw, pathlib.Path(run_dir).name),
+      track=Track(first.track),
     ),
     stop,
   )

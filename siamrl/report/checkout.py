@@ -3,6 +3,7 @@
 Git is asked in a process of its own, so that a start does not wait for it.
 """
 
+import atexit
 import contextlib
 import functools
 import pathlib
@@ -31,7 +32,7 @@ def ask(root: pathlib.Path = _ROOT) -> subprocess.Popen[str] | None:
   if not (root / '.git').exists():
     return None
   try:
-    return subprocess.Popen(
+    process = subprocess.Popen(
       _COMMAND,
       cwd=root,
       stdin=subprocess.DEVNULL,
@@ -42,6 +43,8 @@ def ask(root: pathlib.Path = _ROOT) -> subprocess.Popen[str] | None:
     )
   except OSError:
     return None
+  atexit.register(commit, root)  # even if nobody wants the answer
+  return process
 
 
 @functools.cache

@@ -19,13 +19,12 @@ import math
 import operator
 import os
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, SupportsFloat
 
 import numpy as np
 
-from siamrl.optional import NotInstalledError, import_optional
+from siamrl.report.events import open_events
 from siamrl.report.run_folder import read_file, write_atomically
 
 STEP_COLUMN = 'frames'  # the x axis of events and of curves
@@ -90,7 +89,7 @@ class MetricsWriter:
     self._events = None
     if events_dir is not None:
       try:
-        self._events = _open_events(
+        self._events = open_events(
           events_dir, _next_step(header, rows, step_column)
         )
       except Exception as error:  # only the rows, now written, are the record
@@ -593,65 +592,3 @@ def _next_step(
     return 0
   last = float(rows[-1][header.index(step_column)] or 'nan')
   return int(last) + 1 if math.isfinite(last) else 0
-
-
-class _Events:
-  """TensorBoard's file of events, written immediately by this thread.
-
-  tensorboardX's `SummaryWriter` writes from its own thread, which a full disk
-  kills with a traceback, without an error for the caller.
-  """
-
-  def __init__(self, directory: str | os.PathLike[str], purge_step: int):
-    """Opens a new file in the directory.
-
-    Args:
-      directory: directory of the events; created if needed.
-      purge_step: TensorBoard hides earlier events from this step on, as they
-        are of rows that a resumption dropped.
-
-    Raises:
-      ImportError: tensorboardX is not installed, or cannot be imported.
-    """
-    event_file_writer, summary, event_pb2 = (
-      import_optional(
-        f'tensorboardX.{module}', 'events need tensorboardX', 'track'
-      )
-      for module in ('event_file_writer', 'summary', 'proto.event_pb2')
-    )
-    self._scalar, self._pb2 = summary.scalar, event_pb2
-    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
-    self._writer = event_file_writer.EventsWriter(
-      os.path.join(directory, 'events'), f'.{purge_step}'
-    )
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write(purge_step, session_log=start)
-
-  def _write(self, step: int, **content: Any) -> None:
-    self._writer.write_event(
-      self._pb2.Event(step=step, wall_time=time.time(), **content)
-    )
-
-  def write(self, step: int, numbers: Mapping[str, float]) -> None:
-    for name, number in numbers.items():
-      if not math.isfinite(number):
-        continue  # TensorBoard does not draw it
-      self._write(step, summary=self._scalar(name, float(number)))
-    self._writer.flush()
-
-  def close(self) -> None:
-    self._writer.close()
-
-
-def _open_events(
-  directory: str | os.PathLike[str], purge_step: int
-) -> _Events | None:
-  """Opens a file of events; returns None if tensorboardX is not installed.
-
-  Raises:
-    ImportError: tensorboardX is installed, but cannot be imported.
-  """
-  try:
-    return _Events(directory, purge_step)
-  except NotInstalledError:
-    return None

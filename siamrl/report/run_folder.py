@@ -9,11 +9,13 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import stat
 import time
@@ -30,6 +32,8 @@ _LOCK = '.lock'
 _TEMPORARY = '.tmp'
 # Waits of a process that finds the lock taken.
 _TRIES, _TRY_S = 5, 0.02
+# Of a folder's name; file systems allow 255 bytes.
+_MOST_CHARACTERS = 200
 
 # Distributions whose versions can change a run's results.
 _DISTRIBUTIONS = (
@@ -48,7 +52,7 @@ _DISTRIBUTIONS = (
 )
 
 # Flags that determine where a run happens, not which run it is.
-WHERE_FLAGS = ('run_dir', 'platform', 'overwrite', 'user_file')
+WHERE_FLAGS = ('run_dir', 'platform', 'overwrite', 'user_file', 'track')
 
 
 class RunFolderError(RuntimeError):
@@ -253,6 +257,19 @@ def open_run_folder(
     folder.close()
     raise
   return folder, resumed
+
+
+def folder_name(swept: Mapping[str, str]) -> str:
+  """The name of a run's folder, valid in every file system.
+
+  Args:
+    swept: values of the swept options, and the seed, as flags have them.
+  """
+  text = ','.join(f'{name}={value}' for name, value in swept.items())
+  name = re.sub(r'[^A-Za-z0-9_.,=+-]', '_', text)[:_MOST_CHARACTERS]
+  if name == text:
+    return name
+  return f'{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -7,7 +7,11 @@ import pytest
 from experiments import atari, control
 from experiments.config.declaring import UsageError
 from experiments.engines import host as host_engine, series
-from siamrl.report.run_folder import RunFolder, open_run_folder
+from siamrl.report.run_folder import (
+  RunFolder,
+  folder_name,
+  open_run_folder,
+)
 from tests.experiments.launching import (
   SMALL,
   columns,
@@ -69,12 +73,12 @@ def test_several_runs_have_folders_inside():
 
 def test_names_that_file_systems_take():
   odd = ('a/../b', 'a b', 'ü', 'x' * 300, '..', 'a\\b', '\n', 'CON:')
-  names = [series.folder_name({'path': text, 'seed': '0'}) for text in odd]
+  names = [folder_name({'path': text, 'seed': '0'}) for text in odd]
   assert len(set(names)) == len(odd)
   for name in names:
     assert name.startswith('path=') and len(name.encode()) < 255
     assert not set('/\\: \n') & set(name) and name.isascii()
-  long = [series.folder_name({'path': 'x' * n}) for n in (300, 301)]
+  long = [folder_name({'path': 'x' * n}) for n in (300, 301)]
   assert long[0] != long[1]
 
 
