@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from experiments import atari
-from experiments.benchmarks import accelerators, families, scans
+from experiments.benchmarks import accelerators, families, scans, sweeps
 from experiments.config import declaring, executing, reading
 from experiments.config.declaring import POSITIVE, option
 from experiments.engines import devices
@@ -59,6 +59,7 @@ class BenchmarkConfig:
         'replay',
         'startup',
         'load',
+        'sweep',
         'cartpole_scan',
         'minatar_scan',
         'ring_scan',
@@ -119,6 +120,7 @@ def main(config: BenchmarkConfig) -> None:
       'atari_loop': atari_loop,
       'replay': replay,
       'load': load,
+      'sweep': lambda config: sweeps.sweep(),
       'cartpole_scan': lambda config: scans.cartpole_scan(
         config.rounds, config.seeds
       ),

@@ -51,7 +51,8 @@ first two write their numbers into OUTPUT-KIND.csv:
   curves       a line for each setting; a figure for each task (OUTPUT.png)
   final        its results: the mean over the last tenth of the runs
   heatmap      these of two swept options, as a grid
-  aggregates   median, interquartile mean, mean and optimality gap over tasks
+  aggregates   median, interquartile mean, mean and optimality gap over tasks;
+               prints the THC score, whether settings rank alike in all tasks
   profiles     the fraction of runs that score above each threshold
   improvement  how likely a run of one setting exceeds one of another
   efficiency   the interquartile mean over steps, and over wall time where it

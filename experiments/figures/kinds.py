@@ -18,6 +18,7 @@ from siamrl import twins
 from siamrl.report import (
   aggregates,
   comparisons,
+  consistency,
   drawing,
   statistics,
   sweep as sweep_figures,
@@ -217,6 +218,19 @@ def _aggregates(config: Any, study: Study) -> None:
       for name, estimate in estimates.items()
     ],
     notes,
+  )
+  _say_consistency(study, list(scores.values()))
+
+
+def _say_consistency(study: Study, scores: Sequence[np.ndarray]) -> None:
+  """Prints whether settings rank alike in all tasks, if there are several."""
+  if len(study.tasks) < 2 or len(scores) < 2:
+    return
+  few = min(map(len, scores))
+  score = consistency.thc([each[:few] for each in scores])
+  print(
+    f'THC {score:.3g}: how far the ranks of the {len(scores)} settings differ '
+    f'between the {len(study.tasks)} tasks (0: not at all)'
   )
 
 

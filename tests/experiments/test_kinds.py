@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments import plot
 from experiments.config import executing
-from siamrl.report import aggregates, comparisons, statistics
+from siamrl.report import aggregates, consistency, comparisons, statistics
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import open_run_folder
 
@@ -84,7 +84,7 @@ def _figure(path):
     return image.size
 
 
-def test_aggregates(study, tmp_path):
+def test_aggregates(study, tmp_path, capsys):
   out = f'--output={tmp_path}/out'
   assert not _plot(str(study), '--kind=aggregates', out)
   notes, rows = _table(tmp_path / 'out-aggregates.csv')
@@ -105,6 +105,8 @@ def test_aggregates(study, tmp_path):
       _scaled()[row['setting']], of[row['aggregate']]
     )
     np.testing.assert_allclose(_ends(row), expected, rtol=1e-5)
+  score = consistency.thc([_scaled()[agent] for agent in 'ab'])
+  assert f'THC {score:.3g}: ' in capsys.readouterr().out
   assert _figure(tmp_path / 'out-aggregates.png')[0] == 792  # 3.3 inches
   assert len(list(tmp_path.glob('out*'))) == 2
 

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 
 import pytest
 
@@ -110,6 +111,15 @@ def test_a_flag_file_beside_the_sweep_file_is_found(tmp_path):
   (tmp_path / 'mine.flags').write_text('--tau=0.5\n--target_update=soft\n')
   (cell,) = _cells(tmp_path, 'launcher = "classic"\nflagfile = "mine.flags"\n')
   assert cell.name == 'all' and cell.options['tau'] == '0.5'
+
+
+def test_the_sweep_file_of_the_readme(tmp_path):
+  readme = pathlib.Path(__file__).parents[2] / 'README.md'
+  text = readme.read_text(encoding='utf-8')
+  (block,) = re.findall(r'(?ms)^```toml\n(.*?)^```$', text)
+  cells = _cells(tmp_path, block)
+  assert [cell.name for cell in cells] == ['game=breakout', 'game=asterix']
+  assert '--target_period=100,1000,10000' in cells[0].arguments
 
 
 CLASSIC = 'launcher = "classic"\n'
