@@ -240,7 +240,8 @@ def _time(seconds: float | None) -> str:
 def states_in_words(lines: Sequence[Line]) -> str:
   """How many cells there are of each state."""
   parts = [f'{n} {state}' for state, n in _states(lines).items() if n]
-  return f'{len(lines)} cells: {", ".join(parts)}'
+  cells = 'cell' if len(lines) == 1 else 'cells'
+  return f'{len(lines)} {cells}: {", ".join(parts)}'
 
 
 def _failures(lines: Sequence[Line]) -> Iterator[str]:
