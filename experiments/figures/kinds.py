@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config.declaring import UsageError, refuse
-from experiments.figures import together
+from experiments.figures import sweeps, together
 from experiments.figures.sources import Source
 from experiments.figures.together import Study
 from siamrl import twins
@@ -63,7 +63,7 @@ def _curves(config: Any, study: Study) -> None:
   """A line for each setting, in a figure for each task."""
   for path, title, part in _by_task(config, study):
     table, by, notes = together.long_table(part)
-    facet, color = _look(config, by)
+    facet, color = sweeps.panes_and_colors(config, by)
     plot_sweep(
       f'{path}.png',
       table,
@@ -95,7 +95,7 @@ def _final(config: Any, study: Study) -> None:
       by=by,
       position=position,
       lines=[name for name in by if name not in shown],
-      color=_look(config, by)[1],
+      color=sweeps.panes_and_colors(config, by)[1],
       title=title,
       x_label=label,
       y_label=f'{sweep_figures.words(study.y)}, {_last(note)}',
@@ -395,23 +395,6 @@ def _by_task(config: Any, study: Study):
   for task in study.tasks:
     apart = f'-{task.replace("/", "-")}' if len(study.tasks) > 1 else ''
     yield f'{config.output}{apart}', task, study.of_task(task)
-
-
-def _look(
-  config: Any, by: Sequence[str]
-) -> tuple[list[str] | None, Sequence[str]]:
-  """The options of panes and of color, as asked for."""
-  asked: dict[str, list[str] | None] = {}
-  for name in ('facet', 'color'):
-    text = getattr(config, name)
-    asked[name] = None if text is None else text.split(',')
-    for option in asked[name] or ():
-      if option not in by:
-        raise UsageError(
-          f'--{name}={text} must be of what is swept: '
-          f'{", ".join(by) or "nothing"}'
-        )
-  return asked['facet'], asked['color'] or ()
 
 
 def _score_table(

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.config.declaring import RunError, UsageError
 from experiments.engines import folders
+from siamrl.report.arrangement import FOREMOST
 from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,
@@ -27,15 +28,6 @@ OF_RUNS = frozenset(
     'num_processes',
     'process_id',
   )
-)
-# Names of lines begin with these, as far as runs differ in them.
-_FOREMOST = (
-  'agent',
-  'target_update',
-  'target_period',
-  'tau',
-  'target_paths',
-  'target_form',
 )
 _ABSENT = '(absent)'
 _DEPTH = 3  # of folders inside that of a sweep
@@ -190,7 +182,7 @@ def configurations(sources: Sequence[Source]) -> dict[str, list[int]]:
   known = [dict(key) for key in groups]
   differing = differences(sources)
   # As few flags as tell all apart, but the foremost in any case.
-  names: list[str] = [name for name in differing if name in _FOREMOST]
+  names: list[str] = [name for name in differing if name in FOREMOST]
   for name in differing:
     if len({tuple(k.get(n) for n in names) for k in known}) == len(known):
       break
@@ -205,7 +197,7 @@ def configurations(sources: Sequence[Source]) -> dict[str, list[int]]:
 def differences(sources: Sequence[Source]) -> list[str]:
   """The flags in which runs differ, but for seeds and places."""
   known = [_identity(source.flags) for source in sources]
-  names = list(dict.fromkeys([*_FOREMOST, *sorted(set().union(*known))]))
+  names = list(dict.fromkeys([*FOREMOST, *sorted(set().union(*known))]))
   return [n for n in names if len({k.get(n) for k in known}) > 1]
 
 

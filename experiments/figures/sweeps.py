@@ -120,21 +120,35 @@ def _cells(key: Sequence[Any]) -> list[str]:
   ]
 
 
-def _look(config: Any, swept: Sequence[str]) -> sweep_figures.Look:
-  """How settings are told apart, as the options say."""
-  names: dict[str, list[str] | None] = {}
-  for option_ in ('facet', 'color'):
-    text = getattr(config, option_)
-    names[option_] = None if text is None else text.split(',')
-    for name in names[option_] or ():
+def panes_and_colors(
+  config: Any, swept: Sequence[str]
+) -> tuple[list[str] | None, Sequence[str]]:
+  """The options of panes and of color, as asked for.
+
+  Args:
+    config: has `facet` and `color`.
+    swept: the options that they may name.
+
+  Raises:
+    UsageError: they name another one.
+  """
+  asked: dict[str, list[str] | None] = {}
+  for option in ('facet', 'color'):
+    text = getattr(config, option)
+    asked[option] = None if text is None else text.split(',')
+    for name in asked[option] or ():
       if name not in swept:
         raise UsageError(
-          f'--{option_}={text} must be of what is swept: '
+          f'--{option}={text} must be of what is swept: '
           f'{", ".join(swept) or "nothing"}'
         )
-  return sweep_figures.Look(
-    names['facet'], names['color'] or (), twins.with_period()
-  )
+  return asked['facet'], asked['color'] or ()
+
+
+def _look(config: Any, swept: Sequence[str]) -> sweep_figures.Look:
+  """How settings are told apart, as the options say."""
+  facet, color = panes_and_colors(config, swept)
+  return sweep_figures.Look(facet, color, twins.with_period())
 
 
 def draw_panel(config: Any, found: Sequence[Source]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.config.declaring import UsageError
 from siamrl.optional import import_optional
+from siamrl.report.arrangement import FOREMOST
 from siamrl.report.loading import FOLDER_COLUMN
 from siamrl.report.metrics import RUN_COLUMN, Table
 from siamrl.report.statistics import final_mean
@@ -23,15 +24,6 @@ KINDS = {'sticky_action_probability': 'atari', 'noise_channels': 'minatar'}
 
 # Columns of metrics that are the clock, or not measured.
 _NO_METRICS = {RUN_COLUMN, 'iteration', CLOCK, FOLDER_COLUMN}
-# Settings that names begin with, as far as runs differ in them.
-_FOREMOST = (
-  'agent',
-  'target_update',
-  'target_period',
-  'tau',
-  'target_paths',
-  'target_form',
-)
 _RETURNS = ('eval_return', 'train_return')
 
 
@@ -60,7 +52,7 @@ def experiments(frame: Table) -> list[str]:
   The agent, and further settings as name=value, joined by commas.
   """
   apart = [n for n in settings(frame) if n not in (*TASKS, *KINDS)]
-  apart.sort(key=lambda n: _FOREMOST.index(n) if n in _FOREMOST else 99)
+  apart.sort(key=lambda n: FOREMOST.index(n) if n in FOREMOST else 99)
   columns = {name: _texts(frame[name]) for name in apart}
   where = tasks(frame)
   every = len(set(zip(where, *columns.values(), strict=True)))

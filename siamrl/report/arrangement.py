@@ -24,6 +24,15 @@ COLORS = (
 # Dashes and gaps are in line widths.
 DASHES = ('-', '--', ':', '-.', (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 MOST_LINES = 8  # sharing axes
+# Options that names of settings begin with, as far as settings differ in them.
+FOREMOST = (
+  'agent',
+  'target_update',
+  'target_period',
+  'tau',
+  'target_paths',
+  'target_form',
+)
 _SHARED = '#000000'  # color of lines drawn in every pane
 
 Point = dict[str, Any]  # values of the swept columns; None if meaningless

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from siamrl.report import statistics
+from siamrl.report.arrangement import FOREMOST
 from siamrl.report.loading import FOLDER_COLUMN
 from siamrl.report.metrics import RUN_COLUMN, Table, group_rows, is_wall_clock
 
@@ -20,15 +21,6 @@ TASKS = ('game', 'environment', 'images', 'dataset', 'problem')
 CLOCKS = ('frames', 'env_steps', 'gradient_steps')
 WALL_CLOCK = 'wall_time_s'
 _PANEL = 'panel/'
-# Settings that come first in names.
-_FOREMOST = (
-  'agent',
-  'target_update',
-  'target_period',
-  'tau',
-  'target_paths',
-  'target_form',
-)
 _RETURNS = ('eval_return', 'train_return', 'grid_return', 'loss')
 # Points of a line, and numbers on a page: about 8 bytes each.
 _MOST_POINTS, _FEWEST_POINTS = 400, 40
@@ -116,7 +108,7 @@ def name_settings(points: Sequence[Mapping[str, Any]]) -> list[str]:
   """
   if len(points) < 2:
     return ['all runs' for _ in points]
-  ordered = [name for name in _FOREMOST if name in points[0]]
+  ordered = [name for name in FOREMOST if name in points[0]]
   ordered += [name for name in points[0] if name not in ordered]
   ordered = [n for n in ordered if len({p[n] for p in points}) > 1]
   for name in ordered[:0:-1]:  # the first one stays
