@@ -294,7 +294,13 @@ def _spawned(before, after):
   return [0 if right else 9, row, right, gold]
 
 
-@pytest.mark.parametrize('name', minatar.GAMES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == 'seaquest'))
+    for name in minatar.GAMES
+  ],
+)
 def test_transitions_equal_the_packages(name):
   game = Environment(name).env
   seen = dict(compared=0, rewards=0, ends=0, left_out=0)

@@ -35,12 +35,12 @@ from experiments import (
   benchmark,
   classic,
   control,
-  criteria,
   gym,
   lab,
   minatar,
   offline,
   plot,
+  reproduce,
   siamese,
 )
 from experiments.config import declaring, executing, reading
@@ -198,7 +198,11 @@ def launchers(folder: pathlib.Path) -> dict[str, Launcher]:
       (f'--runs={run}', f'--output={folder / "picture"}'),
       listed='runs',
     ),
-    'criteria': _single(criteria, criteria.CriteriaConfig, (f'--runs={run}',)),
+    'reproduce': _single(
+      reproduce,
+      reproduce.ReproduceConfig,
+      (f'--runs={run}', '--study=twin_age_catch'),
+    ),
     'benchmark': _single(benchmark, benchmark.BenchmarkConfig, ()),
   }
 

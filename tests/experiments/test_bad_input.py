@@ -370,4 +370,5 @@ def test_the_record_of_a_run(stopped):
   assert config['derived'] == {
     'schedule': {'collect': 4, 'regress': 1, 'sync': 25, 'offset': 0},
     'parameters': 103_116,
+    'rows': 2,
   }

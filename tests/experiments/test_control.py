@@ -222,7 +222,9 @@ def test_rules_that_stack_networks_fit_sac(name):
   assert 'panel/soft_divergence' not in row
 
 
-@pytest.mark.parametrize('name', ['self', 'by_path'])
+@pytest.mark.parametrize(
+  'name', ['self', pytest.param('by_path', marks=pytest.mark.slow)]
+)
 def test_rules_fit_crossq(name):
   """Statistics have a twin beside the critics' weights."""
   row = _columns(
@@ -405,7 +407,7 @@ def test_a_period_that_is_not_swept_counts_in_figures(rule, place):
     'discount': '0.9',
     'reward_bound': '1',
   }
-  single = sweep_figures._single(swept, flags_)
+  single = sweep_figures.single(swept, flags_)
   _, position, label = sweep_figures._places(
     swept, ['tau'], single, twins.with_period()
   )
@@ -415,7 +417,7 @@ def test_a_period_that_is_not_swept_counts_in_figures(rule, place):
   assert sweep_figures._bound(single) == pytest.approx(10)
   # Parts of the sweep have another discount: then there is no one bound.
   table = swept | {'discount': np.array([0.9, 0.5])}
-  single = sweep_figures._single(table, flags_)
+  single = sweep_figures.single(table, flags_)
   assert sweep_figures._bound(single) is None
 
 

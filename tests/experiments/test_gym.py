@@ -126,6 +126,7 @@ def test_the_table(undisturbed):
   assert (undisturbed / 'curve-panel.png').exists()
 
 
+@pytest.mark.slow
 def test_a_twin_that_acts_is_evaluated_too(tmp_path):
   # What a frozen twin does does not depend on what is learned.
   given = ('--target_update=frozen', '--epsilon_start=0', '--epsilon_end=0')
@@ -417,6 +418,7 @@ def test_a_replay_holds_what_is_collected_first(accepted):
   accepted('--replay_capacity=50')
 
 
+@pytest.mark.slow
 def test_several_runs_have_a_folder_each(tmp_path):
   folder, alone = tmp_path / 'runs', tmp_path / 'alone'
   short = (*SMALL, '--env_steps=100')

@@ -166,6 +166,7 @@ def test_a_table_learns_the_exact_values(tmp_path, pictures):
   assert derived == {
     'schedule': {'collect': 0, 'regress': 20_000, 'sync': 200, 'offset': 0},
     'parameters': 10 * 2 + 2,
+    'rows': 100,
     'transitions': 1_000,
   }
 

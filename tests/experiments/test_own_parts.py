@@ -105,6 +105,7 @@ def mine(tmp_path):
   return f'--user_file={path}'
 
 
+@pytest.mark.slow
 def test_a_compiled_sweep_over_an_agents_parameter(mine, tmp_path):
   """Without modesty, and with the default width, it is DQN."""
   launch(

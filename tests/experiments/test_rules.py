@@ -138,9 +138,8 @@ def test_every_rule_fits_agents_of_distributions(name, agent):
   assert {'panel/distribution_std', 'panel/distribution_distance'} < set(row)
 
 
-@pytest.mark.parametrize(
-  'form', ['max', pytest.param('munchausen', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('form', ['max', 'munchausen'])
 def test_implicit_quantiles_train_beside_their_panel(form):
   rows = _rows(
     _sweep(
@@ -171,9 +170,8 @@ _ALIKE = ('--target_update=hard', '--target_period=2')
 _FROZEN = ('--target_update=frozen', '--epsilon_start=0', '--epsilon_end=0')
 
 
-@pytest.mark.parametrize(
-  'agent', ['dqn', pytest.param('c51', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('agent', ['dqn', 'c51'])
 def test_a_twin_that_acts_is_evaluated_too(agent):
   def rows(act_with, rate, rule):
     return _rows(

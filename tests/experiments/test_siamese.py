@@ -139,6 +139,7 @@ def test_the_table(undisturbed):
     assert (undisturbed / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_stopped_between_iterations_it_goes_on(
   pictures, undisturbed, tmp_path, monkeypatch
 ):

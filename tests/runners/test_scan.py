@@ -782,8 +782,15 @@ SWEEP = (
 )
 
 
-@pytest.mark.parametrize('vectorized', [False, True])
-@pytest.mark.parametrize('prioritized', [False, True])
+@pytest.mark.parametrize(
+  'prioritized, vectorized',
+  [
+    (False, True),
+    (True, False),
+    pytest.param(False, False, marks=pytest.mark.slow),
+    pytest.param(True, True, marks=pytest.mark.slow),
+  ],
+)
 def test_a_run_is_the_same_in_a_sweep(vectorized, prioritized):
   loop = make_loop(prioritized=prioritized)
   program = scan.make_program(loop, _mesh(), vectorized=vectorized)

@@ -11,6 +11,7 @@ from experiments.engines import compiled as compiled_engine, folders, running
 from siamrl.report.checkpoint import CheckpointError, Checkpoints
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import RunFolder
+from siamrl.report.tracking import Track
 from tests.experiments import damage
 
 
@@ -78,7 +79,7 @@ _GROUP = types.SimpleNamespace(
 def _found(folder):
   """The program to go on with, its iterations that are done, and rows."""
   groups = [_GROUP] * 2
-  options = types.SimpleNamespace(checkpoint_period_s=1)
+  options = types.SimpleNamespace(checkpoint_period_s=1, track=Track())
   runs = compiled_engine._Runs(folder, groups, groups, options, False)
   facts = runs.find()
   runs.stand(facts)

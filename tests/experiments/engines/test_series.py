@@ -107,6 +107,7 @@ def assert_same(alone, folder):
     assert different <= {'run_dir'}
 
 
+@pytest.mark.slow
 def test_killed_in_the_second_run_a_sweep_goes_on_there(alone, tmp_path):
   folder = tmp_path / 'sweep'
   output = killed(
@@ -129,6 +130,7 @@ def test_killed_in_the_second_run_a_sweep_goes_on_there(alone, tmp_path):
   assert_same(alone, folder)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_a_sweep_begins_no_other_run(alone, tmp_path):
   folder = tmp_path / 'sweep'
   output = launch(
@@ -149,6 +151,7 @@ def test_asked_to_stop_a_sweep_begins_no_other_run(alone, tmp_path):
   assert_same(alone, folder)
 
 
+@pytest.mark.slow
 def test_after_a_run_that_diverges_the_next_begins(tmp_path):
   rates = '--critic_learning_rate=1e30,1e-3'
   output = sweep_here(control, *HOST, rates, f'--run_dir={tmp_path}/a', code=1)
