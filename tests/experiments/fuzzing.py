@@ -51,6 +51,7 @@ from experiments.engines import (
   offline as offline_engine,
   processes,
 )
+from experiments.figures import kinds, runs, sweeps
 from tests import conftest
 from tests.experiments import launching
 
@@ -355,9 +356,10 @@ def _stops(depth: str) -> list[Any]:
       (compiled_engine, 'run'),
       (host_engine, 'run'),
       (offline_engine, 'run'),
-      (plot, '_plot_panel'),
+      (sweeps, 'draw_panel'),
+      (kinds, 'draw'),
       (benchmark, 'startup'),
-      (devices, 'configure') if depth == CHECKED else (plot, 'plot_curve'),
+      (devices, 'configure') if depth == CHECKED else (runs, 'plot_curve'),
     ]
   return [mock.patch.object(*place, stop) for place in places]
 
