@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import plot, reproduce, sweep
+from experiments import launchers, plot, reproduce, sweep
 from experiments.config import collecting, executing, reading
 from experiments.config.declaring import RunError
 from experiments.engines import driving
 from experiments.engines.cells import Cell
 from experiments.engines.sweep_folders import SweepFolder
+from experiments.families import actor_critic, q, siamese
 from experiments.minatar import MinAtarConfig
 from experiments.studies import study as studies
 from experiments.studies.claims import Claim
@@ -24,6 +25,12 @@ from siamrl.report.results import read_results
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'experiments' / 'results'
+FAMILIES = {
+  'classic': q.FAMILY,
+  'minatar': q.FAMILY,
+  'control': actor_critic.FAMILY,
+  'siamese': siamese.FAMILY,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +50,18 @@ def test_a_study_can_be_run_and_judged(name):
   assert len(study.question) > 20 and 'core hour' in study.cost
   cells = sweep.cells_of(study.sweep)
   assert {cell.point.get('arm', '') for cell in cells} == set(study.sweep.arms)
-  if study.criteria is not None:  # intervals need seeds
-    seeds = sum(int(cell.options.get('seeds', '1')) for cell in cells)
-    assert seeds / len(study.sweep.arms) >= 5
+  for arm in study.sweep.arms:
+    of_arm = [c for c in cells if c.point.get('arm', '') == arm]
+    if study.criteria is not None:  # intervals need seeds
+      seeds = sum(int(cell.options.get('seeds', '1')) for cell in of_arm)
+      assert seeds >= 5
+    family = FAMILIES.get(study.sweep.launcher)
+    sweep_ = reading.sweep_from_arguments(
+      launchers.options_of(study.sweep.launcher), *of_arm[0].arguments
+    )
+    for config in sweep_.configs if family else ():
+      if launchers.compiles(study.sweep.launcher, config):
+        family.check(config)
   for ending, arguments in study.figures.items():
     reading.from_arguments(plot.PlotConfig, *arguments, listed='runs')
     png = RESULTS / f'{name}{ending}.png'
@@ -227,13 +243,32 @@ with (path / 'starts').open('a') as file:
 """
 
 
+# Two iterations of the launcher itself.
+SMALL = (
+  '--platform=cpu --env_steps=400 --iteration_env_steps=200 --num_envs=2 '
+  '--train_period=2 --batch_size=8 --min_replay=50 --replay_capacity=200 '
+  '--hidden_sizes=8 --epsilon_decay=100 --target_period=4 --seeds=2'
+)
+
+
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
+def study(tmp_path, monkeypatch):
   """The folder of the runs of a study named toy."""
   folder = tmp_path / 'studies'
   folder.mkdir()
   (folder / 'toy.toml').write_text(STUDY)
   monkeypatch.setattr(studies, '_FOLDER', folder)
+  claims = [Claim('one', True, '1'), Claim('two', None, '2')]
+  judge = types.SimpleNamespace(
+    COLUMNS=('train_return',), judge=lambda table: claims
+  )
+  monkeypatch.setitem(sys.modules, 'experiments.studies.toy_criteria', judge)
+  return tmp_path / 'runs'
+
+
+@pytest.fixture
+def toy(study, tmp_path, monkeypatch):
+  """The same, with a script in place of the launcher."""
   script = tmp_path / 'launcher.py'
   script.write_text(ROWS)
   job = driving.Driver._job
@@ -244,12 +279,7 @@ def toy(tmp_path, monkeypatch):
     return made._replace(command=command)
 
   monkeypatch.setattr(driving.Driver, '_job', _job)
-  claims = [Claim('one', True, '1'), Claim('two', None, '2')]
-  judge = types.SimpleNamespace(
-    COLUMNS=('train_return',), judge=lambda table: claims
-  )
-  monkeypatch.setitem(sys.modules, 'experiments.studies.toy_criteria', judge)
-  return tmp_path / 'runs'
+  return study
 
 
 def _main(run_dir, **options):
@@ -349,6 +379,19 @@ def test_a_missed_criterion_has_an_exit_code(toy, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, 'experiments.studies.toy_criteria', module)
   assert _main(toy, only='plain') == executing.MISSED
   assert 'MISSED: one: 1' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_real_launchers_run_resume_and_are_judged(study, capsys):
+  options = dict(only='plain;double', flags=SMALL)
+  assert _main(study, **options) is None
+  before = (study / 'double' / 'versions.json').read_text()
+  assert _main(study, **options) is None
+  assert (study / 'double' / 'versions.json').read_text() == before
+  assert capsys.readouterr().out.count('met: one: 1') == 2
+  read = read_results(study / 'toy-curves.csv')
+  assert len(read.table['seed']) == 2 * 2 * 2 * 2
+  assert read.flags['hidden_sizes'] == '8'
 
 
 @pytest.mark.parametrize(
