@@ -408,7 +408,7 @@ def test_a_period_that_is_not_swept_counts_in_figures(rule, place):
     'reward_bound': '1',
   }
   single = sweep_figures.single(swept, flags_)
-  _, position, label = sweep_figures._places(
+  _, position, label = sweep_figures.places(
     swept, ['tau'], single, twins.with_period()
   )
   assert label == 'target period, or its match (gradient steps)'
