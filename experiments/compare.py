@@ -59,6 +59,7 @@ from experiments.config.declaring import (
   option,
   path_option,
 )
+from experiments.config.paths import split_paths
 from experiments.config.executing import MISSED, run
 from experiments.figures import sources
 from experiments.figures.sources import Source
@@ -211,7 +212,7 @@ def _settings(config: CompareConfig) -> list[Setting]:
   found: dict[tuple, Setting] = {}
   names = [
     str(folder)
-    for name in str(config.runs).split(',')
+    for name in split_paths(str(config.runs))
     for folder in _folders(pathlib.Path(name)) or [pathlib.Path(name)]
   ]
   for source in sources.read_sources(','.join(names)):

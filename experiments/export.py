@@ -43,6 +43,7 @@ from experiments.config.declaring import (
   refuse,
 )
 from experiments.config.executing import run
+from experiments.config.paths import split_paths
 from experiments.stored import cards, finding, formats, weights
 from siamrl.report.loading import load
 from siamrl.report.metrics import Table
@@ -128,7 +129,7 @@ def _load(config: ExportConfig, flags: Sequence[str]) -> Table:
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     try:
-      frame = load(config.runs.split(','), frame='numpy', flags=flags)
+      frame = load(split_paths(config.runs), frame='numpy', flags=flags)
     except FileNotFoundError as error:
       raise UsageError(f'--runs={error}') from error
     except ValueError as error:

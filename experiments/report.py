@@ -37,6 +37,7 @@ from experiments.config.declaring import (
   refuse,
 )
 from experiments.config.executing import run
+from experiments.config.paths import split_paths
 from experiments.status import states_in_words
 from experiments.stored import describing
 from siamrl.report import lines, page
@@ -102,7 +103,7 @@ def _output(config: ReportConfig) -> pathlib.Path:
 
 def _content(config: ReportConfig) -> tuple[dict[str, Any], list[str]]:
   """The parts of the page, and notes about folders."""
-  paths = str(config.runs).split(',')
+  paths = split_paths(str(config.runs))
   found = {}
   for path in paths:
     if not pathlib.Path(path).exists():

@@ -54,6 +54,7 @@ from experiments.config.declaring import (
   option,
   path_option,
 )
+from experiments.config.paths import split_paths
 from experiments.config.sweep_files import SweepFile
 from experiments.engines.sweep_folders import State, SweepFolder
 from experiments.studies import study as studies
@@ -164,7 +165,7 @@ def _state(study: Study) -> str:
 def _judge_runs(config: ReproduceConfig, study: Study) -> int | None:
   """Judges runs that are there, and draws them if there is an output."""
   assert config.runs is not None
-  paths = [pathlib.Path(path) for path in config.runs.split(',')]
+  paths = [pathlib.Path(path) for path in split_paths(config.runs)]
   if config.output is not None:
     if len(paths) > 1:
       raise UsageError(f'--runs={config.runs} must be one, with --output')

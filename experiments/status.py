@@ -33,6 +33,7 @@ from experiments.config.declaring import (
   path_option,
 )
 from experiments.config.executing import run
+from experiments.config.paths import split_paths
 from experiments.engines.sweep_folders import (
   Record,
   State,
@@ -98,7 +99,7 @@ def main(config: StatusConfig) -> None:
   """Shows the folders."""
   if not config.folders:
     raise UsageError('a folder must be given')
-  paths = config.folders.split(',')
+  paths = split_paths(config.folders)
   if config.json:
     print(json.dumps(_as_json(look(paths)), indent=1))
   elif config.once or not sys.stdout.isatty():

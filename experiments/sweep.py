@@ -7,6 +7,7 @@ A sweep file names a launcher, its flags, axes and seeds:
 
   launcher = "minatar"
   flagfile = "minatar_dqn"
+  flags = "--env_steps=1000000"
   seeds = 5
 
   [axes]
@@ -15,17 +16,23 @@ A sweep file names a launcher, its flags, axes and seeds:
 
 Every combination is run with every seed. Runs that differ only in numbers stay
 one compiled program, in one process; other combinations, and the seeds of
-environments that are stepped on the host, are cells of their own. `[arms]` has
-named texts of flags, each of which gets all combinations. `split` lists axes,
-or "seed", that get cells of their own even where runs compile. `cores`, `gpus`
-and `memory_gb` are what each cell may use: one core if not given. A run should
-be resumed with as many cores as before, or its numbers may differ.
+environments that are stepped on the host, are cells of their own. Further
+entries, with the section of arms at the end:
+
+  split = ["seed"]  # cells for these values even where runs compile
+  cores = 2         # of each cell, 1 if not given; so are gpus and memory_gb
+
+  [arms]            # each gets all combinations
+  plain = ""
+  double = "--target_form=double"
+
+A run should be resumed with as many cores as before, or its numbers may differ.
 
 Each cell is a run folder in --run_dir, named after its values, beside a .log of
 what it prints and a .json of how it ended. The same command goes on: cells that
 are done are skipped, those that were cut resume, and those that failed are
-tried again. Cells may be added to the file; a cell with other options than in
-the folder is refused. Ctrl-C or SIGTERM saves and stops. `python -m
+tried again. Cells may be added to the file; other options for a cell that has
+begun are refused. Ctrl-C or SIGTERM saves and stops. `python -m
 experiments.status RUN_DIR` shows how far it is.
 
 --launcher says what runs the cells. With ray they are tasks of a Ray cluster
@@ -183,7 +190,9 @@ def main(config: SweepConfig) -> None:
   file = sweep_files.read(pathlib.Path(config.sweep), launchers.NAMES)
   folder = SweepFolder(config.run_dir or f'runs/{file.path.stem}')
   if config.dry_run:
-    cells = chosen(config, cells_of(file))
+    cells = cells_of(file)
+    folder.check(cells)
+    cells = chosen(config, cells)
     _dry_run(file, cells, folder, config)
     return
   failed = run_cells(config, file, folder)

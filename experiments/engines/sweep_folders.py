@@ -5,12 +5,13 @@
     RUN_DIR/CELL.log     what its launcher prints
     RUN_DIR/CELL.json    how its last attempt ended
 
-Cells may be added later; one that is there keeps its options.
+Cells may be added later; one that has begun keeps its options.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import enum
+import itertools
 import json
 import os
 import pathlib
@@ -157,11 +158,11 @@ class SweepFolder:
       RunError: another driver has it, or it cannot be written.
     """
     try:
-      self._check_ours()
+      self.check(cells)
       self.path.mkdir(parents=True, exist_ok=True)
       with lock_folder(self.path):
+        self.check(cells)  # it may have changed before it was locked
         known = self.cells() if self.is_one() else {}
-        self._check_same(known, cells)
         now = {cell.name: _as_json(cell) for cell in cells}
         text = json.dumps(
           {'mark': _MARK, 'launcher': launcher, 'cells': known | now}, indent=1
@@ -187,13 +188,25 @@ class SweepFolder:
         f'holds {min(others)!r}; name another one'
       )
 
-  def _check_same(
-    self, known: Mapping[str, Mapping[str, Any]], cells: Sequence[Cell]
-  ) -> None:
+  def check(self, cells: Sequence[Cell]) -> None:
+    """Raises UsageError for cells that the folder cannot hold.
+
+    It is not a sweep's, or that of another one, or a cell that has begun has
+    other options there.
+    """
+    self._check_ours()
+    known = self.cells() if self.is_one() else {}
+    if known and not any(cell.name in known for cell in cells):
+      raise UsageError(
+        f'--run_dir={self.path} holds another sweep, whose cells are '
+        f'{", ".join(itertools.islice(known, 3))}; name another folder'
+      )
     changed = {
       cell.name: differences(known[cell.name]['options'], cell.options)
       for cell in cells
-      if cell.name in known and known[cell.name]['options'] != cell.options
+      if cell.name in known
+      and known[cell.name]['options'] != cell.options
+      and self.state(cell.name) != State.WAITING
     }
     if changed:
       name, found = next(iter(changed.items()))

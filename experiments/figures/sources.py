@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.config.declaring import RunError, UsageError
+from experiments.config.paths import split_paths
 from experiments.engines import folders
+from experiments.engines.sweep_folders import SweepFolder, folders_of
 from siamrl.report.arrangement import FOREMOST
+from siamrl.report.loading import FOLDER_COLUMN, load
 from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,
@@ -62,15 +65,14 @@ def read_sources(names: str) -> list[Source]:
     UsageError: one of them is neither, or a run is there twice.
     RunError: there are no rows yet, or a file is damaged.
   """
-  paths = [
-    folder
-    for name in names.split(',')
-    for folder in _inside(_folder_of(pathlib.Path(name)))
-  ]
+  given = [_folder_of(pathlib.Path(name)) for name in split_paths(names)]
+  paths = [folder for path in given for folder in _inside(path)]
   seen: dict[tuple[int, int], pathlib.Path] = {}
   for path in paths:
     if not path.exists() or (
-      path.is_dir() and RunFolder(path).read_flags() is None
+      path.is_dir()
+      and RunFolder(path).read_flags() is None
+      and not SweepFolder(path).is_one()
     ):
       raise UsageError(
         f'--runs={path} must be the folder of a run or a results file'
@@ -79,7 +81,10 @@ def read_sources(names: str) -> list[Source]:
     other = seen.setdefault((status.st_dev, status.st_ino), path)
     if other is not path:
       _refuse_twice(names, other, path)
-  sources = [_read(path) for path in paths]
+  sources = [
+    _read_sweep(path) if SweepFolder(path).is_one() else _read(path)
+    for path in paths
+  ]
   for number, source in enumerate(sources):
     for other_source in sources[:number]:
       if _are_one(other_source, source):
@@ -100,6 +105,8 @@ def _folder_of(path: pathlib.Path) -> pathlib.Path:
 def _inside(path: pathlib.Path) -> list[pathlib.Path]:
   """The folders of runs in the folder of a sweep on the host, or the path."""
   if not path.is_dir() or RunFolder(path).read_flags() is not None:
+    return [path]
+  if SweepFolder(path).is_one():
     return [path]
   flags_ = RunFolder(path).flags.name
   found = [
@@ -132,6 +139,27 @@ def _read(path: pathlib.Path) -> Source:
   if RUN_COLUMN in table and len(np.unique(table[RUN_COLUMN])) == 1:
     flags = flags | {RUN_COLUMN: str(table[RUN_COLUMN][0])}
   return Source(path, name, table, flags, False)
+
+
+def _read_sweep(path: pathlib.Path) -> Source:
+  """Reads the cells of a sweep as one table, with their values as columns."""
+  try:
+    table = load(path, frame='numpy')
+  except ValueError as error:
+    raise RunError(f'{path} has no rows of metrics yet') from error
+  del table[FOLDER_COLUMN]
+  folder = SweepFolder(path)
+  flags = [
+    run.read_flags() or {}
+    for name in folder.cells()
+    for run in folders_of(folder.run(name).path)
+  ]
+  shared = {
+    name: value
+    for name, value in flags[0].items()
+    if name not in table and all(f.get(name) == value for f in flags)
+  }
+  return Source(path, path.resolve().name, table, shared, True)
 
 
 def _are_one(one: Source, other: Source) -> bool:

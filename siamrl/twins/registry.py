@@ -166,7 +166,7 @@ PARAMETERS: dict[str, Parameter] = {
   ),
   'target_period': Parameter(
     parameters.WHOLE,
-    'Time from one target update to the next',
+    'Time from one target update to the next, in units of target_period_unit',
     int,
     period=True,
   ),

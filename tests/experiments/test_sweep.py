@@ -6,13 +6,15 @@ import re
 
 import pytest
 
-from experiments import launchers, sweep
+from experiments import launchers, plot, sweep
 from experiments.config import executing, reading, sweep_files
 from experiments.config.declaring import UsageError
+from experiments.config.paths import split_paths
 from experiments.engines.cells import make_cells
 from experiments.engines.pools import Resources
 from experiments.engines.pools.slurm import SlurmOptions
 from experiments.engines.sweep_folders import State, SweepFolder
+from experiments.figures import sources
 
 
 def _cells(tmp_path, text):
@@ -176,10 +178,23 @@ def test_cells_may_be_added_and_not_changed(tmp_path):
   assert list(folder.cells()) == ['environment=catch', 'environment=cartpole']
   # One that the file has no more stays, and is said.
   assert _drive(folder, _cells(tmp_path, game)) == ['environment=cartpole']
+  changed = _cells(tmp_path, more.replace('soft"', 'soft --tau=0.5"'))
+  _begin(folder, 'environment=catch')
   with pytest.raises(UsageError) as error:
-    _drive(folder, _cells(tmp_path, more.replace('soft"', 'soft --tau=0.5"')))
-  assert '2 of these cells with other options' in str(error.value)
+    _drive(folder, changed)
+  assert '1 of these cells with other options' in str(error.value)
   assert '--tau: (default) in the folder, 0.5 now' in str(error.value)
+  # One that waits may have others.
+  _drive(folder, [cell for cell in changed if 'cartpole' in cell.name])
+  assert folder.cells()['environment=cartpole']['options']['tau'] == '0.5'
+
+
+def test_the_folder_of_another_sweep_is_refused(tmp_path):
+  folder = SweepFolder(tmp_path / 'runs')
+  text = CLASSIC + '[axes]\nenvironment = ["catch"]\n'
+  _drive(folder, _cells(tmp_path, text))
+  with pytest.raises(UsageError, match='holds another sweep, whose cells are'):
+    _drive(folder, _cells(tmp_path, text.replace('catch', 'cartpole')))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -209,16 +224,20 @@ def test_a_machine_without_the_cores_is_refused(tmp_path, capsys):
   assert 'cores = 4096 must be at most' in capsys.readouterr().err
 
 
+def _begin(folder, name):
+  run = folder.run(name)
+  run.path.mkdir()
+  run.flags.write_text(
+    '# siamrl run folder; python ... --flagfile=<this file> runs it again\n'
+  )
+
+
 def test_a_cell_that_has_begun_is_cut(tmp_path):
   folder = SweepFolder(tmp_path / 'runs')
   (cell,) = _cells(tmp_path, CLASSIC)
   _drive(folder, [cell])
   assert folder.state('all') == State.WAITING
-  run = folder.run('all')
-  run.path.mkdir()
-  run.flags.write_text(
-    '# siamrl run folder; python ... --flagfile=<this file> runs it again\n'
-  )
+  _begin(folder, 'all')
   assert folder.state('all') == State.CUT
 
 
@@ -279,3 +298,66 @@ def test_options_of_another_pool_are_refused(
   with pytest.raises(UsageError) as error:
     _pool_of(tmp_path, monkeypatch, *flags)
   assert str(error.value) == message
+
+
+def test_paths_with_commas_in_their_names(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ('tau=0.1,seed=0', 'tau=0.1,seed=1', 'plain'):
+    (tmp_path / name).mkdir()
+  assert split_paths('plain,tau=0.1,seed=0,none,tau=0.1,seed=1') == [
+    *('plain', 'tau=0.1,seed=0', 'none', 'tau=0.1,seed=1')
+  ]
+  assert split_paths('plain') == ['plain']
+
+
+def _fill(folder, name, flags, score):
+  """A cell with two periods, two seeds and two rows of each."""
+  _begin(folder, name)
+  run = folder.run(name)
+  lines = [f'--{key}={value}' for key, value in flags.items()]
+  run.flags.write_text(run.flags.read_text() + '\n'.join(lines) + '\n')
+  rows = [
+    f'{period},{seed},{t},{score + period + 0.1 * seed}'
+    for period in (10, 100)
+    for seed in (0, 1)
+    for t in (1000, 2000)
+  ]
+  run.metrics.write_text(
+    '\n'.join(['target_period,seed,env_steps,train_return', *rows]) + '\n'
+  )
+
+
+def test_the_cells_of_a_sweep_are_drawn_as_one(tmp_path):
+  """Axes that have cells of their own are swept options like all others."""
+  folder = SweepFolder(tmp_path / 'runs')
+  text = (
+    'launcher = "classic"\nflags = "--environment=catch"\nseeds = 2\n[axes]\n'
+    'target_period = [10, 100]\nagent = ["dqn", "double_dqn"]\n'
+  )
+  _drive(folder, _cells(tmp_path, text))
+  for number, agent in enumerate(('dqn', 'double_dqn')):
+    flags = {
+      'agent': agent,
+      'environment': 'catch',
+      'seeds': '2',
+      'target_period': '10,100',
+    }
+    _fill(folder, f'agent={agent}', flags, number)
+  (source,) = sources.read_sources(str(folder.path))
+  names = list(source.table)
+  swept = names[: names.index('seed')]
+  assert sorted(swept) == ['agent', 'target_period']
+  assert source.flags['environment'] == 'catch' and 'agent' not in source.flags
+  assert len(source.table['seed']) == 16
+  out = tmp_path / 'out'
+  for kind in ([], ['--kind=heatmap']):
+    code = executing.execute(
+      plot.PlotConfig,
+      '',
+      plot.main,
+      [str(folder.path), f'--output={out}', *kind],
+      listed='runs',
+    )
+    assert code == 0
+  assert (tmp_path / 'out-final.png').exists()
+  assert (tmp_path / 'out-heatmap.png').exists()
