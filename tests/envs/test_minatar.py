@@ -294,10 +294,14 @@ def _spawned(before, after):
   return [0 if right else 9, row, right, gold]
 
 
+# Their packages' steps are slow, or there are many of them.
+SLOW = ('asterix', 'freeway', 'seaquest')
+
+
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=[pytest.mark.slow] * (name == 'seaquest'))
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
     for name in minatar.GAMES
   ],
 )

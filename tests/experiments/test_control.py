@@ -830,6 +830,7 @@ def test_an_environment_that_ignores_its_seed(walk, notes, tmp_path):
   assert notes(*SMALL, flag, '--fresh_environments')[1].fresh_environments
 
 
+@pytest.mark.slow
 def test_it_goes_on_in_fresh_environments(walk, tmp_path, monkeypatch):
   arguments = (*SMALL, walk(limit=30, seeded=False), '--agent=ddpg')
   arguments += (f'--run_dir={tmp_path / "run"}',)

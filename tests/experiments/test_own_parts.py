@@ -132,6 +132,7 @@ def test_a_compiled_sweep_over_an_agents_parameter(mine, tmp_path):
   assert all(map(math.isfinite, swept['panel/twin_distance']))
 
 
+@pytest.mark.slow
 def test_from_a_data_set(mine, tmp_path):
   """The launcher lacks options that other launchers' conditions look at."""
   launch(

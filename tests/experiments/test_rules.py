@@ -89,7 +89,14 @@ def test_every_rule_fits_the_compiled_loop(name):
   assert not {name for name in row if 'distribution' in name}
 
 
-@pytest.mark.parametrize('agent', ['dqn', 'c51', 'qrdqn', 'iqn'])
+@pytest.mark.parametrize(
+  'agent',
+  [
+    *('dqn', 'iqn'),
+    pytest.param('c51', marks=pytest.mark.slow),
+    pytest.param('qrdqn', marks=pytest.mark.slow),
+  ],
+)
 def test_the_churn_term_fits_every_agent(agent):
   row = _columns(
     _sweep(
@@ -154,7 +161,9 @@ def test_implicit_quantiles_train_beside_their_panel(form):
   assert np.isfinite(rows[-1]['panel/dormant_0/head_embedding'])
 
 
-@pytest.mark.parametrize('name', ['chain', 'frozen'])
+@pytest.mark.parametrize(
+  'name', ['frozen', pytest.param('chain', marks=pytest.mark.slow)]
+)
 def test_rules_train_beside_their_panel(name):
   rows = _rows(_sweep(*_rule(name), '--panel_period=1', '--probe_size=8'))
   assert rows[-1]['gradient_steps'] == 35

@@ -97,8 +97,10 @@ def _fail(*arguments):
   'arguments',
   [
     ['--hidden_sizes=8-90000000'],
-    ['--eval_episodes=500000000'],
-    ['--train_steps=5000000', '--batch_size=30'],
+    pytest.param(['--eval_episodes=500000000'], marks=pytest.mark.slow),
+    pytest.param(
+      ['--train_steps=5000000', '--batch_size=30'], marks=pytest.mark.slow
+    ),
     ['--target_update=averaged', '--target_count=900000000'],
   ],
 )
@@ -121,8 +123,8 @@ def test_compiled_runs_that_the_memory_cannot_hold(
   'argument',
   [
     '--hidden_units=2000000',
-    '--batch_size=1000000',
-    '--train_steps=1000000',
+    pytest.param('--batch_size=1000000', marks=pytest.mark.slow),
+    pytest.param('--train_steps=1000000', marks=pytest.mark.slow),
   ],
 )
 def test_atari_runs_that_the_memory_cannot_hold(argument, tmp_path):
