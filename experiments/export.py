@@ -164,7 +164,7 @@ def _write_rows(config: ExportConfig, output: pathlib.Path) -> None:
 def _write_weights(config: ExportConfig, output: pathlib.Path) -> None:
   """Writes the networks of one run, and their card."""
   assert config.runs is not None
-  if ',' in config.runs:
+  if len(split_paths(config.runs)) > 1:
     refuse(config, 'runs', 'be one folder for --format=safetensors')
   stored = finding.find_run(config.runs, config.run)
   networks = weights.read_weights(stored)

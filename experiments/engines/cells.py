@@ -20,11 +20,8 @@ from experiments.config.declaring import (
 from experiments.config.meaning import dropped, traced
 from experiments.config.reading import sweep_from_arguments
 from experiments.config.sweep_files import SweepFile
-from experiments.engines.folders import WHERE
 from siamrl.report.run_folder import folder_name
-
-# Options that do not tell whether two cells are the same runs.
-_ASIDE = frozenset({*WHERE, 'also', 'seed', 'seeds'})
+from siamrl.report.loading import OF_FOLDERS
 
 
 class Cell(NamedTuple):
@@ -94,25 +91,32 @@ def _of_arm(
   users.load(base)
   names = _check_axes(file, complete(cls))
   lists = [f'--{name}={",".join(file.axes[name])}' for name in file.axes]
-  configs = sweep_from_arguments(cls, *base, *lists).configs
+  sweep = sweep_from_arguments(cls, *base, *lists)
+  configs = sweep.configs
   together = all(map(compiles, configs))
-  shared = set(traced(type(configs[0]))) - set(file.split) if together else ()
+  shared: set[str] = set()
+  axes = list(file.axes)
+  if together:
+    shared = set(traced(type(configs[0]))) - set(file.split)
+  else:  # lists in flags would be several runs, of which a cell has one
+    axes = list(dict.fromkeys([*axes, *sweep.axes]))
+    base += ['--also='] if sweep.values.get('also', (None,))[0] else []
   groups: dict[tuple[tuple[str, str], ...], list[Any]] = {}
   for config in configs:
     idle = set(dropped(config))
-    meant = [name for name in file.axes if name not in idle]
+    meant = [name for name in axes if name not in idle]
     used.update(meant)
     key = tuple(
       (name, as_text(getattr(config, name)))
       for name in meant
-      if name not in shared
+      if name not in shared and getattr(config, name) is not None
     )
     groups.setdefault(key, []).append(config)
   of_arm = {'arm': arm} if arm else {}
   seeds = _seeds(file, configs[0], names, together)
   for key, members in groups.items():
     for seed, arguments in seeds.items():
-      values = dict(key) | seed_point(seed)
+      values = dict(key) | ({} if seed is None else {'seed': str(seed)})
       name = folder_name(values) if values else ''
       own = [f'--{axis}={value}' for axis, value in key]
       yield Cell(
@@ -121,11 +125,6 @@ def _of_arm(
         point=of_arm | values,
         options=_options(members, seed, arguments),
       )
-
-
-def seed_point(seed: int | None) -> dict[str, str]:
-  """The seed as an entry of a cell's values, if it has one of its own."""
-  return {} if seed is None else {'seed': str(seed)}
 
 
 def _check_axes(file: SweepFile, cls: type) -> list[str]:
@@ -161,16 +160,20 @@ def _seeds(
   file: SweepFile, config: Any, names: Sequence[str], together: bool
 ) -> dict[int | None, list[str]]:
   """Seed of a cell, None if it has them all -> arguments."""
-  if file.seeds is None:
+  number = file.seeds
+  if number is None and not together:
+    number = getattr(config, 'seeds', 1)
+    number = number if number > 1 else None
+  if number is None:
     return {None: []}
   if 'seed' not in names:
-    raise UsageError(f'seeds = {file.seeds}: these runs have no seed')
+    raise UsageError(f'seeds = {number}: these runs have no seed')
   if together and 'seeds' in names and 'seed' not in file.split:
-    return {None: [f'--seeds={file.seeds}']}
+    return {None: [f'--seeds={number}']}
   alone = ['--seeds=1'] if 'seeds' in names else []
   return {
     seed: [f'--seed={seed}', *alone]
-    for seed in range(config.seed, config.seed + file.seeds)
+    for seed in range(config.seed, config.seed + number)
   }
 
 
@@ -180,7 +183,7 @@ def _options(
   """The options of a cell that are not at their defaults."""
   result = {}
   for field, _ in options_of(type(members[0])):
-    if field.name in _ASIDE:
+    if field.name in OF_FOLDERS:
       continue
     values = dict.fromkeys(getattr(each, field.name) for each in members)
     if list(values) != [field.default]:

@@ -123,7 +123,7 @@ class Driver:
       self._folder.write_record(name, record._replace(state=State.DONE))
       self._say(f'{name}: done after {minutes}')
       return True
-    if stopped and code in (0, None) or stopped and (code or 0) < 0:
+    if stopped and (code or 0) <= 0:
       self._folder.write_record(name, record._replace(state=State.CUT))
       return True
     attempts = 1 if rows > before.rows else before.attempts

@@ -97,6 +97,35 @@ def test_runs_of_the_host_have_a_cell_each(tmp_path):
   }
 
 
+def test_lists_in_the_flags_are_cells_too_on_the_host(tmp_path):
+  """A cell is done when its run is, so that it must have one."""
+  cells = _cells(
+    tmp_path,
+    'launcher = "control"\nflags = "--agent=sac --seeds=2 '
+    '--environment=HalfCheetah-v5,Hopper-v5"\n',
+  )
+  assert [cell.name for cell in cells] == [
+    f'environment={name},seed={seed}'
+    for name in ('HalfCheetah-v5', 'Hopper-v5')
+    for seed in (0, 1)
+  ]
+  assert cells[3].arguments[-3:] == (
+    *('--environment=Hopper-v5', '--seed=1', '--seeds=1'),
+  )
+  sac, td3 = _cells(
+    tmp_path,
+    'launcher = "control"\nflags = \'--environment=Hopper-v5 --agent=sac '
+    '--also="--agent=td3 --tau=0.1"\'\n',
+  )
+  assert (sac.name, td3.name) == ('agent=sac', 'tau=0.1,agent=td3')
+  for cell, agent in ((sac, 'sac'), (td3, 'td3')):
+    (config,) = reading.sweep_from_arguments(
+      launchers.options_of('control'), *cell.arguments
+    ).configs
+    assert config.agent == agent
+    assert config.tau == (0.1 if agent == 'td3' else None)
+
+
 def test_arms_have_folders_of_their_own(tmp_path):
   cells = _cells(
     tmp_path,
@@ -308,6 +337,8 @@ def test_paths_with_commas_in_their_names(tmp_path, monkeypatch):
     *('plain', 'tau=0.1,seed=0', 'none', 'tau=0.1,seed=1')
   ]
   assert split_paths('plain') == ['plain']
+  many = ['tau=0.1,seed=0', 'plain'] * 2_000
+  assert split_paths(','.join(many)) == many
 
 
 def _fill(folder, name, flags, score):
