@@ -59,7 +59,6 @@ from experiments.config.declaring import (
   option,
   path_option,
 )
-from experiments.config.paths import split_paths
 from experiments.config.executing import MISSED, run
 from experiments.figures import sources
 from experiments.figures.sources import Source
@@ -68,9 +67,10 @@ from siamrl.report import averages, published
 from siamrl.report.arrangement import MOST_LINES
 from siamrl.report.curves import RETURN_COLUMNS, Curve, plot_curve
 from siamrl.report.drawing import can_draw
+from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import RUN_COLUMN, Table, group_rows, last_rows
 from siamrl.report.published import Comparison, Published, Row
-from siamrl.report.run_folder import RunFolder, write_atomically
+from siamrl.report.run_folder import write_atomically
 from siamrl.report.sweep import swept
 
 _CRITERIA = ('no_worse', 'within')
@@ -210,12 +210,7 @@ def _checked(config: CompareConfig) -> Published:
 def _settings(config: CompareConfig) -> list[Setting]:
   """All runs by their configuration."""
   found: dict[tuple, Setting] = {}
-  names = [
-    str(folder)
-    for name in split_paths(str(config.runs))
-    for folder in _folders(pathlib.Path(name)) or [pathlib.Path(name)]
-  ]
-  for source in sources.read_sources(','.join(names)):
+  for source in sources.read_sources(str(config.runs)):
     for flags, table in _runs(source):
       kind = next((name for name in _TASKS if name in flags), None)
       if kind is None:
@@ -223,24 +218,12 @@ def _settings(config: CompareConfig) -> list[Setting]:
           f'--runs={source.path} must be of a game or an environment'
         )
       known = {
-        name: value
-        for name, value in flags.items()
-        if name not in sources.OF_RUNS
+        name: value for name, value in flags.items() if name not in OF_FOLDERS
       }
       key = tuple(sorted(known.items()))
       setting = found.setdefault(key, Setting(kind, flags[kind], known, []))
       setting.runs.append(table)
   return list(found.values())
-
-
-def _folders(path: pathlib.Path, depth: int = 3) -> list[pathlib.Path]:
-  """The run folders that a folder is or holds, down to some depth."""
-  if RunFolder(path).metrics.is_file():
-    return [path]
-  if not depth or not path.is_dir():
-    return []
-  inside = (_folders(each, depth - 1) for each in sorted(path.iterdir()))
-  return [folder for found in inside for folder in found]
 
 
 def _runs(source: Source) -> Iterator[tuple[dict[str, str], Table]]:

@@ -330,7 +330,8 @@ def _counts(cells: Sequence[Cell], folder: SweepFolder) -> str:
   """How many cells are in each state, as a line."""
   states = collections.Counter(folder.state(cell.name) for cell in cells)
   parts = [f'{states[state]} {state}' for state in State if states[state]]
-  return f'{len(cells)} cells in {folder.path}: {", ".join(parts)}'
+  noun = 'cell' if len(cells) == 1 else 'cells'
+  return f'{len(cells)} {noun} in {folder.path}: {", ".join(parts)}'
 
 
 class Estimate(NamedTuple):
@@ -362,7 +363,11 @@ def _dry_run(
   pool = make_pool(config, file, folder)
   at_a_time = min(pool.at_a_time or len(left), len(left))
   pool.close()
-  found = _probe(file, left[0])
+  try:
+    found = _probe(file, left[0])
+  except UsageError as error:  # the cluster is larger than this machine
+    print(f'note: time and memory are unknown, as no cell fits here: {error}')
+    return
   gigabytes = found.peak_bytes / 1e9
   print(
     f'memory: {gigabytes:.1f} GB for {left[0].name}, so far; about '

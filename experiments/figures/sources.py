@@ -9,10 +9,9 @@ import numpy as np
 
 from experiments.config.declaring import RunError, UsageError
 from experiments.config.paths import split_paths
-from experiments.engines import folders
 from experiments.engines.sweep_folders import SweepFolder, folders_of
 from siamrl.report.arrangement import FOREMOST
-from siamrl.report.loading import FOLDER_COLUMN, load
+from siamrl.report.loading import FOLDER_COLUMN, OF_FOLDERS, load
 from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,
@@ -21,17 +20,6 @@ from siamrl.report.metrics import (
 from siamrl.report.results import read_results
 from siamrl.report.run_folder import RunFolder
 
-# Flags that may differ between seeds of one configuration.
-OF_RUNS = frozenset(
-  (
-    *folders.WHERE,
-    'seed',
-    'seeds',
-    'coordinator',
-    'num_processes',
-    'process_id',
-  )
-)
 _ABSENT = '(absent)'
 _DEPTH = 3  # of folders inside that of a sweep
 
@@ -190,7 +178,7 @@ def _are_one(one: Source, other: Source) -> bool:
 
 def _identity(flags: Mapping[str, str]) -> dict[str, str]:
   """The flags that say which configuration a run has."""
-  return {n: value for n, value in flags.items() if n not in OF_RUNS}
+  return {n: value for n, value in flags.items() if n not in OF_FOLDERS}
 
 
 def configurations(sources: Sequence[Source]) -> dict[str, list[int]]:

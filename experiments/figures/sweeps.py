@@ -14,6 +14,7 @@ from experiments.figures.sources import Source
 from siamrl import twins
 from siamrl.report import panel, sweep as sweep_figures
 from siamrl.report.arrangement import MOST_LINES
+from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,
@@ -102,7 +103,7 @@ def _write_curves(
   flags_ = {
     name: value
     for name, value in source.flags.items()
-    if name not in (*swept, *sources.OF_RUNS)
+    if name not in (*swept, *OF_FOLDERS)
   }
   write_results(
     f'{config.output}-curves.csv',

@@ -14,9 +14,9 @@ import numpy as np
 from experiments import launchers, status
 from experiments.config import reading
 from experiments.config.declaring import complete
-from experiments.engines.folders import WHERE
 from experiments.engines.sweep_folders import SweepFolder, folders_of
 from experiments.stored import finding
+from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import RUN_COLUMN
 from siamrl.report.results import read_results
 from siamrl.report.run_folder import RunFolder, read_json
@@ -24,16 +24,6 @@ from siamrl.report.run_folder import RunFolder, read_json
 # Folders below a path that are searched, as by `siamrl.report.load`.
 _DEPTH = 3
 _MOST_VALUES = 12
-# Flags that do not say what is learned.
-_ASIDE = {
-  *WHERE,
-  'also',
-  'coordinator',
-  'num_processes',
-  'process_id',
-  'seed',
-  'seeds',
-}
 
 
 class Part(NamedTuple):
@@ -100,8 +90,8 @@ def describe(path: str, found: Sequence[Home]) -> Part:
   runs = [run for home in found for run in home.runs]
   if not found:
     return _describe_file(path)
-  names = {launcher for home in found for launcher in _launchers(home)}
-  launcher = names.pop() if len(names) == 1 else ''
+  known = {launcher for home in found for launcher in _launchers(home)}
+  launcher = known.pop() if len(known) == 1 else ''
   flags_of = [run.read_flags() or {} for run in runs]
   defaults: Mapping[str, str] = {}
   if launcher:
@@ -109,7 +99,9 @@ def describe(path: str, found: Sequence[Home]) -> Part:
     defaults = reading.as_flags(kind())
     flags_of = [reading.now(kind, flags) for flags in flags_of]
   swept, shared = {}, {}
-  for name in sorted({name for flags in flags_of for name in flags} - _ASIDE):
+  for name in sorted(
+    {name for flags in flags_of for name in flags} - OF_FOLDERS
+  ):
     values = dict.fromkeys(
       value
       for flags in flags_of

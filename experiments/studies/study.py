@@ -19,9 +19,9 @@ from experiments import launchers
 from experiments.config import sweep_files
 from experiments.config.declaring import RunError
 from experiments.config.sweep_files import SweepFile
-from experiments.engines.folders import WHERE
 from experiments.engines.sweep_folders import SweepFolder, folders_of
 from experiments.studies.claims import Claim
+from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,
@@ -66,7 +66,7 @@ class Study(NamedTuple):
   figures: dict[str, list[str]]
   criteria: str | None
 
-  def judge(self) -> 'Criteria':
+  def load_criteria(self) -> 'Criteria':
     """The criteria; those of a study without any make no claims."""
     if self.criteria is None:
       return Criteria((), lambda table: [])
@@ -142,7 +142,7 @@ def write_curves(path: pathlib.Path, study: Study, folder: SweepFolder) -> None:
     name: value
     for name, value in flags[0].items()
     if all(other.get(name) == value for other in flags)
-    and name not in (*columns, *WHERE, 'seeds', 'also')
+    and name not in (*columns, *OF_FOLDERS)
   }
   write_results(
     path,
@@ -213,7 +213,7 @@ def judge(
     FileNotFoundError: a folder has no metrics, or there is no such file.
     ValueError: the rows are not of such a study.
   """
-  criteria = study.judge()
+  criteria = study.load_criteria()
   table = _joined([_read(study, path, notes) for path in paths])
   missing = [name for name in criteria.columns if name not in table]
   if criteria.columns and len(missing) == len(criteria.columns):

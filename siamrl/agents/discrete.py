@@ -107,8 +107,8 @@ def one_by_one(
   """Maps a loss of one transition over a batch, as `jax.vmap` does.
 
   On a CPU the transitions are taken one after the other, so that the N x M
-  errors of one pair of distributions stay in a cache. With those of the whole
-  batch at once, 200 quantiles take twenty times as long.
+  errors of one pair of distributions stay in a cache. With those of a whole
+  batch of 128 at once, 170 quantiles take six times as long.
 
   Args:
     loss: takes one entry of each array.

@@ -21,7 +21,7 @@ FRAMES = ('pandas', 'numpy')
 # Folders above a run's folder that are searched.
 _DEPTH = 3
 # Flags about a folder rather than about one run in it.
-_OF_FOLDERS = {
+OF_FOLDERS = {
   *WHERE_FLAGS,
   'also',
   'checkpoint_period_s',
@@ -240,7 +240,7 @@ def _differing(sources: Sequence[_Source], swept: Iterable[str]) -> list[str]:
   for name in names:
     values = {source.flags.get(name) for source in whole}
     values |= {s.flags[name] for s in sources if name in s.flags}
-    if len(values) > 1 and name not in _OF_FOLDERS and name not in swept:
+    if len(values) > 1 and name not in OF_FOLDERS and name not in swept:
       differing.append(name)
   _warn_of_older(whole, differing)
   return differing

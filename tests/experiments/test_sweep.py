@@ -392,3 +392,26 @@ def test_the_cells_of_a_sweep_are_drawn_as_one(tmp_path):
     assert code == 0
   assert (tmp_path / 'out-final.png').exists()
   assert (tmp_path / 'out-heatmap.png').exists()
+
+
+def test_a_dry_run_on_a_machine_that_holds_no_cell(
+  tmp_path, monkeypatch, capsys
+):
+  """Such as the machine from which a cluster is used."""
+  path = tmp_path / 'sweep.toml'
+  path.write_text(CLASSIC + 'cores = 4096\n')
+
+  class _Cluster:
+    at_a_time = 3
+
+    def close(self):
+      pass
+
+  monkeypatch.setattr(sweep, 'make_pool', lambda *_: _Cluster())
+  config = sweep.SweepConfig(
+    sweep=str(path), run_dir=str(tmp_path / 'runs'), dry_run=True
+  )
+  sweep.main(config)
+  said = capsys.readouterr().out
+  assert 'waiting    all' in said
+  assert 'no cell fits here: cores = 4096 must be at most' in said
