@@ -13,6 +13,7 @@ FLOORS = {
   'siamrl.parameters': 0,
   'siamrl.optional': 0,
   'siamrl.memory': 0,
+  'siamrl.conformance': 0,
   'siamrl.schedule': 1,
   'siamrl.twins': 1,
   'siamrl.losses': 1,

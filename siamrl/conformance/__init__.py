@@ -1,0 +1,1 @@
+"""Tests of target networks, of any library; needs NumPy alone."""

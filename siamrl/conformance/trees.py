@@ -1,0 +1,96 @@
+"""Trees of arrays of any library, read as NumPy's.
+
+A tree is a dict or another mapping, a list, a tuple, a dataclass, None or a
+leaf, nested at will. A leaf is anything that NumPy can read: its own arrays,
+numbers, JAX's arrays, tensors of PyTorch. An object with a `state_dict`, such
+as a network of PyTorch, counts as what that returns. No library but NumPy is
+imported.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+def _children(tree: Any) -> list[tuple[str, Any]] | None:
+  """The named parts of a node; None for a leaf."""
+  if tree is None:
+    return []
+  if isinstance(tree, Mapping):
+    return [(str(key), child) for key, child in tree.items()]
+  if isinstance(tree, tuple) and hasattr(tree, '_fields'):
+    return list(zip(tree._fields, tree, strict=True))
+  if isinstance(tree, (list, tuple)):
+    return [(str(index), child) for index, child in enumerate(tree)]
+  if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    names = [field.name for field in dataclasses.fields(tree)]
+    return [(name, getattr(tree, name)) for name in names]
+  if callable(getattr(tree, 'state_dict', None)):
+    return _children(tree.state_dict())
+  return None
+
+
+def leaves(tree: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+  """Yields each leaf of a tree with its path, such as 'torso/bias'."""
+  children = _children(tree)
+  if children is None:
+    yield path, tree
+    return
+  for name, child in children:
+    yield from leaves(child, f'{path}/{name}' if path else name)
+
+
+def view(leaf: Any) -> np.ndarray:
+  """A leaf as an array of NumPy, in the same memory where that can be."""
+  if hasattr(leaf, 'detach'):  # a tensor of PyTorch
+    leaf = leaf.detach().cpu()
+    if not hasattr(np, str(leaf.dtype).removeprefix('torch.')):
+      leaf = leaf.float()  # such as bfloat16, which NumPy has not
+  return np.asarray(leaf)
+
+
+def read(tree: Any) -> dict[str, np.ndarray]:
+  """Copies of the leaves by path, floating ones in float64."""
+  found = {}
+  for path, leaf in leaves(tree):
+    array = view(leaf)
+    # Kind V are the small floating types of other libraries.
+    wide = np.float64 if array.dtype.kind in 'fV' else array.dtype
+    found[path] = np.array(array, wide)
+  return found
+
+
+def rebuild(
+  tree: Any, change: Callable[[str, Any], Any], path: str = ''
+) -> Any:
+  """A tree like `tree`, with `change(path, leaf)` for each leaf."""
+  children = _children(tree)
+  if children is None:
+    return change(path, tree)
+  made = {
+    name: rebuild(child, change, f'{path}/{name}' if path else name)
+    for name, child in children
+  }
+  if tree is None:
+    return None
+  if isinstance(tree, Mapping):
+    make: Callable[..., Any] = type(tree)
+    return make(zip(tree, made.values(), strict=True))
+  if isinstance(tree, tuple) and hasattr(tree, '_fields'):
+    return type(tree)(**made)
+  if isinstance(tree, (list, tuple)):
+    return type(tree)(made.values())
+  if dataclasses.is_dataclass(tree):
+    return dataclasses.replace(tree, **made)  # type: ignore[type-var]
+  return made  # of an object with a state_dict
+
+
+def like(leaf: Any, values: np.ndarray) -> Any:
+  """New memory of a leaf's library and type, with other values."""
+  if hasattr(leaf, 'new_tensor'):  # PyTorch
+    return leaf.new_tensor(values)
+  if hasattr(leaf, 'at') and hasattr(leaf, 'block_until_ready'):  # JAX
+    return leaf.at[...].set(values.astype(np.asarray(leaf).dtype))
+  return np.array(values, np.asarray(leaf).dtype)
