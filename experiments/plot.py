@@ -60,7 +60,7 @@ first two write their numbers into OUTPUT-KIND.csv:
 
 Runs of unequal length count as far as all have come, and runs with unequal rows
 are interpolated; the figure says so, and where protocols differ. --vector=pdf
-writes a PDF file beside each PNG file.
+writes a PDF file beside each PNG file. The files that were written are printed.
 """
 
 import dataclasses
@@ -79,8 +79,9 @@ from experiments.config.declaring import (
 from experiments.config.executing import run
 from experiments.figures import kinds, runs as run_figures, sources, sweeps
 from experiments.figures.sources import Source
-from siamrl.report import drawing, lab as lab_figures, sweep as sweep_figures
-from siamrl.report.run_folder import RunFolder
+from siamrl.report import drawing, lab as lab_figures
+from siamrl.report.metrics import CLOCKS
+from siamrl.report.run_folder import RunFolder, noting_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +163,12 @@ class PlotConfig:
 def main(config: PlotConfig) -> None:
   """Draws as the options say."""
   try:
-    with drawing.also_as(config.vector):
-      _plot(config)
+    with noting_files() as files, drawing.also_as(config.vector):
+      try:
+        _plot(config)
+      finally:
+        for path in dict.fromkeys(files):
+          print(f'wrote {path}')
   except OSError as error:
     raise RunError(f'--runs={config.runs}: {error}') from error
   except ImportError as error:
@@ -177,11 +182,10 @@ def _plot(config: PlotConfig) -> None:
   found = sources.read_sources(config.runs)
   for source in found:
     if not lab_figures.is_lab(source.table) and (
-      set(sweep_figures.CLOCKS).isdisjoint(source.table)
+      set(CLOCKS).isdisjoint(source.table)
     ):
       raise UsageError(
-        f'--runs={source.path} must have a column of '
-        + ', '.join(sweep_figures.CLOCKS)
+        f'--runs={source.path} must have a column of ' + ', '.join(CLOCKS)
       )
   if config.output is None:
     if config.panel is None or len(found) > 1 or not found[0].is_folder:

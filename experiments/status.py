@@ -3,7 +3,9 @@
   python -m experiments.status runs/periods runs/pong-dqn-0
 
 shows each cell with its state, its progress, its rate, the time that is left,
-its newest return, and the last lines of those that failed. In a terminal it
+its newest return, and the last lines of those that failed. Where a cell
+computes several runs together, the return is their mean at the newest clock at
+which all of them have one, and their number follows it. In a terminal it
 refreshes until nothing is in flight, or until Ctrl-C; elsewhere, or with
 --once, it is shown once. --json prints one JSON object instead.
 
@@ -71,8 +73,10 @@ class Line(NamedTuple):
     all_rows: rows of finished runs; None if unknown.
     rows_per_h: rate; None if unknown.
     left_s: time left, seconds; None if unknown or nothing runs.
-    value: newest return, or loss where nothing is played; None if none.
-    column: the column of `value`.
+    mean: newest return, or loss where nothing is played, the mean over the
+      runs that are computed together; None if there is none.
+    runs: the number of runs of `mean`.
+    column: the column of `mean`.
     attempts: attempts since it last got further; 0 if no sweep started it.
     exit_code: that of the last attempt; None if there is none.
     peak_bytes: most memory of the last attempt; None if unknown.
@@ -87,7 +91,8 @@ class Line(NamedTuple):
   all_rows: int | None
   rows_per_h: float | None
   left_s: float | None
-  value: float | None
+  mean: float | None
+  runs: int
   column: str
   attempts: int
   exit_code: int | None
@@ -174,7 +179,8 @@ def _of_run(
     all_rows=all_rows,
     rows_per_h=None if rate is None else rate * 3600,
     left_s=left,
-    value=newest.value,
+    mean=newest.mean,
+    runs=newest.runs,
     column=newest.column,
     attempts=record.attempts if record else 0,
     exit_code=record.exit_code if record else None,
@@ -225,7 +231,9 @@ def _cells(line: Line, several: bool) -> tuple[str, ...]:
   rows = f'{line.rows:,}'
   if line.all_rows is not None:
     rows += f' of {line.all_rows:,} ({line.progress:.0%})'
-  value = '' if line.value is None else f'{line.column} {line.value:.4g}'
+  value = '' if line.mean is None else f'{line.column} {line.mean:.4g}'
+  if line.runs > 1:
+    value += f' ({line.runs} runs)'
   memory = '' if not line.peak_bytes else f'{line.peak_bytes / 1e9:.1f} GB'
   rate = '' if line.rows_per_h is None else f'{line.rows_per_h:,.4g}'
   return (name, line.state, rows, rate, _time(line.left_s), value, memory)

@@ -23,6 +23,9 @@ from experiments.config.sweep_files import SweepFile
 from siamrl.report.run_folder import folder_name
 from siamrl.report.loading import OF_FOLDERS
 
+# The name of a cell that has no values of its own.
+ALL = 'all'
+
 
 class Cell(NamedTuple):
   """A cell.
@@ -120,7 +123,7 @@ def _of_arm(
       name = folder_name(values) if values else ''
       own = [f'--{axis}={value}' for axis, value in key]
       yield Cell(
-        name='/'.join(filter(None, (arm, name))) or 'all',
+        name='/'.join(filter(None, (arm, name))) or ALL,
         arguments=(*base, *own, *_lists(file, shared, members), *arguments),
         point=of_arm | values,
         options=_options(members, seed, arguments),

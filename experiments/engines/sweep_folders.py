@@ -18,7 +18,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from experiments.config.declaring import RunError, UsageError
-from experiments.engines.cells import Cell, differences
+from experiments.engines.cells import ALL, Cell, differences
 from siamrl.report.run_folder import (
   RunFolder,
   RunFolderError,
@@ -222,6 +222,16 @@ def _as_json(cell: Cell) -> dict[str, Any]:
     'point': cell.point,
     'options': cell.options,
   }
+
+
+def title_of(path: str | os.PathLike[str]) -> str:
+  """The title of a run folder: its name, and that of the sweep it is of."""
+  path = pathlib.Path(path).absolute()
+  for parent in path.parents[:2]:  # there may be an arm between them
+    if SweepFolder(parent).is_one():
+      name = str(path.relative_to(parent))
+      return parent.name if name == ALL else f'{parent.name}: {name}'
+  return path.name
 
 
 def folders_of(path: pathlib.Path) -> list[RunFolder]:

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -35,6 +34,7 @@ from experiments.engines import (
   processes,
   running,
 )
+from experiments.engines.sweep_folders import title_of
 from experiments.families import Family
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
@@ -120,7 +120,7 @@ def _train(
       checkpoint_period_s=first.checkpoint_period_s,
       num_processes=first.num_processes,
       process_id=first.process_id,
-      draw=functools.partial(_draw, pathlib.Path(run_dir).name),
+      draw=functools.partial(_draw, title_of(run_dir)),
       track=Track(first.track),
     ),
     stop,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config.declaring import RunError, UsageError
+from experiments.engines.sweep_folders import title_of
 from experiments.figures import sources
 from experiments.figures.sources import Source
 from siamrl import twins
@@ -32,6 +33,10 @@ def is_sweep(source: Source) -> bool:
   if RUN_COLUMN not in source.table:
     return False
   return source.is_folder or RUN_COLUMN not in source.flags
+
+
+def _title(source: Source) -> str:
+  return title_of(source.path) if source.is_folder else source.name
 
 
 def draw(config: Any, source: Source) -> None:
@@ -58,7 +63,7 @@ def draw(config: Any, source: Source) -> None:
     source.flags,
     str(config.output),
     column=config.column,
-    title=source.name,
+    title=_title(source),
     look=look,
   )
 
@@ -171,7 +176,7 @@ def draw_panel(config: Any, found: Sequence[Source]) -> None:
       newest(source),
       source.flags,
       str(config.output),
-      title=source.name,
+      title=_title(source),
       look=_look(config, swept),
     )
     return

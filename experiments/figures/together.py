@@ -16,6 +16,7 @@ from experiments.figures.sources import Source
 from siamrl.report import aggregates, lab as lab_figures, sweep as sweep_figures
 from siamrl.report.arrangement import Point, in_words
 from siamrl.report.metrics import (
+  CLOCKS,
   RUN_COLUMN,
   STEP_COLUMN,
   Table,
@@ -160,7 +161,7 @@ def _run(rows: Table, x: str, y: str) -> Run:
 
 def _clock(config: Any, found: Sequence[Source], atari: bool) -> str:
   """The clock that all share; frames count games of Atari only."""
-  clocks = list(sweep_figures.CLOCKS)
+  clocks = list(CLOCKS)
   clocks.sort(key=lambda name: (name == STEP_COLUMN) is not atari)
   for name in clocks:
     if all(name in source.table for source in found):

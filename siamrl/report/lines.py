@@ -14,11 +14,16 @@ import numpy as np
 from siamrl.report import statistics
 from siamrl.report.arrangement import FOREMOST
 from siamrl.report.loading import FOLDER_COLUMN
-from siamrl.report.metrics import RUN_COLUMN, Table, group_rows, is_wall_clock
+from siamrl.report.metrics import (
+  CLOCKS,
+  RUN_COLUMN,
+  Table,
+  group_rows,
+  is_wall_clock,
+)
 
 # Columns that name what is learned; the first one that a run has counts.
 TASKS = ('game', 'environment', 'images', 'dataset', 'problem')
-CLOCKS = ('frames', 'env_steps', 'gradient_steps')
 WALL_CLOCK = 'wall_time_s'
 _PANEL = 'panel/'
 _RETURNS = ('eval_return', 'train_return', 'grid_return', 'loss')
@@ -26,6 +31,7 @@ _RETURNS = ('eval_return', 'train_return', 'grid_return', 'loss')
 _MOST_POINTS, _FEWEST_POINTS = 400, 40
 _MOST_NUMBERS = 250_000
 _DIGITS, _CLOCK_DIGITS = 5, 8
+_MOST_NAMED = 6  # options in the name of a setting
 
 
 def make_lines(table: Table, column: str | None = None) -> dict[str, Any]:
@@ -100,7 +106,10 @@ def make_lines(table: Table, column: str | None = None) -> dict[str, Any]:
 
 
 def name_settings(points: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Names settings by as few values as tell them apart.
+  """Names settings by the values of all options in which any of them differ.
+
+  If these are more than `_MOST_NAMED`, a name has as few of them as tell the
+  settings apart, and the number of the others.
 
   Args:
     points: the settings, all with the same options; None for an option that
@@ -111,15 +120,22 @@ def name_settings(points: Sequence[Mapping[str, Any]]) -> list[str]:
   ordered = [name for name in FOREMOST if name in points[0]]
   ordered += [name for name in points[0] if name not in ordered]
   ordered = [n for n in ordered if len({p[n] for p in points}) > 1]
-  for name in ordered[:0:-1]:  # the first one stays
-    fewer = [each for each in ordered if each != name]
-    if len({tuple(p[n] for n in fewer) for p in points}) == len(points):
-      ordered = fewer
+  more: list[str] = []
+  if len(ordered) > _MOST_NAMED:
+    number = len(ordered)
+    for name in ordered[:0:-1]:  # the first one stays
+      fewer = [each for each in ordered if each != name]
+      if len({tuple(p[n] for n in fewer) for p in points}) == len(points):
+        ordered = fewer
+    more = [f'{number - len(ordered)} more'] * (len(ordered) < number)
   return [
     ', '.join(
-      f'{name}={_in_words([point[name]])}'
-      for name in ordered
-      if point[name] is not None
+      [
+        f'{name}={_in_words([point[name]])}'
+        for name in ordered
+        if point[name] is not None
+      ]
+      + more
     )
     or 'none of them'
     for point in points

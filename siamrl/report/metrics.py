@@ -29,6 +29,8 @@ from siamrl.report.run_folder import read_file, write_atomically
 
 STEP_COLUMN = 'frames'  # the x axis of events and of curves
 RUN_COLUMN = 'seed'  # tells runs of one setting apart in long form
+# Clocks, of which the first one that a table has is its horizontal axis.
+CLOCKS = (STEP_COLUMN, 'env_steps', 'gradient_steps')
 
 # Columns, and values of swept options, with other names in older files.
 _NEW_WORDS = {'normalised': 'normalized', 'centred': 'centered'}

@@ -6,6 +6,7 @@ folder is never written to.
 """
 
 import contextlib
+import contextvars
 import datetime
 import errno
 import fcntl
@@ -309,11 +310,30 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
     raise
+  if (noted := _NOTED.get()) is not None:
+    noted.append(path)
   directory = os.open(path.parent, os.O_RDONLY)
   try:
     os.fsync(directory)  # the new name too
   finally:
     os.close(directory)
+
+
+# Files written so far, of the calls inside `noting_files`.
+_NOTED: contextvars.ContextVar[list[pathlib.Path] | None] = (
+  contextvars.ContextVar('noted', default=None)
+)
+
+
+@contextlib.contextmanager
+def noting_files() -> Iterator[list[pathlib.Path]]:
+  """Yields a list to which `write_atomically` adds each file it writes."""
+  found: list[pathlib.Path] = []
+  token = _NOTED.set(found)
+  try:
+    yield found
+  finally:
+    _NOTED.reset(token)
 
 
 def versions() -> dict[str, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 from siamrl.report import panel, representation
 from siamrl.report.curves import plot_final, plot_sweep
 from siamrl.report.metrics import (
+  CLOCKS,
   RUN_COLUMN,
-  STEP_COLUMN,
   Table,
   common_end,
   group_rows,
@@ -223,10 +223,6 @@ def headline(table: Table) -> str:
     return representation.headline(table)
   known = [n for n in ('train_return', 'eval_return') if n in table]
   return next(iter(known), 'train_return')
-
-
-# Clocks of figures, of which the first one present is used.
-CLOCKS = (STEP_COLUMN, 'env_steps', 'gradient_steps')
 
 
 def clock_of(table: Table) -> str:

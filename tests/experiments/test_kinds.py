@@ -106,7 +106,10 @@ def test_aggregates(study, tmp_path, capsys):
     )
     np.testing.assert_allclose(_ends(row), expected, rtol=1e-5)
   score = consistency.thc([_scaled()[agent] for agent in 'ab'])
-  assert f'THC {score:.3g}: ' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert f'THC {score:.3g}: ' in said
+  files = [f'wrote {tmp_path}/out-aggregates.{kind}' for kind in ('png', 'csv')]
+  assert [line for line in said.splitlines() if 'wrote' in line] == files
   assert _figure(tmp_path / 'out-aggregates.png')[0] == 792  # 3.3 inches
   assert len(list(tmp_path.glob('out*'))) == 2
 

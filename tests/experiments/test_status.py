@@ -9,7 +9,14 @@ import pytest
 from experiments import status
 from experiments.config import executing
 from experiments.engines.cells import Cell
-from experiments.engines.sweep_folders import Record, State, SweepFolder
+from experiments.engines.sweep_folders import (
+  Record,
+  State,
+  SweepFolder,
+  title_of,
+)
+from siamrl.report.glances import glance
+from siamrl.report.run_folder import RunFolder
 
 MARK = '# siamrl run folder; python ... --flagfile=<this file> runs it again\n'
 
@@ -63,11 +70,11 @@ def test_states_rates_and_time_left(sweep, capsys):
   a, b, c, d, e = found['cells']
   assert a['progress'] == 1 and a['peak_bytes'] == 3_000_000_000
   # The last line has no end, so it is of a row that was cut.
-  assert (b['rows'], b['value'], b['column']) == (8, 3.5, 'train_return')
+  assert (b['rows'], b['mean'], b['column']) == (8, 3.5, 'train_return')
   assert b['rows_per_h'] == pytest.approx(2) and b['left_s'] == 4 * 3600
   assert c['rows_per_h'] == pytest.approx(3) and c['left_s'] is None
   assert d['lines'] == ['bang', 'end'] and d['exit_code'] == 1
-  assert e['state'] == 'waiting' and e['value'] is None
+  assert e['state'] == 'waiting' and e['mean'] is None
   assert sweep.state('b') == State.CUT  # its process has ended
 
 
@@ -81,6 +88,40 @@ def test_plain_text(sweep):
   ]
   assert summary == '5 cells: 1 waiting, 1 done, 2 cut, 1 failed'
   assert (failed, first, last) == ('d failed, exit code 1:', '  bang', '  end')
+
+
+def _metrics(folder, text):
+  folder.path.mkdir(parents=True, exist_ok=True)
+  folder.metrics.write_text(text)
+  return glance(folder)
+
+
+def test_the_newest_return_is_the_mean_over_runs(tmp_path):
+  head = 'tau,seed,env_steps,loss,train_return\n'
+  seen = _metrics(
+    RunFolder(tmp_path),
+    # Another program, whose runs are not among those that go on.
+    head + '.5,0,90,0,70\n.5,1,90,0,70\n.5,2,90,0,70\n'
+    '.1,0,10,0,1\n.1,1,10,0,3\n.1,0,20,0,2\n.1,1,20,0,6\n'
+    # At 30 the second run has no episode yet, and at 40 no whole row.
+    '.1,0,30,0,99\n.1,1,30,0,nan\n.1,0,40,0,99\n.1,1,4',
+  )
+  assert (seen.mean, seen.runs, seen.column) == (4, 2, 'train_return')
+  seen = _metrics(RunFolder(tmp_path), head + '.1,0,10,7,nan\n.1,1,10,9,nan\n')
+  assert (seen.mean, seen.runs, seen.column) == (8, 2, 'loss')
+
+
+def test_many_runs_need_more_than_the_last_lines(tmp_path):
+  runs = 3000
+  rows = [
+    f'{seed},{clock},{seed + clock}\n'
+    for clock in (1, 2, 3)
+    for seed in range(runs)
+  ]
+  seen = _metrics(
+    RunFolder(tmp_path), 'seed,env_steps,train_return\n' + ''.join(rows)
+  )
+  assert (seen.mean, seen.runs) == ((runs - 1) / 2 + 3, runs)
 
 
 def test_a_run_without_a_sweep(tmp_path):
@@ -97,3 +138,12 @@ def test_a_folder_without_runs(tmp_path, capsys):
   )
   assert code == 1
   assert 'is no folder of runs, and holds none' in capsys.readouterr().err
+
+
+def test_titles_name_the_sweep(tmp_path):
+  folder = SweepFolder(tmp_path / 'sweep')
+  with folder.driven('classic', [Cell('arm/n=1', (), {}, {})]):
+    pass
+  assert title_of(folder.path / 'arm' / 'n=1') == 'sweep: arm/n=1'
+  assert title_of(folder.path / 'all') == 'sweep'
+  assert title_of(tmp_path / 'run') == 'run'

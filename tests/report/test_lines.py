@@ -103,14 +103,30 @@ def test_runs_of_different_length_are_noted():
   assert _line(found, {'tau': 0.5})['final']['train_return'][6] == 1
 
 
-def test_names_have_as_few_values_as_needed():
+def test_names_have_all_that_differs():
   points = [
-    {'lr': 0.1, 'eps': 1, 'agent': 'dqn', 'tau': None},
-    {'lr': 0.2, 'eps': 1, 'agent': 'dqn', 'tau': 0.5},
-    {'lr': 0.2, 'eps': 2, 'agent': 'c51', 'tau': 0.5},
+    {'lr': 0.1, 'eps': 1, 'agent': 'dqn', 'tau': None, 'seeds': 3},
+    {'lr': 0.2, 'eps': 1, 'agent': 'dqn', 'tau': 0.5, 'seeds': 3},
+    {'lr': 0.2, 'eps': 2, 'agent': 'c51', 'tau': 0.5, 'seeds': 3},
   ]
-  names = lines.name_settings(points)
-  assert names == ['agent=dqn', 'agent=dqn, tau=0.5', 'agent=c51, tau=0.5']
+  assert lines.name_settings(points) == [
+    'agent=dqn, lr=0.1, eps=1',
+    'agent=dqn, tau=0.5, lr=0.2, eps=1',
+    'agent=c51, tau=0.5, lr=0.2, eps=2',
+  ]
+
+
+def test_long_names_say_how_much_they_leave_out():
+  points = [
+    {f'o{n}': value for n in range(9)} | {'tau': tau}
+    for value, tau in ((1, 0.1), (2, 0.1), (2, 0.2))
+  ]
+  # tau and any other option tell the three apart, and eight are left.
+  assert lines.name_settings(points) == [
+    'tau=0.1, o0=1, 8 more',
+    'tau=0.1, o0=2, 8 more',
+    'tau=0.2, o0=2, 8 more',
+  ]
 
 
 def test_a_table_without_a_clock_is_refused():
