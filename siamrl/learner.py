@@ -403,6 +403,12 @@ def make_learner(
       clocked.order,
       "must be 'after' for a rule that reads a gradient step's report",
     )
+  if twin.birth is not None and clocked.init != 'equal':
+    raise FieldError(
+      'target_init',
+      clocked.init,
+      "must be 'equal' for a rule that says how the twin is born",
+    )
   if churn_weight and twin.shift is not None:
     raise FieldError(
       'churn_weight', churn_weight, 'must be 0 for a rule that shifts networks'
@@ -503,11 +509,17 @@ def _make_init(
   def init(key: chex.PRNGKey) -> TrainState:
     init_key, state_key = jax.random.split(key)
     online_params = first = agent.init(init_key)
-    if clocked.init == 'fresh':
+    if clocked.init == 'fresh' or twin.birth is not None:
       first = agent.init(jax.random.fold_in(init_key, _FRESH))
+    target_params = twins.part(agent, first)
+    if twin.birth is None:
+      target_params = twin.init(target_params)
+    else:
+      online = twins.part(agent, online_params)
+      target_params = twin.birth(online, target_params)
     return TrainState(
       online_params=online_params,
-      target_params=twin.init(twins.part(agent, first)),
+      target_params=target_params,
       opt_state=optimizer.init(online_params),
       gradient_steps=jnp.zeros((), jnp.int32),
       key=state_key,
@@ -602,7 +614,9 @@ def make_move(clocked: ClockedTwin, agent: Agent | None = None) -> Move:
     return twin.update(twinned, target, clock)
 
   def apply(online, target, clock, report):
-    shifted = online if twin.shift is None else twin.shift(online, clock)
+    shifted = online
+    if twin.shift is not None:
+      shifted = twin.shift(online, target, clock)
     return shifted, update(online, target, clock, report)
 
   def move(online, target, gradient_steps, report=None):

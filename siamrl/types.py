@@ -477,8 +477,8 @@ class Twin(NamedTuple):
       parameters, for comparisons.
     lift: agent -> agent, changed as the rule requires: with other values to
       bootstrap from, a term in the loss, or several networks.
-    shift: (online, gradient_steps) -> online, at every sync; its arguments are
-      those of `update`. None if the online parameters stay.
+    shift: (online, target, gradient_steps) -> online, at every sync; the twin
+      is that of before. None if the online parameters stay.
     pull: (online, target) -> online, just before the optimizer's step is added,
       or None.
     clock: the rule that tells the twin's age in place of this one, for rules
@@ -486,16 +486,19 @@ class Twin(NamedTuple):
     reads_report: whether `update` takes a fourth argument, `report`: the
       metrics of the gradient step before it, such as 'loss' or 'td_error_abs',
       each a mean over the batch []. So a rate can follow the TD error.
+    birth: (online_params, fresh) -> target_params when a run begins, where
+      `fresh` are drawn with a key of their own; None for `init`.
   """
 
   update: TargetUpdate
   init: Callable[[Params], Any]
   params: Callable[[Params, Any], Params] = lambda online, target: target
   lift: Callable[[Agent], Agent] = lambda agent: agent
-  shift: Callable[[Params, chex.Numeric], Params] | None = None
+  shift: Callable[[Params, Any, chex.Numeric], Params] | None = None
   pull: Callable[[Params, Any], Params] | None = None
   clock: 'Twin | None' = None
   reads_report: bool = False
+  birth: Callable[[Params, Params], Any] | None = None
 
 
 class Schedule(NamedTuple):

@@ -21,6 +21,7 @@ FLOORS = {
   'siamrl.churn': 1,
   'siamrl.obgd': 1,
   'siamrl.augment': 1,
+  'siamrl.museum': 2,
   'siamrl.networks': 2,
   'siamrl.agents': 3,
   'siamrl.learner': 4,

@@ -108,7 +108,7 @@ def test_every_rule_keeps_structure_shapes_and_dtypes(name):
   chex.assert_trees_all_equal_shapes(twin.params(online, target), online)
   if twin.shift is not None:
     chex.assert_trees_all_equal_shapes_and_dtypes(
-      twin.shift(online, jnp.int32(3)), online
+      twin.shift(online, target, jnp.int32(3)), online
     )
 
 
@@ -829,7 +829,7 @@ def test_the_first_head_learns_nothing_and_the_others_do():
     assert leaf.shape[0] == 4
     assert not leaf[0].any()
     assert all(leaf[k].any() for k in (1, 2, 3))
-  shifted = twin.shift(online, 1)['params']
+  shifted = twin.shift(online, (), 1)['params']
   for old, new in zip(
     *map(jax.tree.leaves, (online['params']['head'], shifted['head'])),
     strict=True,

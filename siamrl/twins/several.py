@@ -109,7 +109,9 @@ def chain(
       case, [lambda online, target: target, sync, as_in], online, target
     )
 
-  def shift(online: Params, gradient_steps: chex.Numeric) -> Params:
+  def shift(
+    online: Params, target: Params, gradient_steps: chex.Numeric
+  ) -> Params:
     return jax.lax.cond(
       gradient_steps % target_period == 0,
       lambda online: jax.tree.map(
@@ -233,7 +235,7 @@ def iterated_heads(target_count: int) -> Twin:
       online, lambda leaf: jnp.concatenate([leaf[:1], leaf[:-1]])
     ),
     lift=lift,
-    shift=lambda online, gradient_steps: heads(
+    shift=lambda online, target, gradient_steps: heads(
       online, lambda leaf: jnp.concatenate([leaf[1:], leaf[-1:]])
     ),
     # Head 0, from which head 1 learns, is as old as the last shift; everything
@@ -295,7 +297,7 @@ def gradient_chain(target_count: int, ridge: chex.Numeric) -> Twin:
       'corrections': online['corrections'],
     },
     lift=lambda agent: _for_each_other(agent, target_count, ridge),
-    shift=lambda online, gradient_steps: jax.tree.map(
+    shift=lambda online, target, gradient_steps: jax.tree.map(
       lambda leaf: jnp.concatenate([leaf[1:], leaf[-1:]]), online
     ),
     # Network 0 is as old as the last shift; everything else is new.
