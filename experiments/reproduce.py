@@ -137,7 +137,9 @@ def _listed() -> Sequence[str]:
   lines = []
   for name in studies.names():
     study = studies.read_study(name)
-    facts = [f'experiments.{study.sweep.launcher}', study.cost, _state(study)]
+    used = dict.fromkeys(arm.launcher for arm in study.sweep.arms.values())
+    names = ', '.join(f'experiments.{launcher}' for launcher in used)
+    facts = [names, study.cost, _state(study)]
     lines.append(f'{name}: {"; ".join(facts)}')
     text = study.question + (f' {study.source}.' if study.source else '')
     lines += textwrap.wrap(

@@ -26,6 +26,9 @@ entries, with the section of arms at the end:
   plain = ""
   double = "--target_form=double"
 
+In place of its flags, an arm may have {launcher = "classic", flags = "..."},
+with a launcher of its own.
+
 A run should be resumed with as many cores as before, or its numbers may differ.
 
 Each cell is a run folder in --run_dir, named after its values, beside a .log of
@@ -56,7 +59,6 @@ import collections
 from collections.abc import Sequence
 import dataclasses
 import fnmatch
-import functools
 import math
 import pathlib
 import re
@@ -202,11 +204,7 @@ def main(config: SweepConfig) -> None:
 
 def cells_of(file: SweepFile) -> list[Cell]:
   """The cells of a sweep file."""
-  return make_cells(
-    file,
-    launchers.options_of(file.launcher),
-    functools.partial(launchers.compiles, file.launcher),
-  )
+  return make_cells(file, launchers.options_of, launchers.compiles)
 
 
 def chosen(config: PoolOptions, cells: Sequence[Cell]) -> list[Cell]:
@@ -250,7 +248,7 @@ def run_cells(
   cells = cells_of(file)
   mine = chosen(config, cells)
   pool = make_pool(config, file, folder)
-  with StopRequest() as stop, folder.driven(file.launcher, cells) as gone:
+  with StopRequest() as stop, folder.driven(cells) as gone:
     print(_counts(cells, folder))
     if gone:
       print(
@@ -259,9 +257,7 @@ def run_cells(
         + (' ...' if len(gone) > 3 else '')
       )
     sys.stdout.flush()
-    driver = Driver(
-      folder, file.launcher, mine, _needs(file), retries=config.retries
-    )
+    driver = Driver(folder, mine, _needs(file), retries=config.retries)
     driver.run(pool, stop)
     print(_counts(cells, folder))
     if stop:
@@ -392,7 +388,7 @@ def _probe(file: SweepFile, cell: Cell) -> Estimate:
   with tempfile.TemporaryDirectory(prefix='siamrl-') as temporary:
     folder = RunFolder(pathlib.Path(temporary, 'cell'))
     command = (
-      *(sys.executable, '-m', f'experiments.{file.launcher}'),
+      *(sys.executable, '-m', f'experiments.{cell.launcher}'),
       *(*cell.arguments, f'--run_dir={folder.path}'),
     )
     log = pathlib.Path(temporary, 'log')

@@ -1,6 +1,5 @@
 """Benchmark of sweeps: what the driver and the tools add to the cells."""
 
-import functools
 import json
 import pathlib
 import sys
@@ -42,11 +41,7 @@ def sweep() -> dict[str, float]:
     path.write_text(_SWEEP)
     began = time.perf_counter()
     file = sweep_files.read(path, launchers.NAMES)
-    cells = make_cells(
-      file,
-      launchers.options_of(file.launcher),
-      functools.partial(launchers.compiles, file.launcher),
-    )
+    cells = make_cells(file, launchers.options_of, launchers.compiles)
     list_s = time.perf_counter() - began
     assert len(cells) == _CELLS
     folder = SweepFolder(pathlib.Path(temporary, 'runs'))
@@ -72,7 +67,7 @@ def _fill(folder: SweepFolder, cells: list[Cell]) -> None:
   """Writes the folder of a sweep whose cells are all done."""
   rows = [f'{t},{1000 * t},{0.1 * t}' for t in range(100)]
   text = '\n'.join(['iteration,frames,train_return', *rows]) + '\n'
-  with folder.driven('atari', cells):
+  with folder.driven(cells):
     for cell in cells:
       run, _ = open_run_folder(folder.path / cell.name, cell.options, {})
       run.close()

@@ -18,6 +18,11 @@ combinations:
     dqn = "--agent=dqn"
     c51 = "--flagfile=my_c51.flags --learning_rate=1e-4"
 
+An arm may name a launcher of its own; `launcher` is that of the others:
+
+    [arms]
+    cartpole = {launcher = "classic", flags = "--environment=cartpole"}
+
 Runs that differ only in numbers stay one compiled program in one process, where
 a launcher compiles. `split` lists axes (or "seed") that get a process for each
 value even so. `cores`, `gpus` and `memory_gb` are what each process may use.
@@ -33,14 +38,25 @@ from typing import Any, NamedTuple
 from experiments.config.declaring import UsageError, as_text
 
 
+class Arm(NamedTuple):
+  """An arm of a sweep.
+
+  Attributes:
+    launcher: the module of `experiments` that trains its runs.
+    flags: arguments of its runs, besides those of all runs.
+  """
+
+  launcher: str
+  flags: tuple[str, ...]
+
+
 class SweepFile(NamedTuple):
   """A sweep file.
 
   Attributes:
     path: the file.
-    launcher: the module of `experiments` that trains all runs.
     flags: arguments of all runs.
-    arms: arguments of each arm, by its name; one named '' if there are none.
+    arms: the arms by name; one named '' if there are none.
     axes: the values of each swept option, as text.
     seeds: runs of each combination; None if the flags say it.
     split: axes whose values do not share a process; 'seed' for seeds.
@@ -52,9 +68,8 @@ class SweepFile(NamedTuple):
   """
 
   path: pathlib.Path
-  launcher: str
   flags: tuple[str, ...]
-  arms: dict[str, tuple[str, ...]]
+  arms: dict[str, Arm]
   axes: dict[str, tuple[str, ...]]
   seeds: int | None
   split: tuple[str, ...]
@@ -86,7 +101,7 @@ def read(path: pathlib.Path, launchers: tuple[str, ...]) -> SweepFile:
 
   Args:
     path: the file.
-    launchers: the names that `launcher` may have.
+    launchers: the names that a launcher may have.
 
   Raises:
     UsageError: it cannot be read or is not a sweep file; the message names the
@@ -105,11 +120,6 @@ def read(path: pathlib.Path, launchers: tuple[str, ...]) -> SweepFile:
       raise _refused(
         path, f'has an unknown entry {key!r}{hint}; known: {", ".join(_KEYS)}'
       )
-  if found.get('launcher') not in launchers:
-    given = found.get('launcher', '(absent)')
-    raise _refused(
-      path, f'launcher = {given} must be one of {", ".join(launchers)}'
-    )
   memory_gb = found.get('memory_gb')
   if memory_gb is not None and (
     type(memory_gb) not in (int, float) or not memory_gb > 0
@@ -117,9 +127,8 @@ def read(path: pathlib.Path, launchers: tuple[str, ...]) -> SweepFile:
     raise _refused(path, f'memory_gb = {memory_gb} must be positive')
   return SweepFile(
     path=path,
-    launcher=found['launcher'],
     flags=(*_flagfile(path, found), *_arguments(path, found, 'flags')),
-    arms=_arms(path, found),
+    arms=_arms(path, found, launchers),
     axes=_axes(path, found),
     seeds=_count(path, found, 'seeds', None, least=1),
     split=_names(path, found, 'split'),
@@ -161,15 +170,30 @@ def _arguments(
 
 
 def _arms(
-  path: pathlib.Path, found: Mapping[str, Any]
-) -> dict[str, tuple[str, ...]]:
+  path: pathlib.Path, found: Mapping[str, Any], launchers: tuple[str, ...]
+) -> dict[str, Arm]:
   arms = found.get('arms', {'': ''})
   if not isinstance(arms, dict) or not arms:
     raise _refused(path, '[arms] must name texts of flags')
-  for name in arms:
+  result = {}
+  for name, arm in arms.items():
     if '/' in name or name.startswith('.'):
       raise _refused(path, f'[arms] {name!r} must be the name of a folder')
-  return {name: tuple(_arguments(path, arms, name)) for name in arms}
+    own = arm if isinstance(arm, dict) else {'flags': arm}
+    if not own.keys() <= {'launcher', 'flags'}:
+      raise _refused(
+        path, f'[arms] {name} = {arm} may have the entries launcher and flags'
+      )
+    launcher = own.get('launcher', found.get('launcher', '(absent)'))
+    if launcher not in launchers:
+      place = f'[arms] {name}: ' if name else ''
+      raise _refused(
+        path,
+        f'{place}launcher = {launcher} must be one of {", ".join(launchers)}',
+      )
+    flags = _arguments(path, {name: own.get('flags', '')}, name)
+    result[name] = Arm(launcher, tuple(flags))
+  return result
 
 
 def _axes(

@@ -7,6 +7,7 @@ numbers, and the seeds, share a cell; elsewhere each run has its own.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import difflib
+import functools
 from typing import Any, NamedTuple
 
 from experiments.config import users
@@ -32,26 +33,31 @@ class Cell(NamedTuple):
 
   Attributes:
     name: its folder, relative to that of the sweep.
+    launcher: the module of `experiments` that trains it.
     arguments: the arguments of the launcher, without --run_dir.
     point: its arm, its values of axes and its seed, as text.
     options: every option that is not at its default, with its value or list.
   """
 
   name: str
+  launcher: str
   arguments: tuple[str, ...]
   point: dict[str, str]
   options: dict[str, str]
 
 
 def make_cells(
-  file: SweepFile, cls: type, compiles: Callable[[Any], bool]
+  file: SweepFile,
+  options_of_launcher: Callable[[str], type],
+  compiles: Callable[[str, Any], bool],
 ) -> list[Cell]:
   """The cells of a sweep, in the order of its file.
 
   Args:
     file: the sweep file.
-    cls: the launcher's record of options.
-    compiles: such a record -> whether a process computes many runs at once.
+    options_of_launcher: launcher -> its record of options.
+    compiles: (launcher, such a record) -> whether a process computes many runs
+      at once.
 
   Raises:
     UsageError: an axis is no option of the launcher, a value is not allowed,
@@ -59,9 +65,11 @@ def make_cells(
   """
   cells: list[Cell] = []
   used: set[str] = set()
-  for arm, extra in file.arms.items():
+  for arm, (launcher, _) in file.arms.items():
+    cls = options_of_launcher(launcher)
+    many = functools.partial(compiles, launcher)
     try:
-      cells += _of_arm(file, arm, extra, cls, compiles, used)
+      cells += _of_arm(file, arm, cls, many, used)
     except (UsageError, RunError) as error:
       place = f', arm {arm}' if arm else ''
       raise type(error)(f'--sweep={file.path}{place}: {error}') from error
@@ -70,9 +78,9 @@ def make_cells(
       raise UsageError(
         f'--sweep={file.path}: [axes] {name} means nothing to these runs'
       )
-  seen: dict[tuple[tuple[str, str], ...], str] = {}
+  seen: dict[tuple[Any, ...], str] = {}
   for cell in cells:
-    key = tuple(sorted(cell.options.items()))
+    key = (cell.launcher, *sorted(cell.options.items()))
     if key in seen:
       raise UsageError(
         f'--sweep={file.path}: {seen[key]} and {cell.name} are the same runs'
@@ -84,15 +92,15 @@ def make_cells(
 def _of_arm(
   file: SweepFile,
   arm: str,
-  extra: Sequence[str],
   cls: type,
   compiles: Callable[[Any], bool],
   used: set[str],
 ) -> Iterator[Cell]:
   """The cells of an arm; adds to `used` the axes that mean something."""
+  launcher, extra = file.arms[arm]
   base = [*file.flags, *extra]
   users.load(base)
-  names = _check_axes(file, complete(cls))
+  names = _check_axes(file, launcher, complete(cls))
   lists = [f'--{name}={",".join(file.axes[name])}' for name in file.axes]
   sweep = sweep_from_arguments(cls, *base, *lists)
   configs = sweep.configs
@@ -124,13 +132,14 @@ def _of_arm(
       own = [f'--{axis}={value}' for axis, value in key]
       yield Cell(
         name='/'.join(filter(None, (arm, name))) or ALL,
+        launcher=launcher,
         arguments=(*base, *own, *_lists(file, shared, members), *arguments),
         point=of_arm | values,
         options=_options(members, seed, arguments),
       )
 
 
-def _check_axes(file: SweepFile, cls: type) -> list[str]:
+def _check_axes(file: SweepFile, launcher: str, cls: type) -> list[str]:
   """Raises UsageError unless all axes are options that may be swept."""
   about = {field.name: field for field, _ in options_of(cls)}
   for name in file.axes:
@@ -139,7 +148,7 @@ def _check_axes(file: SweepFile, cls: type) -> list[str]:
       close = difflib.get_close_matches(name, about, cutoff=0.5)
       hint = f'; the closest are {", ".join(close)}' if close else ''
       raise UsageError(
-        f'[axes] {name} is no flag of experiments.{file.launcher}{hint}'
+        f'[axes] {name} is no flag of experiments.{launcher}{hint}'
       )
     if field.metadata['single']:
       instead = '; "seeds" has their number' if name == 'seed' else ''

@@ -25,7 +25,6 @@ class Driver:
   def __init__(
     self,
     folder: SweepFolder,
-    launcher: str,
     cells: Sequence[Cell],
     resources: Resources,
     *,
@@ -36,14 +35,12 @@ class Driver:
 
     Args:
       folder: the folder of the sweep, locked by this process.
-      launcher: the module of `experiments` that trains all cells.
       cells: the cells to run.
       resources: what each process may use.
       retries: attempts after the first that get a cell no further.
       say: prints a line for the user.
     """
     self._folder = folder
-    self._launcher = launcher
     self._cells = {cell.name: cell for cell in cells}
     self._resources = resources
     self._retries = retries
@@ -88,9 +85,10 @@ class Driver:
 
   def _job(self, name: str) -> Job:
     folder = str(self._folder.run(name).path)
+    cell = self._cells[name]
     command = (
-      *(sys.executable, '-m', f'experiments.{self._launcher}'),
-      *self._cells[name].arguments,
+      *(sys.executable, '-m', f'experiments.{cell.launcher}'),
+      *cell.arguments,
       f'--run_dir={folder}',
     )
     return Job(

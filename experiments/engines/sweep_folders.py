@@ -98,7 +98,7 @@ class SweepFolder:
     return RunFolder(self.path).in_use()
 
   def cells(self) -> dict[str, dict[str, Any]]:
-    """The cells: `arguments`, `point` and `options` of each, by its name.
+    """The cells: `launcher`, `arguments`, `point` and `options` by name.
 
     Raises:
       RunError: the folder is no sweep's, or its record is damaged.
@@ -143,11 +143,10 @@ class SweepFolder:
     return State.CUT if begun else State.WAITING
 
   @contextlib.contextmanager
-  def driven(self, launcher: str, cells: Sequence[Cell]) -> Iterator[list[str]]:
+  def driven(self, cells: Sequence[Cell]) -> Iterator[list[str]]:
     """Locks the folder for one driver, and records its cells.
 
     Args:
-      launcher: the module of `experiments` that trains all cells.
       cells: the cells that the sweep file has now.
 
     Yields:
@@ -164,9 +163,7 @@ class SweepFolder:
         self.check(cells)  # it may have changed before it was locked
         known = self.cells() if self.is_one() else {}
         now = {cell.name: _as_json(cell) for cell in cells}
-        text = json.dumps(
-          {'mark': _MARK, 'launcher': launcher, 'cells': known | now}, indent=1
-        )
+        text = json.dumps({'mark': _MARK, 'cells': known | now}, indent=1)
         write_atomically(self.path / _FILE, (text + '\n').encode())
         yield [name for name in known if name not in now]
     except RunFolderError as error:
@@ -217,11 +214,7 @@ class SweepFolder:
 
 
 def _as_json(cell: Cell) -> dict[str, Any]:
-  return {
-    'arguments': list(cell.arguments),
-    'point': cell.point,
-    'options': cell.options,
-  }
+  return cell._asdict() | {'arguments': list(cell.arguments)}
 
 
 def title_of(path: str | os.PathLike[str]) -> str:

@@ -50,17 +50,17 @@ def test_a_study_can_be_run_and_judged(name):
   assert len(study.question) > 20 and 'core hour' in study.cost
   cells = sweep.cells_of(study.sweep)
   assert {cell.point.get('arm', '') for cell in cells} == set(study.sweep.arms)
-  for arm in study.sweep.arms:
+  for arm, (launcher, _) in study.sweep.arms.items():
     of_arm = [c for c in cells if c.point.get('arm', '') == arm]
     if study.criteria is not None:  # intervals need seeds
       seeds = sum(int(cell.options.get('seeds', '1')) for cell in of_arm)
       assert seeds >= 5
-    family = FAMILIES.get(study.sweep.launcher)
+    family = FAMILIES.get(launcher)
     sweep_ = reading.sweep_from_arguments(
-      launchers.options_of(study.sweep.launcher), *of_arm[0].arguments
+      launchers.options_of(launcher), *of_arm[0].arguments
     )
     for config in sweep_.configs if family else ():
-      if launchers.compiles(study.sweep.launcher, config):
+      if launchers.compiles(launcher, config):
         family.check(config)
   for ending, arguments in study.figures.items():
     reading.from_arguments(plot.PlotConfig, *arguments, listed='runs')
@@ -348,8 +348,8 @@ def test_the_table_by_hand(toy, tmp_path):
 def test_runs_of_the_host_have_folders_of_their_own(toy):
   study, folder = studies.read_study('toy'), SweepFolder(toy)
   points = [{'arm': 'plain', 'tau': '0.5', 'seed': str(s)} for s in range(3)]
-  cells = [Cell(f'plain/seed={p["seed"]}', (), p, {}) for p in points]
-  with folder.driven('gym', cells):
+  cells = [Cell(f'plain/seed={p["seed"]}', 'gym', (), p, {}) for p in points]
+  with folder.driven(cells):
     pass
   for seed, rows in ((0, '100,1\n200,3\n'), (1, '100,2\n'), (2, None)):
     path = toy / 'plain' / f'seed={seed}'
@@ -429,5 +429,6 @@ def test_the_list_names_every_study(tmp_path, monkeypatch, capsys):
   said = capsys.readouterr().out
   for name in studies.names():
     study = studies.read_study(name)
-    assert f'\n{name}: experiments.{study.sweep.launcher}; ' in '\n' + said
+    first = next(iter(study.sweep.arms.values())).launcher
+    assert f'\n{name}: experiments.{first}' in '\n' + said
   assert 'core hours; published' in said and '; not published' in said

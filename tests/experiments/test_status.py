@@ -38,7 +38,7 @@ def _run(folder, rows, all_rows, *, began, changed):
 def sweep(tmp_path):
   folder = SweepFolder(tmp_path / 'sweep')
   names = ('a', 'b', 'c', 'd', 'e')
-  with folder.driven('classic', [Cell(n, (), {}, {'n': n}) for n in names]):
+  with folder.driven([Cell(n, 'classic', (), {}, {'n': n}) for n in names]):
     pass
   _run(folder.run('a'), 10, 10, began=1000, changed=2000)
   folder.write_record('a', Record(State.DONE, 1, 0, 900.0, 3_000_000_000))
@@ -142,7 +142,7 @@ def test_a_folder_without_runs(tmp_path, capsys):
 
 def test_titles_name_the_sweep(tmp_path):
   folder = SweepFolder(tmp_path / 'sweep')
-  with folder.driven('classic', [Cell('arm/n=1', (), {}, {})]):
+  with folder.driven([Cell('arm/n=1', 'classic', (), {}, {})]):
     pass
   assert title_of(folder.path / 'arm' / 'n=1') == 'sweep: arm/n=1'
   assert title_of(folder.path / 'all') == 'sweep'

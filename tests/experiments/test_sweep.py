@@ -1,6 +1,5 @@
 """Sweep files, the cells that they make, and how they are refused."""
 
-import functools
 import pathlib
 import re
 
@@ -21,11 +20,7 @@ def _cells(tmp_path, text):
   path = tmp_path / 'sweep.toml'
   path.write_text(text)
   file = sweep_files.read(path, launchers.NAMES)
-  return make_cells(
-    file,
-    launchers.options_of(file.launcher),
-    functools.partial(launchers.compiles, file.launcher),
-  )
+  return make_cells(file, launchers.options_of, launchers.compiles)
 
 
 def _refused(tmp_path, text):
@@ -138,6 +133,26 @@ def test_arms_have_folders_of_their_own(tmp_path):
   assert cells[0].point == {'arm': 'fitted', 'seed': '0'}
 
 
+def test_an_arm_may_have_a_launcher_of_its_own(tmp_path):
+  text = (
+    'flags = "--tau=0.1 --target_update=soft"\n[arms]\n'
+    'catch = {launcher = "classic", flags = "--environment=catch"}\n'
+    'pong = "--environment=Pendulum-v1"\n'
+  )
+  cells = _cells(tmp_path, 'launcher = "control"\n' + text)
+  assert [(cell.name, cell.launcher) for cell in cells] == [
+    ('catch', 'classic'),
+    ('pong', 'control'),
+  ]
+  message = _refused(tmp_path, text)
+  assert '[arms] pong' in message and 'launcher = (absent) must be' in message
+  # Equal options are other runs under another launcher.
+  both = '[arms]\na = {launcher = "classic"}\nb = {launcher = "minatar"}\n'
+  assert [cell.launcher for cell in _cells(tmp_path, both)] == [
+    *('classic', 'minatar')
+  ]
+
+
 def test_a_flag_file_beside_the_sweep_file_is_found(tmp_path):
   (tmp_path / 'mine.flags').write_text('--tau=0.5\n--target_update=soft\n')
   (cell,) = _cells(tmp_path, 'launcher = "classic"\nflagfile = "mine.flags"\n')
@@ -162,6 +177,8 @@ CLASSIC = 'launcher = "classic"\n'
     ('launcher = ', 'must be a TOML file'),
     ('seeds = 3', 'launcher = (absent) must be one of atari, classic'),
     ('launcher = "clasic"', 'must be one of atari, classic'),
+    ('[arms]\na = {launcher = "clasic"}', '[arms] a: launcher = clasic must'),
+    ('[arms]\na = {flag = ""}', 'may have the entries launcher and flags'),
     (CLASSIC + 'sed = 3', "unknown entry 'sed'; the closest are seeds"),
     (CLASSIC + 'seeds = 0', 'seeds = 0 must be a whole number of at least 1'),
     (CLASSIC + 'cores = "all"', 'cores = all must be a whole number'),
@@ -193,7 +210,7 @@ def test_closest_names_of_an_axis(tmp_path):
 
 
 def _drive(folder, cells):
-  with folder.driven('classic', cells) as gone:
+  with folder.driven(cells) as gone:
     return gone
 
 
@@ -235,9 +252,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_two_drivers_do_not_share_a_folder(tmp_path):
   folder = SweepFolder(tmp_path / 'runs')
   with (
-    folder.driven('classic', []),
+    folder.driven([]),
     pytest.raises(Exception, match='in use by another process'),
-    folder.driven('classic', []),
+    folder.driven([]),
   ):
     pass
   assert not folder.is_driven()

@@ -54,7 +54,7 @@ _DRIVER = """
   from experiments.engines.sweep_folders import SweepFolder
 
   folder = SweepFolder(sys.argv[1])
-  with StopRequest() as stop, folder.driven('classic', small_cells.cells(20)):
+  with StopRequest() as stop, folder.driven(small_cells.cells(20)):
     driver = small_cells.driver(folder, sys.argv[2], number=20)
     driver.run(POOL, stop)
     sys.exit(bool(driver.failed))
@@ -74,7 +74,9 @@ def write_launcher(folder: pathlib.Path) -> pathlib.Path:
 
 def cells(number: int) -> list[Cell]:
   """Cells that differ in a number."""
-  return [Cell(f'cell{i}', (), {}, {'i': str(i)}) for i in range(number)]
+  return [
+    Cell(f'cell{i}', 'classic', (), {}, {'i': str(i)}) for i in range(number)
+  ]
 
 
 def driver(folder, launcher, *, number, rows=20, retries=2, say=None) -> Driver:
@@ -97,7 +99,6 @@ def driver(folder, launcher, *, number, rows=20, retries=2, say=None) -> Driver:
 
   return SmallDriver(
     folder,
-    'classic',
     cells(number),
     pools.Resources(),
     retries=retries,

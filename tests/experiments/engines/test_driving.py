@@ -59,11 +59,11 @@ class _Pool:
 
 def _drive(tmp_path, outcomes, stop=False, retries=2):
   folder = SweepFolder(tmp_path / 'runs')
-  cells = [Cell(name, (), {}, {'name': name}) for name in outcomes]
+  cells = [Cell(name, 'classic', (), {}, {'name': name}) for name in outcomes]
   pool, said = _Pool(folder, outcomes), []
-  with folder.driven('classic', cells):
+  with folder.driven(cells):
     driver = Driver(
-      folder, 'classic', cells, Resources(), retries=retries, say=said.append
+      folder, cells, Resources(), retries=retries, say=said.append
     )
     driver.run(pool, stop)
   return folder, pool, driver, said

@@ -265,7 +265,7 @@ def test_a_lost_node_costs_nothing(tmp_path):
       return False
 
   try:
-    with folder.driven('classic', small_cells.cells(8)):
+    with folder.driven(small_cells.cells(8)):
       driver = small_cells.driver(
         folder, launcher, number=8, rows=100, say=said.append
       )
@@ -290,7 +290,7 @@ def test_a_stop_lets_cells_save(tmp_path):
     def __bool__(self):
       return folder.run('cell0').metrics.exists()
 
-  with folder.driven('classic', small_cells.cells(3)):
+  with folder.driven(small_cells.cells(3)):
     driver = small_cells.driver(folder, launcher, number=3, rows=9999)
     pool = RayPool(folder.path, 1, None, needs=Resources())
     driver.run(pool, Stop())

@@ -255,7 +255,7 @@ def _drive(tmp_path, pool_of, *, number, rows):
   """Drives small cells; returns the folder and the lines that were said."""
   launcher = small_cells.write_launcher(tmp_path)
   folder, said = SweepFolder(tmp_path / 'runs'), []
-  with folder.driven('classic', small_cells.cells(number)):
+  with folder.driven(small_cells.cells(number)):
     driver = small_cells.driver(
       folder, launcher, number=number, rows=rows, say=said.append
     )
@@ -331,7 +331,7 @@ def test_a_stop_lets_cells_on_slurm_save(tmp_path, cluster):
     def __bool__(self):
       return folder.run('cell0').metrics.exists()
 
-  with folder.driven('classic', small_cells.cells(3)):
+  with folder.driven(small_cells.cells(3)):
     driver = small_cells.driver(folder, launcher, number=3, rows=9999)
     pool = SlurmPool(folder.path, 1, SlurmOptions(), needs=Resources())
     driver.run(pool, Stop())
