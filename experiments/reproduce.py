@@ -215,7 +215,7 @@ def _draw(study: Study, curves: pathlib.Path, output: str) -> None:
           listed='runs',
         )
       )
-  if len(study.sweep.arms) > 1:
+  if len(study.sweep.arms) > 1 and not study.arms_are_tasks:
     _write_table(study, curves, output)
 
 

@@ -81,6 +81,7 @@ class SweepFile(NamedTuple):
 
 # Entries that only reports read.
 ABOUT = (
+  'arms_are_tasks',
   'baseline',
   'columns',
   'cost',

@@ -1,7 +1,9 @@
 """Studies: their files, and the rows of their runs.
 
 A study is `experiments/studies/NAME.toml`, a sweep file that also says what it
-asks, what it costs, and which columns and figures it needs. Its criteria are in
+asks, what it costs, and which columns and figures it needs. With
+`arms_are_tasks = true` its arms are tasks, perhaps of several launchers, rather
+than agents. Its criteria are in
 `experiments/studies/CRITERIA.py`, which has COLUMNS and `judge`; several
 studies may share them.
 """
@@ -54,6 +56,7 @@ class Study(NamedTuple):
       in each task; empty for none.
     figures: arguments of `experiments.plot` by what its output ends in.
     criteria: the module of its criteria; None if it has none.
+    arms_are_tasks: whether its arms are tasks, rather than agents.
   """
 
   name: str
@@ -65,6 +68,7 @@ class Study(NamedTuple):
   baseline: dict[str, Any]
   figures: dict[str, list[str]]
   criteria: str | None
+  arms_are_tasks: bool
 
   def load_criteria(self) -> 'Criteria':
     """The criteria; those of a study without any make no claims."""
@@ -105,6 +109,7 @@ def read_study(name: str) -> Study:
     baseline=about.get('baseline', {}),
     figures={k: shlex.split(text) for k, text in about['figures'].items()},
     criteria=about.get('criteria'),
+    arms_are_tasks=about.get('arms_are_tasks', False),
   )
 
 
@@ -169,7 +174,9 @@ def _rows(
   if study.columns[0] not in table:
     raise ValueError(f'no column {study.columns[0]!r}')
   known = {k: v for k, v in point.items() if k not in (*by, RUN_COLUMN)}
-  if ARM_COLUMN in known:
+  if study.arms_are_tasks:
+    known = {'environment': known.pop(ARM_COLUMN)} | known
+  elif ARM_COLUMN in known:
     tasks = [n for n in TASK_COLUMNS if n in flags and n not in (*by, *known)]
     known |= {name: flags[name] for name in tasks}
   for key, run in group_rows(

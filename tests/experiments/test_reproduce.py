@@ -21,7 +21,7 @@ from experiments.minatar import MinAtarConfig
 from experiments.studies import study as studies
 from experiments.studies.claims import Claim
 from siamrl import twins
-from siamrl.report.results import read_results
+from siamrl.report.results import Results, read_results
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'experiments' / 'results'
@@ -343,6 +343,27 @@ def test_the_table_by_hand(toy, tmp_path):
   # So does the folder of the sweep.
   table = studies._read(studies.read_study('toy'), toy, [])
   assert table['train_return'].tolist() == read.table['train_return'].tolist()
+
+
+def test_arms_that_are_tasks():
+  study = studies.read_study('twin_distributions')
+  read = Results(
+    {
+      'tau': np.array([0.1, 0.1]),
+      'seed': np.array([0, 0]),
+      'env_steps': np.array([5, 10]),
+      'train_return': np.array([1.0, 2.0]),
+    },
+    {'environment': 'cartpole', 'tau': '0.1,0.2'},
+  )
+  point = {'arm': 'pole'}
+  row, _ = studies._rows(read, point, study)
+  assert row['arm'] == 'pole' and row['environment'] == 'cartpole'
+  row, _ = studies._rows(read, point, study._replace(arms_are_tasks=True))
+  assert list(row) == [
+    *('environment', 'tau', 'seed', 'env_steps', 'train_return')
+  ]
+  assert row['environment'] == 'pole' and row['tau'] == 0.1
 
 
 def test_runs_of_the_host_have_folders_of_their_own(toy):
