@@ -8,6 +8,7 @@ imported.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import copy
 import dataclasses
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 
 def _children(tree: Any) -> list[tuple[str, Any]] | None:
   """The named parts of a node; None for a leaf."""
+  if isinstance(tree, np.ndarray):
+    return None
   if tree is None:
     return []
   if isinstance(tree, Mapping):
@@ -27,9 +30,13 @@ def _children(tree: Any) -> list[tuple[str, Any]] | None:
   if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
     names = [field.name for field in dataclasses.fields(tree)]
     return [(name, getattr(tree, name)) for name in names]
-  if callable(getattr(tree, 'state_dict', None)):
+  if _has_state(tree):
     return _children(tree.state_dict())
   return None
+
+
+def _has_state(tree: Any) -> bool:
+  return callable(getattr(tree, 'state_dict', None))
 
 
 def leaves(tree: Any, path: str = '') -> Iterator[tuple[str, Any]]:
@@ -44,11 +51,22 @@ def leaves(tree: Any, path: str = '') -> Iterator[tuple[str, Any]]:
 
 def view(leaf: Any) -> np.ndarray:
   """A leaf as an array of NumPy, in the same memory where that can be."""
+  if isinstance(leaf, np.ndarray):
+    return leaf
   if hasattr(leaf, 'detach'):  # a tensor of PyTorch
     leaf = leaf.detach().cpu()
     if not hasattr(np, str(leaf.dtype).removeprefix('torch.')):
       leaf = leaf.float()  # such as bfloat16, which NumPy has not
   return np.asarray(leaf)
+
+
+def precision(leaf: Any) -> float:
+  """The relative rounding of the numbers of a leaf."""
+  name = str(leaf.dtype) if hasattr(leaf, 'dtype') else ''
+  dtype = view(leaf).dtype
+  if 'bfloat16' in name or dtype.kind == 'V':
+    return 2.0**-8
+  return float(np.finfo(dtype).eps) if dtype.kind == 'f' else 0.0
 
 
 def read(tree: Any) -> dict[str, np.ndarray]:
@@ -69,6 +87,10 @@ def rebuild(
   children = _children(tree)
   if children is None:
     return change(path, tree)
+  if _has_state(tree) and not isinstance(tree, Mapping):
+    clone = copy.deepcopy(tree)
+    clone.load_state_dict(rebuild(tree.state_dict(), change, path))
+    return clone
   made = {
     name: rebuild(child, change, f'{path}/{name}' if path else name)
     for name, child in children
@@ -82,9 +104,7 @@ def rebuild(
     return type(tree)(**made)
   if isinstance(tree, (list, tuple)):
     return type(tree)(made.values())
-  if dataclasses.is_dataclass(tree):
-    return dataclasses.replace(tree, **made)  # type: ignore[type-var]
-  return made  # of an object with a state_dict
+  return dataclasses.replace(tree, **made)
 
 
 def like(leaf: Any, values: np.ndarray) -> Any:

@@ -1,0 +1,439 @@
+"""Identification: which rule an update is, from its answers alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from siamrl.conformance import trees
+from siamrl.conformance.clocks import Clock
+from siamrl.conformance.probing import (
+  ConformanceError,
+  Probe,
+  Type,
+  Update,
+  filled,
+  require_arguments,
+  shared,
+)
+from siamrl.conformance.reading import EQUAL, Movement, clock, movement, same
+
+# Gradient steps that are tried one after the other, whatever they show.
+_SCAN = 128
+# Numbers with many divisors, below 2**31. A rule whose period divides one of
+# them moves there; its period is the least divisor at which it does.
+_COMPOSITES = (2**9 * 3**2 * 5**6 * 7, 2**5 * 3**4 * 5**2 * 7 * 11 * 13)
+# Calls that are left for checks of what was found.
+_RESERVE = 40
+# Moves without a period after which none is looked for.
+_MOST_MOVES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+  """The outcome of `identify`.
+
+  Attributes:
+    rule: the rule's name in `siamrl.twins.RULES`; 'by_path' if leaves follow
+      different ones; 'soft with hard' for both at once; None if no rule fits.
+    tau: weight of the online parameters in an update.
+    period: time from one update to the next, see `counts`.
+    phase: remainder of the times of updates by the period, 0 in siamrl.
+    parameters: other parameters of the rule.
+    counts: 'gradient_steps', or 'calls' if the update counts its calls itself.
+    leaves: how each leaf moves, by path. The rule is that of floating leaves
+      that are no statistics of batch normalization.
+    birth: 'copy', 'alias', 'soft', 'independent' or 'other'; None if no `init`
+      was given.
+    aliases: paths at which the target shares memory with the online network.
+    writes: 'target' or 'online' for arguments that are changed in place.
+    notes: what else was seen, and what could not be told.
+    calls: how often the update was called.
+  """
+
+  rule: str | None
+  tau: float | None = None
+  period: int | None = None
+  phase: int | None = None
+  parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  counts: str = 'gradient_steps'
+  leaves: Mapping[str, Movement] = dataclasses.field(default_factory=dict)
+  birth: str | None = None
+  aliases: tuple[str, ...] = ()
+  writes: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
+  calls: int = 0
+
+  def __str__(self) -> str:
+    if self.rule is None:
+      lines = ['not identified']
+    else:
+      lines = [
+        str(
+          Movement(
+            self.rule,
+            self.tau,
+            self.period,
+            self.phase,
+            None,
+            self.parameters,
+          )
+        )
+      ]
+    if self.counts == 'calls':
+      lines.append('counts its own calls, not gradient steps')
+    if len(set(map(str, self.leaves.values()))) > 1:
+      lines += [f'{path}: {moves}' for path, moves in self.leaves.items()]
+    if self.birth is not None:
+      lines.append(f'born: {self.birth}')
+    if self.aliases:
+      lines.append(f'shares memory with the online network: {self.aliases}')
+    lines += [f'changes its {name} in place' for name in self.writes]
+    return '\n'.join([*lines, *self.notes])
+
+
+def identify(
+  update: Update,
+  params: Any,
+  *,
+  init: Callable[[Any], Any] | None = None,
+  calls: int = 20_000,
+) -> Identity:
+  """Says which rule an update is.
+
+  It is called with parameters that are made here, after gradient steps number
+  1, 2, 3, ... and after some that are far away. So the update may be a function
+  of its arguments, or count its calls.
+
+  Args:
+    update: (online, target, gradient_steps) -> target. Gradient steps are
+      counted after the optimizer's step, from 1 on. For one that changes the
+      target in place, see `in_place`.
+    params: any parameters, such as those of a small network; only their
+      structure, types and shapes matter.
+    init: online -> target at birth; by default targets look like `params`.
+    calls: most calls. Periods up to half of it are found, and longer ones if
+      they divide 504,000,000 or 64,864,800.
+
+  Raises:
+    TypeError: `update` takes other arguments, or `params` holds no numbers.
+    ValueError: `params` holds no floating numbers.
+  """
+  return examine(update, params, init=init, calls=calls).identity
+
+
+class Examination(NamedTuple):
+  """An identity, with what it was drawn from.
+
+  Attributes:
+    identity: the identity.
+    probe: the record of the calls; None if there were none.
+    error: the law without which a rule cannot be told, if it is broken.
+    birth_weights: weights of the online network in the target at birth, by
+      path; empty if no `init` was given.
+  """
+
+  identity: Identity
+  probe: Probe | None
+  error: ConformanceError | None
+  birth_weights: Mapping[str, float]
+
+
+def examine(
+  update: Update,
+  params: Any,
+  *,
+  init: Callable[[Any], Any] | None = None,
+  calls: int = 20_000,
+  hints: Sequence[int] = (),
+) -> Examination:
+  """`identify`, for those who ask what it saw.
+
+  Args:
+    update: as there.
+    params: as there.
+    init: as there.
+    calls: as there.
+    hints: gradient steps to look at besides.
+  """
+  require_arguments(update)
+  if isinstance(calls, bool) or not isinstance(calls, int) or calls < 200:
+    raise ValueError(f'calls={calls!r} must be a whole number from 200 on')
+  birth: str | None = None
+  weights: Mapping[str, float] = {}
+  target, probe, error = params, None, None
+  try:
+    if init is not None:
+      target, birth, weights = _birth(init, params)
+    probe = Probe(update, params, target, calls)
+    _search(probe, hints)
+  except ConformanceError as broken:
+    error = broken
+  if probe is not None and probe.records:
+    identity, error = _conclude(probe, error, birth)
+  else:
+    assert error is not None
+    made = 0 if probe is None else probe.calls
+    identity = Identity(None, birth=birth, notes=(error.seen,), calls=made)
+  return Examination(identity, probe, error, weights)
+
+
+def _birth(
+  init: Callable[[Any], Any], params: Any
+) -> tuple[Any, str, Mapping[str, float]]:
+  """A target, how it is born, and the weights of the online network in it."""
+  rng = np.random.default_rng(0)
+
+  def draw(leaf: Type) -> np.ndarray:
+    if leaf.kind == 'f':
+      return rng.uniform(0.5, 2, leaf.shape)
+    return rng.integers(0, min(leaf.scale, 100) + 1, leaf.shape)
+
+  onlines = [filled(params, draw) for _ in range(2)]
+  targets = [init(online) for online in onlines]
+  if any(target is None for target in targets):
+    raise ConformanceError('structure', 'init returns None, not a target')
+  target = targets[0]
+  given, other = map(trees.read, onlines)
+  made, made_of_other = map(trees.read, targets)
+  if given.keys() != made.keys():
+    return target, 'other', {}
+  weights = {}
+  exact = True
+  for path, leaf in trees.leaves(target):
+    if made[path].shape != given[path].shape:
+      return target, 'other', {}
+    if not made[path].size or made[path].dtype.kind != 'f':
+      continue
+    change = (given[path] - other[path]).ravel()
+    effect = (made[path] - made_of_other[path]).ravel()
+    weights[path] = float(change @ effect / (change @ change))
+    rounding = 4 * trees.precision(leaf)
+    exact &= np.allclose(made[path], given[path], rounding, 0)
+  if shared(target, onlines[0]):
+    return target, 'alias', weights
+  if exact:
+    return target, 'copy', weights
+  least, most = min(weights.values()), max(weights.values())
+  if most < EQUAL:
+    return target, 'independent', weights
+  soft = most - least < 1e-3 and most < 1 - EQUAL
+  return target, 'soft' if soft else 'other', weights
+
+
+def _search(probe: Probe, hints: Sequence[int]) -> None:
+  """Calls an update until its clock is known, or no call is left."""
+  step = min(_SCAN, probe.left // 4)
+  for number in range(1, step + 1):
+    probe.rate(number)
+  far = [
+    hint
+    for hint in hints
+    if probe.left > _RESERVE and probe.rate(hint).any() and hint > step
+  ]
+  for number in [*_COMPOSITES, *far[:1]]:
+    _divide(probe, number)
+  found, looks, foretold = _clock(probe), 0, False
+  while probe.left > _RESERVE and looks < _MOST_MOVES:
+    if _known(found):
+      if foretold or found.period in (None, 1):
+        return
+      _look_far(probe, found)
+      found, foretold = _clock(probe), True
+      continue
+    step += 1
+    moves = probe.rate(step).any()
+    if probe.writes_online is not None:
+      return
+    if moves:
+      looks += 1
+      if looks == 1:
+        for time in (2 * step - 1, 2 * step, 2 * step + 1, 3 * step):
+          probe.rate(time)
+      found = _clock(probe)
+
+
+def _look_far(probe: Probe, found: Clock) -> None:
+  """Looks whether a clock goes on as it began."""
+  for count in (3, 7, 101, 997):
+    for beside in (-1, 0, 1):
+      time = count * (found.period or 1) + (found.phase or 0) + beside
+      if time < 2**31:
+        probe.rate(time)
+
+
+def _divide(probe: Probe, number: int) -> None:
+  """Looks for the least divisor at which an update moves as at a number."""
+  if probe.left < 2 * _RESERVE:
+    return
+  usual, there = probe.rate(number + 1), probe.rate(number)
+  if same(usual, there):
+    return
+  least = number
+  for prime in _primes(number):
+    while least % prime == 0 and probe.left > _RESERVE:
+      if not same(probe.rate(least // prime), there):
+        break
+      least //= prime
+  for count in (2, 3):
+    if count * least < 2**31:
+      probe.rate(count * least)
+
+
+def _primes(number: int) -> list[int]:
+  """The prime factors of a number, without those above 1000."""
+  primes = []
+  for prime in range(2, 1_000):
+    if number % prime == 0:
+      primes.append(prime)
+      while number % prime == 0:
+        number //= prime
+  return primes if number == 1 or number >= 1_000_000 else [*primes, number]
+
+
+def _clock(probe: Probe) -> Clock:
+  """The clock of the first floating leaf that has moved."""
+  for index, path in enumerate(probe.paths):
+    moved = [bool(record.rates[index]) for record in probe.records]
+    if path not in probe.integers and any(moved):
+      return clock(probe.records, moved)[1]
+  return Clock('never')
+
+
+def _known(found: Clock) -> bool:
+  """Whether more calls in order would say no more of a clock."""
+  if found.kind == 'periodic':
+    return len(found.moves) > 2 or bool(found.gaps)
+  if found.kind != 'irregular' or len(found.moves) < 3:
+    return False
+  return math.gcd(*found.moves) > 1 or len(found.gaps) > 1
+
+
+def _groups(probe: Probe) -> list[list[int]]:
+  """Indices of leaves that had the same weights in all calls."""
+  weights = np.array([record.rates for record in probe.records])
+  groups: list[list[int]] = []
+  for index in range(len(probe.paths)):
+    for group in groups:
+      if same(weights[:, index], weights[:, group[0]]):
+        group.append(index)
+        break
+    else:
+      groups.append([index])
+  return groups
+
+
+def _verify(probe: Probe, leaves: Mapping[str, Movement], counts: str) -> None:
+  """Compares answers to random parameters with what the weights foretell.
+
+  Raises:
+    ConformanceError: they differ, or two of them do.
+  """
+  weights = np.array([record.rates for record in probe.records])
+  _, first = np.unique(np.round(weights / EQUAL), axis=0, return_index=True)
+  chosen = [probe.records[index] for index in sorted(first)]
+  for record in [*chosen[:3], *chosen[3:][-1:]]:
+    arguments = probe.random(record.step)
+    answers = [
+      {
+        path: np.array(leaf)
+        for path, leaf in probe.answer(*given, record.step).items()
+      }
+      for given in (probe.random(record.step), probe.random(record.step))
+    ]
+    for index, path in enumerate(probe.paths):
+      online, target = (given.before[path] * 1.0 for given in arguments)
+      scale = max(np.abs(online).max(), np.abs(target).max())
+      rounding = 16 * probe.precision(path) * scale
+      if path in probe.integers:
+        rounding = 1.0
+      if counts == 'calls':
+        tried = sorted(set(weights[:, index]))
+      else:
+        tried = [record.rates[index]]
+        apart = np.abs(answers[0][path] * 1.0 - answers[1][path] * 1.0).max()
+        if apart > rounding:
+          raise ConformanceError(
+            'deterministic',
+            f'at gradient step {record.step} two calls with the same '
+            f'arguments differ by {apart:.3g} at {path!r}; if it needs a seed, '
+            'fix it',
+          )
+      errors = [
+        np.abs(answers[0][path] - (weight * online + (1 - weight) * target))
+        for weight in tried
+      ]
+      nearest = min(errors, key=lambda error: float(error.max()))
+      if nearest.max() > rounding:
+        at = np.unravel_index(int(nearest.argmax()), nearest.shape)
+        raise ConformanceError(
+          'mean',
+          f'at gradient step {record.step} the target is not a weighted mean: '
+          f'at {path!r}{list(map(int, at))} it is {answers[0][path][at]:.7g}, '
+          f'with {online[at]:.7g} online, {target[at]:.7g} before and the '
+          f'weight {record.rates[index]:.7g}',
+        )
+
+
+def _conclude(
+  probe: Probe, error: ConformanceError | None, birth: str | None
+) -> tuple[Identity, ConformanceError | None]:
+  """Reads the record of a probe; an error if a law turns out to be broken."""
+  leaves: dict[str, Movement] = {}
+  counts = 'gradient_steps'
+  for group in _groups(probe):
+    counted, moves = movement(probe, group[0])
+    if moves.period is not None:
+      counts = counted
+    leaves |= {probe.paths[index]: moves for index in group}
+  leaves = {path: leaves[path] for path in probe.paths}
+  if error is None:
+    try:
+      _verify(probe, leaves, counts)
+    except ConformanceError as broken:
+      error = broken
+  floating = [path for path in probe.paths if path not in probe.integers]
+  main = [p for p in floating if p not in probe.statistics] or floating
+  chosen = leaves[main[0]]
+  if any(leaves[path].rule is None for path in main):
+    chosen = next(leaves[path] for path in main if leaves[path].rule is None)
+  elif len({str(leaves[path]) for path in main}) > 1:
+    chosen = Movement('by_path')
+  notes = [chosen.seen] if chosen.seen else []
+  if error is not None:
+    chosen = Movement(None)
+    notes = [error.seen]
+  elif chosen.rule == 'frozen':
+    furthest = max(record.step for record in probe.records)
+    notes.append(
+      f'no move in {probe.calls} calls, up to gradient step {furthest}; a '
+      'longer period cannot be told from none'
+    )
+  writes = [
+    name
+    for name, step in (
+      ('target', None if probe.in_place else probe.writes_target),
+      ('online', probe.writes_online),
+    )
+    if step is not None
+  ]
+  if probe.returns_none and not probe.in_place:
+    notes.append('returns None')
+  identity = Identity(
+    chosen.rule,
+    chosen.tau,
+    chosen.period,
+    chosen.phase,
+    MappingProxyType(dict(chosen.parameters)),
+    counts,
+    MappingProxyType(leaves),
+    birth,
+    probe.aliased,
+    tuple(writes),
+    tuple(notes),
+    probe.calls,
+  )
+  return identity, error
