@@ -231,12 +231,21 @@ class AtariConfig(
 
 def main(sweep: Sweep) -> None:
   """Trains the runs one after the other."""
+  host_runs.main(_resolved(sweep), q, ale.Suite, check)
+
+
+def check_sweep(sweep: Sweep) -> None:
+  """Raises UsageError or RunError for what is refused before a run begins."""
+  host_runs.check_options(_resolved(sweep), check)
+
+
+def _resolved(sweep: Sweep) -> Sweep:
+  """A sweep in which games have the emulator's names."""
   configs = [
     dataclasses.replace(config, game=ale.find_game(config.game))
     for config in sweep.configs
   ]
-  sweep = sweep._replace(configs=tuple(configs))
-  host_runs.main(sweep, q, ale.Suite, check)
+  return sweep._replace(configs=tuple(configs))
 
 
 def check(config: AtariConfig) -> None:

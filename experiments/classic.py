@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from experiments.config import executing, learning
 from experiments.config.declaring import UsageError, group, option, sizes
+from experiments.config.reading import Sweep
 from experiments.engines import sweeps
 from experiments.families import Task, q
 from experiments.suites import jax_native
@@ -68,17 +69,33 @@ class ClassicConfig(q.CompiledConfig):
 def make_task(config: ClassicConfig) -> Task:
   """Makes the environment and the network that the options describe."""
   name, environment, process = jax_native.make_task(config.environment)
-  bounds = None
-  if config.rescale_observations:
-    bounds = _LOWEST_HIGHEST.get(name)
-    if bounds is None:
-      raise UsageError(
-        f'--rescale_observations must go with one of '
-        f'{", ".join(_LOWEST_HIGHEST)}, not --environment={name}'
-      )
-
+  bounds = _bounds(config, name)
   network = functools.partial(learning.make_mlp, config, bounds=bounds)
   return Task(name, environment, network, process=process)
+
+
+def _bounds(config: ClassicConfig, name: str) -> Any:
+  """The range of observations to rescale; None for no rescaling.
+
+  Args:
+    config: the options.
+    name: the environment's name in the registry.
+  """
+  if not config.rescale_observations:
+    return None
+  if name not in _LOWEST_HIGHEST:
+    raise UsageError(
+      f'--rescale_observations must go with one of '
+      f'{", ".join(_LOWEST_HIGHEST)}, not --environment={name}'
+    )
+  return _LOWEST_HIGHEST[name]
+
+
+def check_sweep(sweep: Sweep) -> None:
+  """Raises UsageError or RunError for what is refused before a run begins."""
+  sweeps.check(sweep, q.FAMILY)
+  for config in sweep.configs:
+    _bounds(config, jax_native.resolve(config.environment, continuous=False))
 
 
 def run() -> NoReturn:

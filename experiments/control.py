@@ -75,9 +75,7 @@ def _note_scaled(name: str) -> None:
 
 def main(sweep: Sweep) -> None:
   """Trains all runs of a sweep."""
-  names = dict.fromkeys(config.environment for config in sweep.configs)
-  on_host = [name for name in names if gym.is_on_host(name)]
-  if len(on_host) == len(names):
+  if _is_on_host(sweep):
     make_suite = functools.partial(gym.make_suite, discrete=False)
     host_runs.main(
       gym.resolved(sweep),
@@ -87,12 +85,38 @@ def main(sweep: Sweep) -> None:
       ynnpack=False,
     )
     return
-  if on_host:
+  sweeps.main(sweep, make_task, actor_critic.FAMILY)
+
+
+def check_sweep(sweep: Sweep) -> None:
+  """Raises UsageError or RunError for what is refused before a run begins."""
+  if _is_on_host(sweep):
+    sweep = gym.resolved(sweep)
+    host_runs.check_options(sweep, actor_critic.check)
+    gym.check(sweep, discrete=False)
+    return
+  sweeps.check(sweep, actor_critic.FAMILY)
+  for config in sweep.configs:
+    for flag in ('environment', 'eval_environment'):
+      name = getattr(config, flag)
+      if name is not None:
+        jax_native.resolve(name, continuous=True, flag=flag)
+
+
+def _is_on_host(sweep: Sweep) -> bool:
+  """Whether environments are stepped on the host.
+
+  Raises:
+    UsageError: some are and others are not, or there is no such environment.
+  """
+  names = dict.fromkeys(config.environment for config in sweep.configs)
+  on_host = [name for name in names if gym.is_on_host(name)]
+  if on_host and len(on_host) < len(names):
     raise UsageError(
       f'--environment={",".join(names)} must not name {on_host[0]}, which is '
       'stepped on the host, beside environments of JAX'
     )
-  sweeps.main(sweep, make_task, actor_critic.FAMILY)
+  return bool(on_host)
 
 
 def run() -> NoReturn:

@@ -90,6 +90,13 @@ def main(sweep: Sweep) -> None:
   host_runs.main(gym.resolved(sweep), q, make_suite, check)
 
 
+def check_sweep(sweep: Sweep) -> None:
+  """Raises UsageError or RunError for what is refused before a run begins."""
+  sweep = gym.resolved(sweep)
+  host_runs.check_options(sweep, check)
+  gym.check(sweep, discrete=True)
+
+
 def check(config: GymConfig) -> None:
   """Raises UsageError for options that do not go together."""
   collect_options.check(config)

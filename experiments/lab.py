@@ -212,10 +212,7 @@ class LabConfig(TwinOptions):
 def main(sweep: Sweep) -> None:
   """Predicts and runs all cases, and reports them."""
   with usage_errors():
-    check_meant(sweep.configs)
-    study = _study_of(sweep)
-    cases = [study.make_case(config) for config in sweep.configs]
-    check_lists(sweep)
+    study, cases = _make_cases(sweep)
     say_notes(sweep.configs)
     first = sweep.configs[0]
     devices.configure(first.platform)
@@ -238,6 +235,21 @@ def main(sweep: Sweep) -> None:
     print(_table(sweep, study.columns, results))
   for result in results:
     print(json.dumps(result))
+
+
+def check_sweep(sweep: Sweep) -> None:
+  """Raises UsageError or RunError for what is refused before a run begins."""
+  with usage_errors():
+    _make_cases(sweep)
+
+
+def _make_cases(sweep: Sweep) -> tuple['_Study', list[Any]]:
+  """The study of a sweep and its cases; raises UsageError or ValueError."""
+  check_meant(sweep.configs)
+  study = _study_of(sweep)
+  cases = [study.make_case(config) for config in sweep.configs]
+  check_lists(sweep)
+  return study, cases
 
 
 class _Study(NamedTuple):

@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from experiments.config.reading import Sweep
 from experiments.suites import gym
 
 # Launcher -> the name of its record of options.
@@ -39,3 +40,19 @@ def compiles(launcher: str, config: Any) -> bool:
   if launcher == 'control':
     return not gym.is_on_host(config.environment)
   return launcher in ('classic', 'lab', 'minatar', 'siamese')
+
+
+def check(launcher: str, sweep: Sweep) -> None:
+  """Refuses what a launcher refuses before it computes, as far as it is quick.
+
+  Nothing is computed, so that no device is taken.
+
+  Args:
+    launcher: one of `NAMES`.
+    sweep: the runs of its command line.
+
+  Raises:
+    UsageError: options or names that the launcher does not accept.
+    RunError: a package that it needs is not installed.
+  """
+  importlib.import_module(f'experiments.{launcher}').check_sweep(sweep)

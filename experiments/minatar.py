@@ -31,6 +31,7 @@ from experiments.config.declaring import (
   option_errors,
   redeclared,
 )
+from experiments.config.reading import Sweep
 from experiments.engines import sweeps
 from experiments.families import Task, q
 from siamrl import augment
@@ -140,6 +141,14 @@ def make_task(config: MinAtarConfig) -> Task:
     packed=True,
     augment=_AUGMENT[config.augmentation],
   )
+
+
+def check_sweep(sweep: Sweep) -> None:
+  """Raises UsageError or RunError for what is refused before a run begins."""
+  sweeps.check(sweep, q.FAMILY)
+  for config in sweep.configs:
+    with option_errors('game', config.game):
+      resolve_minatar(config.game)
 
 
 def run() -> NoReturn:

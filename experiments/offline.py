@@ -33,10 +33,12 @@ from typing import NoReturn
 
 from experiments.config import executing
 from experiments.config.fitting import FitOptions
+from experiments.config.reading import Sweep
 from experiments.config.targets import TargetOptions
 from experiments.engines import offline_runs
 from experiments.families import q
-from experiments.suites.dataset import DataOptions
+from experiments.suites import jax_native
+from experiments.suites.dataset import DataOptions, check_readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,14 @@ class OfflineConfig(DataOptions, TargetOptions, FitOptions):
 def main(config: OfflineConfig) -> None:
   """Learns as the options say."""
   offline_runs.main(config, q)
+
+
+def check_sweep(sweep: Sweep) -> None:
+  """Raises UsageError or RunError for what is refused before a run begins."""
+  for config in sweep.configs:
+    offline_runs.check(config)
+    jax_native.resolve(config.environment, continuous=False)
+    check_readable(config)
 
 
 def run() -> NoReturn:

@@ -28,7 +28,7 @@ from experiments.config import executing
 from experiments.config.reading import Sweep
 from experiments.engines import sweeps
 from experiments.families.siamese import FAMILY, SiameseOptions
-from experiments.suites.images import ImageOptions, make_task
+from experiments.suites.images import ImageOptions, check_source, make_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,13 @@ class SiameseConfig(ImageOptions, SiameseOptions):
 def main(sweep: Sweep) -> None:
   """Trains all runs of a sweep."""
   sweeps.main(sweep, make_task, FAMILY)
+
+
+def check_sweep(sweep: Sweep) -> None:
+  """Raises UsageError or RunError for what is refused before a run begins."""
+  sweeps.check(sweep, FAMILY)
+  for config in sweep.configs:
+    check_source(config)
 
 
 def run() -> NoReturn:

@@ -35,8 +35,10 @@ Each cell is a run folder in --run_dir, named after its values, beside a .log of
 what it prints and a .json of how it ended. The same command goes on: cells that
 are done are skipped, those that were cut resume, and those that failed are
 tried again. Cells may be added to the file; other options for a cell that has
-begun are refused. Ctrl-C or SIGTERM saves and stops. `python -m
-experiments.status RUN_DIR` shows how far it is.
+begun are refused. What the launcher would refuse, such as the name of no
+environment, is refused before any cell begins, but for what takes long to find:
+the memory, and what is in images and data sets. Ctrl-C or SIGTERM saves and
+stops. `python -m experiments.status RUN_DIR` shows how far it is.
 
 --launcher says what runs the cells. With ray they are tasks of a Ray cluster
 (--ray_address), or of one on this machine; its nodes are found by `cores`,
@@ -204,7 +206,9 @@ def main(config: SweepConfig) -> None:
 
 def cells_of(file: SweepFile) -> list[Cell]:
   """The cells of a sweep file."""
-  return make_cells(file, launchers.options_of, launchers.compiles)
+  return make_cells(
+    file, launchers.options_of, launchers.compiles, launchers.check
+  )
 
 
 def chosen(config: PoolOptions, cells: Sequence[Cell]) -> list[Cell]:

@@ -41,7 +41,9 @@ def sweep() -> dict[str, float]:
     path.write_text(_SWEEP)
     began = time.perf_counter()
     file = sweep_files.read(path, launchers.NAMES)
-    cells = make_cells(file, launchers.options_of, launchers.compiles)
+    cells = make_cells(
+      file, launchers.options_of, launchers.compiles, launchers.check
+    )
     list_s = time.perf_counter() - began
     assert len(cells) == _CELLS
     folder = SweepFolder(pathlib.Path(temporary, 'runs'))

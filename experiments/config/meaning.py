@@ -156,8 +156,5 @@ def _say_idle(configs: Sequence[Any]) -> None:
 
 def _dropped_everywhere(configs: Sequence[Any]) -> list[str]:
   """The options that mean nothing to any run."""
-  return [
-    name
-    for name in dropped(configs[0])
-    if all(name in dropped(config) for config in configs)
-  ]
+  idle = [dropped(config) for config in configs]
+  return [name for name in idle[0] if all(name in names for names in idle)]

@@ -5,7 +5,9 @@ named after its values. Where a launcher compiles, runs that differ only in
 numbers, and the seeds, share a cell; elsewhere each run has its own.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
 import difflib
 import functools
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ from experiments.config.declaring import (
   options_of,
 )
 from experiments.config.meaning import dropped, traced
-from experiments.config.reading import sweep_from_arguments
+from experiments.config.reading import Sweep, sweep_from_arguments
 from experiments.config.sweep_files import SweepFile
 from siamrl.report.run_folder import folder_name
 from siamrl.report.loading import OF_FOLDERS
@@ -50,6 +52,7 @@ def make_cells(
   file: SweepFile,
   options_of_launcher: Callable[[str], type],
   compiles: Callable[[str, Any], bool],
+  check: Callable[[str, Sweep], None],
 ) -> list[Cell]:
   """The cells of a sweep, in the order of its file.
 
@@ -58,21 +61,22 @@ def make_cells(
     options_of_launcher: launcher -> its record of options.
     compiles: (launcher, such a record) -> whether a process computes many runs
       at once.
+    check: (launcher, runs of a cell) -> None; refuses them as the launcher
+      would.
 
   Raises:
     UsageError: an axis is no option of the launcher, a value is not allowed,
       or two cells are the same runs.
+    RunError: a package that runs need is not installed.
   """
   cells: list[Cell] = []
   used: set[str] = set()
+  unchecked: list[tuple[str, Sweep]] = []
   for arm, (launcher, _) in file.arms.items():
     cls = options_of_launcher(launcher)
     many = functools.partial(compiles, launcher)
-    try:
-      cells += _of_arm(file, arm, cls, many, used)
-    except (UsageError, RunError) as error:
-      place = f', arm {arm}' if arm else ''
-      raise type(error)(f'--sweep={file.path}{place}: {error}') from error
+    with _errors(file, arm):
+      cells += _of_arm(file, arm, cls, many, used, unchecked)
   for name in file.axes:
     if name not in used:
       raise UsageError(
@@ -86,7 +90,20 @@ def make_cells(
         f'--sweep={file.path}: {seen[key]} and {cell.name} are the same runs'
       )
     seen[key] = cell.name
+  for arm, runs in unchecked:
+    with _errors(file, arm):
+      check(file.arms[arm][0], runs)
   return cells
+
+
+@contextlib.contextmanager
+def _errors(file: SweepFile, arm: str) -> Iterator[None]:
+  """Lets errors name the sweep file and the arm."""
+  try:
+    yield
+  except (UsageError, RunError) as error:
+    place = f', arm {arm}' if arm else ''
+    raise type(error)(f'--sweep={file.path}{place}: {error}') from error
 
 
 def _of_arm(
@@ -95,8 +112,13 @@ def _of_arm(
   cls: type,
   compiles: Callable[[Any], bool],
   used: set[str],
+  unchecked: list[tuple[str, Sweep]],
 ) -> Iterator[Cell]:
-  """The cells of an arm; adds to `used` the axes that mean something."""
+  """The cells of an arm.
+
+  Adds to `used` the axes that mean something, and to `unchecked` the runs of
+  cells.
+  """
   launcher, extra = file.arms[arm]
   base = [*file.flags, *extra]
   users.load(base)
@@ -126,6 +148,9 @@ def _of_arm(
   of_arm = {'arm': arm} if arm else {}
   seeds = _seeds(file, configs[0], names, together)
   for key, members in groups.items():
+    # Seeds differ in nothing that can be refused.
+    first = next(iter(seeds.values()))
+    unchecked.append((arm, _runs_of(file, sweep, members, first, shared)))
     for seed, arguments in seeds.items():
       values = dict(key) | ({} if seed is None else {'seed': str(seed)})
       name = folder_name(values) if values else ''
@@ -154,6 +179,44 @@ def _check_axes(file: SweepFile, launcher: str, cls: type) -> list[str]:
       instead = '; "seeds" has their number' if name == 'seed' else ''
       raise UsageError(f'[axes] {name} takes one value for all runs{instead}')
   return list(about)
+
+
+def _runs_of(
+  file: SweepFile,
+  sweep: Sweep,
+  members: Sequence[Any],
+  arguments: Sequence[str],
+  shared: Collection[str],
+) -> Sweep:
+  """The runs of a cell, as its launcher reads them from its arguments.
+
+  Args:
+    file: the sweep file.
+    sweep: all runs of the cell's arm.
+    members: those of the cell.
+    arguments: the arguments of its seeds.
+    shared: the axes of which a cell has several values; empty where it has
+      one run.
+  """
+  axes = {}
+  if shared:
+    meant = {n for n in shared for each in members if n not in dropped(each)}
+    axes = {
+      name: values
+      for name, values in sweep.axes.items()
+      if name not in file.axes or name in meant
+    }
+  seeds = {name: int(value) for name, value in _named(arguments).items()}
+  return Sweep(
+    tuple(dataclasses.replace(each, **seeds) for each in members),
+    tuple({name: getattr(each, name) for name in axes} for each in members),
+    sweep.values | {name: (value,) for name, value in seeds.items()},
+    axes,
+  )
+
+
+def _named(arguments: Sequence[str]) -> dict[str, str]:
+  return dict(text.removeprefix('--').split('=', 1) for text in arguments)
 
 
 def _lists(
@@ -200,7 +263,7 @@ def _options(
     values = dict.fromkeys(getattr(each, field.name) for each in members)
     if list(values) != [field.default]:
       result[field.name] = ','.join(map(as_text, values))
-  given = dict(text.removeprefix('--').split('=', 1) for text in arguments)
+  given = _named(arguments)
   first = members[0]
   for name in ('seed', 'seeds'):
     if hasattr(first, name):

@@ -324,7 +324,6 @@ def check_replay(config: Any, suite: Suite) -> None:
   """Raises UsageError for a replay that is too small or too large."""
   if _keeps_rounds(config):
     return
-  collect_options.check_min_replay(config)
   # In the worst case every other slot ends an episode, and no transition starts
   # in the oldest and newest few slots of each environment.
   unready = config.num_envs * (config.n_step + suite.spaces.stack)
@@ -488,6 +487,22 @@ def _draw(config: Any, suite: Suite, folder: RunFolder) -> None:
     )
 
 
+def check_options(sweep: Sweep, check: Callable[[Any], None]) -> None:
+  """Raises UsageError or RunError for options that do not go together.
+
+  Args:
+    sweep: a sweep of a launcher's options.
+    check: raises UsageError for those of one run.
+  """
+  check_meant(sweep.configs)
+  check_track(sweep.configs[0])
+  for config in sweep.configs:
+    check(config)
+    if not _keeps_rounds(config):
+      collect_options.check_min_replay(config)
+  check_lists(sweep)
+
+
 def main(
   sweep: Sweep,
   family: Family,
@@ -507,11 +522,7 @@ def main(
     ynnpack: see `devices.configure`.
   """
   configs = sweep.configs
-  check_meant(configs)
-  check_track(configs[0])
-  for config in configs:
-    check(config)
-  check_lists(sweep)
+  check_options(sweep, check)
   with devices.StopRequest() as stop:
     suites = [make_suite(config) for config in configs]
     for config, suite in zip(configs, suites, strict=True):

@@ -64,13 +64,7 @@ def _train(
   stop: devices.StopRequest,
 ) -> None:
   first = sweep.configs[0]
-  _check_processes(first)
-  check_track(first)
-  check_meant(sweep.configs)
-  for config in sweep.configs:
-    _check(config)
-    family.check(config)
-  check_lists(sweep)
+  check(sweep, family)
   platform = configure(first)
   if first.share == 'batch':
     _check_shared_batch(sweep)
@@ -125,6 +119,23 @@ def _train(
     ),
     stop,
   )
+
+
+def check(sweep: Sweep, family: Family) -> None:
+  """Raises UsageError or RunError for options that do not go together.
+
+  Args:
+    sweep: as in `main`.
+    family: the kind of runs.
+  """
+  first = sweep.configs[0]
+  _check_processes(first)
+  check_track(first)
+  check_meant(sweep.configs)
+  for config in sweep.configs:
+    _check(config)
+    family.check(config)
+  check_lists(sweep)
 
 
 def configure(config: SweepOptions) -> str:

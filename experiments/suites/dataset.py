@@ -130,6 +130,18 @@ class DataOptions(NetworkOptions):
     return self.collect_env_steps or _DEFAULT_ENV_STEPS
 
 
+def check_readable(config: DataOptions) -> None:
+  """Raises UsageError for the file of a data set that cannot be opened."""
+  if config.dataset is None or config.dataset.startswith(_MINARI):
+    return
+  try:
+    open(config.dataset, 'rb').close()
+  except OSError as error:
+    raise UsageError(
+      f'--dataset={config.dataset} cannot be read: {error.strerror}'
+    ) from error
+
+
 def load(config: DataOptions, environment: JaxEnvironment) -> Dataset:
   """Reads the data set that the user names, with the environment's types.
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 import contextlib
 import copy
+import functools
 from typing import Any
 
 import numpy as np
@@ -125,18 +126,6 @@ class Suite:
     """The network of action values that the options describe."""
     return make_mlp(config, self.spaces.num_actions, self.spaces.bounds)
 
-  def check_episode_cap(self) -> None:
-    """Raises UsageError for a cap on episodes that have a limit already."""
-    config, limit = self._config, self.episode_limit
-    default = type(config).eval_episode_env_steps
-    if limit is not None and config.eval_episode_env_steps != default:
-      refuse(
-        config,
-        'eval_episode_env_steps',
-        f'not be given with --environment={self.name}, which is stepped on the '
-        f'host and cuts its episodes itself, after {limit:,} env steps',
-      )
-
   def notes(self) -> Iterator[str]:
     """Yields notes on the environment for the user, a line each.
 
@@ -193,7 +182,34 @@ def make_suite(config: Any, *, discrete: bool) -> Suite:
     UsageError: actions are of the other kind, or as `Suite` has it.
   """
   suite = Suite(config)
-  if bool(suite.spaces.num_actions) != discrete:
+  _check(config, suite.spaces.num_actions, discrete=discrete)
+  return suite
+
+
+def check(sweep: Sweep, *, discrete: bool) -> None:
+  """Raises UsageError or RunError where `make_suite` would.
+
+  Each environment is looked at once, however many sweeps are checked.
+
+  Args:
+    sweep: a sweep as `resolved` returns it.
+    discrete: whether actions must be discrete rather than continuous.
+  """
+  for config in sweep.configs:
+    _check(config, _num_actions(config.environment), discrete=discrete)
+
+
+@functools.cache
+def _num_actions(name: str) -> int:
+  """The number of an environment's actions; 0 for continuous ones."""
+  with option_errors('environment', name):
+    environments = GymnasiumEnvironments(name, 1, seed=0)
+  with contextlib.closing(environments):
+    return environments.num_actions
+
+
+def _check(config: Any, num_actions: int, *, discrete: bool) -> None:
+  if bool(num_actions) != discrete:
     kind, other, launcher = 'discrete', 'continuous', 'control'
     if not discrete:
       kind, other, launcher = 'continuous', 'discrete', 'gym'
@@ -203,8 +219,15 @@ def make_suite(config: Any, *, discrete: bool) -> Suite:
       f'have {kind} actions; those with {other} actions are for python -m '
       f'experiments.{launcher}',
     )
-  suite.check_episode_cap()
-  return suite
+  limit = gym.episode_limit(config.environment)
+  default = type(config).eval_episode_env_steps
+  if limit is not None and config.eval_episode_env_steps != default:
+    refuse(
+      config,
+      'eval_episode_env_steps',
+      f'not be given with --environment={config.environment}, which is stepped '
+      f'on the host and cuts its episodes itself, after {limit:,} env steps',
+    )
 
 
 def resolved(sweep: Sweep) -> Sweep:

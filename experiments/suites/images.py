@@ -28,6 +28,7 @@ from experiments.config.declaring import (
 from siamrl import images as pictures, probing
 from siamrl.augment import AUGMENTATIONS
 from siamrl.envs import frames
+from siamrl.envs.ale import resolve_game
 from siamrl.networks.siamese import as_float
 from siamrl.types import Metrics
 
@@ -134,6 +135,25 @@ def make_task(config: ImageOptions) -> Task:
   )
 
 
+def check_source(config: ImageOptions) -> None:
+  """Raises UsageError for images that are none of a package and no file."""
+  source = config.images
+  if source in pictures.NAMES or pathlib.Path(source).exists():
+    return
+  game = _FRAMES.fullmatch(source)
+  if not game:
+    raise _unknown(config)
+  with option_errors('images', source):
+    resolve_game(game[1])
+
+
+def _unknown(config: ImageOptions) -> UsageError:
+  return UsageError(
+    f'--images={config.images}: no such file or folder, and none of '
+    f'{", ".join(pictures.NAMES)}, frames:GAME'
+  )
+
+
 @functools.cache
 def _make_task(config: ImageOptions) -> Task:
   """Reads the images; caches them by these options only."""
@@ -142,10 +162,7 @@ def _make_task(config: ImageOptions) -> Task:
   except FileNotFoundError as error:
     if config.images in pictures.NAMES:
       raise RunError(f'--images={error}') from error
-    raise UsageError(
-      f'--images={config.images}: no such file or folder, and none of '
-      f'{", ".join(pictures.NAMES)}, frames:GAME'
-    ) from error
+    raise _unknown(config) from error
   except (ValueError, ImportError, OSError) as error:
     kind = UsageError if isinstance(error, ValueError) else RunError
     text = str(error).removeprefix(f'{pathlib.Path(config.images)}: ')

@@ -24,6 +24,22 @@ class Task(NamedTuple):
   process: TabularMDP | None
 
 
+def resolve(name: str, *, continuous: bool, flag: str = 'environment') -> str:
+  """The registry's name of an environment, in any spelling.
+
+  Args:
+    name: a name of the registry.
+    continuous: whether its actions must be continuous.
+    flag: the flag that names it, for errors.
+
+  Raises:
+    UsageError: there is none.
+    RunError: a package that it needs is not installed.
+  """
+  with option_errors(flag, name):
+    return resolve_environment(name, continuous=continuous)
+
+
 @functools.cache
 def make_task(
   name: str, *, continuous: bool = False, flag: str = 'environment'
@@ -40,8 +56,8 @@ def make_task(
     RunError: a package that it needs is not installed, or its answers are not
       what it declares.
   """
+  known = resolve(name, continuous=continuous, flag=flag)
   with option_errors(flag, name):
-    known = resolve_environment(name, continuous=continuous)
     environment = ENVIRONMENTS[known]()
     check_jax_environment(known, environment)
   process = PROCESSES[known]() if known in PROCESSES else None

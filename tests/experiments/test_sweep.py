@@ -20,7 +20,9 @@ def _cells(tmp_path, text):
   path = tmp_path / 'sweep.toml'
   path.write_text(text)
   file = sweep_files.read(path, launchers.NAMES)
-  return make_cells(file, launchers.options_of, launchers.compiles)
+  return make_cells(
+    file, launchers.options_of, launchers.compiles, launchers.check
+  )
 
 
 def _refused(tmp_path, text):
@@ -204,6 +206,67 @@ def test_what_is_no_sweep_is_refused(tmp_path, text, words):
   assert words in _refused(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    (
+      'launcher = "classic"\n[axes]\nenvironment = ["catch", "CartPol-v1"]',
+      "--environment=CartPol-v1: no environment 'CartPol-v1'; the closest are: "
+      'cartpole',
+    ),
+    (
+      'launcher = "minatar"\nflags = "--game=breakot"',
+      'breakot: no Min',
+    ),
+    (
+      'launcher = "atari"\n[arms]\na = ""\nb = "--game=breakot"',
+      'sweep.toml, arm b: --game=breakot: no Atari game',
+    ),
+    (
+      'launcher = "gym"\n[axes]\nenvironment = ["Pendulum-v1"]',
+      'must have discrete actions',
+    ),
+    (
+      'launcher = "control"\nflags = "--eval_environment=penduum"',
+      "--eval_environment=penduum: no environment 'penduum'",
+    ),
+    (
+      'launcher = "control"\n'
+      'flags = "--environment=HalfCheetah-v5 --eval_episode_env_steps=5"',
+      'which is stepped on the host',
+    ),
+    ('launcher = "siamese"\nflags = "--images=frames:pogn"', "game 'pogn'"),
+    (
+      'launcher = "siamese"\nflags = "--images=digit"',
+      'no such file or folder',
+    ),
+    (
+      'launcher = "offline"\nflags = "--dataset=none.npz"',
+      '--dataset=none.npz cannot be read: No such file',
+    ),
+    (
+      'launcher = "lab"\nflags = "--problem=self_prediction '
+      '--target_update=projected_soft"',
+      'target_update=projected_soft must be one of',
+    ),
+    # Checks of a whole command line see all runs of a cell, and its seeds.
+    (
+      'launcher = "classic"\nseeds = 2\nflags = "--share=batch"',
+      '--share=batch must be runs where --seeds=2',
+    ),
+    (
+      'launcher = "classic"\nflags = "--tau=0.1,0.2"\n'
+      '[axes]\ntarget_update = ["soft", "hard"]',
+      '--tau=0.1,0.2 must be one value',
+    ),
+  ],
+)
+def test_what_a_launcher_refuses_is_refused_before_any_cell_begins(
+  tmp_path, text, words
+):
+  assert words in _refused(tmp_path, text)
+
+
 def test_closest_names_of_an_axis(tmp_path):
   message = _refused(tmp_path, CLASSIC + '[axes]\ntaget_period = [1]\n')
   assert 'the closest are target_period' in message
@@ -216,7 +279,7 @@ def _drive(folder, cells):
 
 def test_cells_may_be_added_and_not_changed(tmp_path):
   folder = SweepFolder(tmp_path / 'runs')
-  text = CLASSIC + 'flags = "--target_update=soft"\n[axes]\n'
+  text = CLASSIC + 'flags = "--target_update=soft --tau=0.5"\n[axes]\n'
   game = text + 'environment = ["catch"]\n'
   assert _drive(folder, _cells(tmp_path, game)) == []
   more = game.replace('"catch"', '"cartpole", "catch"')
@@ -224,15 +287,15 @@ def test_cells_may_be_added_and_not_changed(tmp_path):
   assert list(folder.cells()) == ['environment=catch', 'environment=cartpole']
   # One that the file has no more stays, and is said.
   assert _drive(folder, _cells(tmp_path, game)) == ['environment=cartpole']
-  changed = _cells(tmp_path, more.replace('soft"', 'soft --tau=0.5"'))
+  changed = _cells(tmp_path, more.replace('tau=0.5', 'tau=0.25'))
   _begin(folder, 'environment=catch')
   with pytest.raises(UsageError) as error:
     _drive(folder, changed)
   assert '1 of these cells with other options' in str(error.value)
-  assert '--tau: (default) in the folder, 0.5 now' in str(error.value)
+  assert '--tau: 0.5 in the folder, 0.25 now' in str(error.value)
   # One that waits may have others.
   _drive(folder, [cell for cell in changed if 'cartpole' in cell.name])
-  assert folder.cells()['environment=cartpole']['options']['tau'] == '0.5'
+  assert folder.cells()['environment=cartpole']['options']['tau'] == '0.25'
 
 
 def test_the_folder_of_another_sweep_is_refused(tmp_path):
