@@ -55,6 +55,8 @@ first two write their numbers into OUTPUT-KIND.csv:
                prints the THC score, whether settings rank alike in all tasks
   profiles     the fraction of runs that score above each threshold
   improvement  how likely a run of one setting exceeds one of another
+  differences  how far each setting lies above the first one, or the one of
+               --baseline before it; a pane for each task, in its own unit
   efficiency   the interquartile mean over steps, and over wall time where it
                was measured (OUTPUT-efficiency-time.png)
 
@@ -151,6 +153,14 @@ class PlotConfig:
     'known, range for several tasks, none for one.',
     one_of(kinds.NORMALIZATIONS),
     when=given('kind', 'aggregates', 'profiles', 'efficiency'),
+    refused=True,
+  )
+  baseline: str | None = option(
+    None,
+    'Values, separated by commas, of the settings that others are compared '
+    'with: each with the last of these before it. If not given, all are '
+    'compared with the first one.',
+    when=given('kind', 'differences'),
     refused=True,
   )
   vector: str | None = option(

@@ -306,6 +306,66 @@ def _improvement(config: Any, study: Study) -> None:
   )
 
 
+def _differences(config: Any, study: Study) -> None:
+  """How far settings differ from a baseline, with a pane for each task."""
+  scores, note = together.final_scores(study)
+  asked = [] if config.baseline is None else config.baseline.split(',')
+  found: dict[str, dict[str, Estimate]] = {}
+  against: dict[tuple[str, str], str] = {}
+  counts: set[int] = set()
+  for task in study.tasks:
+    part = study.of_task(task)
+    baseline = None
+    for point, name in zip(part.settings, part.names(), strict=True):
+      runs = scores[study.settings.index(point), task]
+      counts.add(len(runs))
+      if any(str(value) in asked for value in point.values()) or (
+        baseline is None and not asked
+      ):
+        baseline = name, runs
+        continue
+      if baseline is None:
+        raise UsageError(
+          f'--baseline={config.baseline} must name a setting of {task} that '
+          f'comes before {name}'
+        )
+      against[task, name] = baseline[0]
+      found.setdefault(name, {})[task] = statistics.difference(
+        runs[:, None], baseline[1][:, None], statistics.mean
+      )
+  if not found:
+    raise UsageError(
+      f'--kind=differences must have two settings, and --runs={config.runs} '
+      f'has {len(study.settings)}'
+    )
+  unknown = (np.array(np.nan),) * 3
+  comparisons.plot_aggregates(
+    f'{config.output}-differences.png',
+    {
+      task: {name: each.get(task, unknown) for name, each in found.items()}
+      for task in study.tasks
+    },
+    label=sweep_figures.words(study.y),
+    title='difference from ' + ' or '.join(dict.fromkeys(against.values())),
+    explanation=_caption(
+      "difference of means over seeds, with Welch's 95 % interval",
+      f'seeds: {", ".join(map(str, sorted(counts)))}; score: {_last(note)}',
+      note,
+      *study.notes,
+    ),
+    zero=True,
+  )
+  _write(
+    f'{config.output}-differences.csv',
+    ['task', 'setting', 'baseline'],
+    [
+      ([task, name, against[task, name]], found[name][task])
+      for task, name in against
+    ],
+    [f'score: {_last(note)}', *([note] if note else []), *study.notes],
+  )
+
+
 def _efficiency(config: Any, study: Study) -> None:
   """The aggregate over tasks, over steps, and over wall time if measured."""
   clocks: dict[str, tuple[str, float, Callable]] = {
@@ -385,6 +445,7 @@ _BY_KIND: dict[str, Callable[[Any, Study], None]] = {
   'aggregates': _aggregates,
   'profiles': _profiles,
   'improvement': _improvement,
+  'differences': _differences,
   'efficiency': _efficiency,
 }
 KINDS = tuple(_BY_KIND)

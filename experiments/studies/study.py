@@ -3,8 +3,8 @@
 A study is `experiments/studies/NAME.toml`, a sweep file that also says what it
 asks, what it costs, and which columns and figures it needs. With
 `arms_are_tasks = true` its arms are tasks, perhaps of several launchers, rather
-than agents. Its criteria are in
-`experiments/studies/CRITERIA.py`, which has COLUMNS and `judge`; several
+than agents; those named "TASK:ARM" are several arms of a task. Its criteria are
+in `experiments/studies/CRITERIA.py`, which has COLUMNS and `judge`; several
 studies may share them.
 """
 
@@ -175,7 +175,8 @@ def _rows(
     raise ValueError(f'no column {study.columns[0]!r}')
   known = {k: v for k, v in point.items() if k not in (*by, RUN_COLUMN)}
   if study.arms_are_tasks:
-    known = {'environment': known.pop(ARM_COLUMN)} | known
+    task, _, arm = known.pop(ARM_COLUMN).partition(':')
+    known = {'environment': task} | ({ARM_COLUMN: arm} if arm else {}) | known
   elif ARM_COLUMN in known:
     tasks = [n for n in TASK_COLUMNS if n in flags and n not in (*by, *known)]
     known |= {name: flags[name] for name in tasks}

@@ -28,6 +28,7 @@ def plot_aggregates(
   label: str,
   title: str = '',
   explanation: str = '',
+  zero: bool = False,
 ) -> None:
   """Draws a pane for each aggregate, with a row for each setting.
 
@@ -38,6 +39,7 @@ def plot_aggregates(
     label: label of the scores, with their unit.
     title: text above the panes.
     explanation: text below them.
+    zero: whether to draw a line at 0.
 
   Raises:
     ImportError: if Matplotlib is not installed.
@@ -56,6 +58,8 @@ def plot_aggregates(
       _tidy_rows(axes, [''] * len(names) if below else names)
       for row, estimate in enumerate(estimates.values()):
         _bar(axes, row, estimate, COLORS[row % len(COLORS)])
+      if zero:
+        axes.axvline(0, color=drawing.GRAY, linestyle='--', linewidth=0.8)
       axes.set_title(about, loc='left')
       axes.locator_params(axis='x', nbins=4)
     for axes in grid[len(found) :]:

@@ -47,7 +47,7 @@ PRESETS = {
     *('dopamine_dqn_acrobot', 'pqn_cartpole', 'quickstart_sweep'),
     *('soft_divergence', 'twin_age_cartpole', 'twin_age_catch'),
     *('twin_grid_cartpole', 'cleanrl_c51_cartpole', 'cleanrl_c51_acrobot'),
-    *('cleanrl_pqn_cartpole', 'cleanrl_pqn_acrobot'),
+    *('cleanrl_pqn_cartpole', 'cleanrl_pqn_acrobot', 'twin_defects_cartpole'),
   ),
   minatar: (
     *('minatar_dqn', 'dopamine_dqn_minatar', 'pqn_minatar', 'spr_minatar'),
@@ -57,13 +57,14 @@ PRESETS = {
     *('minatar_table_iqn', 'minatar_table_rainbow', 'minatar_table_m_iqn'),
     *('minatar_table_pqn', 'minatar_table_stream_q', 'twin_distributions_dqn'),
     *('twin_distributions_c51', 'twin_distributions_qrdqn'),
-    *('stream_q_minatar', 'qrc_minatar'),
+    *('stream_q_minatar', 'qrc_minatar', 'twin_defects_breakout'),
   ),
   gym: ('zoo_dqn_lunar_lander', 'zoo_qrdqn_lunar_lander'),
   control: (
     *('td3', 'td3_paper', 'sac', 'sac_hard', 'ddpg', 'cleanrl_ddpg'),
     *('cleanrl_td3', 'cleanrl_sac', 'td3_pendulum', 'sac_pendulum'),
-    *('twin_rate', 'crossq', 'crossq_pendulum'),
+    *('twin_rate', 'crossq', 'crossq_pendulum', 'twin_defects_pendulum'),
+    'twin_defects_normalized',
   ),
   offline: ('fqi_car_on_hill', 'fqi_chain'),
   lab: (

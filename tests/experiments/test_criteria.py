@@ -22,6 +22,7 @@ from experiments.studies import (
   spr_minatar,
   target_free_gap,
   twin_age,
+  twin_defects,
   twin_distributions,
   twin_minatar,
   twin_rate,
@@ -671,6 +672,55 @@ def test_twin_distributions(tmp_path):
   )
   assert _verdicts(claims)[:3] == [False, False, True]
   assert _verdicts(claims)[3:] == [False] * 4 + [True]
+
+
+def _defects(tmp_path, name, costs):
+  """Levels of all arms in a task: 100 less what a defect costs."""
+  arms = {'right', *twin_defects.COSTLY[name], *twin_defects.HARMLESS[name]}
+  arms |= {'normalized'} & set(twin_defects.RIGHT.values())
+  points = _of_arms(*sorted(arms), environment=[name])
+  levels = {'normalized': 50.0, 'statistics_left_behind': 50.0}
+  return twin_defects.judge(
+    _finals(
+      tmp_path,
+      points,
+      lambda p: levels.get(p['arm'], 100.0) - costs.get(p['arm'], 0.0),
+    )
+  )
+
+
+def test_twin_defects(tmp_path):
+  claims = _defects(
+    tmp_path / 'a',
+    'pendulum',
+    dict.fromkeys(twin_defects.COSTLY['pendulum'], 1.0),
+  )
+  assert _verdicts(claims) == [True] * 9
+  assert 'statistics_left_behind costs return (49 against 50)' in claims[6].text
+  claims = _defects(
+    tmp_path / 'b', 'breakout', {'alias': 1.0, 'lost_update': -1.0}
+  )
+  assert _verdicts(claims) == [*[False] * 5, *[True] * 4]
+  with pytest.raises(ValueError, match='environment=walk is no task of this'):
+    twin_defects.judge(
+      _finals(
+        tmp_path / 'c', _of_arms('right', environment=['walk']), lambda p: 1.0
+      )
+    )
+
+
+def test_each_defect_of_a_study_has_one_claim():
+  claims = [
+    f'{name}:{defect}'
+    for group in (twin_defects.COSTLY, twin_defects.HARMLESS)
+    for name, defects in group.items()
+    for defect in defects
+  ]
+  rights = ('right', *twin_defects.RIGHT.values())
+  arms = studies.read_study('twin_defects').sweep.arms
+  assert sorted(claims) == sorted(
+    arm for arm in arms if arm.split(':')[1] not in rights
+  )
 
 
 def test_cleanrl_classic(tmp_path):

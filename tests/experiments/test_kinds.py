@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from experiments import plot
 from experiments.config import executing
@@ -112,6 +113,29 @@ def test_aggregates(study, tmp_path, capsys):
   assert [line for line in said.splitlines() if 'wrote' in line] == files
   assert _figure(tmp_path / 'out-aggregates.png')[0] == 792  # 3.3 inches
   assert len(list(tmp_path.glob('out*'))) == 2
+
+
+def test_differences(study, tmp_path):
+  """Welch's intervals by task, from the first setting or a named one."""
+  out = f'--output={tmp_path}/out'
+  assert not _plot(str(study), '--kind=differences', out)
+  notes, rows = _table(tmp_path / 'out-differences.csv')
+  assert notes == ['# score: last 10 % of the runs']
+  assert [(r['task'], r['setting'], r['baseline']) for r in rows] == [
+    (task, 'b', 'a') for task in ('cartpole', 'acrobot', 'catch')
+  ]
+  for row in rows:
+    a, b = (np.array(FINALS[row['task'], agent], float) for agent in 'ab')
+    squares = np.array([x.var(ddof=1) / 3 for x in (a, b)])
+    freedom = squares.sum() ** 2 / (squares**2 / 2).sum()
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(squares.sum())
+    middle = b.mean() - a.mean()
+    np.testing.assert_allclose(
+      _ends(row), [middle, middle - half, middle + half], rtol=1e-4
+    )
+  assert _figure(tmp_path / 'out-differences.png')[0] == 792
+  assert _plot(str(study), '--kind=differences', '--baseline=b', out) == 2
+  assert _plot(str(study), '--kind=final', '--baseline=b', out) == 2
 
 
 def test_profiles_and_improvement(study, tmp_path):

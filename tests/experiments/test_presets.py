@@ -50,6 +50,10 @@ GRIDS = (
   'twin_distributions_dqn',
   'twin_distributions_c51',
   'twin_distributions_qrdqn',
+  'twin_defects_cartpole',
+  'twin_defects_breakout',
+  'twin_defects_pendulum',
+  'twin_defects_normalized',
 )
 GYM = ('zoo_dqn_lunar_lander', 'zoo_qrdqn_lunar_lander')
 PRESETS = sorted(

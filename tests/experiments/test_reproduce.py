@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import launchers, plot, reproduce, sweep
-from experiments.config import collecting, executing, reading
+from experiments.config import collecting, executing, reading, users
 from experiments.config.declaring import RunError
 from experiments.engines import driving
 from experiments.engines.cells import Cell
@@ -36,6 +36,17 @@ FAMILIES = {
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def _registries(monkeypatch):
+  """Leaves the rules as they were: studies may bring their own."""
+  monkeypatch.setattr(users, '_known', set(users._known))
+  before = [(r, dict(r)) for r in (twins.RULES, twins.PARAMETERS)]
+  yield
+  for registry, kept in before:
+    registry.clear()
+    registry.update(kept)
 
 
 def _sweep(name):
@@ -364,6 +375,10 @@ def test_arms_that_are_tasks():
     *('environment', 'tau', 'seed', 'env_steps', 'train_return')
   ]
   assert row['environment'] == 'pole' and row['tau'] == 0.1
+  point = {'arm': 'pole:wrong'}
+  row, _ = studies._rows(read, point, study._replace(arms_are_tasks=True))
+  assert list(row)[:3] == ['environment', 'arm', 'tau']
+  assert row['environment'] == 'pole' and row['arm'] == 'wrong'
 
 
 def test_runs_of_the_host_have_folders_of_their_own(toy):
