@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from siamrl import diagnostics, museum, twins
+from siamrl import conformance, diagnostics, museum, twins
 from siamrl.conformance import defects
 from siamrl.learner import ClockedTwin, make_learner
 from siamrl.parameters import FieldError
@@ -203,6 +203,62 @@ def test_the_same_as_without_jax(name):
     ours, target = step(given, ours, target, n)
     chex.assert_trees_all_close(target, expected, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(ours, online, rtol=1e-5, atol=1e-5)
+
+
+def _update(twin):
+  """A rule as an update that may write the online parameters in place."""
+  moved = jax.jit(twin.update)
+  shifted = jax.jit(twin.shift or (lambda online, target, step: online))
+
+  def update(online, target, step):
+    after = moved(online, target, step)
+    written = shifted(online, target, step)
+    jax.tree.map(lambda leaf, new: np.copyto(leaf, new), online, written)
+    return after
+
+  return update
+
+
+ASKED = {
+  'double_rule': (dict(tau=0.3, target_period=20), dict(tau=0.3)),
+  'tau_ignored': (dict(target_period=1, default_tau=1.0), dict(tau=0.3)),
+  'once_per_block': (
+    dict(tau=0.3, target_period=1, block_steps=8),
+    dict(tau=0.3),
+  ),
+}
+# JAX's arrays share no memory, so that an alias breaks the law of the clock.
+CAUGHT = {name: d.law for name, d in defects.DEFECTS.items()}
+CAUGHT['alias'] = 'clock'
+
+
+@pytest.mark.parametrize('name', museum.EXHIBITS)
+def test_the_check_names_the_defect(name):
+  hard = (GIVEN | dict(tau=1.0, target_period=20), dict(period=20))
+  given, asked = ASKED.get(name, hard)
+  twin = twins.make_rule(name, **{n: given[n] for n in twins.takes(name)})
+  fresh = jax.tree.map(np.ones_like, _parameters(0))
+  with pytest.raises(conformance.ConformanceError) as caught:
+    conformance.check(
+      _update(twin),
+      _parameters(0),
+      rule='hard' if 'period' in asked else 'soft',
+      init=twin.birth and (lambda online: twin.birth(online, fresh)),
+      calls=500,
+      **asked,
+    )
+  assert (caught.value.law, caught.value.defect) == (CAUGHT[name], name)
+
+
+def test_the_check_passes_the_right_rule():
+  conformance.check(
+    _update(museum.right(0.3, 20)),
+    _parameters(0),
+    rule='periodic_soft',
+    tau=0.3,
+    period=20,
+    calls=500,
+  )
 
 
 def test_every_defect_has_its_rule():
