@@ -64,6 +64,8 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
+  # The fixture check_twin.
+  entry_points={'pytest11': ['siamrl = siamrl.pytest_plugin']},
   packages=setuptools.find_packages(
     include=['siamrl', 'siamrl.*', 'experiments', 'experiments.*']
   ),

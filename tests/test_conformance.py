@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siamrl import twins
+from siamrl import pytest_plugin, twins
 from siamrl.conformance import (
   DEFECTS,
   LAWS,
@@ -371,3 +371,18 @@ def test_nothing_but_numpy_is_imported():
   )
   said = subprocess.check_output([sys.executable, '-c', script], text=True)
   assert said.strip() == '[]'
+
+
+def test_the_fixture_of_pytest(tmp_path, capsys):
+  (tmp_path / 'test_own.py').write_text(
+    'import numpy as np\n'
+    'def test_right(check_twin):\n'
+    "  check_twin(lambda o, t, g: o + 0, np.zeros(2), rule='hard', period=1)\n"
+    'def test_wrong(check_twin):\n'
+    "  check_twin(lambda o, t, g: o, np.zeros(2), rule='hard', period=1)\n"
+  )
+  here = ['-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', '--rootdir']
+  code = pytest.main([*here, str(tmp_path), str(tmp_path)], [pytest_plugin])
+  said = capsys.readouterr().out
+  assert code == 1 and '1 failed, 1 passed' in said
+  assert 'It looks like alias' in said

@@ -54,8 +54,19 @@ def _rows(path):
 
 
 def test_every_block_is_run_here():
-  words = ('order=', 'cautious', 'registry.register(', 'eval_return')
+  words = (
+    'order=',
+    'cautious',
+    'registry.register(',
+    'conformance',
+    'eval_return',
+  )
   assert sorted(BLOCKS) == sorted(_block(word) for word in words)
+
+
+def test_a_twin_of_ones_own_is_checked(capsys):
+  exec(_block('conformance'), {})
+  assert capsys.readouterr().out == 'hard, period = 500\n'
 
 
 def test_files_of_a_users_own_are_short():

@@ -1,8 +1,7 @@
 """Tests of target networks of any library, with NumPy alone.
 
 The question is whether a target network moves when it should, as far as it
-should, and as a whole. There are three ways to ask. `identify` says which rule
-an update is:
+should, and as a whole. `identify` says which rule an update is:
 
   >>> import numpy as np
   >>> from siamrl.conformance import check, identify
@@ -21,10 +20,10 @@ were seen, and the defect of the museum, `DEFECTS`, that looks like it:
   Traceback (most recent call last):
   siamrl.conformance.probing.ConformanceError: clock: ...
 
-As a test, with the fixture `twin` that comes with siamrl for pytest:
+Where siamrl is installed, pytest has it as a fixture:
 
-  def test_my_twin(twin):
-    twin.check(update, params, rule='hard', period=10_000)
+  def test_my_twin(check_twin):
+    check_twin(update, params, rule='hard', period=10_000)
 
 Updates that write their target in place, as is usual in PyTorch, are wrapped in
 `in_place`; parameters may be networks of PyTorch:
@@ -34,12 +33,13 @@ Updates that write their target in place, as is usual in PyTorch, are wrapped in
     online.parameters(), target.parameters(), 0.005))
   check(soft, network, rule='soft', tau=0.005)
 
-And `python -m siamrl.conformance TRACE` judges a file that any training loop
-can write; see `siamrl.conformance.traces`.
+`check_trace`, or `python -m siamrl.conformance TRACE`, judges a file that any
+training loop can write; see `siamrl.conformance.traces`.
 """
 
 from siamrl.conformance.defects import DEFECTS
 from siamrl.conformance.identifying import Identity, identify
+from siamrl.conformance.judging import check_trace
 from siamrl.conformance.laws import LAWS, check
 from siamrl.conformance.probing import ConformanceError, in_place
 
@@ -49,6 +49,7 @@ __all__ = [
   'ConformanceError',
   'Identity',
   'check',
+  'check_trace',
   'identify',
   'in_place',
 ]
