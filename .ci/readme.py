@@ -29,7 +29,8 @@ LIMIT_S = 600  # of one command
 COMPILE_FAST = (
   '--xla_backend_optimization_level=0 '
   '--xla_llvm_disable_expensive_passes=true '
-  '--xla_cpu_use_fusion_emitters=false'
+  '--xla_cpu_use_fusion_emitters=false '
+  '--xla_cpu_parallel_codegen_split_count=1'
 )
 # Flags that cut a run down to seconds, yet let it learn, evaluate and draw. The
 # numbers of frames are divisible by what is played between two gradient steps.

@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
@@ -56,25 +55,6 @@ SMALL = (
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)  # flag files are named from there
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _compiled_once():
-  """Runs here find on the disk what others have compiled."""
-  names = (
-    'jax_compilation_cache_dir',
-    'jax_persistent_cache_min_compile_time_secs',
-  )
-  before = [getattr(jax.config, name) for name in names]
-  for name, value in zip(
-    names, (os.environ['JAX_COMPILATION_CACHE_DIR'], 0.1), strict=True
-  ):
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in zip(names, before, strict=True):
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture
