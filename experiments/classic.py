@@ -22,13 +22,19 @@ import functools
 import math
 from typing import Any, NoReturn
 
-from experiments.config import executing, learning
-from experiments.config.declaring import UsageError, group, option, sizes
+from experiments.config import executing, learning, panel
+from experiments.config.declaring import (
+  UsageError,
+  group,
+  option,
+  refuse,
+  sizes,
+)
 from experiments.config.reading import Sweep
 from experiments.engines import sweeps
 from experiments.families import Task, q
 from experiments.suites import jax_native
-from siamrl.envs.registry import discrete
+from siamrl.envs.registry import SOLVED, discrete
 
 # Dopamine rescales observations between these to [-1, 1] (jax/networks.py).
 _LOWEST_HIGHEST = {
@@ -64,6 +70,15 @@ class ClassicConfig(q.CompiledConfig):
     f'{", ".join(_LOWEST_HIGHEST)}.',
     when=learning.DEFAULT_NETWORK,
   )
+  agreement: bool = option(
+    False,
+    'Compare gradients with the one toward optimal values, which are known for '
+    f'{", ".join(SOLVED)}: panel/agreement is the cosine between it and the '
+    'gradient in use, and panel/agreement/NAME that of a shadow.',
+    single=True,
+    when=panel.MEASURES,
+    refused=True,
+  )
 
 
 def make_task(config: ClassicConfig) -> Task:
@@ -71,7 +86,20 @@ def make_task(config: ClassicConfig) -> Task:
   name, environment, process = jax_native.make_task(config.environment)
   bounds = _bounds(config, name)
   network = functools.partial(learning.make_mlp, config, bounds=bounds)
-  return Task(name, environment, network, process=process)
+  observations = None
+  if config.agreement:
+    if name not in SOLVED:
+      refuse(
+        config,
+        'agreement',
+        f'go with one of {", ".join(SOLVED)}, whose optimal values are known, '
+        f'not --environment={name}',
+      )
+    make_process, observe = SOLVED[name]
+    process, observations = make_process(), observe and observe()
+  return Task(
+    name, environment, network, process=process, observations=observations
+  )
 
 
 def _bounds(config: ClassicConfig, name: str) -> Any:

@@ -26,7 +26,7 @@ from experiments.config.declaring import (
 from experiments.config.panel import PanelOptions
 from experiments.config.twin import TwinOptions
 from siamrl import schedule
-from siamrl.diagnostics import STRIDE
+from siamrl.diagnostics import shortest_period
 from siamrl.learner import TwinSpec
 from siamrl.replay.device import DeviceReplay
 from siamrl.runners import scan
@@ -227,7 +227,7 @@ def check_shadows(config: Any, age: float) -> None:
     age: mean age of the twin in gradient steps, which shadows match.
   """
   steps = make_schedule(config).regress
-  if steps > min(STRIDE, 2 * age + 1):
+  if steps > shortest_period(config.shadows.split('+'), age):
     refuse(
       config,
       'shadows',

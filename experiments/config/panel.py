@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import re
 from typing import Any
 
 import chex
@@ -18,21 +17,28 @@ from experiments.config.declaring import (
   refuse,
 )
 from siamrl import diagnostics
-from siamrl.diagnostics import SHADOWS, STRIDE, Panel
+from siamrl.diagnostics import SHADOWS, STRIDE, KnownValues, Panel
 from siamrl.learner import Learner
 from siamrl.networks.activations import activations
 
+
+def _are_shadows(text: str) -> bool:
+  names = text.split('+')
+  try:
+    for name in names:
+      diagnostics.split_shadow(name)
+  except ValueError:
+    return False
+  return len(set(names)) == len(names)
+
+
 _SHADOWS = Bound(
-  lambda text: (
-    re.fullmatch(r'\w+(\+\w+)*', text) is not None
-    and set(text.split('+')) <= set(SHADOWS)
-    and len(set(text.split('+'))) == len(text.split('+'))
-  ),
-  f'one or several of {", ".join(SHADOWS)}, joined by +',
+  _are_shadows,
+  f'one or several of {", ".join(SHADOWS)}, hard:PERIOD and soft:RATE, joined '
+  'by +',
 )
 
-
-_MEASURES = is_set('panel_period', '1 or more')
+MEASURES = is_set('panel_period', '1 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +60,7 @@ class PanelOptions:
     'and kept. Ranks are at most this large.',
     POSITIVE,
     single=True,
-    when=_MEASURES,
+    when=MEASURES,
   )
   shadows: str | None = option(
     None,
@@ -62,10 +68,11 @@ class PanelOptions:
     'and gradients are computed, too. Shadows are born equal, move after '
     'gradient steps, and are about as old as the twin, or as a hard copy with '
     f'--target_period if it has no age; but soft moves every {STRIDE} gradient '
-    f'steps, so that it is at least {(STRIDE - 1) / 2:g} old',
+    f'steps, so that it is at least {(STRIDE - 1) / 2:g} old. hard:PERIOD and '
+    'soft:RATE are rules of this period or rate, per gradient step',
     _SHADOWS,
     single=True,
-    when=_MEASURES,
+    when=MEASURES,
     refused=True,
   )
   reward_bound: float = option(
@@ -74,7 +81,7 @@ class PanelOptions:
     'reward_bound / (1 - discount) count as soft divergence.',
     POSITIVE,
     single=True,
-    when=_MEASURES,
+    when=MEASURES,
   )
 
 
@@ -113,6 +120,7 @@ def make_panel(
   age: Callable[[], chex.Numeric],
   network: nn.Module | None = None,
   discount: chex.Numeric | None = None,
+  known: KnownValues | None = None,
 ) -> Panel | None:
   """The panel that the options describe, if they ask for one.
 
@@ -122,6 +130,7 @@ def make_panel(
     age: -> gradient steps that its twin is old on average, for shadows.
     network: the base agent's network, to look into; None for no such columns.
     discount: per env step, of values that are bound by `reward_bound`.
+    known: returns the values that should be learned, to compare gradients with.
 
   Raises:
     UsageError: the rule in use cannot be compared with others.
@@ -148,4 +157,5 @@ def make_panel(
     reward_bound=config.reward_bound,
     discount=discount,
     shadows=shadows,
+    known=known,
   )

@@ -4,6 +4,8 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from siamrl.augment import Augmentation
 from siamrl.envs.tabular import TabularMDP
 from siamrl.types import JaxEnvironment
@@ -37,6 +39,8 @@ class Task:
     network: number of actions -> network; None where the family makes it.
     packed: whether boolean observations are stored as bits.
     process: the exact process, if it is known.
+    observations: float32 [S, ...] of the states of the process; None if they
+      are one-hot.
     eval_environment: to evaluate in, if it is another one.
     augment: the augmentation of observations that are learned from.
   """
@@ -46,5 +50,6 @@ class Task:
   network: Callable[[int], Any] | None = None
   packed: bool = False
   process: TabularMDP | None = None
+  observations: np.ndarray | None = None
   eval_environment: JaxEnvironment | None = None
   augment: Augmentation | None = None

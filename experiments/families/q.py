@@ -59,7 +59,7 @@ from experiments.families import Family, Task
 from siamrl import learner, rewards, schedule
 from siamrl.agents import latent, q
 from siamrl.augment import Augmentation
-from siamrl.diagnostics import Panel
+from siamrl.diagnostics import KnownValues, Panel, known_values
 from siamrl.envs.tabular import optimal_probe
 from siamrl.learner import Learner, TwinSpec
 from siamrl.networks.q_network import QNetwork
@@ -175,6 +175,8 @@ class CompiledConfig(
 def check(config: CompiledConfig) -> None:
   """Raises UsageError for options that do not go together."""
   collect_options.check(config)
+  if getattr(config, 'agreement', False):
+    _check_agreement(config)
   streams.check(config)
   with usage_errors():
     target_options.parameters(config)
@@ -185,6 +187,16 @@ def check(config: CompiledConfig) -> None:
     _check_rollout(config, config.iteration_env_steps)
     return
   collect_options.check_replay(config)
+
+
+def _check_agreement(config: Any) -> None:
+  """Raises UsageError where gradients cannot be compared with known values."""
+  if not streams.LEARNS_ROUNDS.holds(config):
+    refuse(config, 'agreement', f'be given {streams.LEARNS_ROUNDS.words}')
+  if config.discount == 1:
+    refuse(config, 'discount', 'be below 1 with --agreement')
+  if config.spr_steps:
+    refuse(config, 'spr_steps', 'be 0 with --agreement')
 
 
 def _check_rollout(config: Any, iteration_env_steps: int) -> None:
@@ -246,7 +258,9 @@ def _optimal(config: CompiledConfig, task: Task) -> dict[str, np.ndarray]:
   )
   # Without a discount they are unknown, but runs of a program need equal keys.
   obs, values = optimal_probe(
-    dataclasses.replace(process, rewards=learned), min(config.discount, 0.999)
+    dataclasses.replace(process, rewards=learned),
+    min(config.discount, 0.999),
+    task.observations,
   )
   if config.discount == 1:
     values = np.full_like(values, np.nan)
@@ -332,6 +346,7 @@ def _make_panel(
   learner_: Learner,
   discount: Any,
   age: Callable[[], Any],
+  known: KnownValues | None = None,
 ) -> Panel | None:
   looked_at = of_agent(config, network)
   return panel_options.make_panel(
@@ -340,6 +355,7 @@ def _make_panel(
     age=age,
     network=latent_options.looked_at(config, looked_at),
     discount=discount,
+    known=known,
   )
 
 
@@ -366,6 +382,11 @@ def make_setup(
   )
   twin = twin_options.traced(twin_spec(config), settings)
   learner_ = make_learner(config, agent, twin, settings)
+  optimal, known = None, None
+  if 'optimal_obs' in settings:
+    optimal = settings['optimal_obs'], settings['optimal_values']
+    if getattr(config, 'agreement', False):
+      known = known_values(*optimal)
   return scan.Setup(
     learner=learner_,
     epsilon=_epsilon(settings),
@@ -380,10 +401,9 @@ def make_setup(
       learner_,
       settings['discount'],
       lambda: twin_options.mean_age(config, speeds(config), twin),
+      known,
     ),
-    optimal=(settings['optimal_obs'], settings['optimal_values'])
-    if 'optimal_obs' in settings
-    else None,
+    optimal=optimal,
   )
 
 

@@ -12,6 +12,7 @@ lifted agent's loss (the gradient).
 """
 
 from siamrl.diagnostics.age import Clock, make_clock
+from siamrl.diagnostics.agreeing import CHOICES, agreeing
 from siamrl.diagnostics.distances import (
   disagreement,
   functional_distance,
@@ -40,24 +41,32 @@ from siamrl.diagnostics.shadows import (
   matched_shadows,
   shadows_follow,
   shadows_init,
+  shortest_period,
+  split_shadow,
   strided_soft,
 )
 from siamrl.diagnostics.targets import TDSplit, churn, target_drift, td_split
 from siamrl.diagnostics.values import (
+  KnownValues,
   bias_exact,
+  gradient_toward,
+  known_values,
   monte_carlo,
   overestimation,
   soft_divergence,
 )
 
 __all__ = [
+  'CHOICES',
   'Clock',
+  'KnownValues',
   'Look',
   'Panel',
   'PanelState',
   'SHADOWS',
   'STRIDE',
   'TDSplit',
+  'agreeing',
   'bias_exact',
   'churn',
   'counterfactuals',
@@ -68,6 +77,8 @@ __all__ = [
   'effective_rank',
   'functional_distance',
   'gradient_cosine',
+  'gradient_toward',
+  'known_values',
   'make_clock',
   'make_panel',
   'matched_shadows',
@@ -77,8 +88,10 @@ __all__ = [
   'parameter_distance',
   'shadows_follow',
   'shadows_init',
+  'shortest_period',
   'singular_values',
   'soft_divergence',
+  'split_shadow',
   'srank',
   'strided_soft',
   'target_drift',

@@ -32,7 +32,7 @@ from siamrl.diagnostics.shadows import (
   shape_of_params,
 )
 from siamrl.diagnostics.targets import churn, same_key, target_drift, td_split
-from siamrl.diagnostics.values import soft_divergence
+from siamrl.diagnostics.values import KnownValues, soft_divergence
 from siamrl.learner import ClockedTwin, Learner
 from siamrl.losses import td
 from siamrl.networks.activations import Activations
@@ -125,6 +125,7 @@ class _Measuring:
   discount: chex.Numeric | None
   shadows: Mapping[str, ClockedTwin]
   per_layer: bool
+  known: KnownValues | None
   clock: Clock
 
   def init(self, train: TrainState, probe: Any) -> PanelState:
@@ -195,9 +196,15 @@ class _Measuring:
     )
     dormant, of_features = self._features(state, online, probe)
     metrics |= of_features
-    if self.shadows:
+    if self.shadows or self.known is not None:
       metrics |= counterfactuals(
-        agent, self.learner.base, self.shadows, state.shadows, train, batch
+        agent,
+        self.learner.base,
+        self.shadows,
+        state.shadows,
+        train,
+        batch,
+        self.known,
       )
     return state.replace(
       ages=ages,
@@ -344,6 +351,7 @@ def make_panel(
   discount: chex.Numeric | None = None,
   shadows: Mapping[str, ClockedTwin] | None = None,
   per_layer: bool = True,
+  known: KnownValues | None = None,
 ) -> Panel:
   """Builds the panel of a run.
 
@@ -363,6 +371,8 @@ def make_panel(
     discount: discount per env step for `soft_divergence`; None to leave it out.
     shadows: other rules to compare with; see `shadows_init`.
     per_layer: whether to report layers too, as NAME/torso/Conv_0.
+    known: returns the values that should be learned, to compare gradients with;
+      None to leave `agreement` out.
 
   Returns:
     A panel that measures `twin_age`, `twin_distance`, `functional_distance`,
@@ -400,6 +410,7 @@ def make_panel(
     discount,
     shadows or {},
     per_layer,
+    known,
     make_clock(rule),
   )
   return Panel(

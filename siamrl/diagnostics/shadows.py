@@ -1,6 +1,8 @@
 """Shadows: other rules to compare with the one in use."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import re
 from typing import Any
 
 import chex
@@ -10,6 +12,7 @@ import optax
 
 from siamrl import twins
 from siamrl.diagnostics.targets import target_drift
+from siamrl.diagnostics.values import KnownValues, gradient_toward
 from siamrl.learner import ClockedTwin
 from siamrl.types import Agent, Metrics, Params, TrainState, Transition
 
@@ -44,6 +47,33 @@ SHADOWS = ('hard', 'soft', 'self', 'residual', 'frozen')
 STRIDE = 16
 
 
+def split_shadow(text: str) -> tuple[str, Any]:
+  """Splits 'hard:16' or 'soft:0.1' into a rule's name and its number.
+
+  Returns:
+    (name, number), None for a rule without a number: the period of a hard one
+    in gradient steps, or the rate of a soft one per gradient step.
+
+  Raises:
+    ValueError: the text does not name a shadow.
+  """
+  name, colon, number = text.partition(':')
+  if name not in SHADOWS:
+    raise ValueError(f'{text!r} must begin with one of {", ".join(SHADOWS)}')
+  if not colon:
+    return name, None
+  if name == 'hard' and re.fullmatch('[1-9][0-9]{0,8}', number):
+    return name, int(number)
+  if name == 'soft' and re.fullmatch(r'[0-9.]+(e-?[0-9]+)?', number):
+    with contextlib.suppress(ValueError):  # such as 1.2.3
+      if 0 < float(number) <= 1:
+        return name, float(number)
+  raise ValueError(
+    f'{text!r} must have a period from 1 on after hard, a rate in (0, 1] after '
+    'soft, and nothing after other names'
+  )
+
+
 def matched_shadows(
   names: Sequence[str], age: chex.Numeric
 ) -> dict[str, ClockedTwin]:
@@ -51,22 +81,46 @@ def matched_shadows(
 
   These are a hard twin of period 2 age + 1 and a soft one of rate 1 / (age +
   1). The soft one moves in strides of `STRIDE` gradient steps, so its age is at
-  least half a stride.
+  least half a stride. Names with numbers, such as hard:16 or soft:0.1, are
+  rules of this period or rate, which need not match.
 
   Args:
-    names: names in `SHADOWS`.
+    names: names in `SHADOWS`, perhaps with numbers; see `split_shadow`.
     age: age in gradient steps, such as `TwinSpec.mean_age`; may be traced.
+
+  Raises:
+    ValueError: a name is unknown, or its number is not allowed.
   """
-  # Clipped to an int32; no run reaches longer periods.
-  period = jnp.clip(jnp.round(2 * age + 1), 1, 2**30).astype(jnp.int32)
-  rules = {
-    'hard': ClockedTwin(twins.hard(), period),
-    'soft': strided_soft(1 / (age + 1), STRIDE),
-    'self': ClockedTwin(twins.self_copy()),
-    'residual': ClockedTwin(twins.residual()),
-    'frozen': ClockedTwin(twins.frozen(), twins.NEVER),
-  }
-  return {name: rules[name] for name in names}
+
+  def make(name: str, number: Any) -> ClockedTwin:
+    if name == 'hard':
+      if number is None:
+        # Clipped to an int32; no run reaches longer periods.
+        number = jnp.clip(jnp.round(2 * age + 1), 1, 2**30).astype(jnp.int32)
+      return ClockedTwin(twins.hard(), number)
+    if name == 'soft':
+      if number is None:
+        return strided_soft(1 / (age + 1), STRIDE)
+      return ClockedTwin(twins.soft(number))
+    if name == 'frozen':
+      return ClockedTwin(twins.frozen(), twins.NEVER)
+    return ClockedTwin(
+      twins.self_copy() if name == 'self' else twins.residual()
+    )
+
+  return {name: make(*split_shadow(name)) for name in names}
+
+
+def shortest_period(names: Sequence[str], age: chex.Numeric) -> Any:
+  """Gradient steps in which the fastest of `matched_shadows` moves once."""
+  return min(
+    min(STRIDE, 2 * age + 1)
+    if number is None
+    else number
+    if name == 'hard'
+    else 1
+    for name, number in map(split_shadow, names)
+  )
 
 
 def shape_of_params(base_agent: Agent, lift: Callable[[Agent], Agent]) -> Any:
@@ -165,6 +219,7 @@ def counterfactuals(
   state: Mapping[str, Any],
   train: TrainState,
   batch: Transition,
+  known: KnownValues | None = None,
 ) -> Metrics:
   """The targets and gradients that other rules would have given now.
 
@@ -175,6 +230,8 @@ def counterfactuals(
     state: their target parameters.
     train: the run's state.
     batch: batch of training data.
+    known: returns the values that should be learned, if they are known; see
+      `gradient_toward`.
 
   Returns:
     For each rule: `shadow_target/NAME`, the mean target; `shadow_gap/NAME`, the
@@ -182,7 +239,9 @@ def counterfactuals(
     gradient to the one in use (the ratio is NaN or inf if that is 0). Arrays
     whose gradients are equal bit for bit are left out, so that parts without
     any influence of the twin, such as an actor's own loss, do not make rules
-    look alike. If all are equal, all count.
+    look alike. If all are equal, all count. With known values also `agreement`
+    and `agreement/NAME`, the cosine between the gradient toward them and that
+    of the rule in use, or of each other rule; there all arrays count.
   """
   online_params = train.online_params
   key = jax.random.fold_in(train.key, train.gradient_steps)
@@ -196,8 +255,14 @@ def counterfactuals(
 
   y, grads = answer(agent, train.target_params)
   metrics: Metrics = {}
+  toward = None
+  if known is not None:
+    toward = gradient_toward(base_agent, known, online_params, batch, key)
+    metrics['agreement'] = gradient_cosine(grads, toward)
   for name, rule in shadows.items():
     y_other, other = answer(rule.twin.lift(base_agent), state[name])
+    if toward is not None:
+      metrics[f'agreement/{name}'] = gradient_cosine(other, toward)
     here, there = _where_they_differ(grads, other)
     metrics |= {
       f'shadow_target/{name}': jnp.mean(y_other),

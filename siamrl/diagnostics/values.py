@@ -1,10 +1,17 @@
-"""Comparison of values with returns: overestimation and divergence."""
+"""Comparison of values with returns, and with values that are known."""
+
+from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from siamrl.types import Metrics
+from siamrl import twins
+from siamrl.losses import td
+from siamrl.types import Agent, Metrics, Params, Transition
+
+# Observations [B, ...] -> their values [B, A].
+KnownValues = Callable[[chex.Array], chex.Array]
 
 
 def monte_carlo(
@@ -105,6 +112,58 @@ def bias_exact(
   """
   bias = jnp.mean(jnp.max(q, -1) - jnp.max(q_star, -1))
   return bias, jnp.max(jnp.abs(q - q_star))
+
+
+def known_values(obs: chex.Array, values: chex.Array) -> KnownValues:
+  """Builds the function that looks values up by observations.
+
+  Args:
+    obs: [S, ...] all observations that occur, no two of them equal.
+    values: [S, A] their values.
+
+  Returns:
+    A function of observations [B, ...], which gives those that do not occur the
+    values of the nearest one.
+  """
+  known = obs.reshape(len(obs), -1).astype(jnp.float32)
+  sizes, table = jnp.sum(jnp.square(known), -1), jnp.asarray(values)
+
+  def look_up(given: chex.Array) -> chex.Array:
+    given = given.reshape(len(given), -1).astype(jnp.float32)
+    products = jnp.matmul(given, known.T, precision='highest')
+    return table[jnp.argmin(sizes - 2 * products, -1)]
+
+  return look_up
+
+
+def gradient_toward(
+  agent: Agent,
+  known: KnownValues,
+  online_params: Params,
+  batch: Transition,
+  key: chex.PRNGKey,
+) -> Params:
+  """The gradient of the agent's loss with known values as targets.
+
+  It is that of regression on the values of the actions taken, with the function
+  of the error that the agent learns by.
+
+  Args:
+    agent: an agent of values of discrete actions, not lifted by any rule.
+    known: returns the values.
+    online_params: its parameters.
+    batch: transitions.
+    key: random key of the loss.
+  """
+  taken = jax.vmap(td.value_of)(known(batch.obs_tm1), batch.a_tm1)
+  grads, _ = jax.grad(agent.loss, has_aux=True)(
+    online_params,
+    twins.part(agent, online_params),
+    batch._replace(r_t=taken, discount_t=jnp.zeros_like(batch.discount_t)),
+    key,
+    bootstrap=None,
+  )
+  return grads
 
 
 def soft_divergence(

@@ -17,8 +17,11 @@ from collections.abc import Callable
 import functools
 import re
 
+import numpy as np
+
 from siamrl.envs import ale
 from siamrl.envs.car_on_hill import make_car_on_hill
+from siamrl.envs.catch import catch, catch_observations
 from siamrl.envs.gym import resolve_gymnasium
 from siamrl.envs.gymnax import make_gymnax
 from siamrl.envs.minatar import GAMES, make_minatar
@@ -81,6 +84,14 @@ _PROCESSES: dict[str, tuple[Callable[[], TabularMDP], int | None]] = {
   'four_rooms': (four_rooms, 1_000),
 }
 PROCESSES = {name: make for name, (make, _) in _PROCESSES.items()}
+
+# Processes with exactly known values, and the observations of their states if
+# these are not one-hot.
+SOLVED: dict[
+  str, tuple[Callable[[], TabularMDP], Callable[[], np.ndarray] | None]
+] = {name: (make, None) for name, make in PROCESSES.items()} | {
+  'catch': (catch, catch_observations)
+}
 
 
 def _make_process(name: str) -> JaxEnvironment:

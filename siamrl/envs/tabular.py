@@ -169,23 +169,27 @@ def optimal_values(mdp: TabularMDP, discount: float) -> np.ndarray:
 
 
 def optimal_probe(
-  mdp: TabularMDP, discount: float
+  mdp: TabularMDP, discount: float, observations: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns states and their optimal values, to compare an agent's with.
 
   Args:
     mdp: the process.
     discount: discount per env step, in [0, 1).
+    observations: float32 [S, ...] of the states; those of `make_tabular` if
+      None.
 
   Returns:
-    (observations float32 [S', S], values float32 [S', A]) of the S' states that
-    are not terminal.
+    (observations float32 [S', ...], values float32 [S', A]) of the S' states
+    that are not terminal.
 
   Raises:
     ValueError: the discount lies outside [0, 1).
   """
   best = optimal_values(mdp, discount)
-  obs = np.eye(len(best), dtype=np.float32)
+  obs = observations
+  if obs is None:
+    obs = np.eye(len(best), dtype=np.float32)
   return obs[~mdp.terminal], best[~mdp.terminal].astype(np.float32)
 
 

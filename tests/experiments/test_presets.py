@@ -47,6 +47,7 @@ GRIDS = (
   'minatar_table_m_iqn',
   'minatar_table_pqn',
   'minatar_table_stream_q',
+  'twin_agreement',
   'twin_distributions_dqn',
   'twin_distributions_c51',
   'twin_distributions_qrdqn',
