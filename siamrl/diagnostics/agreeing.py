@@ -89,7 +89,7 @@ def agreeing(
     chosen = jnp.stack([report[f'chosen/{name}'] for name in candidates])
     return Candidates(
       {
-        name: move(online, target.targets[name], gradient_steps)[1]
+        name: move(online, target.targets[name], gradient_steps, None)[1]
         for name, move in moves.items()
       },
       jnp.argmax(chosen).astype(jnp.int32),

@@ -45,7 +45,12 @@ PRESETS = {
   classic: (
     *('cleanrl_dqn_cartpole', 'cleanrl_dqn_acrobot', 'dopamine_dqn_cartpole'),
     *('dopamine_dqn_acrobot', 'pqn_cartpole', 'quickstart_sweep'),
-    *('soft_divergence', 'twin_age_cartpole', 'twin_age_catch'),
+    *(
+      'soft_divergence',
+      'twin_age_cartpole',
+      'twin_age_catch',
+      'twin_agreement',
+    ),
     *('twin_grid_cartpole', 'cleanrl_c51_cartpole', 'cleanrl_c51_acrobot'),
     *('cleanrl_pqn_cartpole', 'cleanrl_pqn_acrobot', 'twin_defects_cartpole'),
   ),

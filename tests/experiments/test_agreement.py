@@ -80,8 +80,8 @@ def test_the_panel_gets_optimal_values_where_it_is_asked_to(monkeypatch):
   obs, values = optimal_probe(catch(), 0.9, catch_observations())
   for flag in ('--agreement', '--noagreement'):
     group = _group(flag, '--discount=0.9')
-    (config,) = {run.config for run in group.runs}
-    q.make_setup(config, classic.make_task(config), group.runs[0].settings)
+    task = classic.make_task(group.config)
+    q.make_setup(group.config, task, group.runs[0].settings)
   asked, unasked = made
   np.testing.assert_array_equal(asked(obs), values)
   assert unasked is None
