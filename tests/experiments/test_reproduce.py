@@ -53,19 +53,6 @@ def _sweep(name):
   return reading.sweep_from_arguments(MinAtarConfig, f'--flagfile={name}')
 
 
-@pytest.fixture
-def registries(monkeypatch):
-  """Leaves the rules as they were, whatever a study's own file adds."""
-  held = (twins.RULES, twins.PARAMETERS)
-  before = [dict(registry) for registry in held]
-  monkeypatch.setattr(users, '_known', set())
-  yield
-  for registry, kept in zip(held, before, strict=True):
-    registry.clear()
-    registry.update(kept)
-
-
-@pytest.mark.usefixtures('registries')
 @pytest.mark.parametrize('name', studies.names())
 def test_a_study_can_be_run_and_judged(name):
   study = studies.read_study(name)
