@@ -16,7 +16,8 @@ stopped. At the end it writes
 
 and says of each criterion whether it is met, MISSED, or OPEN for want of
 numbers. Criteria are written down before a study is run, in
-experiments/studies.
+experiments/studies; those of agents beside references were written after the
+runs that ship, which is said.
 
   python -m experiments.reproduce --study=twin_age_catch \\
       --runs=experiments/results/twin_age_catch-curves.csv
@@ -68,6 +69,7 @@ from siamrl.report.results import read_results
 from siamrl.report.sweep import clock_of
 
 _WIDTH = 80
+_AFTERWARDS = 'criteria written after its runs'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +159,8 @@ def _state(study: Study) -> str:
   words = ['published' if studies.is_published(study.name) else 'not published']
   if study.criteria is None:
     words.append('no criteria')
+  elif study.load_criteria().afterwards:
+    words.append(_AFTERWARDS)
   folder = studies.sweep_folder(pathlib.Path('runs', study.name))
   if folder is not None:
     states = [folder.state(name) for name in folder.cells()]
@@ -188,6 +192,8 @@ def _judge(study: Study, paths: Sequence[pathlib.Path]) -> list[Claim]:
   except (OSError, ValueError, KeyError) as error:
     notes.append(f'no sweep of --study={study.name}: {error}')
     raise RunError(f'--runs={names} is {"; ".join(notes)}') from error
+  if study.load_criteria().afterwards:
+    notes.append(_AFTERWARDS)
   for note in notes:
     print(note)
   return claims

@@ -38,7 +38,7 @@ class Reference(NamedTuple):
 
 # An episode of CartPole has at most 500 steps, and one of DQN on Acrobot some
 # 90; the margins are a twentieth of the one and a tenth of the other.
-_MARGINS = {'cartpole': 25.0, 'acrobot': 9.0}
+MARGINS = {'cartpole': 25.0, 'acrobot': 9.0}
 
 
 _CLEANRL_AGENTS = {'c51': 'C51 (jax)', 'pqn': 'PQN (torch)'}
@@ -49,7 +49,7 @@ def cleanrl() -> dict[tuple[str, str], Reference]:
   source = published_files.shipped('cleanrl_classic')
   found = {}
   for arm, agent in _CLEANRL_AGENTS.items():
-    for environment, margin in _MARGINS.items():
+    for environment, margin in MARGINS.items():
       row = source.row(agent, 'environment', environment)
       runs = published.stand_ins(row.mean, source.sample_sd(row), row.seeds)
       found[arm, environment] = Reference(row.mean, runs, margin)

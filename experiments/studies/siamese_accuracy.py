@@ -14,6 +14,7 @@ from experiments.studies.claims import (
 from siamrl.report.metrics import Table
 
 COLUMNS = ('knn_encoder', 'knn_pixels', 'probe_encoder', 'probe_pixels')
+SETTINGS = ('target_update', 'tau')
 
 
 def judge(table: Table) -> list[Claim]:
@@ -22,7 +23,7 @@ def judge(table: Table) -> list[Claim]:
   Raises:
     ValueError: the table lacks a column or a setting.
   """
-  settings = settings_of(table, 'target_update', 'tau')
+  settings = settings_of(table, *SETTINGS)
   named = {setting.point['target_update']: setting for setting in settings}
   for rule in ('self', 'frozen'):
     if rule not in named:

@@ -19,6 +19,7 @@ from experiments.studies.claims import (
 from siamrl.report.metrics import Table
 
 COLUMNS = ('loss', 'normalized_std')
+SETTINGS = ('target_update', 'tau', 'predictor', 'output_norm')
 
 
 def judge(table: Table) -> list[Claim]:
@@ -27,12 +28,7 @@ def judge(table: Table) -> list[Claim]:
   Raises:
     ValueError: the table lacks a column or a setting.
   """
-  found = {
-    tuple(s.point.values()): s
-    for s in settings_of(
-      table, 'target_update', 'tau', 'predictor', 'output_norm'
-    )
-  }
+  found = {tuple(s.point.values()): s for s in settings_of(table, *SETTINGS)}
 
   def of(
     rule: str, tau: float | None = None, predictor: str = 'mlp'

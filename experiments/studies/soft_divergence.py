@@ -22,6 +22,7 @@ from experiments.studies.claims import (
 from siamrl.report.metrics import Table
 
 COLUMNS = ('panel/q_max_abs', 'panel/overestimation')
+SETTINGS = ('target_update', 'target_form', 'n_step', 'hidden_sizes')
 
 
 # The four ways to bootstrap: (rule, form).
@@ -46,9 +47,7 @@ def judge(table: Table) -> list[Claim]:
   """
   found = {
     tuple(setting.point.values()): setting
-    for setting in settings_of(
-      table, 'target_update', 'target_form', 'n_step', 'hidden_sizes'
-    )
+    for setting in settings_of(table, *SETTINGS)
   }
   tasks = sorted({(n, width) for _, _, n, width in found})
 

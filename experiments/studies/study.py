@@ -4,8 +4,8 @@ A study is `experiments/studies/NAME.toml`, a sweep file that also says what it
 asks, what it costs, and which columns and figures it needs. With
 `arms_are_tasks = true` its arms are tasks, perhaps of several launchers, rather
 than agents; those named "TASK:ARM" are several arms of a task. Its criteria are
-in `experiments/studies/CRITERIA.py`, which has COLUMNS and `judge`; several
-studies may share them.
+in `experiments/studies/CRITERIA.py`, which has COLUMNS and `judge`, and may
+have SETTINGS and AFTERWARDS, as in `Criteria`; several studies may share them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,
   group_rows,
+  is_number,
   last_rows,
   read_metrics,
 )
@@ -75,7 +76,12 @@ class Study(NamedTuple):
     if self.criteria is None:
       return Criteria((), lambda table: [])
     module = importlib.import_module(f'experiments.studies.{self.criteria}')
-    return Criteria(module.COLUMNS, module.judge)
+    return Criteria(
+      module.COLUMNS,
+      module.judge,
+      getattr(module, 'SETTINGS', ('agent',)),
+      getattr(module, 'AFTERWARDS', False),
+    )
 
 
 class Criteria(NamedTuple):
@@ -84,10 +90,16 @@ class Criteria(NamedTuple):
   Attributes:
     columns: the measures that claims are about.
     judge: table -> claims; raises ValueError if it lacks a column or a setting.
+    settings: options that claims tell runs apart by. One that runs do not vary
+      has the value of their flags.
+    afterwards: whether they were written when runs were known, rather than
+      before any.
   """
 
   columns: tuple[str, ...]
   judge: Callable[[Table], list[Claim]]
+  settings: tuple[str, ...] = ()
+  afterwards: bool = False
 
 
 def names() -> list[str]:
@@ -222,7 +234,10 @@ def judge(
     ValueError: the rows are not of such a study.
   """
   criteria = study.load_criteria()
-  table = _joined([_read(study, path, notes) for path in paths])
+  table = _joined(
+    [_read(study, path, criteria.settings, notes) for path in paths],
+    criteria.settings,
+  )
   missing = [name for name in criteria.columns if name not in table]
   if criteria.columns and len(missing) == len(criteria.columns):
     raise ValueError(f'no column {", ".join(missing)}')
@@ -232,14 +247,37 @@ def judge(
   return criteria.judge(table | dict.fromkeys(missing, unknown))
 
 
-def _joined(tables: Sequence[Table]) -> Table:
-  """The rows of several tables, with the columns that all of them have."""
-  names_ = [name for name in tables[0] if all(name in t for t in tables)]
-  return {name: np.concatenate([t[name] for t in tables]) for name in names_}
+def _joined(tables: Sequence[Table], settings: Sequence[str]) -> Table:
+  """The rows of several tables.
+
+  It has the measures that all of them have, and the settings of each; one that
+  a table lacks means nothing to its runs.
+  """
+  names_ = dict.fromkeys(name for table in tables for name in table)
+  joined = {}
+  for name in names_:
+    columns = [table.get(name) for table in tables]
+    text = any(c is not None and c.dtype.kind == 'U' for c in columns)
+    if any(c is None for c in columns) and name not in settings:
+      continue
+    joined[name] = np.concatenate(
+      [
+        np.full(len(table[RUN_COLUMN]), '' if text else np.nan)
+        if column is None
+        else column.astype(np.str_ if text else column.dtype)
+        for table, column in zip(tables, columns, strict=True)
+      ]
+    )
+  return joined
 
 
-def _read(study: Study, path: pathlib.Path, notes: list[str]) -> Table:
-  """Reads the rows of runs and their agent; notes if runs are not finished."""
+def _read(
+  study: Study,
+  path: pathlib.Path,
+  settings: Sequence[str],
+  notes: list[str],
+) -> Table:
+  """Reads the rows of runs and settings; notes if runs are not finished."""
   if not path.is_dir():
     table, flags = read_results(path)
   elif (sweep := sweep_folder(path)) is not None:
@@ -255,9 +293,16 @@ def _read(study: Study, path: pathlib.Path, notes: list[str]) -> Table:
       f'no column {RUN_COLUMN!r}: a row must be of one run, as in '
       'OUTPUT-curves.csv of experiments.plot'
     )
-  if 'agent' in flags and 'agent' not in table:
-    table = table | {'agent': np.full(len(table[RUN_COLUMN]), flags['agent'])}
-  return table
+  number = len(table[RUN_COLUMN])
+  return table | {
+    name: np.full(number, _value(flags[name]))
+    for name in settings
+    if name not in table and flags.get(name)
+  }
+
+
+def _value(flag: str) -> float | str:
+  return float(flag) if is_number(flag) else flag
 
 
 def _gathered(study: Study, folder: SweepFolder) -> Results:

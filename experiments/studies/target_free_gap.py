@@ -16,6 +16,7 @@ from experiments.studies.claims import (
 from siamrl.report.metrics import Table
 
 COLUMNS = ('train_return',)
+SETTINGS = ('game', 'target_update', 'layer_norm')
 
 
 def judge(table: Table) -> list[Claim]:
@@ -29,7 +30,7 @@ def judge(table: Table) -> list[Claim]:
   """
   found = {
     tuple(s.point.values()): s.height('train_return')
-    for s in settings_of(table, 'game', 'target_update', 'layer_norm')
+    for s in settings_of(table, *SETTINGS)
   }
   games = list(dict.fromkeys(game for game, _, _ in found))
 

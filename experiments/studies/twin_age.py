@@ -16,6 +16,7 @@ from experiments.studies.claims import (
 from siamrl.report.metrics import Table
 
 COLUMNS = ('train_return',)
+SETTINGS = ('target_update', 'target_period', 'tau')
 
 
 def judge(table: Table) -> list[Claim]:
@@ -24,7 +25,7 @@ def judge(table: Table) -> list[Claim]:
   Raises:
     ValueError: the table lacks a column or a rule.
   """
-  settings = settings_of(table, 'target_update', 'target_period', 'tau')
+  settings = settings_of(table, *SETTINGS)
   rules = {
     name: [s for s in settings if s.point['target_update'] == name]
     for name in ('hard', 'soft', 'frozen')

@@ -15,6 +15,7 @@ from experiments.studies.claims import (
 from siamrl.report.metrics import Table
 
 COLUMNS = ('train_return',)
+SETTINGS = ('game', 'target_period')
 
 
 def judge(table: Table) -> list[Claim]:
@@ -25,9 +26,7 @@ def judge(table: Table) -> list[Claim]:
   """
   found = {
     tuple(s.point.values()): s.height('train_return')
-    for s in ascending(
-      settings_of(table, 'game', 'target_period'), 'target_period'
-    )
+    for s in ascending(settings_of(table, *SETTINGS), 'target_period')
   }
   claims = []
   for game in dict.fromkeys(game for game, _ in found):

@@ -18,6 +18,7 @@ from experiments.studies.claims import (
 from siamrl.report.metrics import Table
 
 COLUMNS = ('q_tm1', 'panel/overestimation', 'train_return')
+SETTINGS = ('fixed_policy', 'tau')
 
 
 def judge(table: Table) -> list[Claim]:
@@ -26,7 +27,7 @@ def judge(table: Table) -> list[Claim]:
   Raises:
     ValueError: the table lacks a column or a setting.
   """
-  settings = ascending(settings_of(table, 'fixed_policy', 'tau'), 'tau')[::-1]
+  settings = ascending(settings_of(table, *SETTINGS), 'tau')[::-1]
   found = {tuple(setting.point.values()): setting for setting in settings}
   rates = list(dict.fromkeys(tau for _, tau in found))
   for fixed in (False, True):

@@ -12,6 +12,7 @@ from experiments.config import executing
 from experiments.engines import compiled as compiled_engine
 from experiments.studies import study as studies
 from experiments.studies import (
+  beside_reference,
   cleanrl_classic,
   crossq_pendulum,
   lunar_lander,
@@ -28,7 +29,7 @@ from experiments.studies import (
   twin_rate,
 )
 from siamrl.report.metrics import MetricsWriter, read_metrics
-from siamrl.report.run_folder import RunFolder
+from siamrl.report.run_folder import RunFolder, open_run_folder
 
 FLAGFILES = pathlib.Path(__file__).parents[2] / 'experiments' / 'flagfiles'
 RESULTS = FLAGFILES.parent / 'results'
@@ -64,6 +65,7 @@ def _verdicts(claims):
 
 def _ages(tmp_path, height):
   """A sweep over rules: what each learns is a function of its age."""
+  tmp_path.mkdir(exist_ok=True)
   path = tmp_path / 'metrics.csv'
   writer = MetricsWriter(path, None, step_column='env_steps')
   points = [('hard', period, None, period) for period in (1, 16, 4096)]
@@ -470,6 +472,12 @@ _SHIPPED = {
   'spr_minatar': [True] * 4,
   'crossq_pendulum': [True],
   'cleanrl_classic': [True, False, True, True, True, False, True, True],
+  # Agents beside references.
+  'cartpole_cleanrl_dqn': [True, True],
+  'acrobot_cleanrl_dqn': [True, True],
+  'pong_dopamine_dqn': [True],
+  'td3_paper_halfcheetah': [True],
+  'sac_jaxrl_halfcheetah': [True],
 }
 
 
@@ -564,7 +572,7 @@ def test_crossq_pendulum(tmp_path, first, verdict):
   if first == 7:
     late = ours['env_steps'] == 600
     ours['eval_return'] = np.where(late, -900.0, ours['eval_return'])
-  (claim,) = crossq_pendulum.judge(studies._joined([ours, sac]))
+  (claim,) = crossq_pendulum.judge(studies._joined([ours, sac], ('agent',)))
   assert claim.met is verdict
   if verdict:
     assert '(720 against 300)' in claim.text
@@ -747,6 +755,79 @@ def test_the_published_returns_of_claims():
   np.testing.assert_allclose(reference.runs, [481.37, 491.07, 500.77])
   assert reference.mean == 491.07
   assert lunar_lander.zoo() == {'dqn': 154.382, 'qrdqn': 70.236}
+
+
+def _beside(level, seeds, **point):
+  column = 'train_return' if 'game' in point else 'eval_return'
+  if point.get('environment') == 'cartpole':
+    column = 'train_return'
+  clock = 'frames' if 'game' in point else 'env_steps'
+  ends = {'pong': 3e6, 'cartpole': 5e5, 'HalfCheetah-v5': 2e5}
+  end = ends[point.get('game') or point['environment']]
+  number = 4 * seeds
+  table = {n: np.full(number, value) for n, value in point.items()}
+  table |= {
+    'seed': np.repeat(np.arange(seeds), 4),
+    clock: np.tile(end - np.array([3, 2, 1, 0]) * 1e5, seeds),
+    column: level + np.repeat(np.arange(seeds) - (seeds - 1) / 2, 4),
+  }
+  return beside_reference.judge(table)
+
+
+def test_a_single_run_beside_a_reference():
+  # Dopamine's deviation of 1.45 in 5 runs is a population's, a sample's is
+  # 1.621; one more run has sqrt(6 / 5) of it, and t is 2.776: 4.93.
+  for level, met in ((-16.12 - 4.9, True), (-16.12 + 5.0, False)):
+    (claim,) = _beside(level, 1, game='pong', agent='dqn')
+    assert claim.met is met
+  assert 'between -21.05 and -11.19' in claim.seen
+  # TD3's 682.6 of 10 runs: 719.5, 1.0488 and 2.262 make 1,707.
+  at = {'environment': 'HalfCheetah-v5', 'agent': 'td3'}
+  for level, met in ((6833.1 - 1700, True), (6833.1 - 1715, False)):
+    (claim,) = _beside(level, 1, **at)
+    assert claim.met is met
+
+
+def test_several_runs_beside_a_reference():
+  at = {'environment': 'cartpole', 'agent': 'dqn'}
+  # Three runs each, of deviations 1 and 2.29: a standard error of 1.443; t is
+  # 3.08 at 2.74 degrees of freedom.
+  for level, met in ((494, True), (493, False), (504, False)):
+    claims = _beside(level, 3, **at)
+    assert _verdicts(claims) == [met, True]
+  assert _verdicts(_beside(473.5, 3, **at)) == [False, False]
+  with pytest.raises(ValueError, match='no published return of c51 on cart'):
+    _beside(0, 3, environment='cartpole', agent='c51')
+
+
+def test_what_is_not_swept_is_read_from_flags(tmp_path, capsys):
+  """A folder for each rule, two of which say it by a flag only."""
+  table = _ages(
+    tmp_path / 'all', lambda rule, age: {1: 5, 16: 9, 4096: 2}.get(age, 0)
+  )
+  paths = []
+  for rule, kept in (
+    ('hard', 'target_period'),
+    ('soft', 'tau'),
+    ('frozen', ''),
+  ):
+    here = table['target_update'] == rule
+    names = [n for n in (kept, 'seed', 'env_steps', 'train_return') if n]
+    folder, _ = open_run_folder(tmp_path / rule, {'target_update': rule}, {})
+    with folder, MetricsWriter(folder.metrics, None) as writer:
+      for values in zip(*(table[n][here].tolist() for n in names), strict=True):
+        writer.write_rows([dict(zip(names, values, strict=True))])
+    paths.append(str(tmp_path / rule))
+  code = executing.execute(
+    reproduce.ReproduceConfig,
+    '',
+    reproduce.main,
+    ['--study=twin_age_catch', f'--runs={",".join(paths)}'],
+  )
+  said = capsys.readouterr()
+  assert code == 0, said.err
+  assert said.out.count('met: ') == 3
+  assert "{'target_update': 'hard', 'target_period': 16}" in said.out
 
 
 def test_lunar_lander(tmp_path):
