@@ -95,7 +95,7 @@ class ReproduceConfig(sweep.PoolOptions):
   )
   flags: str = option(
     '',
-    'Flags that each run gets besides its own, such as "--platform=cpu"; what '
+    'Flags that each run gets after its own, such as "--platform=cpu"; what '
     'they change is another study.',
   )
 
@@ -129,9 +129,13 @@ def main(config: ReproduceConfig) -> int | None:
 
 
 def _file(config: ReproduceConfig, study: Study) -> SweepFile:
-  """The sweep of a study, with further flags."""
+  """The sweep of a study, with further flags, which override its own."""
   more = shlex.split(config.flags)
-  return study.sweep._replace(flags=(*study.sweep.flags, *more))
+  arms = {
+    name: arm._replace(flags=(*arm.flags, *more))
+    for name, arm in study.sweep.arms.items()
+  }
+  return study.sweep._replace(arms=arms)
 
 
 def _listed() -> Sequence[str]:

@@ -132,10 +132,21 @@ def _above_zero(text: str, point: Any, low: Any, high: Any) -> Claim:
 
 
 def no_worse(
-  text: str, these: Sequence[np.ndarray], others: Sequence[np.ndarray]
+  text: str,
+  these: Sequence[np.ndarray],
+  others: Sequence[np.ndarray],
+  *,
+  candidates: int = 1,
 ) -> Claim:
-  """The claim that runs [tasks][runs] are not shown to fall below others."""
-  worse = exceeds(text, others, these)
+  """The claim that runs are not shown to fall below others.
+
+  Args:
+    text: the claim.
+    these: [tasks][runs].
+    others: [tasks][runs], of other runs.
+    candidates: the number of settings of which `others` is the best.
+  """
+  worse = exceeds(text, others, these, candidates=candidates)
   met = None if worse.met is None else not worse.met
   return Claim(text, met, f'without, {worse.seen}')
 

@@ -53,6 +53,7 @@ PRESETS = {
     ),
     *('twin_grid_cartpole', 'cleanrl_c51_cartpole', 'cleanrl_c51_acrobot'),
     *('cleanrl_pqn_cartpole', 'cleanrl_pqn_acrobot', 'twin_defects_cartpole'),
+    'atlas_discrete_rules',
   ),
   minatar: (
     *('minatar_dqn', 'dopamine_dqn_minatar', 'pqn_minatar', 'spr_minatar'),
@@ -66,6 +67,7 @@ PRESETS = {
   ),
   gym: ('zoo_dqn_lunar_lander', 'zoo_qrdqn_lunar_lander'),
   control: (
+    'atlas_rules',
     *('td3', 'td3_paper', 'sac', 'sac_hard', 'ddpg', 'cleanrl_ddpg'),
     *('cleanrl_td3', 'cleanrl_sac', 'td3_pendulum', 'sac_pendulum'),
     *('twin_rate', 'crossq', 'crossq_pendulum', 'twin_defects_pendulum'),

@@ -13,6 +13,7 @@ from experiments.engines import compiled as compiled_engine
 from experiments.studies import study as studies
 from experiments.studies import (
   beside_reference,
+  atlas,
   cleanrl_classic,
   crossq_pendulum,
   lunar_lander,
@@ -847,3 +848,66 @@ def test_lunar_lander(tmp_path):
   assert of('a', 160.0, 201.0) == [True, True, True]
   assert of('b', 150.0, 75.0) == [False, True, False]
   assert of('c', 200.0, 70.0) == [True, False, False]
+
+
+def _atlas(tmp_path, height):
+  """Rows of two tasks; `height` is of a rule, its period and a task."""
+  points = [
+    {
+      'environment': task,
+      'target_update': rule,
+      'target_period': None if rule in ('soft', 'self', 'frozen') else period,
+      'tau': 2 / (period + 1) if rule == 'soft' else None,
+      'target_form': form,
+    }
+    for task in ('a', 'b')
+    for rule, form in (
+      *(('hard', None), ('soft', None), ('hard', 'minto'), ('averaged', None)),
+      *(('self', None), ('frozen', None)),
+    )
+    for period in (
+      (2, 16, 128, 1024, 8192) if rule[0] in 'ha' or rule == 'soft' else (2,)
+    )
+  ]
+
+  def score(point, seed, t):
+    rule, period = point['target_update'], point['target_period']
+    if rule == 'soft':
+      period = round(2 / point['tau'] - 1)
+    rule = point['target_form'] or rule
+    return height(rule, period, point['environment']) + 0.01 * seed
+
+  return _rows(tmp_path, points, {'train_return': score}, seeds=4)
+
+
+def test_atlas_met(tmp_path):
+  def height(rule, period, task):
+    if rule in ('self', 'frozen'):
+      return {'self': 1.0, 'frozen': 0.0}[rule]
+    best = {'averaged': 2.4, 'minto': 2.4}.get(rule, 2.5)
+    return best - abs(np.log2(period / 128)) / 7 + (task == 'b')
+
+  claims = atlas.judge(_atlas(tmp_path, height))
+  assert _verdicts(claims) == [True] * 6
+  assert claims[0].text.startswith('hard 128, the best of the middle rates')
+
+
+def test_atlas_missed(tmp_path):
+  def height(rule, period, task):
+    if rule in ('self', 'frozen'):
+      return 5.0
+    order = np.log2(period) * (1 if task == 'a' else -1)
+    return order + {'soft': 3, 'averaged': 40.0}.get(rule, 0.0)
+
+  # Over both tasks copies come to 0, averages to 3, no twin to 5 and another
+  # rule to 40, whatever the period. Ranks of periods are reversed, but those of
+  # rules are not.
+  claims = atlas.judge(_atlas(tmp_path, height))
+  assert _verdicts(claims) == [False, True, True, False, False, True]
+
+
+def test_atlas_needs_its_rules(tmp_path):
+  table = _atlas(tmp_path, lambda rule, period, task: 1.0 + (rule == 'soft'))
+  kept = table['target_update'] != 'self'
+  with pytest.raises(ValueError, match='target_update=self in all tasks'):
+    atlas.judge({name: column[kept] for name, column in table.items()})

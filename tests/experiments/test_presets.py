@@ -51,6 +51,8 @@ GRIDS = (
   'twin_distributions_dqn',
   'twin_distributions_c51',
   'twin_distributions_qrdqn',
+  'atlas_rules',
+  'atlas_discrete_rules',
   'twin_defects_cartpole',
   'twin_defects_breakout',
   'twin_defects_pendulum',
