@@ -21,7 +21,9 @@ The folder of a sweep holds many runs: its metrics.csv has a column `seed`. For
                      of 95 % t intervals
   OUTPUT-final.png   the result of each setting: the mean over the last tenth of
                      a run, or of the time that all runs have reached
-  OUTPUT.csv         these numbers, and the mean heights of curves (areas)
+  OUTPUT.csv         these numbers, and the mean heights of curves (areas); with
+                     several games or environments, how far the rank of each
+                     setting differs between them (rank_spread), from 0 to 1
   OUTPUT-curves.csv  a row for each run and value of the clock, below the flags
 
 A setting with a rate tau is drawn at the period 2 / tau - 1, at which copies
@@ -51,8 +53,8 @@ first two write their numbers into OUTPUT-KIND.csv:
   curves       a line for each setting; a figure for each task (OUTPUT.png)
   final        its results: the mean over the last tenth of the runs
   heatmap      these of two swept options, as a grid
-  aggregates   median, interquartile mean, mean and optimality gap over tasks;
-               prints the THC score, whether settings rank alike in all tasks
+  aggregates   median, interquartile mean, mean and optimality gap over tasks,
+               and rank_spread; prints its mean over settings, the THC score
   profiles     the fraction of runs that score above each threshold
   improvement  how likely a run of one setting exceeds one of another
   differences  how far each setting lies above the first one, or the one of

@@ -10,8 +10,9 @@ The page has:
   - what was run: launchers, swept values, flags that differ from defaults
   - learning curves with a choice of column, task and clock: the mean over the
     runs of each setting, with 95 % t intervals
-  - final results of each setting, and the twin's panel if it was measured, as
-    tables that can be sorted
+  - final results of each setting, with how far its rank differs between tasks
+    if there are several, and the twin's panel if it was measured, as tables
+    that can be sorted
   - the state of each cell, the last lines of those that failed, and the
     commands that run each cell again
   - versions, commit, machine and dates

@@ -198,6 +198,13 @@ def _aggregates(config: Any, study: Study) -> None:
     for kind, statistic in kinds.items()
   }
   runs = {len(each) for each in scores.values()}
+  spreads = consistency.spreads_of(
+    {
+      (name, task): each[:, number]
+      for name, each in scores.items()
+      for number, task in enumerate(study.tasks)
+    }
+  )
   comparisons.plot_aggregates(
     f'{config.output}-aggregates.png',
     found,
@@ -211,27 +218,30 @@ def _aggregates(config: Any, study: Study) -> None:
   )
   _write(
     f'{config.output}-aggregates.csv',
-    ['setting', 'seeds', 'tasks', 'aggregate'],
     [
-      ([name, len(scores[name]), len(study.tasks), kind], estimate)
+      'setting',
+      'seeds',
+      'tasks',
+      *['rank_spread'] * bool(spreads),
+      'aggregate',
+    ],
+    [
+      (
+        [
+          *(name, len(scores[name]), len(study.tasks)),
+          *([f'{spreads[name]:.6g}'] if spreads else []),
+          kind,
+        ],
+        estimate,
+      )
       for kind, estimates in found.items()
       for name, estimate in estimates.items()
     ],
     notes,
   )
-  _say_consistency(study, list(scores.values()))
-
-
-def _say_consistency(study: Study, scores: Sequence[np.ndarray]) -> None:
-  """Prints whether settings rank alike in all tasks, if there are several."""
-  if len(study.tasks) < 2 or len(scores) < 2:
-    return
-  few = min(map(len, scores))
-  score = consistency.thc([each[:few] for each in scores])
-  print(
-    f'THC {score:.3g}: how far the ranks of the {len(scores)} settings differ '
-    f'between the {len(study.tasks)} tasks (0: not at all)'
-  )
+  if spreads:
+    score = float(np.mean(list(spreads.values())))
+    print(sweeps.consistency_words(score, len(spreads)))
 
 
 def _profiles(config: Any, study: Study) -> None:
@@ -254,7 +264,11 @@ def _profiles(config: Any, study: Study) -> None:
     y_label='fraction of runs above $\\tau$',
     title=_title(study),
     explanation=_caption(
-      _explained('runs', False, {len(each) for each in scores.values()}),
+      drawing.bootstrapped(
+        'runs',
+        {len(each) for each in scores.values()},
+        'one profile' if len(study.tasks) == 1 else 'profile',
+      ),
       *notes,
     ),
     fractions=True,
@@ -294,7 +308,11 @@ def _improvement(config: Any, study: Study) -> None:
     title=_title(study),
     explanation=_caption(
       'P(A > B): probability that a run of A exceeds a run of B',
-      _explained('pairs', False, {len(each) for each in scores.values()}),
+      drawing.bootstrapped(
+        'pairs',
+        {len(each) for each in scores.values()},
+        'one improvement' if len(study.tasks) == 1 else 'improvement',
+      ),
       *notes,
     ),
   )

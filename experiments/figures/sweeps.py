@@ -1,6 +1,6 @@
 """Figures and tables of sweeps: curves, final results, the twin's panel."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import io
 import pathlib
@@ -13,7 +13,7 @@ from experiments.engines.sweep_folders import title_of
 from experiments.figures import sources
 from experiments.figures.sources import Source
 from siamrl import twins
-from siamrl.report import panel, sweep as sweep_figures
+from siamrl.report import consistency, panel, sweep as sweep_figures
 from siamrl.report.arrangement import MOST_LINES
 from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import (
@@ -78,18 +78,64 @@ def _write_settings(
     print(f'not all runs are equally long: {time}{x} of each count at the end')
     text.write(f'# of {time}{x}\n')
   writer = csv.writer(text, lineterminator='\n')
+  groups = {
+    key: by_run(group, x, column)
+    for key, group in group_rows(table, swept).items()
+  }
+  spreads = _spreads(swept, groups)
   names = [f'{n}{e}' for n in ('final', 'area') for e in ('', '_low', '_high')]
-  writer.writerow([*swept, 'seeds', *names])
-  for key, group in group_rows(table, swept).items():
-    clock, values = by_run(group, x, column)
+  writer.writerow([*swept, 'seeds', *names, *['rank_spread'] * bool(spreads)])
+  for key, (clock, values) in groups.items():
     numbers = [
       number
       for summary in (final_mean, area_under_curve)
       for number in over_runs(summary(clock, values))
     ]
-    writer.writerow([*_cells(key), len(values), *(f'{n:.6g}' for n in numbers)])
+    cells = [f'{n:.6g}' for n in numbers]
+    if spreads:
+      spread = spreads.get(_setting(swept, key))
+      cells.append('' if spread is None else f'{spread:.6g}')
+    writer.writerow([*_cells(key), len(values), *cells])
+  if spreads:
+    score = np.mean(list(spreads.values()))
+    print(consistency_words(float(score), len(spreads)))
   write_atomically(
     pathlib.Path(f'{config.output}.csv'), text.getvalue().encode()
+  )
+
+
+def _setting(swept: Sequence[str], key: Sequence[Any]) -> tuple[Any, ...]:
+  """The values of a setting, without its task."""
+  return tuple(
+    value
+    for name, value in zip(swept, key, strict=True)
+    if name not in sweep_figures.APART
+  )
+
+
+def _task(swept: Sequence[str], key: Sequence[Any]) -> tuple[Any, ...]:
+  pairs = zip(swept, key, strict=True)
+  return tuple(value for name, value in pairs if name in sweep_figures.APART)
+
+
+def _spreads(
+  swept: Sequence[str],
+  groups: Mapping[tuple, tuple[np.ndarray, np.ndarray]],
+) -> dict[tuple, float]:
+  """The rank spreads of settings by their final returns, over tasks."""
+  return consistency.spreads_of(
+    {
+      (_setting(swept, key), _task(swept, key)): final_mean(*group)
+      for key, group in groups.items()
+    }
+  )
+
+
+def consistency_words(score: float, settings: int) -> str:
+  """A line on the THC score."""
+  return (
+    f'THC {score:.3g}: how far the ranks of the {settings} settings differ '
+    'between tasks (0: not at all)'
   )
 
 

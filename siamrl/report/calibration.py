@@ -5,16 +5,18 @@ Scores are normal; skewed (lognormal with a spread of 0.75); or bimodal (3 of 10
 runs fail, and the others end 10 standard deviations higher).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 
-from siamrl.report import statistics
+from siamrl.report import aggregates, statistics
 
 _LEVEL = 0.95
 _RESAMPLES = 1_000
+_FEWER_RESAMPLES = 500  # of one study at a time
 _PERMUTATIONS = 2_000  # at most; all of them for few runs
 TASKS = 26  # as in Atari 100k
 _BATCH = 500  # studies held in memory at once
@@ -237,3 +239,56 @@ def _batches(
   random = np.random.default_rng(seed)
   for start in range(0, repetitions, _BATCH):
     yield random, min(_BATCH, repetitions - start)
+
+
+# Thresholds of a profile, as the fraction of scores that lie above them.
+FRACTIONS = (0.9, 0.5, 0.1)
+# How much better A is, in standard deviations, by name.
+GAPS = {'A = B': 0.0, 'A better': 1.0}
+
+
+def coverage_of_fractions(
+  draw: Draw, population: np.ndarray, runs: int, repetitions: int, seed: int
+) -> dict[str, float]:
+  """Returns the coverage of profiles and of the probability of improvement.
+
+  Intervals are those of `aggregates`, for one task and for `TASKS` tasks whose
+  scores are alike; those of a profile are pointwise.
+
+  Args:
+    draw: draws scores of mean 0 and spread 1.
+    population: many such scores, sorted.
+    runs: number of runs in a study, and of each of the two that are compared.
+    repetitions: number of studies.
+    seed: seed of all random draws.
+
+  Returns:
+    The fraction of intervals that hold their estimand, by kind.
+  """
+  thresholds = np.quantile(population, [1 - part for part in FRACTIONS])
+  random = np.random.default_rng((seed, runs, 1))
+  # Each of the million against one drawn at random.
+  other = random.permutation(population)
+  better = {n: float(np.mean(population + g > other)) for n, g in GAPS.items()}
+  hits: dict[str, int] = {}
+
+  def count(name: str, ends: Sequence[Any], aim: float) -> None:
+    # Ends are fractions of whole numbers, some of which the aim is, too.
+    inside = ends[0] - 1e-9 <= aim <= ends[1] + 1e-9
+    hits[name] = hits.get(name, 0) + int(inside)
+
+  for study in range(repetitions):
+    for tasks in (1, TASKS):
+      words = f'{tasks} task{"s" * (tasks > 1)}'
+      a, b = draw(random, (2, runs, tasks))
+      _, low, high = aggregates.performance_profile(
+        a, thresholds, _FEWER_RESAMPLES, study
+      )
+      for part, *ends in zip(FRACTIONS, low, high, strict=True):
+        count(f'{part:.0%} above, {words}', ends, part)
+      for name, gap in GAPS.items():
+        _, *ends = aggregates.probability_of_improvement(
+          a + gap, b, _FEWER_RESAMPLES, study
+        )
+        count(f'{name}, {words}', ends, better[name])
+  return {name: number / repetitions for name, number in hits.items()}

@@ -7,9 +7,12 @@ Courville & Castro (2024, arXiv:2406.17523), as their code computes it
 of an option is the same in all tasks, so that it transfers.
 """
 
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
+
+_Setting = TypeVar('_Setting', bound=Hashable)
 
 
 def ranks(low: Any, high: Any) -> np.ndarray:
@@ -71,3 +74,46 @@ def thc(scores: Any) -> float:
     ValueError: as `rank_spreads`.
   """
   return float(rank_spreads(scores).mean())
+
+
+def spreads_of(
+  scores: Mapping[tuple[_Setting, Hashable], Any],
+) -> dict[_Setting, float]:
+  """Returns the rank spread of each setting of a sweep.
+
+  It says of a setting how far its rank differs between tasks; the mean over
+  settings is the THC score of the option, or combination of options, that they
+  are the values of.
+
+  Args:
+    scores: [runs] by setting and task. Runs without a finite score do not
+      count, and of unequal numbers of runs the first ones do.
+
+  Returns:
+    The spreads of the settings that have runs of all tasks; none where there
+    are fewer than two tasks or two such settings, or a single run of one, which
+    does not show what ranks are due to chance.
+  """
+  known = {
+    key: runs[np.isfinite(runs)]
+    for key, each in scores.items()
+    if np.isfinite(runs := np.asarray(each, np.float64)).any()
+  }
+  tasks = list(dict.fromkeys(task for _, task in known))
+  settings = [
+    setting
+    for setting in dict.fromkeys(setting for setting, _ in known)
+    if all((setting, task) in known for task in tasks)
+  ]
+  if len(tasks) < 2 or len(settings) < 2:
+    return {}
+  few = min(len(known[s, t]) for s in settings for t in tasks)
+  if few < 2:
+    return {}
+  found = rank_spreads(
+    [
+      np.stack([known[setting, task][:few] for task in tasks], axis=1)
+      for setting in settings
+    ]
+  )
+  return dict(zip(settings, found.tolist(), strict=True))

@@ -262,18 +262,28 @@ def explanation(statistic: statistics.Statistic, runs: set[int]) -> str:
   return words + (f',\n{covered} % where skewed' if covered else '')
 
 
-def bootstrapped(name: str, runs: set[int]) -> str:
+# What stratified bootstrap intervals are about, by their kind.
+_COVERED = {
+  'tasks': 'a mean',
+  'profile': 'a fraction of 0.1 or 0.9',
+  'improvement': 'the probability',
+}
+
+
+def bootstrapped(name: str, runs: set[int], kind: str = 'tasks') -> str:
   """Returns the explanation of an aggregate over tasks with its intervals.
 
   Args:
     name: name of the aggregate.
     runs: the numbers of runs per task.
+    kind: what the interval is about, as `statistics.coverage` has it.
   """
   if max(runs) < 2:
     return f'{name} of 1 seed per task: no interval'
   words = f'{name} of {_count(runs)} per task; 95 % stratified bootstrap'
-  covered = statistics.coverage('tasks', min(n for n in runs if n > 1))
-  few = f', which covers a mean in {covered} % of cases' if covered else ''
+  covered = statistics.coverage(kind, min(n for n in runs if n > 1))
+  about = _COVERED[kind.removeprefix('one ')]
+  few = f', which covers {about} in {covered} % of cases' if covered else ''
   alone = '; 1 seed has no interval' if min(runs) < 2 else ''
   return words + few + alone
 

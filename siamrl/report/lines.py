@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from siamrl.report import statistics
+from siamrl.report import consistency, statistics
 from siamrl.report.arrangement import FOREMOST
 from siamrl.report.loading import FOLDER_COLUMN
 from siamrl.report.metrics import (
@@ -45,11 +45,12 @@ def make_lines(table: Table, column: str | None = None) -> dict[str, Any]:
     `tasks`, `settings` (names), `points` (the values of each setting), `clocks`
     and `columns` by name; `first`, the column to show first; `rows`, the most
     rows of a run, and `bins`, to how many points they were thinned, or None;
-    `notes`, lines for the reader; and `lines`. A line has the indices `task`
-    and `setting`; `runs`, their number; `end`, where its longest run ends; `x`,
-    values by clock; `y`, by column the mean, and with several runs the ends of
-    its interval; and `final`, by column the mean over the last tenth with its
-    interval, the same of the IQM, and the number of runs.
+    `notes`, lines for the reader; `spreads`, by column the rank spreads of
+    settings over tasks, if there are several; and `lines`. A line has the
+    indices `task` and `setting`; `runs`, their number; `end`, where its longest
+    run ends; `x`, values by clock; `y`, by column the mean, and with several
+    runs the ends of its interval; and `final`, by column the mean over the last
+    tenth with its interval, the same of the IQM, and the number of runs.
 
   Raises:
     ValueError: there is no clock, or no such column.
@@ -81,6 +82,16 @@ def make_lines(table: Table, column: str | None = None) -> dict[str, Any]:
   )
   tasks = list(dict.fromkeys(key[0] for key in groups))
   clocks = [*clocks, *([WALL_CLOCK] if _timers(table) else [])]
+  drawn = [
+    {
+      'task': tasks.index(key[0]),
+      'setting': unique.index(point),
+      'runs': runs.number,
+      'end': int(runs.clock[-1]),
+      **runs.curves(clocks, columns, bins),
+    }
+    for key, point, runs in zip(groups, points, together, strict=True)
+  ]
   return {
     'tasks': tasks,
     'settings': name_settings(unique),
@@ -92,17 +103,29 @@ def make_lines(table: Table, column: str | None = None) -> dict[str, Any]:
     'rows': longest,
     'bins': bins if longest > bins else None,
     'notes': notes,
-    'lines': [
-      {
-        'task': tasks.index(key[0]),
-        'setting': unique.index(point),
-        'runs': runs.number,
-        'end': int(runs.clock[-1]),
-        **runs.curves(clocks, columns, bins),
-      }
-      for key, point, runs in zip(groups, points, together, strict=True)
-    ],
+    'spreads': _spreads(columns, drawn, together),
+    'lines': drawn,
   }
+
+
+def _spreads(
+  columns: Sequence[str],
+  drawn: Sequence[Mapping[str, Any]],
+  together: Sequence['_Runs'],
+) -> dict[str, dict[int, float]]:
+  """Returns the rank spreads of settings over tasks, by column."""
+  found = {}
+  for column in columns:
+    scores = {
+      (line['setting'], line['task']): runs.ends[column]
+      for line, runs in zip(drawn, together, strict=True)
+      if column in runs.ends
+    }
+    found[column] = {
+      setting: float(f'{spread:.{_DIGITS}g}')
+      for setting, spread in consistency.spreads_of(scores).items()
+    }
+  return {column: spreads for column, spreads in found.items() if spreads}
 
 
 def name_settings(points: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -225,11 +248,13 @@ class _Runs:
   Attributes:
     clock: [T] all values of the clock.
     number: the number of runs.
+    ends: by column [runs] means over the last tenth, once curves were made.
   """
 
   def __init__(self, rows: Table, clock: str, name: str, notes: list[str]):
     """Aligns the runs; adds to the notes."""
     self._rows, self._main = rows, clock
+    self.ends: dict[str, np.ndarray] = {}
     self.clock, self._at = np.unique(rows[clock], return_inverse=True)
     runs, self._run = np.unique(rows[RUN_COLUMN], return_inverse=True)
     self.number = len(runs)
@@ -275,7 +300,7 @@ class _Runs:
       estimates = statistics.over_runs(_binned(values, starts))
       parts = estimates if self.number > 1 else estimates[:1]
       y[name] = [_numbers(part, _DIGITS) for part in parts]
-      ends = statistics.final_mean(self.clock, values)
+      ends = self.ends[name] = statistics.final_mean(self.clock, values)
       results = [
         *statistics.over_runs(ends),
         *statistics.over_runs(ends, statistics.iqm),

@@ -17,7 +17,7 @@ from siamrl.report.metrics import (
 )
 
 # Their values have scores on different scales: if swept, one figure for each.
-_APART = ('game', 'environment')
+APART = ('game', 'environment')
 # The numeric options of the twin, a sweep's main question.
 _TWIN_NUMBERS = ('target_period', 'tau')
 _TWIN_NAMES = ('target_update', 'target_paths', 'target_form')
@@ -238,7 +238,7 @@ def _parts(
 ) -> Iterator[tuple[str, str, Table, list[str]]]:
   """Yields (path without suffix, title, rows, setting's columns) per figure."""
   names = swept(table, flags)
-  apart = [name for name in names if name in _APART]
+  apart = [name for name in names if name in APART]
   by = [name for name in names if name not in apart]
   for key, part in group_rows(table, apart).items():
     path = '-'.join([output, *map(str, key)])

@@ -100,8 +100,11 @@ def test_aggregates(study, tmp_path, capsys):
   assert [(row['aggregate'], row['setting']) for row in rows] == [
     (name, agent) for name in of for agent in 'ab'
   ]
+  spread = consistency.rank_spreads([_scaled()[agent] for agent in 'ab'])
+  spreads = dict(zip('ab', spread, strict=True))
   for row in rows:
     assert (row['seeds'], row['tasks']) == ('3', '3')
+    assert float(row['rank_spread']) == pytest.approx(spreads[row['setting']])
     expected = aggregates.aggregate(
       _scaled()[row['setting']], of[row['aggregate']]
     )

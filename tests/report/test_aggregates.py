@@ -117,6 +117,28 @@ def test_thc_by_hand():
     consistency.thc(scores[:1])
 
 
+def test_rank_spreads_of_a_sweep():
+  means = {'a': [0.0, 10, 20], 'b': [20, 10, 0], 'c': [5, 30, 40]}
+  scores = {
+    (name, task): [mean - 1, mean + 1]
+    for name, each in means.items()
+    for task, mean in enumerate(each)
+  }
+  # As above; of unequal numbers of runs the first count, if they are finite.
+  more = scores | {
+    ('a', 0): [np.nan, -1, 1, 999],
+    ('late', 0): [7.0, 8.0],
+    ('failed', 1): [np.nan],
+  }
+  for each in (scores, more):
+    found = consistency.spreads_of(each)
+    assert found == {'a': 0.5, 'b': 1.0, 'c': 0.5}
+  one_task = {key: runs for key, runs in scores.items() if not key[1]}
+  assert consistency.spreads_of(one_task) == {}
+  assert consistency.spreads_of(scores | {('a', 0): [1.0]}) == {}
+  assert consistency.spreads_of({('a', 0): [1, 2], ('a', 1): [1, 2]}) == {}
+
+
 # The estimate and the ends of the interval, each a row.
 RLIABLE = {
   'median': [[2.1209827663142695], [1.503894633578601], [2.676659468125613]],

@@ -25,6 +25,20 @@ def test_intervals_of_ten_runs_cover_as_they_should():
     assert low <= found[kind] <= high, kind
 
 
+def test_fractions_of_three_runs():
+  draw, population = calibration.standard(calibration.KINDS['normal'], 0)
+  found = calibration.coverage_of_fractions(draw, population, 3, 60, 0)
+  # An interval of one task that holds 0.9 needs a run on each side of the
+  # threshold, but for 2 of 3 above: 1 - 0.9^3 - 0.1^3 is 27 %. For 0.5 it is
+  # 75 %.
+  assert found['90% above, 1 task'] == pytest.approx(0.27, abs=0.17)
+  assert found['50% above, 1 task'] == pytest.approx(0.75, abs=0.17)
+  for kind, part in found.items():
+    if '26' in kind:
+      assert part > 0.8, kind
+  assert list(found)[-1] == 'A better, 26 tasks'
+
+
 def test_what_tests_say():
   draw, _ = calibration.standard(calibration.KINDS['normal'], 0)
   found = calibration.rejections(draw, 3, 1_000, 0)
@@ -69,11 +83,11 @@ def test_the_command(capsys):
   execute = lambda *arguments: executing.execute(
     calibrate.CalibrateConfig, '', calibrate.main, arguments
   )
-  assert execute('--repetitions=20', '--runs=2+3') == 0
+  assert execute('--repetitions=4', '--runs=2+3') == 0
   lines = capsys.readouterr().out.splitlines()
   assert [line[:19] for line in lines if line.startswith('Figures')] == [
     f'Figures of {runs} normal' for runs in (2, 3)
   ]
-  assert sum(line.startswith('| skewed | 3 |') for line in lines) == 2
+  assert sum(line.startswith('| skewed | 3 |') for line in lines) == 3
   for wrong in ('--runs=1', '--runs=3,5', '--repetitions=0', '--runs='):
     assert execute(wrong) == 2

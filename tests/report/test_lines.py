@@ -78,6 +78,18 @@ def test_tasks_are_apart_and_do_not_name_settings():
   assert found['settings'] == ['all runs'] and len(found['lines']) == 2
 
 
+def test_rank_spreads_over_tasks():
+  # The settings change places, so that each has both ranks, 1 and 2.
+  table = _table()
+  second = table | {'train_return': -table['train_return']}
+  both = {name: np.append(table[name], second[name]) for name in table}
+  tasks = {'environment': np.repeat(['cartpole', 'catch'], 12)}
+  found = lines.make_lines(tasks | both)
+  assert found['spreads'] == {'train_return': {0: 1.0, 1: 1.0}}
+  json.dumps(found)
+  assert lines.make_lines(table)['spreads'] == {}
+
+
 def test_the_same_seed_in_two_folders_is_two_runs():
   table = {n: c[:6] for n, c in _table().items()}
   table['seed'] = np.zeros(6, int)
