@@ -17,6 +17,19 @@ last line is all of that as JSON:
   final_value_norm          Euclidean norm of the final values of all states (at
                             most 1.8e308; its logarithm has no bound)
 
+--problem=random_control learns the values of actions under the max, where a
+target update is one matrix for each greedy policy: a mode. Its runs have
+
+  radius_lower, radius_upper  bounds of the joint spectral radius of the modes,
+                            from products of up to lower_length and upper_length
+  radius_followed           growth of a product that the max itself follows, or
+                            null
+  predicted                 converges if the upper bound is below 1, diverges if
+                            the max follows a product above 1, else undecided
+  observed                  of eight random starts, and one that follows a
+                            product above 1; growth of their steps over `unit`
+                            gradient steps; how many converge and diverge
+
 --problem=self_prediction learns no values but k features Phi of each state,
 initially orthonormal, which predict the twin's features of the next state from
 expected updates (Tang et al. 2022). It prints, of Phi:
@@ -45,168 +58,40 @@ flags, 1 for any other error.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import json
 import math
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-import numpy as np
 
 from siamrl.report import lab as lab_figures
-from experiments.config import executing, startup, twin as twin_options
+from experiments.config import executing
 from experiments.config.declaring import (
-  Bound,
-  FRACTION,
-  POSITIVE,
   RunError,
-  UINT32,
   UsageError,
-  choice,
-  given,
-  group,
-  one_of,
-  option,
-  path_option,
-  redeclared,
   refuse,
   usage_errors,
-  value_of,
 )
 from experiments.config.meaning import check_lists, check_meant, say_notes
 from experiments.config.reading import Sweep
-from experiments.config.twin import TwinOptions
 from experiments.engines import devices, folders, running
-from siamrl import self_prediction, stability, twins
+from experiments.labs import control
+from experiments.labs.options import (
+  CONTROL,
+  SELF_PREDICTION,
+  LabConfig,
+  cell,
+  finite,
+  settings,
+  twin_in_words,
+  twin_spec,
+)
+from siamrl import self_prediction, stability
 from siamrl.envs import linear
-from siamrl.learner import TwinSpec
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import WHERE_FLAGS, RunFolder
 
-_SELF_PREDICTION = 'self_prediction'
-_PROBLEMS = {name: p.summary for name, p in linear.PROBLEMS.items()} | {
-  _SELF_PREDICTION: 'features of states that predict themselves, no values'
-}
-# The options that each problem takes.
-_TAKES: dict[str, tuple[str, ...]] = {
-  name: (*p.takes, 'discount') for name, p in linear.PROBLEMS.items()
-} | {
-  _SELF_PREDICTION: (
-    'seed',
-    'num_states',
-    'num_features',
-    'predictor',
-    'predictor_rate',
-  )
-}
 # Most weights in all, so that matrices stay small.
 _LARGEST = 2_000
-
-
-def _of(name: str) -> dict[str, Any]:
-  """Arguments of an option that only some problems take."""
-  takers = [problem for problem, takes in _TAKES.items() if name in takes]
-  return dict(when=given('problem', *takers), refused=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class LabConfig(TwinOptions):
-  """The options; the defaults are Baird's example with a good period."""
-
-  FLOATS: ClassVar[type[np.floating]] = np.float64
-
-  target_period: int = redeclared(TwinOptions, 'target_period', 10)
-  target_period_unit: str = redeclared(
-    TwinOptions, 'target_period_unit', 'gradient_steps'
-  )
-  count_warmup: bool = redeclared(
-    TwinOptions, 'count_warmup', never='there is no warm-up'
-  )
-  reset_optimizer: bool = redeclared(
-    TwinOptions,
-    'reset_optimizer',
-    never='plain gradient descent has no state',
-  )
-
-  _problem: Any = group('The problem')
-  problem: str = choice(
-    'baird', 'Problem that is solved.', _PROBLEMS, common=True
-  )
-  seed: int = option(
-    0, 'Seed of the problem', UINT32, most=2**32 - 1, **_of('seed'), common=True
-  )
-  num_states: int | None = option(
-    None,
-    'Number of states, including the terminal one if there is one',
-    Bound(lambda x: 2 <= x <= 256, 'from 2 to 256'),
-    **_of('num_states'),
-  )
-  num_features: int | None = option(
-    None,
-    'Number of weights, or of features of a state',
-    Bound(lambda x: 1 <= x <= 256, 'from 1 to 256'),
-    **_of('num_features'),
-  )
-  termination: float | None = option(
-    None,
-    'Chance to end in the second state; 0 if not given',
-    FRACTION,
-    **_of('termination'),
-  )
-
-  predictor: str = choice(
-    'optimal',
-    'Map from features to those of the next state.',
-    self_prediction.PREDICTORS,
-    **_of('predictor'),
-    value_alias={'learnt': 'learned'},
-    common=True,
-  )
-  predictor_rate: float | None = option(
-    None,
-    'Step size of a learned predictor, as a multiple of that of the features',
-    POSITIVE,
-    when=given('predictor', 'learned'),
-    refused=given('problem', _SELF_PREDICTION),
-  )
-
-  _learning: Any = group('Learning')
-  discount: float = option(
-    0.99,
-    'Discount of values per step of the process',
-    FRACTION,
-    **_of('discount'),
-    common=True,
-  )
-  step_size: float = option(
-    0.1,
-    'Step size of gradient descent on the sum of the losses, each weighted '
-    'by the share of its state',
-    Bound(lambda x: 0 < x <= 1e6, 'positive, and 1e6 at most'),
-    common=True,
-  )
-  gradient_steps: int = option(
-    20_000,
-    'Gradient steps of the run; an environment step is a gradient step',
-    Bound(lambda x: 1 <= x < 2**31, f'from 1 to {2**31 - 1}'),
-    single=True,
-  )
-
-  _folder: Any = group('Where')
-  run_dir: str | None = path_option(
-    None,
-    'Folder for tables and figures; none are written if not given.',
-    single=True,
-    common=True,
-  )
-  overwrite: bool = option(
-    False, 'Start afresh even if --run_dir holds runs already.', single=True
-  )
-  platform: str = option(
-    'cpu',
-    'Device to compute on; problems so small gain nothing from an accelerator',
-    one_of(startup.PLATFORMS),
-    single=True,
-  )
 
 
 def main(sweep: Sweep) -> None:
@@ -222,7 +107,7 @@ def main(sweep: Sweep) -> None:
     except (MemoryError, RuntimeError) as error:
       raise RunError(f'computing failed: {error}') from error
   results = [
-    _settings(config) | study.result(config, outcome)
+    settings(config) | study.result(config, outcome)
     for config, outcome in zip(sweep.configs, outcomes, strict=True)
   ]
   if folder is not None:
@@ -278,50 +163,15 @@ class _Study(NamedTuple):
 
 def _study_of(sweep: Sweep) -> _Study:
   """The study of the problems; raises UsageError if they are of two kinds."""
-  kinds = {c.problem == _SELF_PREDICTION for c in sweep.configs}
-  if len(kinds) > 1:
-    named = ','.join(dict.fromkeys(c.problem for c in sweep.configs))
+  studies = {_KINDS.get(c.problem, _VALUES).name for c in sweep.configs}
+  named = dict.fromkeys(c.problem for c in sweep.configs)
+  if len(studies) > 1:
+    (odd, *_) = (name for name in named if name in _KINDS)
     raise UsageError(
-      f'--problem={named} must not mix {_SELF_PREDICTION} with others, whose '
+      f'--problem={",".join(named)} must not mix {odd} with others, whose '
       'results have other columns'
     )
-  return _FEATURES if kinds == {True} else _VALUES
-
-
-def _settings(config: LabConfig) -> dict[str, Any]:
-  """The options that the JSON of a run has."""
-  takes = twins.takes(config.target_update, config.target_paths)
-  named = [name for name in twins.PARAMETERS if name in takes]
-  if twins.RULES[config.target_update].period is None:
-    named = list(dict.fromkeys(['target_period', *named]))
-  named += _TAKES[config.problem]
-  settings = {
-    'problem': config.problem,
-    'target_update': config.target_update,
-    **{name: value_of(config, name) for name in named},
-    'step_size': config.step_size,
-    'gradient_steps': config.gradient_steps,
-  }
-  return {name: x for name, x in settings.items() if x is not None}
-
-
-def _twin_in_words(config: LabConfig, result: Mapping[str, Any]) -> str:
-  return ', '.join(
-    [config.target_update]
-    + [f'{name}={result[name]}' for name in twins.PARAMETERS if name in result]
-  )
-
-
-def _twin_spec(config: LabConfig) -> TwinSpec:
-  """The twin that the options describe, in gradient steps.
-
-  Raises:
-    UsageError: options do not go together.
-    ValueError: likewise; the message begins with the option.
-  """
-  # An environment step is a gradient step and a frame.
-  speeds = twin_options.Speeds(config.target_period_unit, 1, 1)
-  return twin_options.make_spec(config, speeds, config.gradient_steps)
+  return _KINDS.get(sweep.configs[0].problem, _VALUES)
 
 
 # Values.
@@ -336,7 +186,7 @@ def make_case(config: LabConfig) -> stability.Case:
   """
   if config.target_init != 'equal':
     refuse(config, 'target_init', 'be equal: weights are given, not drawn')
-  twin = _twin_spec(config)
+  twin = twin_spec(config)
   problem = make_problem(config)
   count = twin.parameters.get('target_count', 1)
   size = 2 * (count + 1) * len(problem.initial)
@@ -411,7 +261,7 @@ def _values_report(
   lines = [
     f'{config.problem}: {states} states, {weights} weights; '
     f'discount {config.discount:g}, step size {config.step_size:g}',
-    f'twin: {_twin_in_words(config, result)}',
+    f'twin: {twin_in_words(config, result)}',
   ]
   if radius is None:
     lines.append(f'predicted: nothing, for {result["reason"]}')
@@ -446,7 +296,7 @@ def _values_history(seen: _Seen) -> list[dict[str, Any]]:
     {
       'gradient_steps': step,
       # A logarithm of 0 is an empty cell.
-      'log10_value_norm': _finite(norm),
+      'log10_value_norm': finite(norm),
     }
     for step, norm in zip(run.gradient_steps, run.log10_norms, strict=True)
   ]
@@ -488,7 +338,7 @@ def make_features_case(config: LabConfig) -> self_prediction.Case:
       f'be one of {", ".join(self_prediction.RULES)} for '
       f'problem={config.problem}',
     )
-  twin = _twin_spec(config)
+  twin = twin_spec(config)
   return self_prediction.Case(
     self_prediction.random_corridor(config.seed, config.num_states or 20),
     config.num_features or 4,
@@ -505,7 +355,7 @@ def _features_result(
 ) -> dict[str, Any]:
   """The results that the JSON of a run has; None for numbers beyond floats."""
   result: dict[str, Any] = {
-    name: _finite(values[-1]) for name, values in run.measures._asdict().items()
+    name: finite(values[-1]) for name, values in run.measures._asdict().items()
   }
   if result['orthonormality_error'] is None:
     result['reason'] = (
@@ -524,11 +374,11 @@ def _features_report(
   predictor = case.predictor
   if case.predictor_rate is not None:
     predictor += f' at {case.predictor_rate:g} times that step size'
-  found = {name: _cell(result[name], 4) for name in run.measures._fields}
+  found = {name: cell(result[name], 4) for name in run.measures._fields}
   return [
     f'{config.problem}: {len(case.transitions)} states, {case.num_features} '
     f'features; step size {config.step_size:g}',
-    f'twin: {_twin_in_words(config, result)}; predictor: {predictor}',
+    f'twin: {twin_in_words(config, result)}; predictor: {predictor}',
     f'observed after {config.gradient_steps:,} gradient steps: |Phi^T Phi - I| '
     f'{found["orthonormality_error"]}, eigen-mass {found["eigen_mass"]} '
     f'(overlap {found["eigen_overlap"]}),',
@@ -541,7 +391,7 @@ def _features_history(run: self_prediction.Run) -> list[dict[str, Any]]:
   measures = run.measures._asdict()
   return [
     {'gradient_steps': step}
-    | {name: _finite(values[index]) for name, values in measures.items()}
+    | {name: finite(values[index]) for name, values in measures.items()}
     for index, step in enumerate(run.gradient_steps)
   ]
 
@@ -558,7 +408,21 @@ _FEATURES = _Study(
 )
 
 
-# Output of both kinds.
+_CONTROL = _Study(
+  'control',
+  control.COLUMNS,
+  control.make_case,
+  control.run,
+  control.result,
+  control.report,
+  control.history,
+  lab_figures.draw_bounds,
+)
+
+# Problems of other kinds than values of a fixed policy.
+_KINDS = {SELF_PREDICTION: _FEATURES, **dict.fromkeys(CONTROL, _CONTROL)}
+
+# Output of all kinds.
 
 
 def _table(
@@ -569,26 +433,13 @@ def _table(
   rows = [[*sweep.axes, *shown]]
   for point, result in zip(sweep.points, results, strict=True):
     rows.append(
-      [_cell(x) for x in point.values()] + [_cell(result[n]) for n in shown]
+      [cell(x) for x in point.values()] + [cell(result[n]) for n in shown]
     )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return '\n'.join(
     '  '.join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
     for row in rows
   )
-
-
-def _finite(value: Any) -> float | None:
-  """A number, or None if it is not finite, for JSON and tables."""
-  return float(value) if math.isfinite(value) else None
-
-
-def _cell(value: Any, digits: int = 7) -> str:
-  if value is None:
-    return '-'
-  if isinstance(value, bool):
-    return 'yes' if value else 'no'
-  return f'{value:.{digits}g}' if isinstance(value, float) else str(value)
 
 
 def _open(sweep: Sweep) -> RunFolder:

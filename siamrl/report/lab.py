@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,10 @@ _MOST_LINES = 24
 # The first columns of the lab's tables that are not options.
 _MEASURED = ('unit', 'gradient_steps')
 _NORM = 'log10_value_norm'
+_PARAMETERS = 'log10_parameter_norm'
+_NORM_LABELS = {_NORM: 'norm of the values', _PARAMETERS: 'norm of all weights'}
 _RADIUS = 'spectral_radius'
+_LOWER, _UPPER = 'radius_lower', 'radius_upper'
 
 
 def draw(
@@ -48,7 +52,8 @@ def draw(
 
 def is_lab(table: Table) -> bool:
   """Returns whether a table is one of the lab's."""
-  return not {_RADIUS, _NORM, *_FEATURES}.isdisjoint(table)
+  known = {_RADIUS, _UPPER, *_NORM_LABELS, *_FEATURES}
+  return not known.isdisjoint(table)
 
 
 def draw_again(path: pathlib.Path, table: Table, title: str) -> None:
@@ -62,13 +67,14 @@ def draw_again(path: pathlib.Path, table: Table, title: str) -> None:
   names = list(table)
   first = min(names.index(name) for name in _MEASURED if name in table)
   by = [name for name in names[:first] if name != 'seed']
-  if _RADIUS in table:
+  if _RADIUS in table or _UPPER in table:
     place = _place(table, by)
     if place is None:
       raise ValueError('no number is swept')
     lines = [name for name in by if name != place]
-    plot_map(path, table, x=place, lines=lines, title=title)
-  elif _NORM in table:
+    draw_map = plot_map if _RADIUS in table else plot_bounds
+    draw_map(path, table, x=place, lines=lines, title=title)
+  elif not set(_NORM_LABELS).isdisjoint(table):
     draw_norms(path, table, by, title)
   else:
     plot_features(path, table, by, title)
@@ -85,6 +91,7 @@ def draw_norms(
     by: the swept options except the seed.
     title: title of the figure.
   """
+  (y,) = (name for name in _NORM_LABELS if name in table)
   norms = list(group_rows(table, by).values())
   thin = np.unique(
     np.linspace(0, len(norms) - 1, min(len(norms), _MOST_LINES)).astype(int)
@@ -96,11 +103,11 @@ def draw_norms(
       for name in norms[0]
     },
     x='gradient_steps',
-    y=_NORM,
+    y=y,
     by=by,
     title=title,
     x_label='gradient steps',
-    y_label='norm of the values, logarithm to the base 10',
+    y_label=f'{_NORM_LABELS[y]}, logarithm to the base 10',
   )
 
 
@@ -186,6 +193,114 @@ def plot_map(
   if len(groups) > 1:
     names = drawing.pane_legend(arrangement, points)
     drawing.side_legend(figure, names, arrangement.key)
+  drawing.save(figure, path)
+
+
+def draw_bounds(
+  folder: RunFolder, table: pathlib.Path, by: Sequence[str], title: str
+) -> None:
+  """Writes curve.png and, if numbers are swept, curve-control.png.
+
+  Args:
+    folder: folder of the runs, with their metrics.
+    table: table with a row for each run.
+    by: the swept options except the seed.
+    title: title of the figures.
+  """
+  if folder.metrics.exists():
+    draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
+  found = read_metrics(table)
+  place = _place(found, by)
+  if place is not None:
+    plot_bounds(
+      folder.path / 'curve-control.png',
+      found,
+      x=place,
+      lines=[name for name in by if name != place],
+      title=title,
+    )
+
+
+# Colors of what is predicted, and markers of what is observed.
+_VERDICTS = {
+  'converges': '#0072b2',
+  'diverges': '#d55e00',
+  'undecided': drawing.GRAY,
+}
+_OBSERVED = {
+  'converges': ('o', 'full'),
+  'diverges': ('^', 'full'),
+  'undecided': ('s', 'none'),
+}
+
+
+def plot_bounds(
+  path: pathlib.Path,
+  table: Table,
+  *,
+  x: str,
+  lines: Sequence[str],
+  title: str,
+) -> None:
+  """Draws bounds of joint spectral radii and the growth of actual runs.
+
+  A bar goes from the lower to the upper bound, and a marker shows what runs do.
+  Its color says what the bounds predict. Each seed has a row of its own.
+
+  Args:
+    path: the PNG file, replaced at once.
+    table: with a row for each run.
+    x: column of the horizontal axis, logarithmic if all values are positive.
+    lines: columns whose values define a column of axes.
+    title: above.
+  """
+  columns = list(group_rows(table, list(lines)).items())
+  seeds = np.unique(table['seed'])
+  figure = drawing.new_figure(1.8 + 2.3 * len(columns), 1.2 + 1.25 * len(seeds))
+  grid = figure.subplots(
+    len(seeds), len(columns), sharex=True, sharey='row', squeeze=False
+  )
+  shown: dict[str, Any] = {}
+  for column, (values, rows) in enumerate(columns):
+    point = dict(zip(lines, values, strict=True))
+    grid[0, column].set_title(in_words(point), loc='left', fontsize='medium')
+    grid[-1, column].set_xlabel(x.replace('_', ' '))
+    for seed, axes in zip(seeds, grid[:, column], strict=True):
+      drawing.tidy(axes)
+      axes.axhline(1.0, color=drawing.GRAY, linestyle='--', linewidth=1)
+      for at in np.flatnonzero(rows['seed'] == seed):
+        place, verdict = rows[x][at], str(rows['predicted'][at])
+        shape, fill = _OBSERVED[str(rows['observed'][at])]
+        axes.plot(
+          [place, place],
+          [rows[_LOWER][at], rows[_UPPER][at]],
+          color=_VERDICTS[verdict],
+          linewidth=5,
+          alpha=0.45,
+          solid_capstyle='butt',
+        )
+        (mark,) = axes.plot(
+          place,
+          rows['growth'][at],
+          shape,
+          fillstyle=fill,
+          color=_VERDICTS[verdict],
+          markersize=4,
+        )
+        name = f'predicted: {verdict}, observed: {rows["observed"][at]}'
+        shown.setdefault(name, mark)
+      if np.nanmin(table[x]) > 0:
+        drawing.logarithmic(axes, np.nanmin(table[x]))
+      if not column:
+        axes.set_ylabel(f'seed {seed}')
+  figure.suptitle(
+    f'{literal(title)}: bounds of the joint spectral radius (bars), growth '
+    'in runs (marks)',
+    x=0.01,
+    ha='left',
+    fontsize='medium',
+  )
+  figure.legend(shown.values(), shown.keys(), loc='outside lower left', ncols=2)
   drawing.save(figure, path)
 
 

@@ -27,7 +27,9 @@ class Case(NamedTuple):
 
   Attributes:
     batch: S transitions with observations [S, d], see
-      `siamrl.envs.linear.LinearProblem.batch`.
+      `siamrl.envs.linear.LinearProblem.batch`; under a max, observations are
+      the features [S, A, d] of each action, see
+      `siamrl.envs.linear_control.ControlProblem.batch`.
     initial: float64 [d] initial weights of every network.
     twin: the rule and its clock. `init` must be 'equal', since weights are
       given, and `reset_optimizer` has no effect on plain gradient descent.
@@ -62,10 +64,11 @@ def periods(case: Case) -> tuple[int, ...]:
 
 
 def linear_agent(initial: chex.Array) -> Agent:
-  """Builds an agent of one action whose value is obs . weights.
+  """Builds an agent whose values are obs . weights.
 
-  With gradient descent its update is weights + step size * sum_s weight(s) *
-  td_error(s) * obs(s).
+  Observations are [d], for a single action, or [A, d], for the features of A
+  actions. With one action and gradient descent its update is weights + step
+  size * sum_s weight(s) * td_error(s) * obs(s).
 
   Args:
     initial: [d] initial weights of every network, whose type they keep.
@@ -83,11 +86,13 @@ def linear_agent(initial: chex.Array) -> Agent:
 
 
 class _Linear(nn.Module):
-  """A linear layer without a bias, from obs [B, d] to [B, 1]."""
+  """A linear layer without a bias, of obs [B, d] to [B, 1], [B, A, d] to
+  [B, A]."""
 
   @nn.compact
   def __call__(self, obs: chex.Array) -> chex.Array:
-    return nn.Dense(1, use_bias=False, name='last')(obs)
+    values = nn.Dense(1, use_bias=False, name='last')(obs)
+    return values if obs.ndim == 2 else values[..., 0]
 
 
 class Structure(NamedTuple):
@@ -147,7 +152,8 @@ def stack(trees: Sequence[Any]) -> Any:
 def visible_basis(case: Case) -> np.ndarray:
   """An orthonormal basis [d, r] of the weights that values depend on."""
   features = np.concatenate([case.batch.obs_tm1, case.batch.obs_t])
-  dimension = features.shape[1]
+  dimension = features.shape[-1]
+  features = features.reshape(-1, dimension)
   rank = np.linalg.matrix_rank(features)
   if rank == dimension:
     return np.eye(dimension)

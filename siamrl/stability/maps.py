@@ -64,7 +64,7 @@ def predict(cases: Sequence[Case]) -> list[Prediction]:
   for case, linear in zip(cases, step_maps(cases), strict=True):
     try:
       cycle = periods(case)
-      scaled = _compose(case, cycle, linear)
+      scaled = compose(case, cycle, linear)
       prediction = Prediction(math.lcm(*cycle), scaled.log_radius())
     except ValueError as error:
       prediction = Prediction(1, None, str(error))
@@ -84,7 +84,7 @@ def matrix(case: Case) -> np.ndarray:
     ValueError: the rule is not linear or changes in time; names it.
   """
   (linear,) = step_maps([case])
-  scaled = _compose(case, periods(case), linear)
+  scaled = compose(case, periods(case), linear)
   return np.ldexp(scaled.matrix, scaled.exponent)
 
 
@@ -125,13 +125,17 @@ def _clocks(case: Case) -> np.ndarray:
 
 def step_maps(cases: Sequence[Case]) -> list[StepMaps]:
   """The maps of one gradient step of each kind, for each case."""
-  visible = [visible_part(case) for case in cases]
-  clocks = [_clocks(case) for case in cases]
+  return step_maps_of_visible([visible_part(case) for case in cases])
+
+
+def step_maps_of_visible(visible: Sequence[Case]) -> list[StepMaps]:
+  """The same of cases that are in the coordinates of `visible_part`."""
+  clocks = [_clocks(case) for case in visible]
   keys = [
     (structure_of(case), case.batch.obs_tm1.shape, len(at))
     for case, at in zip(visible, clocks, strict=True)
   ]
-  found: list[StepMaps | None] = [None] * len(cases)
+  found: list[StepMaps | None] = [None] * len(visible)
   for members in groups(keys):
     at = np.stack([clocks[index] for index in members])
     # `_compose` refuses larger numbers later.
@@ -214,7 +218,7 @@ class _Scaled(NamedTuple):
       return float(np.log(largest)) + self.exponent * math.log(2)
 
 
-def _compose(case: Case, cycle: tuple[int, ...], maps: StepMaps) -> _Scaled:
+def compose(case: Case, cycle: tuple[int, ...], maps: StepMaps) -> _Scaled:
   """Composes the maps of gradient steps 1 to `lcm(*cycle)`.
 
   Gradient steps with events of the same clocks have the same map, and those

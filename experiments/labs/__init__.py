@@ -1,0 +1,1 @@
+"""Options of the lab, and its treatment of problems."""
