@@ -30,6 +30,10 @@ target update is one matrix for each greedy policy: a mode. Its runs have
                             product above 1; growth of their steps over `unit`
                             gradient steps; how many converge and diverge
 
+--problem=tabular_chain and tabular_random learn the values of actions with a
+table, from one sample at each gradient step. Their runs have max_error, the
+largest error of a value at the end, and moves, how often the twin moved.
+
 --problem=self_prediction learns no values but k features Phi of each state,
 initially orthonormal, which predict the twin's features of the next state from
 expected updates (Tang et al. 2022). It prints, of Phi:
@@ -74,10 +78,11 @@ from experiments.config.declaring import (
 from experiments.config.meaning import check_lists, check_meant, say_notes
 from experiments.config.reading import Sweep
 from experiments.engines import devices, folders, running
-from experiments.labs import control
+from experiments.labs import control, sampled
 from experiments.labs.options import (
   CONTROL,
   SELF_PREDICTION,
+  TABULAR,
   LabConfig,
   cell,
   finite,
@@ -419,8 +424,23 @@ _CONTROL = _Study(
   lab_figures.draw_bounds,
 )
 
+_SAMPLED = _Study(
+  'sampled',
+  sampled.COLUMNS,
+  sampled.make_case,
+  sampled.run,
+  sampled.result,
+  sampled.report,
+  sampled.history,
+  lab_figures.draw_errors,
+)
+
 # Problems of other kinds than values of a fixed policy.
-_KINDS = {SELF_PREDICTION: _FEATURES, **dict.fromkeys(CONTROL, _CONTROL)}
+_KINDS = {
+  SELF_PREDICTION: _FEATURES,
+  **dict.fromkeys(CONTROL, _CONTROL),
+  **dict.fromkeys(TABULAR, _SAMPLED),
+}
 
 # Output of all kinds.
 

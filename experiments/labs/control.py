@@ -75,11 +75,9 @@ def make_case(config: LabConfig) -> Case:
   if config.target_init != 'equal':
     refuse(config, 'target_init', 'be equal: weights are given, not drawn')
   spec = twin_spec(config)
+  takes = linear_control.PROBLEMS[config.problem].takes
   problem = linear_control.make_problem(
-    config.problem,
-    seed=config.seed,
-    num_states=config.num_states,
-    num_features=config.num_features,
+    config.problem, **{name: getattr(config, name) for name in takes}
   )
   start = np.zeros(problem.features.shape[-1])
   return Case(
@@ -148,7 +146,7 @@ def result(config: LabConfig, seen: Seen) -> dict[str, Any]:
     'upper_length': bounds and bounds.upper_length,
     'radius_followed': seen.followed and seen.followed.radius,
     'predicted': predicted(seen),
-    'growth': runs and finite(runs.growth),
+    'growth': runs and runs.growth and finite(runs.growth),
     'starts': runs and runs.starts,
     'starts_converged': runs and runs.converged,
     'starts_diverged': runs and runs.diverged,

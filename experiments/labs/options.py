@@ -32,24 +32,27 @@ from siamrl.learner import TwinSpec
 
 SELF_PREDICTION = 'self_prediction'
 CONTROL = tuple(linear_control.PROBLEMS)
+TABULAR = tuple(linear_control.TABULAR)
 _OF_VALUES: dict[str, linear.Problem | linear_control.Problem] = {
   **linear.PROBLEMS,
   **linear_control.PROBLEMS,
 }
-_PROBLEMS = {name: p.summary for name, p in _OF_VALUES.items()} | {
-  SELF_PREDICTION: 'features of states that predict themselves, no values'
-}
+_PROBLEMS = {
+  name: p.summary
+  for name, p in {**_OF_VALUES, **linear_control.TABULAR}.items()
+} | {SELF_PREDICTION: 'features of states that predict themselves, no values'}
 # The options that each problem takes.
 TAKES: dict[str, tuple[str, ...]] = {
   name: (*p.takes, 'discount') for name, p in _OF_VALUES.items()
 } | {
+  **dict.fromkeys(TABULAR, ('seed', 'discount', 'step_decay')),
   SELF_PREDICTION: (
     'seed',
     'num_states',
     'num_features',
     'predictor',
     'predictor_rate',
-  )
+  ),
 }
 
 
@@ -96,7 +99,12 @@ class LabConfig(TwinOptions):
     'baird', 'Problem that is solved.', _PROBLEMS, common=True
   )
   seed: int = option(
-    0, 'Seed of the problem', UINT32, most=2**32 - 1, **_of('seed'), common=True
+    0,
+    'Seed of the problem and of samples',
+    UINT32,
+    most=2**32 - 1,
+    **_of('seed'),
+    common=True,
   )
   num_states: int | None = option(
     None,
@@ -156,6 +164,13 @@ class LabConfig(TwinOptions):
     DECAY,
     when=both(given('problem', *CONTROL), given('target_update', 'hard')),
     refused=True,
+  )
+  step_decay: float | None = option(
+    None,
+    'Gradient steps since the twin last moved after which the step size is '
+    'half of the first one; it is constant if not given',
+    POSITIVE,
+    **_of('step_decay'),
   )
   gradient_steps: int = option(
     20_000,

@@ -160,6 +160,48 @@ def _double(termination: float, weights: np.ndarray) -> LinearProblem:
   )
 
 
+def td_not_fqi() -> LinearProblem:
+  """A problem that TD solves with small steps, and exact fits do not.
+
+  All data are of a state of value w, whose successor has the value -2 w. An
+  exact fit to a copy multiplies w by -2 * discount. A step of size a of TD
+  multiplies it by 1 - a (1 + 2 * discount). That the convergence of TD does not
+  imply that of fitted Q-iteration is a theorem of Wu et al. (2025, arXiv
+  2501.01774); this example is derived here.
+  """
+  return _ending(np.array([[-2.0]]), np.array([1.0]))
+
+
+def fqi_not_td() -> LinearProblem:
+  """A problem that exact fits solve, and TD does not, however small its steps.
+
+  Two states have the values w_1 and w_2, and 4/5 and 1/5 of the data. The
+  values of their successors are 2 w_1 + 3/2 w_2 and -3/2 w_1 - w_2. An exact
+  fit has the spectral radius discount / 2. TD's matrix has a negative trace
+  from a discount of 10/14 on, and then an eigenvalue whose real part is
+  negative. The converse of `td_not_fqi`, derived here.
+  """
+  return _ending(np.array([[2.0, 1.5], [-1.5, -1.0]]), np.array([0.8, 0.2]))
+
+
+def _ending(successors: np.ndarray, shares: np.ndarray) -> LinearProblem:
+  """One-hot states, each of which leads to one of its own, and that ends.
+
+  Args:
+    successors: [d, d] features of the successors, without data.
+    shares: [d] shares of the data.
+  """
+  size = len(successors)
+  none = np.zeros((size, size))
+  return LinearProblem(
+    features=np.concatenate([np.eye(size), successors]),
+    transitions=np.block([[none, np.eye(size)], [none, none]]),
+    rewards=np.zeros(2 * size),
+    weights=np.concatenate([shares, np.zeros(size)]),
+    initial=np.ones(size),
+  )
+
+
 def from_tabular(
   mdp: tabular.TabularMDP,
   policy: np.ndarray,
@@ -314,6 +356,8 @@ PROBLEMS: dict[str, Problem] = {
     ('termination',),
     'the same, learning from the first state alone',
   ),
+  'td_not_fqi': Problem(td_not_fqi, (), 'TD converges, exact fits diverge'),
+  'fqi_not_td': Problem(fqi_not_td, (), 'exact fits converge, TD diverges'),
   'random_mdp': Problem(random_mdp, _RANDOM, 'random process, on-policy data'),
   'random_off_policy': Problem(
     random_off_policy, _RANDOM, "random process, another policy's data"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from siamrl.envs import tabular
 from siamrl.parameters import FieldError, check_name
 from siamrl.types import Transition
 
@@ -107,12 +108,7 @@ def random_control(
     num_states: states, none of them terminal, from 2 to 8.
     num_features: d >= 1.
   """
-  if not 2 <= num_states <= 8:
-    raise FieldError(
-      'num_states',
-      num_states,
-      'must be from 2 to 8: each adds a factor of 2 to the greedy policies',
-    )
+  _check_states(num_states)
   if num_features < 1:
     raise FieldError('num_features', num_features, 'must be at least 1')
   rng = np.random.default_rng((seed, 3))
@@ -129,6 +125,90 @@ def random_control(
     rewards=rng.standard_normal((num_states, actions)),
     weights=shares.reshape(num_states, actions),
   )
+
+
+def star_control(num_states: int = 6) -> ControlProblem:
+  """Builds Baird's star (1995) with a choice, in small.
+
+  Action 0 leads to the last state, action 1 to one of the others by chance; all
+  rewards are 0, and data are even. Action 0 has the features of the star, as in
+  figure 11.1 of Sutton & Barto (2018): 2 w_i + w_0 in state i, and w_i + 2 w_0
+  in the last. Action 1 has a weight of its own in each state. There are more
+  weights than pairs of state and action, so that an exact fit is value
+  iteration. This variant is the project's own.
+
+  Args:
+    num_states: states, from 2 to 8.
+  """
+  _check_states(num_states)
+  last = num_states - 1
+  features = np.zeros((num_states, 2, 2 * num_states + 1))
+  for state in range(num_states):
+    features[state, 0, 0] = 2.0 if state == last else 1.0
+    features[state, 0, 1 + state] = 1.0 if state == last else 2.0
+    features[state, 1, 1 + num_states + state] = 1.0
+  transitions = np.zeros((num_states, 2, num_states))
+  transitions[:, 0, last] = 1.0
+  transitions[:, 1, :last] = 1 / last
+  shape = num_states, 2
+  return ControlProblem(
+    features,
+    transitions,
+    np.zeros(shape),
+    np.full(shape, 1 / (2 * num_states)),
+  )
+
+
+def _check_states(num_states: int) -> None:
+  if not 2 <= num_states <= 8:
+    raise FieldError(
+      'num_states',
+      num_states,
+      'must be from 2 to 8: each adds a factor of 2 to the greedy policies',
+    )
+
+
+def from_tabular(mdp: tabular.TabularMDP) -> ControlProblem:
+  """Builds the control of a process with a table, and data that are even.
+
+  Args:
+    mdp: the process. Its terminal states are dropped.
+  """
+  inner = ~mdp.terminal
+  rewards = mdp.rewards[inner]
+  size = rewards.size
+  return ControlProblem(
+    features=np.eye(size).reshape(*rewards.shape, size),
+    transitions=mdp.transitions[np.ix_(inner, np.ones(rewards.shape[1], bool))][
+      ..., inner
+    ],
+    rewards=rewards,
+    weights=np.full(rewards.shape, 1 / size),
+  )
+
+
+class Process(NamedTuple):
+  """A process that is learned with a table.
+
+  Attributes:
+    make: seed -> the process.
+    summary: short description, for a help text.
+  """
+
+  make: Callable[[int], tabular.TabularMDP]
+  summary: str
+
+
+TABULAR: dict[str, Process] = {
+  'tabular_chain': Process(
+    lambda seed: tabular.chain(8, slip=0.2),
+    'corridor of eight states with slips, learned with a table from samples',
+  ),
+  'tabular_random': Process(
+    lambda seed: tabular.random_mdp(seed, 8, 2),
+    'random process of eight states, learned likewise',
+  ),
+}
 
 
 class Problem(NamedTuple):
@@ -151,6 +231,9 @@ PROBLEMS: dict[str, Problem] = {
     ('seed', 'num_states', 'num_features'),
     'random process of two actions, learned under the max',
   ),
+  'star_control': Problem(
+    star_control, ('num_states',), "Baird's star with a choice, likewise"
+  ),
 }
 
 
@@ -166,4 +249,7 @@ def make_problem(name: str, **parameters: Any) -> ControlProblem:
   """
   check_name('problem', name, PROBLEMS)
   given = {key: x for key, x in parameters.items() if x is not None}
+  for key, value in given.items():
+    if key not in PROBLEMS[name].takes:
+      raise FieldError(key, value, 'has no meaning for', ('problem', name))
   return PROBLEMS[name].make(**given)

@@ -14,13 +14,19 @@ from siamrl.report.run_folder import RunFolder
 
 # Most lines in a figure of norms; more are thinned out evenly.
 _MOST_LINES = 24
-# The first columns of the lab's tables that are not options.
-_MEASURED = ('unit', 'gradient_steps')
 _NORM = 'log10_value_norm'
 _PARAMETERS = 'log10_parameter_norm'
-_NORM_LABELS = {_NORM: 'norm of the values', _PARAMETERS: 'norm of all weights'}
+_ERROR = 'max_error'
+# Of columns over time.
+_LABELS = {
+  _NORM: 'norm of the values, logarithm to the base 10',
+  _PARAMETERS: 'norm of all weights, logarithm to the base 10',
+  _ERROR: 'largest error of a value',
+}
 _RADIUS = 'spectral_radius'
 _LOWER, _UPPER = 'radius_lower', 'radius_upper'
+# The first columns of the lab's tables that are not options.
+_MEASURED = ('unit', 'gradient_steps', _ERROR)
 
 
 def draw(
@@ -52,7 +58,7 @@ def draw(
 
 def is_lab(table: Table) -> bool:
   """Returns whether a table is one of the lab's."""
-  known = {_RADIUS, _UPPER, *_NORM_LABELS, *_FEATURES}
+  known = {_RADIUS, _UPPER, *_LABELS, *_FEATURES}
   return not known.isdisjoint(table)
 
 
@@ -67,14 +73,14 @@ def draw_again(path: pathlib.Path, table: Table, title: str) -> None:
   names = list(table)
   first = min(names.index(name) for name in _MEASURED if name in table)
   by = [name for name in names[:first] if name != 'seed']
-  if _RADIUS in table or _UPPER in table:
+  if 'gradient_steps' not in table and not set(_MAPS).isdisjoint(table):
     place = _place(table, by)
     if place is None:
       raise ValueError('no number is swept')
     lines = [name for name in by if name != place]
-    draw_map = plot_map if _RADIUS in table else plot_bounds
-    draw_map(path, table, x=place, lines=lines, title=title)
-  elif not set(_NORM_LABELS).isdisjoint(table):
+    (plot,) = (_MAPS[name] for name in _MAPS if name in table)
+    plot(path, table, x=place, lines=lines, title=title)
+  elif not set(_LABELS).isdisjoint(table):
     draw_norms(path, table, by, title)
   else:
     plot_features(path, table, by, title)
@@ -91,7 +97,7 @@ def draw_norms(
     by: the swept options except the seed.
     title: title of the figure.
   """
-  (y,) = (name for name in _NORM_LABELS if name in table)
+  (y,) = (name for name in _LABELS if name in table)
   norms = list(group_rows(table, by).values())
   thin = np.unique(
     np.linspace(0, len(norms) - 1, min(len(norms), _MOST_LINES)).astype(int)
@@ -107,7 +113,7 @@ def draw_norms(
     by=by,
     title=title,
     x_label='gradient steps',
-    y_label=f'{_NORM_LABELS[y]}, logarithm to the base 10',
+    y_label=_LABELS[y],
   )
 
 
@@ -244,8 +250,8 @@ def plot_bounds(
 ) -> None:
   """Draws bounds of joint spectral radii and the growth of actual runs.
 
-  A bar goes from the lower to the upper bound, and a marker shows what runs do.
-  Its color says what the bounds predict. Each seed has a row of its own.
+  Two dashes are the bounds, and a marker shows what runs do; colors say what
+  the bounds predict. Each seed has a row of its own.
 
   Args:
     path: the PNG file, replaced at once.
@@ -271,14 +277,14 @@ def plot_bounds(
       for at in np.flatnonzero(rows['seed'] == seed):
         place, verdict = rows[x][at], str(rows['predicted'][at])
         shape, fill = _OBSERVED[str(rows['observed'][at])]
-        axes.plot(
-          [place, place],
-          [rows[_LOWER][at], rows[_UPPER][at]],
-          color=_VERDICTS[verdict],
-          linewidth=5,
-          alpha=0.45,
-          solid_capstyle='butt',
-        )
+        for bound in (_LOWER, _UPPER):
+          axes.plot(
+            place,
+            rows[bound][at],
+            '_',
+            color=_VERDICTS[verdict],
+            markersize=9,
+          )
         (mark,) = axes.plot(
           place,
           rows['growth'][at],
@@ -294,14 +300,101 @@ def plot_bounds(
       if not column:
         axes.set_ylabel(f'seed {seed}')
   figure.suptitle(
-    f'{literal(title)}: bounds of the joint spectral radius (bars), growth '
-    'in runs (marks)',
+    f'{literal(title)}: bounds of the joint spectral radius (dashes)\n'
+    'and growth in runs (marks), factors over one target update',
     x=0.01,
     ha='left',
     fontsize='medium',
   )
-  figure.legend(shown.values(), shown.keys(), loc='outside lower left', ncols=2)
+  figure.legend(shown.values(), shown.keys(), loc='outside lower left')
   drawing.save(figure, path)
+
+
+def draw_errors(
+  folder: RunFolder, table: pathlib.Path, by: Sequence[str], title: str
+) -> None:
+  """Writes curve.png and, if numbers are swept, curve-sampled.png.
+
+  Args:
+    folder: folder of the runs, with their metrics.
+    table: table with a row for each run.
+    by: the swept options except the seed.
+    title: title of the figures.
+  """
+  draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
+  found = read_metrics(table)
+  place = _place(found, by)
+  if place is not None:
+    plot_errors(
+      folder.path / 'curve-sampled.png',
+      found,
+      x=place,
+      lines=[name for name in by if name != place],
+      title=title,
+    )
+
+
+def plot_errors(
+  path: pathlib.Path,
+  table: Table,
+  *,
+  x: str,
+  lines: Sequence[str],
+  title: str,
+) -> None:
+  """Draws the largest errors at the end of runs, means with 95 % t intervals.
+
+  Args:
+    path: the PNG file, replaced at once.
+    table: with a row for each run.
+    x: column of the horizontal axis, logarithmic if all values are positive.
+    lines: columns whose values define a line.
+    title: above.
+  """
+  groups = list(group_rows(table, list(lines)).items())
+  points: list[Point] = [
+    dict(zip(lines, key, strict=True)) for key, _ in groups
+  ]
+  facet = [name for name in ('problem',) if name in lines]
+  arrangement = arrange(points, facet)
+  panes = arrangement.panes
+  figure = drawing.new_figure(3.6 * len(panes) + 1.0, 3.8)
+  grid = figure.subplots(1, len(panes), squeeze=False)[0]
+  runs: set[int] = set()
+  for axes, pane in zip(grid, panes, strict=True):
+    drawing.tidy(axes)
+    for member, look in zip(pane.members, pane.looks, strict=True):
+      places = list(group_rows(groups[member][1], [x]).items())
+      runs |= {len(rows[_ERROR]) for _, rows in places}
+      estimates = [statistics.over_runs(rows[_ERROR]) for _, rows in places]
+      order = np.argsort([place for (place,), _ in places])
+      drawing.line(
+        axes,
+        in_words(points[member]) or _ERROR,
+        np.array([place for (place,), _ in places])[order],
+        tuple(np.array(estimates, float)[order].T),
+        *look,
+        opacity=drawing.band_opacity(len(pane.members)),
+      )
+    if np.nanmin(table[x]) > 0:
+      drawing.logarithmic(axes, np.nanmin(table[x]))
+    axes.set_yscale('log')
+    axes.set_xlabel(x.replace('_', ' '))
+    if len(panes) > 1:
+      axes.set_title(pane.title, loc='left')
+  grid[0].set_ylabel(_LABELS[_ERROR])
+  figure.suptitle(literal(title), x=0.01, ha='left')
+  notes = [drawing.explanation(statistics.mean, runs), arrangement.key]
+  drawing.side_legend(
+    figure,
+    drawing.pane_legend(arrangement, points),
+    '\n'.join(filter(None, notes)),
+  )
+  drawing.save(figure, path)
+
+
+# The figure of a table with a row for each run, by a column of it.
+_MAPS = {_RADIUS: plot_map, _UPPER: plot_bounds, _ERROR: plot_errors}
 
 
 # Quantities in a figure of features: label and scale.

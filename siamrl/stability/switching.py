@@ -364,7 +364,8 @@ class Observed(NamedTuple):
 
   Attributes:
     growth: factor by which an application changes the distance from one to the
-      next, over the second half of a run, the largest of all starts.
+      next, over the second half of a run, the largest of all starts; None if
+      rounding leaves too few points to tell.
     starts: number of starts.
     diverged: number of those whose values grew tenfold over the second half.
     converged: number of those whose steps shrank tenfold, or to rounding.
@@ -373,7 +374,7 @@ class Observed(NamedTuple):
       all parameters.
   """
 
-  growth: float
+  growth: float | None
   starts: int
   diverged: int
   converged: int
@@ -396,8 +397,9 @@ def observe(
 
   Args:
     switching: the modes of a case.
-    applications: applications of modes, >= 2; rounded down to a multiple of
-      the number of points.
+    applications: applications of modes, >= 2, rounded up to a multiple of the
+      number of points. Runs that end in rounding at once are shorter, so that
+      one sees how they get there.
     starts: number of random starts, of norms near 100.
     more: further starts [n].
     seed: an integer >= 0.
@@ -410,52 +412,60 @@ def observe(
   vectors = np.concatenate([vectors, *(100 * row[None] for row in more)])
   structure, numbers = _prepared(switching)
   points = min(applications, _POINTS)
-  stride = applications // points
-  with jax.enable_x64(True):
-    norms, steps = map(
-      np.asarray,
-      _run_program(structure, switching.average is not None, points)(
-        numbers, vectors, switching.unit, switching.average or 0.0, stride
-      ),
-    )
-  growth, diverged, converged = 0.0, 0, 0
-  for norm, step in zip(norms, steps, strict=True):
-    factor, grew, shrank = _fate(norm, step)
-    growth = max(growth, factor ** (1 / stride))
-    diverged += grew
-    converged += shrank
+  stride = -(-applications // points)
+  program = _run_program(structure, switching.average is not None, points)
+  while True:
+    with jax.enable_x64(True):
+      norms, steps = map(
+        np.asarray,
+        program(
+          numbers, vectors, switching.unit, switching.average or 0.0, stride
+        ),
+      )
+    fates = [_fate(*each) for each in zip(norms, steps, strict=True)]
+    if stride == 1 or any(fate.growth is not None for fate in fates):
+      break
+    stride = max(1, stride // 10)
+  known = [fate.growth for fate in fates if fate.growth is not None]
   return Observed(
-    growth,
+    max(known) ** (1 / stride) if known else None,
     len(vectors),
-    diverged,
-    converged,
+    sum(fate.diverged for fate in fates),
+    sum(fate.converged for fate in fates),
     stride * np.arange(points + 1),
     norms * math.log10(2),
   )
 
 
-def _fate(norms: np.ndarray, steps: np.ndarray) -> tuple[float, bool, bool]:
-  """Growth of steps, and whether a run diverged or converged.
+class _Fate(NamedTuple):
+  """What becomes of one start; see `Observed`."""
+
+  growth: float | None
+  diverged: bool
+  converged: bool
+
+
+def _fate(norms: np.ndarray, steps: np.ndarray) -> _Fate:
+  """The growth of steps from point to point, and what becomes of a run.
 
   Args:
     norms: [T + 1] logarithms to the base 2 of norms.
-    steps: [T] likewise of the distances between them.
+    steps: [T] likewise of the last steps before the points.
   """
   if np.isnan(norms).any() or np.isposinf(norms).any():
-    return math.inf, True, False
+    return _Fate(math.inf, True, False)
   # What is left of a distance below this is rounding.
   small = steps < norms[1:] - 40
   last = int(small.argmax()) if small.any() else len(steps)
   half = last // 2
-  tenfold = math.log2(10)
   if last - half < 2:
-    return 0.0, False, bool(small.any())
-  times = np.arange(half, last)
-  slope = float(np.polyfit(times, steps[half:last], 1)[0])
+    return _Fate(None, False, bool(small.any()))
+  tenfold = math.log2(10)
+  slope = float(np.polyfit(np.arange(half, last), steps[half:last], 1)[0])
   middle = len(norms) // 2
-  grew = not small.any() and norms[-1] - norms[middle] > tenfold
+  grew = bool(not small.any() and norms[-1] - norms[middle] > tenfold)
   shrank = bool(small.any() or slope * (last - half) < -tenfold)
-  return 2.0**slope, bool(grew), shrank and not grew
+  return _Fate(2.0**slope, grew, shrank and not grew)
 
 
 @functools.cache
