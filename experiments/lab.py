@@ -32,7 +32,7 @@ target update is one matrix for each greedy policy: a mode. Its runs have
 
 --problem=tabular_chain and tabular_random learn the values of actions with a
 table, from one sample at each gradient step. Their runs have max_error, the
-largest error of a value at the end, and moves, how often the twin moved.
+largest error of a value at the end, and moves, how often the twin changed.
 
 --problem=self_prediction learns no values but k features Phi of each state,
 initially orthonormal, which predict the twin's features of the next state from

@@ -443,3 +443,52 @@ def test_a_short_run_tells_nothing_of_growth():
     assert run.gradient_steps.tolist() == [0, 1]
     assert np.isfinite(run.log10_norms).all()
     assert not run.diverged
+
+
+def test_periods_are_preconditioners_of_one_system():
+  """C steps per copy: w <- w - M_C (S - g S') w, S = F'DF, S' = F'DPF.
+
+  M_C = a sum_{i < C} (1 - a S)^i goes from a, that of TD, to the inverse of S,
+  that of exact fits.
+  """
+  problem = linear.random_off_policy(3, num_states=9, num_features=4)
+  hand = ByHand(problem, 0.95, 0.3)
+  system = (hand.a - hand.b) / 0.3  # S - g S'
+  basis = np.linalg.qr(problem.features.T)[0]
+  fit = None
+  for period in (1, 2, 7, 100, 100_000):
+    conditioner = 0.3 * hand._until_sync(hand.one - hand.a, hand.one, period)[1]
+    found = stability.matrix(_case('hard', period, problem, 0.95, 0.3))
+    # What becomes of a network that equals its twin.
+    fit = basis.T @ (found[:4, :4] + found[:4, 4:]) @ basis
+    np.testing.assert_allclose(fit, hand.one - conditioner @ system, atol=1e-9)
+    if period == 1:
+      np.testing.assert_allclose(conditioner, 0.3 * hand.one)
+  np.testing.assert_allclose(conditioner, 0.3 * np.linalg.inv(hand.a))
+  np.testing.assert_allclose(fit, np.linalg.solve(hand.a, hand.b), atol=1e-9)
+
+
+def test_td_converges_and_fits_do_not():
+  """The factor (1 - a)^C - 1.8 (1 - (1 - a)^C), above -1 up to C = 11."""
+  problem = linear.td_not_fqi()
+  for period in (1, 5, 11, 12, 1000):
+    rest = 0.9**period
+    factor = rest - 1.8 * (1 - rest)
+    found = stability.spectral_radius(_case('hard', period, problem, 0.9))
+    assert found == pytest.approx(abs(factor))
+    assert (found < 1) == (period <= 11)
+  # TD needs steps below 2 / (1 + 1.8).
+  for step, stable in ((0.714, True), (0.715, False)):
+    case = _case('self', 1, problem, 0.9, step)
+    assert (stability.spectral_radius(case) < 1) == stable
+
+
+def test_fits_converge_and_td_does_not():
+  problem = linear.fqi_not_td()
+  fit = stability.spectral_radius(_case('hard', 5_000, problem, 0.9))
+  assert fit == pytest.approx(0.45, abs=1e-6)
+  # The trace of S - g S' is 0.8 (1 - 2 g) + 0.2 (1 + g) = 1 - 1.4 g.
+  for discount, stable in ((0.71, True), (0.72, False), (0.9, False)):
+    for step in (1e-3, 1e-5):
+      case = _case('self', 1, problem, discount, step)
+      assert (stability.spectral_radius(case) < 1) == stable

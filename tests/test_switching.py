@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from siamrl import stability
-from siamrl.envs import linear, linear_control
+from siamrl.envs import linear, linear_control, tabular
 from siamrl.learner import TwinSpec
-from siamrl.stability import joint, switching
+from siamrl.stability import joint, sampled, switching
 
 
 def _problem(successor, weights=(1.0, 0.0)):
@@ -238,6 +238,60 @@ def test_what_has_no_modes():
     switching.modes(_case(random), average=1.0)
   with pytest.raises(ValueError, match='has no mean: the online network'):
     switching.modes(_case(random, step_size=100.0), average=0.9)
+
+
+def _sampled(rule, decay, seeds=(0,), steps=40, points=40, **given):
+  chain = tabular.chain(3)
+  problem = linear_control.from_tabular(chain)
+  batch = problem.batch(0.5)
+  best = tabular.optimal_values(chain, 0.5)[:2].ravel()
+  case = stability.Case(
+    batch,
+    np.zeros(4),
+    TwinSpec(rule, given),
+    1.0,
+  )
+  values = batch.obs_tm1[np.arange(4), batch.a_tm1] @ best
+  return sampled.run(
+    [sampled.Sampled(case, values, decay, seed) for seed in seeds],
+    steps,
+    points,
+  )
+
+
+def test_single_samples_by_hand():
+  """A corridor of two states: right pays 1 in the second, and ends.
+
+  With steps of 1 and no noise each sample makes its value exact for the twin.
+  Values: 1 in the second state; 1/2 toward it; 1/4 and 1/2 for going left.
+  """
+  one, other = _sampled('self', math.inf, (1, 2), 60, 60)
+  assert one.gradient_steps.tolist() == [*range(1, 61)]
+  assert set(one.largest) <= {1.0, 0.5, 0.25, 0.0}
+  assert one.largest[-1] == other.largest[-1] == 0.0
+  assert one.largest.tolist() != other.largest.tolist()
+  # Steps shrink until the twin moves: it never does, so values stay inexact.
+  (frozen,) = _sampled('frozen', 1.0, steps=60, points=60)
+  assert frozen.moves[-1] == 0
+  assert frozen.largest[-1] > 0.4
+  with pytest.raises(ValueError, match='gradient_steps=3 must be at least 40'):
+    _sampled('self', 1.0, steps=3)
+
+
+@pytest.mark.slow
+def test_single_samples_and_growing_periods():
+  (grown,) = _sampled(
+    'hard_geometric',
+    1.0,
+    steps=100,
+    points=100,
+    target_period=4,
+    target_period_growth=2.0,
+  )
+  # Copies after 4, 12, 28 and 60 gradient steps, which change the twin.
+  assert grown.moves[[2, 10, 26, 58]].tolist()[-1] <= 3
+  assert grown.moves[-1] <= 4
+  assert grown.moves[-1] >= 2
 
 
 def test_problems_of_control():

@@ -43,7 +43,7 @@ class Errors(NamedTuple):
   Attributes:
     gradient_steps: int [T] gradient steps at which errors were measured.
     largest: float64 [T] largest absolute error of a value.
-    moves: int [T] moves of the twin so far.
+    moves: int [T] moves so far that have changed the twin.
   """
 
   gradient_steps: np.ndarray

@@ -11,17 +11,18 @@ import pytest
 
 from experiments import lab
 from experiments.config import executing, reading
+from experiments.labs import control
 from siamrl import self_prediction, stability
 from siamrl.report.metrics import read_metrics
 from siamrl.report.run_folder import RunFolder
 from tests.experiments.launching import ROOT, start
 
 FLAGFILES = pathlib.Path('experiments/flagfiles')
-# Of values: what is found of features has a test of its own.
+# Of values of a policy; tests of their own are about the others.
 SWEEPS = sorted(
   path.stem
   for path in (ROOT / FLAGFILES).glob('lab_*.flags')
-  if path.stem != 'lab_self_prediction'
+  if not path.stem.startswith(('lab_self', 'lab_control', 'lab_growing'))
 )
 
 
@@ -268,6 +269,7 @@ def test_features_that_outgrow_all_floats(launch_here, tmp_path):
   )
 
 
+MAX = '--problem=random_control'
 FEATURES = ['--problem=self_prediction', '--target_update=self']
 
 
@@ -327,6 +329,29 @@ FEATURES = ['--problem=self_prediction', '--target_update=self']
       [*FEATURES, '--termination=1'],
       '--termination=1.0 must go with --problem',
     ),
+    (
+      ['--period_average=0.5'],
+      '--period_average=0.5 must go with --problem=random_control',
+    ),
+    (
+      [MAX, '--target_update=soft', '--tau=0.1', '--period_average=0.5'],
+      '--period_average=0.5 must go with --target_update=hard, not soft',
+    ),
+    ([MAX, '--period_average=1'], r'--period_average=1.0 must be in \[0, 1\)'),
+    ([MAX, '--num_states=9'], '--num_states=9 must be from 2 to 8'),
+    ([MAX, '--step_decay=2'], '--step_decay=2.0 must go with --problem=tabu'),
+    (
+      ['--problem=random_control,baird'],
+      '--problem=random_control,baird must not mix random_control with',
+    ),
+    (
+      ['--problem=tabular_chain', '--discount=1'],
+      '--discount=1.0 must be below 1 for problem=tabular_chain',
+    ),
+    (
+      ['--problem=tabular_chain', '--step_decay=0'],
+      '--step_decay=0.0 must be positive',
+    ),
     ([*FEATURES, '--num_states=3'], '--num_features=4 must be from 1 to num_s'),
     ([*FEATURES, '--predictor=best'], '--predictor=best must be one of optima'),
     ([*FEATURES, '--predictor_rate=1'], '--predictor_rate=1.0 has no meaning'),
@@ -359,6 +384,65 @@ def test_bad_input_of_a_process():
   assert not out
   assert err.startswith('error: --problem=bard must be one of ')
   assert err.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_bounds_beside_runs(launch_here, tmp_path):
+  """Two values of a successor, by hand: see tests/test_switching.py."""
+  folder = RunFolder(tmp_path / 'run')
+  lines, _ = launch_here(
+    '--problem=random_control',
+    '--num_states=2',
+    '--num_features=1',
+    '--target_period=1,2',
+    '--step_size=0.5',
+    '--gradient_steps=200',
+    f'--run_dir={folder.path}',
+  )
+  assert lines[0].split()[:3] == ['target_period', 'unit', 'modes']
+  results = [json.loads(line) for line in lines[-2:]]
+  config = _read('--problem=random_control', '--num_states=2')
+  assert control.make_case(config.configs[0]).average is None
+  ends = read_metrics(folder.path / 'control.csv')
+  for result, row in zip(results, ends['radius_upper'], strict=True):
+    # Features of norm 1 in one dimension are all 1: a single mode.
+    assert result['modes'] == 1
+    period = result['target_period']
+    radius = 0.5**period + (1 - 0.5**period) * 0.99
+    assert result['radius_lower'] == pytest.approx(radius)
+    assert radius <= result['radius_upper'] == row < 1
+    assert result['predicted'] == 'converges'
+  assert (folder.path / 'curve-control.png').exists()
+  lines, _ = launch_here(MAX, '--target_update=functional', '--twin_weight=1')
+  assert lines[2].startswith(
+    'predicted: nothing, for target_update=functional follows more than one'
+  )
+  assert json.loads(lines[-1])['predicted'] == 'undecided'
+
+
+@pytest.mark.slow
+def test_samples_of_a_table(launch_here, tmp_path):
+  folder = RunFolder(tmp_path / 'run')
+  lines, _ = launch_here(
+    '--problem=tabular_chain',
+    '--target_update=hard,hard_geometric',
+    '--target_period=10,20',
+    '--target_period_growth=1.5',
+    '--discount=0.9',
+    '--step_size=1',
+    '--step_decay=14',
+    '--gradient_steps=400',
+    f'--run_dir={folder.path}',
+  )
+  results = [json.loads(line) for line in lines[-4:]]
+  # Copies of values that were not learned anew meanwhile do not count.
+  assert 30 < results[0]['moves'] <= 40
+  assert 15 < results[1]['moves'] <= 20
+  assert results[2]['moves'] < 15
+  times = read_metrics(folder.metrics)
+  last = times['max_error'][times['gradient_steps'] == 400]
+  assert last.tolist() == [result['max_error'] for result in results]
+  assert (folder.path / 'curve-sampled.png').exists()
 
 
 @pytest.mark.parametrize('name', SWEEPS)
