@@ -351,6 +351,8 @@ def plot_errors(
     lines: columns whose values define a line.
     title: above.
   """
+  from matplotlib.ticker import LogLocator
+
   groups = list(group_rows(table, list(lines)).items())
   points: list[Point] = [
     dict(zip(lines, key, strict=True)) for key, _ in groups
@@ -379,6 +381,12 @@ def plot_errors(
     if np.nanmin(table[x]) > 0:
       drawing.logarithmic(axes, np.nanmin(table[x]))
     axes.set_yscale('log')
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for show in (
+      axes.yaxis.set_major_formatter,
+      axes.yaxis.set_minor_formatter,
+    ):
+      show(drawing.plain())
     axes.set_xlabel(x.replace('_', ' '))
     if len(panes) > 1:
       axes.set_title(pane.title, loc='left')

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siamrl.losses.td import value_of
 from siamrl.stability.cases import (
   Case,
   Structure,
@@ -127,7 +128,8 @@ def _program(structure: Structure, stride: int, points: int) -> Any:
     def point(carry, _):
       carry = jax.lax.fori_loop(0, stride, step, carry)
       state, _, _, moves = carry
-      learned = agent.taken(state.online_params, batch)
+      q = agent.values(state.online_params, batch.obs_tm1)
+      learned = jax.vmap(value_of)(q, batch.a_tm1)
       return carry, (jnp.abs(learned - values).max(), moves)
 
     zero = jnp.zeros((), jnp.int32)

@@ -438,7 +438,7 @@ def observe(
 
 
 class _Fate(NamedTuple):
-  """What becomes of one start; see `Observed`."""
+  """The fate of one start; see `Observed`."""
 
   growth: float | None
   diverged: bool

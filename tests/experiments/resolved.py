@@ -78,8 +78,7 @@ PRESETS = {
     *('lab_baird_functional', 'lab_baird_hard', 'lab_baird_soft'),
     *('lab_random', 'lab_self_prediction', 'lab_tsitsiklis', 'lab_fits'),
     *('lab_control_hard', 'lab_control_soft', 'lab_control_lambda'),
-    *('lab_control_star', 'lab_control_wide', 'lab_overparameterized'),
-    'lab_growing_periods',
+    *('lab_control_star', 'lab_growing_periods'),
   ),
   siamese: ('siamese_accuracy', 'siamese_collapse', 'siamese_frames'),
 }

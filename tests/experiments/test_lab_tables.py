@@ -1,8 +1,19 @@
 """Criteria of the lab's tables, and what is shipped."""
 
-import numpy as np
+import pathlib
 
+import numpy as np
+import pytest
+
+from experiments import lab
+from experiments.config import reading
 from experiments.studies import lab as criteria
+from siamrl.report.metrics import read_metrics
+from siamrl.stability import joint, switching
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / 'experiments/results'
+CONTROL = sorted(path.stem for path in RESULTS.glob('lab_control_*.csv'))
 
 
 def _verdicts(claims):
@@ -102,3 +113,48 @@ def test_criteria_of_growing_periods():
   assert steadier.seen.endswith(' against 1.7 decades')
   table['target_update'] = table['target_update'][::-1]
   assert _verdicts(criteria.growing(table)) == [False, False]
+
+
+def _sweep(name, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  return reading.sweep_from_arguments(
+    lab.LabConfig, f'--flagfile=experiments/flagfiles/{name}.flags'
+  )
+
+
+@pytest.mark.parametrize('name', [*CONTROL, 'lab_growing_periods'])
+def test_shipped_settings_are_those_of_the_flag_file(name, monkeypatch):
+  sweep = _sweep(name, monkeypatch)
+  table = read_metrics(RESULTS / f'{name}.csv')
+  for axis in sweep.axes:
+    assert table[axis].tolist() == [point[axis] for point in sweep.points]
+
+
+def test_shipped_verdicts():
+  """As the page has them."""
+  decided = 0
+  for name in CONTROL:
+    table = read_metrics(RESULTS / f'{name}.csv')
+    claims = criteria.control(table)
+    assert not any(claim.met is False for claim in claims[1:]), claims
+    decided += (table['predicted'] != 'undecided').sum()
+  assert decided >= criteria.LEAST_DECIDED
+  fits = criteria.fits(read_metrics(RESULTS / 'lab_fits.csv'))
+  grown = criteria.growing(read_metrics(RESULTS / 'lab_growing_periods.csv'))
+  assert _verdicts([*fits, *grown]) == [True] * 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CONTROL)
+def test_shipped_bounds_are_what_the_flag_file_gives(name, monkeypatch):
+  """Of every fifth setting, computed anew."""
+  sweep = _sweep(name, monkeypatch)
+  table = read_metrics(RESULTS / f'{name}.csv')
+  for index, config in list(enumerate(sweep.configs))[::5]:
+    case = lab.control.make_case(config)
+    found = joint.bound(switching.modes(case.case, case.average).matrices)
+    assert found.lower == pytest.approx(table['radius_lower'][index], rel=1e-6)
+    # The ellipsoid depends on the processor.
+    assert found.upper == pytest.approx(table['radius_upper'][index], rel=1e-2)
+    assert table['radius_lower'][index] <= found.upper * (1 + 1e-9)
+    assert found.lower <= table['radius_upper'][index] * (1 + 1e-9)
