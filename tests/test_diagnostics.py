@@ -106,9 +106,13 @@ PARAMS = {
 }
 
 
+# One clock for each rule, so that what is compiled of it is found again.
+_clock = functools.cache(diagnostics.make_clock)
+
+
 def _age(rule, steps, params=PARAMS, stride=None):
   """The age after some gradient steps, read along the way, and by layer."""
-  clock = diagnostics.make_clock(rule)
+  clock = _clock(rule)
   advance = jax.jit(clock.advance)
   ages = clock.init(params)
   for start in range(0, steps, stride or steps):
@@ -215,7 +219,7 @@ def _age_traced(rule, steps):
 
 def _moves(rule, before, after, params=PARAMS):
   """How often the twin moves, and when last, after a start from 0."""
-  clock = diagnostics.make_clock(rule)
+  clock = _clock(rule)
   moves = jax.jit(clock.moves)
   ages, *_ = moves(params, clock.init(params), 0, before)
   return [int(x) for x in moves(params, ages, before, after)[1:]]
@@ -679,12 +683,11 @@ def test_counterfactuals_of_the_rule_in_use_and_of_others():
   rules = {'same': rule, 'self': ClockedTwin(twins.self_copy())}
   shadows = diagnostics.shadows_init(rules, BASE, state.online_params)
 
+  @jax.jit
   def look(state, shadows):
-    return jax.jit(
-      lambda state, shadows: diagnostics.counterfactuals(
-        agent, BASE, rules, shadows, state, _batch()
-      )
-    )(state, shadows)
+    return diagnostics.counterfactuals(
+      agent, BASE, rules, shadows, state, _batch()
+    )
 
   for step in range(1, 7):
     state = _learn(made, state, 1, seed=step)
@@ -950,10 +953,10 @@ def test_drift_and_churn_tell_what_a_sync_did():
 def test_a_clock_of_its_own_for_a_rule_that_cannot_keep_one():
   twin = twins.projected_soft(0.1, 1.0, 0.0)
   made, state = _run(ClockedTwin(twin))
-  panel = _panel(made)
+  panel = _panel(made, shadows={})
   seen = panel.init(state, PROBE)
   state = _learn(made, state, 5)
-  _, row = panel.measure(seen, state, PROBE, _batch())
+  _, row = jax.jit(panel.measure)(seen, state, PROBE, _batch())
   assert row['twin_age'] == pytest.approx(9 * (1 - 0.9**5), rel=1e-5)
 
 
@@ -963,7 +966,7 @@ def test_the_age_of_the_stale_head():
   panel = _panel(made, shadows={})
   seen = panel.init(state, PROBE)
   state = _learn(made, state, 7)
-  _, row = panel.measure(seen, state, PROBE, _batch())
+  _, row = jax.jit(panel.measure)(seen, state, PROBE, _batch())
   # Of the heads 0 to 2, head 1 learns from a stale one.
   assert row['twin_age/head/last'] == 2
   assert row['twin_age/torso/Dense_0'] == 0

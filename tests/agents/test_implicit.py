@@ -20,7 +20,13 @@ from siamrl.networks.implicit import implicit_network
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Transition
 from tests.agents.transitions import A, B, D, batch as _batch
-from tests.parameters import OF_VALUES, PARAMETERS, make_rules
+from tests.parameters import (
+  OF_EACH_KIND,
+  OF_VALUES,
+  PARAMETERS,
+  make_rules,
+  slow_but,
+)
 
 with warnings.catch_warnings():
   warnings.simplefilter('ignore')
@@ -92,10 +98,20 @@ def _expected_targets(form, online, target, batch, key, agent=AGENT):
   return jnp.array(rows)
 
 
-@every_form
 @pytest.mark.parametrize(
-  'bound, per, shape',
-  [(1.0, 'transition', (B, N)), (0.3, 'transition', (B, N)), (1.0, 'batch', N)],
+  'form, bound, per, shape',
+  slow_but(
+    lambda case: case[0] == 'max' or case[1:3] == (0.3, 'transition'),
+    [
+      (form, *options)
+      for form in FORMS
+      for options in (
+        (1.0, 'transition', (B, N)),
+        (0.3, 'transition', (B, N)),
+        (1.0, 'batch', N),
+      )
+    ],
+  ),
 )
 def test_losses_and_gradients_are_those_of_rlax(form, bound, per, shape):
   agent = _of_form(form, error_bound=bound, fractions_per=per)
@@ -304,8 +320,17 @@ def _learned(rule, steps=3, sync=1, form='max'):
   return learner, state
 
 
-@pytest.mark.parametrize('form', ['max', 'munchausen'])
-@pytest.mark.parametrize('rule', sorted(RULES))
+@pytest.mark.parametrize(
+  'rule, form',
+  slow_but(
+    lambda case: (
+      case[0] in OF_EACH_KIND
+      and case[1] == 'max'
+      or case == ('averaged', 'munchausen')
+    ),
+    [(rule, form) for rule in sorted(RULES) for form in ('max', 'munchausen')],
+  ),
+)
 def test_every_rule_bootstraps_from_returns(rule, form):
   learner, state = _learned(rule, form=form)
   agent, batch = learner.agent, _batch(9)
@@ -373,7 +398,9 @@ def test_functional_ties_distributions():
   )
 
 
-@pytest.mark.parametrize('rule', ['hard', 'self', 'chain'])
+@pytest.mark.parametrize(
+  'rule', ['hard', 'self', pytest.param('chain', marks=pytest.mark.slow)]
+)
 def test_the_panel_of_distributions(rule):
   # Not just after a copy.
   learner, state = _learned(rule, 5, {'hard': 3}.get(rule, 1))

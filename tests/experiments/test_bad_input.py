@@ -20,6 +20,7 @@ from tests.experiments.launching import (
   killed,
   launch,
   start,
+  sweep_here,
 )
 
 # The last of two equal flags counts.
@@ -297,11 +298,11 @@ def test_a_device_that_is_not_there(tmp_path):
 
 
 def test_usage_errors_of_a_process():
-  for argument in ('--no_such_flag=1', 'train', '--flagfile=/none'):
-    process = start(argument)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert not out
+  for err in (
+    launch('--no_such_flag=1', code=2),
+    sweep_here(atari, 'train', code=2),
+    sweep_here(atari, '--flagfile=/none', code=2),
+  ):
     assert err.startswith('error: ')
     assert err.count('\n') == 1
 
@@ -314,7 +315,7 @@ def test_a_learner_that_diverges(stopped, tmp_path):
     text.replace('--learning_rate=0.00025', '--learning_rate=1e+30')
   )
   before = sorted(run.checkpoints.rglob('*'))
-  err = launch(*arguments, '--learning_rate=1e30', code=1)
+  err = sweep_here(atari, *arguments, '--learning_rate=1e30', code=1)
   *_, line = err.splitlines()
   assert line.startswith('error: the learner diverged: ')
   # It resumed after step 84.

@@ -48,7 +48,7 @@ from tests.experiments.launching import (
   sweep_here,
   sweep_state,
 )
-from tests.parameters import OF_VALUES
+from tests.parameters import OF_EACH_KIND, OF_VALUES, slow_but
 
 # Three iterations of 100 env steps; episodes last 200.
 SMALL = (
@@ -192,9 +192,21 @@ def _rule(name, given):
   )
 
 
-@pytest.mark.parametrize('form', ['min', 'minto'])
 @pytest.mark.parametrize(
-  'name', [name for name in twins.RULES if name not in OF_VALUES]
+  'name, form',
+  slow_but(
+    lambda case: (
+      case[0] in OF_EACH_KIND
+      and case[1] == 'min'
+      or case == ('averaged', 'minto')
+    ),
+    [
+      (name, form)
+      for name in twins.RULES
+      if name not in OF_VALUES
+      for form in ('min', 'minto')
+    ],
+  ),
 )
 def test_every_rule_fits_td3(name, form):
   row = _columns('--agent=td3', f'--target_form={form}', *_rule(name, GIVEN))

@@ -146,6 +146,7 @@ def test_a_twin_that_acts_is_evaluated_too(tmp_path):
   assert rows['target', 1e-6]['loss'] != rows['target', 1.0]['loss']
 
 
+@pytest.mark.slow
 def test_stopped_inside_an_iteration_it_goes_on(
   undisturbed, tmp_path, monkeypatch
 ):

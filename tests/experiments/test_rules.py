@@ -18,7 +18,7 @@ from experiments.families import q
 from siamrl import twins
 from siamrl.losses import td
 from tests.experiments.launching import OF_FORMS, OF_RULES
-from tests.parameters import OF_VALUES
+from tests.parameters import OF_EACH_KIND, OF_VALUES, of_each_kind, slow_but
 
 GIVEN = OF_RULES | OF_FORMS
 SMALL = (
@@ -82,7 +82,7 @@ def _columns(sweep):
   return row
 
 
-@pytest.mark.parametrize('name', twins.RULES)
+@pytest.mark.parametrize('name', of_each_kind(twins.RULES))
 def test_every_rule_fits_the_compiled_loop(name):
   row = _columns(_sweep(*_rule(name), '--panel_period=1', '--probe_size=8'))
   assert {'loss', 'panel/twin_age', 'panel/target_drift'} < set(row)
@@ -107,23 +107,19 @@ def test_the_churn_term_fits_every_agent(agent):
   assert {'churn_term', 'panel/target_churn_train'} <= set(row)
 
 
-# Rules of each kind: copies, parts, several copies, and a term in the loss.
-_OF_EACH_KIND = ('hard', 'by_path', 'averaged', 'functional')
-
-
 def _pairs(*agents):
-  """Rules with agents; the quick ones have a rule of each kind."""
-
-  def pair(name, agent):
-    fast = name in _OF_EACH_KIND
-    return pytest.param(name, agent, marks=() if fast else pytest.mark.slow)
-
-  return [
-    pair(name, agent)
-    for name in twins.RULES
-    for agent in agents
-    if agent == 'dqn' or name not in OF_VALUES
-  ]
+  """Rules with agents; a rule of each kind is quick with the first of them."""
+  return slow_but(
+    lambda case: (
+      case[0] in OF_EACH_KIND and case[1] == agents[0] or case[0] == 'averaged'
+    ),
+    [
+      (name, agent)
+      for name in twins.RULES
+      for agent in agents
+      if agent == 'dqn' or name not in OF_VALUES
+    ],
+  )
 
 
 @pytest.mark.parametrize('name, agent', _pairs('dqn', 'c51', 'qrdqn'))

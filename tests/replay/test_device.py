@@ -424,12 +424,13 @@ def _fed(replay, count, **changes):
     )
     step |= dict(terminated=no, ended=no, obs=obs(t + 1))
     step |= changes.get(f'at{t}', {})
-    state = replay.add(state, t, **step)
+    state = jax.jit(replay.add)(state, t, **step)
   return state
 
 
 def test_three_step_returns_by_hand():
   replay = DeviceReplay((1,), np.float32, 4, 1, 3, 10)
+  gather = jax.jit(replay.gather)
   yes = jnp.ones(1, bool)
   rows = lambda batch: list(
     zip(*(np.ravel(x).tolist() for x in batch[:5]), strict=True)
@@ -437,19 +438,19 @@ def test_three_step_returns_by_hand():
   index = jnp.arange(2)
   # 1 + 1/2 + 1/4; the successor is three steps on.
   state = _fed(replay, 4)
-  assert rows(replay.gather(state, 4, index, 0.5)) == [
+  assert rows(gather(state, 4, index, 0.5)) == [
     (0, 0, 1.75, 0.125, 3),
     (1, 1, 1.75, 0.125, 4),
   ]
   # Cut after clock 1: two rewards, or one, and the observation -1 last.
   state = _fed(replay, 4, at1=dict(ended=yes))
-  assert rows(replay.gather(state, 4, index, 0.5)) == [
+  assert rows(gather(state, 4, index, 0.5)) == [
     (0, 0, 1.5, 0.25, -1),
     (1, 1, 1.0, 0.5, -1),
   ]
   # Terminated there: no discount, and the last observation acted upon.
   state = _fed(replay, 4, at1=dict(terminated=yes, ended=yes))
-  assert rows(replay.gather(state, 4, index, 0.5)) == [
+  assert rows(gather(state, 4, index, 0.5)) == [
     (0, 0, 1.5, 0.0, 1),
     (1, 1, 1.0, 0.0, 1),
   ]

@@ -700,6 +700,18 @@ def test_a_replay_that_reads_what_is_not_reported_is_refused():
 # That it is repeatable.
 
 
+def _whole(config, num_envs, reading):
+  """A run that never stopped, trained once for tests of the same options."""
+  options = num_envs, config.overlapped, config.chunk_env_steps, reading
+  if options not in _WHOLE:
+    replay = Reading(num_envs) if reading else None
+    _WHOLE[options] = _train(config, num_envs=num_envs, replay=replay)
+  return _WHOLE[options]
+
+
+_WHOLE: dict[tuple, Run] = {}
+
+
 @pytest.mark.parametrize('stop', [48, 75, 120, 204])
 @pytest.mark.parametrize('num_envs', [1, 3])
 @MODES
@@ -717,15 +729,14 @@ def test_a_run_resumes_with_a_replay_that_reads(
   replay.error = first.replay.error
   state = host.LoopState.from_json(learned, saved[0])
   second = train(state=state, replay=replay)
-  whole = train(replay=Reading(num_envs))
+  whole = _whole(config, num_envs, reading=True)
   _assert_same(whole, second._replace(rows=first.rows + second.rows))
   assert whole.replay.error == replay.error > 0
   # Had it been told nothing, another run would have come of it.
+  deaf = _whole(config, num_envs, reading=False)
   assert any(
     (a != b).any()
-    for a, b in zip(
-      _numbers(train())[1][:2], _numbers(whole)[1][:2], strict=True
-    )
+    for a, b in zip(_numbers(deaf)[1][:2], _numbers(whole)[1][:2], strict=True)
   )
 
 
@@ -792,7 +803,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
   replay.load(tmp_path, saved[1])
   state = host.LoopState.from_json(learned, saved[0])
   second = train(state=state, replay=replay)
-  whole = train()
+  whole = _whole(config, num_envs, reading=False)
   _assert_same(whole, second._replace(rows=first.rows + second.rows))
 
 
