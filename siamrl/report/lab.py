@@ -262,7 +262,9 @@ def plot_bounds(
   """
   columns = list(group_rows(table, list(lines)).items())
   seeds = np.unique(table['seed'])
-  figure = drawing.new_figure(1.8 + 2.3 * len(columns), 1.2 + 1.25 * len(seeds))
+  figure = drawing.new_figure(
+    1.8 + 2.3 * len(columns), max(3.6, 1.2 + 1.25 * len(seeds))
+  )
   grid = figure.subplots(
     len(seeds), len(columns), sharex=True, sharey='row', squeeze=False
   )
@@ -298,7 +300,7 @@ def plot_bounds(
       if np.nanmin(table[x]) > 0:
         drawing.logarithmic(axes, np.nanmin(table[x]))
       if not column:
-        axes.set_ylabel(f'seed {seed}')
+        axes.set_ylabel(f'seed {seed}' if len(seeds) > 1 else 'factor')
   figure.suptitle(
     f'{literal(title)}: bounds of the joint spectral radius (dashes)\n'
     'and growth in runs (marks), factors over one target update',
