@@ -64,6 +64,7 @@ PRESETS = {
     *('minatar_table_pqn', 'minatar_table_stream_q', 'twin_distributions_dqn'),
     *('twin_distributions_c51', 'twin_distributions_qrdqn'),
     *('stream_q_minatar', 'qrc_minatar', 'twin_defects_breakout'),
+    'replay_and_twin',
   ),
   gym: ('zoo_dqn_lunar_lander', 'zoo_qrdqn_lunar_lander'),
   control: (

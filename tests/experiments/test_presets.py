@@ -55,6 +55,7 @@ GRIDS = (
   'atlas_discrete_rules',
   'twin_defects_cartpole',
   'twin_defects_breakout',
+  'replay_and_twin',
   'twin_defects_pendulum',
   'twin_defects_normalized',
 )
