@@ -78,13 +78,12 @@ def test_losses_and_gradients_are_those_of_rlax(name, form):
       )(SUPPORT, out_tm1, *batch[1:4], SUPPORT, out_t, q)
     return jnp.mean(each)
 
-  found = jax.value_and_grad(
-    lambda online: agent.loss(online, target, batch, KEY)[0]
-  )(online)
+  def found(online):
+    return agent.loss(online, target, batch, KEY)[0]
+
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-    found,
-    jax.value_and_grad(expected)(online),
+    *(jax.jit(jax.value_and_grad(of))(online) for of in (found, expected)),
   )
   choices = [
     np.argmax(agent.values(params, batch.obs_t), -1)

@@ -268,20 +268,19 @@ def test_a_network_that_is_its_own_twin_adds_nothing_to_td_errors(family):
   def make(rule):
     return make_learner(base, optax.sgd(0.1), ClockedTwin(rule))
 
-  def split(rule, state):
+  def split(rule):
     panel = diagnostics.make_panel(_idle(make(rule)))
-    row = jax.jit(
+    return jax.jit(
       lambda state: panel.measure(
         panel.init(state, batch), state, batch, batch
-      )[1]
-    )(state)
-    return float(row['td_split_abs'])
+      )[1]['td_split_abs']
+    )
 
   state = make(twins.hard()).init(KEY)
-  assert split(twins.hard(), state) < 1e-6
-  other = state.replace(target_params=_different(family))
-  assert split(twins.hard(), other) > 1e-2
-  assert split(twins.self_copy(), state.replace(target_params=())) < 1e-6
+  hard, itself = split(twins.hard()), split(twins.self_copy())
+  assert hard(state) < 1e-6
+  assert hard(state.replace(target_params=_different(family))) > 1e-2
+  assert itself(state.replace(target_params=())) < 1e-6
 
 
 def test_what_has_no_part_in_the_twin_makes_no_rules_alike():
@@ -297,8 +296,9 @@ def test_what_has_no_part_in_the_twin_makes_no_rules_alike():
   )(state)
   key = jax.random.fold_in(state.key, state.gradient_steps)
   own = twins.part(base, state.online_params)
+  gradient = jax.jit(jax.grad(base.loss, has_aux=True))
   one, other = (
-    jax.grad(base.loss, has_aux=True)(state.online_params, twin, batch, key)[0]
+    gradient(state.online_params, twin, batch, key)[0]
     for twin in (state.target_params, own)
   )
   expected = diagnostics.gradient_cosine(one['critic'], other['critic'])

@@ -70,15 +70,21 @@ def _params(seed):
 
 def _expected_targets(form, online, target, batch, key, agent=AGENT):
   """Targets [B, N'] of an agent's own answers, in NumPy."""
-  answer = agent.bootstrap(online, target, batch.obs_t, key)
-  before = agent.bootstrap(online, target, batch.obs_tm1, key)
+  bootstrap = jax.jit(agent.bootstrap)
+  answer, other, before = jax.device_get(
+    (
+      bootstrap(online, target, batch.obs_t, key),
+      bootstrap(online, online, batch.obs_t, key),
+      bootstrap(online, target, batch.obs_tm1, key),
+    )
+  )
+  values = np.asarray(agent.values(online, batch.obs_t))
   rows = []
   for i in range(B):
-    z, q, bonus = np.array(answer.returns[i]), np.array(answer.values[i]), 0.0
+    z, q, bonus = answer.returns[i].copy(), answer.values[i].copy(), 0.0
     if form == 'double':
-      q = np.array(agent.values(online, batch.obs_t)[i])
+      q = values[i]
     if form == 'minto':
-      other = agent.bootstrap(online, online, batch.obs_t, key)
       for a in range(A):
         if other.values[i, a] < q[a]:
           z[a], q[a] = other.returns[i, a], other.values[i, a]
@@ -90,7 +96,7 @@ def _expected_targets(form, online, target, batch, key, agent=AGENT):
       pi /= pi.sum()
       successor = pi @ (z - tau * np.log(pi)[:, None])
     if form == 'munchausen':
-      q = np.array(before.values[i])
+      q = before.values[i]
       log_pi = (q - q.max()) / tau
       log_pi -= np.log(np.exp(log_pi).sum())
       bonus = 0.9 * np.clip(tau * log_pi[batch.a_tm1[i]], -1, 0)
@@ -128,13 +134,12 @@ def test_losses_and_gradients_are_those_of_rlax(form, bound, per, shape):
     )
     return jnp.mean(each) / bound  # the paper's eq. 3
 
-  found = jax.value_and_grad(
-    lambda online: agent.loss(online, target, batch, KEY)[0]
-  )(online)
+  def found(online):
+    return agent.loss(online, target, batch, KEY)[0]
+
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-    found,
-    jax.value_and_grad(expected)(online),
+    *(jax.jit(jax.value_and_grad(of))(online) for of in (found, expected)),
   )
 
 
