@@ -78,8 +78,8 @@ class Problem(NamedTuple):
   followers: dict[str, np.ndarray]
 
 
-def judge(table: Table) -> list[Claim]:
-  """Claims about agreement, scores, and twins that choose.
+def problems_of(table: Table) -> list[Problem]:
+  """The runs of each problem.
 
   Raises:
     ValueError: the table lacks a column or a setting.
@@ -91,7 +91,16 @@ def judge(table: Table) -> list[Claim]:
     'candidate_choice',
   ):
     found.setdefault(setting.point['environment'], {})[_name(setting)] = setting
-  problems = [_problem(name, settings) for name, settings in found.items()]
+  return [_problem(name, settings) for name, settings in found.items()]
+
+
+def judge(table: Table) -> list[Claim]:
+  """Claims about agreement, scores, and twins that choose.
+
+  Raises:
+    ValueError: the table lacks a column or a setting.
+  """
+  problems = problems_of(table)
   moving = [i for i, name in enumerate(RULES) if name not in _FAILING]
   everything = list(range(len(RULES)))
   return [

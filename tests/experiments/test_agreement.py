@@ -6,17 +6,23 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import classic
 from experiments.config import meaning, reading, users
-from experiments.config.declaring import UsageError
+from experiments.config.declaring import RunError, UsageError
 from experiments.engines import compiled as compiled_engine, sweeps
 from experiments.families import q
-from experiments.studies import study as studies, twin_agreement
+from experiments.studies import (
+  agreement_figure,
+  study as studies,
+  twin_agreement,
+)
 from siamrl import diagnostics, twins
 from siamrl.envs.catch import catch, catch_observations
 from siamrl.envs.tabular import optimal_probe
 from siamrl.report.metrics import MetricsWriter, read_metrics
+from siamrl.report.results import write_results
 
 SMALL = (
   '--environment=catch',
@@ -294,3 +300,33 @@ def test_the_rank_correlation_is_spearmans():
   for column in range(3):
     expected = stats.spearmanr(one[:, column], other[:, column]).statistic
     assert found[column] == pytest.approx(expected)
+
+
+def test_the_table_and_the_figure(tmp_path, capsys):
+  table = _table(tmp_path, lambda i, _: _share(i), lambda i, _: _share(i))
+  path = tmp_path / 'curves.csv'
+  rows = [list(row) for row in zip(*table.values(), strict=True)]
+  cells = [
+    ['' if cell is None or cell != cell else str(cell) for cell in row]
+    for row in rows
+  ]
+  write_results(path, cells, list(table), {})
+  config = agreement_figure.FigureConfig(
+    runs=str(path), output=str(tmp_path / 'drawn')
+  )
+  agreement_figure.main(config)
+  said = capsys.readouterr().out.splitlines()
+  assert said[0] == '| catch | score | agreement, common | agreement, own |'
+  assert len(said) == 2 * (2 + 13 + 2 + 1)
+  # The score of the last of 13 rules is 1, and so is its agreement.
+  rule, *numbers = said[14].strip('| ').split(' | ')
+  assert rule == 'frozen'
+  for number in numbers:
+    middle = float(number.partition(' ')[0])
+    assert middle == pytest.approx(1, abs=0.002)
+  with Image.open(tmp_path / 'drawn-agreement.png') as image:
+    assert image.width > image.height
+  with pytest.raises(RunError, match='--runs=.*gone.csv: '):
+    agreement_figure.main(agreement_figure.FigureConfig(runs='gone.csv'))
+  with pytest.raises(UsageError, match='--runs must be given'):
+    agreement_figure.main(agreement_figure.FigureConfig())
