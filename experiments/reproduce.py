@@ -66,7 +66,7 @@ from siamrl.report.curves import RETURN_COLUMNS
 from siamrl.report.drawing import can_draw
 from siamrl.report.metrics import RUN_COLUMN
 from siamrl.report.results import read_results
-from siamrl.report.sweep import clock_of
+from siamrl.report.sweep import clock_of, words
 
 _WIDTH = 80
 _AFTERWARDS = 'criteria written after its runs'
@@ -261,7 +261,9 @@ def _write_table(study: Study, curves: pathlib.Path, output: str) -> None:
       standings.plot_standings(
         f'{output}-table.png',
         found,
-        measure=f'{RETURN_COLUMNS[measure]} return',
+        measure=f'{RETURN_COLUMNS[measure]} return'
+        if measure in RETURN_COLUMNS
+        else words(measure),
         unit=f'the mean of {unit}',
         title=study.name,
       )

@@ -2,9 +2,9 @@
 
   python -m experiments.studies.agreement_figure \\
       --runs=experiments/results/twin_agreement-curves.csv \\
-      --output=experiments/results/twin_agreement
+      --output=experiments/results/twin_agreement-agreement
 
-writes OUTPUT-agreement.png, the score of each rule over its agreement with
+writes OUTPUT.png, the score of each rule over its agreement with
 optimal values, and prints both as a table. Brackets hold 95 % t intervals.
 """
 
@@ -81,7 +81,7 @@ def main(config: FigureConfig) -> None:
     if not place:
       axes.set_ylabel('reward per env step', fontsize=8)
   try:
-    drawing.save(figure, f'{config.output}-agreement.png')
+    drawing.save(figure, f'{config.output}.png')
   except OSError as error:
     raise RunError(f'--output={config.output}: {error}') from error
 

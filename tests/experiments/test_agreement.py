@@ -324,7 +324,7 @@ def test_the_table_and_the_figure(tmp_path, capsys):
   for number in numbers:
     middle = float(number.partition(' ')[0])
     assert middle == pytest.approx(1, abs=0.002)
-  with Image.open(tmp_path / 'drawn-agreement.png') as image:
+  with Image.open(tmp_path / 'drawn.png') as image:
     assert image.width > image.height
   with pytest.raises(RunError, match='--runs=.*gone.csv: '):
     agreement_figure.main(agreement_figure.FigureConfig(runs='gone.csv'))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments import plot, reproduce
 from experiments.config import executing, reading
+from experiments.studies import agreement_figure
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'experiments' / 'results'
@@ -19,6 +20,11 @@ PAGE = (RESULTS / 'README.md').read_text(encoding='utf-8')
 DRAWERS = {
   'plot': (plot.PlotConfig, plot.main, {'listed': 'runs'}),
   'reproduce': (reproduce.ReproduceConfig, reproduce.main, {}),
+  'studies.agreement_figure': (
+    agreement_figure.FigureConfig,
+    agreement_figure.main,
+    {},
+  ),
 }
 # What each drawer is asked, by the beginning of its figures' names.
 COMMANDS = {
@@ -29,8 +35,8 @@ COMMANDS = {
   for line in PAGE.splitlines()
   if (
     match := re.match(
-      r'python -m experiments\.(plot|reproduce) .*?(?:--kind=(\w+) )?'
-      r'--output=(\S+)',
+      r'python -m experiments\.(plot|reproduce|studies\.\w+) .*?'
+      r'(?:--kind=(\w+) )?--output=(\S+)',
       line,
     )
   )

@@ -357,6 +357,15 @@ def test_the_table_by_hand(toy, tmp_path):
   assert table['train_return'].tolist() == read.table['train_return'].tolist()
 
 
+def test_the_table_of_a_measure_that_is_no_return(tmp_path):
+  study = studies.read_study('three_schedules')
+  curves = RESULTS / 'three_schedules-curves.csv'
+  reproduce._write_table(study, curves, str(tmp_path / 'drawn'))
+  assert (tmp_path / 'drawn-table.png').exists()
+  rows = (tmp_path / 'drawn-table.csv').read_text().splitlines()
+  assert sum(row.startswith('fitted,car_on_hill,') for row in rows) == 1
+
+
 def test_arms_that_are_tasks():
   study = studies.read_study('twin_distributions')
   read = Results(
