@@ -139,17 +139,19 @@ def plot_map(
     path: the PNG file, replaced at once.
     table: with a row for each run, and `unit`, `spectral_radius` and `growth`.
     x: column of the horizontal axis, logarithmic if all values are positive.
-    lines: columns whose values, with the seed, define a line.
+    lines: columns whose values, with the seed, define a line, and without it a
+      look.
     title: above.
   """
-  groups = group_rows(table, [*lines, 'seed'])
-  points = []
-  for *values, seed in groups:
-    point = dict(zip(lines, values, strict=True))
-    # Seeds are names, without a meaningful order.
-    points.append(point | {'seed': f'seed {seed}'})
-  if len(np.unique(table['seed'])) == 1:
-    points = [{n: p[n] for n in lines} for p in points]
+  many = len(np.unique(table['seed'])) > 1
+  # Seeds are names, without a meaningful order. Beside other options they share
+  # a look.
+  by = ['seed'] if many and not lines else list(lines)
+  groups = group_rows(table, by)
+  points: list[Point] = [
+    {n: f'seed {x}' if n == 'seed' else x for n, x in zip(by, key, strict=True)}
+    for key in groups
+  ]
   arrangement = arrange(points)
   panes = arrangement.panes
   width = 6.4 if len(panes) == 1 else 3.9 * len(panes)
@@ -157,11 +159,18 @@ def plot_map(
   grid = figure.subplots(
     2, len(panes), sharex=True, sharey='row', squeeze=False
   )
-  tables = list(groups.values())
+  tables = [
+    list(group_rows(rows, ['seed']).values()) for rows in groups.values()
+  ]
   for (top, bottom), pane in zip(grid.T, panes, strict=True):
-    for member, (color, style) in zip(pane.members, pane.looks, strict=True):
-      order = np.argsort(tables[member][x])
-      row = {name: column[order] for name, column in tables[member].items()}
+    drawn = [
+      (member, look, one)
+      for member, look in zip(pane.members, pane.looks, strict=True)
+      for one in tables[member]
+    ]
+    for member, (color, style), one in drawn:
+      order = np.argsort(one[x])
+      row = {name: column[order] for name, column in one.items()}
       # Decades in 1,000 gradient steps, from factors over `unit` of them.
       with np.errstate(divide='ignore'):
         decades = {
@@ -299,6 +308,8 @@ def plot_bounds(
         shown.setdefault(name, mark)
       if np.nanmin(table[x]) > 0:
         drawing.logarithmic(axes, np.nanmin(table[x]))
+      else:
+        axes.xaxis.set_major_formatter(drawing.plain())
       if not column:
         axes.set_ylabel(f'seed {seed}' if len(seeds) > 1 else 'factor')
   figure.suptitle(

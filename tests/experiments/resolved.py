@@ -80,6 +80,7 @@ PRESETS = {
     *('lab_random', 'lab_self_prediction', 'lab_tsitsiklis', 'lab_fits'),
     *('lab_control_hard', 'lab_control_soft', 'lab_control_lambda'),
     *('lab_control_star', 'lab_growing_periods'),
+    'lab_overparameterized',
   ),
   siamese: ('siamese_accuracy', 'siamese_collapse', 'siamese_frames'),
 }

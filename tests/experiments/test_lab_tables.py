@@ -144,6 +144,10 @@ def test_shipped_verdicts():
   fits = criteria.fits(read_metrics(RESULTS / 'lab_fits.csv'))
   grown = criteria.growing(read_metrics(RESULTS / 'lab_growing_periods.csv'))
   assert _verdicts([*fits, *grown]) == [True] * 9
+  wide = read_metrics(RESULTS / 'lab_overparameterized.csv')
+  found = criteria.overparameterized(wide, 5)
+  assert _verdicts(found) == [False, True, True, True]
+  assert found[0].seen == '23 of 24'
 
 
 @pytest.mark.slow
