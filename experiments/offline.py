@@ -22,7 +22,9 @@ Besides the loss, metrics.csv has the returns of greedy episodes. For
 car_on_hill it has the mean discounted return from the papers' 289 starts,
 grid_return, and the best possible one, grid_optimum; for small processes that
 are solved exactly, the largest error of a value, exact_error, and the mean
-overestimation of the best action's value, exact_bias.
+overestimation of the best action's value, exact_bias. With --panel_period it
+has ranks of features, panel/srank and panel/effective_rank, and fractions of
+dormant units, such as panel/dormant_0.025.
 
 Exit codes: 0 if the run finished or was stopped, 2 for invalid flags, 1 for
 any other error, 130 after a second Ctrl-C.

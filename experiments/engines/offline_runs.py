@@ -85,6 +85,7 @@ def _train(config: Any, family: Family, stop: devices.StopRequest) -> None:
   else:
     suite.check_kept(config, run_dir, overwrite=config.overwrite)
     given = suite.load(config, task.environment)
+  suite.check_probe(config, config.env_steps if given is None else given.size)
   derived = _describe(config, family, task, given)
   memory.check(
     config,
@@ -130,8 +131,8 @@ def _nbytes(
       data,
       key,
     )
-    # As it is kept, and as it is learned from.
-    + 2 * memory.nbytes(data)
+    # As it is kept, as it is learned from, and with sums of rewards.
+    + (2 + (config.n_step > 1)) * memory.nbytes(data)
     # Before and after an env step.
     + 2 * config.eval_episodes * memory.nbytes(episodes)
   )
@@ -194,8 +195,8 @@ def make_run(
     learner = make_learner(config, family, task, data)
     iterate = offline.make_iterate(learner, fitting.make_config(config))
     learned = data._replace(rewards=suite.learned(config, data.rewards))
-    batch = learned.batch(slice(None), config.discount)
-    measure = suite.make_measure(config, task, learner.agent)
+    batch = learned.multi_step(config.n_step, config.discount)
+    measure = suite.make_measure(config, task, learner, data)
 
     def train(state: TrainState, iteration: int) -> Iterator[offline.Progress]:
       return offline.train(
@@ -211,7 +212,7 @@ def make_run(
       learner.init(init_key),
       train,
       lambda params, iteration: measure(
-        params, jax.random.fold_in(eval_key, iteration)
+        params, jax.random.fold_in(eval_key, iteration), iteration
       ),
     )
 

@@ -31,17 +31,21 @@ from experiments.config.learning import (
   DEFAULT_NETWORK,
   NetworkOptions,
   make_mlp,
+  of_agent,
 )
+from experiments.config.panel import PanelOptions
 from experiments.suites.jax_native import Task
 from siamrl import diagnostics, rewards
 from siamrl.envs import car_on_hill, tabular
 from siamrl.envs.registry import PROCESSES, discrete
+from siamrl.learner import Learner
+from siamrl.networks.activations import activations
 from siamrl.networks.q_network import QNetwork
 from siamrl.replay import dataset
 from siamrl.replay.dataset import Dataset
 from siamrl.report.run_folder import RunFolder
 from siamrl.runners import evaluation
-from siamrl.types import Agent, JaxEnvironment, Params
+from siamrl.types import JaxEnvironment, Params
 
 CAR = 'car_on_hill'
 MOST = 2**31  # what int32 counts
@@ -95,6 +99,14 @@ class DataOptions(NetworkOptions):
     when=both(not_set('dataset'), not_given('collect', 'uniform')),
   )
   discount: float = redeclared(CollectOptions, 'discount')
+  n_step: int = redeclared(
+    CollectOptions,
+    'n_step',
+    help='Rewards before bootstrapping, of one episode; at the length of all '
+    'episodes or more, targets are Monte-Carlo returns.',
+    when=not_given('collect', 'uniform'),
+    refused=True,
+  )
   reward_scale: float = redeclared(CollectOptions, 'reward_scale')
   reward_clip: float = redeclared(CollectOptions, 'reward_clip')
 
@@ -122,6 +134,21 @@ class DataOptions(NetworkOptions):
   )
   eval_episode_env_steps: int = redeclared(
     CollectOptions, 'eval_episode_env_steps'
+  )
+
+  _panel: Any = group('Features')
+  panel_period: int = redeclared(
+    PanelOptions,
+    'panel_period',
+    help='Iterations from one measurement of features to the next; 0 for none. '
+    'Ranks and the fractions of dormant units become the columns panel/... of '
+    'metrics.csv.',
+  )
+  probe_size: int = redeclared(
+    PanelOptions,
+    'probe_size',
+    help='Observations that features are measured on, at even distances in the '
+    'data set. Ranks are at most this large.',
   )
 
   @property
@@ -218,6 +245,16 @@ def check_collecting(config: DataOptions, task: Task) -> None:
     )
 
 
+def check_probe(config: DataOptions, transitions: int) -> None:
+  """Raises UsageError for a probe that is larger than the data set."""
+  if config.panel_period and config.probe_size > transitions:
+    refuse(
+      config,
+      'probe_size',
+      f'be at most {transitions}, the transitions of the data set',
+    )
+
+
 def nbytes(task: Task, transitions: int) -> int:
   """The most bytes that all copies of transitions take together."""
   environment = task.environment
@@ -287,12 +324,16 @@ def _bounds(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
   return tuple(low.tolist()), tuple(high.tolist())
 
 
-# (online parameters, key) -> columns of a row.
-Measure = Callable[[Params, jax.Array], dict[str, float]]
+# (online parameters, key, iterations done) -> columns of a row.
+Measure = Callable[[Params, jax.Array, int], dict[str, float]]
 
 
-def make_measure(config: DataOptions, task: Task, agent: Agent) -> Measure:
-  """The measures of each iteration, as one compiled program."""
+def make_measure(
+  config: DataOptions, task: Task, learner: Learner, data: Dataset
+) -> Measure:
+  """The measures of each iteration, as compiled programs."""
+  agent = learner.agent
+  look = _make_look(config, task, learner, data)
   best_return = {}
   if config.eval_episodes and task.name == CAR:
     best_return['grid_optimum'] = _grid_optimum(config.discount)
@@ -329,11 +370,40 @@ def make_measure(config: DataOptions, task: Task, agent: Agent) -> Measure:
       )
     return row
 
-  def measure(params: Params, key: jax.Array) -> dict[str, float]:
-    row = compiled(params, key)
-    return {name: value.item() for name, value in row.items()} | best_return
+  def measure(
+    params: Params, key: jax.Array, iteration: int
+  ) -> dict[str, float]:
+    row = {name: value.item() for name, value in compiled(params, key).items()}
+    if config.panel_period:
+      if iteration % config.panel_period == 0:
+        row |= {name: value.item() for name, value in look(params).items()}
+      else:
+        row |= dict.fromkeys(jax.eval_shape(look, params), math.nan)
+    return row | best_return
 
   return measure
+
+
+def _make_look(
+  config: DataOptions, task: Task, learner: Learner, data: Dataset
+) -> Callable[[Params], dict[str, jax.Array]]:
+  """Measures of features on a probe of the data, as one compiled program."""
+  network = of_agent(config, make_network(config, task, data))
+  places = np.arange(config.probe_size) * data.size // config.probe_size
+  probe = jnp.asarray(data.observations[places])
+  # Of several networks, the one that values come from.
+  answer = learner.clocked.twin.lift(
+    learner.base._replace(
+      values=lambda params, obs: activations(network, params, obs)
+    )
+  ).values
+
+  @jax.jit
+  def look(params: Params) -> dict[str, jax.Array]:
+    metrics, _ = diagnostics.feature_metrics(answer(params, probe))
+    return {f'panel/{name}': value for name, value in metrics.items()}
+
+  return look
 
 
 def _grid_optimum(discount: float) -> float:

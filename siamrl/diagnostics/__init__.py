@@ -23,6 +23,7 @@ from siamrl.diagnostics.features import (
   dormant_fraction,
   dormant_overlap,
   effective_rank,
+  feature_metrics,
   singular_values,
   srank,
 )
@@ -75,6 +76,7 @@ __all__ = [
   'dormant_fraction',
   'dormant_overlap',
   'effective_rank',
+  'feature_metrics',
   'functional_distance',
   'gradient_cosine',
   'gradient_toward',

@@ -1,10 +1,14 @@
 """Ranks of features, and dormant units."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from siamrl.networks.activations import Activations
+
+THRESHOLDS = (0.0, 0.025, 0.1)
 
 
 # Under vmap, matrices are done one after the other: LAPACK's batches wait for
@@ -114,3 +118,34 @@ def dormant_overlap(
   return jnp.sum(jnp.stack(both)) / sum(
     jnp.sum(units) for units in before.values()
   )
+
+
+def feature_metrics(
+  answer: Activations,
+  *,
+  rank_states: int = 2_048,
+  thresholds: Sequence[float] = THRESHOLDS,
+) -> tuple[dict[str, chex.Array], dict[str, dict[str, chex.Array]]]:
+  """Ranks of features, and the fraction of dormant units.
+
+  Args:
+    answer: activations of a network on a probe.
+    rank_states: number of the probe's first states used for ranks.
+    thresholds: thresholds of dormant units.
+
+  Returns:
+    (metrics, the same of each layer by metric and layer). The metrics are
+    `srank`, `effective_rank` and `dormant_T` for each threshold T; only those
+    of units have layers.
+  """
+  values = singular_values(answer.features[:rank_states])
+  metrics = {
+    'srank': srank(values).astype(jnp.float32),
+    'effective_rank': effective_rank(values),
+  }
+  layers = {}
+  scores = {name: dormancy(x) for name, x in answer.layers.items()}
+  for threshold in thresholds if scores else ():
+    name = f'dormant_{threshold:g}'
+    metrics[name], layers[name] = dormant_fraction(scores, threshold)
+  return metrics, layers

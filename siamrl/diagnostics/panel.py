@@ -17,12 +17,10 @@ from siamrl.diagnostics.distances import (
   parameter_distance,
 )
 from siamrl.diagnostics.features import (
+  THRESHOLDS,
   dormancy,
-  dormant_fraction,
   dormant_overlap,
-  effective_rank,
-  singular_values,
-  srank,
+  feature_metrics,
 )
 from siamrl.diagnostics.shadows import (
   counterfactuals,
@@ -321,20 +319,16 @@ class _Measuring:
     if self.look is None:
       return state.dormant, {}
     answer = self.look(online, _observed(probe))
-    values = singular_values(answer.features[: self.rank_states])
-    metrics = {
-      'srank': srank(values).astype(jnp.float32),
-      'effective_rank': effective_rank(values),
-    }
-    scores = {name: dormancy(x) for name, x in answer.layers.items()}
-    if not scores:
+    metrics, of_layers = feature_metrics(
+      answer, rank_states=self.rank_states, thresholds=self.thresholds
+    )
+    if not answer.layers:
       return state.dormant, metrics
-    for threshold in self.thresholds:
-      metrics |= self._named(
-        f'dormant_{threshold:g}', dormant_fraction(scores, threshold)
-      )
+    for name, layers in of_layers.items():
+      metrics |= self._named(name, (metrics[name], layers))
     dormant = {
-      name: score <= self.overlap_threshold for name, score in scores.items()
+      name: dormancy(x) <= self.overlap_threshold
+      for name, x in answer.layers.items()
     }
     metrics['dormant_overlap'] = dormant_overlap(state.dormant, dormant)
     return dormant, metrics
@@ -345,7 +339,7 @@ def make_panel(
   *,
   look: Look | None = None,
   rank_states: int = 2_048,
-  thresholds: Sequence[float] = (0.0, 0.025, 0.1),
+  thresholds: Sequence[float] = THRESHOLDS,
   overlap_threshold: float = 0.025,
   reward_bound: chex.Numeric | None = None,
   discount: chex.Numeric | None = None,

@@ -90,6 +90,39 @@ class Dataset(NamedTuple):
       obs_t=self.next_observations[indices],
     )
 
+  def multi_step(self, n_step: int, discount: chex.Numeric) -> Transition:
+    """Returns all transitions, each with the rewards of up to n steps.
+
+    A sum of rewards ends with its episode, which ends at a terminal step, at
+    one that was cut, or with the data. Values continue after a sum unless its
+    last step is terminal. Where n is at least the length of all episodes, sums
+    are Monte-Carlo returns.
+
+    Args:
+      n_step: n, at least 1.
+      discount: per env step.
+    """
+    if n_step == 1:
+      return self.batch(slice(None), discount)
+    starts = np.arange(self.size)
+    ends = np.where(self.terminals | self.timeouts, starts, self.size - 1)
+    ends = np.minimum.accumulate(ends[::-1])[::-1]  # of each step's episode
+    last = np.minimum(starts + n_step - 1, ends)
+    sums = np.array(self.rewards, np.float64)
+    for k in range(1, n_step):
+      alive = np.flatnonzero(starts + k <= last)
+      if not len(alive):
+        break
+      sums[alive] += discount**k * self.rewards[alive + k]
+    powers = np.power(np.float64(discount), last - starts + 1)
+    return Transition(
+      obs_tm1=self.observations,
+      a_tm1=self.actions,
+      r_t=sums.astype(np.float32),
+      discount_t=np.where(self.terminals[last], 0, powers).astype(np.float32),
+      obs_t=self.next_observations[last],
+    )
+
 
 def save_dataset(
   path: str | os.PathLike[str], dataset: Dataset, *, overwrite: bool = False

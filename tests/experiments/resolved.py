@@ -74,7 +74,10 @@ PRESETS = {
     *('twin_rate', 'crossq', 'crossq_pendulum', 'twin_defects_pendulum'),
     'twin_defects_normalized',
   ),
-  offline: ('fqi_car_on_hill', 'fqi_chain', 'fqi_three_schedules'),
+  offline: (
+    *('fqi_car_on_hill', 'fqi_chain', 'fqi_three_schedules'),
+    'fqi_rank_and_dormancy',
+  ),
   lab: (
     *('lab_baird_functional', 'lab_baird_hard', 'lab_baird_soft'),
     *('lab_random', 'lab_self_prediction', 'lab_tsitsiklis', 'lab_fits'),

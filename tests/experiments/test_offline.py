@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ from experiments.suites import dataset as suite, jax_native
 from siamrl import learner as learners
 from siamrl.agents import registry
 from siamrl.envs import car_on_hill
+from siamrl.networks.activations import activations
 from siamrl.replay import dataset
 from siamrl.report.checkpoint import Checkpoints
 from siamrl.report.metrics import is_wall_clock, read_metrics
@@ -829,3 +831,81 @@ def test_bad_input_of_a_process():
   assert not out
   assert err.startswith('error: --environment=pnog: no environment')
   assert err.count('\n') == 1
+
+
+def test_features_are_measured_on_the_data():
+  config = read(
+    *SMALL,
+    *('--eval_episodes=0', '--panel_period=2', '--probe_size=50'),
+    '--discount=1',  # whose values are not solved exactly
+  )
+  task = jax_native.make_task(config.environment)
+  data = _random_walk(200)
+  learner = offline_runs.make_learner(config, family, task, data)
+  measure = suite.make_measure(config, task, learner, data)
+  params = jax.jit(learner.init)(jax.random.key(0)).online_params
+  before = measure(params, jax.random.key(1), 1)
+  row = measure(params, jax.random.key(1), 2)
+  # All rows have the same columns.
+  assert before.keys() == row.keys() and np.isnan([*before.values()]).all()
+  network = suite.make_network(config, task, data)
+  answer = jax.jit(lambda params, obs: activations(network, params, obs))(
+    params,
+    data.observations[::4],  # 50 of 200
+  )
+  spectrum = np.linalg.svd(answer.features, compute_uv=False)
+  ranks = 1 + np.sum(np.cumsum(spectrum) < 0.99 * spectrum.sum())
+  assert row['panel/srank'] == ranks and 1 < ranks <= 8
+  (layer,) = answer.layers.values()
+  sizes = np.mean(layer, 0)
+  assert row['panel/dormant_0.1'] == np.mean(sizes <= 0.1 * sizes.mean())
+
+
+def _random_walk(size):
+  """A data set of a process of ten states."""
+  rng = np.random.default_rng(0)
+  states = np.eye(10, dtype=np.float32)[rng.integers(10, size=size + 1)]
+  ends = rng.random(size) < 0.2
+  return dataset.Dataset(
+    states[:-1],
+    rng.integers(2, size=size, dtype=np.int32),
+    rng.random(size, np.float32),
+    states[1:],
+    ends,
+    ~ends & (rng.random(size) < 0.1),
+  )
+
+
+def test_sums_of_rewards_are_learned(monkeypatch):
+  config = read(*SMALL, '--n_step=3', '--discount=0.5', '--reward_scale=2')
+  monkeypatch.setattr(runner, 'make_iterate', lambda learner, config: None)
+  monkeypatch.setattr(suite, 'make_measure', lambda *_: None)
+  monkeypatch.setattr(
+    runner, 'train', lambda iterate, state, batch, *_, **__: batch
+  )
+  made = SimpleNamespace(init=lambda key: None)
+  stub = SimpleNamespace(make_offline_learner=lambda *_: made)
+  task, data = jax_native.make_task(config.environment), _random_walk(200)
+  parts = offline_runs.make_run(config, stub, task, None).make_parts(data)
+  np.testing.assert_allclose(
+    parts.train(None, 0).r_t, 2 * data.multi_step(3, 0.5).r_t, rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (
+      ('--panel_period=1', '--probe_size=201'),
+      '--probe_size=201 must be at most 200, the transitions of the data set',
+    ),
+    (
+      ('--n_step=2', '--collect=uniform'),
+      '--n_step=2',
+    ),
+  ],
+)
+def test_features_and_sums_that_are_refused(tmp_path, arguments, message):
+  said = run(*SMALL, *arguments, f'--run_dir={tmp_path}/a', code=2)
+  assert message in said
+  assert not (tmp_path / 'a').exists()

@@ -476,3 +476,21 @@ def test_minari_that_is_damaged(make_minari, tmp_path):
   os.mkfifo(metadata)
   with pytest.raises(ValueError, match='metadata.json is not a regular file'):
     dataset.from_minari(folder)
+
+
+@pytest.mark.parametrize('n_step', [1, 2, 3, 9])
+def test_sums_of_rewards_end_with_their_episodes(n_step):
+  """Beside a loop; episodes are steps 0 to 2, 3 and 4, and 5."""
+  data = dataset.Dataset(**make_arrays())
+  batch = data.multi_step(n_step, 0.5)
+  lasts = [2, 2, 2, 4, 4, 5]
+  for t, end in enumerate(lasts):
+    last = min(t + n_step - 1, end)
+    rewards = data.rewards[t : last + 1]
+    total = sum(0.5**k * reward for k, reward in enumerate(rewards))
+    np.testing.assert_allclose(batch.r_t[t], total, rtol=1e-6)
+    # Only the step 2 is terminal.
+    assert batch.discount_t[t] == (0 if last == 2 else 0.5 ** len(rewards))
+    np.testing.assert_array_equal(batch.obs_t[t], data.next_observations[last])
+  np.testing.assert_array_equal(batch.obs_tm1, data.observations)
+  np.testing.assert_array_equal(batch.a_tm1, data.actions)
