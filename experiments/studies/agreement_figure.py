@@ -4,8 +4,10 @@
       --runs=experiments/results/twin_agreement-curves.csv \\
       --output=experiments/results/twin_agreement-agreement
 
-writes OUTPUT.png, the score of each rule over its agreement with
-optimal values, and prints both as a table. Brackets hold 95 % t intervals.
+writes OUTPUT.png, the score of each rule over its agreement with optimal
+values, with 95 % t intervals, and prints both as a table. Squares are hard and
+circles soft rules, with their periods and rates. The dashed line is the score
+of the twin that chooses the candidate that agrees best.
 """
 
 import dataclasses
@@ -76,6 +78,7 @@ def main(config: FigureConfig) -> None:
       np.mean(problem.followers['best']), color=drawing.GRAY, linestyle='--'
     )
     drawing.tidy(axes)
+    axes.xaxis.set_major_formatter(drawing.plain())
     axes.set_title(problem.name, fontsize=9)
     axes.set_xlabel(f'agreement in runs of {COMMON}', fontsize=8)
     if not place:
