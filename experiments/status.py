@@ -10,9 +10,10 @@ refreshes until nothing is in flight, or until Ctrl-C; elsewhere, or with
 --once, it is shown once. --json prints one JSON object instead.
 
 A state is one of: waiting, in flight, done, cut (it resumes), failed. In flight
-is what holds the lock of its folder; on a file system without shared locks,
-cells of other machines are shown as cut until they are done. The rate is that
-since the start of the run or its attempt, in rows of metrics per hour.
+is what holds the lock of its folder, and what a sweep that is going on has
+started; on a file system without shared locks, cells of other machines are
+shown as cut until they are done. The rate is that since the start of the run or
+its attempt, in rows of metrics per hour.
 
 Exit codes: 0, even if cells failed; 2 for invalid flags, 1 for a folder without
 runs, 130 after Ctrl-C.

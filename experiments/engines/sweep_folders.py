@@ -137,10 +137,26 @@ class SweepFolder:
       return State.DONE
     if any(folder.in_use() for folder in folders_of(run.path)):
       return State.IN_FLIGHT
+    if record is not None and self._starts(name, record):
+      return State.IN_FLIGHT
     if record is not None and record.state == State.FAILED:
       return State.FAILED
     begun = record is not None or bool(folders_of(run.path))
     return State.CUT if begun else State.WAITING
+
+  def _starts(self, name: str, record: Record) -> bool:
+    """Whether the driver has begun a cell, which may not have its lock yet.
+
+    The record of a cell that an earlier driver began is older than that of the
+    sweep, which a driver writes when it starts.
+    """
+    if record.state != State.IN_FLIGHT or not self.is_driven():
+      return False
+    try:
+      began = (self.path / f'{name}.json').stat().st_mtime_ns
+      return began >= (self.path / _FILE).stat().st_mtime_ns
+    except OSError:
+      return False
 
   @contextlib.contextmanager
   def driven(self, cells: Sequence[Cell]) -> Iterator[list[str]]:

@@ -78,6 +78,22 @@ def test_states_rates_and_time_left(sweep, capsys):
   assert sweep.state('b') == State.CUT  # its process has ended
 
 
+def test_a_cell_that_starts_is_in_flight(tmp_path):
+  """A launcher locks its folder only after it has imported its libraries."""
+  folder = SweepFolder(tmp_path / 'sweep')
+  cells = [Cell(n, 'classic', (), {}, {'n': n}) for n in ('a', 'b')]
+  with folder.driven(cells):
+    folder.write_record('a', Record(State.IN_FLIGHT, 1))
+    assert folder.state('a') == State.IN_FLIGHT
+    assert folder.state('b') == State.WAITING
+  assert folder.state('a') == State.CUT  # the driver has ended
+  os.utime(tmp_path / 'sweep' / 'a.json', (1000, 1000))
+  with folder.driven(cells):  # the next one has not begun it yet
+    assert folder.state('a') == State.CUT
+    folder.write_record('a', Record(State.IN_FLIGHT, 2))
+    assert folder.state('a') == State.IN_FLIGHT
+
+
 def test_plain_text(sweep):
   *table, summary, failed, first, last = status.words(
     status.look([str(sweep.path)])
