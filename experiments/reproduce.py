@@ -23,8 +23,9 @@ runs that ship, which is said.
       --runs=experiments/results/twin_age_catch-curves.csv
 
 runs nothing: it judges what there is, the folder of a launcher's sweep or a
-results file, of which several are joined by commas. With --output it draws it,
-too.
+results file, of which several are joined by commas. Runs of another task or
+agent than the study's are refused; a note tells of other flags that differ,
+such as the length of runs. With --output it draws it, too.
 
 A claim that A exceeds B is met if Welch's 95 % interval of the difference of
 means over seeds lies above 0, within each task. If A and B are equal, with 3 to
@@ -122,7 +123,7 @@ def main(config: ReproduceConfig) -> int | None:
   except (OSError, ValueError) as error:
     raise RunError(f'--run_dir={folder.path}: {error}') from error
   _draw(study, curves, output)
-  code = _say_verdicts(_judge(study, [curves]))
+  code = _say_verdicts(_judge(study, [curves], own=True))
   if failed:  # the others are drawn and judged
     raise sweep.failure(failed, folder)
   return code
@@ -176,27 +177,34 @@ def _judge_runs(config: ReproduceConfig, study: Study) -> int | None:
   """Judges runs that are there, and draws them if there is an output."""
   assert config.runs is not None
   paths = [pathlib.Path(path) for path in split_paths(config.runs)]
+  if config.output is not None and len(paths) > 1:
+    raise UsageError(f'--runs={config.runs} must be one, with --output')
+  claims = _judge(study, paths)
   if config.output is not None:
-    if len(paths) > 1:
-      raise UsageError(f'--runs={config.runs} must be one, with --output')
     _draw(study, paths[0], config.output)
-  return _say_verdicts(_judge(study, paths))
+  return _say_verdicts(claims)
 
 
-def _judge(study: Study, paths: Sequence[pathlib.Path]) -> list[Claim]:
-  """The claims of a study; says what rows lack."""
+def _judge(
+  study: Study, paths: Sequence[pathlib.Path], *, own: bool = False
+) -> list[Claim]:
+  """The claims of a study; says what rows lack, and how they differ."""
   notes: list[str] = []
   names = ','.join(map(str, paths))
   try:
-    claims = studies.judge(study, paths, notes)
+    claims = studies.judge(study, paths, notes, own=own)
   except FileNotFoundError as error:
     raise RunError(
       f'--runs={names} holds no metrics.csv, nor is it a results file'
     ) from error
   except (OSError, ValueError, KeyError) as error:
-    notes.append(f'no sweep of --study={study.name}: {error}')
-    raise RunError(f'--runs={names} is {"; ".join(notes)}') from error
-  if study.load_criteria().afterwards:
+    raise RunError(
+      f'--runs={names} is no sweep of --study={study.name}: '
+      + '; '.join([str(error), *notes])
+    ) from error
+  if study.criteria is None:
+    notes.append(f'--study={study.name} has no criteria: nothing is judged')
+  elif study.load_criteria().afterwards:
     notes.append(_AFTERWARDS)
   for note in notes:
     print(note)

@@ -436,16 +436,27 @@ def now(cls: type, flags: Mapping[str, str]) -> dict[str, str]:
     cls: a frozen dataclass of options.
     flags: the value or list of each flag of the run.
   """
-  found = {
+  defaults = {
     field.name: as_text(_default(field, kind))
     for field, kind in options_of(cls)
     if field.default is not None
   }
+  return defaults | renamed(cls, flags)
+
+
+def renamed(cls: type, flags: Mapping[str, str]) -> dict[str, str]:
+  """Flags with the present names of flags and values.
+
+  Args:
+    cls: a frozen dataclass of options.
+    flags: the value or list of each flag of a run.
+  """
   about = {
     name: field
     for field, _ in options_of(cls)
     for name in (field.name, *field.metadata['alias'])
   }
+  found = {}
   for name, text in flags.items():
     if name in about:
       aliases = about[name].metadata['value_alias']

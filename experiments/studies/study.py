@@ -10,6 +10,7 @@ have SETTINGS and AFTERWARDS, as in `Criteria`; several studies may share them.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import importlib
+import itertools
 import pathlib
 import shlex
 import tempfile
@@ -19,10 +20,12 @@ import numpy as np
 
 from experiments import launchers
 from experiments.config import sweep_files
-from experiments.config.declaring import RunError
+from experiments.config.declaring import RunError, UsageError
 from experiments.config.sweep_files import SweepFile
 from experiments.engines.sweep_folders import SweepFolder, folders_of
+from experiments.studies import matching
 from experiments.studies.claims import Claim
+from experiments.studies.matching import ARM_COLUMN
 from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import (
   RUN_COLUMN,
@@ -37,7 +40,6 @@ from siamrl.report.run_folder import RunFolder
 from siamrl.report.sweep import clock_of, swept
 
 _FOLDER = pathlib.Path(__file__).parent
-ARM_COLUMN = 'arm'
 # Columns that name the task, of which a launcher has one.
 TASK_COLUMNS = ('game', 'environment')
 
@@ -220,24 +222,34 @@ def _cell(value: Any) -> str:
 
 
 def judge(
-  study: Study, paths: Sequence[pathlib.Path], notes: list[str]
+  study: Study,
+  paths: Sequence[pathlib.Path],
+  notes: list[str],
+  *,
+  own: bool = False,
 ) -> list[Claim]:
   """Judges a study by the rows of some folders and results files.
 
   Args:
     study: the study.
     paths: folders of sweeps, and results files.
-    notes: gets lines about what is missing.
+    notes: gets lines about what is missing, and how runs differ from those of
+      the study.
+    own: whether the runs were started as this study, so that a difference is
+      on purpose.
 
   Raises:
     FileNotFoundError: a folder has no metrics, or there is no such file.
+    UsageError: the runs are of another task or agent.
     ValueError: the rows are not of such a study.
   """
   criteria = study.load_criteria()
-  table = _joined(
-    [_read(study, path, criteria.settings, notes) for path in paths],
-    criteria.settings,
-  )
+  tables = []
+  for path in paths:
+    table, flags = _read(study, path, notes)
+    _compare(study, path, table, flags, notes, own)
+    tables.append(_with_settings(table, flags, criteria.settings))
+  table = _joined(tables, criteria.settings)
   missing = [name for name in criteria.columns if name not in table]
   if criteria.columns and len(missing) == len(criteria.columns):
     raise ValueError(f'no column {", ".join(missing)}')
@@ -271,13 +283,8 @@ def _joined(tables: Sequence[Table], settings: Sequence[str]) -> Table:
   return joined
 
 
-def _read(
-  study: Study,
-  path: pathlib.Path,
-  settings: Sequence[str],
-  notes: list[str],
-) -> Table:
-  """Reads the rows of runs and settings; notes if runs are not finished."""
+def _read(study: Study, path: pathlib.Path, notes: list[str]) -> Results:
+  """Reads the rows of runs; notes if runs are not finished."""
   if not path.is_dir():
     table, flags = read_results(path)
   elif (sweep := sweep_folder(path)) is not None:
@@ -293,6 +300,13 @@ def _read(
       f'no column {RUN_COLUMN!r}: a row must be of one run, as in '
       'OUTPUT-curves.csv of experiments.plot'
     )
+  return Results(table, flags)
+
+
+def _with_settings(
+  table: Table, flags: Mapping[str, str], settings: Sequence[str]
+) -> Table:
+  """A table with the settings that its runs share as columns."""
   number = len(table[RUN_COLUMN])
   return table | {
     name: np.full(number, _value(flags[name]))
@@ -301,12 +315,50 @@ def _read(
   }
 
 
+def _compare(
+  study: Study,
+  path: pathlib.Path,
+  table: Table,
+  flags: Mapping[str, str],
+  notes: list[str],
+  own: bool,
+) -> None:
+  """Notes how runs differ from those of a study; refuses other tasks, agents.
+
+  Agents may differ where the criteria tell runs apart by them: a study of one
+  may be judged beside another.
+  """
+  try:
+    found = matching.differences(
+      study.sweep, table, flags, arms_are_tasks=study.arms_are_tasks
+    )
+  except (UsageError, RunError) as error:
+    notes.append(f'flags of {path} are not compared with the study: {error}')
+    return
+  refused = {*matching.TASKS, ARM_COLUMN, 'agent'}
+  refused -= {'agent'} & {*study.load_criteria().settings}
+  for difference in found:
+    if difference.name in refused and not own:
+      raise UsageError(
+        f'--runs={path} must be of --study={study.name}; they have {difference}'
+      )
+    notes.append(f'note: {path} has {difference}')
+  if not own and not matching.says_its_task(table, flags):
+    notes.append(f'note: {path} does not say which task its runs are of')
+
+
 def _value(flag: str) -> float | str:
   return float(flag) if is_number(flag) else flag
 
 
 def _gathered(study: Study, folder: SweepFolder) -> Results:
   """The rows of a sweep's cells so far."""
+  arms = {cell['point'].get(ARM_COLUMN, '') for cell in folder.cells().values()}
+  if not arms <= set(study.sweep.arms):
+    raise UsageError(
+      f'--runs={folder.path} must be of --study={study.name}; its cells are '
+      + ', '.join(itertools.islice(folder.cells(), 3))
+    )
   with tempfile.TemporaryDirectory() as temporary:
     path = pathlib.Path(temporary, 'curves.csv')
     write_curves(path, study, folder)

@@ -596,9 +596,9 @@ def test_the_command(tmp_path, capsys):
     told = f'not finished: {rows:,} of {all_rows:,} rows\n'
     assert (told in capsys.readouterr().out) == (all_rows > rows)
   assert execute('--study=soft_divergence', f'--runs={tmp_path}') == 1
-  assert (
-    'rows; no sweep of --study=soft_divergence: ' in capsys.readouterr().err
-  )
+  told = capsys.readouterr().err
+  assert 'is no sweep of --study=soft_divergence: no column ' in told
+  assert '; not finished: ' in told
   folder.config.unlink()
   assert execute('--study=soft_divergence', f'--runs={tmp_path}') == 1
   assert 'is no sweep of --study=soft_divergence' in capsys.readouterr().err

@@ -12,12 +12,13 @@ from PIL import Image
 
 from experiments import launchers, plot, reproduce, sweep
 from experiments.config import collecting, executing, reading, users
-from experiments.config.declaring import RunError
+from experiments.config.declaring import RunError, UsageError
 from experiments.engines import driving
 from experiments.engines.cells import Cell
 from experiments.engines.sweep_folders import SweepFolder
 from experiments.families import actor_critic, q, siamese
 from experiments.minatar import MinAtarConfig
+from experiments.studies import matching
 from experiments.studies import study as studies
 from experiments.studies.claims import Claim
 from siamrl import twins
@@ -353,7 +354,7 @@ def test_the_table_by_hand(toy, tmp_path):
   again = (tmp_path / 'again-table.csv').read_text()
   assert again == (toy / 'toy-table.csv').read_text()
   # So does the folder of the sweep.
-  table = studies._read(studies.read_study('toy'), toy, (), [])
+  table, _ = studies._read(studies.read_study('toy'), toy, [])
   assert table['train_return'].tolist() == read.table['train_return'].tolist()
 
 
@@ -438,6 +439,97 @@ def test_real_launchers_run_resume_and_are_judged(study, capsys):
   read = read_results(study / 'toy-curves.csv')
   assert len(read.table['seed']) == 2 * 2 * 2 * 2
   assert read.flags['hidden_sizes'] == '8'
+
+
+# Rows of shipped files that differ from their study, or from another one.
+OTHERS = {
+  ('twin_age_catch', 'twin_age_cartpole'): (
+    *('environment', '--environment=cartpole, and the study has catch'),
+  ),
+  ('twin_defects', 'twin_age_catch'): (
+    *('environment', '--environment=catch, and the study has cartpole, pend'),
+  ),
+  ('twin_minatar', 'spr_minatar'): ('tau', '--tau=0.01, and the study has no'),
+  ('pong_dopamine_dqn', 'pong_dopamine_dqn_valid'): (
+    *('padding', '--padding=VALID, and the study has SAME'),
+  ),
+  ('twin_rate', 'sac_pendulum'): (
+    *('agent', '--agent=sac, and the study has ddpg'),
+  ),
+}
+
+
+def _differences(name, rows):
+  study = studies.read_study(name)
+  return matching.differences(
+    study.sweep, *rows, arms_are_tasks=study.arms_are_tasks
+  )
+
+
+@pytest.mark.parametrize(
+  'name', [name for name in studies.names() if studies.is_published(name)]
+)
+def test_published_rows_are_of_their_studies(name):
+  rows = read_results(RESULTS / f'{name}-curves.csv')
+  assert _differences(name, rows) == []
+  assert matching.says_its_task(*rows)
+
+
+@pytest.mark.parametrize('name, rows', OTHERS)
+def test_rows_of_another_study(name, rows):
+  option, text = OTHERS[name, rows]
+  found = _differences(name, read_results(RESULTS / f'{rows}-curves.csv'))
+  (difference,) = (each for each in found if each.name == option)
+  assert text in str(difference)
+
+
+def test_rows_of_runs_that_differ_in_length_or_arms():
+  table, flags = read_results(RESULTS / 'twin_age_catch-curves.csv')
+  early = table['env_steps'] <= 20_000
+  short = {name: column[early] for name, column in table.items()}
+  (cut,) = _differences('twin_age_catch', (short, flags))
+  assert str(cut) == '--env_steps=20000, and the study has 200000'
+  # A flag that says so is compared in its place, and under its present name.
+  (cut,) = _differences('twin_age_catch', (short, {'env_steps': '4e3'}))
+  assert cut.seen == ('4e3',)
+  table, flags = read_results(RESULTS / 'twin_agreement-curves.csv')
+  named = dict(table, arm=np.full_like(table['arm'], 'mine'))
+  (arm,) = _differences('twin_agreement', (named, flags))
+  assert str(arm).startswith('arm=mine, and the study has ')
+
+
+def _judged(study, path):
+  return reproduce.main(reproduce.ReproduceConfig(study=study, runs=str(path)))
+
+
+def test_what_differs_is_refused_or_noted(toy, tmp_path, capsys):
+  assert _main(toy, only='plain') is None
+  said = capsys.readouterr().out
+  assert f'note: {toy}/toy-curves.csv has --discount=0.9, and' in said
+  text = (toy / 'toy-curves.csv').read_text()
+  other = tmp_path / 'other.csv'
+  other.write_text(text.replace(',catch,', ',acrobot,'))
+  message = f'--runs={other} must be of --study=toy; they have --environment=ac'
+  with pytest.raises(UsageError, match=message):
+    _judged('toy', other)
+  assert not capsys.readouterr().out
+  other.write_text(text.replace('environment,', 'place,'))
+  assert _judged('toy', other) is None
+  said = capsys.readouterr().out
+  assert f'{other} does not say which task its runs are of' in said
+  folder = SweepFolder(tmp_path / 'sweep')
+  with folder.driven([Cell('mine/a', 'classic', (), {'arm': 'mine'}, {})]):
+    pass
+  with pytest.raises(UsageError, match='--study=toy; its cells are mine/a'):
+    _judged('toy', folder.path)
+
+
+def test_a_study_without_criteria_says_so(capsys):
+  name = 'twin_grid_cartpole'
+  assert _judged(name, RESULTS / f'{name}-curves.csv') is None
+  assert capsys.readouterr().out == (
+    f'--study={name} has no criteria: nothing is judged\n'
+  )
 
 
 @pytest.mark.parametrize(
