@@ -12,9 +12,11 @@ should, and as a whole. `identify` says which rule an update is:
   ...   return {name: leaf.copy() for name, leaf in online.items()}
   >>> print(identify(update, params))
   hard, period = 10000
+  looked at each of gradient steps 1 to 19,660, and at 24 others up to ...
 
-`check` raises a `ConformanceError` that names the broken law, the numbers that
-were seen, and the defect of the museum, `DEFECTS`, that looks like it:
+What an update does at other gradient steps is not known. `check` raises a
+`ConformanceError` that names the broken laws, the numbers that were seen, and
+the defect of the museum, `DEFECTS`, that looks like it, if one does:
 
   >>> check(update, params, rule='hard', period=1_000)
   Traceback (most recent call last):

@@ -1,6 +1,6 @@
 """Clocks, read from the times at which something moved."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ class Clock(NamedTuple):
     late: nothing moved at times before the first that fit period and phase.
     moves: times of moves that were seen, in order.
     gaps: distances from move to move where all times between were seen.
+    stops: time of the last move, if nothing moved at later times at which a
+      clock that is periodic until then would have.
+    pattern: what is regular in an irregular clock, in words; '' for nothing.
   """
 
   kind: str
@@ -26,6 +29,8 @@ class Clock(NamedTuple):
   late: bool = False
   moves: tuple[int, ...] = ()
   gaps: tuple[int, ...] = ()
+  stops: int | None = None
+  pattern: str = ''
 
   def __str__(self) -> str:
     if self.kind == 'never':
@@ -33,14 +38,20 @@ class Clock(NamedTuple):
     if self.kind == 'once':
       return f'a single move, at {self.first}'
     if self.kind == 'periodic':
-      begins = f', first at {self.first}' if self.late else ''
+      begins = f' from {self.first} on' if self.late else ''
       return f'a move every {self.period}{begins}'
-    shown = ', '.join(map(str, self.moves[:6]))
-    more = ', ...' if len(self.moves) > 6 else ''
+    if self.pattern:
+      return self.pattern
     between = ''
     if self.gaps:
       between = f', {min(self.gaps)} to {max(self.gaps)} apart'
-    return f'moves at {shown}{more}{between}, without a period'
+    return f'moves at {_shown(self.moves)}{between}, without a period'
+
+
+def _shown(times: Sequence[int]) -> str:
+  """The first of some times."""
+  more = ', ...' if len(times) > 6 else ''
+  return f'{", ".join(map(str, times[:6]))}{more}'
 
 
 def fit(moved: Mapping[int, bool]) -> Clock:
@@ -60,10 +71,67 @@ def fit(moved: Mapping[int, bool]) -> Clock:
     and all(time in moved for time in range(before, after))
   )
   if len(moves) == 1:
-    return Clock('once', first=first, moves=moves)
+    again = first > 0 and any(
+      time > first and time % first == 0 for time in moved
+    )
+    stops = first if again else None
+    return Clock('once', first=first, moves=moves, stops=stops)
   period = math.gcd(*(time - first for time in moves[1:]))
   phase = first % period
   due = [time for time, m in moved.items() if not m and time % period == phase]
-  if any(time > first for time in due):
-    return Clock('irregular', None, None, first, False, moves, gaps)
-  return Clock('periodic', period, phase, first, bool(due), moves, gaps)
+  if not any(time > first for time in due):
+    return Clock('periodic', period, phase, first, bool(due), moves, gaps)
+  stops = None
+  if min(time for time in due if time > first) > moves[-1]:
+    stops = moves[-1]
+    pattern = f'a move every {period} up to {stops}, and none after'
+    if first > period or any(time < first for time in due):
+      pattern = f'a move every {period} from {first} to {stops}, and no other'
+  else:
+    pattern = _exceptions(moved, moves, gaps) or _two(moved, moves)
+  return Clock(
+    'irregular', None, None, first, False, moves, gaps, stops, pattern
+  )
+
+
+def _exceptions(
+  moved: Mapping[int, bool], moves: Sequence[int], gaps: Sequence[int]
+) -> str:
+  """A period that most moves have, with the exceptions, in words."""
+  if not gaps:
+    return ''
+  period = max(set(gaps), key=gaps.count)
+  phases = [time % period for time in moves]
+  phase = max(set(phases), key=phases.count)
+  fitting = [time for time in moves if time % period == phase]
+  more = [time for time in moves if time % period != phase]
+  less = sorted(
+    time
+    for time, moves in moved.items()
+    if not moves and time % period == phase and time > fitting[0]
+  )
+  if not fitting or len(more) + len(less) > 0.25 * len(fitting):
+    return ''
+  said = f'a move every {period}'
+  if less:
+    said += f', but none at {_shown(less)}'
+  if len(more) > 1 and _every(moved, more[0]) >= set(more):
+    return f'{said}, and another every {more[0]}'
+  return f'{said}, and others at {_shown(more)}' if more else said
+
+
+def _two(moved: Mapping[int, bool], moves: Sequence[int]) -> str:
+  """Two clocks that have all moves together, in words."""
+  first = _every(moved, moves[0])
+  rest = [time for time in moves if time not in first]
+  if len(first) < 2 or not rest or not _every(moved, rest[0]) >= set(rest):
+    return ''
+  return f'a move every {moves[0]}, and another every {rest[0]}'
+
+
+def _every(moved: Mapping[int, bool], period: int) -> set[int]:
+  """Multiples of a period, if there is a move at each that was looked at."""
+  if period < 1:
+    return set()
+  looked = {time for time in moved if time % period == 0 and time > 0}
+  return looked if all(moved[time] for time in looked) else set()

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import itertools
 import math
+import time
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,8 +13,10 @@ import numpy as np
 from siamrl.conformance import trees
 from siamrl.conformance.clocks import Clock
 from siamrl.conformance.probing import (
+  IGNORED,
   ConformanceError,
   Probe,
+  Record,
   Type,
   Update,
   filled,
@@ -28,6 +32,12 @@ _SCAN = 128
 _COMPOSITES = (2**9 * 3**2 * 5**6 * 7, 2**5 * 3**4 * 5**2 * 7 * 11 * 13)
 # Calls that are left for checks of what was found.
 _RESERVE = 40
+# Calls that are left of a long scan for schedules of several leaves.
+_LONG_RESERVE = 300
+# More different weights than these come from a schedule.
+_FEW_KINDS = 5
+# Calls by default, and the seconds that a scan for what else moves may take.
+_CALLS, _SECONDS = 20_000, 2.0
 # Moves without a period after which none is looked for.
 _MOST_MOVES = 20
 
@@ -42,6 +52,8 @@ class Identity:
     tau: weight of the online parameters in an update.
     period: time from one update to the next, see `counts`.
     phase: remainder of the times of updates by the period, 0 in siamrl.
+    first: time of the first update, if there was none at earlier times that
+      fit period and phase, as after a warm-up.
     parameters: other parameters of the rule.
     counts: 'gradient_steps', or 'calls' if the update counts its calls itself.
     leaves: how each leaf moves, by path. The rule is that of floating leaves
@@ -51,6 +63,8 @@ class Identity:
     aliases: paths at which the target shares memory with the online network.
     writes: 'target' or 'online' for arguments that are changed in place.
     notes: what else was seen, and what could not be told.
+    looked: gradient steps at which it was called, in words. A second clock that
+      shows itself at none of them stays unseen.
     calls: how often the update was called.
   """
 
@@ -58,6 +72,7 @@ class Identity:
   tau: float | None = None
   period: int | None = None
   phase: int | None = None
+  first: int | None = None
   parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
   counts: str = 'gradient_steps'
   leaves: Mapping[str, Movement] = dataclasses.field(default_factory=dict)
@@ -65,6 +80,7 @@ class Identity:
   aliases: tuple[str, ...] = ()
   writes: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
+  looked: str = ''
   calls: int = 0
 
   def __str__(self) -> str:
@@ -78,7 +94,7 @@ class Identity:
             self.tau,
             self.period,
             self.phase,
-            None,
+            self.first,
             self.parameters,
           )
         )
@@ -92,7 +108,8 @@ class Identity:
     if self.aliases:
       lines.append(f'shares memory with the online network: {self.aliases}')
     lines += [f'changes its {name} in place' for name in self.writes]
-    return '\n'.join([*lines, *self.notes])
+    lines += [*self.notes, self.looked]
+    return '\n'.join(filter(None, lines))
 
 
 def identify(
@@ -100,13 +117,15 @@ def identify(
   params: Any,
   *,
   init: Callable[[Any], Any] | None = None,
-  calls: int = 20_000,
+  calls: int | None = None,
 ) -> Identity:
   """Says which rule an update is.
 
   It is called with parameters that are made here, after gradient steps number
   1, 2, 3, ... and after some that are far away. So the update may be a function
-  of its arguments, or count its calls.
+  of its arguments, or count its calls; one that counts goes on counting, so
+  that the next `identify` or `check` needs a fresh one. What an update does at
+  other gradient steps is not known; the answer says at which it was called.
 
   Args:
     update: (online, target, gradient_steps) -> target. Gradient steps are
@@ -115,8 +134,9 @@ def identify(
     params: any parameters, such as those of a small network; only their
       structure, types and shapes matter.
     init: online -> target at birth; by default targets look like `params`.
-    calls: most calls. Periods up to half of it are found, and longer ones if
-      they divide 504,000,000 or 64,864,800.
+    calls: most calls; by default 20,000, and fewer if those that only look for
+      a second clock take more than two seconds. Periods up to half of it are
+      found, and longer ones if they divide 504,000,000 or 64,864,800.
 
   Raises:
     TypeError: `update` takes other arguments, or `params` holds no numbers.
@@ -147,7 +167,8 @@ def examine(
   params: Any,
   *,
   init: Callable[[Any], Any] | None = None,
-  calls: int = 20_000,
+  calls: int | None = None,
+  search: int | None = None,
   hints: Sequence[int] = (),
 ) -> Examination:
   """`identify`, for those who ask what it saw.
@@ -157,9 +178,12 @@ def examine(
     params: as there.
     init: as there.
     calls: as there.
+    search: most calls without a time limit; `calls` by default.
     hints: gradient steps to look at besides.
   """
   require_arguments(update)
+  seconds = _SECONDS if calls is None else math.inf
+  calls = _CALLS if calls is None else calls
   if isinstance(calls, bool) or not isinstance(calls, int) or calls < 200:
     raise ValueError(f'calls={calls!r} must be a whole number from 200 on')
   birth: str | None = None
@@ -168,8 +192,10 @@ def examine(
   try:
     if init is not None:
       target, birth, weights = _birth(init, params)
-    probe = Probe(update, params, target, calls)
-    _search(probe, hints)
+    probe = Probe(update, params, target, min(calls, search or calls))
+    step = _search(probe, hints)
+    probe.allow(calls)
+    _scan(probe, step, seconds)
   except ConformanceError as broken:
     error = broken
   if probe is not None and probe.records:
@@ -224,11 +250,17 @@ def _birth(
   return target, 'soft' if soft else 'other', weights
 
 
-def _search(probe: Probe, hints: Sequence[int]) -> None:
-  """Calls an update until its clock is known, or no call is left."""
+def _search(probe: Probe, hints: Sequence[int]) -> int:
+  """Calls an update until its clock is known, or no call is left.
+
+  Returns:
+    The last of the gradient steps that were looked at one after the other.
+  """
   step = min(_SCAN, probe.left // 4)
   for number in range(1, step + 1):
     probe.rate(number)
+    if probe.misused:
+      return number
   far = [
     hint
     for hint in hints
@@ -240,33 +272,92 @@ def _search(probe: Probe, hints: Sequence[int]) -> None:
   while probe.left > _RESERVE and looks < _MOST_MOVES:
     if _known(found):
       if foretold or found.period in (None, 1):
-        return
+        break
       _look_far(probe, found)
       found, foretold = _clock(probe), True
       continue
     step += 1
     moves = probe.rate(step).any()
-    if probe.writes_online is not None:
-      return
+    if probe.misused:
+      break
     if moves:
       looks += 1
       if looks == 1:
-        for time in (2 * step - 1, 2 * step, 2 * step + 1, 3 * step):
-          probe.rate(time)
+        for near in (2 * step - 1, 2 * step, 2 * step + 1, 3 * step):
+          probe.rate(near)
       found = _clock(probe)
+  return step
+
+
+def _scan(probe: Probe, step: int, seconds: float) -> None:
+  """Looks at one gradient step after the other for what else moves.
+
+  Args:
+    probe: what its clock is may be known.
+    step: the last of them that was looked at.
+    seconds: about the most time that is taken.
+  """
+  if probe.misused:
+    return
+  end = time.monotonic() + seconds
+  reserve = _RESERVE
+  if len(_kinds(probe)) > _FEW_KINDS:
+    reserve = max(_RESERVE, min(_LONG_RESERVE, probe.left // 2))
+  while probe.left > reserve and (step % 64 or time.monotonic() < end):
+    step += 1
+    probe.rate(step)
+  kinds = _kinds(probe)
+  if len(kinds) <= _FEW_KINDS:
+    for record in kinds:
+      for count in (2, 3):
+        if probe.left > _RESERVE // 2:
+          probe.rate(count * record.step)
+  _find_first(probe)
+
+
+def _kinds(probe: Probe) -> list[Record]:
+  """The first call of each set of weights, in order."""
+  weights = np.round([record.rates / EQUAL for record in probe.records])
+  _, first = np.unique(weights, axis=0, return_index=True)
+  return [probe.records[index] for index in sorted(first)]
+
+
+def _find_first(probe: Probe) -> None:
+  """Looks for the first move of a clock that starts late, by halving."""
+  counts, found = _counted(probe)
+  if not found.late or found.period is None or found.first is None:
+    return
+  if counts == 'calls':
+    return
+  still = [
+    record.step // found.period
+    for record in probe.records
+    if record.step % found.period == found.phase and record.step < found.first
+  ]
+  early, late = max(still, default=0), found.first // found.period
+  while late - early > 1 and probe.left > _RESERVE // 4:
+    middle = (early + late) // 2
+    if probe.rate(middle * found.period + (found.phase or 0)).any():
+      late = middle
+    else:
+      early = middle
 
 
 def _look_far(probe: Probe, found: Clock) -> None:
   """Looks whether a clock goes on as it began."""
   for count in (3, 7, 101, 997):
     for beside in (-1, 0, 1):
-      time = count * (found.period or 1) + (found.phase or 0) + beside
-      if time < 2**31:
-        probe.rate(time)
+      step = count * (found.period or 1) + (found.phase or 0) + beside
+      if step < 2**31:
+        probe.rate(step)
 
 
 def _divide(probe: Probe, number: int) -> None:
-  """Looks for the least divisor at which an update moves as at a number."""
+  """Looks for the period of an update that moves at a number.
+
+  It is the least divisor after which the update moves again. Early moves would
+  not do, as an update may start late.
+  """
   if probe.left < 2 * _RESERVE:
     return
   usual, there = probe.rate(number + 1), probe.rate(number)
@@ -275,10 +366,10 @@ def _divide(probe: Probe, number: int) -> None:
   least = number
   for prime in _primes(number):
     while least % prime == 0 and probe.left > _RESERVE:
-      if not same(probe.rate(least // prime), there):
+      if not same(probe.rate(number + least // prime), there):
         break
       least //= prime
-  for count in (2, 3):
+  for count in (1, 2, 3):
     if count * least < 2**31:
       probe.rate(count * least)
 
@@ -296,11 +387,16 @@ def _primes(number: int) -> list[int]:
 
 def _clock(probe: Probe) -> Clock:
   """The clock of the first floating leaf that has moved."""
+  return _counted(probe)[1]
+
+
+def _counted(probe: Probe) -> tuple[str, Clock]:
+  """The unit of that clock, and the clock."""
   for index, path in enumerate(probe.paths):
     moved = [bool(record.rates[index]) for record in probe.records]
     if path not in probe.integers and any(moved):
-      return clock(probe.records, moved)[1]
-  return Clock('never')
+      return clock(probe.records, moved)
+  return 'gradient_steps', Clock('never')
 
 
 def _known(found: Clock) -> bool:
@@ -333,8 +429,7 @@ def _verify(probe: Probe, leaves: Mapping[str, Movement], counts: str) -> None:
     ConformanceError: they differ, or two of them do.
   """
   weights = np.array([record.rates for record in probe.records])
-  _, first = np.unique(np.round(weights / EQUAL), axis=0, return_index=True)
-  chosen = [probe.records[index] for index in sorted(first)]
+  chosen = _kinds(probe)
   for record in [*chosen[:3], *chosen[3:][-1:]]:
     arguments = probe.random(record.step)
     answers = [
@@ -349,7 +444,7 @@ def _verify(probe: Probe, leaves: Mapping[str, Movement], counts: str) -> None:
       scale = max(np.abs(online).max(), np.abs(target).max())
       rounding = 16 * probe.precision(path) * scale
       if path in probe.integers:
-        rounding = 1.0
+        continue  # they may do as they like
       if counts == 'calls':
         tried = sorted(set(weights[:, index]))
       else:
@@ -368,6 +463,9 @@ def _verify(probe: Probe, leaves: Mapping[str, Movement], counts: str) -> None:
       ]
       nearest = min(errors, key=lambda error: float(error.max()))
       if nearest.max() > rounding:
+        _check_state(
+          record, answers[0][path], online, target, weights[:, index]
+        )
         at = np.unravel_index(int(nearest.argmax()), nearest.shape)
         raise ConformanceError(
           'mean',
@@ -376,6 +474,28 @@ def _verify(probe: Probe, leaves: Mapping[str, Movement], counts: str) -> None:
           f'with {online[at]:.7g} online, {target[at]:.7g} before and the '
           f'weight {record.rates[index]:.7g}',
         )
+
+
+def _check_state(
+  record: Record,
+  answer: np.ndarray,
+  online: np.ndarray,
+  target: np.ndarray,
+  weights: np.ndarray,
+) -> None:
+  """Looks whether an answer has the weight of another call.
+
+  Raises:
+    ConformanceError: it does.
+  """
+  for weight in np.unique(weights)[:10]:
+    if np.allclose(answer, weight * online + (1 - weight) * target, 1e-5, 1e-7):
+      raise ConformanceError(
+        'deterministic',
+        f'at gradient step {record.step} the online parameters have another '
+        f'weight in one call than in the next, such as {weight:.7g}: the '
+        'update is random, or has a state of its own',
+      )
 
 
 def _conclude(
@@ -406,6 +526,8 @@ def _conclude(
   if error is not None:
     chosen = Movement(None)
     notes = [error.seen]
+  elif chosen.rule == 'frozen' and probe.ignored is not None:
+    chosen, notes = Movement(None), [IGNORED]
   elif chosen.rule == 'frozen':
     furthest = max(record.step for record in probe.records)
     notes.append(
@@ -422,11 +544,16 @@ def _conclude(
   ]
   if probe.returns_none and not probe.in_place:
     notes.append('returns None')
+  notes += [
+    f'{path!r} has the type {after} in the answer, not {before}'
+    for path, (before, after) in probe.retyped.items()
+  ]
   identity = Identity(
     chosen.rule,
     chosen.tau,
     chosen.period,
     chosen.phase,
+    chosen.first,
     MappingProxyType(dict(chosen.parameters)),
     counts,
     MappingProxyType(leaves),
@@ -434,6 +561,20 @@ def _conclude(
     probe.aliased,
     tuple(writes),
     tuple(notes),
+    _looked(probe, counts),
     probe.calls,
   )
   return identity, error
+
+
+def _looked(probe: Probe, counts: str) -> str:
+  """Where an update was looked at, in words."""
+  if counts == 'calls':
+    return f'looked at {len(probe.records):,} calls in a row'
+  steps = {record.step for record in probe.records}
+  last = next(step for step in itertools.count(1) if step not in steps) - 1
+  others = len(steps) - last
+  said = f'looked at each of gradient steps 1 to {last:,}'
+  if others:
+    said += f', and at {others:,} others up to {max(steps):,}'
+  return said

@@ -1,20 +1,29 @@
 """Laws of target networks, and their check."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import functools
 import math
 import numbers
 import re
 from typing import Any, NoReturn
 
+import numpy as np
+
 from siamrl.conformance import reading
 from siamrl.conformance.clocks import Clock
-from siamrl.conformance.identifying import Identity, examine
-from siamrl.conformance.probing import ConformanceError, Probe, Update
+from siamrl.conformance.identifying import Examination, Identity, examine
+from siamrl.conformance.probing import (
+  IGNORED,
+  ConformanceError,
+  Probe,
+  Update,
+)
 from siamrl.conformance.reading import Movement
 
 # The laws by name, in the order in which they are checked.
 LAWS: dict[str, str] = {
-  'structure': 'The target is built like the online network.',
+  'structure': 'The target is built like the online network, and keeps the '
+  'types of its numbers.',
   'finite': 'Finite parameters give a finite target.',
   'direction': 'An update leaves the online network as it is.',
   'own_memory': 'The target shares no memory with the online network.',
@@ -45,8 +54,10 @@ _TAKES: dict[str, tuple[str, ...]] = {
   'self': (),
   'by_path': ('target_paths',),
 }
-# Rounding of tau that is passed over, beside that of the leaf.
-_TAU_ERROR = 1e-6
+# Error of tau that is passed over, as a fraction, beside rounding of the leaf.
+_TAU_ERROR = 1e-5
+# Updates at once that are recognized.
+_MOST_AT_ONCE = 10
 # Calls that a check needs at least.
 _FEW = 500
 
@@ -59,14 +70,21 @@ def check(
   init: Callable[[Any], Any] | None = None,
   stays: str | None = None,
   phase: int | None = 0,
-  calls: int = 20_000,
+  calls: int | None = None,
   **asked: Any,
 ) -> Identity:
   """Checks that an update is the rule that it should be.
 
-  Whole numbers among the parameters may move or stay. The clock is checked at
-  the gradient steps that are looked at, about 300 unless it breaks: the first
-  128, those around multiples and divisors of the period, and some far away.
+  Whole numbers among the parameters may move or stay. A pass holds for the
+  gradient steps that were looked at, and the answer says which: each from 1 on,
+  up to about 20,000 or as far as two seconds go, those around multiples and
+  divisors of the period, and some far away. A second clock, or a step that is
+  left out, at none of them stays unseen. Tau may be off by 0.001 % and twice
+  the rounding of the leaf's type, 2.4e-7 in float32.
+
+  Schedules are counted from 0: after gradient step n the weight is that of
+  the fraction (n - 1) / target_schedule_steps. An update that counts its own
+  calls must be fresh, not one that was called before.
 
   Args:
     update: (online, target, gradient_steps) -> target, see `identify`.
@@ -76,17 +94,19 @@ def check(
     init: online -> target at birth, which is checked if given.
     stays: regular expression, found in the paths of leaves that may stay.
     phase: remainder of the times of updates by the period; None for any.
-    calls: most calls of the update.
+    calls: most calls of the update; by default 20,000, and fewer if those that
+      only look for a second clock take more than two seconds.
     **asked: parameters of the rule: `tau`, `period`, `tau_end`,
       `target_schedule_steps`, and `target_paths` such as 'torso:soft+head:hard'
       with those of its parts. Periods are in gradient steps.
 
   Returns:
-    What the update is.
+    What the update is, and where it was looked at.
 
   Raises:
     ConformanceError: a law is broken; says which, the numbers that were seen,
-      and which defect of the museum looks like it.
+      which defect of the museum looks like it, or what else may be the cause,
+      and which other laws are broken.
     TypeError: the update takes other arguments, or `params` holds no numbers.
     ValueError: the rule or a parameter is unknown, missing or outside its
       range.
@@ -97,32 +117,73 @@ def check(
     update,
     params,
     init=init,
+    calls=calls,
     # Two periods of an update that counts its calls.
-    calls=max(min(calls, 2 * period + 2 * _FEW), min(calls, _FEW)),
+    search=2 * period + 2 * _FEW,
     hints=_hints(period),
   )
+  expected = {}
+  if found.probe is not None:
+    expected = {
+      path: _expected(rule, asked, path)
+      for path in found.probe.paths
+      if path not in found.probe.integers
+      and not (stays is not None and re.search(stays, path))
+    }
+  broken: dict[str, ConformanceError] = {}
+  for error in _broken(found, expected, phase):
+    broken.setdefault(error.law, error)
+  if broken:
+    first, *others = broken.values()
+    raise ConformanceError(
+      first.law, first.seen, first.defect, first.guess, others
+    )
+  return found.identity
+
+
+def _broken(
+  found: Examination, expected: Mapping[str, Movement], phase: int | None
+) -> Iterator[ConformanceError]:
+  """Yields the laws that are broken, as far as each can be told."""
   identity, probe, error, _ = found
   if error is not None and error.law in ('structure', 'finite'):
-    raise error
+    yield error
+    return
   assert probe is not None
-  _check_arguments(probe)
+  try:
+    _check_arguments(probe)
+  except ConformanceError as misused:
+    yield misused
+    if misused.law in ('direction', 'moves'):
+      return
   if error is not None:
-    raise error
-  expected = {
-    path: _expected(rule, asked, path)
-    for path in probe.paths
-    if path not in probe.integers
-    and not (stays is not None and re.search(stays, path))
-  }
-  _check_moves(identity, probe, expected)
+    yield error
+    return
+  checks: list[Callable[[], None]] = [
+    lambda: _check_moves(identity, probe, expected)
+  ]
   for path, movement in expected.items():
-    _check_rate(path, identity.leaves[path], movement, probe)
-  for path, movement in expected.items():
-    if movement.period is not None:
-      _check_clock(path, identity, movement, probe, phase)
-  if init is not None:
-    _check_birth(identity, found.birth_weights)
-  return identity
+    if movement.period is None or identity.leaves[path].rule == 'frozen':
+      continue
+    checks.append(
+      functools.partial(
+        _check_rate, path, identity.leaves[path], movement, probe
+      )
+    )
+    checks.append(
+      functools.partial(_check_clock, path, identity, movement, probe, phase)
+    )
+  if identity.birth is not None:
+    checks.append(lambda: _check_birth(identity, found.birth_weights))
+  checks.append(lambda: _check_types(probe))
+  errors = []
+  for each in checks:
+    try:
+      each()
+    except ConformanceError as broken:
+      errors.append(broken)
+  order = list(LAWS)
+  yield from sorted(errors, key=lambda error: order.index(error.law))
 
 
 def _require(
@@ -197,7 +258,7 @@ def _expected(rule: str, asked: Mapping[str, Any], path: str) -> Movement:
   more = {
     name: float(asked[name]) for name in takes if name not in ('tau', 'period')
   }
-  return Movement(rule, tau, period, 0, period, more)
+  return Movement(rule, tau, period, 0, None, more)
 
 
 def _hints(period: int) -> list[int]:
@@ -234,6 +295,8 @@ def _check_arguments(probe: Probe) -> None:
       'alias',
     )
   if probe.in_place:
+    if probe.ignored is not None and probe.writes_target is None:
+      raise ConformanceError('moves', IGNORED)
     return
   if probe.writes_target is not None:
     raise ConformanceError(
@@ -245,6 +308,18 @@ def _check_arguments(probe: Probe) -> None:
     raise ConformanceError(
       'moves', 'the update returns None and changes nothing', 'lost_update'
     )
+
+
+def _check_types(probe: Probe) -> None:
+  """Checks that numbers keep their types."""
+  if not probe.retyped:
+    return
+  path, (before, after) = next(iter(probe.retyped.items()))
+  raise ConformanceError(
+    'structure',
+    f'{len(probe.retyped)} of {len(probe.paths)} leaves change their type, '
+    f'such as {path!r} from {before} to {after}',
+  )
 
 
 def _check_moves(
@@ -267,7 +342,7 @@ def _check_moves(
       'whole',
       f'{len(still)} of {len(due)} leaves stay as they are, such as '
       f'{still[0]!r}',
-      'statistics_left_behind' if only_statistics else 'lost_update',
+      'statistics_left_behind' if only_statistics else None,
     )
   for path, movement in expected.items():
     found = identity.leaves[path]
@@ -281,52 +356,95 @@ def _check_rate(
   path: str, found: Movement, expected: Movement, probe: Probe
 ) -> None:
   """Checks the weight of the online parameters."""
-  if expected.period is None:
-    return
   if found.rule == 'soft with hard':
     raise ConformanceError(
       'one_rule',
-      f'{path!r} moves by tau = {found.tau:.7g} every {found.period}, and is '
-      f'copied every {found.parameters["target_period"]:.0f}',
-      'double_rule',
+      f'{path!r}: {found.seen}',
+      'double_rule' if 'target_period' in found.parameters else None,
     )
   assert expected.tau is not None
-  rounding = _TAU_ERROR + 4 * probe.precision(path)
+  rounding = _TAU_ERROR * expected.tau + 2 * probe.precision(path)
   copied = path in probe.statistics and _near(found.tau, 1, rounding)
-  scheduled = expected.rule in ('soft_linear', 'soft_cosine')
-  if scheduled and not copied:
-    if (
-      found.rule != expected.rule
-      or not _near(found.tau, expected.tau, rounding)
-      or any(
-        abs(found.parameters[name] - value) > (1e-6 if value <= 1 else 0.5)
-        for name, value in expected.parameters.items()
-      )
-    ):
+  if copied:
+    return
+  seen = f'{path!r}: asked for {expected}; seen: {found}'
+  if expected.rule in ('soft_linear', 'soft_cosine'):
+    if not _foretold(path, expected, probe, rounding):
       raise ConformanceError(
-        'rate', f'{path!r}: asked for {expected}; seen: {found}', 'tau_ignored'
+        'rate', seen, None, _shifted(path, expected, probe, rounding)
       )
     return
+  if found.rule in ('soft_linear', 'soft_cosine'):
+    raise ConformanceError('rate', seen)
   if found.tau is None:
     raise ConformanceError('rate', f'{path!r}: {found.seen}')
-  if copied or _near(found.tau, expected.tau, rounding):
-    if found.rule in ('soft_linear', 'soft_cosine'):
-      raise ConformanceError(
-        'rate', f'{path!r}: asked for {expected}; seen: {found}', 'tau_ignored'
-      )
+  if _near(found.tau, expected.tau, rounding):
     return
-  turned = _near(1 - found.tau, expected.tau, rounding)
+  guess = guess_rate(found.tau, expected.tau, rounding)
   raise ConformanceError(
     'rate',
     f'{path!r}: the online parameters have the weight {found.tau:.7g}, not '
-    f'{expected.tau:.7g}'
-    + (', which is that of the target before' if turned else ''),
-    'wrong_direction' if turned else 'tau_ignored',
+    f'{expected.tau:.7g}',
+    None if guess else 'tau_ignored',
+    guess,
   )
+
+
+def guess_rate(seen: float, tau: float, rounding: float) -> str:
+  """A guess about what has become of tau, in words.
+
+  Args:
+    seen: the weight of the online parameters.
+    tau: as asked for.
+    rounding: the most by which numbers differ that count as the same.
+  """
+  if _near(1 - seen, tau, rounding):
+    return (
+      'tau and 1 - tau are swapped: tau is the weight of the target before, or '
+      'another convention is meant'
+    )
+  if _near(-seen, tau, rounding):
+    return 'the sign of the step is wrong: the target moves away'
+  for times in range(2, _MOST_AT_ONCE + 1):
+    # A swapped sign would move as often.
+    if 0 < tau < 1 and _near(seen, 1 - (1 - tau) ** times, times * rounding):
+      return f'{times} updates come at once'
+  return ''
 
 
 def _near(one: float | None, other: float, rounding: float) -> bool:
   return one is not None and abs(one - other) <= rounding
+
+
+def _foretold(
+  path: str, expected: Movement, probe: Probe, rounding: float, shift: int = 0
+) -> bool:
+  """Whether a leaf has moved as a schedule foretells."""
+  assert expected.tau is not None
+  steps = np.array([record.step for record in probe.records])
+  leaf = probe.paths.index(path)
+  seen = np.array([record.rates[leaf] for record in probe.records])
+  whole = expected.parameters['target_schedule_steps']
+  fraction = np.clip((steps - 1 + shift) / whole, 0, 1)
+  if expected.rule == 'soft_cosine':
+    weights = expected.tau * (np.cos(np.pi * fraction) + 1) / 2
+  else:
+    way = expected.parameters['tau_end'] - expected.tau
+    weights = expected.tau + way * fraction
+  return bool(np.abs(seen - weights).max() <= rounding + 2e-7)
+
+
+def _shifted(
+  path: str, expected: Movement, probe: Probe, rounding: float
+) -> str:
+  """Says whether a schedule is off by a step, in words."""
+  for shift, word in ((1, 'ahead'), (-1, 'behind')):
+    if _foretold(path, expected, probe, rounding, shift):
+      return (
+        f'the schedule is one step {word}: after gradient step n the fraction '
+        '(n - 1) / target_schedule_steps is due'
+      )
+  return ''
 
 
 def _check_clock(
@@ -339,18 +457,32 @@ def _check_clock(
   """Checks when the target moves."""
   assert expected.period is not None
   leaf = probe.paths.index(path)
-  _, found = reading.clock(
+  counts, found = reading.clock(
     probe.records, [bool(record.rates[leaf]) for record in probe.records]
   )
   if identity.leaves[path].rule in ('soft_linear', 'soft_cosine'):
     return  # at the end of a cosine nothing moves
   if path in probe.statistics and found.period == 1:
     return  # they may follow at each gradient step
-  judge_clock(path, found, expected.period, phase)
+  copied = _near(identity.leaves[path].tau, 1, _TAU_ERROR)
+  if found.period == 1 and found.late and copied and probe.hides_memory:
+    raise ConformanceError(
+      'clock',
+      f'{path!r}: asked for an update every {expected.period}; seen: a copy at '
+      f'every step from {found.first} on',
+      'alias',
+      'it is copied indeed, and a counter is not reset',
+    )
+  judge_clock(path, found, expected.period, phase, counts)
 
 
 def judge_clock(
-  what: str, found: Clock, period: int, phase: int | None
+  what: str,
+  found: Clock,
+  period: int,
+  phase: int | None,
+  counts: str = '',
+  grain: int = 1,
 ) -> None:
   """Compares a clock with the one that was asked for.
 
@@ -359,45 +491,79 @@ def judge_clock(
     found: the clock.
     period: as asked for.
     phase: as asked for; None for any.
+    counts: what the clock counts, 'calls' for those of the update.
+    grain: the least distance of times that were looked at.
 
   Raises:
     ConformanceError: they differ.
   """
 
-  def broken(seen: str, defect: str | None) -> NoReturn:
+  def broken(seen: str, defect: str | None = None, guess: str = '') -> NoReturn:
     raise ConformanceError(
       'clock',
       f'{what!r}: asked for an update every {period}; seen: {seen}',
       defect,
+      guess,
     )
 
   if found.kind == 'periodic' and found.period == period:
+    assert found.phase is not None
     if phase is not None and found.phase != phase % period:
-      broken(f'{found}, with the phase {found.phase}, not {phase}', None)
+      guess = ''
+      if counts == 'calls':
+        guess = (
+          'the update has been called before, and counts its own calls: give a '
+          'fresh one, or phase=None'
+        )
+      elif abs(found.phase - phase % period) in (1, period - 1):
+        guess = 'the counter is off by one, or looked at before its increment'
+      broken(f'{found}, with the phase {found.phase}, not {phase}', None, guess)
     if found.late:
-      broken(str(found), None)
+      broken(str(found), None, 'a warm-up is counted in')
     return
   if found.kind == 'periodic':
     assert found.period is not None
-    if found.period == 1 and found.late:
-      broken(f'from {found.first} on, a move at every step', 'alias')
-    seen = f'{found}, {found.period / period:.4g} times as long'
-    if period == 1:
-      broken(seen, 'once_per_block')
-    if found.period > period:
-      broken(seen, 'period_multiplied')
-    broken(seen, 'period_multiplied' if found.period == 1 else 'unit_confusion')
+    _judge_period(found, period, broken)
   if found.kind == 'once':
     assert found.first is not None
-    at_once = found.first % period == 0 and found.first > period
-    broken(str(found), 'period_multiplied' if at_once else 'lost_update')
+    multiple = found.first % period == 0 and found.first > period
+    again = found.stops is not None
+    broken(str(found), 'period_multiplied' if multiple and not again else None)
+  if found.stops is not None or found.pattern:
+    broken(str(found))
   block = math.gcd(*found.moves)
-  if block > 1 and 0 <= found.moves[0] - period < block:
+  due = (time // period > (time - block) // period for time in found.moves)
+  starts = 0 <= found.moves[0] - period < block
+  if block > 1 and period % block and starts and all(due):
     broken(f'{found}, at multiples of {block} only', 'once_per_block')
-  if found.gaps and max(found.gaps) < period:
+  if found.gaps:
     mean = sum(found.gaps) / len(found.gaps)
-    broken(f'{found}, {mean:.4g} on average', 'unit_confusion')
-  broken(str(found), None)
+    times = round(period / mean)
+    even = max(found.gaps) - min(found.gaps) <= max(grain, 1)
+    exact = abs(period / mean - times) <= 0.05 * times
+    unit = times >= 2 and even and exact
+    broken(
+      f'{found}, {mean:.4g} on average', 'unit_confusion' if unit else None
+    )
+  broken(str(found))
+
+
+def _judge_period(
+  found: Clock, period: int, broken: Callable[..., NoReturn]
+) -> None:
+  """Judges a clock that has another period than was asked for."""
+  assert found.period is not None
+  if found.period == 1 and found.late:
+    guess = 'a counter is not reset' if found.first == period else ''
+    broken(f'a move at every step from {found.first} on', None, guess)
+  seen = f'{found}, {found.period / period:.4g} times as long'
+  if abs(found.period - period) == 1 and min(found.period, period) > 1:
+    broken(seen, None, 'the counter is off by one')
+  if period == 1:
+    broken(seen, 'once_per_block')
+  if found.period % period == 0 or found.period == 1:
+    broken(seen, 'period_multiplied')
+  broken(seen, None if period % found.period else 'unit_confusion')
 
 
 def _check_birth(identity: Identity, weights: Mapping[str, float]) -> None:
@@ -411,11 +577,12 @@ def _check_birth(identity: Identity, weights: Mapping[str, float]) -> None:
       'alias',
     )
   seen = 'the target is not born as a copy'
-  if weights:
-    seen += (
-      f': the online parameters have the weights {min(weights.values()):.4g} '
-      f'to {max(weights.values()):.4g} in it'
-    )
+  if identity.birth == 'independent':
+    seen += ': it does not depend on the online parameters'
+  elif weights:
+    least, most = (f'{each(weights.values()):.4g}' for each in (min, max))
+    seen += f': the weight of the online parameters in it is {least}'
+    seen += f' to {most}' if most != least else ''
   raise ConformanceError(
     'birth', seen, 'soft_birth' if identity.birth == 'soft' else None
   )

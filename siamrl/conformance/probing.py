@@ -1,8 +1,9 @@
 """Calls of an update with inputs whose answers can be read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import copy
 import inspect
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,18 +19,39 @@ class ConformanceError(AssertionError):
 
   Attributes:
     law: key of `siamrl.conformance.LAWS`.
+    seen: the numbers that were seen.
     defect: the defect of the museum that looks like it, a key of `DEFECTS`;
       None for none.
+    guess: what may be the cause where the museum has nothing like it, in words.
+    others: errors of other laws that are broken, too.
   """
 
-  def __init__(self, law: str, seen: str, defect: str | None = None):
-    self.law, self.seen, self.defect = law, seen, defect
+  def __init__(
+    self,
+    law: str,
+    seen: str,
+    defect: str | None = None,
+    guess: str = '',
+    others: Sequence['ConformanceError'] = (),
+  ):
+    self.law, self.seen, self.defect, self.guess = law, seen, defect, guess
+    self.others = tuple(others)
     lines = [f'{law}: {seen}']
     if defect is not None:
       about = DEFECTS[defect]
       lines += [f'It looks like {defect}: {about.happens}']
       lines += [f'Seen in {place}' for place in about.seen]
+    if guess:
+      lines.append(f'Perhaps {guess}.')
+    lines += [f'Also broken: {other.law}: {other.seen}' for other in others]
     super().__init__('\n'.join(lines))
+
+
+# Said of such an update.
+IGNORED = (
+  'the update returns a new target and leaves the one that it is given, as '
+  'in_place is for updates that write it: leave in_place out'
+)
 
 
 class InPlace:
@@ -88,6 +110,11 @@ class Probe:
     writes_target: gradient step at which the target was changed in place.
     writes_online: gradient step at which the online network was changed.
     aliased: paths of answers in the memory of the online network.
+    retyped: path -> types of a leaf before and in an answer, where they differ.
+    hides_memory: answers hold arrays that cannot be written, as JAX's, so that
+      aliases cannot be seen.
+    ignored: gradient step at which an update that is wrapped in `in_place`
+      returned a target of its own, which is ignored.
   """
 
   def __init__(self, update: Update, params: Any, target: Any, most: int):
@@ -112,7 +139,13 @@ class Probe:
     self.writes_target: int | None = None
     self.writes_online: int | None = None
     self.aliased: tuple[str, ...] = ()
-    self._scale = np.array([self._types[p].scale for p in self.paths])
+    self.retyped: dict[str, tuple[str, str]] = {}
+    self.hides_memory = False
+    self.ignored: int | None = None
+    start = [self._types[p].start for p in self.paths]
+    self._start = np.array(start, float)
+    self._sizes = np.array([self._types[p].size for p in self.paths])
+    self._way = np.array([self._types[p].scale for p in self.paths]) - start
     self._pair: tuple[Given, Given] | None = None
 
   @property
@@ -120,19 +153,34 @@ class Probe:
     """Calls that are left."""
     return self._most - self.calls
 
+  def steps(self, path: str, rate: float) -> float:
+    """By how much whole numbers grow at a weight of the online parameters."""
+    return rate * float(self._way[self.paths.index(path)])
+
+  @property
+  def misused(self) -> bool:
+    """Whether an argument is misused, so that more calls say nothing."""
+    return self.writes_online is not None or (
+      self.ignored is not None and self.writes_target is None
+    )
+
+  def allow(self, most: int) -> None:
+    """Raises the number of calls that are allowed."""
+    self._most = max(self._most, most)
+
   def rate(self, step: int) -> np.ndarray:
     """Weights [L] of the online parameters after gradient step `step`."""
     if self._pair is None:
       self._pair = (
         Given(filled(self._params, lambda t: np.full(t.shape, t.scale))),
-        Given(filled(self._target, lambda t: np.zeros(t.shape))),
+        Given(filled(self._target, lambda t: np.full(t.shape, t.start))),
       )
     after = self.answer(*self._pair, step)
     if after is self._pair[1].before:
       rates = np.zeros(len(self.paths))
     else:
-      rates = np.array([after[path].mean(dtype=float) for path in self.paths])
-      rates /= self._scale
+      sums = [np.add.reduce(after[path], None, float) for path in self.paths]
+      rates = (np.array(sums) / self._sizes - self._start) / self._way
     if not all(given.kept for given in self._pair):
       self._pair = None
     self.records.append(Record(self.calls, step, rates))
@@ -146,7 +194,7 @@ class Probe:
       if leaf.kind == 'f':
         sign = rng.choice((-1, 1), leaf.shape)
         return rng.uniform(0.5, 2, leaf.shape) * sign
-      return rng.integers(0, min(leaf.scale, 100) + 1, leaf.shape)
+      return rng.integers(leaf.start, min(leaf.scale, 100) + 1, leaf.shape)
 
     return (
       Given(filled(self._params, draw)),
@@ -170,6 +218,8 @@ class Probe:
     """
     self.calls += 1
     answer = self._call(online.tree, target.tree, step)
+    if self.in_place and self.ignored is None and answer is not target.tree:
+      self.ignored = step if self._is_another(answer, target) else None
     if answer is None or self.in_place:
       self.returns_none |= answer is None
       answer = target.tree
@@ -190,16 +240,38 @@ class Probe:
         + _difference(_types(answer), self._types),
       )
     for path, leaf in after.items():
-      if leaf.dtype.kind == 'f' and not np.isfinite(leaf).all():
+      total = np.add.reduce(leaf, None, float)
+      if leaf.dtype.kind == 'f' and not math.isfinite(total):
         raise ConformanceError(
           'finite',
           f'at gradient step {step} {path or "the answer"} holds '
           f'{np.count_nonzero(~np.isfinite(leaf))} numbers that are not '
           'finite, though all that was given is',
         )
-    if not self.aliased:
+    # Where no leaf begins like the online network's, none is its memory.
+    if not self.aliased and any(
+      leaf.size and leaf.flat[0] == online.before[path].flat[0]
+      for path, leaf in after.items()
+    ):
       self.aliased = shared(answer, online.tree)
+    for path, leaf in after.items():
+      self.hides_memory |= not leaf.flags.writeable
+      if leaf.dtype != target.before[path].dtype:
+        types = str(target.before[path].dtype), str(leaf.dtype)
+        self.retyped.setdefault(path, types)
     return after
+
+  def _is_another(self, answer: Any, target: 'Given') -> bool:
+    """Whether an answer is a target with other numbers than the given one."""
+    try:
+      leaves = {path: trees.view(leaf) for path, leaf in trees.leaves(answer)}
+    except Exception:  # anything may be returned
+      return False
+    return leaves.keys() == target.before.keys() and any(
+      leaf.shape == target.before[path].shape
+      and not np.array_equal(leaf, target.before[path])
+      for path, leaf in leaves.items()
+    )
 
 
 class Given:
@@ -249,6 +321,8 @@ class Type:
     size: number of its elements.
     kind: 'f' for floating numbers, else as NumPy has it.
     scale: what stands for 1 in whole numbers, so that small weights show.
+    start: what stands for 0. In whole numbers it is 1, as some libraries
+      count updates, and copy at the first.
     precision: relative rounding of its numbers.
   """
 
@@ -259,6 +333,7 @@ class Type:
     self.scale: int = 1
     if kind in 'iu':
       self.scale = min(10**6, int(np.iinfo(array.dtype).max))
+    self.start = 1 if kind in 'iu' else 0
     self.precision = precision
 
 

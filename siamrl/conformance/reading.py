@@ -20,15 +20,17 @@ class Movement(NamedTuple):
 
   Attributes:
     rule: the rule's name in `siamrl.twins.RULES`; 'soft with hard' for both at
-      once; None if no rule fits.
+      once; 'counted' for whole numbers that grow by 1 in an update; None if no
+      rule fits.
     tau: weight of the online parameters; that of the soft rule, or the first
       one of a schedule.
     period: time from one update to the next.
     phase: remainder of the times of updates by the period, 0 in siamrl.
-    first: time of the first update that was seen.
+    first: time of the first update, if there was none at earlier times that
+      fit period and phase, as after a warm-up.
     parameters: other parameters by their names in `siamrl.twins.PARAMETERS`;
       `target_period` is that of the copies of 'soft with hard'.
-    seen: what was seen, if no rule fits.
+    seen: what was seen, if no rule fits, or two do.
   """
 
   rule: str | None
@@ -43,13 +45,13 @@ class Movement(NamedTuple):
     if self.rule is None:
       return f'not identified: {self.seen}'
     parts = [self.rule]
-    if self.tau is not None and self.rule != 'hard':
+    if self.tau is not None and self.rule not in ('hard', 'counted'):
       parts.append(f'tau = {self.tau:.7g}')
     if self.period is not None:
       parts.append(f'period = {self.period}')
     if self.phase:
       parts.append(f'phase = {self.phase}')
-    if self.first is not None and self.first > (self.period or self.first):
+    if self.first is not None:
       parts.append(f'first at {self.first}')
     parts += [
       f'{name} = {value:.7g}' for name, value in self.parameters.items()
@@ -80,8 +82,14 @@ def clock(
   by_call = clocks.fit(
     {record.call: moves for record, moves in zip(records, moved, strict=True)}
   )
-  if by_call.kind == 'periodic':
+  if by_call.kind == 'periodic' or (not function and by_call.pattern):
     return 'calls', by_call
+  if not function:
+    pattern = (
+      f'{by_step}; at the same gradient step it moves in one call and not in '
+      'another, so it is random, or has a state of its own'
+    )
+    by_step = by_step._replace(kind='irregular', pattern=pattern)
   return 'gradient_steps', by_step
 
 
@@ -102,7 +110,11 @@ def movement(probe: Probe, leaf: int) -> tuple[str, Movement]:
     return 'gradient_steps', Movement('frozen')
   if len(levels) == 1:
     counts, found = clock(records, [bool(weight) for weight in weights])
-    return counts, _moves(levels[0], found)
+    moves = _moves(levels[0], found)
+    path = probe.paths[leaf]
+    if path in probe.integers and abs(probe.steps(path, levels[0]) - 1) < 1e-3:
+      moves = moves._replace(rule='counted')
+    return counts, moves
   scheduled = _schedule(probe, leaf)
   if scheduled is not None:
     return 'gradient_steps', scheduled
@@ -129,11 +141,12 @@ def _levels(weights: np.ndarray) -> list[float]:
 def _moves(tau: float, found: clocks.Clock) -> Movement:
   """The rule with one weight and one clock."""
   if found.kind != 'periodic':
-    return Movement(None, tau, first=found.first, seen=str(found))
+    return Movement(None, tau, seen=str(found))
   rule = 'hard'
   if abs(tau - 1) >= EQUAL:
     rule = 'soft' if found.period == 1 else 'periodic_soft'
-  return Movement(rule, tau, found.period, found.phase, found.first)
+  first = found.first if found.late else None
+  return Movement(rule, tau, found.period, found.phase, first)
 
 
 def _both(
@@ -146,12 +159,13 @@ def _both(
     [record for record, copy in zip(records, copies, strict=True) if not copy],
     [bool(weight) for weight in weights[~copies]],
   )
-  if abs(high - 1) >= EQUAL or not (hard.kind == soft.kind == 'periodic'):
+  if abs(high - 1) >= EQUAL or soft.kind != 'periodic':
     return None
-  assert hard.period is not None
-  extra = {'target_period': hard.period}
+  extra = {} if hard.period is None else {'target_period': hard.period}
+  seen = f'{soft} by tau = {low:.7g}, and copies besides: {hard}'
+  first = soft.first if soft.late else None
   return counts, Movement(
-    'soft with hard', low, soft.period, soft.phase, soft.first, extra
+    'soft with hard', low, soft.period, soft.phase, first, extra, seen
   )
 
 
@@ -202,4 +216,4 @@ def _schedule(probe: Probe, leaf: int) -> Movement | None:
   more: dict[str, float] = {'target_schedule_steps': whole}
   if name == 'soft_linear':
     more['tau_end'] = end
-  return Movement(name, start, 1, 0, 1, more)
+  return Movement(name, start, 1, 0, None, more)

@@ -7,7 +7,7 @@ as a network of PyTorch, counts as what that returns. No library but NumPy is
 imported.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import copy
 import dataclasses
 from typing import Any
@@ -21,7 +21,7 @@ def _children(tree: Any) -> list[tuple[str, Any]] | None:
     return None
   if tree is None:
     return []
-  if isinstance(tree, Mapping):
+  if isinstance(tree, (dict, Mapping)):
     return [(str(key), child) for key, child in tree.items()]
   if isinstance(tree, tuple) and hasattr(tree, '_fields'):
     return list(zip(tree._fields, tree, strict=True))
@@ -39,14 +39,21 @@ def _has_state(tree: Any) -> bool:
   return callable(getattr(tree, 'state_dict', None))
 
 
-def leaves(tree: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-  """Yields each leaf of a tree with its path, such as 'torso/bias'."""
+def leaves(tree: Any) -> list[tuple[str, Any]]:
+  """Each leaf of a tree with its path, such as 'torso/bias'."""
+  found: list[tuple[str, Any]] = []
+  _collect(tree, '', found)
+  return found
+
+
+def _collect(tree: Any, path: str, found: list[tuple[str, Any]]) -> None:
+  """Appends the leaves of a tree in order."""
   children = _children(tree)
   if children is None:
-    yield path, tree
+    found.append((path, tree))
     return
   for name, child in children:
-    yield from leaves(child, f'{path}/{name}' if path else name)
+    _collect(child, f'{path}/{name}' if path else name, found)
 
 
 def view(leaf: Any) -> np.ndarray:
