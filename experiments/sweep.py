@@ -50,17 +50,20 @@ and stop, those on SLURM go on; the same command takes them over.
 
   python -m experiments.sweep --sweep=periods.toml --launcher=slurm --jobs=50
 
---dry_run lists the cells, runs the first one that is not done for a while in a
-temporary folder, and says how long all of them will take, and how much memory.
+--dry_run lists the cells, runs the first one of each arm that is not done for a
+while in a temporary folder, and says how long all of them will take, and how
+much memory. It takes about two minutes; arms that it has no time for are taken
+to last as long as the slowest one of their launcher.
 
 Exit codes: 0 if all cells are done or were stopped, 2 for invalid flags or
 files, 1 if a cell failed or for any other error, 130 after a second Ctrl-C.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import fnmatch
+import heapq
 import math
 import pathlib
 import re
@@ -97,7 +100,9 @@ from experiments.engines.sweep_folders import State, SweepFolder
 from siamrl.report import glances
 from siamrl.report.run_folder import RunFolder
 
+# Time of a dry run, and the least that it spends on a cell.
 _PROBE_S = 120.0
+_LEAST_S = 10.0
 _POLL_S = 0.1
 
 
@@ -364,31 +369,100 @@ def _dry_run(
   at_a_time = min(pool.at_a_time or len(left), len(left))
   pool.close()
   try:
-    found = _probe(file, left[0])
+    found = _probe_arms(file, left)
   except UsageError as error:  # the cluster is larger than this machine
     print(f'note: time and memory are unknown, as no cell fits here: {error}')
     return
-  gigabytes = found.peak_bytes / 1e9
+  name, most = max(found.items(), key=lambda item: item[1].peak_bytes)
+  gigabytes = most.peak_bytes / 1e9
   print(
-    f'memory: {gigabytes:.1f} GB for {left[0].name}, so far; about '
+    f'memory: {gigabytes:.1f} GB for {name}, so far; about '
     f'{gigabytes * at_a_time:.1f} GB for {at_a_time} at a time'
   )
-  if math.isinf(found.seconds):
-    print(
-      f'time: {left[0].name} had no row of metrics within {_PROBE_S:.0f} s, so '
-      'nothing is known'
+  for line in _time_lines(left, found, at_a_time):
+    print(f'time: {line}')
+
+
+def _arm_of(cell: Cell) -> tuple[str, str]:
+  """The launcher and the arm of a cell."""
+  return cell.launcher, cell.point.get('arm', '')
+
+
+def _probe_arms(file: SweepFile, cells: Sequence[Cell]) -> dict[str, Estimate]:
+  """Measures the first cell of each arm, and of each launcher before others.
+
+  Returns:
+    The needs of the measured cells by name; not of all arms, if time is short.
+  """
+  arms: dict[tuple[str, str], Cell] = {}
+  of_launchers: dict[str, Cell] = {}
+  for cell in cells:
+    arms.setdefault(_arm_of(cell), cell)
+    of_launchers.setdefault(cell.launcher, cell)
+  ordered = list(of_launchers.values())
+  ordered += [cell for cell in arms.values() if cell not in ordered]
+  end = time.monotonic() + _PROBE_S
+  found = {}
+  for number, cell in enumerate(ordered):
+    left_s = end - time.monotonic()
+    launchers_left = len(of_launchers) - number
+    if launchers_left <= 0 and left_s < _LEAST_S:
+      break
+    share_s = max(left_s / max(launchers_left, 1), _LEAST_S)
+    found[cell.name] = _probe(file, cell, share_s)
+  return found
+
+
+def _time_lines(
+  cells: Sequence[Cell], found: dict[str, Estimate], at_a_time: int
+) -> Iterator[str]:
+  """Says how long cells take, by what was measured of their arms."""
+  arms = {_arm_of(c): found[c.name].seconds for c in cells if c.name in found}
+  slowest: dict[str, float] = {}
+  for (launcher, _), seconds in arms.items():
+    if math.isfinite(seconds):
+      slowest[launcher] = max(seconds, slowest.get(launcher, 0.0))
+  for cell in (cell for cell in cells if cell.name in found):
+    seconds = found[cell.name].seconds
+    number = sum(_arm_of(other) == _arm_of(cell) for other in cells)
+    if math.isinf(seconds):
+      yield f'{cell.name} had no row of metrics yet, so it is unknown'
+    else:
+      yield f'about {_words(seconds)} for {cell.name}' + (
+        f', one of {number} cells of its arm' * (len(arms) > 1 < number)
+      )
+  others = {_arm_of(cell) for cell in cells} - arms.keys()
+  others |= {arm for arm, seconds in arms.items() if math.isinf(seconds)}
+  others = {arm for arm in others if arm[0] in slowest}
+  if others:
+    names = 'arm is' if len(others) == 1 else 'arms are'
+    yield (
+      f'{len(others)} {names} taken to last as long as the slowest of the same '
+      'launcher, for want of time to measure'
     )
-    return
-  rounds = -(-len(left) // at_a_time)
-  print(
-    f'time: about {_words(found.seconds)} for {left[0].name}; if all cells '
-    f'take as long, {_words(found.seconds * rounds)} for {len(left)} cells, '
-    f'{at_a_time} at a time'
-  )
+  known = [
+    arms[arm] if arm not in others and arm in arms else slowest[arm[0]]
+    for arm in map(_arm_of, cells)
+    if arm[0] in slowest
+  ]
+  if known:
+    yield (
+      f'about {_words(_makespan(known, at_a_time))} for {len(known)} of '
+      f'{len(cells)} cells, {at_a_time} at a time, if all cells of an arm take '
+      'as long'
+    )
 
 
-def _probe(file: SweepFile, cell: Cell) -> Estimate:
-  """Runs a cell for its first rows, at most two minutes, and measures it."""
+def _makespan(seconds: Sequence[float], at_a_time: int) -> float:
+  """The time until all cells have ended; each begins as soon as it can."""
+  ends = [0.0] * at_a_time
+  for each in seconds:
+    heapq.heapreplace(ends, ends[0] + each)
+  return max(ends)
+
+
+def _probe(file: SweepFile, cell: Cell, limit_s: float) -> Estimate:
+  """Runs a cell for its first rows, and measures it."""
   with tempfile.TemporaryDirectory(prefix='siamrl-') as temporary:
     folder = RunFolder(pathlib.Path(temporary, 'cell'))
     command = (
@@ -407,7 +481,7 @@ def _probe(file: SweepFile, cell: Cell) -> Estimate:
       rows = glances.rows_of(folder)
       if rows > (seen[-1][1] if seen else 0):
         seen.append((seconds, rows))
-      if len(seen) >= 3 or seconds > _PROBE_S:
+      if len(seen) >= 3 or seconds > limit_s:
         process.terminate()
       time.sleep(_POLL_S)
       ended = pools.ended(process, wait=False)

@@ -1,7 +1,9 @@
 """Sweep files, the cells that they make, and how they are refused."""
 
+import math
 import pathlib
 import re
+import types
 
 import pytest
 
@@ -495,3 +497,61 @@ def test_a_dry_run_on_a_machine_that_holds_no_cell(
   said = capsys.readouterr().out
   assert 'waiting    all' in said
   assert 'no cell fits here: cores = 4096 must be at most' in said
+
+
+def test_a_dry_run_measures_each_arm(tmp_path, monkeypatch, capsys):
+  path = tmp_path / 'sweep.toml'
+  path.write_text(
+    'launcher = "classic"\nseeds = 2\nsplit = ["seed"]\n[arms]\n'
+    'catch = ""\nwide = "--hidden_sizes=512"\nlate = "--hidden_sizes=256"\n'
+    'breakout = {launcher = "minatar", flags = "--game=breakout"}\n'
+  )
+  now, limits = [0.0], {}
+  known = {'catch': (22.0, 50), 'breakout': (276.0, 40), 'wide': (40.0, 25)}
+
+  def probe(unused_file, cell, limit_s):
+    arm = cell.point['arm']
+    limits[cell.name] = limit_s
+    seconds, took = known[arm]
+    now[0] += took
+    return sweep.Estimate(seconds, 2 * 10**9)
+
+  monkeypatch.setattr(sweep, '_probe', probe)
+  monkeypatch.setattr(
+    sweep, 'time', types.SimpleNamespace(monotonic=lambda: now[0])
+  )
+  pool = types.SimpleNamespace(at_a_time=2, close=lambda: None)
+  monkeypatch.setattr(sweep, 'make_pool', lambda *_: pool)
+  config = sweep.SweepConfig(
+    sweep=str(path), run_dir=str(tmp_path / 'runs'), dry_run=True
+  )
+  sweep.main(config)
+  # Launchers first, then arms as long as there is time: 5 s are too short.
+  assert limits == {
+    'catch/seed=0': 60,
+    'breakout/seed=0': 70,
+    'wide/seed=0': 30,
+  }
+  assert capsys.readouterr().out.splitlines()[-6:] == [
+    'memory: 2.0 GB for catch/seed=0, so far; about 4.0 GB for 2 at a time',
+    'time: about 22 s for catch/seed=0, one of 2 cells of its arm',
+    'time: about 40 s for wide/seed=0, one of 2 cells of its arm',
+    'time: about 5 minutes for breakout/seed=0, one of 2 cells of its arm',
+    'time: 1 arm is taken to last as long as the slowest of the same launcher, '
+    'for want of time to measure',
+    # 22 + 40 + 40 + 276 s each.
+    'time: about 6 minutes for 8 of 8 cells, 2 at a time, if all cells of an '
+    'arm take as long',
+  ]
+  known['breakout'] = (math.inf, 40)
+  now[0] = 0.0
+  sweep.main(config)
+  said = capsys.readouterr().out
+  assert 'breakout/seed=0 had no row of metrics yet, so it is unknown' in said
+  assert 'about 2 minutes for 6 of 8 cells, 2 at a time' in said  # 102 s
+
+
+def test_cells_begin_as_soon_as_they_can():
+  assert sweep._makespan([3.0] * 5, 2) == 9
+  assert sweep._makespan([5, 1, 1, 1, 1], 2) == 5
+  assert sweep._makespan([1, 1, 5], 2) == 6
