@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.config.declaring import RunError, UsageError
+from experiments.config.declaring import RunError, UsageError, as_text
 from experiments.config.paths import split_paths
 from experiments.engines.sweep_folders import SweepFolder, folders_of
 from siamrl.report.arrangement import FOREMOST
@@ -15,10 +15,12 @@ from siamrl.report.loading import FOLDER_COLUMN, OF_FOLDERS, load
 from siamrl.report.metrics import (
   RUN_COLUMN,
   Table,
+  group_rows,
   is_wall_clock,
 )
 from siamrl.report.results import read_results
 from siamrl.report.run_folder import RunFolder
+from siamrl.report.sweep import swept
 
 _ABSENT = '(absent)'
 _DEPTH = 3  # of folders inside that of a sweep
@@ -122,10 +124,15 @@ def _read(path: pathlib.Path) -> Source:
     raise RunError(f'{path} has no rows of metrics yet')
   if path.is_dir():
     return Source(path, path.resolve().name, table, flags, True)
-  # The seed of a results file with one run is a flag like any other.
+  # The settings and the seed of a results file with one run are flags like any
+  # others.
   name = path.stem.removesuffix('-curves')
-  if RUN_COLUMN in table and len(np.unique(table[RUN_COLUMN])) == 1:
-    flags = flags | {RUN_COLUMN: str(table[RUN_COLUMN][0])}
+  if RUN_COLUMN in table:
+    settings = [*swept(table, flags), RUN_COLUMN]
+    runs = group_rows(table, settings)
+    if len(runs) == 1:
+      values = zip(settings, *runs, strict=True)
+      flags = flags | {n: as_text(v) for n, v in values if v is not None}
   return Source(path, name, table, flags, False)
 
 

@@ -11,6 +11,7 @@ from experiments import plot
 from siamrl.report import averages
 from experiments.config import executing
 from experiments.figures import runs as run_figures
+from experiments.figures import sources
 from siamrl.report.metrics import MetricsWriter
 from siamrl.report.run_folder import open_run_folder
 
@@ -213,6 +214,32 @@ def test_files_that_cannot_be_drawn(
   assert message in error
   assert len(error.splitlines()) == 1
   assert not list(tmp_path.glob('out*'))
+
+
+def test_a_results_file_of_one_run_or_of_several_with_one_seed(tmp_path, drawn):
+  """Columns of settings are flags of its run, and tell several runs apart."""
+  path, out = tmp_path / 'study-curves.csv', f'--output={tmp_path}/out'
+  head = '# --agent=dqn\narm,environment,tau,seed,env_steps,train_return\n'
+  one = head + 'plain,catch,,0,1,2\nplain,catch,,0,2,4\n'
+  path.write_text(one)
+  assert not _plot(f'--runs={path}', out)
+  assert drawn['series'][0].y.tolist() == [2, 4]
+  (source,) = sources.read_sources(str(path))
+  assert source.flags == {
+    'agent': 'dqn',
+    'arm': 'plain',
+    'environment': 'catch',
+    'seed': '0',
+  }
+  drawn.clear()
+  path.write_text(one + 'double,catch,,0,1,3\ndouble,catch,,0,2,9\n')
+  assert not _plot(f'--runs={path}', out)
+  assert not drawn  # it is drawn as a sweep
+  rows = (tmp_path / 'out.csv').read_text().splitlines()
+  assert [row.split(',')[0] for row in rows if row[0] != '#'][1:] == [
+    'plain',
+    'double',
+  ]
 
 
 def test_side_by_side():
