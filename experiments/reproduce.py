@@ -122,8 +122,10 @@ def main(config: ReproduceConfig) -> int | None:
     studies.write_curves(curves, study, folder)
   except (OSError, ValueError) as error:
     raise RunError(f'--run_dir={folder.path}: {error}') from error
-  _draw(study, curves, output)
-  code = _say_verdicts(_judge(study, [curves], own=True))
+  # Of a part of the study not everything can be drawn and judged.
+  part = config.only is not None or bool(failed)
+  _draw(study, curves, output, part=part)
+  code = _say_verdicts(_judge(study, [curves], own=True, part=part))
   if failed:  # the others are drawn and judged
     raise sweep.failure(failed, folder)
   return code
@@ -186,9 +188,20 @@ def _judge_runs(config: ReproduceConfig, study: Study) -> int | None:
 
 
 def _judge(
-  study: Study, paths: Sequence[pathlib.Path], *, own: bool = False
+  study: Study,
+  paths: Sequence[pathlib.Path],
+  *,
+  own: bool = False,
+  part: bool = False,
 ) -> list[Claim]:
-  """The claims of a study; says what rows lack, and how they differ."""
+  """The claims of a study; says what rows lack, and how they differ.
+
+  Args:
+    study: the study.
+    paths: folders of sweeps, and results files.
+    own: whether the runs were started as this study.
+    part: whether there may be too few of them to judge.
+  """
   notes: list[str] = []
   names = ','.join(map(str, paths))
   try:
@@ -198,6 +211,9 @@ def _judge(
       f'--runs={names} holds no metrics.csv, nor is it a results file'
     ) from error
   except (OSError, ValueError, KeyError) as error:
+    if part:
+      print(f'nothing is judged yet: {error}')
+      return []
     raise RunError(
       f'--runs={names} is no sweep of --study={study.name}: '
       + '; '.join([str(error), *notes])
@@ -220,19 +236,31 @@ def _say_verdicts(claims: Sequence[Claim]) -> int | None:
   return executing.MISSED if missed else None
 
 
-def _draw(study: Study, curves: pathlib.Path, output: str) -> None:
-  """Draws the figures and the table of a study."""
-  if can_draw():
-    for ending, arguments in study.figures.items():
-      plot.main(
-        reading.from_arguments(
-          plot.PlotConfig,
-          *arguments,
-          f'--runs={curves}',
-          f'--output={output}{ending}',
-          listed='runs',
-        )
-      )
+def _draw(
+  study: Study, curves: pathlib.Path, output: str, *, part: bool = False
+) -> None:
+  """Draws the figures and the table of a study.
+
+  Args:
+    study: the study.
+    curves: the results file.
+    output: the path of what is written, without an ending.
+    part: whether runs that a figure needs may be missing.
+  """
+  for ending, arguments in study.figures.items() if can_draw() else ():
+    config = reading.from_arguments(
+      plot.PlotConfig,
+      *arguments,
+      f'--runs={curves}',
+      f'--output={output}{ending}',
+      listed='runs',
+    )
+    try:
+      plot.main(config)
+    except UsageError as error:
+      if not part:
+        raise
+      print(f'{output}{ending}.png is not drawn yet: {error}')
   if len(study.sweep.arms) > 1 and not study.arms_are_tasks:
     _write_table(study, curves, output)
 

@@ -418,6 +418,26 @@ def test_runs_of_the_host_have_folders_of_their_own(toy):
   assert read.table['tau'].tolist() == [0.5] * 3
 
 
+def test_a_part_of_a_study_is_drawn_and_judged_as_far_as_it_can_be(
+  toy, tmp_path, monkeypatch, capsys
+):
+  """Where its baseline has not been run, nor what its claims are about."""
+
+  def judge(table):
+    raise ValueError('no run with plain')
+
+  module = types.SimpleNamespace(COLUMNS=('train_return',), judge=judge)
+  monkeypatch.setitem(sys.modules, 'experiments.studies.toy_criteria', module)
+  file = tmp_path / 'studies' / 'toy.toml'
+  kind = '--kind=differences --baseline=plain'
+  file.write_text(STUDY + f'-differences = "{kind}"\n')
+  assert _main(toy, only='double') is None
+  said = capsys.readouterr().out
+  assert 'nothing is judged yet: no run with plain' in said
+  assert 'toy-differences.png is not drawn yet: --baseline=plain must' in said
+  assert (toy / 'toy-curves.csv').exists() and (toy / 'toy.csv').exists()
+
+
 def test_a_missed_criterion_has_an_exit_code(toy, monkeypatch, capsys):
   claims = [Claim('one', False, '1')]
   module = types.SimpleNamespace(
