@@ -104,6 +104,14 @@ def one_of(names: Collection[str]) -> Bound:
   return Bound(lambda x: x in names, lambda: f'one of {", ".join(names)}')
 
 
+def registered(names: Callable[[], Collection[str]]) -> Bound:
+  """The bound of an option that takes names which a user's file may add to."""
+  return Bound(
+    lambda x: x in names(),
+    lambda: f'one of {", ".join(names())}, or a name that a --user_file adds',
+  )
+
+
 def sizes(example: str, *, none: bool = False) -> Bound:
   """The bound of a text that lists the sizes of layers.
 
@@ -331,7 +339,7 @@ def choice(
     **more: further arguments of `option`.
   """
   known = summaries if callable(summaries) else lambda: summaries
-  bound = Bound(lambda x: x in known(), lambda: f'one of {", ".join(known())}')
+  bound = registered(known) if callable(summaries) else one_of(summaries)
   return _changed(
     option(default, help, bound, **more), default, summaries=known
   )

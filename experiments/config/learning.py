@@ -30,6 +30,7 @@ from experiments.config.declaring import (
   options_for,
   parameter,
   refuse,
+  registered,
   taken_by,
   value_of,
 )
@@ -73,7 +74,9 @@ class NetworkOptions:
   stream_units: int | None = parameter(
     torsos.PARAMETERS['stream_units'], _taken('stream_units')
   )
-  head: str = option('linear', 'Last layers of the network', one_of(HEADS))
+  head: str = option(
+    'linear', 'Last layers of the network', registered(lambda: HEADS)
+  )
   initializer: str = option(
     'torch_uniform', 'Distribution of initial weights', one_of(INITIALIZERS)
   )

@@ -95,12 +95,13 @@ def test_values_and_those_not_given():
     ([*RULE, '--every=0'], '--every=0 must be positive'),
     (
       ['--target_update=lazzy'],
-      '--target_update=lazzy must be one of .*, lazy',
+      '--target_update=lazzy must be one of .*, lazy, or a name that a --user',
     ),
     (
       ['--target_form=x'],
       '--target_form=x must be one of .*, munchausen, blend',
     ),
+    (['--head=x'], '--head=x must be one of linear, .*that a --user_file adds'),
   ],
 )
 def test_what_is_refused(arguments, message):
