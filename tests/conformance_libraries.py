@@ -165,6 +165,8 @@ def _statistics(model: Any, nets: Any, steps: int, **asked: Any) -> str:
     check_trace(log.columns, **asked)
   except ConformanceError as error:
     return f'{error.law}: {error.seen}'
+  except ValueError as error:
+    return str(error)
   return 'copied at each update'
 
 

@@ -102,10 +102,13 @@ def _random_run(rng):
 
 def test_no_false_alarm_on_right_runs():
   rng = np.random.default_rng(0)
+  conform = 0
   for _ in range(20):
     trace, asked = _random_run(rng)
     verdict = judging.judge(trace, asked)
     assert verdict.error is None, (asked, str(verdict))
+    conform += str(verdict).endswith('\nconforms')
+  assert conform > 10
 
 
 def _rows(columns, keep):
@@ -148,7 +151,7 @@ def test_order_and_rate_are_read_from_sums(judge):
     'target': np.sin(1e3 * soft['target']),
   }
   code, said = judge(norms, '--rule=soft', '--tau=0.02')
-  assert code == 0 and 'cannot be told from these numbers' in said
+  assert code == 1 and 'cannot be told: tau = 0.02 was asked for' in said
 
 
 ASKED = {
@@ -222,13 +225,15 @@ def test_missed_and_doubled_updates(judge):
 def test_no_update_before_the_end(judge):
   columns = _run(right(1, 5_000))
   code, said = judge(columns, '--rule=hard', '--period=5000')
-  assert code == 0 and 'the trace ends before the first update' in said
+  assert code == 1
+  assert 'cannot be told: the trace ends before the first update' in said
   assert judge(columns, '--rule=frozen')[0] == 0
   code, said = judge(columns)
   assert code == 3 and 'the target never moves' in said
   assert judge(_run(right(1, 50)), '--rule=frozen')[0] == 3
   still = columns | {'online': np.ones(641)}
-  assert 'nothing can be told' in judge(still)[1]
+  code, said = judge(still, '--rule=hard', '--period=50')
+  assert code == 1 and 'cannot be told: the online network never' in said
 
 
 def test_missing_rows_and_jumps(judge):
@@ -286,8 +291,8 @@ def test_birth_needs_a_row_before_training(judge):
       'neither a column gradient_step nor env_step',
     ),
     ('env_step,online,target\n1,2,3\n', 'has 1 rows, needs at least 2'),
-    ('env_step,online,target\n1,2\n', 'row 1 has 2 cells, must have 3'),
-    ('env_step,online,target\n1,2,x\n', "row 1: target='x' must be a number"),
+    ('env_step,online,target\n1,2\n', 'line 2 has 2 cells, must have 3'),
+    ('env_step,online,target\n1,2,x\n', "line 2: target='x' must be a number"),
     (
       'env_step,online,target\n1,2,3\n1.5,2,3\n',
       'row 2: env_step=1.5 must be a whole number',
@@ -338,3 +343,70 @@ def test_columns_are_as_good_as_files(judge):
   assert caught.value.defect == 'period_multiplied'
   with pytest.raises(ValueError, match='trace: has no column target'):
     check_trace({'online': [1, 2]})
+
+
+def test_a_verdict_needs_evidence(judge):
+  columns = _run(right(1, 50))
+  asked = ('--rule=hard', '--period=50')
+  code, said = judge(_rows(columns, slice(0, 101)), *asked)
+  assert code == 1 and '2 updates are seen, and 3 are needed' in said
+  assert judge(_rows(columns, slice(0, 151)), *asked)[0] == 0
+  # Copies cannot be seen where the online network moves on within a row.
+  code, said = judge(_rows(columns, slice(0, None, 10)), *asked)
+  assert code == 1 and 'write a row after each gradient step' in said
+  code, said = judge(columns)
+  assert code == 0 and 'no verdict, as nothing was asked for' in said
+  with pytest.raises(ValueError, match='cannot be told: the trace ends'):
+    check_trace(_run(right(1, 5_000)), rule='hard', period=5_000)
+
+
+def test_numbers_of_few_digits(judge):
+  columns = _run(right(0.02))
+  coarse = columns | {
+    name: np.array([float(f'{each:.3g}') for each in columns[name]])
+    for name in ('online', 'target')
+  }
+  code, said = judge(coarse, '--rule=soft', '--tau=0.02')
+  assert code == 1 and 'as the numbers have 3 digits' in said
+
+
+def test_rows_that_are_out_of_order(judge):
+  columns = _run(right(1, 50))
+  shuffled = np.random.default_rng(0).permutation(641)
+  code, said = judge(_rows(columns, shuffled), '--rule=hard', '--period=50')
+  assert code == 1 and said.count('\n') == 1
+  assert 'rows are out of order: counters fall at' in said
+  negative = columns | {'env_step': -columns['env_step']}
+  code, said = judge(negative, '--rule=hard', '--period=50')
+  assert code == 1 and 'env_step=-1000 must be a whole number from 0 on' in said
+
+
+def test_a_warm_up_is_no_jump(judge):
+  columns = _run(right(1, 50))
+  columns['env_step'][0] = 0
+  said = judge(columns, '--rule=hard', '--period=50')[1]
+  assert 'jumps' not in said and said.endswith('\nconforms\n')
+
+
+def test_guesses_where_the_museum_has_nothing(judge):
+  code, said = judge(_run(right(1, 51)), '--rule=hard', '--period=50')
+  assert code == 3 and 'Perhaps the counter is off by one.' in said
+  assert 'It looks like' not in said
+  code, said = judge(_run(right(0.98)), '--rule=soft', '--tau=0.02')
+  assert code == 3 and 'tau and 1 - tau are swapped' in said
+  other = right(1, 50)._replace(init=lambda online, fresh: fresh)
+  code, said = judge(_run(other), '--rule=hard', '--period=50')
+  assert code == 3 and 'does not conform: birth:' in said
+  assert 'It looks like' not in said and 'two numbers do not tell' in said
+
+
+def test_files_of_other_programs(judge, tmp_path):
+  columns = _run(right(1, 50))
+  lines = [','.join(columns)]
+  lines += [','.join(map(str, r)) for r in zip(*columns.values(), strict=True)]
+  code, said = judge('\ufeff' + '\n'.join(lines), '--rule=hard', '--period=50')
+  assert code == 0 and 'env_step 1000 to 3560' in said
+  path = tmp_path / 'renamed.npz'
+  path.write_text('\n'.join(lines))
+  with pytest.raises(traces.TraceError, match='is no NPZ file$'):
+    traces.read(path)

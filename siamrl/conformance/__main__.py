@@ -1,7 +1,7 @@
 """Says whether the target network of a run moved as it was asked to.
 
-Exit codes: 0 the trace conforms, 1 it cannot be read, 2 wrong usage, 3 it does
-not conform.
+Exit codes: 0 the trace conforms, or nothing was asked for; 1 it cannot be read,
+or it cannot be told whether it conforms; 2 wrong usage; 3 it does not conform.
 """
 
 import argparse
@@ -52,14 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     description='Says whether the target network of a run moved as it was '
     'asked to. The trace is a CSV or NPZ file with the columns env_step or '
     'gradient_step or both, online and target.',
-    epilog='Exit codes: 0 conforms, 1 the file is at fault, 2 wrong usage, 3 '
-    'does not conform.',
+    epilog='Exit codes: 0 conforms, or nothing was asked for; 1 the file is at '
+    'fault, or it cannot be told whether the run conforms, as with fewer than '
+    '3 updates; 2 wrong usage; 3 does not conform.',
   )
   parser.add_argument('trace', metavar='TRACE', help='the file')
   parser.add_argument(
     '--rule',
     choices=('hard', 'soft', 'periodic_soft', 'frozen'),
-    help='the rule that was asked for',
+    help='the rule that was asked for; by default none, and only what was seen '
+    'is said. Schedules and rules by path cannot be read from a number for '
+    'each network',
   )
   parser.add_argument(
     '--period', type=_whole, help='the period that was asked for'
@@ -78,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--tau',
     type=_rate,
-    help='the weight of the online parameters that was asked for',
+    help='the weight of the online parameters that was asked for, which is '
+    'judged to 2 percent, and to 25 where a row has several updates',
   )
   given = parser.parse_args(arguments)
   if given.rule in ('hard', 'frozen') and given.tau not in (None, 1):
@@ -96,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   asked = judging.Asked(
     given.rule, given.period, given.unit, given.phase, given.tau
   )
-  conforms = True
+  verdicts = []
   try:
     for run, said in traces.runs(traces.read(given.trace)):
       if said:
@@ -106,12 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         continue
       verdict = judging.judge(run, asked)
       print(verdict)
-      conforms &= verdict.error is None
+      verdicts.append(verdict)
   except ValueError as error:
     name = '' if given.trace in str(error) else f'{given.trace}: '
     print(f'{name}{error}', file=sys.stderr)
     return 1
-  return 0 if conforms else 3
+  if any(verdict.error is not None for verdict in verdicts):
+    return 3
+  unclear = any(verdict.unclear for verdict in verdicts)
+  return 1 if unclear or not verdicts else 0
 
 
 if __name__ == '__main__':

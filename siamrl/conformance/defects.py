@@ -66,7 +66,7 @@ class Defect(NamedTuple):
     name: key of `DEFECTS`.
     happens: sentence that says what the twin does.
     law: key of `siamrl.conformance.LAWS`, the law that it breaks.
-    traced: whether a trace of norms can show it.
+    traced: whether a trace of norms can tell it from others.
     reference: makes the rule, from `tau`, `period` and its own parameters.
     seen: where it was seen.
   """
@@ -371,7 +371,7 @@ _ALL = (
     'The target is born by a soft update of other random parameters, so it '
     'begins far from the online network.',
     'birth',
-    True,
+    False,
     soft_birth,
     (
       Sighting(

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from siamrl.conformance import clocks, traces
+from siamrl.conformance import clocks, laws, traces
 from siamrl.conformance.clocks import Clock
-from siamrl.conformance.laws import judge_clock
 from siamrl.conformance.probing import ConformanceError
 from siamrl.conformance.traces import COUNTERS, UNITS, Trace
 
@@ -23,6 +22,10 @@ _STEADY = 0.02
 _FAR = 0.05
 # The spread for several updates at once.
 _LOOSE = 0.25
+# Updates that must be seen before a run is said to conform.
+_FEW = 3
+# Digits with which small moves are lost.
+_COARSE = 6
 
 
 class Asked(NamedTuple):
@@ -49,16 +52,24 @@ class Verdict:
 
   Attributes:
     lines: what was seen, and what could not be told.
-    error: the law that is broken; None if the run conforms.
+    error: the law that is broken; None for none.
+    unclear: why it cannot be told whether the run conforms; '' if it can.
+    asked: whether anything was asked for.
   """
 
   lines: tuple[str, ...]
   error: ConformanceError | None
+  unclear: str = ''
+  asked: bool = True
 
   def __str__(self) -> str:
-    end = (
-      'conforms' if self.error is None else f'does not conform: {self.error}'
-    )
+    end = 'conforms'
+    if self.error is not None:
+      end = f'does not conform: {self.error}'
+    elif self.unclear:
+      end = f'cannot be told: {self.unclear}'
+    elif not self.asked:
+      end = 'no verdict, as nothing was asked for'
     return '\n'.join([*self.lines, end])
 
 
@@ -85,9 +96,12 @@ def check_trace(
   Returns:
     What was seen, and what could not be told.
 
+  Tau is judged to 2 %, and to 25 % where a row has several updates.
+
   Raises:
     ConformanceError: a law is broken.
-    ValueError: the trace cannot be read.
+    ValueError: the trace cannot be read, or it cannot be told whether the run
+      conforms, as with fewer than 3 updates.
   """
   if isinstance(trace, (str, pathlib.Path)):
     read = traces.read(trace)
@@ -102,6 +116,8 @@ def check_trace(
       said.append(str(verdict))
       if verdict.error is not None:
         raise verdict.error
+      if verdict.unclear:
+        raise ValueError(f'trace: cannot be told: {verdict.unclear}')
   return '\n'.join(said)
 
 
@@ -157,7 +173,13 @@ class _Run:
         sizes, counts = np.unique(ahead, return_counts=True)
         jumps[name] = steps > sizes[np.argmax(counts)]
     some = np.array(list(jumps.values())).reshape(-1, len(self.moved))
-    for row in np.flatnonzero(some.any(0))[:3]:
+    said = np.asarray(some.any(0))
+    self.told &= ~said
+    # Env steps before the first gradient step are a warm-up.
+    first = self.trace.counters.get('gradient_step', np.zeros(2))[:2]
+    if first[1] <= first[0] + 1:
+      said[0] = False
+    for row in np.flatnonzero(said)[:3]:
       names = [name for name, where in jumps.items() if where[row]]
       ways = ' and '.join(
         f'{name} from {self.trace.counters[name][row]} to '
@@ -172,10 +194,9 @@ class _Run:
       self.notes.append(
         f'at row {row + 2} {kind}: {ways}; updates there cannot be told'
       )
-    more = int(some.any(0).sum()) - 3
+    more = int(said.sum()) - 3
     if more > 0:
-      self.notes.append(f'and at {more} other rows')
-    self.told &= ~some.any(0)
+      self.notes.append(f'and at {more} other {_rows(more)}')
 
   def clock(self, counter: str, moved: np.ndarray) -> Clock:
     """The clock of some moves by a counter."""
@@ -221,11 +242,34 @@ def judge(trace: Trace, asked: Asked = Asked()) -> Verdict:  # noqa: B008
     raise ValueError(f'has no column {counter}')
   run = _Run(trace)
   lines = [_summary(trace)]
+  error, unclear = None, ''
+  anything = any(value is not None for value in asked)
   try:
-    _judge(run, asked, counter, lines)
-  except ConformanceError as error:
-    return Verdict((*lines, *run.notes), error)
-  return Verdict((*lines, *run.notes), None)
+    unclear = _judge(run, asked, counter, lines)
+  except ConformanceError as broken:
+    error = broken
+  digits = _digits(trace)
+  if error is not None and digits and error.law in ('clock', 'rate'):
+    error = None
+    unclear = (
+      f'small moves are lost, as the numbers have {digits} digits; write all'
+    )
+  return Verdict((*lines, *run.notes), error, unclear, anything)
+
+
+def _rows(number: int) -> str:
+  return 'row' if number == 1 else 'rows'
+
+
+def _digits(trace: Trace) -> int:
+  """Digits of the numbers, if they are few; else 0."""
+  values = np.unique(np.append(trace.online, trace.target))[:200]
+  if len(values) < 10 or (values == np.round(values)).all():
+    return 0  # constants, or hashes
+  for digits in range(1, _COARSE + 1):
+    if all(value == float(f'{value:.{digits}g}') for value in values):
+      return digits
+  return 0
 
 
 def _counter(trace: Trace, asked: Asked) -> str:
@@ -243,15 +287,18 @@ def _summary(trace: Trace) -> str:
   return f'{len(trace.online)} rows, {", ".join(ranges)}'
 
 
-def _judge(run: _Run, asked: Asked, counter: str, lines: list[str]) -> None:
-  """Adds lines, and raises for the first law that is broken."""
+def _judge(run: _Run, asked: Asked, counter: str, lines: list[str]) -> str:
+  """Adds lines, and raises for the first law that is broken.
+
+  Returns:
+    Why it cannot be told whether the run conforms; '' if it can.
+  """
   if not run.learned.any():
-    lines.append('the online network never changes: nothing can be told')
-    return
+    return 'the online network never changes'
   birth = _birth(run, lines)
-  _check_moving(run, asked, lines)
+  unclear = _check_moving(run, asked, lines)
   if not run.moved.any():
-    return
+    return unclear
   clear = run.moved & run.clear
   soft = clear & ~run.copied
   both = bool(run.copied.any() and soft.sum() > 1)
@@ -270,11 +317,16 @@ def _judge(run: _Run, asked: Asked, counter: str, lines: list[str]) -> None:
       f'{counter}s apart',
       'double_rule',
     )
-  _check_weights(run, asked, weights)
+  unclear = _check_weights(run, asked, weights, lines)
   _check_clock(run, asked, counter, lines)
   _check_doubled(run, asked, weights, counter, lines)
   if birth is not None and asked.rule is not None:
     raise birth
+  seen = int((run.moved & run.told).sum())
+  if seen < _FEW:
+    updates = 'update is' if seen == 1 else 'updates are'
+    return f'{seen} {updates} seen, and {_FEW} are needed'
+  return unclear
 
 
 def _birth(run: _Run, lines: list[str]) -> ConformanceError | None:
@@ -294,17 +346,25 @@ def _birth(run: _Run, lines: list[str]) -> ConformanceError | None:
     'birth',
     f'before training online is {trace.online[0]:.9g} and target is '
     f'{trace.target[0]:.9g}',
-    'soft_birth',
+    None,
+    'the target is born by itself, or by a soft update (soft_birth): two '
+    'numbers do not tell',
   )
 
 
-def _check_moving(run: _Run, asked: Asked, lines: list[str]) -> None:
-  """Checks that the target moves, and is not the online network."""
+def _check_moving(run: _Run, asked: Asked, lines: list[str]) -> str:
+  """Checks that the target moves, and is not the online network.
+
+  Returns:
+    Why that cannot be told; '' if it can.
+  """
   trace = run.trace
   if not run.moved.any():
     lines.append('updates: none')
+    learned = int(run.learned.sum())
     if asked.rule == 'frozen':
-      return
+      few = f'the online network changes in {learned} {_rows(learned)} only'
+      return few if learned < _FEW else ''
     last = {name: values[-1] for name, values in trace.counters.items()}
     pulled = run.learned & (trace.online[1:] == trace.target[1:])
     if pulled.any():
@@ -317,11 +377,10 @@ def _check_moving(run: _Run, asked: Asked, lines: list[str]) -> None:
     if asked.period is not None:
       counter = _counter(trace, asked)
       if asked.period > last[counter] - trace.counters[counter][0]:
-        lines.append(
+        return (
           f'the trace ends before the first update, which is due after '
           f'{asked.period}'
         )
-        return
     raise ConformanceError('moves', 'the target never moves', 'lost_update')
   if asked.rule == 'frozen':
     raise ConformanceError(
@@ -342,6 +401,7 @@ def _check_moving(run: _Run, asked: Asked, lines: list[str]) -> None:
       f'{len(same) - begins} rows; a copy at every gradient step looks so too',
       'alias',
     )
+  return ''
 
 
 def _weights(run: _Run, moves: np.ndarray) -> tuple[np.ndarray, str]:
@@ -427,11 +487,17 @@ def _describe(
     )
 
 
-def _check_weights(run: _Run, asked: Asked, weights: np.ndarray) -> None:
-  """Checks tau."""
+def _check_weights(
+  run: _Run, asked: Asked, weights: np.ndarray, lines: list[str]
+) -> str:
+  """Checks tau.
+
+  Returns:
+    Why it cannot be told; '' if it can.
+  """
   tau = 1.0 if asked.rule == 'hard' else asked.tau
   if tau is None:
-    return
+    return ''
   seen = _tau(weights)
   if tau == 1:
     others = run.moved & run.clear & ~run.copied
@@ -443,7 +509,12 @@ def _check_weights(run: _Run, asked: Asked, weights: np.ndarray) -> None:
         f'moves are none{shown}',
         'tau_ignored',
       )
-    return
+    if not (run.moved & run.clear).any():
+      return (
+        'no move is by itself in a row, so that copies cannot be seen; write a '
+        'row after each gradient step'
+      )
+    return ''
   steps = np.diff(run.trace.counters.get('gradient_step', np.zeros(2)))
   block = float(np.median(steps[run.moved])) if run.moved.any() else 0.0
   if asked.rule == 'soft' and block > 1 and _spread(weights) < _LOOSE:
@@ -451,7 +522,8 @@ def _check_weights(run: _Run, asked: Asked, weights: np.ndarray) -> None:
     way = float(np.nanmedian(weights))
     times = math.log1p(-min(way, 0.999)) / math.log1p(-tau)
     if abs(times / block - 1) < _LOOSE:
-      return
+      lines.append(f'tau: judged to {_LOOSE:.0%}, as rows have several updates')
+      return ''
     if abs(times - 1) < _LOOSE:
       raise ConformanceError(
         'clock',
@@ -460,18 +532,20 @@ def _check_weights(run: _Run, asked: Asked, weights: np.ndarray) -> None:
         'once_per_block',
       )
   if seen is None:
-    run.notes.append(
-      f'tau = {tau:g} was asked for, and cannot be told from these numbers; '
-      'log sums'
+    return (
+      f'tau = {tau:g} was asked for, and cannot be read from these numbers; '
+      'write sums, with all digits'
     )
-    return
-  if abs(seen - tau) > max(_STEADY * tau, 1e-6):
-    turned = abs(1 - seen - tau) <= _STEADY * tau
+  lines.append(f'tau: judged to {_STEADY:.0%}')
+  if abs(seen - tau) > _STEADY * tau:
+    guess = laws.guess_rate(seen, tau, _STEADY * tau)
     raise ConformanceError(
       'rate',
       f'asked for tau = {tau:g}; seen: {seen:.6g}',
-      'wrong_direction' if turned else 'tau_ignored',
+      None if guess else 'tau_ignored',
+      guess,
     )
+  return ''
 
 
 def _check_clock(
@@ -517,19 +591,26 @@ def _check_clock(
           'unit_confusion',
         )
     gaps = run.gaps(counter, run.moved)
-    judge_clock(
+    laws.judge_clock(
       counter,
       found._replace(gaps=tuple(map(int, gaps))),
       period,
       asked.phase,
+      grain=int(np.diff(values).max()),
     )
   places = np.flatnonzero(missed | more)[:5]
   raise ConformanceError(
     'clock',
-    f'{int(missed.sum())} updates are missed and {int(more.sum())} come beside '
-    f'the clock, such as at {counter} '
+    f'{_updates(missed, "missed")}, {_updates(more, "beside the clock")}, such '
+    f'as at {counter} '
     f'{", ".join(str(values[row + 1]) for row in places)}',
   )
+
+
+def _updates(which: np.ndarray, how: str) -> str:
+  """A number of updates, in words."""
+  number = int(which.sum())
+  return f'{number} {"update is" if number == 1 else "updates are"} {how}'
 
 
 def _check_doubled(

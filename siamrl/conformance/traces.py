@@ -20,8 +20,8 @@ and with dicts of NumPy's arrays
   total = lambda params: sum(p.sum(dtype='float64') for p in params.values())
 
 Call `log` once before training, so that the birth of the target can be seen,
-and then after each gradient step. From sums tau can be read; from norms or
-hashes only copies can. Then
+and then after each gradient step, with all digits. From sums tau can be read;
+from norms or hashes only copies can. Then
 
   python -m siamrl.conformance trace.csv --rule=hard --period=500
 
@@ -121,11 +121,12 @@ def from_columns(columns: Mapping[str, np.ndarray], name: str) -> Trace:
   counters = {}
   for key in keys:
     values = columns[key]
-    wrong = ~(np.isfinite(values) & (values == np.round(values)))
-    if wrong.any():
-      row = int(np.argmax(wrong))
+    whole = np.isfinite(values) & (values == np.round(values)) & (values >= 0)
+    if not whole.all():
+      row = int(np.argmin(whole))
       raise TraceError(
-        f'{name}: row {row + 1}: {key}={values[row]} must be a whole number'
+        f'{name}: row {row + 1}: {key}={values[row]:g} must be a whole number '
+        'from 0 on'
       )
     counters[key] = values.astype(np.int64)
   return _finite(Trace(counters, columns['online'], columns['target']))
@@ -150,20 +151,20 @@ def _finite(trace: Trace) -> Trace:
 
 
 def _csv(path: pathlib.Path) -> dict[str, np.ndarray]:
-  with path.open(newline='', encoding='utf-8') as file:
-    rows = list(csv.reader(file))
-  rows = [row for row in rows if row]
+  with path.open(newline='', encoding='utf-8-sig') as file:
+    reader = csv.reader(file)
+    rows = [(reader.line_num, row) for row in reader if row]
   if not rows:
     raise TraceError(f'{path}: is empty')
-  header = [name.strip() for name in rows[0]]
+  header = [name.strip() for name in rows[0][1]]
   wanted = {*COUNTERS, *UNITS, 'online', 'target'} & set(header)
   columns: dict[str, list[float]] = {name: [] for name in header}
-  for number, row in enumerate(rows[1:], 1):
+  for line, row in rows[1:]:
     if [cell.strip() for cell in row] == header:
       continue  # a second run was appended with its header
     if len(row) != len(header):
       raise TraceError(
-        f'{path}: row {number} has {len(row)} cells, must have {len(header)}'
+        f'{path}: line {line} has {len(row)} cells, must have {len(header)}'
       )
     for name, cell in zip(header, row, strict=True):
       if name not in wanted:
@@ -172,13 +173,16 @@ def _csv(path: pathlib.Path) -> dict[str, np.ndarray]:
         columns[name].append(float(cell))
       except ValueError as error:
         raise TraceError(
-          f'{path}: row {number}: {name}={cell!r} must be a number'
+          f'{path}: line {line}: {name}={cell!r} must be a number'
         ) from error
   return {name: np.array(values) for name, values in columns.items()}
 
 
 def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
   columns = {}
+  with path.open('rb') as beginning:
+    if beginning.read(2) != b'PK':
+      raise TraceError(f'{path}: is no NPZ file')
   try:
     with np.load(path, allow_pickle=False) as file:
       for name in file.files:
@@ -195,11 +199,27 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def runs(trace: Trace) -> Iterator[tuple[Trace, str]]:
-  """Yields the runs of a trace, with a sentence about where one begins."""
+  """Yields the runs of a trace, with a sentence about where one begins.
+
+  Raises:
+    TraceError: rows are out of order.
+  """
   rows = len(trace.online)
   falls = np.zeros(rows - 1, bool)
   for values in trace.counters.values():
     falls |= np.diff(values) < 0
+  count = int(falls.sum())
+  if count > 2 and count > rows / 20:
+    row = int(np.argmax(falls))
+    name, values = next(
+      (name, values)
+      for name, values in trace.counters.items()
+      if values[row + 1] < values[row]
+    )
+    raise TraceError(
+      f'rows are out of order: counters fall at {count} of {rows}, such as '
+      f'{name} from {values[row]} to {values[row + 1]} at row {row + 2}'
+    )
   starts = [0, *(int(row) + 1 for row in np.flatnonzero(falls)), rows]
   for start, end in zip(starts, starts[1:], strict=False):
     said = ''
