@@ -595,3 +595,20 @@ def test_whole_numbers_that_count_updates():
   params = {'count': np.array(0), 'weight': np.zeros(2)}
   found = check(update, params, rule='soft', tau=0.1, calls=600)
   assert found.leaves['count'].rule == 'counted'
+
+
+def test_memory_of_the_updates_own_is_not_written():
+  """Arguments that were changed are restored, but not in another's memory."""
+  own = np.full(2, 7.0)
+
+  def update(online, target, steps):
+    target['weight'] = own
+
+  identify(in_place(update), {'weight': np.zeros(2)}, calls=200)
+  assert (own == 7).all()
+
+  def write(online, target, steps):
+    target['weight'] += 0.1 * (online['weight'] - target['weight'])
+
+  found = identify(in_place(write), {'weight': np.zeros(2)}, calls=200)
+  assert (found.rule, found.tau) == ('soft', pytest.approx(0.1))

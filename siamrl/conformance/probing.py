@@ -181,7 +181,10 @@ class Probe:
     else:
       sums = [np.add.reduce(after[path], None, float) for path in self.paths]
       rates = (np.array(sums) / self._sizes - self._start) / self._way
-    if not all(given.kept for given in self._pair):
+    changed = [given for given in self._pair if not given.kept]
+    for given in changed:
+      given.restore()
+    if changed and not all(given.look() for given in self._pair):
       self._pair = None
     self.records.append(Record(self.calls, step, rates))
     return rates
@@ -293,7 +296,17 @@ class Given:
       for path, leaf in views.items()
       if leaf.flags.writeable
     }
+    self._places = {path: _place(leaf) for path, leaf in views.items()}
     self.kept = True
+
+  def restore(self) -> None:
+    """Writes what was there, if the argument has the memory that it had."""
+    now = {path: trees.view(leaf) for path, leaf in trees.leaves(self.tree)}
+    places = {path: _place(leaf) for path, leaf in now.items()}
+    self.kept = places == self._places and self._bytes.keys() == now.keys()
+    if self.kept:
+      for path, leaf in now.items():
+        leaf[...] = self.before[path]
 
   def look(self) -> bool:
     """Looks whether the argument is as it was."""
@@ -304,6 +317,11 @@ class Given:
       if before is not None and before != trees.view(leaf).tobytes():
         self.kept = False
     return self.kept
+
+
+def _place(leaf: np.ndarray) -> tuple[Any, ...]:
+  """The memory of an array."""
+  return leaf.ctypes.data, leaf.shape, leaf.strides, leaf.dtype
 
 
 def filled(tree: Any, values: Callable[['Type'], np.ndarray]) -> Any:
