@@ -386,9 +386,9 @@ def test_the_fixture_of_pytest(tmp_path, capsys):
   (tmp_path / 'test_own.py').write_text(
     'import numpy as np\n'
     'def test_right(check_twin):\n'
-    "  check_twin(lambda o, t, g: o + 0, np.zeros(2), rule='hard', period=1)\n"
+    '  check_twin(lambda o, t, g: o + 0, np.zeros(2), period=1, calls=200)\n'
     'def test_wrong(check_twin):\n'
-    "  check_twin(lambda o, t, g: o, np.zeros(2), rule='hard', period=1)\n"
+    '  check_twin(lambda o, t, g: o, np.zeros(2), period=1, calls=200)\n'
   )
   # The entry point of an installed siamrl would register it twice.
   without = ['-p', 'no:cacheprovider', '-p', 'no:xdist', '-p', 'no:siamrl']
@@ -612,3 +612,17 @@ def test_memory_of_the_updates_own_is_not_written():
 
   found = identify(in_place(write), {'weight': np.zeros(2)}, calls=200)
   assert (found.rule, found.tau) == ('soft', pytest.approx(0.1))
+
+
+def test_long_periods_of_calls():
+  """They take two periods of calls, whatever the default is."""
+  calls, period = [0], 10_000
+
+  def update(online, target, steps):
+    calls[0] += 1
+    return online.copy() if calls[0] % period == 0 else target
+
+  found = check(update, np.zeros(2), period=period)
+  assert (found.counts, found.period) == ('calls', period)
+  calls[0] = 0
+  assert identify(update, np.zeros(2)).period == period

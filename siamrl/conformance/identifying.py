@@ -31,12 +31,13 @@ _SCAN = 128
 # them moves there; its period is the least divisor at which it does.
 _COMPOSITES = (2**9 * 3**2 * 5**6 * 7, 2**5 * 3**4 * 5**2 * 7 * 11 * 13)
 # Calls that are left for checks of what was found.
-_RESERVE = 40
+_RESERVE = 60
 # Calls that are left of a long scan for schedules of several leaves.
 _LONG_RESERVE = 300
 # More different weights than these come from a schedule.
 _FEW_KINDS = 5
 # Calls by default, and the seconds that a scan for what else moves may take.
+# Where a longer period is due, the search for it may take twice as long.
 _CALLS, _SECONDS = 20_000, 2.0
 # Moves without a period after which none is looked for.
 _MOST_MOVES = 20
@@ -134,8 +135,9 @@ def identify(
     params: any parameters, such as those of a small network; only their
       structure, types and shapes matter.
     init: online -> target at birth; by default targets look like `params`.
-    calls: most calls; by default 20,000, and fewer if those that only look for
-      a second clock take more than two seconds. Periods up to half of it are
+    calls: most calls; by default 20,000, more for two periods of an update that
+      counts its calls, and fewer if those that only look for a second clock
+      take more than two seconds. Periods up to half of it are
       found, and longer ones if they divide 504,000,000 or 64,864,800.
 
   Raises:
@@ -178,12 +180,12 @@ def examine(
     params: as there.
     init: as there.
     calls: as there.
-    search: most calls without a time limit; `calls` by default.
+    search: calls that are worth it to see the period, whatever they show.
     hints: gradient steps to look at besides.
   """
   require_arguments(update)
   seconds = _SECONDS if calls is None else math.inf
-  calls = _CALLS if calls is None else calls
+  calls = max(_CALLS, search or 0) if calls is None else calls
   if isinstance(calls, bool) or not isinstance(calls, int) or calls < 200:
     raise ValueError(f'calls={calls!r} must be a whole number from 200 on')
   birth: str | None = None
@@ -193,7 +195,7 @@ def examine(
     if init is not None:
       target, birth, weights = _birth(init, params)
     probe = Probe(update, params, target, min(calls, search or calls))
-    step = _search(probe, hints)
+    step = _search(probe, hints, seconds)
     probe.allow(calls)
     _scan(probe, step, seconds)
   except ConformanceError as broken:
@@ -250,7 +252,7 @@ def _birth(
   return target, 'soft' if soft else 'other', weights
 
 
-def _search(probe: Probe, hints: Sequence[int]) -> int:
+def _search(probe: Probe, hints: Sequence[int], seconds: float) -> int:
   """Calls an update until its clock is known, or no call is left.
 
   Returns:
@@ -269,7 +271,12 @@ def _search(probe: Probe, hints: Sequence[int]) -> int:
   for number in [*_COMPOSITES, *far[:1]]:
     _divide(probe, number)
   found, looks, foretold = _clock(probe), 0, False
-  while probe.left > _RESERVE and looks < _MOST_MOVES:
+  end = time.monotonic() + 2 * seconds
+  while (
+    probe.left > _RESERVE
+    and looks < _MOST_MOVES
+    and (probe.calls < _CALLS or time.monotonic() < end)
+  ):
     if _known(found):
       if foretold or found.period in (None, 1):
         break
@@ -283,8 +290,12 @@ def _search(probe: Probe, hints: Sequence[int]) -> int:
     if moves:
       looks += 1
       if looks == 1:
-        for near in (2 * step - 1, 2 * step, 2 * step + 1, 3 * step):
-          probe.rate(near)
+        call = probe.calls
+        near = (2 * step - 1, 2 * step, 2 * step + 1, 3 * step)
+        again = [number for number in near if probe.rate(number).any()]
+        if not again and seconds < math.inf:
+          # Perhaps it counts its calls.
+          probe.allow(2 * call + 4 * _RESERVE)
       found = _clock(probe)
   return step
 
@@ -303,7 +314,12 @@ def _scan(probe: Probe, step: int, seconds: float) -> None:
   reserve = _RESERVE
   if len(_kinds(probe)) > _FEW_KINDS:
     reserve = max(_RESERVE, min(_LONG_RESERVE, probe.left // 2))
-  while probe.left > reserve and (step % 64 or time.monotonic() < end):
+  enough = math.inf if seconds == math.inf else _CALLS
+  while (
+    probe.left > reserve
+    and probe.calls < enough
+    and (step % 64 or time.monotonic() < end)
+  ):
     step += 1
     probe.rate(step)
   kinds = _kinds(probe)
@@ -312,6 +328,9 @@ def _scan(probe: Probe, step: int, seconds: float) -> None:
       for count in (2, 3):
         if probe.left > _RESERVE // 2:
           probe.rate(count * record.step)
+  found = _clock(probe)
+  if found.period not in (None, 1):
+    _look_far(probe, found)
   _find_first(probe)
 
 
@@ -494,7 +513,8 @@ def _check_state(
         'deterministic',
         f'at gradient step {record.step} the online parameters have another '
         f'weight in one call than in the next, such as {weight:.7g}: the '
-        'update is random, or has a state of its own',
+        'update is random, or has a state of its own, such as a counter of '
+        'calls, which more calls would show',
       )
 
 

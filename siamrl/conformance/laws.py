@@ -94,8 +94,9 @@ def check(
     init: online -> target at birth, which is checked if given.
     stays: regular expression, found in the paths of leaves that may stay.
     phase: remainder of the times of updates by the period; None for any.
-    calls: most calls of the update; by default 20,000, and fewer if those that
-      only look for a second clock take more than two seconds.
+    calls: most calls of the update; by default 20,000, more for two periods of
+      an update that counts its calls, and fewer if those that only look for a
+      second clock take more than two seconds.
     **asked: parameters of the rule: `tau`, `period`, `tau_end`,
       `target_schedule_steps`, and `target_paths` such as 'torso:soft+head:hard'
       with those of its parts. Periods are in gradient steps.
