@@ -17,7 +17,7 @@ from siamrl.networks.policies import Critic, DeterministicActor
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Agent, Transition
 from tests import probes
-from tests.parameters import PARAMETERS
+from tests.parameters import PARAMETERS, of_each_kind
 
 
 def _linear_agent() -> Agent:
@@ -662,7 +662,7 @@ def test_the_online_network_acts_unless_told_otherwise():
   assert made.acting_params(state) is state.online_params
 
 
-@pytest.mark.parametrize('name', twins.RULES)
+@pytest.mark.parametrize('name', of_each_kind(twins.RULES))
 def test_the_twin_acts_with_every_rule_that_has_one(name):
   takes = twins.takes(name, _GIVEN['target_paths'])
   twin = twins.make_rule(name, **{key: _GIVEN[key] for key in takes})
@@ -700,7 +700,7 @@ def _assert_close(one, other):
   chex.assert_trees_all_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', twins.RULES)
+@pytest.mark.parametrize('name', of_each_kind(twins.RULES))
 def test_without_a_sync_the_twin_stands_still(name):
   made, state = _q_learner(name, sync=1)
   descend = jax.jit(made.descend)
@@ -773,7 +773,7 @@ def _assert_parts_are_the_whole(made, state, steps, sync):
   assert learner.target_updates(made, whole) == moved
 
 
-@pytest.mark.parametrize('name', twins.RULES)
+@pytest.mark.parametrize('name', of_each_kind(twins.RULES))
 def test_a_gradient_step_is_a_descent_and_a_sync_at_multiples(name):
   sync = twins.RULES[name].period or 3
   made, state = _q_learner(name, sync=sync, reset_optimizer=name == 'hard')

@@ -14,7 +14,7 @@ from siamrl.parameters import FieldError
 from siamrl.resets import TWINS, Resets, shrunk, with_resets
 from siamrl.twins.trees import named_leaves
 from tests.agents.transitions import A, D, batch
-from tests.parameters import make_rules
+from tests.parameters import make_rules, of_each_kind
 
 KEY = jax.random.key(0)
 OBS = np.zeros((1, 1, D), np.float32)
@@ -92,7 +92,7 @@ def test_shrinking_draws_from_the_initial_distribution():
     np.testing.assert_allclose(h, (b + f) / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', make_rules())
+@pytest.mark.parametrize('name', of_each_kind(make_rules()))
 @pytest.mark.parametrize('twin', TWINS)
 def test_every_rule(name, twin):
   """The twin is reset, a copy, or left alone, and learning goes on."""

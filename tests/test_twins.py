@@ -16,7 +16,7 @@ from siamrl.agents.q import make_q_agent
 from siamrl.learner import ClockedTwin, make_learner
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Transition
-from tests.parameters import PARAMETERS
+from tests.parameters import PARAMETERS, of_each_kind
 
 ALL_RULES = sorted(twins.RULES)
 OBS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -125,7 +125,7 @@ def test_equal_twins_stay_equal(name):
     chex.assert_trees_all_close(twin.params(online, moved), online, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', ALL_RULES)
+@pytest.mark.parametrize('name', of_each_kind(ALL_RULES))
 def test_a_moved_twin_lies_between_the_two(name):
   twin, agent, online = _pair(name)
   target = twin.init(agent.init(jax.random.key(1)))
@@ -153,7 +153,7 @@ def test_a_twin_is_no_alias_of_the_online_parameters(name):
     }
 
 
-@pytest.mark.parametrize('name', ALL_RULES)
+@pytest.mark.parametrize('name', of_each_kind(ALL_RULES))
 def test_only_the_residual_rule_differentiates_its_targets(name):
   twin, agent, online = _pair(name)
   target = twin.init(online)
@@ -164,7 +164,7 @@ def test_only_the_residual_rule_differentiates_its_targets(name):
   assert flows == (name == 'residual')
 
 
-@pytest.mark.parametrize('name', ALL_RULES)
+@pytest.mark.parametrize('name', of_each_kind(ALL_RULES))
 def test_every_rule_acts_and_learns(name):
   twin, agent, online = _pair(name)
   values = agent.values(online, OBS)
@@ -186,7 +186,7 @@ def test_every_rule_acts_and_learns(name):
   assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize('name', ALL_RULES)
+@pytest.mark.parametrize('name', of_each_kind(ALL_RULES))
 def test_every_state_can_be_donated(name):
   made = make_learner(_base(), optax.adam(1e-2), ClockedTwin(_make(name), 2))
   regress = jax.jit(made.regress, donate_argnums=0)

@@ -11,7 +11,7 @@ from siamrl import diagnostics, twins
 from siamrl.agents.q import TRACES, make_returns
 from siamrl.learner import ClockedTwin, make_learner
 from siamrl.types import Transition
-from tests.parameters import OF_VALUES
+from tests.parameters import OF_VALUES, of_each_kind
 from tests.categorical import make_categorical_agent
 
 KEY = jax.random.key(0)
@@ -69,7 +69,7 @@ def _learned(name, steps=3):
   return learner, state
 
 
-@pytest.mark.parametrize('name', sorted(RULES))
+@pytest.mark.parametrize('name', of_each_kind(RULES))
 def test_every_rule_bootstraps_from_distributions(name):
   learner, state = _learned(name)
   agent, batch = learner.agent, _batch(9)

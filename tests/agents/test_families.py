@@ -20,7 +20,7 @@ from siamrl.networks.policies import (
 )
 from siamrl.networks.siamese import siamese_networks
 from siamrl.types import Transition
-from tests.parameters import PARAMETERS
+from tests.parameters import PARAMETERS, of_each_kind
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -119,7 +119,7 @@ def _different(family):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-@pytest.mark.parametrize('name', twins.RULES)
+@pytest.mark.parametrize('name', of_each_kind(twins.RULES))
 def test_a_rule_takes_a_gradient_step_or_says_why_not(name, family):
   base, rule = _base(family), _rule(family, name)
 

@@ -178,7 +178,10 @@ def _signal_at(monkeypatch, count, number):
   monkeypatch.setattr(runner, 'train', armed)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  'number',
+  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_stopped_and_resumed(undisturbed, tmp_path, monkeypatch, number):
   folder = tmp_path / 'run'
   with monkeypatch.context() as patch:

@@ -150,6 +150,7 @@ def test_from_a_data_set(mine, tmp_path):
   assert len(columns(tmp_path / 'run')['loss']) == 2
 
 
+@pytest.mark.slow
 def test_killed_on_the_host_it_goes_on(mine, tmp_path):
   def arguments(name):
     return (mine, *HOST, *OWN, '--modesty=0.5', f'--run_dir={tmp_path}/{name}')

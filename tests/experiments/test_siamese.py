@@ -27,6 +27,7 @@ from tests.experiments.launching import (
   sweep_here,
   sweep_state,
 )
+from tests.parameters import of_each_kind
 
 # 48 images of which 36 are learned from: 4 gradient steps an epoch.
 SMALL = (
@@ -235,7 +236,7 @@ def _rule(name):
   )
 
 
-@pytest.mark.parametrize('name', twins.RULES)
+@pytest.mark.parametrize('name', of_each_kind(twins.RULES))
 def test_every_rule_fits_or_is_refused(pictures, name):
   if name in ('functional', 'gradient_chain', 'iterated_heads'):
     with pytest.raises(ValueError, match=f"^target_update='{name}' needs"):

@@ -23,6 +23,7 @@ from siamrl.runners import host
 from siamrl.runners.host import loop as host_loop
 from siamrl.types import Acting, Agent, TrainState
 from tests import probes
+from tests.parameters import slow_but
 
 GAMMA = 0.8
 MODES = pytest.mark.parametrize('overlapped', [False, True])
@@ -187,6 +188,8 @@ _PROBES = {
   'truncated_far_from_start': probes.truncated_far_from_start(),
   'terminated': probes.terminated(3),
 }
+# What the others show besides, these show, too.
+_QUICK = ('observation_action', 'chain', 'truncated', 'terminated')
 
 
 def _error(run, tables, name='dqn', **options):
@@ -223,7 +226,7 @@ def _learn(
   )
 
 
-@pytest.mark.parametrize('name', _PROBES)
+@pytest.mark.parametrize('name', slow_but(_QUICK.__contains__, _PROBES))
 def test_learns_the_values_of_a_probe(name):
   """The last three: truncation bootstraps, termination does not."""
   tables = _PROBES[name]
@@ -712,7 +715,12 @@ def _whole(config, num_envs, reading):
 _WHOLE: dict[tuple, Run] = {}
 
 
-@pytest.mark.parametrize('stop', [48, 75, 120, 204])
+# 48: the warm-up has just ended; 75: in an iteration; 120: between two, the row
+# of the first just yielded; 204: in the second.
+STOPS = slow_but((12, 75, 204).__contains__, [12, 48, 75, 120, 204])
+
+
+@pytest.mark.parametrize('stop', STOPS[1:])
 @pytest.mark.parametrize('num_envs', [1, 3])
 @MODES
 def test_a_run_resumes_with_a_replay_that_reads(
@@ -781,9 +789,7 @@ def test_chunks_do_not_change_the_numbers(overlapped, train_period, chunk):
   )
 
 
-# 48: the warm-up has just ended; 75: in an iteration; 120: between two, the row
-# of the first just yielded; 204: in the second.
-@pytest.mark.parametrize('stop', [12, 48, 75, 120, 204])
+@pytest.mark.parametrize('stop', STOPS)
 @pytest.mark.parametrize('num_envs', [1, 3])
 @MODES
 def test_a_resumed_run_equals_one_that_never_stopped(

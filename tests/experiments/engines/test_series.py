@@ -188,6 +188,7 @@ def test_what_is_refused_is_refused_before_the_first_run(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_is_a_run_like_any_other(tmp_path):
   arguments = (*SMALL, '--frames=800', '--iteration_frames=800')
   folder = tmp_path / 'sweep'
