@@ -70,9 +70,13 @@ def _text(node: ast.expr) -> str:
   return 'x'
 
 
+# No launcher calls the conformance kit, which imports nothing of siamrl.
+ALONE = SOURCES / 'conformance'
+
+
 @pytest.mark.parametrize(
   'path',
-  sorted(SOURCES.rglob('*.py')),
+  [path for path in sorted(SOURCES.rglob('*.py')) if path.parent != ALONE],
   ids=lambda path: str(path.relative_to(SOURCES)),
 )
 def test_errors_that_begin_with_an_argument_say_so_as_data(path):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siamrl.losses.td import value_of
+from siamrl.parameters import FieldError
 from siamrl.stability.cases import (
   Case,
   Structure,
@@ -71,8 +72,8 @@ def run(
       gradient steps.
   """
   if gradient_steps < points:
-    raise ValueError(
-      f'gradient_steps={gradient_steps} must be at least {points}'
+    raise FieldError(
+      'gradient_steps', gradient_steps, f'must be at least {points}'
     )
   stride = gradient_steps // points
   found: list[Errors | None] = [None] * len(cases)
