@@ -131,6 +131,7 @@ class _Run:
     moved: the target moved.
     after: it became the online network as it was after the row.
     before: it became the online network as it was before the row.
+    same: it became one of these, perhaps by chance as it was close.
     told: nothing is missing there.
     visible: the networks are so far apart that an update can be seen.
     clear: the weight of the online network can be read, as an update can be
@@ -153,10 +154,11 @@ class _Run:
     steps = trace.counters.get('gradient_step')
     if steps is not None:
       self.clear &= np.diff(steps) <= 1
-    self.after = self.clear & self.moved
-    self.before = self.after.copy()
-    self.after &= _equal(target[1:], online[1:], target[:-1])
-    self.before &= _equal(target[1:], online[:-1], target[:-1])
+    after = _equal(target[1:], online[1:], target[:-1])
+    before = _equal(target[1:], online[:-1], target[:-1])
+    self.same = self.moved & (after | before)
+    self.after = self.clear & self.moved & after
+    self.before = self.clear & self.moved & before
 
   @property
   def copied(self) -> np.ndarray:
@@ -509,7 +511,7 @@ def _check_weights(
         f'moves are none{shown}',
         'tau_ignored',
       )
-    if not (run.moved & run.clear).any():
+    if not (run.moved & run.clear).any() and run.same.sum() < _FEW:
       return (
         'no move is by itself in a row, so that copies cannot be seen; write a '
         'row after each gradient step'
