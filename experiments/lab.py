@@ -421,7 +421,7 @@ _CONTROL = _Study(
   control.result,
   control.report,
   control.history,
-  lab_figures.draw_bounds,
+  lab_figures.draw,
 )
 
 _SAMPLED = _Study(
@@ -432,7 +432,7 @@ _SAMPLED = _Study(
   sampled.result,
   sampled.report,
   sampled.history,
-  lab_figures.draw_errors,
+  lab_figures.draw,
 )
 
 # Problems of other kinds than values of a fixed policy.

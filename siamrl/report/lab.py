@@ -30,30 +30,35 @@ _MEASURED = ('unit', 'gradient_steps', _ERROR)
 
 
 def draw(
-  folder: RunFolder,
-  stability: pathlib.Path,
-  by: Sequence[str],
-  title: str,
+  folder: RunFolder, ends: pathlib.Path, by: Sequence[str], title: str
 ) -> None:
-  """Writes curve.png and, if numbers are swept, curve-stability.png.
+  """Writes curve.png and, if numbers are swept, curve-NAME.png of NAME.csv.
 
   Args:
-    folder: folder of the runs, with their metrics.
-    stability: table with a row for each run.
+    folder: folder of the runs, with their metrics if they have some.
+    ends: NAME.csv, a table with a row for each run: stability, control or
+      sampled.
     by: the swept options except the seed.
     title: title of the figures.
   """
-  draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
-  table = read_metrics(stability)
+  if folder.metrics.exists():
+    draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
+  table = read_metrics(ends)
   place = _place(table, by)
-  if place is not None:
-    plot_map(
-      folder.path / 'curve-stability.png',
-      table,
-      x=place,
-      lines=[name for name in by if name != place],
-      title=title,
-    )
+  if place is None:
+    return
+  plots = {
+    'stability': plot_map,
+    'control': plot_bounds,
+    'sampled': plot_errors,
+  }
+  plots[ends.stem](
+    folder.path / f'curve-{ends.stem}.png',
+    table,
+    x=place,
+    lines=[name for name in by if name != place],
+    title=title,
+  )
 
 
 def is_lab(table: Table) -> bool:
@@ -211,31 +216,6 @@ def plot_map(
   drawing.save(figure, path)
 
 
-def draw_bounds(
-  folder: RunFolder, table: pathlib.Path, by: Sequence[str], title: str
-) -> None:
-  """Writes curve.png and, if numbers are swept, curve-control.png.
-
-  Args:
-    folder: folder of the runs, with their metrics.
-    table: table with a row for each run.
-    by: the swept options except the seed.
-    title: title of the figures.
-  """
-  if folder.metrics.exists():
-    draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
-  found = read_metrics(table)
-  place = _place(found, by)
-  if place is not None:
-    plot_bounds(
-      folder.path / 'curve-control.png',
-      found,
-      x=place,
-      lines=[name for name in by if name != place],
-      title=title,
-    )
-
-
 # Colors of what is predicted, and markers of what is observed.
 _VERDICTS = {
   'converges': '#0072b2',
@@ -321,30 +301,6 @@ def plot_bounds(
   )
   figure.legend(shown.values(), shown.keys(), loc='outside lower left')
   drawing.save(figure, path)
-
-
-def draw_errors(
-  folder: RunFolder, table: pathlib.Path, by: Sequence[str], title: str
-) -> None:
-  """Writes curve.png and, if numbers are swept, curve-sampled.png.
-
-  Args:
-    folder: folder of the runs, with their metrics.
-    table: table with a row for each run.
-    by: the swept options except the seed.
-    title: title of the figures.
-  """
-  draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
-  found = read_metrics(table)
-  place = _place(found, by)
-  if place is not None:
-    plot_errors(
-      folder.path / 'curve-sampled.png',
-      found,
-      x=place,
-      lines=[name for name in by if name != place],
-      title=title,
-    )
 
 
 def plot_errors(
