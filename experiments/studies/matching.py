@@ -10,12 +10,11 @@ from experiments.config import users
 from experiments.config.declaring import as_text, complete, options_of
 from experiments.config.reading import renamed, sweep_from_arguments
 from experiments.config.sweep_files import SweepFile
+from siamrl.report.lines import TASKS
 from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import RUN_COLUMN, Table, is_number
 from siamrl.report.sweep import CLOCKS
 
-# Options that name the task, of which a launcher has one.
-TASKS = ('game', 'environment', 'images', 'problem')
 ARM_COLUMN = 'arm'
 # They change how runs are computed, and not what.
 _HOW = {*OF_FOLDERS, 'vectorized'}
@@ -93,7 +92,7 @@ def differences(
 
 
 def says_its_task(table: Table, flags: Mapping[str, str]) -> bool:
-  """Whether rows record the game, environment, images or problem."""
+  """Whether rows record their task, such as a game."""
   return any(name in flags or name in table for name in TASKS)
 
 

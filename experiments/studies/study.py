@@ -26,6 +26,7 @@ from experiments.engines.sweep_folders import SweepFolder, folders_of
 from experiments.studies import matching
 from experiments.studies.claims import Claim
 from experiments.studies.matching import ARM_COLUMN
+from siamrl.report.lines import TASKS
 from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import (
   RUN_COLUMN,
@@ -335,7 +336,7 @@ def _compare(
   except (UsageError, RunError) as error:
     notes.append(f'flags of {path} are not compared with the study: {error}')
     return
-  refused = {*matching.TASKS, ARM_COLUMN, 'agent'}
+  refused = {*TASKS, ARM_COLUMN, 'agent'}
   refused -= {'agent'} & {*study.load_criteria().settings}
   for difference in found:
     if difference.name in refused and not own:

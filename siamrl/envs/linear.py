@@ -18,6 +18,14 @@ from siamrl.parameters import FieldError, check_name
 from siamrl.types import Transition
 
 
+def check_chances(transitions: np.ndarray, weights: np.ndarray) -> None:
+  """Raises ValueError for chances [..., S] or weights that cannot be."""
+  if (transitions < 0).any() or (transitions.sum(-1) > 1 + 1e-9).any():
+    raise ValueError('transitions must be >= 0 and sum to 1 at most')
+  if (weights < 0).any():
+    raise ValueError('weights must be >= 0')
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearProblem:
   """A Markov reward process with S states and values linear in d weights.
@@ -47,23 +55,14 @@ class LinearProblem:
         f'features must be [S, d], got {np.shape(self.features)}'
       )
     states, dimension = np.shape(self.features)
-    for name, shape in (
-      ('transitions', (states, states)),
-      ('rewards', (states,)),
-      ('weights', (states,)),
-      ('initial', (dimension,)),
-    ):
-      if np.shape(getattr(self, name)) != shape:
-        raise ValueError(
-          f'{name} must be {list(shape)}, got '
-          f'{list(np.shape(getattr(self, name)))}'
-        )
-    if (self.transitions < 0).any() or (
-      self.transitions.sum(1) > 1 + 1e-9
-    ).any():
-      raise ValueError('transitions must be >= 0 and sum to 1 at most')
-    if (self.weights < 0).any():
-      raise ValueError('weights must be >= 0')
+    tabular.check_shapes(
+      self,
+      transitions=(states, states),
+      rewards=(states,),
+      weights=(states,),
+      initial=(dimension,),
+    )
+    check_chances(self.transitions, self.weights)
 
   def batch(self, discount: float) -> Transition:
     """Returns all states as one batch of S transitions with a single action.

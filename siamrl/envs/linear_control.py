@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siamrl.envs import tabular
+from siamrl.envs import linear, tabular
 from siamrl.parameters import FieldError, check_name
 from siamrl.types import Transition
 
@@ -44,22 +44,13 @@ class ControlProblem:
         f'features must be [S, A, d], got {np.shape(self.features)}'
       )
     states, actions, _ = np.shape(self.features)
-    for name, shape in (
-      ('transitions', (states, actions, states)),
-      ('rewards', (states, actions)),
-      ('weights', (states, actions)),
-    ):
-      if np.shape(getattr(self, name)) != shape:
-        raise ValueError(
-          f'{name} must be {list(shape)}, got '
-          f'{list(np.shape(getattr(self, name)))}'
-        )
-    if (self.transitions < 0).any() or (
-      self.transitions.sum(-1) > 1 + 1e-9
-    ).any():
-      raise ValueError('transitions must be >= 0 and sum to 1 at most')
-    if (self.weights < 0).any():
-      raise ValueError('weights must be >= 0')
+    tabular.check_shapes(
+      self,
+      transitions=(states, actions, states),
+      rewards=(states, actions),
+      weights=(states, actions),
+    )
+    linear.check_chances(self.transitions, self.weights)
 
   def batch(self, discount: float) -> Transition:
     """Returns all transitions as one batch, with features as observations.

@@ -6,13 +6,21 @@ should find.
 
 from collections.abc import Collection
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from siamrl.types import JaxEnvironment, JaxTimestep
+
+
+def check_shapes(process: Any, **shapes: tuple[int, ...]) -> None:
+  """Raises ValueError unless the arrays of a process have their shapes."""
+  for name, shape in shapes.items():
+    found = np.shape(getattr(process, name))
+    if found != shape:
+      raise ValueError(f'{name} must be {list(shape)}, got {list(found)}')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,16 +47,12 @@ class TabularMDP:
     if np.ndim(self.rewards) != 2:
       raise ValueError(f'rewards must be [S, A], got {np.shape(self.rewards)}')
     num_states, num_actions = np.shape(self.rewards)
-    for name, shape in (
-      ('transitions', (num_states, num_actions, num_states)),
-      ('terminal', (num_states,)),
-      ('initial', (num_states,)),
-    ):
-      if np.shape(getattr(self, name)) != shape:
-        raise ValueError(
-          f'{name} must be {list(shape)}, got '
-          f'{list(np.shape(getattr(self, name)))}'
-        )
+    check_shapes(
+      self,
+      transitions=(num_states, num_actions, num_states),
+      terminal=(num_states,),
+      initial=(num_states,),
+    )
     for name in ('transitions', 'initial'):
       chances = getattr(self, name)
       if (chances < 0).any() or not np.allclose(chances.sum(-1), 1):

@@ -43,22 +43,29 @@ def draw(
   """
   if folder.metrics.exists():
     draw_norms(folder.curve, read_metrics(folder.metrics), by, title)
-  table = read_metrics(ends)
+  _draw_map(
+    folder.path / f'curve-{ends.stem}.png', read_metrics(ends), by, title
+  )
+
+
+def _draw_map(
+  path: pathlib.Path, table: Table, by: Sequence[str], title: str
+) -> bool:
+  """Draws a table with a row for each run; returns whether a number is swept.
+
+  Args:
+    path: the PNG file, replaced at once.
+    table: with one of the columns of `_MAPS`.
+    by: the swept options except the seed.
+    title: title of the figure.
+  """
   place = _place(table, by)
   if place is None:
-    return
-  plots = {
-    'stability': plot_map,
-    'control': plot_bounds,
-    'sampled': plot_errors,
-  }
-  plots[ends.stem](
-    folder.path / f'curve-{ends.stem}.png',
-    table,
-    x=place,
-    lines=[name for name in by if name != place],
-    title=title,
-  )
+    return False
+  (plot,) = (_MAPS[name] for name in _MAPS if name in table)
+  lines = [name for name in by if name != place]
+  plot(path, table, x=place, lines=lines, title=title)
+  return True
 
 
 def is_lab(table: Table) -> bool:
@@ -79,12 +86,8 @@ def draw_again(path: pathlib.Path, table: Table, title: str) -> None:
   first = min(names.index(name) for name in _MEASURED if name in table)
   by = [name for name in names[:first] if name != 'seed']
   if 'gradient_steps' not in table and not set(_MAPS).isdisjoint(table):
-    place = _place(table, by)
-    if place is None:
+    if not _draw_map(path, table, by, title):
       raise ValueError('no number is swept')
-    lines = [name for name in by if name != place]
-    (plot,) = (_MAPS[name] for name in _MAPS if name in table)
-    plot(path, table, x=place, lines=lines, title=title)
   elif not set(_LABELS).isdisjoint(table):
     draw_norms(path, table, by, title)
   else:

@@ -46,6 +46,20 @@ SMALL = (
 )
 
 
+# A run of DQN on Catch that is over in two iterations.
+CATCH = (
+  '--environment=catch',
+  '--hidden_sizes=8',
+  '--num_envs=2',
+  '--train_period=2',
+  '--target_period=20',
+  '--batch_size=4',
+  '--min_replay=10',
+  '--replay_capacity=100',
+  '--env_steps=80',
+  '--iteration_env_steps=40',
+)
+
 # Numbers of rules of the twin, and of forms of targets, that have some.
 OF_RULES = dict(
   tau=0.5,

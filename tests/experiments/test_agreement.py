@@ -23,21 +23,9 @@ from siamrl.envs.catch import catch, catch_observations
 from siamrl.envs.tabular import optimal_probe
 from siamrl.report.metrics import MetricsWriter, read_metrics
 from siamrl.report.results import write_results
+from tests.experiments.launching import CATCH
 
-SMALL = (
-  '--environment=catch',
-  '--hidden_sizes=8',
-  '--num_envs=2',
-  '--train_period=2',
-  '--target_period=20',
-  '--batch_size=4',
-  '--min_replay=10',
-  '--replay_capacity=100',
-  '--env_steps=80',
-  '--iteration_env_steps=40',
-  '--panel_period=1',
-  '--probe_size=8',
-)
+SMALL = (*CATCH, '--panel_period=1', '--probe_size=8')
 
 
 @pytest.fixture

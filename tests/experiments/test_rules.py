@@ -17,22 +17,10 @@ from experiments.engines import sweeps
 from experiments.families import q
 from siamrl import twins
 from siamrl.losses import td
-from tests.experiments.launching import OF_FORMS, OF_RULES
+from tests.experiments.launching import CATCH as SMALL, OF_FORMS, OF_RULES
 from tests.parameters import OF_EACH_KIND, OF_VALUES, of_each_kind, slow_but
 
 GIVEN = OF_RULES | OF_FORMS
-SMALL = (
-  '--environment=catch',
-  '--hidden_sizes=8',
-  '--num_envs=2',
-  '--train_period=2',
-  '--target_period=20',
-  '--batch_size=4',
-  '--min_replay=10',
-  '--replay_capacity=100',
-  '--env_steps=80',
-  '--iteration_env_steps=40',
-)
 
 
 def _sweep(*arguments):

@@ -19,22 +19,9 @@ from siamrl.augment import shift
 from siamrl.networks.activations import activations
 from siamrl.networks.q_network import mlp_network
 from siamrl.report.run_folder import RunFolder
-from tests.experiments.launching import sweep_here
+from tests.experiments.launching import CATCH, sweep_here
 
-SMALL = (
-  '--environment=catch',
-  '--hidden_sizes=8',
-  '--spr_steps=2',
-  '--spr_projections=6',
-  '--num_envs=2',
-  '--train_period=2',
-  '--target_period=20',
-  '--batch_size=4',
-  '--min_replay=10',
-  '--replay_capacity=100',
-  '--env_steps=80',
-  '--iteration_env_steps=40',
-)
+SMALL = (*CATCH, '--spr_steps=2', '--spr_projections=6')
 
 
 def _group(*arguments, config=classic.ClassicConfig, task=classic.make_task):
