@@ -191,7 +191,7 @@ def main() -> int:
     # compiled as they are imported, which is a part of them only.
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(top / 'cache')
     os.environ['PIP_COMPILE'] = '0'
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
       folders = [top / str(number) for number in range(len(found))]
       failures = sum(pool.map(_try, found, folders), [])
   print(*failures, sep='\n')

@@ -14,6 +14,7 @@ from siamrl.agents.q import make_q_agent
 from siamrl.learner import ClockedTwin, make_learner
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import Transition
+from tests.parameters import slow_but
 
 A, D, B = 3, 4, 6
 OBS = np.zeros((1, 1, D), np.float32)
@@ -36,7 +37,9 @@ AGENTS = {
     cosines=6,
   ),
 }
-every_agent = pytest.mark.parametrize('name', AGENTS)
+every_agent = pytest.mark.parametrize(
+  'name', slow_but({'clipped', 'iqn'}.__contains__, AGENTS)
+)
 
 
 def _batch(seed, size=B):

@@ -95,7 +95,7 @@ def _assert_same_online(ours, theirs, **tolerance):
 # Over the whole table.
 
 
-@pytest.mark.parametrize('name', ALL_RULES)
+@pytest.mark.parametrize('name', of_each_kind(ALL_RULES))
 def test_every_rule_keeps_structure_shapes_and_dtypes(name):
   twin, _, online = _pair(name)
   target = twin.init(online)
@@ -195,7 +195,7 @@ def test_every_state_can_be_donated(name):
     state, _ = regress(state, _batch(step))
 
 
-@pytest.mark.parametrize('name', ALL_RULES)
+@pytest.mark.parametrize('name', of_each_kind(ALL_RULES))
 def test_numbers_may_be_traced(name):
   wanted = twins.takes(name, PARAMETERS['target_paths'])
   static = ('target_count', 'target_paths')
@@ -220,7 +220,7 @@ def test_numbers_may_be_traced(name):
     )
 
 
-@pytest.mark.parametrize('name', ALL_RULES)
+@pytest.mark.parametrize('name', of_each_kind(ALL_RULES))
 def test_a_bfloat16_network_has_a_float32_twin(name):
   twin, _, online = _pair(name, param_dtype='bfloat16')
   target = twin.init(online)

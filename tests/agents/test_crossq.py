@@ -14,6 +14,7 @@ from siamrl.agents.crossq import statistics_optimizers
 from siamrl.learner import ClockedTwin
 from siamrl.networks.policies import Critic, TanhGaussianActor
 from siamrl.types import Transition
+from tests.parameters import slow_but
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(3)
@@ -149,7 +150,7 @@ def _by_hand(params, target, corrected):
   }
 
 
-@pytest.mark.parametrize('corrected', [False, True])
+@pytest.mark.parametrize('corrected', slow_but(bool, [False, True]))
 def test_the_losses_by_hand(corrected):
   """Also those with a twin that is another network."""
   warmup = 0 if corrected else 1

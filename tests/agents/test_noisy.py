@@ -14,7 +14,7 @@ from siamrl.networks.dense import NOISE
 from siamrl.networks.q_network import mlp_network
 from siamrl.types import acting_of
 from tests.agents.transitions import A, D, batch
-from tests.parameters import OF_VALUES, make_rules
+from tests.parameters import OF_VALUES, make_rules, slow_but
 
 KEY = jax.random.key(3)
 OBS = np.zeros((1, 1, D), np.float32)
@@ -115,7 +115,9 @@ def test_loss_of_double_dqn_with_three_draws():
   np.testing.assert_allclose(value, np.mean(errors**2), rtol=1e-5)
 
 
-@every_agent
+@pytest.mark.parametrize(
+  'name', slow_but({'double_dqn', 'iqn'}.__contains__, GIVEN)
+)
 def test_every_rule_learns_with_noise(name):
   agent, steps = _noisy_and_plain(name)[0], batch()
   optimizer = make_optimizer('sgd', learning_rate=0.01, eps=1e-8)

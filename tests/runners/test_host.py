@@ -240,13 +240,18 @@ def test_learns_the_values_of_a_probe(name):
 @pytest.mark.parametrize(
   'name, rule, sync, overlapped, num_envs',
   [
-    ('double_dqn', HARD, 25, False, 1),
-    ('dqn', twins.soft(0.05), 1, False, 2),
     ('double_dqn', twins.soft(0.05), 1, True, 4),
-    ('dqn', HARD, 25, True, 1),
     ('c51', HARD, 25, False, 1),
-    ('qrdqn', twins.soft(0.05), 1, False, 2),
-    pytest.param('iqn', HARD, 25, False, 1, marks=pytest.mark.slow),
+    *slow_but(
+      lambda _: False,
+      [
+        ('double_dqn', HARD, 25, False, 1),
+        ('dqn', twins.soft(0.05), 1, False, 2),
+        ('dqn', HARD, 25, True, 1),
+        ('qrdqn', twins.soft(0.05), 1, False, 2),
+        ('iqn', HARD, 25, False, 1),
+      ],
+    ),
   ],
 )
 def test_every_kind_of_learner_learns_the_chain(
@@ -533,7 +538,7 @@ class Busy:
     return self._result is not None and not self._result.is_ready()
 
 
-@pytest.mark.parametrize('train_period', [1, 3])
+@pytest.mark.parametrize('train_period', slow_but((3,).__contains__, [1, 3]))
 @MODES
 def test_emulators_work_while_gradient_steps_run(
   overlapped, train_period, monkeypatch
