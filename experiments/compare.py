@@ -68,13 +68,18 @@ from siamrl.report.arrangement import MOST_LINES
 from siamrl.report.curves import RETURN_COLUMNS, Curve, plot_curve
 from siamrl.report.drawing import can_draw
 from siamrl.report.loading import OF_FOLDERS
-from siamrl.report.metrics import RUN_COLUMN, Table, group_rows, last_rows
+from siamrl.report.metrics import (
+  PLAYED,
+  RUN_COLUMN,
+  Table,
+  group_rows,
+  last_rows,
+)
 from siamrl.report.published import Comparison, Published, Row
 from siamrl.report.run_folder import write_atomically
 from siamrl.report.sweep import swept
 
 _CRITERIA = ('no_worse', 'within')
-_TASKS = ('game', 'environment')
 _MOST_TIMES = 4  # that are printed of a curve; the CSV file has all
 
 
@@ -212,7 +217,7 @@ def _settings(config: CompareConfig) -> list[Setting]:
   found: dict[tuple, Setting] = {}
   for source in sources.read_sources(str(config.runs)):
     for flags, table in _runs(source):
-      kind = next((name for name in _TASKS if name in flags), None)
+      kind = next((name for name in PLAYED if name in flags), None)
       if kind is None:
         raise UsageError(
           f'--runs={source.path} must be of a game or an environment'
@@ -386,7 +391,7 @@ def _listed(source: Published) -> list[str]:
   lines = [_title(source)]
   if 'holds' in about:
     lines.append(f'  holds: {about["holds"]}, which no run is compared with')
-  for kind in _TASKS:
+  for kind in PLAYED:
     tasks = list(dict.fromkeys(r.task for r in source.rows if r.kind == kind))
     if tasks:
       lines.append(f'  {kind}s: {", ".join(tasks)}')

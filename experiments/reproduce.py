@@ -65,7 +65,7 @@ from experiments.studies.study import Study
 from siamrl.report import standings
 from siamrl.report.curves import RETURN_COLUMNS
 from siamrl.report.drawing import can_draw
-from siamrl.report.metrics import RUN_COLUMN
+from siamrl.report.metrics import PLAYED, RUN_COLUMN
 from siamrl.report.results import read_results
 from siamrl.report.sweep import clock_of, words
 
@@ -270,7 +270,7 @@ def _write_table(study: Study, curves: pathlib.Path, output: str) -> None:
   measure = study.columns[0]
   try:
     table, _ = read_results(curves)
-    task = next(name for name in studies.TASK_COLUMNS if name in table)
+    task = next(name for name in PLAYED if name in table)
     x = clock_of(table)
     names = list(table)
     found = standings.standings(

@@ -17,6 +17,7 @@ from siamrl.report import consistency, panel, sweep as sweep_figures
 from siamrl.report.arrangement import MOST_LINES
 from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import (
+  PLAYED,
   RUN_COLUMN,
   Table,
   by_run,
@@ -107,15 +108,13 @@ def _write_settings(
 def _setting(swept: Sequence[str], key: Sequence[Any]) -> tuple[Any, ...]:
   """The values of a setting, without its task."""
   return tuple(
-    value
-    for name, value in zip(swept, key, strict=True)
-    if name not in sweep_figures.APART
+    value for name, value in zip(swept, key, strict=True) if name not in PLAYED
   )
 
 
 def _task(swept: Sequence[str], key: Sequence[Any]) -> tuple[Any, ...]:
   pairs = zip(swept, key, strict=True)
-  return tuple(value for name, value in pairs if name in sweep_figures.APART)
+  return tuple(value for name, value in pairs if name in PLAYED)
 
 
 def _spreads(

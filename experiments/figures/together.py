@@ -17,6 +17,7 @@ from siamrl.report import aggregates, lab as lab_figures, sweep as sweep_figures
 from siamrl.report.arrangement import Point, in_words
 from siamrl.report.metrics import (
   CLOCKS,
+  PLAYED,
   RUN_COLUMN,
   STEP_COLUMN,
   Table,
@@ -25,7 +26,6 @@ from siamrl.report.metrics import (
   last_rows,
 )
 
-TASKS = ('game', 'environment')
 LABEL = 'runs'  # the option that tells folders and files apart
 _END = 0.1  # scores are means over this part of the runs
 
@@ -107,7 +107,7 @@ def read(config: Any, found: Sequence[Source]) -> Study:
   )
   x = _clock(config, found, atari)
   y = _column(config, found)
-  axes = dict.fromkeys(n for s in found for n in _axes(s) if n not in TASKS)
+  axes = dict.fromkeys(n for s in found for n in _axes(s) if n not in PLAYED)
   labels = _labels(found, set(axes))
   order: dict[tuple, int] = {}
   settings: list[Point] = []
@@ -120,7 +120,7 @@ def read(config: Any, found: Sequence[Source]) -> Study:
       values = dict(zip([*by, *seed], key, strict=True))
       point = {LABEL: label} if any(labels) else {}
       point |= {n: values.get(n, _constant(source, n)) for n in axes}
-      task = next((str(values[n]) for n in TASKS if n in values), None)
+      task = next((str(values[n]) for n in PLAYED if n in values), None)
       task = task or _task(source)
       number = order.setdefault(tuple(point.values()), len(settings))
       if number == len(settings):
@@ -185,7 +185,7 @@ def _column(config: Any, found: Sequence[Source]) -> str:
 
 
 def _task(source: Source) -> str:
-  return next((source.flags[n] for n in TASKS if n in source.flags), '')
+  return next((source.flags[n] for n in PLAYED if n in source.flags), '')
 
 
 def _constant(source: Source, name: str) -> Any:
@@ -205,7 +205,7 @@ def _labels(found: Sequence[Source], axes: set[str]) -> list[str]:
       flags={
         n: v
         for n, v in source.flags.items()
-        if n not in axes and n not in TASKS
+        if n not in axes and n not in PLAYED
       }
     )
     for source in found
@@ -239,7 +239,7 @@ def _brief(configurations: Iterable[str]) -> list[str]:
 def _overlap(found: Sequence[Source]) -> bool:
   """Whether files have runs of the same task, which may differ unseen."""
   tasks = [
-    set(next((s.table[n].tolist() for n in TASKS if n in s.table), [_task(s)]))
+    set(next((s.table[n].tolist() for n in PLAYED if n in s.table), [_task(s)]))
     for s in found
     if not s.is_folder
   ]

@@ -11,14 +11,13 @@ from experiments.config.declaring import UsageError
 from siamrl.optional import import_optional
 from siamrl.report.arrangement import FOREMOST
 from siamrl.report.loading import FOLDER_COLUMN
-from siamrl.report.metrics import RUN_COLUMN, Table
+from siamrl.report.metrics import PLAYED, RUN_COLUMN, Table
 from siamrl.report.statistics import final_mean
 
 CLOCK = 'env_steps'
 HEADER = ('exp_name', 'env_name', 'seed', 'metric', 'env_step', 'value')
-# The flags that name the task of a run, and its agent.
-TASKS = ('game', 'environment')
-NAMES = ('agent', *TASKS)
+# Flags of a run that have columns of their own.
+NAMES = ('agent', *PLAYED)
 # Flags that only runs of some kinds have, and which tell these apart.
 KINDS = {'sticky_action_probability': 'atari', 'noise_channels': 'minatar'}
 
@@ -41,7 +40,7 @@ def settings(frame: Table) -> list[str]:
 
 def tasks(frame: Table) -> list[str]:
   """The game or environment of each row."""
-  columns = [_texts(frame[name]) for name in TASKS if name in frame]
+  columns = [_texts(frame[name]) for name in PLAYED if name in frame]
   columns.append(['unknown'] * len(frame[RUN_COLUMN]))
   return [next(filter(None, texts)) for texts in zip(*columns, strict=True)]
 
@@ -51,7 +50,7 @@ def experiments(frame: Table) -> list[str]:
 
   The agent, and further settings as name=value, joined by commas.
   """
-  apart = [n for n in settings(frame) if n not in (*TASKS, *KINDS)]
+  apart = [n for n in settings(frame) if n not in (*PLAYED, *KINDS)]
   apart.sort(key=lambda n: FOREMOST.index(n) if n in FOREMOST else 99)
   columns = {name: _texts(frame[name]) for name in apart}
   where = tasks(frame)

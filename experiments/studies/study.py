@@ -29,6 +29,7 @@ from experiments.studies.matching import ARM_COLUMN
 from siamrl.report.lines import TASKS
 from siamrl.report.loading import OF_FOLDERS
 from siamrl.report.metrics import (
+  PLAYED,
   RUN_COLUMN,
   Table,
   group_rows,
@@ -41,8 +42,6 @@ from siamrl.report.run_folder import RunFolder
 from siamrl.report.sweep import clock_of, swept
 
 _FOLDER = pathlib.Path(__file__).parent
-# Columns that name the task, of which a launcher has one.
-TASK_COLUMNS = ('game', 'environment')
 
 
 class Study(NamedTuple):
@@ -193,7 +192,7 @@ def _rows(
     task, _, arm = known.pop(ARM_COLUMN).partition(':')
     known = {'environment': task} | ({ARM_COLUMN: arm} if arm else {}) | known
   elif ARM_COLUMN in known:
-    tasks = [n for n in TASK_COLUMNS if n in flags and n not in (*by, *known)]
+    tasks = [n for n in PLAYED if n in flags and n not in (*by, *known)]
     known |= {name: flags[name] for name in tasks}
   for key, run in group_rows(
     last_rows(table, [*by, RUN_COLUMN, x]), [*by, RUN_COLUMN]

@@ -16,6 +16,7 @@ from siamrl.report.arrangement import FOREMOST
 from siamrl.report.loading import FOLDER_COLUMN
 from siamrl.report.metrics import (
   CLOCKS,
+  PLAYED,
   RUN_COLUMN,
   Table,
   group_rows,
@@ -23,7 +24,7 @@ from siamrl.report.metrics import (
 )
 
 # Columns that name what is learned; the first one that a run has counts.
-TASKS = ('game', 'environment', 'images', 'dataset', 'problem')
+TASKS = (*PLAYED, 'images', 'dataset', 'problem')
 WALL_CLOCK = 'wall_time_s'
 _PANEL = 'panel/'
 _RETURNS = ('eval_return', 'train_return', 'grid_return', 'loss')

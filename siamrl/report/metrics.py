@@ -31,6 +31,9 @@ STEP_COLUMN = 'frames'  # the x axis of events and of curves
 RUN_COLUMN = 'seed'  # tells runs of one setting apart in long form
 # Clocks, of which the first one that a table has is its horizontal axis.
 CLOCKS = (STEP_COLUMN, 'env_steps', 'gradient_steps')
+# Columns, and flags, that name what is played. A run has one of them at most.
+# Scores of different values are on different scales.
+PLAYED = ('game', 'environment')
 
 # Columns, and values of swept options, with other names in older files.
 _NEW_WORDS = {'normalised': 'normalized', 'centred': 'centered'}

@@ -21,10 +21,10 @@ import numpy as np
 
 from siamrl.report import statistics
 from siamrl.report.curves import Curve
+from siamrl.report.metrics import PLAYED
 
 # Units of a clock's column.
 _CLOCKS = {'frames_millions': ('frames', 1e6), 'env_steps': ('env_steps', 1.0)}
-_KINDS = ('game', 'environment')
 VERSION = 'environment_version'
 COLUMN = 'column'
 # Values that agents are told apart by, where runs do not record them.
@@ -200,7 +200,7 @@ def read(path: str | os.PathLike[str]) -> Published:
   if (
     clock is None
     or 'return_mean' not in header
-    or (set(_KINDS).isdisjoint(header))
+    or (set(PLAYED).isdisjoint(header))
   ):
     raise ValueError(
       'it must have the columns game or environment, frames_millions or '
@@ -210,7 +210,7 @@ def read(path: str | os.PathLike[str]) -> Published:
   alone = next(iter(about.get('agents', {})), '')
   rows = []
   for number, row in enumerate(cells, 1):
-    kind = next((name for name in _KINDS if row.get(name)), None)
+    kind = next((name for name in PLAYED if row.get(name)), None)
     try:
       if kind is None:
         raise ValueError('no game or environment')

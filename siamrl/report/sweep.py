@@ -10,14 +10,13 @@ from siamrl.report import panel, representation
 from siamrl.report.curves import plot_final, plot_sweep
 from siamrl.report.metrics import (
   CLOCKS,
+  PLAYED,
   RUN_COLUMN,
   Table,
   common_end,
   group_rows,
 )
 
-# Their values have scores on different scales: if swept, one figure for each.
-APART = ('game', 'environment')
 # The numeric options of the twin, a sweep's main question.
 _TWIN_NUMBERS = ('target_period', 'tau')
 _TWIN_NAMES = ('target_update', 'target_paths', 'target_form')
@@ -238,7 +237,7 @@ def _parts(
 ) -> Iterator[tuple[str, str, Table, list[str]]]:
   """Yields (path without suffix, title, rows, setting's columns) per figure."""
   names = swept(table, flags)
-  apart = [name for name in names if name in APART]
+  apart = [name for name in names if name in PLAYED]
   by = [name for name in names if name not in apart]
   for key, part in group_rows(table, apart).items():
     path = '-'.join([output, *map(str, key)])
