@@ -313,8 +313,9 @@ class TwinSpec(NamedTuple):
 
     It is (C - 1) / 2 for copies every C gradient steps and (1 - tau) / tau for
     a soft update. A soft update every C adds C (1 - tau) / tau to the age of
-    copies, and the mean of K copies adds C (K - 1) / 2. For other rules it is
-    the age by their main clock, at its initial setting.
+    copies, and the mean of K copies adds C (K - 1) / 2. Copies at random, every
+    C gradient steps on average, are C - 1 old. For other rules it is the age by
+    their main clock, at its initial setting.
 
     Returns:
       The age, a tracer if the parameters are traced; None for a rule that has
@@ -326,6 +327,8 @@ class TwinSpec(NamedTuple):
       return (self.sync - 1) / 2 + self.sync * ((1 - tau) / tau)
     if 'target_period' in takes:
       period = self.parameters['target_period']
+      if self.rule == 'hard_random':
+        return period - 1
     elif twins.RULES[self.rule].period is None:
       period = self.sync
     else:

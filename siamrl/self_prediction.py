@@ -61,6 +61,7 @@ RULES = (
   't_soft',
   'hard_scheduled',
   'hard_geometric',
+  'hard_random',
   'frozen',
   'self',
   'residual',

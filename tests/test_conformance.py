@@ -147,11 +147,13 @@ def test_random_twins_are_identified(seed, count, calls):
 
 
 # Rules that are no functions of (online, target, gradient_steps) alone: they
-# keep the time of their last update, weights, or several networks.
+# keep the time of their last update, weights, or several networks. And one
+# that draws.
 MORE_THAN_A_TARGET = {
   't_soft',
   'hard_scheduled',
   'hard_geometric',
+  'hard_random',
   'averaged',
   'chain',
   'gradient_chain',

@@ -869,6 +869,7 @@ _RULES = {
     target_period=2, target_period_end=4, target_schedule_steps=9
   ),
   'hard_geometric': dict(target_period=2, target_period_growth=1.5),
+  'hard_random': dict(target_period=2),
   't_soft': dict(tau=0.1, degrees_of_freedom=1.0),
   'soft': dict(tau=0.1),
   'periodic_soft': dict(tau=0.1),

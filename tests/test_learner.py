@@ -970,6 +970,9 @@ def test_a_twin_that_cannot_be_made(spec, message):
       ),
       3.0,
     ),
+    # 7 gradient steps from one copy to the next, by as much as a waiting time
+    # is without memory.
+    (TwinSpec('hard_random', {'target_period': 7}), 6),
     (
       TwinSpec(
         'chain',

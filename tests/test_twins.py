@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 from siamrl import learner, twins
 from siamrl.agents.q import make_q_agent
@@ -531,6 +532,82 @@ def test_the_whole_way_is_a_copy_whatever_the_degrees_of_freedom():
   _assert_same_online(
     _train(twins.t_soft(1.0, 2.0), 1, 7), _train(twins.hard(), 1, 7)
   )
+
+
+@pytest.mark.parametrize('period', [2, 7, 50])
+def test_when_a_random_period_copies(period):
+  """Periods are geometric, and the twin holds the copy before."""
+  steps = 200_000
+  twin = twins.hard_random(period)
+
+  def step(target, step):
+    target = twin.update(step, target, step)
+    return target, target
+
+  numbers = jnp.arange(1, steps + 1, dtype=jnp.int32)
+  _, held = jax.jit(lambda: jax.lax.scan(step, jnp.int32(0), numbers))()
+  drawn = np.asarray(jax.vmap(lambda n: twins.is_drawn(n, period))(numbers))
+  at = np.flatnonzero(drawn) + 1
+  last = np.maximum.accumulate(np.where(drawn, np.arange(1, steps + 1), 0))
+  np.testing.assert_array_equal(held, last)
+  found = np.diff(at, prepend=0)
+  # The mean, whose standard deviation is known; and how they are distributed.
+  deviation = math.sqrt(period * (period - 1) / len(found))
+  assert abs(found.mean() - period) < 4 * deviation
+  bins = np.arange(1, 3 * period)
+  expected = (1 - 1 / period) ** (bins - 1) / period
+  counts = np.array([(found == m).sum() for m in bins])
+  rest = len(found) - counts.sum()
+  _, p = stats.chisquare(
+    [*counts, rest], len(found) * np.array([*expected, 1 - expected.sum()])
+  )
+  assert p > 1e-3
+  # By the time since the last copy, the age that `TwinSpec.mean_age` states.
+  ages = np.arange(1, steps + 1) - last
+  assert abs(ages.mean() - (period - 1)) < 0.05 * period
+
+
+def test_copies_at_random_have_the_mean_of_the_lambda_target():
+  """Of a linear learner: averages of maps, by draws and by their weights."""
+  period, k, g = 4, 0.6, 0.35
+  average = 1 - 1 / period
+  twin = twins.hard_random(period)
+
+  def step(carry, step):
+    online, target, mean, count = carry
+    online = k * online + g * target
+    moved = twin.update(online, target, step)
+    copied = twins.is_drawn(step, period)
+    ratio = jnp.where(copied, online / target, 0.0)
+    # Each copy starts from 1 again, so that numbers stay as they are.
+    start = jnp.where(copied, 1.0, online)
+    return (
+      start,
+      jnp.where(copied, 1.0, moved),
+      mean + ratio,
+      count + copied,
+    ), None
+
+  first = (jnp.float32(1), jnp.float32(1), jnp.float32(0), jnp.int32(0))
+  numbers = jnp.arange(1, 200_001, dtype=jnp.int32)
+  (_, _, total, count), _ = jax.jit(
+    lambda: jax.lax.scan(step, first, numbers)
+  )()
+  # (I - average K)^-1 ((1 - average) K + G), as `stability.switching` has it.
+  expected = ((1 - average) * k + g) / (1 - average * k)
+  np.testing.assert_allclose(total / count, expected, atol=2e-3)
+  # Not that of copies every 4 gradient steps, nor of every one.
+  fixed = k**4 + g * sum(k**i for i in range(4))
+  assert abs(expected - fixed) > 0.005 and abs(expected - (k + g)) > 0.005
+
+
+@pytest.mark.parametrize('order', ['after', 'before'])
+def test_a_random_period_of_one_is_hard(order):
+  hard = _train(twins.hard(), 1, 10, order=order)
+  drawn = _train(twins.hard_random(1), 1, 10, order=order)
+  for ours, theirs in zip(drawn, hard, strict=True):
+    chex.assert_trees_all_equal(ours.online_params, theirs.online_params)
+    chex.assert_trees_all_equal(ours.target_params, theirs.target_params)
 
 
 # The online network as its own twin.

@@ -193,8 +193,8 @@ def _require(
   """Refuses rules and parameters that make no sense."""
   if rule not in _TAKES:
     raise ValueError(
-      f'rule={rule!r} must be one of {", ".join(_TAKES)}; others are not '
-      'functions of (online, target, gradient_steps) alone'
+      f'rule={rule!r} must be one of {", ".join(_TAKES)}; others draw at '
+      'random, or are not functions of (online, target, gradient_steps) alone'
     )
   takes = list(_TAKES[rule])
   if rule == 'by_path' and asked.get('target_paths') is not None:

@@ -277,6 +277,52 @@ def hard_geometric(
   )
 
 
+def is_drawn(
+  gradient_steps: chex.Numeric, target_period: chex.Numeric
+) -> chex.Array:
+  """Whether `hard_random` copies at a gradient step, bool [].
+
+  True with probability 1 / target_period, independently at each gradient step.
+  It is a function of its arguments: all runs copy at the same gradient steps.
+
+  Args:
+    gradient_steps: number of gradient steps so far.
+    target_period: mean period, in gradient steps, >= 1.
+  """
+  key = jax.random.fold_in(jax.random.key(0), gradient_steps)
+  period = jnp.asarray(target_period, jnp.int32)
+  return jax.random.randint(key, (), 0, period) == 0
+
+
+def hard_random(target_period: chex.Numeric) -> Twin:
+  """`hard`, at random gradient steps, see `is_drawn`.
+
+  Between two copies lie m gradient steps with probability (1 - lambda)
+  lambda^(m - 1), where lambda = 1 - 1 / target_period. After a copy both
+  networks are equal, so if m gradient steps from there are a deterministic map
+  F_m, the mean of the next copy is sum_m (1 - lambda) lambda^(m - 1) F_m: the
+  lambda-target of Lee (2026, "Geometrically averaged hard target updates for
+  linear Q-learning", arXiv:2606.10835), which averages those maps. Networks
+  cannot go through all periods at once; this rule draws one of them instead.
+  The lab averages the maps themselves (`stability.switching.modes`). With a
+  mean period of 1 it is `hard()` at every gradient step.
+
+  Args:
+    target_period: mean period, in gradient steps, >= 1; may be traced.
+  """
+
+  def update(
+    online: Params, target: Params, gradient_steps: chex.Numeric
+  ) -> Params:
+    return jax.lax.cond(
+      is_drawn(gradient_steps, target_period),
+      lambda: as_in(online, target),
+      lambda: target,
+    )
+
+  return Twin(update, born)
+
+
 class Weighed(struct.PyTreeNode):
   """A twin with the weight and the spread of its past, for each parameter.
 

@@ -15,6 +15,7 @@ from siamrl.twins.moving import (
   frozen,
   hard,
   hard_geometric,
+  hard_random,
   hard_scheduled,
   periodic,
   projected_soft,
@@ -91,6 +92,13 @@ RULES: dict[str, Rule] = {
     ('target_period', 'target_period_growth'),
     1,
     'hard, the period growing by target_period_growth at each copy',
+  ),
+  'hard_random': Rule(
+    hard_random,
+    ('target_period',),
+    1,
+    'hard, at random gradient steps, every target_period on average (the '
+    'lambda-target)',
   ),
   'frozen': Rule(frozen, (), NEVER, 'the initial network, which never moves'),
   'self': Rule(

@@ -256,6 +256,7 @@ def test_the_priorities_of_compiled_runs():
         ('soft_linear', 1),
         ('t_soft', 1),
         ('hard_geometric', 1),
+        ('hard_random', 1),
         ('chain', 1),
         ('residual', 1),
         ('projected_soft', 1),
