@@ -379,6 +379,12 @@ def test_rules_without_a_matrix():
     stability.spectral_radius(
       _case('soft_cosine', tau=0.1, target_schedule_steps=100)
     )
+  for rule, growth in (
+    ('hard_geometric', {'target_period_growth': 1.5}),
+    ('hard_random', {}),
+  ):
+    with pytest.raises(ValueError, match=f'target_update={rule!r} changes'):
+      stability.matrix(_case(rule, target_period=9, **growth))
   ball = dict(tau=0.1, ridge=0.0)
   case = _case('projected_soft', projection_radius=1e9, **ball)
   with pytest.raises(ValueError, match="'projected_soft' is not linear"):

@@ -49,14 +49,15 @@ def periods(case: Case) -> tuple[int, ...]:
     ValueError: the rule also changes in time otherwise.
   """
   taken = twins.takes(case.twin.rule, case.twin.parameters.get('target_paths'))
-  if 'target_schedule_steps' in taken:
+  rule = twins.RULES[case.twin.rule]
+  if 'target_schedule_steps' in taken or not rule.is_periodic:
     raise FieldError(
       'target_update',
       case.twin.rule,
       'changes with the gradient steps: its target updates have no common '
       'matrix',
     )
-  if twins.RULES[case.twin.rule].period is None:
+  if rule.period is None:
     return (case.twin.sync,)
   # The rule's own clocks; a twin that never moves has none.
   names = ('target_period', 'target_sync_period')

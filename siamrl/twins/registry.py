@@ -41,12 +41,15 @@ class Rule(NamedTuple):
     period: gradient steps from one application to the next; None if users
       choose the period.
     summary: phrase for a help text that says what the rule does.
+    is_periodic: whether it does the same in every period. Rules that take
+      `target_schedule_steps` do not in any case.
   """
 
   make: Callable[..., Twin]
   takes: tuple[str, ...]
   period: int | None
   summary: str
+  is_periodic: bool = True
 
 
 RULES: dict[str, Rule] = {
@@ -92,6 +95,7 @@ RULES: dict[str, Rule] = {
     ('target_period', 'target_period_growth'),
     1,
     'hard, the period growing by target_period_growth at each copy',
+    is_periodic=False,
   ),
   'hard_random': Rule(
     hard_random,
@@ -99,6 +103,7 @@ RULES: dict[str, Rule] = {
     1,
     'hard, at random gradient steps, every target_period on average (the '
     'lambda-target)',
+    is_periodic=False,
   ),
   'frozen': Rule(frozen, (), NEVER, 'the initial network, which never moves'),
   'self': Rule(
