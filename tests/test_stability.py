@@ -385,6 +385,13 @@ def test_rules_without_a_matrix():
   ):
     with pytest.raises(ValueError, match=f'target_update={rule!r} changes'):
       stability.matrix(_case(rule, target_period=9, **growth))
+  falling = lambda tau: twins.soft_scheduled(lambda t: tau / (1 + 1e-6 * t))
+  twins.register('falling', falling, 'soft, ever more slowly', period=1)
+  try:
+    with pytest.raises(ValueError, match="target_update='falling' changes"):
+      stability.matrix(_case('falling', tau=0.1))
+  finally:
+    del twins.RULES['falling']
   ball = dict(tau=0.1, ridge=0.0)
   case = _case('projected_soft', projection_radius=1e9, **ball)
   with pytest.raises(ValueError, match="'projected_soft' is not linear"):

@@ -42,6 +42,15 @@ class Case(NamedTuple):
   step_size: float
 
 
+def changing(case: Case) -> FieldError:
+  """The error for a rule that does not do the same in every period."""
+  return FieldError(
+    'target_update',
+    case.twin.rule,
+    'changes with the gradient steps: its target updates have no common matrix',
+  )
+
+
 def periods(case: Case) -> tuple[int, ...]:
   """The periods of events that do not happen at every gradient step.
 
@@ -51,12 +60,7 @@ def periods(case: Case) -> tuple[int, ...]:
   taken = twins.takes(case.twin.rule, case.twin.parameters.get('target_paths'))
   rule = twins.RULES[case.twin.rule]
   if 'target_schedule_steps' in taken or not rule.is_periodic:
-    raise FieldError(
-      'target_update',
-      case.twin.rule,
-      'changes with the gradient steps: its target updates have no common '
-      'matrix',
-    )
+    raise changing(case)
   if rule.period is None:
     return (case.twin.sync,)
   # The rule's own clocks; a twin that never moves has none.

@@ -15,6 +15,7 @@ from siamrl.stability.cases import (
   Case,
   Structure,
   bounded_exp,
+  changing,
   groups,
   learning_of,
   numbers_of,
@@ -30,6 +31,8 @@ from siamrl.stability.cases import (
 # is not at some scale.
 _PROBES = (1e-6, 1.0, 1e6, 1e12, 1e30)
 _LINEAR_TO = 1e-8
+# Maps that so many periods later differ by more, relatively, are not steady.
+_LATER, _STEADY_TO = 1_009, 1e-9
 # The most events of two clocks before they coincide.
 _MOST_EVENTS = 100_000
 
@@ -107,20 +110,26 @@ class StepMaps(NamedTuple):
     clocks: int32 [k] numbers of these gradient steps, from 1.
     linear: float64 [k, n, n].
     defects: float64 [k] relative deviations of the maps from affine ones.
+    is_steady: whether maps many periods later are the same.
   """
 
   clocks: np.ndarray
   linear: np.ndarray
   defects: np.ndarray
+  is_steady: bool
 
 
 def _clocks(case: Case) -> np.ndarray:
-  """Numbers of gradient steps, one of each kind."""
+  """Numbers of gradient steps, one of each kind, and the same again later."""
   try:
     cycle = periods(case)
   except ValueError:
     cycle = ()
-  return np.array([1, *cycle, math.lcm(*cycle)], np.int64)
+  whole = math.lcm(*cycle)
+  first = np.array([1, *cycle, whole], np.int64)
+  # None later where int32 ends.
+  wholes = max(min(_LATER, twins.NEVER // whole - 1), 0)
+  return np.concatenate([first, first + wholes * whole])
 
 
 def step_maps(cases: Sequence[Case]) -> list[StepMaps]:
@@ -147,8 +156,19 @@ def step_maps_of_visible(visible: Sequence[Case]) -> list[StepMaps]:
     for index, *one in zip(
       members, at, np.asarray(linear), np.asarray(defects), strict=True
     ):
-      found[index] = StepMaps(*one)
+      found[index] = _halves(*one)
   return [one for one in found if one is not None]
+
+
+def _halves(
+  clocks: np.ndarray, linear: np.ndarray, defects: np.ndarray
+) -> StepMaps:
+  """The first half of the maps, compared with the second, of later steps."""
+  half = len(clocks) // 2
+  first, later = linear[:half], linear[half:]
+  scale = np.abs(first).max(initial=1.0)
+  is_steady = bool((np.abs(later - first) <= _STEADY_TO * scale).all())
+  return StepMaps(clocks[:half], first, defects[:half], is_steady)
 
 
 @functools.cache
@@ -225,7 +245,8 @@ def compose(case: Case, cycle: tuple[int, ...], maps: StepMaps) -> _Scaled:
   between two events contribute a power of the map without any event.
 
   Raises:
-    ValueError: the map is not linear, or the common period is too long.
+    ValueError: the map is not linear or not steady, or the common period is
+      too long.
   """
   if not is_linear(maps):
     raise FieldError(
@@ -233,6 +254,8 @@ def compose(case: Case, cycle: tuple[int, ...], maps: StepMaps) -> _Scaled:
       case.twin.rule,
       'is not linear with these parameters: it has no matrix',
     )
+  if not maps.is_steady:
+    raise changing(case)
   whole = math.lcm(*cycle)
   events = sum(whole // period for period in cycle)
   if events > _MOST_EVENTS or whole > twins.NEVER:
