@@ -171,7 +171,9 @@ def _run(
 
 def _try(environment: Environment, folder: pathlib.Path) -> list[str]:
   """Makes an environment and starts its launchers; returns what failed."""
-  ignored = shutil.ignore_patterns('.git', '.venv', '.*_cache', 'runs')
+  ignored = shutil.ignore_patterns(
+    '.git', '.venv', '.*_cache', '*.egg-info', 'build', 'runs'
+  )
   shutil.copytree(ROOT, folder, ignore=ignored)
   shell = variables(environment.install)
   made = _run(f'{environment.install} && .venv/bin/pip check', folder, shell)
