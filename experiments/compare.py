@@ -227,6 +227,9 @@ def _settings(config: CompareConfig) -> list[Setting]:
       }
       key = tuple(sorted(known.items()))
       setting = found.setdefault(key, Setting(kind, flags[kind], known, []))
+      if kind == 'environment' and 'frames' in table:
+        # A game has several frames per env step. Results files have one clock.
+        table = {'env_steps': table['frames']} | table
       setting.runs.append(table)
   return list(found.values())
 

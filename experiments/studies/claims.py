@@ -7,6 +7,7 @@ import numpy as np
 
 from siamrl.report import statistics
 from siamrl.report.metrics import Table, by_run, group_rows
+from siamrl.report.sweep import clock_of
 
 
 class Claim(NamedTuple):
@@ -36,17 +37,17 @@ class Setting(NamedTuple):
 
   def height(self, column: str) -> np.ndarray:
     """Mean height of each run's curve, [runs]."""
-    x, y = by_run(self.table, 'env_steps', column, 'seed')
+    x, y = by_run(self.table, clock_of(self.table), column, 'seed')
     return statistics.area_under_curve(x, y)
 
   def final(self, column: str) -> np.ndarray:
     """Mean of each run's last tenth, [runs]."""
-    x, y = by_run(self.table, 'env_steps', column, 'seed')
+    x, y = by_run(self.table, clock_of(self.table), column, 'seed')
     return statistics.final_mean(x, y)
 
   def values(self, column: str) -> np.ndarray:
     """[runs, T]."""
-    return by_run(self.table, 'env_steps', column, 'seed')[1]
+    return by_run(self.table, clock_of(self.table), column, 'seed')[1]
 
 
 # As metrics.csv has them.
@@ -160,12 +161,8 @@ def within(text: str, values: np.ndarray, low: float, high: float) -> Claim:
 
 def last(setting: Setting, column: str) -> np.ndarray:
   """The last value of each run, [runs]."""
-  x, y = by_run(setting.table, _clock(setting.table), column, 'seed')
+  x, y = by_run(setting.table, clock_of(setting.table), column, 'seed')
   return y[:, np.argmax(x)]
-
-
-def _clock(table: Table) -> str:
-  return 'env_steps' if 'env_steps' in table else 'gradient_steps'
 
 
 def known_mean(values: np.ndarray) -> np.ndarray:

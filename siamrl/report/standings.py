@@ -10,6 +10,7 @@ import csv
 import io
 import os
 import pathlib
+import textwrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from siamrl.report.metrics import Table, by_run, group_rows
 from siamrl.report.run_folder import write_atomically
 
 ALL = 'all'  # the name of the tasks together
+_LETTERS_PER_INCH = 13  # of a title
 _COLUMNS = ('mean', 'mean_low', 'mean_high', 'iqm', 'iqm_low', 'iqm_high')
 
 
@@ -259,10 +261,9 @@ def plot_standings(
   seeds = {each.seeds for each in found}
   count = '-'.join(str(n) for n in sorted({min(seeds), max(seeds)}))
   words = f'{count} seeds' if seeds != {1} else '1 seed'
+  above = f'{title}: last 10 % of the runs, {words}, 95 % intervals'
+  letters = int(_LETTERS_PER_INCH * figure.get_figwidth())
   figure.suptitle(
-    f'{title}: last 10 % of the runs, {words}, 95 % intervals',
-    x=0.01,
-    ha='left',
-    fontsize='medium',
+    textwrap.fill(above, letters), x=0.01, ha='left', fontsize='medium'
   )
   drawing.save(figure, path)

@@ -1,6 +1,7 @@
 """Runs beside published results, from the command line."""
 
 import csv
+import re
 
 import pytest
 
@@ -200,6 +201,23 @@ def test_settings_of_a_sweep(tmp_path, capsys):
   assert 'has no counterpart of agent=iqn in pong; --agent takes C51' in said
   assert _compare(str(path), '--against=dopamine_cnn', '--agent=IQN') == 0
   assert 'agent=dqn beside IQN' in capsys.readouterr().out
+
+
+def test_frames_of_an_environment_are_env_steps(tmp_path, capsys):
+  """As in results files of runs that were stepped on the host."""
+  rows = [
+    [str(seed), str(frames), str(150 + 10 * seed)]
+    for seed in (-1, 0, 1)
+    for frames in (50_000, 100_000)
+  ]
+  path = tmp_path / 'x.csv'
+  columns = ['seed', 'frames', 'eval_return']
+  flags = {'environment': 'LunarLander-v3', 'agent': 'dqn'}
+  write_results(path, rows, columns, flags)
+  assert _compare(str(path), '--against=sb3_zoo') == 0
+  said = capsys.readouterr().out
+  assert 'beside DQN, eval_return' in said
+  assert re.search(r'100,000 +150 \(.* 154\.38 ', said)
 
 
 def test_seeds_in_folders_of_one_folder(tmp_path, capsys):

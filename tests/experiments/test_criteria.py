@@ -473,6 +473,7 @@ _SHIPPED = {
   'spr_minatar': [True] * 4,
   'crossq_pendulum': [True],
   'cleanrl_classic': [True, False, True, True, True, False, True, True],
+  'lunar_lander': [False, True, False],
   # Agents beside references.
   'cartpole_cleanrl_dqn': [True, True],
   'acrobot_cleanrl_dqn': [True, True],
