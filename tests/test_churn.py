@@ -80,7 +80,7 @@ def test_the_first_gradient_step_is_the_plain_agents(name):
   _, state, regress = _learner(name, 50.0)
   expected, metrics = plainly(plain, _batch(0))
   after, ours = regress(state, _both(_batch(0), _batch(1)))
-  assert ours['churn_term'] == 0
+  assert 0 <= ours['churn_term'] < 1e-12  # of two programs, up to rounding
   assert float(ours['loss']) == pytest.approx(float(metrics['loss']), rel=1e-6)
   chex.assert_trees_all_close(
     after.online_params, expected.online_params, rtol=1e-5, atol=1e-7
