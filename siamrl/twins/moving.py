@@ -291,7 +291,7 @@ def is_drawn(
   """
   key = jax.random.fold_in(jax.random.key(0), gradient_steps)
   period = jnp.asarray(target_period, jnp.int32)
-  return jax.random.randint(key, (), 0, period) == 0
+  return jax.random.randint(key, (), 0, period, jnp.int32) == 0
 
 
 def hard_random(target_period: chex.Numeric) -> Twin:

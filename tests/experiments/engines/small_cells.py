@@ -116,17 +116,20 @@ def check_whole(folder: SweepFolder, *, number: int, rows: int = 20) -> None:
     assert (run / 'ends').read_text() == 'end\n'
 
 
-def _kill_one(folder: SweepFolder, rng: random.Random) -> bool:
+def kill_one(folder: SweepFolder, rng: random.Random) -> bool:
   """Kills the process of a cell that is in flight, if there is one."""
   found = [
-    path
-    for path in folder.path.glob('cell*/.lock')
-    if folder.state(path.parent.name) == State.IN_FLIGHT
+    name
+    for name in (folder.cells() if folder.is_one() else ())
+    if folder.state(name) == State.IN_FLIGHT
   ]
   if not found:
     return False
-  number = int(rng.choice(found).read_text().split()[1])
-  os.kill(number, signal.SIGKILL)
+  lock = folder.run(rng.choice(found)).path / '.lock'
+  try:
+    os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+  except (FileNotFoundError, IndexError, ProcessLookupError):
+    return False  # it has just begun, and not written its number, or ended
   return True
 
 
@@ -147,7 +150,7 @@ def check_survives_kills(tmp_path: pathlib.Path, pool: str) -> None:
   deadline = time.monotonic() + 200
   while time.monotonic() < deadline and process.poll() is None:
     time.sleep(0.25)
-    if killed < 5 and _kill_one(folder, rng):
+    if killed < 5 and kill_one(folder, rng):
       killed += 1
       if killed == 3:
         process.kill()

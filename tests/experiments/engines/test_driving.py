@@ -4,7 +4,6 @@ import hashlib
 import os
 import pathlib
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -190,14 +189,7 @@ def test_a_killed_sweep_of_real_runs_ends_bit_for_bit(tmp_path):
   process = start('killed')
   while process.poll() is None:
     time.sleep(rng.uniform(5, 15))
-    found = [
-      name
-      for name in (folder.cells() if folder.is_one() else ())
-      if folder.state(name) == State.IN_FLIGHT
-    ]
-    if killed < 5 and found:
-      lock = folder.run(rng.choice(found)).path / '.lock'
-      os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+    if killed < 5 and small_cells.kill_one(folder, rng):
       killed += 1
       if killed == 3:
         process.kill()
