@@ -73,14 +73,15 @@ def test_halves():
   chex.assert_trees_all_equal(both, (_batch(0), _batch(1)))
 
 
-@every_agent
+# Exact as tests compile; optimized, values may differ in their last bits.
+@pytest.mark.parametrize('name', AGENTS)
 def test_the_first_gradient_step_is_the_plain_agents(name):
   """The parameters equal those before, so the term has no gradient."""
   _, plain, plainly = _learner(name)
   _, state, regress = _learner(name, 50.0)
   expected, metrics = plainly(plain, _batch(0))
   after, ours = regress(state, _both(_batch(0), _batch(1)))
-  assert 0 <= ours['churn_term'] < 1e-12  # of two programs, up to rounding
+  assert ours['churn_term'] == 0
   assert float(ours['loss']) == pytest.approx(float(metrics['loss']), rel=1e-6)
   chex.assert_trees_all_close(
     after.online_params, expected.online_params, rtol=1e-5, atol=1e-7

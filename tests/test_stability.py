@@ -120,7 +120,7 @@ def test_radii_by_hand(rule, given):
   each_step = twins.RULES[rule].period == 1
   cases, expected = [], []
   for problem in (BAIRD, linear.tsitsiklis(0.1), linear.random_off_policy(4)):
-    for sync in (1,) if each_step else (1, 9):
+    for sync in (1,) if each_step else (1, 2, 9, 50):
       for discount, step in ((0.99, 0.1), (0.6, 0.3)):
         cases.append(_case(rule, sync, problem, discount, step, **given))
         by_hand = ByHand(problem, discount, step)
