@@ -25,7 +25,8 @@ runs that ship, which is said.
 runs nothing: it judges what there is, the folder of a launcher's sweep or a
 results file, of which several are joined by commas. Runs of another task or
 agent than the study's are refused; a note tells of other flags that differ,
-such as the length of runs. With --output it draws it, too.
+such as the length of runs. With --output it draws it, too; several parts, and
+the folder of a study, become one results file, OUTPUT-curves.csv.
 
 A claim that A exceeds B is met if Welch's 95 % interval of the difference of
 means over seeds lies above 0, within each task. If A and B are equal, with 3 to
@@ -117,11 +118,7 @@ def main(config: ReproduceConfig) -> int | None:
   if failed is None:
     return None
   output = config.output or str(folder.path / study.name)
-  curves = pathlib.Path(f'{output}-curves.csv')
-  try:
-    studies.write_curves(curves, study, folder)
-  except (OSError, ValueError) as error:
-    raise RunError(f'--run_dir={folder.path}: {error}') from error
+  curves = _write_curves(study, [folder.path], output)
   # Of a part of the study not everything can be drawn and judged.
   part = config.only is not None or bool(failed)
   _draw(study, curves, output, part=part)
@@ -179,12 +176,25 @@ def _judge_runs(config: ReproduceConfig, study: Study) -> int | None:
   """Judges runs that are there, and draws them if there is an output."""
   assert config.runs is not None
   paths = [pathlib.Path(path) for path in split_paths(config.runs)]
-  if config.output is not None and len(paths) > 1:
-    raise UsageError(f'--runs={config.runs} must be one, with --output')
   claims = _judge(study, paths)
   if config.output is not None:
-    _draw(study, paths[0], config.output)
+    curves = paths[0]
+    if len(paths) > 1 or studies.sweep_folder(curves) is not None:
+      curves = _write_curves(study, paths, config.output)
+    _draw(study, curves, config.output)
   return _say_verdicts(claims)
+
+
+def _write_curves(
+  study: Study, paths: Sequence[pathlib.Path], output: str
+) -> pathlib.Path:
+  """Writes a results file of all runs; returns its path."""
+  curves = pathlib.Path(f'{output}-curves.csv')
+  try:
+    studies.write_curves(curves, study, paths)
+  except (OSError, ValueError) as error:
+    raise RunError(f'{curves} is not written: {error}') from error
+  return curves
 
 
 def _judge(

@@ -9,6 +9,7 @@ have SETTINGS and AFTERWARDS, as in `Criteria`; several studies may share them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import importlib
 import itertools
 import pathlib
@@ -42,6 +43,9 @@ from siamrl.report.run_folder import RunFolder
 from siamrl.report.sweep import clock_of, swept
 
 _FOLDER = pathlib.Path(__file__).parent
+# Significant digits in results files. Settings are compared with a study's.
+_MEASURE_DIGITS = 7
+_SETTING_DIGITS = 15
 
 
 class Study(NamedTuple):
@@ -132,31 +136,51 @@ def is_published(name: str) -> bool:
   return (_FOLDER.parent / 'results' / f'{name}-curves.csv').is_file()
 
 
-def write_curves(path: pathlib.Path, study: Study, folder: SweepFolder) -> None:
-  """Writes the rows of all cells into a results file.
+def write_curves(
+  path: pathlib.Path, study: Study, parts: Sequence[pathlib.Path]
+) -> None:
+  """Writes the rows of a study into one results file, arm after arm.
 
   Args:
-    path: the file.
+    path: the file, which may be one of the parts.
     study: the study.
-    folder: the folder of its sweep.
+    parts: folders of sweeps, and results files. Together they have each run
+      once at most.
 
   Raises:
-    ValueError: a file of metrics is damaged, or there are no rows at all.
-    RunError: the folder is no sweep's.
+    ValueError: a file of metrics is damaged, there are no rows at all, two
+      parts have the same run, or no column tells their runs apart.
+    RunError: a folder is no sweep's.
   """
   rows: list[dict[str, Any]] = []
   flags: list[dict[str, str]] = []
-  for name, cell in folder.cells().items():
-    for run in folders_of(folder.run(name).path):
-      try:
-        read = read_results(run.path)
-      except FileNotFoundError:
-        continue
+  part_of: dict[frozenset, pathlib.Path] = {}
+  for part in parts:
+    for read, point in _runs(study, part):
       flags.append(read.flags)
-      rows += _rows(read, cell['point'], study)
+      for row in _rows(read, point, study):
+        run = list(row.items())[: -1 - len(study.columns)]
+        texts = {name: _cell(cell, _SETTING_DIGITS) for name, cell in run}
+        named = {name: text for name, text in texts.items() if text}
+        other = part_of.setdefault(frozenset(named.items()), part)
+        if other != part:
+          which = ', '.join(f'{name} {text}' for name, text in named.items())
+          raise ValueError(f'{other} and {part} have the same run: {which}')
+        rows.append(row)
   if not rows:
     raise ValueError('no cell has rows of metrics')
+  arms = {name: index for index, name in enumerate(study.sweep.arms)}
+  rows.sort(key=lambda row: arms.get(_arm(row, study), len(arms)))
   columns = _columns(rows, len(study.columns))
+  digits = [
+    _MEASURE_DIGITS if name in study.columns else _SETTING_DIGITS
+    for name in columns
+  ]
+  for name in study.load_criteria().settings:
+    values = {str(other.get(name)) for other in flags}
+    if len(values) > 1 and not {name, ARM_COLUMN} & {*columns}:
+      found = ', '.join(sorted(values))
+      raise ValueError(f'no column tells --{name}={found} apart')
   shared = {
     name: value
     for name, value in flags[0].items()
@@ -165,10 +189,33 @@ def write_curves(path: pathlib.Path, study: Study, folder: SweepFolder) -> None:
   }
   write_results(
     path,
-    [[_cell(row.get(n)) for n in columns] for row in rows],
+    [
+      [_cell(row.get(n), d) for n, d in zip(columns, digits, strict=True)]
+      for row in rows
+    ],
     columns,
     shared,
   )
+
+
+def _runs(
+  study: Study, part: pathlib.Path
+) -> Iterator[tuple[Results, Mapping[str, str]]]:
+  """The rows of the runs of a part, and what its cells vary."""
+  folder = sweep_folder(part)
+  if folder is None:
+    yield read_results(part), {}
+    return
+  for name, cell in folder.cells().items():
+    for run in folders_of(folder.run(name).path):
+      with contextlib.suppress(FileNotFoundError):  # it has not begun
+        yield read_results(run.path), cell['point']
+
+
+def _arm(row: Mapping[str, Any], study: Study) -> str:
+  """The name of a row's arm."""
+  names = ('environment',) * study.arms_are_tasks + (ARM_COLUMN,)
+  return ':'.join(str(row[name]) for name in names if row.get(name))
 
 
 def _rows(
@@ -188,7 +235,7 @@ def _rows(
   if study.columns[0] not in table:
     raise ValueError(f'no column {study.columns[0]!r}')
   known = {k: v for k, v in point.items() if k not in (*by, RUN_COLUMN)}
-  if study.arms_are_tasks:
+  if study.arms_are_tasks and ARM_COLUMN in known:
     task, _, arm = known.pop(ARM_COLUMN).partition(':')
     known = {'environment': task} | ({ARM_COLUMN: arm} if arm else {}) | known
   elif ARM_COLUMN in known:
@@ -212,12 +259,12 @@ def _columns(rows: Sequence[dict[str, Any]], measures: int) -> list[str]:
   return [*(name for name in found if name not in last), *last]
 
 
-def _cell(value: Any) -> str:
-  """The text of a cell; numbers have seven digits, or more if whole."""
+def _cell(value: Any, digits: int) -> str:
+  """The text of a cell; numbers have so many digits, or 10 if whole."""
   if value is None:
     return ''
   if isinstance(value, float):
-    return f'{value:.10g}' if value.is_integer() else f'{value:.7g}'
+    return f'{value:.{10 if value.is_integer() else digits}g}'
   return str(value)
 
 
@@ -361,7 +408,7 @@ def _gathered(study: Study, folder: SweepFolder) -> Results:
     )
   with tempfile.TemporaryDirectory() as temporary:
     path = pathlib.Path(temporary, 'curves.csv')
-    write_curves(path, study, folder)
+    write_curves(path, study, [folder.path])
     return read_results(path)
 
 

@@ -353,9 +353,61 @@ def test_the_table_by_hand(toy, tmp_path):
   )
   again = (tmp_path / 'again-table.csv').read_text()
   assert again == (toy / 'toy-table.csv').read_text()
-  # So does the folder of the sweep.
-  table, _ = studies._read(studies.read_study('toy'), toy, [])
-  assert table['train_return'].tolist() == read.table['train_return'].tolist()
+  # So does the folder of the sweep, which is in one file then.
+  output = str(tmp_path / 'folder')
+  reproduce.main(
+    reproduce.ReproduceConfig(study='toy', runs=str(toy), output=output)
+  )
+  assert (tmp_path / 'folder-table.csv').read_text() == again
+  assert (tmp_path / 'folder-curves.csv').read_text() == curves.read_text()
+
+
+def test_parts_of_a_study_become_one_file(toy, tmp_path):
+  """Such as arms that were run on different machines."""
+  assert _main(toy, only='plain;double') is None
+  whole = toy / 'toy-curves.csv'
+  lines = whole.read_text().splitlines(keepends=True)
+  first = next(i for i, line in enumerate(lines) if line.startswith('arm,'))
+  parts = {}
+  for arm in ('double', 'plain'):
+    rows = [line for line in lines[first + 1 :] if line.startswith(f'{arm},')]
+    parts[arm] = tmp_path / f'{arm}.csv'
+    parts[arm].write_text(''.join([*lines[: first + 1], *rows]))
+  joined = lambda *paths: reproduce.main(
+    reproduce.ReproduceConfig(
+      study='toy',
+      runs=','.join(map(str, paths)),
+      output=str(tmp_path / 'joined'),
+    )
+  )
+  joined(parts['double'], parts['plain'])
+  assert (tmp_path / 'joined-curves.csv').read_text() == whole.read_text()
+  assert (tmp_path / 'joined-table.csv').exists()
+  message = 'have the same run: arm plain, environment catch, seed 0'
+  with pytest.raises(RunError, match=message):
+    joined(parts['plain'], toy)
+  # A run that no column tells from another would be lost.
+  text = parts['plain'].read_text().replace('arm,', '').replace('plain,', '')
+  paths = [tmp_path / 'dqn.csv', tmp_path / 'c51.csv']
+  for path, task in zip(paths, ('catch', 'cartpole'), strict=True):
+    rows = [row for row in text.splitlines(True) if f'{task},' not in row]
+    path.write_text(''.join([f'# --agent={path.stem}\n', *rows]))
+  study = studies.read_study('toy')
+  with pytest.raises(ValueError, match='tells --agent=c51, dqn apart'):
+    studies.write_curves(tmp_path / 'x.csv', study, paths)
+  assert not (tmp_path / 'x.csv').exists()
+
+
+def test_settings_in_results_files_are_those_of_the_runs(toy, tmp_path):
+  """Measures have seven digits; a setting with fewer would be another."""
+  path, again = tmp_path / 'a.csv', tmp_path / 'b.csv'
+  path.write_text(
+    'environment,target_period_growth,seed,env_steps,train_return\n'
+    'catch,1.00672271,0,5000,0.123456789\n'
+  )
+  studies.write_curves(again, studies.read_study('toy'), [path])
+  *_, row = again.read_text().splitlines()
+  assert row == 'catch,1.00672271,0,5000,0.1234568'
 
 
 def test_the_table_of_a_measure_that_is_no_return(tmp_path):
@@ -408,7 +460,7 @@ def test_runs_of_the_host_have_folders_of_their_own(toy):
     # The last run has begun, and has no rows yet.
     text = '' if rows is None else 'env_steps,train_return\n' + rows
     (path / 'metrics.csv').write_text(text)
-  studies.write_curves(toy / 'curves.csv', study, folder)
+  studies.write_curves(toy / 'curves.csv', study, [toy])
   read = read_results(toy / 'curves.csv')
   assert list(read.table) == [
     *('arm', 'tau', 'environment', 'seed', 'env_steps', 'train_return')
