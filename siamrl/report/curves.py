@@ -379,7 +379,10 @@ def _plot_rows(
   asked = [name for name in color if all(p[name] is not None for p in points)]
   values = [tuple(point[name] for name in asked) for point in points]
   shown = list(dict.fromkeys(values))
-  figure = drawing.new_figure(8.3, 1.3 + 0.27 * len(points))
+  names = [in_words(point) or label for point in points]
+  # Beside the names of rows there is room for the notes below them.
+  wide = max(8.3, 5.6 + 0.075 * max(map(len, names)))
+  figure = drawing.new_figure(wide, 1.3 + 0.27 * len(points))
   axes = figure.subplots()
   drawing.tidy(axes)
   axes.grid(axis='x', color='#dddddd', linewidth=0.8)
@@ -392,9 +395,7 @@ def _plot_rows(
       axes.hlines(row, low, high, color=look, alpha=0.55, linewidth=3)
     if np.isfinite(middle):
       axes.plot([middle], [row], 'o', color=look, markersize=5)
-  axes.set_yticks(
-    range(len(points)), [in_words(p) or label for p in points], fontsize='small'
-  )
+  axes.set_yticks(range(len(points)), names, fontsize='small')
   axes.set_ylim(len(points) - 0.5, -0.5)
   axes.set_title(literal(title), loc='left')
   words = [label, *_wrapped(notes, 60)]

@@ -474,6 +474,8 @@ _SHIPPED = {
   'crossq_pendulum': [True],
   'cleanrl_classic': [True, False, True, True, True, False, True, True],
   'lunar_lander': [False, True, False],
+  # DQN alone.
+  'twin_distributions': [False, True, True, True],
   # Agents beside references.
   'cartpole_cleanrl_dqn': [True, True],
   'acrobot_cleanrl_dqn': [True, True],
