@@ -152,23 +152,7 @@ def write_curves(
       parts have the same run, or no column tells their runs apart.
     RunError: a folder is no sweep's.
   """
-  rows: list[dict[str, Any]] = []
-  flags: list[dict[str, str]] = []
-  part_of: dict[frozenset, pathlib.Path] = {}
-  for part in parts:
-    for read, point in _runs(study, part):
-      flags.append(read.flags)
-      for row in _rows(read, point, study):
-        run = list(row.items())[: -1 - len(study.columns)]
-        texts = {name: _cell(cell, _SETTING_DIGITS) for name, cell in run}
-        named = {name: text for name, text in texts.items() if text}
-        other = part_of.setdefault(frozenset(named.items()), part)
-        if other != part:
-          which = ', '.join(f'{name} {text}' for name, text in named.items())
-          raise ValueError(f'{other} and {part} have the same run: {which}')
-        rows.append(row)
-  if not rows:
-    raise ValueError('no cell has rows of metrics')
+  rows, flags = _collected(study, parts)
   arms = {name: index for index, name in enumerate(study.sweep.arms)}
   rows.sort(key=lambda row: arms.get(_arm(row, study), len(arms)))
   columns = _columns(rows, len(study.columns))
@@ -196,6 +180,30 @@ def write_curves(
     columns,
     shared,
   )
+
+
+def _collected(
+  study: Study, parts: Sequence[pathlib.Path]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+  """The rows of all runs, and the flags of each."""
+  rows: list[dict[str, Any]] = []
+  flags: list[dict[str, str]] = []
+  part_of: dict[frozenset, pathlib.Path] = {}
+  for part in parts:
+    for read, point in _runs(study, part):
+      flags.append(read.flags)
+      for row in _rows(read, point, study):
+        run = list(row.items())[: -1 - len(study.columns)]
+        texts = {name: _cell(cell, _SETTING_DIGITS) for name, cell in run}
+        named = {name: text for name, text in texts.items() if text}
+        other = part_of.setdefault(frozenset(named.items()), part)
+        if other != part:
+          which = ', '.join(f'{name} {text}' for name, text in named.items())
+          raise ValueError(f'{other} and {part} have the same run: {which}')
+        rows.append(row)
+  if not rows:
+    raise ValueError('no cell has rows of metrics')
+  return rows, flags
 
 
 def _runs(
