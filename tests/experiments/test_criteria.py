@@ -474,6 +474,7 @@ _SHIPPED = {
   'crossq_pendulum': [True],
   'cleanrl_classic': [True, False, True, True, True, False, True, True],
   'lunar_lander': [False, True, False],
+  'minatar_table': [False] * 10,
   # DQN alone.
   'twin_distributions': [False, True, True, True],
   # Agents beside references.
