@@ -167,8 +167,10 @@ def test_pqn_of_the_table_differs_from_its_source_as_named():
   assert config.epsilon_decay / 250_000 == source.epsilon_decay / 1e7
 
 
-@pytest.mark.parametrize('arm', ['dqn', 'c51', 'qrdqn'])
-def test_twins_of_distributions(arm):
+@pytest.mark.parametrize(
+  'arm, step_size', [('dqn', 0.00025), ('c51', 0.001), ('qrdqn', 0.001)]
+)
+def test_twins_of_distributions(arm, step_size):
   sweep = _sweep(f'twin_distributions_{arm}')
   points = [
     (point['game'], point['target_form'] or point['target_update'])
@@ -189,7 +191,9 @@ def test_twins_of_distributions(arm):
   assert of['minto'].target_update == 'hard'
   alone = _sweep(f'minatar_table_{arm}').configs[0]
   differing = {n for n, v in vars(of['hard']).items() if v != getattr(alone, n)}
-  assert differing - {'game', 'also'} == {'target_period_unit'}
+  changed = {'learning_rate'} if arm != 'dqn' else set()
+  assert differing - {'game', 'also'} == {'target_period_unit'} | changed
+  assert {c.learning_rate for c in sweep.configs} == {step_size}
 
 
 def test_growing_periods_are_as_long_on_average():
