@@ -358,6 +358,8 @@ def test_the_table_by_hand(toy, tmp_path):
   again = (tmp_path / 'again-table.csv').read_text()
   assert again == (toy / 'toy-table.csv').read_text()
   # So does the folder of the sweep, which is in one file then.
+  table, _ = studies._read(studies.read_study('toy'), toy, [])
+  assert table['train_return'].tolist() == read.table['train_return'].tolist()
   output = str(tmp_path / 'folder')
   reproduce.main(
     reproduce.ReproduceConfig(study='toy', runs=str(toy), output=output)
