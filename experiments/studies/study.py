@@ -188,28 +188,23 @@ def _collected(
   """The rows of all runs, and the flags of each."""
   rows: list[dict[str, Any]] = []
   flags: list[dict[str, str]] = []
-  part_of: dict[frozenset, pathlib.Path] = {}
+  runs: list[list[_Run]] = []
   for part in parts:
-    for read, point in _runs(study, part):
+    runs.append([])
+    for read, point in _folders(study, part):
       flags.append(read.flags)
-      for row in _rows(read, point, study):
-        run = list(row.items())[: -1 - len(study.columns)]
-        texts = {name: _cell(cell, _SETTING_DIGITS) for name, cell in run}
-        named = {name: text for name, text in texts.items() if text}
-        other = part_of.setdefault(frozenset(named.items()), part)
-        if other != part:
-          which = ', '.join(f'{name} {text}' for name, text in named.items())
-          raise ValueError(f'{other} and {part} have the same run: {which}')
-        rows.append(row)
+      rows += _rows(read, point, study)
+      runs[-1] += _runs(read, point)
+  _refuse_same_runs(parts, runs)
   if not rows:
     raise ValueError('no cell has rows of metrics')
   return rows, flags
 
 
-def _runs(
+def _folders(
   study: Study, part: pathlib.Path
 ) -> Iterator[tuple[Results, Mapping[str, str]]]:
-  """The rows of the runs of a part, and what its cells vary."""
+  """The rows of each folder of a part, and what its cells vary."""
   folder = sweep_folder(part)
   if folder is None:
     yield read_results(part), {}
@@ -218,6 +213,65 @@ def _runs(
     for run in folders_of(folder.run(name).path):
       with contextlib.suppress(FileNotFoundError):  # it has not begun
         yield read_results(run.path), cell['point']
+
+
+class _Run(NamedTuple):
+  """What is known of a run.
+
+  Attributes:
+    told_by: the settings that tell it from others of its part.
+    settings: these, and its flags.
+  """
+
+  told_by: dict[str, Any]
+  settings: dict[str, Any]
+
+  @property
+  def key(self) -> tuple[Any, ...]:
+    """Its task, its arm and its seed."""
+    return tuple(
+      self.settings.get(n) for n in (*PLAYED, ARM_COLUMN, RUN_COLUMN)
+    )
+
+
+def _runs(read: Results, point: Mapping[str, str]) -> list[_Run]:
+  """The runs of a table."""
+  table, flags = read
+  by = [*swept(table, flags), RUN_COLUMN] if RUN_COLUMN in table else []
+  shared = {
+    name: _value(text)
+    for name, text in {**flags, **point}.items()
+    if text and name not in OF_FOLDERS
+  }
+  runs = []
+  for key in group_rows(table, by) if by else [()]:
+    cells = {**point, **dict(zip(by, key, strict=True))}
+    told_by = {
+      name: _value(cell) if isinstance(cell, str) else cell
+      for name, cell in cells.items()
+      if cell not in ('', None)
+    }
+    runs.append(_Run(told_by, shared | told_by))
+  return runs
+
+
+def _refuse_same_runs(
+  parts: Sequence[pathlib.Path], runs: Sequence[Sequence[_Run]]
+) -> None:
+  """Raises ValueError if two parts have runs that nothing tells apart."""
+  known: dict[tuple[Any, ...], list[tuple[pathlib.Path, _Run]]] = {}
+  for part, of_part in zip(parts, runs, strict=True):
+    for run in of_part:
+      for other, second in known.get(run.key, []):
+        shared = run.settings.keys() & second.settings.keys()
+        if all(run.settings[name] == second.settings[name] for name in shared):
+          which = ', '.join(
+            f'{name} {_cell(value, _SETTING_DIGITS)}'
+            for name, value in (second.told_by | run.told_by).items()
+          )
+          raise ValueError(f'{other} and {part} have the same run: {which}')
+    for run in of_part:
+      known.setdefault(run.key, []).append((part, run))
 
 
 def _arm(row: Mapping[str, Any], study: Study) -> str:
@@ -296,14 +350,17 @@ def judge(
   Raises:
     FileNotFoundError: a folder has no metrics, or there is no such file.
     UsageError: the runs are of another task or agent.
-    ValueError: the rows are not of such a study.
+    ValueError: the rows are not of such a study, or two paths have the same
+      run.
   """
   criteria = study.load_criteria()
-  tables = []
+  tables, runs = [], []
   for path in paths:
     table, flags = _read(study, path, notes)
     _compare(study, path, table, flags, notes, own)
     tables.append(_with_settings(table, flags, criteria.settings))
+    runs.append(_runs(Results(table, flags), {}))
+  _refuse_same_runs(paths, runs)
   table = _joined(tables, criteria.settings)
   missing = [name for name in criteria.columns if name not in table]
   if criteria.columns and len(missing) == len(criteria.columns):

@@ -392,6 +392,12 @@ def test_parts_of_a_study_become_one_file(toy, tmp_path):
   message = 'have the same run: arm plain, environment catch, seed 0'
   with pytest.raises(RunError, match=message):
     joined(parts['plain'], toy)
+  # Nor would it be judged as two runs; a file is no part beside itself, either.
+  for paths in ([parts['plain'], toy], [whole, whole]):
+    with pytest.raises(RunError, match=message):
+      reproduce.main(
+        reproduce.ReproduceConfig(study='toy', runs=','.join(map(str, paths)))
+      )
   # A run that no column tells from another would be lost.
   text = parts['plain'].read_text().replace('arm,', '').replace('plain,', '')
   paths = [tmp_path / 'dqn.csv', tmp_path / 'c51.csv']
