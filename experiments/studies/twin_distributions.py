@@ -7,9 +7,9 @@ QR-DQN; MINTO and other twins are no worse than hard.
 import numpy as np
 
 from experiments.studies.claims import (
-  known,
   Claim,
   exceeds,
+  known,
   no_worse,
   settings_of,
 )
