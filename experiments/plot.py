@@ -52,11 +52,14 @@ first two write their numbers into OUTPUT-KIND.csv:
 
   curves       a line for each setting; a figure for each task (OUTPUT.png)
   final        its results: the mean over the last tenth of the runs
-  heatmap      these of two swept options, as a grid
+  heatmap      these of two swept options, as a grid for each task; over all
+               tasks their interquartile mean with --normalize, and how likely
+               they exceed the setting of --baseline
   aggregates   median, interquartile mean, mean and optimality gap over tasks,
                and rank_spread; prints its mean over settings, the THC score
   profiles     the fraction of runs that score above each threshold
-  improvement  how likely a run of one setting exceeds one of another
+  improvement  how likely a run of one setting exceeds one of another, or
+               of the one of --baseline
   differences  how far each setting lies above the first one, or the one of
                --baseline before it; a pane for each task, in its own unit
   efficiency   the interquartile mean over steps, and over wall time where it
@@ -152,17 +155,18 @@ class PlotConfig:
     'Scale that puts the scores of several tasks together. human: 0 for random '
     'play and 1 for a human tester (Atari); range: 0 and 1 for the worst and '
     'the best run of each task here; none. If not given, human where it is '
-    'known, range for several tasks, none for one.',
+    'known, range for several tasks, none for one; heatmap has a '
+    'grid for each task then, and with a scale one over all tasks.',
     one_of(kinds.NORMALIZATIONS),
-    when=given('kind', 'aggregates', 'profiles', 'efficiency'),
+    when=given('kind', 'heatmap', 'aggregates', 'profiles', 'efficiency'),
     refused=True,
   )
   baseline: str | None = option(
     None,
     'Values, separated by commas, of the settings that others are compared '
-    'with: each with the last of these before it. If not given, all are '
-    'compared with the first one.',
-    when=given('kind', 'differences'),
+    'with: each with the last of these before it; for improvement and heatmap '
+    'all values of one setting. If not given, the first one.',
+    when=given('kind', 'differences', 'improvement', 'heatmap'),
     refused=True,
   )
   vector: str | None = option(

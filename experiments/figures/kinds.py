@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 
 from experiments.config.declaring import UsageError, refuse
-from experiments.figures import sweeps, together
+from experiments.figures import grids, sweeps, together
 from experiments.figures.sources import Source
 from experiments.figures.together import Study
 from siamrl import twins
 from siamrl.report import (
   aggregates,
   comparisons,
-  consistency,
   drawing,
   statistics,
   sweep as sweep_figures,
 )
 from siamrl.report.aggregates import Estimate
-from siamrl.report.arrangement import MOST_LINES, in_words
+from siamrl.report.arrangement import MOST_LINES
 from siamrl.report.curves import plot_final, plot_sweep
 from siamrl.report.human_normalized import human_normalized
 from siamrl.report.run_folder import write_atomically
@@ -33,7 +32,6 @@ NORMALIZATIONS = ('human', 'range', 'none')
 # The kinds that have panes and a choice of colors.
 _LOOKS = {'facet': ('curves',), 'color': ('curves', 'final')}
 _MOST_PAIRS = 10  # beyond which settings are compared with the first one only
-_MOST_ROWS = 24
 _THRESHOLDS = 101
 # Axes of wall time: the unit and its seconds, from the smallest.
 _UNITS = (('s', 1.0), ('min', 60.0), ('h', 3600.0), ('days', 86400.0))
@@ -73,7 +71,7 @@ def _curves(config: Any, study: Study) -> None:
       facet=facet,
       color=color,
       title=title,
-      x_label=_words(study.x),
+      x_label=together.words(study.x),
       y_label=sweep_figures.words(study.y),
       notes=[*study.notes, *notes],
     )
@@ -104,79 +102,116 @@ def _final(config: Any, study: Study) -> None:
 
 
 def _heatmap(config: Any, study: Study) -> None:
-  """A grid of two swept options, in a figure for each task."""
-  scores, note = together.final_scores(study)
-  for path, title, part in _by_task(config, study):
-    table, by, _ = together.long_table(part)
-    shown, position, label = sweep_figures.places(
-      table, by, part.flags, twins.with_period()
+  """Grids of two swept options: for each task, or of all tasks together."""
+  if config.normalize is None and config.baseline is None:
+    scores, note = together.final_scores(study)
+    for path, title, part in _by_task(config, study):
+      numbers = [
+        scores[study.settings.index(point), part.tasks[0]]
+        for point in part.settings
+      ]
+      _grid(
+        config,
+        part,
+        part.settings,
+        [statistics.over_runs(each) for each in numbers],
+        [len(each) for each in numbers],
+        path=path,
+        title=title,
+        label=sweep_figures.words(study.y),
+        notes=[
+          _explained('mean', True, {len(n) for n in numbers}),
+          f'score: {_last(note)}',
+          *([note] if note else []),
+          *study.notes,
+        ],
+      )
+    return
+  if config.normalize is not None and config.baseline is not None:
+    refuse(
+      config, 'baseline', 'not go with --normalize: probabilities need no scale'
     )
-    if not shown:
-      counts = {n: len({p[n] for p in part.settings}) for n in by}
-      across = max(counts, key=lambda n: counts[n], default='')
-      shown, position, label = [across], _value_of(across), _words(across)
-    down = [n for n in by if n not in shown]
-    places = [_rounded(position(point)) for point in part.settings]
-    lines = [tuple(p[n] for n in down) for p in part.settings]
-    columns = _ordered(places)
-    rows = _ordered(lines)
-    if len(columns) < 2 or len(rows) < 2:
-      raise UsageError(
-        f'--kind=heatmap must have two swept options, and --runs={config.runs} '
-        f'has {", ".join(n for n in by if n != together.LABEL) or "none"}'
-      )
-    if len(set(zip(lines, places, strict=True))) < len(places):
-      raise UsageError(
-        f'--kind=heatmap must have one setting at each place of {label}'
-      )
-    if len(rows) > _MOST_ROWS or len(columns) > _MOST_ROWS:
-      raise UsageError(
-        f'--kind=heatmap must have at most {_MOST_ROWS} rows and columns, not '
-        f'{len(rows)} and {len(columns)}'
-      )
-    task = part.tasks[0]
-    numbers = [
-      scores[study.settings.index(point), task] for point in part.settings
+  one = len(study.tasks) == 1
+  by_name, label, notes = _scores(config, study, scaled=not config.baseline)
+  if config.baseline is None:
+    found = [_estimate(each, statistics.iqm) for each in by_name.values()]
+    _say_consistency(together.spreads(by_name, study))
+    label = f'IQM of {label or sweep_figures.words(study.y)}'
+  else:
+    baseline = together.baseline(config, study, list(by_name))
+    found = [
+      aggregates.probability_of_improvement(each, by_name[baseline])
+      for each in by_name.values()
     ]
-    estimates = {
-      (rows.index(line), columns.index(place)): statistics.over_runs(number)
-      for line, place, number in zip(lines, places, numbers, strict=True)
-    }
-    comparisons.plot_heatmap(
-      f'{path}-heatmap.png',
-      [
-        _tick(row[0])
-        if len(down) == 1
-        else in_words(dict(zip(down, row, strict=True)))
-        for row in rows
-      ],
-      [_tick(place) for place in columns],
-      estimates,
-      x_label=label,
-      y_label=', '.join(map(_words, down)),
-      color_label=sweep_figures.words(study.y),
-      title=title,
-      explanation=_caption(
-        _explained('mean', True, {len(n) for n in numbers}),
-        f'score: {_last(note)}',
-        note,
-        *study.notes,
-      ),
-    )
-    _write(
-      f'{path}-heatmap.csv',
-      [*by, 'seeds'],
-      [
-        (
-          ['' if v is None else v for v in point.values()] + [len(number)],
-          estimates[rows.index(line), columns.index(place)],
-        )
-        for point, number, line, place in zip(
-          part.settings, numbers, lines, places, strict=True
-        )
-      ],
-      [f'score: {_last(note)}', *([note] if note else []), *study.notes],
-    )
+    label = f'P(A > {baseline})'
+  kept = [
+    number for number, name in enumerate(study.names()) if name in by_name
+  ]
+  seeds = [len(each) for each in by_name.values()]
+  _grid(
+    config,
+    study.of_task(study.tasks[0]),
+    [study.settings[number] for number in kept],
+    found,
+    seeds,
+    path=config.output,
+    title=_title(study),
+    label=label,
+    notes=[
+      _explained('IQM', one, {*seeds})
+      if config.baseline is None
+      else _of_pairs(one, {*seeds}),
+      *notes,
+    ],
+  )
+
+
+def _grid(
+  config: Any,
+  part: Study,
+  settings: Sequence[Mapping[str, Any]],
+  found: Sequence[Estimate],
+  seeds: Sequence[int],
+  *,
+  path: str,
+  title: str,
+  label: str,
+  notes: Sequence[str],
+) -> None:
+  """Writes a grid of settings.
+
+  Args:
+    config: the options.
+    part: runs of one task, which has all of the settings.
+    settings: the settings.
+    found: (estimate, low, high) of each setting.
+    seeds: the number of seeds of each setting.
+    path: of the files, without what they end in.
+    title: text above the grid.
+    label: label of the numbers, with the unit.
+    notes: lines below it; the first is of the figure alone.
+  """
+  grid = grids.arrange(config, part, settings)
+  comparisons.plot_heatmap(
+    f'{path}-heatmap.png',
+    grid.rows,
+    grid.columns,
+    dict(zip(grid.cells, found, strict=True)),
+    x_label=grid.x_label,
+    y_label=grid.y_label,
+    color_label=label,
+    title=title,
+    explanation=_caption(*notes, *grid.notes),
+  )
+  _write(
+    f'{path}-heatmap.csv',
+    [*settings[0], 'seeds'],
+    [
+      (['' if v is None else v for v in point.values()] + [count], each)
+      for point, count, each in zip(settings, seeds, found, strict=True)
+    ],
+    notes[1:],
+  )
 
 
 def _aggregates(config: Any, study: Study) -> None:
@@ -198,13 +233,7 @@ def _aggregates(config: Any, study: Study) -> None:
     for kind, statistic in kinds.items()
   }
   runs = {len(each) for each in scores.values()}
-  spreads = consistency.spreads_of(
-    {
-      (name, task): each[:, number]
-      for name, each in scores.items()
-      for number, task in enumerate(study.tasks)
-    }
-  )
+  spreads = together.spreads(scores, study)
   comparisons.plot_aggregates(
     f'{config.output}-aggregates.png',
     found,
@@ -239,6 +268,10 @@ def _aggregates(config: Any, study: Study) -> None:
     ],
     notes,
   )
+  _say_consistency(spreads)
+
+
+def _say_consistency(spreads: Mapping[str, float]) -> None:
   if spreads:
     score = float(np.mean(list(spreads.values())))
     print(sweeps.consistency_words(score, len(spreads)))
@@ -296,8 +329,9 @@ def _improvement(config: Any, study: Study) -> None:
     )
   pairs = list(itertools.combinations(names, 2))
   pairs = [(later, first) for first, later in pairs]
-  if len(pairs) > _MOST_PAIRS:
-    pairs = [(name, names[0]) for name in names[1:]]
+  if config.baseline is not None or len(pairs) > _MOST_PAIRS:
+    baseline = together.baseline(config, study, names)
+    pairs = [(name, baseline) for name in names if name != baseline]
   found = {
     (a, b): aggregates.probability_of_improvement(scores[a], scores[b])
     for a, b in pairs
@@ -307,12 +341,7 @@ def _improvement(config: Any, study: Study) -> None:
     found,
     title=_title(study),
     explanation=_caption(
-      'P(A > B): probability that a run of A exceeds a run of B',
-      drawing.bootstrapped(
-        'pairs',
-        {len(each) for each in scores.values()},
-        'one improvement' if len(study.tasks) == 1 else 'improvement',
-      ),
+      _of_pairs(len(study.tasks) == 1, {len(each) for each in scores.values()}),
       *notes,
     ),
   )
@@ -337,7 +366,7 @@ def _differences(config: Any, study: Study) -> None:
     for point, name in zip(part.settings, part.names(), strict=True):
       runs = scores[study.settings.index(point), task]
       counts.add(len(runs))
-      if any(str(value) in asked for value in point.values()) or (
+      if any(text in asked for text in together.texts(point)) or (
         baseline is None and not asked
       ):
         baseline = name, runs
@@ -387,7 +416,7 @@ def _differences(config: Any, study: Study) -> None:
 def _efficiency(config: Any, study: Study) -> None:
   """The aggregate over tasks, over steps, and over wall time if measured."""
   clocks: dict[str, tuple[str, float, Callable]] = {
-    '': (_words(study.x), 1.0, lambda run: run.x)
+    '': (together.words(study.x), 1.0, lambda run: run.x)
   }
   runs = [run for each in study.runs.values() for run in each]
   if all(run.seconds is not None for run in runs):
@@ -521,7 +550,7 @@ def _scores(
 
 
 def _check_lines(config: Any, found: Mapping[str, Any]) -> None:
-  if len(found) > MOST_LINES and config.kind != 'improvement':
+  if len(found) > MOST_LINES and config.kind not in ('improvement', 'heatmap'):
     raise UsageError(
       f'--kind={config.kind} must have at most {MOST_LINES} settings, which '
       f'can be told apart, not {len(found)}'
@@ -530,15 +559,18 @@ def _check_lines(config: Any, found: Mapping[str, Any]) -> None:
 
 def _complete(study: Study, notes: list[str]) -> list[tuple[int, str]]:
   """The settings that have runs of all tasks; notes tell of the others."""
-  kept = []
+  kept, left_out = [], []
   for number, name in enumerate(study.names()):
     counts = {len(study.runs.get((number, task), ())) for task in study.tasks}
     if 0 in counts:
-      notes.append(f'left out, without runs of all tasks: {name}')
+      left_out.append(name)
       continue
     if len(counts) > 1:
       notes.append(f'{name}: {min(counts)} of its seeds on each task')
     kept.append((number, name))
+  if left_out:
+    more = f'; and {len(left_out) - 1} more' * (len(left_out) > 1)
+    notes.append(f'left out, without runs of all tasks: {left_out[0]}{more}')
   return kept
 
 
@@ -619,6 +651,16 @@ def _explained(what: str, one_task: bool, runs: set[int]) -> str:
   return words.replace('mean of', f'{what} of', 1)
 
 
+def _of_pairs(one_task: bool, runs: set[int]) -> str:
+  """The words of a caption on probabilities of improvement."""
+  return _caption(
+    'P(A > B): probability that a run of A exceeds a run of B',
+    drawing.bootstrapped(
+      'pairs', runs, 'one improvement' if one_task else 'improvement'
+    ),
+  )
+
+
 def _caption(*parts: str) -> str:
   return '\n'.join(filter(None, parts))
 
@@ -631,38 +673,6 @@ def _title(study: Study) -> str:
 
 def _last(note: str) -> str:
   return 'last 10 % of the common time' if note else 'last 10 % of the runs'
-
-
-def _ordered(values: Sequence[Any]) -> list[Any]:
-  """Values in order: numbers by size, texts as they occur, None at the end."""
-  distinct = list(dict.fromkeys(values))
-  try:
-    return sorted(
-      distinct, key=lambda v: (v is None, v if v is not None else 0)
-    )
-  except TypeError:
-    return distinct
-
-
-def _rounded(place: Any) -> Any:
-  """A place to four digits, as a rate and the period that it matches meet."""
-  if isinstance(place, (int, float)):
-    return float(f'{place:.4g}')
-  return place
-
-
-def _tick(place: Any) -> str:
-  if place is None:
-    return 'none'
-  return f'{place:.4g}' if isinstance(place, (int, float)) else str(place)
-
-
-def _value_of(name: str) -> Callable[[Mapping[str, Any]], Any]:
-  return lambda point: point.get(name)
-
-
-def _words(column: str) -> str:
-  return column.replace('_', ' ')
 
 
 def _write(

@@ -4,7 +4,7 @@ A setting is what runs differ in, but for the task and the seed: the swept
 options of sweeps, and the flags or the names of the folders and files.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import os
 from typing import Any, NamedTuple
 
@@ -13,7 +13,12 @@ import numpy as np
 from experiments.config.declaring import UsageError
 from experiments.figures import protocols, sources
 from experiments.figures.sources import Source
-from siamrl.report import aggregates, lab as lab_figures, sweep as sweep_figures
+from siamrl.report import (
+  aggregates,
+  consistency,
+  lab as lab_figures,
+  sweep as sweep_figures,
+)
 from siamrl.report.arrangement import Point, in_words
 from siamrl.report.metrics import (
   CLOCKS,
@@ -87,6 +92,40 @@ class Study(NamedTuple):
     return self._replace(
       settings=[self.settings[i] for i in kept], tasks=[task], runs=runs
     )
+
+
+def texts(point: Point) -> list[str]:
+  """The values of a setting as flags have them."""
+  return [
+    value if isinstance(value, str) else f'{value:.10g}'
+    for value in point.values()
+    if value is not None
+  ]
+
+
+def baseline(config: Any, study: Study, names: Sequence[str]) -> str:
+  """The name of the setting with all values of --baseline, or the first."""
+  if config.baseline is None:
+    return names[0]
+  asked = config.baseline.split(',')
+  for point, name in zip(study.settings, study.names(), strict=True):
+    if name in names and sorted(asked) == sorted(texts(point)):
+      return name
+  raise UsageError(
+    f'--baseline={config.baseline} must be all values of a setting, such as '
+    + ','.join(texts(study.settings[0]))
+  )
+
+
+def spreads(scores: Mapping[str, np.ndarray], study: Study) -> dict[str, float]:
+  """How far the rank of each setting differs between tasks, by its name."""
+  return consistency.spreads_of(
+    {
+      (name, task): each[:, number]
+      for name, each in scores.items()
+      for number, task in enumerate(study.tasks)
+    }
+  )
 
 
 def read(config: Any, found: Sequence[Source]) -> Study:
@@ -287,7 +326,7 @@ def _side_by_side(
   longest = max((run.x for run in runs), key=len)
   if all(np.array_equal(run.x, longest[: len(run.x)]) for run in runs):
     return [(run.x, run.y) for run in runs]
-  notes.append(f'rows at unequal {_words(study.x)}: interpolated')
+  notes.append(f'rows at unequal {words(study.x)}: interpolated')
   points = np.linspace(
     max(run.x[0] for run in runs),
     max(run.x[-1] for run in runs),
@@ -328,7 +367,7 @@ def final_scores(
     for key, runs in of_task.items():
       scores[key] = np.array([_final(run, end) for run in runs])
   said = [
-    f'first {end} {_words(study.x)}'
+    f'first {end} {words(study.x)}'
     + f' of {", ".join(of)}' * (of != study.tasks)
     for end, of in unequal.items()
   ]
@@ -345,5 +384,5 @@ def _final(run: Run, end: float) -> float:
   return float(known.mean()) if len(known) else float('nan')
 
 
-def _words(column: str) -> str:
+def words(column: str) -> str:
   return column.replace('_', ' ')

@@ -21,7 +21,7 @@ from siamrl.report.metrics import RUN_COLUMN, Table
 
 COLUMNS = ('train_return',)
 _TASK = 'environment'
-_PERIODS = (2, 16, 128, 1024, 8192)
+_PERIODS = (3, 15, 129, 1_023, 8_193)
 
 
 def judge(table: Table) -> list[Claim]:
@@ -60,8 +60,7 @@ def judge(table: Table) -> list[Claim]:
     return max(settings, key=lambda setting: np.mean(of(setting)))
 
   copies = [
-    find('hard', target_period=period, target_form=None)[0]
-    for period in _PERIODS
+    find('hard', target_period=period, arm=None)[0] for period in _PERIODS
   ]
   averages = find('soft')  # rates fall as periods grow
   plain = copies + averages

@@ -160,9 +160,10 @@ def write_curves(
     _MEASURE_DIGITS if name in study.columns else _SETTING_DIGITS
     for name in columns
   ]
+  told_by = {ARM_COLUMN} | ({'environment'} if study.arms_are_tasks else set())
   for name in study.load_criteria().settings:
     values = {str(other.get(name)) for other in flags}
-    if len(values) > 1 and not {name, ARM_COLUMN} & {*columns}:
+    if len(values) > 1 and not {name, *told_by} & {*columns}:
       found = ', '.join(sorted(values))
       raise ValueError(f'no column tells --{name}={found} apart')
   shared = {

@@ -95,11 +95,16 @@ def plot_improvement(
     OSError: if the file cannot be written.
   """
   with drawing.small_text():
+    others = dict.fromkeys(b for _, b in found)
+    one = len(others) == 1
     names = [
-      '\n'.join(textwrap.wrap(a, _LETTERS) + textwrap.wrap(f'> {b}', _LETTERS))
+      '\n'.join(
+        textwrap.wrap(a, _LETTERS)
+        + [line for line in textwrap.wrap(f'> {b}', _LETTERS) if not one]
+      )
       for a, b in found
     ]
-    lines = max(name.count('\n') for name in names) + 1
+    lines = max(max(name.count('\n') for name in names) + 1, 1 + one)
     figure = drawing.new_column(0.7 + 0.75 * lines * _ROW * len(found))
     axes = figure.subplots()
     _tidy_rows(axes, names)
@@ -107,7 +112,9 @@ def plot_improvement(
       _bar(axes, row, estimate, COLORS[0])
     axes.axvline(0.5, color=drawing.GRAY, linestyle='--', linewidth=0.8)
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel('P(A > B)')
+    axes.set_xlabel(
+      literal(f'P(A > {next(iter(others))})') if one else 'P(A > B)'
+    )
     axes.set_title(literal(title), loc='left')
     drawing.caption(figure, explanation)
     drawing.save(figure, path)
@@ -202,7 +209,10 @@ def plot_heatmap(
     values[place] = estimate
   with drawing.small_text():
     cell = max(0.26, 0.7 / len(rows))
-    figure = drawing.new_column(0.9 + cell * len(rows))
+    # Beside long names a column of the page leaves no room for the cells.
+    named = 0.06 * max(map(len, rows)) + 0.9
+    wide = max(drawing.COLUMN, min(8.0, named + 0.4 * len(columns)))
+    figure = drawing.new_column(0.9 + cell * len(rows), wide)
     axes = figure.subplots()
     axes.set_facecolor('#eeeeee')
     axes.patch.set_hatch('////')

@@ -194,9 +194,9 @@ def small_text() -> Any:
   )
 
 
-def new_column(height: float) -> Any:
+def new_column(height: float, width: float = COLUMN) -> Any:
   """Returns an empty figure as wide as a column; needs `small_text`."""
-  return _figures().Figure(figsize=(COLUMN, height), layout='constrained')
+  return _figures().Figure(figsize=(width, height), layout='constrained')
 
 
 def swatch(color: str) -> Any:

@@ -371,7 +371,8 @@ def _matched_period(
 
   Copies every C steps have a mean age of (C - 1) / 2 steps; an average with the
   rate tau, of 1 / tau - 1. Averages at every C-th step are C times as old plus
-  (C - 1) / 2 between two of them: C * (2 / tau - 1) covers all three.
+  (C - 1) / 2 between two of them: C * (2 / tau - 1) covers all three. If parts
+  of the network have rules of their own, the oldest counts.
 
   Args:
     point: has a period, a rate, or both.
@@ -381,4 +382,5 @@ def _matched_period(
   if period is None and tau is None:
     return None  # a rule without parameters
   place = 1.0 if period is None else period * gradient_steps
-  return place if tau is None else place * (2 / tau - 1)
+  rate = 1.0 if tau is None else 2 / tau - 1
+  return max(place, rate) if point.get('target_paths') else place * rate

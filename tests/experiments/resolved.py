@@ -53,7 +53,7 @@ PRESETS = {
     ),
     *('twin_grid_cartpole', 'cleanrl_c51_cartpole', 'cleanrl_c51_acrobot'),
     *('cleanrl_pqn_cartpole', 'cleanrl_pqn_acrobot', 'twin_defects_cartpole'),
-    'atlas_discrete_rules',
+    *('atlas_discrete_rules', 'atlas_catch', 'atlas_cartpole', 'atlas_minto'),
   ),
   minatar: (
     *('minatar_dqn', 'dopamine_dqn_minatar', 'pqn_minatar', 'spr_minatar'),
@@ -64,11 +64,11 @@ PRESETS = {
     *('minatar_table_pqn', 'minatar_table_stream_q', 'twin_distributions_dqn'),
     *('twin_distributions_c51', 'twin_distributions_qrdqn'),
     *('stream_q_minatar', 'qrc_minatar', 'twin_defects_breakout'),
-    'replay_and_twin',
+    *('replay_and_twin', 'atlas_breakout', 'atlas_asterix'),
   ),
   gym: ('zoo_dqn_lunar_lander', 'zoo_qrdqn_lunar_lander'),
   control: (
-    'atlas_rules',
+    *('atlas_rules', 'atlas_pendulum'),
     *('td3', 'td3_paper', 'sac', 'sac_hard', 'ddpg', 'cleanrl_ddpg'),
     *('cleanrl_td3', 'cleanrl_sac', 'td3_pendulum', 'sac_pendulum'),
     *('twin_rate', 'crossq', 'crossq_pendulum', 'twin_defects_pendulum'),

@@ -215,6 +215,89 @@ def test_a_grid_of_two_options(tmp_path, asked):
   assert [row['estimate'] for row in table] == ['11', '21', '31']
 
 
+def test_a_grid_of_rules(tmp_path, asked):
+  """Rules of equal mean age share a column, whatever they take."""
+  columns = 'target_update,target_period,target_period_end,tau,target_paths'
+  rows = [
+    (*point, seed, 10, value)
+    for value, point in enumerate(
+      [
+        *(('hard', period, '', '', '') for period in (3, 15)),
+        *(('hard_scheduled', p, 4 * p, '', '') for p in (3, 15)),
+        # Half of the way at every period, which is three times as old.
+        *(('periodic_soft', p, '', 0.5, '') for p in (1, 5)),
+        *(('by_path', p, '', 2 / (p + 1), 'a:soft+b:hard') for p in (3, 15)),
+        ('self', '', '', '', ''),
+      ]
+    )
+    for seed in (0, 1)
+  ]
+  path = _file(
+    tmp_path / 'grid.csv', f'{columns},seed,env_steps,train_return', rows
+  )
+  assert not _plot(str(path), '--kind=heatmap', f'--output={tmp_path}/out')
+  ((_, (down, across, cells), words),) = asked['heatmap']
+  rules = ['hard', 'hard_scheduled', 'periodic_soft', 'by_path, a:soft+b:hard']
+  assert down == [*rules, 'self']
+  assert across == ['3', '15', 'none']
+  assert {place: float(cell[0]) for place, cell in cells.items()} == {
+    **{
+      (row, column): 2 * row + column for row in range(4) for column in (0, 1)
+    },
+    (4, 2): 8,
+  }
+  assert 'target period end: a value for each column' in words['explanation']
+
+
+def test_grids_of_all_tasks_together(tmp_path, asked, capsys):
+  """Interquartile means of scaled scores, and how likely runs are better."""
+  of = {
+    ('hard', 3): ([0, 1, 2], [0, 10, 20]),
+    ('hard', 15): ([3, 3, 3], [30, 30, 30]),
+    ('averaged', 3): ([1, 1, 1], [10, 10, 10]),
+    ('averaged', 15): ([4, 4, 4], [40, 40, 40]),
+    ('chain', 3): ([9, 9, 9], []),
+  }
+  path = _file(
+    tmp_path / 'grid.csv',
+    'environment,target_update,target_period,seed,env_steps,train_return',
+    [
+      (task, *point, seed, 10, score)
+      for point, tasks in of.items()
+      for task, scores in zip(('a', 'b'), tasks, strict=True)
+      for seed, score in enumerate(scores)
+    ],
+  )
+  draw = lambda *more: _plot(
+    str(path), '--kind=heatmap', f'--output={tmp_path}/out', *more
+  )
+  assert not draw('--normalize=range')
+  ((drawn, (down, across, cells), words),) = asked.pop('heatmap')
+  assert drawn == f'{tmp_path}/out-heatmap.png'
+  assert (down, across) == (['hard', 'averaged'], ['3', '15'])
+  # Of task a 0 to 9 are 0 to 1, of task b 0 to 40. The middle half of 0, 1/9,
+  # 2/9, 0, 1/4 and 1/2 are 1/9, 2/9 and halves of 0 and of 1/4.
+  scaled = np.array([[0, 1 / 9, 2 / 9], [0, 1 / 4, 1 / 2]])
+  middle = statistics.iqm(scaled.ravel())
+  assert float(cells[0, 0][0]) == pytest.approx(middle)
+  assert float(cells[1, 1][0]) == pytest.approx(
+    statistics.iqm(np.array([4 / 9, 1] * 3))
+  )
+  left_out = 'left out, without runs of all tasks: chain, target_period=3'
+  assert left_out in words['explanation']
+  assert 'THC 0: how far' in capsys.readouterr().out
+  assert not draw('--baseline=hard,3')
+  ((_, (_, _, cells), words),) = asked.pop('heatmap')
+  # A tie counts half: 1 against 0, 1 and 2.
+  found = {place: float(cell[0]) for place, cell in cells.items()}
+  assert found == {(0, 0): 0.5, (0, 1): 1, (1, 0): 0.5, (1, 1): 1}
+  assert words['color_label'] == 'P(A > hard, target_period=3)'
+  assert draw('--baseline=hard') == 2
+  assert '--baseline=hard must be all values' in capsys.readouterr().err
+  assert draw('--baseline=hard,3', '--normalize=range') == 2
+  assert 'must not go with --normalize' in capsys.readouterr().err
+
+
 def _folder(path, seed, clock, values, seconds=None, **flags_):
   known = {'environment': 'Ant-v5', 'agent': 'sac', 'seed': str(seed)}
   folder, _ = open_run_folder(path, known | flags_, {})

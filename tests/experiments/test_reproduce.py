@@ -408,6 +408,12 @@ def test_parts_of_a_study_become_one_file(toy, tmp_path):
   with pytest.raises(ValueError, match='tells --agent=c51, dqn apart'):
     studies.write_curves(tmp_path / 'x.csv', study, paths)
   assert not (tmp_path / 'x.csv').exists()
+  # Where arms are tasks, an agent each, tasks tell them apart.
+  tasks = study._replace(arms_are_tasks=True)
+  studies.write_curves(tmp_path / 'x.csv', tasks, paths)
+  table, flags = read_results(tmp_path / 'x.csv')
+  assert {*table['environment']} == {'catch', 'cartpole'}
+  assert 'agent' not in flags
 
 
 def test_settings_in_results_files_are_those_of_the_runs(toy, tmp_path):
