@@ -478,6 +478,11 @@ _SHIPPED = {
   'lunar_lander': [False, True, False],
   'minatar_table': [False] * 10,
   'twin_distributions': [False, True, False] + [True] * 5,
+  'twin_defects': [
+    *(True, False, True, True, False, False, True, True, True),
+    *(True, False, True, True, True, True, True, True, True),
+    *[True] * 9,
+  ],
   # Agents beside references.
   'cartpole_cleanrl_dqn': [True, True],
   'acrobot_cleanrl_dqn': [True, True],
