@@ -478,6 +478,8 @@ _SHIPPED = {
   'lunar_lander': [False, True, False],
   'minatar_table': [False] * 10,
   'twin_distributions': [False, True, False] + [True] * 5,
+  'replay_and_twin': [False, False, True, False, True],
+  'rank_and_dormancy': [True, True, True, False, False],
   'twin_defects': [
     *(True, False, True, True, False, False, True, True, True),
     *(True, False, True, True, True, True, True, True, True),
