@@ -7,6 +7,7 @@ import shutil
 import tempfile
 
 import hypothesis
+import pytest
 
 # Before JAX is imported, which reads these then, for this process and for those
 # that it starts: workers of pytest-xdist, and launchers. All share one cache.
@@ -42,3 +43,17 @@ def pytest_configure(config):
   # Slow tests compute for minutes, and want XLA as users have it.
   if config.option.markexpr == 'not slow':
     devices.add_xla_flags(COMPILE_FAST)
+
+
+@pytest.fixture
+def kept_rules(monkeypatch):
+  """Leaves the rules as they were: studies may bring their own."""
+  from experiments.config import users
+  from siamrl import twins
+
+  monkeypatch.setattr(users, '_known', set(users._known))
+  before = [(r, dict(r)) for r in (twins.RULES, twins.PARAMETERS)]
+  yield
+  for registry, kept in before:
+    registry.clear()
+    registry.update(kept)

@@ -217,7 +217,7 @@ def _folders(
 
 
 class _Run(NamedTuple):
-  """What is known of a run.
+  """A run, by all that is known of it.
 
   Attributes:
     told_by: the settings that tell it from others of its part.

@@ -495,7 +495,7 @@ _SHIPPED = {
 
 
 @pytest.mark.parametrize('study', _SHIPPED)
-def test_shipped_results_are_judged_as_published(study, capsys):
+def test_shipped_results_are_judged_as_published(study, capsys, kept_rules):
   paths = [RESULTS / f'{study}-curves.csv']
   if study == 'crossq_pendulum':
     paths.append(RESULTS / 'sac_pendulum-curves.csv')

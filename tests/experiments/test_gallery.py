@@ -17,6 +17,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'experiments' / 'results'
 PAGE = (RESULTS / 'README.md').read_text(encoding='utf-8')
 
+
+@pytest.fixture(autouse=True)
+def _registries(kept_rules):
+  """Studies may bring rules of their own."""
+
+
 DRAWERS = {
   'plot': (plot.PlotConfig, plot.main, {'listed': 'runs'}),
   'reproduce': (reproduce.ReproduceConfig, reproduce.main, {}),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import launchers, plot, reproduce, sweep
-from experiments.config import collecting, executing, reading, users
+from experiments.config import collecting, executing, reading
 from experiments.config.declaring import RunError, UsageError
 from experiments.engines import driving
 from experiments.engines.cells import Cell
@@ -40,14 +40,8 @@ def _at_the_root(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _registries(monkeypatch):
-  """Leaves the rules as they were: studies may bring their own."""
-  monkeypatch.setattr(users, '_known', set(users._known))
-  before = [(r, dict(r)) for r in (twins.RULES, twins.PARAMETERS)]
-  yield
-  for registry, kept in before:
-    registry.clear()
-    registry.update(kept)
+def _registries(kept_rules):
+  """Studies may bring rules of their own."""
 
 
 def _sweep(name):
