@@ -95,16 +95,11 @@ def plot_improvement(
     OSError: if the file cannot be written.
   """
   with drawing.small_text():
-    others = dict.fromkeys(b for _, b in found)
-    one = len(others) == 1
     names = [
-      '\n'.join(
-        textwrap.wrap(a, _LETTERS)
-        + [line for line in textwrap.wrap(f'> {b}', _LETTERS) if not one]
-      )
+      '\n'.join(textwrap.wrap(a, _LETTERS) + textwrap.wrap(f'> {b}', _LETTERS))
       for a, b in found
     ]
-    lines = max(max(name.count('\n') for name in names) + 1, 1 + one)
+    lines = max(name.count('\n') for name in names) + 1
     figure = drawing.new_column(0.7 + 0.75 * lines * _ROW * len(found))
     axes = figure.subplots()
     _tidy_rows(axes, names)
@@ -112,9 +107,7 @@ def plot_improvement(
       _bar(axes, row, estimate, COLORS[0])
     axes.axvline(0.5, color=drawing.GRAY, linestyle='--', linewidth=0.8)
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(
-      literal(f'P(A > {next(iter(others))})') if one else 'P(A > B)'
-    )
+    axes.set_xlabel('P(A > B)')
     axes.set_title(literal(title), loc='left')
     drawing.caption(figure, explanation)
     drawing.save(figure, path)

@@ -195,7 +195,7 @@ def small_text() -> Any:
 
 
 def new_column(height: float, width: float = COLUMN) -> Any:
-  """Returns an empty figure as wide as a column; needs `small_text`."""
+  """Returns an empty figure of some inches; needs `small_text`."""
   return _figures().Figure(figsize=(width, height), layout='constrained')
 
 
