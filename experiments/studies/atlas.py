@@ -146,6 +146,12 @@ def _carries_over(scores: list[list[np.ndarray]]) -> Claim:
   Args:
     scores: [tasks][settings][runs].
   """
+  text = (
+    "Spearman's correlation of settings between two tasks, averaged over their "
+    'pairs, lies above 0'
+  )
+  if len(scores) < 2:
+    return Claim(text, None, 'not known of one task alone')
   runs = np.stack([np.stack(of_task) for of_task in scores])  # [tasks, K, runs]
   means = [
     np.mean(
@@ -156,9 +162,4 @@ def _carries_over(scores: list[list[np.ndarray]]) -> Claim:
     )
     for seed in range(runs.shape[-1])
   ]
-  return exceeds_number(
-    "Spearman's correlation of settings between two tasks, averaged over their "
-    'pairs, lies above 0',
-    np.array(means),
-    0,
-  )
+  return exceeds_number(text, np.array(means), 0)

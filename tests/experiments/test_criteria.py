@@ -918,6 +918,15 @@ def test_atlas_missed(tmp_path):
   assert _verdicts(claims) == [False, True, True, False, False, True]
 
 
+@pytest.mark.filterwarnings('error')
+def test_atlas_of_one_task_has_no_other_ranks(tmp_path):
+  table = _atlas(tmp_path, lambda rule, period, task: np.log2(period or 2))
+  alone = table['environment'] == 'a'
+  claims = atlas.judge({name: column[alone] for name, column in table.items()})
+  assert claims[-1].met is None
+  assert claims[-1].seen == 'not known of one task alone'
+
+
 def test_settings_of_the_atlas_are_the_same_in_all_tasks():
   """One that is recorded differently somewhere would be in no ranking."""
   file = studies.read_study('atlas').sweep
