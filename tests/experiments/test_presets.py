@@ -55,6 +55,7 @@ GRIDS = (
   'atlas_minto',
   'atlas_catch',
   'atlas_cartpole',
+  'atlas_acrobot',
   'atlas_pendulum',
   'atlas_breakout',
   'atlas_asterix',
