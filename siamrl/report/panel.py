@@ -139,12 +139,30 @@ def facets(table: Table, bound: float | None = None) -> list[Facet]:
       _below(table, 'cosine'),
     ),
     Facet(
+      'Agreement with the optimum',
+      'cosine to the gradient toward optimal values',
+      _columns(agreement='rule in use') | _below(table, 'agreement'),
+    ),
+    Facet(
       'Target gap',
       'mean distance from those in use (return)',
       _below(table, 'shadow_gap'),
     ),
   ]
   return known_facets(every, table)
+
+
+def in_text(column: str) -> str:
+  """Returns what a column of the panel measures, as in 'twin age (gradient
+  steps)'; the column if unknown."""
+  found = _apart(facets({column: np.zeros(1)}))
+  if not found:
+    return column
+  title, description = found[0].title, found[0].unit
+  if title[1].islower():
+    title = title[0].lower() + title[1:]
+  units = re.findall(r'^\S+$|(?<=\()[^()]+(?=\))', description)
+  return f'{title} ({units[-1]})' if units else title
 
 
 class _Words(NamedTuple):

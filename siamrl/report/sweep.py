@@ -287,6 +287,8 @@ def _bound(flags: Mapping[str, str]) -> float | None:
 
 def words(column: str) -> str:
   """Returns a column's label: 'training return' for train_return."""
+  if column.startswith(panel.PREFIX):
+    return panel.in_text(column)
   named = representation.HEADLINES.get(column, column)
   named = named.replace('train_', 'training_').replace('eval_', 'evaluation_')
   return named.replace('_', ' ')

@@ -5,6 +5,7 @@ import pytest
 
 from siamrl.report import drawing, panel
 from siamrl.report.panel import facets, is_measured, plot_panel
+from siamrl.report.sweep import words
 
 pytest.importorskip('matplotlib')
 
@@ -218,6 +219,24 @@ def test_a_lone_part_is_named_in_the_title():
   assert 'Target gap, self' in titles
   table = {'panel/dormant_0.1': np.ones(1)}
   assert [facet.title for facet in facets(table)] == ['Dormant units']
+
+
+@pytest.mark.parametrize(
+  ('column', 'text'),
+  [
+    ('panel/srank', 'rank of the features, srank (dimensions)'),
+    ('panel/dormant_0.1', 'dormant units (fraction of units)'),
+    ('panel/overestimation', 'over-estimation (return)'),
+    ('panel/td_own_abs', 'TD error, own part (return)'),
+    ('panel/cosine/self', 'gradient cosine, self'),
+    ('panel/agreement', 'agreement with the optimum, rule in use'),
+    ('panel/agreement/hard:4', 'agreement with the optimum, hard:4'),
+    ('panel/no_such', 'panel/no_such'),
+  ],
+)
+def test_a_column_is_named_in_words_with_its_unit(column, text):
+  assert panel.in_text(column) == text
+  assert words(column) == text
 
 
 def test_a_panel_of_many_layers(tmp_path, drawn):
