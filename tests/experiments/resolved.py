@@ -54,7 +54,6 @@ PRESETS = {
     *('twin_grid_cartpole', 'cleanrl_c51_cartpole', 'cleanrl_c51_acrobot'),
     *('cleanrl_pqn_cartpole', 'cleanrl_pqn_acrobot', 'twin_defects_cartpole'),
     *('atlas_discrete_rules', 'atlas_catch', 'atlas_cartpole', 'atlas_minto'),
-    'atlas_acrobot',
   ),
   minatar: (
     *('minatar_dqn', 'dopamine_dqn_minatar', 'pqn_minatar', 'spr_minatar'),

@@ -55,7 +55,6 @@ GRIDS = (
   'atlas_minto',
   'atlas_catch',
   'atlas_cartpole',
-  'atlas_acrobot',
   'atlas_pendulum',
   'atlas_breakout',
   'atlas_asterix',
