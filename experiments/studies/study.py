@@ -379,11 +379,14 @@ def _joined(tables: Sequence[Table], settings: Sequence[str]) -> Table:
   a table lacks means nothing to its runs.
   """
   names_ = dict.fromkeys(name for table in tables for name in table)
+  kept = {*settings}
+  for table in tables:  # columns before the seed are settings
+    kept.update(itertools.takewhile(lambda name: name != RUN_COLUMN, table))
   joined = {}
   for name in names_:
     columns = [table.get(name) for table in tables]
     text = any(c is not None and c.dtype.kind == 'U' for c in columns)
-    if any(c is None for c in columns) and name not in settings:
+    if any(c is None for c in columns) and name not in kept:
       continue
     joined[name] = np.concatenate(
       [

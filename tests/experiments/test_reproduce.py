@@ -410,6 +410,21 @@ def test_parts_of_a_study_become_one_file(toy, tmp_path):
   assert 'agent' not in flags
 
 
+def test_settings_of_some_parts_are_in_the_judged_table(toy, tmp_path):
+  """A part without the column of arms does not cost others theirs."""
+  seen = []
+  judge = sys.modules['experiments.studies.toy_criteria']
+  judge.judge = lambda table: seen.append(table) or []
+  paths = [tmp_path / 'all.csv', tmp_path / 'double.csv']
+  rows = 'seed,env_steps,train_return\ncatch,{}0,5000,1\n'
+  paths[0].write_text('environment,' + rows.format(''))
+  paths[1].write_text('environment,arm,' + rows.format('double,'))
+  studies.judge(studies.read_study('toy'), paths, [])
+  (table,) = seen
+  assert table['arm'].tolist() == ['', 'double']
+  assert table['environment'].tolist() == ['catch', 'catch']
+
+
 def test_settings_in_results_files_are_those_of_the_runs(toy, tmp_path):
   """Measures have seven digits; a setting with fewer would be another."""
   path, again = tmp_path / 'a.csv', tmp_path / 'b.csv'
