@@ -6,6 +6,7 @@ carry over from task to task.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
@@ -104,7 +105,9 @@ def judge(table: Table) -> list[Claim]:
       of(best(others)),
       candidates=len(others),
     ),
-    _carries_over([[scores[task, s] for s in everywhere] for task in tasks]),
+    _carries_over(
+      tasks, [[scores[task, s] for s in everywhere] for task in tasks]
+    ),
   ]
 
 
@@ -140,10 +143,13 @@ def _name(setting: tuple) -> str:
   return ' '.join([rule, *rest])
 
 
-def _carries_over(scores: list[list[np.ndarray]]) -> Claim:
+def _carries_over(
+  tasks: Sequence[str], scores: Sequence[Sequence[np.ndarray]]
+) -> Claim:
   """The claim that ranks in one task are related to those in another.
 
   Args:
+    tasks: their names.
     scores: [tasks][settings][runs].
   """
   text = (
@@ -153,13 +159,17 @@ def _carries_over(scores: list[list[np.ndarray]]) -> Claim:
   if len(scores) < 2:
     return Claim(text, None, 'not known of one task alone')
   runs = np.stack([np.stack(of_task) for of_task in scores])  # [tasks, K, runs]
-  means = [
-    np.mean(
-      [
-        scipy.stats.spearmanr(one, other).statistic
-        for one, other in itertools.combinations(runs[..., seed], 2)
-      ]
-    )
-    for seed in range(runs.shape[-1])
-  ]
-  return exceeds_number(text, np.array(means), 0)
+  pairs = {
+    f'{tasks[one]} and {tasks[other]}': [
+      scipy.stats.spearmanr(runs[one, :, r], runs[other, :, r]).statistic
+      for r in range(runs.shape[-1])
+    ]
+    for one, other in itertools.combinations(range(len(tasks)), 2)
+  }
+  claim = exceeds_number(text, np.mean(list(pairs.values()), 0), 0)
+  means = {pair: np.mean(of_pair) for pair, of_pair in pairs.items()}
+  ends = (
+    f'{pick(means.values()):.2f} for {pick(means, key=means.__getitem__)}'
+    for pick in (min, max)
+  )
+  return claim._replace(seen=f'{claim.seen}; {" to ".join(ends)}')

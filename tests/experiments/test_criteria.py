@@ -480,6 +480,7 @@ _SHIPPED = {
   'twin_distributions': [False, True, False] + [True] * 5,
   'replay_and_twin': [False, False, True, False, True],
   'rank_and_dormancy': [True, True, True, False, False],
+  'atlas': [True, True, True, False, True, True],
   'twin_defects': [
     *(True, False, True, True, False, False, True, True, True),
     *(True, False, True, True, True, True, True, True, True),
